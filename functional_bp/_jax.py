@@ -1,0 +1,77 @@
+"""The one place that reaches past JAX's public API, each name with its reason.
+
+Nothing else in the package imports ``jax._src``. When JAX moves one of these, the fix is here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+
+
+def find_primitive(path: str) -> Primitive | None:
+    """The primitive at ``path`` ("lax.lax.tile_p", below ``jax._src``), None if this JAX lacks it.
+
+    For primitives without a public name. If JAX renames one, the census test names it.
+    """
+    module_name, name = path.rsplit(".", 1)
+    try:
+        module = importlib.import_module(f"jax._src.{module_name}")
+    except ImportError:
+        return None
+    return getattr(module, name, None)
+
+
+def find_helper(path: str) -> Callable[..., Any]:
+    """The function at ``path`` below ``jax._src``; an ImportError names it if it has moved."""
+    module_name, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(f"jax._src.{module_name}"), name)
+
+
+def emitting(eqn: JaxprEqn) -> AbstractContextManager[Any]:
+    """Operations inside carry the equation's source line and name scope, as JAX's own sweeps do."""
+    stack = _source.current_name_stack() + eqn.source_info.name_stack
+    return _source.user_context(eqn.source_info.traceback, name_stack=stack)
+
+
+def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
+    """The person's file and line that made the equation, None if none is known."""
+    frame = _source.user_frame(eqn.source_info.traceback)
+    return None if frame is None else (frame.file_name, frame.start_line)
+
+
+def name_scope(eqn: JaxprEqn) -> str:
+    """The ``jax.named_scope`` path that the equation stands in, "" at the top."""
+    return str(eqn.source_info.name_stack)
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
+    """A jaxpr and its constants, from a ``ClosedJaxpr`` (JAX 0.10) or a ``Jaxpr`` (0.12)."""
+    return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of ``scan`` are constants and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12
+    return len(consts), len(carry)
+
+
+def varying_axes(aval: Any) -> frozenset[str]:
+    """The manual mesh axes that a value inside ``shard_map`` varies over."""
+    kind = getattr(aval, "manual_axis_type", None)
+    if kind is not None:
+        return frozenset(kind.varying)
+    return frozenset(getattr(aval, "vma", ()))
+
+
+def is_tracing(values: Sequence[Any]) -> bool:
+    """Whether any of the values is abstract, that is, whether an outer transform is at work."""
+    return any(isinstance(value, jax.core.Tracer) for value in values)

@@ -1,0 +1,286 @@
+"""The forms of a rule, and the registry.
+
+A rule stands for one primitive. Its signature names operands and outputs, and each operand's
+pullback is a pure function whose **parameter names say what it needs**::
+
+    rule(lax.mul_p, "x, y -> z", x=lambda z_bar, y: z_bar * y,  y=lambda z_bar, x: z_bar * x)
+
+====================  ===================================================================
+parameter             is given
+====================  ===================================================================
+``z_bar``             the cotangent of the output ``z``; with the default ``None`` it may be
+                      absent, without it the engine fills in zeros if another output has one
+``y``, ``z``          the value of an operand or output, **kept** from the forward sweep
+``y_t``               its shape, dtype and sharding alone; nothing is kept
+``r``                 an auxiliary after ``|`` in the signature, computed by ``forward``
+``index``             which member of a starred operand (``*xs``) the cotangent is for
+keyword-only names    the equation's parameters; one with a default may be missing there
+====================  ===================================================================
+
+A starred name is given as a list. What a graph keeps for its reverse sweep is thus known before
+anything runs. A rule holds only mathematics: zeros, activity, un-broadcasting, dtypes and
+accumulation belong to the engine (``backprop.py``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jax.extend.core import Primitive
+
+from functional_bp.errors import RuleError
+
+Kind = Literal["pullback", "joint", "structural", "piecewise constant", "no tangent space"]
+
+
+@dataclass(frozen=True)
+class Name:
+    """One name of a signature; ``starred`` stands for any number of operands or outputs."""
+
+    text: str
+    starred: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """One parameter of a pullback: a cotangent, a value, a shape, or the member's index."""
+
+    kind: Literal["cotangent", "value", "shape", "index"]
+    name: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """A pullback function with what its signature says it needs."""
+
+    function: Callable[..., Any]
+    needs: tuple[Need, ...]
+    parameters: tuple[tuple[str, bool], ...]  # the equation's parameters; True where required
+    wanted: bool = False  # a joint rule may ask which operands are wanted
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The names whose values are kept from the forward sweep for this pullback."""
+        return tuple(need.name for need in self.needs if need.kind == "value")
+
+    @property
+    def cotangents(self) -> tuple[str, ...]:
+        """The outputs whose cotangents it reads."""
+        return tuple(need.name for need in self.needs if need.kind == "cotangent")
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How the cotangents of one primitive's operands follow from those of its outputs."""
+
+    primitive: Primitive
+    kind: Kind
+    operands: tuple[Name, ...] = ()
+    outputs: tuple[Name, ...] = ()
+    auxiliaries: tuple[str, ...] = ()
+    pullbacks: Mapping[str, Pullback] = field(default_factory=dict)
+    joint: Pullback | None = None
+    forward: Callable[..., Any] | None = None
+    structure: type | None = None
+    why: str = ""
+    kinks: str = ""
+    cases: tuple[Any, ...] = ()
+    file: str = ""
+    line: int = 0
+
+    @property
+    def derivation(self) -> str:
+        """The rule's mathematics in words: ``why``, or the docstrings of its pullbacks."""
+        functions = [p.function for p in self.pullbacks.values()]
+        functions += [self.joint.function] if self.joint else []
+        texts = [self.why, *(f.__doc__ or "" for f in functions)]
+        texts += [(self.structure.__doc__ or "")] if self.structure else []
+        return "\n\n".join(dict.fromkeys(inspect.cleandoc(text) for text in texts if text))
+
+
+class Registry(Mapping[Primitive, Rule]):
+    """All rules, by primitive: ``bp.rules[lax.mul_p]``, ``len(bp.rules)``, ``"mul" in names``."""
+
+    def __init__(self) -> None:
+        self._rules: dict[Primitive, Rule] = {}
+
+    def __getitem__(self, primitive: Primitive) -> Rule:
+        return self._rules[primitive]
+
+    def __iter__(self) -> Iterator[Primitive]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rules: {', '.join(sorted(p.name for p in self))}>"
+
+    def add(self, rule: Rule) -> Rule:
+        """Register a rule; a second one for the same primitive replaces the first."""
+        self._rules[rule.primitive] = rule
+        for callback in self.changed:
+            callback()
+        return rule
+
+    changed: list[Callable[[], None]] = []  # caches of plans are emptied when a rule changes
+
+
+rules = Registry()
+
+
+def rule(
+    primitive: Primitive | None,
+    signature: str,
+    *,
+    joint: Callable[..., Any] | None = None,
+    forward: Callable[..., Any] | None = None,
+    why: str = "",
+    kinks: str = "",
+    cases: Sequence[Any] = (),
+    **pullbacks: Callable[..., Any],
+) -> Rule | None:
+    """Declare the VJP rule of ``primitive``: one pullback per operand, named by the operand.
+
+    Args:
+        primitive: the primitive; ``None`` (this JAX does not have it) declares nothing.
+        signature: ``"x, y -> z"``, ``"*xs -> y"``, ``"x -> y | r"``. An operand without a
+            pullback has no cotangent.
+        joint: one function for all operands, where they share work; it is given the keyword
+            ``wanted`` (a set of operand names) if it asks for it, and returns a dict by operand.
+        forward: replaces the primitive in a forward sweep that needs an auxiliary: given operands
+            and parameters, returns ``(output or list of outputs, auxiliary or tuple of them)``.
+        why: the derivation, where the pullbacks' docstrings do not give it.
+        kinks: the convention at points without a derivative.
+        cases: inputs that the rule is tested on (``functional_bp.cases``).
+
+    Raises:
+        RuleError: a pullback's name or one of its parameters is not in the signature.
+    """
+    if primitive is None:
+        return None
+    operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
+    names = [*operands, *outputs]
+    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)  # noqa: E731
+    unknown = set(pullbacks) - {name.text for name in operands}
+    if unknown:
+        raise RuleError(
+            f"rule for {primitive.name!r}: pullback for {sorted(unknown)[0]!r}, which is not an "
+            f"operand of the signature {signature!r}"
+        )
+    frame = sys._getframe(1)
+    return rules.add(
+        Rule(
+            primitive=primitive,
+            kind="joint" if joint else "pullback",
+            operands=operands,
+            outputs=outputs,
+            auxiliaries=auxiliaries,
+            pullbacks={name: parse(function) for name, function in pullbacks.items()},
+            joint=parse(joint) if joint else None,
+            forward=forward,
+            why=why,
+            kinks=kinks,
+            cases=tuple(cases),
+            file=frame.f_code.co_filename,
+            line=frame.f_lineno,
+        )
+    )
+
+
+def piecewise_constant(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
+    """Declare that the derivative is zero wherever there is one: no cotangent, nothing kept."""
+    _declare(primitive, "piecewise constant", why, cases)
+
+
+def no_tangent_space(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
+    """Declare that outputs are integers, booleans, keys or tokens, which have no tangents."""
+    _declare(primitive, "no tangent space", why, cases)
+
+
+def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[Any]) -> None:
+    frame = sys._getframe(2)
+    if primitive is not None:
+        rules.add(
+            Rule(primitive, kind, why=why, cases=tuple(cases),
+                 file=frame.f_code.co_filename, line=frame.f_lineno)
+        )  # fmt: skip
+
+
+def structure(
+    primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
+) -> Callable[[type], type]:
+    """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
+
+    def register(cls: type) -> type:
+        if primitive is not None:
+            line = inspect.getsourcelines(cls)[1]
+            file = sys.modules[cls.__module__].__file__ or ""
+            rules.add(
+                Rule(primitive, "structural", structure=cls, why=why, kinks=kinks,
+                     cases=tuple(cases), file=file, line=line)
+            )  # fmt: skip
+        return cls
+
+    return register
+
+
+def parse_signature(
+    signature: str, owner: str
+) -> tuple[tuple[Name, ...], tuple[Name, ...], tuple[str, ...]]:
+    """Split ``"x, *ys -> z | r"`` into operands, outputs and auxiliaries."""
+    head, arrow, tail = signature.partition("->")
+    if not arrow:
+        raise RuleError(f'rule for {owner!r}: signature {signature!r} has no "->"')
+    outs, _, extra = tail.partition("|")
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]  # noqa: E731
+    to_name = lambda part: Name(part.lstrip("*"), part.startswith("*"))  # noqa: E731
+    operands, outputs = tuple(map(to_name, split(head))), tuple(map(to_name, split(outs)))
+    for group in (operands, outputs):
+        if sum(name.starred for name in group) > 1:
+            raise RuleError(f"rule for {owner!r}: more than one starred name in {signature!r}")
+    texts = [name.text for name in (*operands, *outputs)]
+    if len(set(texts)) < len(texts):
+        raise RuleError(f"rule for {owner!r}: a name stands twice in the signature {signature!r}")
+    return operands, outputs, tuple(split(extra))
+
+
+def parse_pullback(
+    function: Callable[..., Any],
+    names: Sequence[Name],
+    outputs: Sequence[Name],
+    auxiliaries: Sequence[str],
+    owner: str,
+) -> Pullback:
+    """Read a pullback's needs off its parameter names."""
+    values = {name.text for name in names} | set(auxiliaries)
+    cotangents = {name.text + "_bar": name for name in outputs}
+    needs: list[Need] = []
+    parameters: list[tuple[str, bool]] = []
+    wanted = False
+    for parameter in inspect.signature(function).parameters.values():
+        text, optional = parameter.name, parameter.default is not parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            wanted |= text == "wanted"
+            parameters += [] if text == "wanted" else [(text, not optional)]
+        elif text in cotangents:
+            starred = cotangents[text].starred
+            needs.append(Need("cotangent", cotangents[text].text, optional or starred))
+        elif text in values:
+            needs.append(Need("value", text))
+        elif text.endswith("_t") and text[:-2] in values:
+            needs.append(Need("shape", text[:-2]))
+        elif text == "index":
+            needs.append(Need("index", text))
+        else:
+            raise RuleError(
+                f"rule for {owner!r}: parameter {text!r} of a pullback is neither a cotangent "
+                f"({', '.join(sorted(cotangents))}), nor a value ({', '.join(sorted(values))}), "
+                f"nor one of those with _t, nor keyword-only (an equation's parameter)"
+            )
+    return Pullback(function, tuple(needs), tuple(parameters), wanted)
