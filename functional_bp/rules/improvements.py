@@ -1,0 +1,63 @@
+"""The named list of deliberate improvements: where we differ from JAX, and what is true.
+
+By default every gradient is JAX's, kinks included. Each exception is declared beside its rule::
+
+    improvement("digamma at negative x", lax.digamma, at=(-10.3,), wrt=0, true=15.0...,
+                jax="1e18", source="reflection: ψ(1−x) − ψ(x) = π cot πx, differentiated")
+
+and tested: our gradient must be ``true`` to the stated tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """One place where the gradient is not JAX's.
+
+    Attributes:
+        name: what a person would look for.
+        function: the call; its output is summed (real parts) before it is differentiated.
+        at: the arguments: Python numbers, nested lists or NumPy arrays.
+        wrt: which argument the gradient is for.
+        true: the true gradient.
+        jax: what JAX does there: "raises …" or its value.
+        source: where the true value comes from.
+        dtype: the dtype it is shown in.
+        rtol: how near ours must be to the true value.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    at: Sequence[Any]
+    wrt: int
+    true: Any
+    jax: str
+    source: str
+    dtype: str = "float64"
+    rtol: float = 1e-6
+
+
+improvements: list[Improvement] = []
+
+
+def improvement(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    at: Sequence[Any],
+    wrt: int = 0,
+    true: Any,
+    jax: str,
+    source: str,
+    dtype: str = "float64",
+    rtol: float = 1e-6,
+) -> None:
+    """Declare that our gradient of ``function`` at ``at`` is ``true`` where JAX's is not."""
+    improvements.append(
+        Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol)
+    )
