@@ -6,7 +6,7 @@ Everything here is pure JAX on values that may be tracers, so that the sweeps co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,14 +24,17 @@ def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """Run one equation; always returns a list of outputs."""
     with _jax.emitting(eqn), eqn.ctx.manager:
         out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-    return out if eqn.primitive.multiple_results else [out]
+    return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def forward(plan: Plan, consts: Sequence[Any], args: Sequence[Any]) -> tuple[list[Any], Residuals]:
+def forward(
+    plan: Plan, consts: Sequence[Any], args: Sequence[Any], given: Mapping[Any, Any] | None = None
+) -> tuple[list[Any], Residuals]:
     """The forward sweep: the graph's outputs (None where not needed), and what was kept."""
     jaxpr = plan.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
     env.update(zip(jaxpr.invars, args))
+    env.update(given or {})
     structure_residuals: list[Any] = []
     for eqn in plan.live:
         operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]

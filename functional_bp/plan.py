@@ -125,7 +125,13 @@ CHEAP = {lax.broadcast_in_dim_p, lax.iota_p, lax.reshape_p, lax.squeeze_p, lax.c
 
 @lru_cache(maxsize=8192)
 def make_plan(
-    jaxpr: Jaxpr, active: Mask, seeded: Mask, needed: Mask, options: Options = Options()
+    jaxpr: Jaxpr,
+    active: Mask,
+    seeded: Mask,
+    needed: Mask,
+    options: Options = Options(),
+    given: tuple[Var, ...] = (),
+    also: tuple[Var, ...] = (),
 ) -> Plan:
     """Plan both sweeps of ``jaxpr`` (without its constants' values).
 
@@ -135,13 +141,17 @@ def make_plan(
         seeded: which outputs will be given one.
         needed: which outputs' values are used.
         options: for the whole sweep.
+        given: variables whose values the forward sweep is handed and need not compute.
+        also: variables to keep whatever the rules name; they come first in ``Plan.keep``.
     """
     varied, structures = _activity(jaxpr, active, options)
     on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
     values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
+    values.update(also)
+    handed = set(given)
     defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-    keep: dict[Any, None] = {}
+    keep: dict[Any, None] = dict.fromkeys(also)
     again: dict[JaxprEqn, None] = {}
     steps: list[Step] = []
     live: list[JaxprEqn] = []
@@ -149,7 +159,7 @@ def make_plan(
     def add_kept(value: Any) -> None:
         if isinstance(value, Literal) or value in keep:
             return
-        eqn = defined_by.get(value) if not isinstance(value, Auxiliary) else None
+        eqn = None if isinstance(value, Auxiliary) or value in handed else defined_by.get(value)
         if eqn is not None and eqn in again:
             return
         if eqn is not None and _is_cheaper_again(eqn):
@@ -179,8 +189,9 @@ def make_plan(
                             for value in payload if isinstance(payload, list) else [payload]:
                                 add_kept(value)
             steps.append(step)
-        runs = eqn.effects or (step and step.structure) or any(v in values for v in eqn.outvars)
-        runs = runs or any(isinstance(value, Auxiliary) and value.eqn is eqn for value in keep)
+        runs = bool(eqn.effects) or (step is not None and step.structure is not None)
+        runs |= any(v in values and v not in handed for v in eqn.outvars)
+        runs |= step is not None and _names_auxiliary(step)
         if runs:
             live.append(eqn)
             values.update(a for a in eqn.invars if not isinstance(a, Literal))
@@ -200,7 +211,19 @@ def make_plan(
     )
 
 
-rules.changed.append(make_plan.cache_clear)
+@lru_cache(maxsize=8192)
+def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
+    """Which outputs depend on an active input, for the structures that hold ``jaxpr``."""
+    varied, _ = _activity(jaxpr, active, options)
+    return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
+
+
+def union(first: Mask, second: Mask) -> Mask:
+    """Elementwise or."""
+    return tuple(a or b for a, b in zip(first, second, strict=True))
+
+
+rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
 
 
 def _activity(

@@ -1,0 +1,88 @@
+"""A person's ``jax.custom_jvp``: its tangent function is transposed by our reverse sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+from functional_bp import _jax, backprop
+from functional_bp.cases import case, real
+from functional_bp.plan import Mask, Options, Structure, has_tangent, make_plan
+from functional_bp.rule import structure
+
+
+@jax.custom_jvp
+def _softplus(x: Any, y: Any) -> Any:
+    return jnp.logaddexp(x, y)
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals: Any, tangents: Any) -> Any:
+    (x, y), (x_dot, y_dot) = primals, tangents
+    z = _softplus(x, y)
+    return z, jnp.exp(x - z) * x_dot + jnp.exp(y - z) * y_dot
+
+
+@structure(
+    jax.extend.core.primitives.custom_jvp_call_p,
+    kinks="as the person's rule has it; jax.nn.relu: 0 at 0",
+    cases=[case(_softplus, real(3), real(3)), case(jax.nn.relu, real(5))],
+)
+class CustomJVP(Structure):
+    """x̄ = Jᵀ ȳ, where ẏ = J ẋ is the tangent function that the person wrote.
+
+    Derivation: ẏ = J(x) ẋ is linear in ẋ. Its graph, with x held constant and ẋ as the only
+    active input, is swept in reverse; that is its transpose, ⟨J ẋ, ȳ⟩ = ⟨ẋ, Jᵀ ȳ⟩.
+
+    Residuals: the coefficients of the tangent function, functions of x alone.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Trace the tangent function and plan its transpose."""
+        avals = [a.aval for a in self.eqn.invars]
+        chosen = [aval for aval, on in zip(avals, self.wanted) if on]
+        outs = len(self.eqn.outvars)
+        self.out_float = [i for i, v in enumerate(self.eqn.outvars) if has_tangent(v.aval)]
+
+        def values_and_tangents(*inputs: Any) -> list[Any]:
+            operands, tangents = inputs[: len(avals)], inputs[len(avals) :]
+
+            def of_chosen(*values: Any) -> Sequence[Any]:
+                remaining = iter(values)
+                full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
+                return backprop.evaluate(self.eqn, full)
+
+            primals = [x for x, on in zip(operands, self.wanted) if on]
+            values, out_tangents = jax.jvp(of_chosen, primals, list(tangents))
+            return [*values, *(out_tangents[i] for i in self.out_float)]
+
+        traced = jax.make_jaxpr(values_and_tangents)(*avals, *chosen)
+        self.jaxpr, self.consts = _jax.open_jaxpr(traced)
+        self.tangent_avals = chosen
+        self.plan = make_plan(
+            self.jaxpr,
+            (False,) * len(avals) + (True,) * len(chosen),
+            (False,) * outs + tuple(seeded[i] for i in self.out_float),
+            needed + (False,) * len(self.out_float),
+            self.options,
+        )
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """The values, and the coefficients that the transpose keeps; no tangent is computed."""
+        inputs = [*operands, *(None for _ in self.tangent_avals)]
+        outs, residuals = backprop.forward(self.plan, self.consts, inputs)
+        return outs[: len(self.eqn.outvars)], residuals
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """The transposed tangent function."""
+        bars = [None] * len(self.eqn.outvars) + [cotangents[i] for i in self.out_float]
+        found = backprop.reverse(self.plan, self.consts, residuals, bars)
+        remaining = iter(found[len(self.eqn.invars) :])
+        return [next(remaining) if on else None for on in self.wanted]

@@ -1,0 +1,82 @@
+"""Operations that bring a rule of their own: a person's ``custom_vjp``, a third party's primitive.
+
+The rule is asked of JAX for this one operation, and is otherwise run by our sweeps like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import dtypes
+
+from functional_bp import _jax, backprop
+from functional_bp.cases import case, real
+from functional_bp.plan import Structure, has_tangent
+from functional_bp.rule import structure
+
+
+class Registered(Structure):
+    """x̄ = (∂f/∂x)ᵀ ȳ by the rule that the operation's author gave to JAX.
+
+    Residuals: those that the author's rule keeps.
+    """
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """Run the author's forward rule with respect to the wanted operands alone."""
+        chosen = [x for x, on in zip(operands, self.wanted) if on]
+
+        def of_chosen(*values: Any) -> Sequence[Any]:
+            remaining = iter(values)
+            full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
+            return backprop.evaluate(self.eqn, full)
+
+        return jax.vjp(of_chosen, *chosen)
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """Run the author's backward rule."""
+        bars = []
+        for var, bar in zip(self.eqn.outvars, cotangents):
+            if not has_tangent(var.aval):
+                bar = np.zeros(var.aval.shape, dtypes.float0)  # type: ignore[attr-defined]
+            bars.append(backprop.zeros(var.aval) if bar is None else bar)
+        found = iter(residuals(bars))
+        return [next(found) if on else None for on in self.wanted]
+
+
+@jax.custom_vjp
+def _straight_through(x: Any) -> Any:
+    return jax.numpy.round(x)
+
+
+_straight_through.defvjp(lambda x: (jax.numpy.round(x), None), lambda _, y_bar: (y_bar,))
+
+
+@jax.custom_vjp
+def _scaled(x: Any, y: Any) -> Any:
+    return x * jax.numpy.sin(y)
+
+
+_scaled.defvjp(
+    lambda x, y: (x * jax.numpy.sin(y), (x, y)),
+    lambda kept, z_bar: (z_bar * jax.numpy.sin(kept[1]), z_bar * kept[0] * jax.numpy.cos(kept[1])),
+)
+
+
+@structure(
+    jax.extend.core.primitives.custom_vjp_call_p,
+    why="The person's own forward and backward functions (jax.custom_vjp) are honoured as given.",
+    cases=[case(_scaled, real(3), real(3)), case(_straight_through, real(4))],
+)
+class CustomVJP(Registered):
+    """x̄ = bwd(residuals, ȳ), as the person wrote it."""
+
+
+@structure(
+    _jax.find_primitive("hijax.call_hi_primitive_p"),
+    why="A hijax primitive carries its author's VJP; it is asked for this one operation.",
+)
+class HiPrimitive(Registered):
+    """x̄ = vjp_bwd(residuals, ȳ), as its author wrote it."""

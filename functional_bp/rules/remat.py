@@ -1,0 +1,110 @@
+"""``jax.checkpoint``: keep inputs, run the forward sweep again in the reverse one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from functional_bp import _jax, backprop
+from functional_bp.cases import case, real
+from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity
+from functional_bp.rule import structure
+
+
+@structure(
+    jax.extend.core.primitives.remat_p,
+    cases=[
+        case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
+        case(
+            jax.checkpoint(
+                lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
+                policy=jax.checkpoint_policies.dots_saveable,
+            ),
+            real(2, 3),
+            real(3, 3),
+        ),
+    ],
+)
+class Remat(Structure):
+    """x̄ = f's reverse sweep on residuals that are computed again from x.
+
+    Derivation: the residuals r = r(x) of ȳ ↦ Jᵀ(r) ȳ are a function of the inputs; to keep x
+    in their place trades one more forward sweep for their memory.
+
+    Residuals: the operands that the second forward sweep reads, and what the person's ``policy``
+    marks as saveable.
+
+    Numerics: the operands of the second forward sweep are tied to the cotangents by an
+    optimization barrier, so that a compiler neither merges it with the first nor starts it early.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
+        self.policy = eqn.params["policy"]
+        if self.policy is not None:
+            self.jaxpr, self.consts = _without_calls(self.jaxpr)
+        self.out_active = out_activity(self.jaxpr, active, options)
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Plan the first forward sweep, which keeps nothing, and the second, with the reverse."""
+        none = (False,) * len(seeded)
+        inactive = (False,) * len(self.active)
+        self.saved = _saveable(self.jaxpr, self.policy)
+        self.first = make_plan(self.jaxpr, inactive, none, needed, self.options, (), self.saved)
+        self.second = make_plan(self.jaxpr, self.active, seeded, none, self.options, self.saved)
+        self.wanted = self.second.reached
+        reads = {a for eqn in self.second.live for a in eqn.invars if not isinstance(a, Literal)}
+        self.reads = [v in reads.union(self.second.keep) for v in self.jaxpr.invars]
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """Values alone; keep the operands and what the policy saves."""
+        outs, (saved, _) = backprop.forward(self.first, self.consts, operands)
+        return outs, ([x if r else None for x, r in zip(operands, self.reads)], saved)
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """Forward again, then reverse."""
+        if self.eqn.params.get("prevent_cse", True):
+            residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
+        operands, saved = residuals
+        given = dict(zip(self.saved, saved))
+        _, kept = backprop.forward(self.second, self.consts, operands, given)
+        return backprop.reverse(self.second, self.consts, kept, cotangents)
+
+
+def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...]:
+    """The variables that the policy lets the first forward sweep keep."""
+    if policy is None:
+        return ()
+    saved: list[Any] = []
+    for eqn in jaxpr.eqns:
+        verdict = policy(eqn.primitive, *[a.aval for a in eqn.invars], **eqn.params)
+        if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
+            saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
+    return tuple(saved)
+
+
+@lru_cache(maxsize=1024)
+def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
+    """The graph with every ``jit`` inside written out, so that a policy sees all operations."""
+
+    def run(body: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        env: dict[Any, Any] = dict(zip((*body.constvars, *body.invars), (*consts, *args)))
+        read = lambda a: a.val if isinstance(a, Literal) else env[a]  # noqa: E731
+        for eqn in body.eqns:
+            operands = [read(a) for a in eqn.invars]
+            if eqn.primitive is jax.extend.core.primitives.jit_p:
+                outs = run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands)
+            else:
+                outs = backprop.evaluate(eqn, operands)
+            env.update(zip(eqn.outvars, outs))
+        return [read(v) for v in body.outvars]
+
+    traced = jax.make_jaxpr(lambda *args: run(jaxpr, (), args))(*[v.aval for v in jaxpr.invars])
+    return _jax.open_jaxpr(traced)
