@@ -42,6 +42,10 @@ class StrictError(BackpropError):
     """``strict=True`` met an operation whose gradient would come from a rule that is not ours."""
 
 
+class StepBoundError(BackpropError, RuntimeError):
+    """A loop took more steps than the bound ``max_steps`` that was given for it."""
+
+
 def describe(value: Any) -> str:
     """``f32[3,5]`` for an array or its abstract value, the type's name for anything else."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)

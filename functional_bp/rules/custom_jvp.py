@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -73,10 +73,16 @@ class CustomJVP(Structure):
             needed + (False,) * len(self.out_float),
             self.options,
         )
+        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
+        self.tangents_read = [v in read for v in self.jaxpr.invars[len(avals) :]]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The values, and the coefficients that the transpose keeps; no tangent is computed."""
-        inputs = [*operands, *(None for _ in self.tangent_avals)]
+        tangents = [
+            backprop.zeros(aval) if read else None  # a rule that is not ours wants a point
+            for aval, read in zip(self.tangent_avals, self.tangents_read)
+        ]
+        inputs = [*operands, *tangents]
         outs, residuals = backprop.forward(self.plan, self.consts, inputs)
         return outs[: len(self.eqn.outvars)], residuals
 
