@@ -6,7 +6,7 @@ from jax import lax
 
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
-from functional_bp.rules.shapes import layout, spread
+from functional_bp.rules.shapes import spread
 
 rule(
     lax.reduce_sum_p, "x -> y", x=lambda y_bar, x_t, *, axes: spread(y_bar, x_t, axes),
@@ -20,7 +20,7 @@ rule(
 )  # fmt: skip
 
 
-def share_of_extreme(y_bar, x, y, *, axes):
+def share_of_extreme(y_bar, x, y, x_t, *, axes):
     """x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}.
 
     Derivation:
@@ -29,9 +29,9 @@ def share_of_extreme(y_bar, x, y, *, axes):
     Kinks:
         where m elements tie, each gets ȳ/m: the mean of the m one-sided derivatives.
     """
-    extreme = lax.convert_element_type(lax.eq(x, spread(y, x, axes)), y_bar.dtype)
+    extreme = lax.convert_element_type(lax.eq(x, spread(y, x_t, axes)), y_bar.dtype)
     count = lax.reduce_sum(extreme, axes)
-    return lax.mul(spread(lax.div(y_bar, count), x, axes), extreme)
+    return lax.mul(spread(lax.div(y_bar, count), x_t, axes), extreme)
 
 
 def _extreme_cases(reduce):
