@@ -1,0 +1,91 @@
+"""The folder is the flow: imports go one way, down the list of layers to the ones above."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "functional_bp"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A module may import from its own layer and from those above it in this list.
+LAYERS = [
+    ["errors", "_jax"],
+    ["cases", "rule"],
+    ["plan"],
+    ["backprop"],
+    ["tangents"],
+    ["costs", "graph_names", "graph_nested", "graph"],
+    ["rules"],
+    ["transforms"],
+    ["operation"],
+    ["ops"],
+    ["check"],
+    ["explain"],
+    ["memory"],
+    ["shard"],
+    ["train"],
+    ["bench"],
+    ["cli", "commands", "__main__"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+# Imports inside a function that look down the list, because a registry is filled from below.
+LAZY = {("plan", "rules"): "a primitive without a rule of ours gets the structure in rules/"}
+
+
+def layer(module: str) -> str:
+    """The entry of LAYERS that a module inside the package belongs to."""
+    return module.split(".")[1]
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> Iterator[tuple[str, int]]:
+    """The modules that a file imports anywhere, with the line."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def looks_down(importer: str, imported: str) -> bool:
+    """Whether an import goes against the order of the layers."""
+    return LEVEL[layer(imported)] > LEVEL[layer(importer)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_imports_go_one_way(file: Path) -> None:
+    importer = module_name(file)
+    if importer == "functional_bp":
+        return  # the package itself gathers what is public
+    assert layer(importer) in LEVEL, f"add {layer(importer)!r} to LAYERS"
+    for imported, line in imports(file):
+        if imported.startswith("functional_bp."):
+            pair = (layer(importer), layer(imported))
+            assert pair in LAZY or not looks_down(importer, imported), (
+                f"{importer}:{line} imports {imported}, which stands below it"
+            )
+
+
+def test_the_order_can_be_violated() -> None:
+    assert looks_down("functional_bp.errors", "functional_bp.rule.Rule")
+    assert not looks_down("functional_bp.rules.shapes", "functional_bp.rule.rule")
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_private_jax_is_imported_in_one_module_only(file: Path) -> None:
+    if file.name != "_jax.py":
+        assert not [at for name, *at in imports(file) if name.startswith("jax._src")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_files_stay_short(file: Path) -> None:
+    assert len(file.read_text().splitlines()) < 400
