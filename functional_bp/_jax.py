@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
 from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.sharding import PartitionSpec
 
 
 def find_primitive(path: str) -> Primitive | None:
@@ -75,3 +76,23 @@ def varying_axes(aval: Any) -> frozenset[str]:
 def is_tracing(values: Sequence[Any]) -> bool:
     """Whether any of the values is abstract, that is, whether an outer transform is at work."""
     return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def cotangent_spec(spec: Any) -> Any:
+    """The partition spec of a cotangent: "reduced" (one value, its cotangents not yet summed) and
+    "unreduced" (summands, whose cotangent is one value) swap places."""
+    if not (spec.unreduced or spec.reduced):
+        return spec
+    return spec.to_ct_spec()  # public name, undocumented; 0.12 adds ``unreduced_kind``
+
+
+def side_by_side(aval: Any, axis_names: Sequence[str]) -> Any:
+    """The spec that lays the blocks of a manual value along its first axis, one per device."""
+    kind = getattr(aval, "manual_axis_type", None)
+    varying = varying_axes(aval)
+    names = tuple(name for name in axis_names if name in varying)
+    first = () if not names else (names[0] if len(names) == 1 else names,)
+    parts = {name: getattr(kind, name, frozenset()) for name in ("unreduced", "reduced")}
+    if getattr(kind, "unreduced_kind", None) is not None:
+        parts["unreduced_kind"] = kind.unreduced_kind
+    return PartitionSpec(*first, **parts)
