@@ -1,0 +1,429 @@
+"""What must hold of every rule on every case, as numbers from few compiled functions.
+
+``measure`` compiles two functions per case, because compiling is what such tests cost: the exact
+one (JAX's own derivative of the case's reference, called at many points) and the claimed one (all
+that ``bp.vjp`` says). Each entry of ``PROPERTIES`` then compares those numbers in NumPy and raises
+an AssertionError that says which argument of the case is wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+
+import functional_bp as bp
+from functional_bp.cases import Case
+
+# Compiling matters here, running does not: the arrays have a dozen elements.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+LOW_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def inexact(value: Any) -> bool:
+    """Whether the value has cotangents."""
+    return dtypes.issubdtype(getattr(value, "dtype", np.dtype(bool)), np.inexact)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit`` with as little optimisation as XLA allows."""
+    return jax.jit(function, compiler_options=QUICK)
+
+
+def fixing(function: Callable[..., Any], args: Sequence[Any], subset: Sequence[int]) -> Any:
+    """The function of the arguments in ``subset`` alone."""
+
+    def partial(*chosen: Any) -> Any:
+        given = dict(zip(subset, chosen))
+        return function(*[given.get(i, arg) for i, arg in enumerate(args)])
+
+    return partial
+
+
+def pull(vjp: Any, function: Any, args: Sequence[Any], subset: Sequence[int], only: Any = None):
+    """Output leaves, and the pullback from the inexact leaves' cotangents to ``subset``'s."""
+
+    def leaves_of(*chosen: Any) -> list[Any]:
+        leaves = jax.tree.leaves(fixing(function, args, subset)(*chosen))
+        return leaves if only is None else [[y for y in leaves if inexact(y)][only]]
+
+    out, pullback = vjp(leaves_of, *[args[i] for i in subset])
+
+    def call(bars: Sequence[Any]) -> list[Any]:
+        rest = iter(bars)
+        full = [next(rest) if inexact(y) else np.zeros(y.shape, dtypes.float0) for y in out]
+        found = pullback(full)
+        return [bar for i, bar in zip(subset, found) if inexact(args[i])]
+
+    return out, call
+
+
+def curvature(grad: Any, function: Any, args: Sequence[Any], active: Sequence[int]) -> list[Any]:
+    """The gradient of ‖∇s‖² for a scalar s of the outputs in which no two elements are alike."""
+
+    def energy(*chosen: Any) -> Any:
+        total = jnp.zeros(())
+        for y in jax.tree.leaves(fixing(function, args, active)(*chosen)):
+            if inexact(y):
+                weights = 1 + jnp.arange(y.size, dtype=float).reshape(y.shape) / 7
+                total += jnp.sum(weights * jnp.sin(jnp.real(y)))
+                total += jnp.sum(weights * jnp.cos(jnp.imag(y))) if y.dtype.kind == "c" else 0
+        return total
+
+    numbers = tuple(range(len(active)))
+
+    def slope(*chosen: Any) -> Any:
+        grads = grad(energy, numbers)(*chosen)
+        return sum(jnp.sum(jnp.real(x_bar) ** 2 + jnp.imag(x_bar) ** 2) for x_bar in grads)
+
+    return list(grad(slope, numbers)(*[args[i] for i in active]))
+
+
+class Probe:
+    """One case with its draws: two points, cotangents a and b at the outputs, tangents."""
+
+    def __init__(self, case: Case, seed: int = 0) -> None:
+        self.case = case
+        self.reference = case.reference or case.function
+        self.args = [jnp.asarray(x) for x in case.draw(seed)]
+        self.other = [jnp.asarray(x) for x in case.draw(seed + 1)]
+        self.active = [i for i, x in enumerate(self.args) if inexact(x)]
+        closed = jax.make_jaxpr(case.function)(*self.args)
+        self.out = [v for v in closed.out_avals]
+        self.eps = coarsest_eps(closed)
+        self.rng = np.random.default_rng(seed + 1000)
+        kept = [y for y in self.out if inexact(y)]
+        self.a, self.b = ([self.normal(y) for y in kept] for _ in range(2))
+        self.tangents = [self.normal(self.args[i]) for i in self.active]
+
+    def normal(self, like: Any) -> Any:
+        """Standard normal numbers of the shape and dtype of ``like``."""
+        drawn = self.rng.normal(size=like.shape)
+        if like.dtype.kind == "c":
+            drawn = drawn + 1j * self.rng.normal(size=like.shape)
+        return jnp.asarray(drawn).astype(like.dtype)
+
+    @property
+    def subsets(self) -> list[tuple[int, ...]]:
+        """Every single active argument; pairs where there are at most three; all."""
+        sizes = {1, len(self.active)} | ({2} if len(self.active) <= 3 else set())
+        found = [s for r in sorted(sizes) for s in itertools.combinations(self.active, r)]
+        return [s for s in found if s and len(s) < len(self.args)]
+
+    @property
+    def everything(self) -> range:
+        return range(len(self.args))
+
+
+def coarsest_eps(closed: Any) -> float:
+    """The largest rounding unit of any float dtype in a graph (``preferred_element_type`` …)."""
+    found = {np.dtype(np.float64)}
+    pattern = {"f32[": np.float32, "c64[": np.float32, "bf16[": jnp.bfloat16, "f16[": np.float16}
+    text = str(closed)
+    found |= {np.dtype(dtype) for name, dtype in pattern.items() if name in text}
+    return max(float(jnp.finfo(dtype).eps) for dtype in found)
+
+
+def exactly(probe: Probe) -> Callable[..., dict[str, Any]]:
+    """JAX's value, cotangents and (where it has one) tangents of the case's reference."""
+
+    def exact(args: Any, bars: Any) -> Any:
+        out, call = pull(jax.vjp, probe.reference, args, probe.everything)
+        return {"value": out, "bars": call(bars)}
+
+    return compiled(exact)
+
+
+def pushforward(probe: Probe) -> Any:
+    """J v by ``jax.jvp``, traced; None where JAX has no forward mode for the reference."""
+    chosen = [probe.args[i] for i in probe.active]
+
+    def push(args: Any, tangents: Any) -> Any:
+        def leaves_of(*x: Any) -> list[Any]:
+            leaves = jax.tree.leaves(fixing(probe.reference, args, probe.active)(*x))
+            return [y for y in leaves if inexact(y)]
+
+        return jax.jvp(leaves_of, tuple(args[i] for i in probe.active), tuple(tangents))[1]
+
+    if not chosen or not probe.a:
+        return None
+    try:
+        jax.eval_shape(push, probe.args, probe.tangents)
+    except (TypeError, NotImplementedError, ValueError):
+        return None
+    return push
+
+
+def measure(case: Case, seed: int = 0) -> dict[str, Any]:
+    """All numbers of one case in float64: what is claimed, and what is true."""
+    probe = Probe(case, seed)
+    exact, push = exactly(probe), pushforward(probe)
+
+    def claim(args: Any, other: Any, a: Any, b: Any, tangents: Any) -> dict[str, Any]:
+        numbers: dict[str, Any] = {}
+        out, call = pull(bp.vjp, case.function, args, probe.everything)
+        numbers["value"] = out
+        numbers["a"], numbers["b"] = call(a), call(b)
+        numbers["2a+b"] = call([2 * x + y for x, y in zip(a, b)])
+        numbers["subsets"] = [
+            pull(bp.vjp, case.function, args, subset)[1](a) for subset in probe.subsets
+        ]
+        if len(a) > 1:
+            numbers["alone"] = [
+                pull(bp.vjp, case.function, args, probe.active, only=k)[1]([a[k]])
+                for k in range(len(a))
+            ]
+        if case.batchable:
+            numbers["batched"] = jax.vmap(
+                lambda args, bars: pull(bp.vjp, case.function, args, probe.everything)[1](bars)
+            )(*jax.tree.map(lambda x, y: jnp.stack([x, y]), (args, a), (other, b)))
+            numbers["looped"] = pull(bp.vjp, case.function, other, probe.everything)[1](b)
+        if push is not None:
+            numbers["pushed"] = push(args, tangents)
+        if case.second_order and probe.active and a:
+            numbers["second"] = curvature(bp.grad, case.function, args, probe.active)
+            numbers["true second"] = curvature(jax.grad, probe.reference, args, probe.active)
+        return numbers
+
+    found = compiled(claim)(probe.args, probe.other, probe.a, probe.b, probe.tangents)
+    found["value"] = [_plain(y) for y in found["value"]]
+    direct = jax.tree.leaves(compiled(case.function)(*probe.args))
+    true = exact(probe.args, probe.a)
+    found["true value"] = [_plain(y) for y in direct]
+    found["reference value"] = [_plain(y) for y in true["value"]]
+    found["true"] = true["bars"]
+    found = jax.device_get(found)
+    return {**found, "probe": probe, "exact": exact}
+
+
+def _plain(value: Any) -> Any:
+    """Typed random keys as the integers that they hold."""
+    is_key = jnp.issubdtype(value.dtype, dtypes.prng_key)
+    return jax.random.key_data(value) if is_key else value
+
+
+def tolerance(probe: Probe) -> float:
+    """How far two right float64 computations may be apart, relative to the largest element.
+
+    2²² rounding units, 1e-9: some hundred roundings in operations whose condition number on the
+    cases' small well-behaved arrays is below 1e4. Where the graph itself holds a coarser dtype
+    (``preferred_element_type``), 64 of its units, for a dozen roundings.
+    """
+    return 2.0**22 * probe.eps if probe.eps < 1e-12 else 64 * probe.eps
+
+
+def close(got: Any, want: Any, rtol: float, what: str) -> None:
+    """Equal to ``rtol`` of the largest finite element of ``want``; nan and inf in equal places."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{what}: shape {got.shape}, not {want.shape}"
+    assert got.dtype == want.dtype, f"{what}: dtype {got.dtype}, not {want.dtype}"
+    if got.dtype.kind not in "fc" and not inexact(got):
+        np.testing.assert_array_equal(got, want, err_msg=what)
+        return
+    finite = np.abs(want[np.isfinite(want)]).astype(float)
+    scale = float(finite.max(initial=0.0))
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * scale + 1e-300, err_msg=what)
+
+
+def _each(got: Sequence[Any], want: Sequence[Any], probe: Probe, what: str, rtol: float) -> None:
+    assert len(got) == len(want), f"{what}: {len(got)} cotangents, not {len(want)}"
+    for i, (x, y) in enumerate(zip(got, want)):
+        close(x, y, rtol, f"{what}, argument {probe.active[i] if len(probe.active) > i else i}")
+
+
+def value(numbers: dict[str, Any]) -> None:
+    """bp.vjp returns what the function returns, and the reference has the same value."""
+    probe = numbers["probe"]
+    for k, (got, want) in enumerate(zip(numbers["value"], numbers["true value"], strict=True)):
+        close(got, want, tolerance(probe), f"output {k}")
+    for k, (got, want) in enumerate(zip(numbers["reference value"], numbers["true value"])):
+        close(np.asarray(got, want.dtype), want, max(tolerance(probe), 1e-7), f"reference {k}")
+
+
+def cotangent(numbers: dict[str, Any]) -> None:
+    """x̄ = Jᵀ ȳ equals jax.vjp's of the reference, in the argument's shape and dtype."""
+    probe = numbers["probe"]
+    for i, (bar, index) in enumerate(zip(numbers["a"], probe.active, strict=True)):
+        x = probe.args[index]
+        assert bar.shape == x.shape and bar.dtype == x.dtype, (
+            f"argument {i}: cotangent {bar.dtype}{bar.shape} for {x.dtype}{x.shape}"
+        )
+    _each(numbers["a"], numbers["true"], probe, "cotangent", tolerance(probe))
+
+
+def adjoint(numbers: dict[str, Any]) -> None:
+    """⟨J v, ȳ⟩ = ⟨v, Jᵀ ȳ⟩ with J v from jax.jvp (products unconjugated, as JAX's convention)."""
+    if "pushed" not in numbers:
+        return
+    probe = numbers["probe"]
+    product = lambda x, y: np.asarray(x, np.complex128) * np.asarray(y, np.complex128)  # noqa: E731
+    left = [product(x, y) for x, y in zip(numbers["pushed"], probe.a, strict=True)]
+    right = [product(x, y) for x, y in zip(probe.tangents, numbers["a"], strict=True)]
+    scale = sum(np.abs(z[np.isfinite(z)]).sum() for z in left + right)
+    difference = sum(np.real(z).sum() for z in left) - sum(np.real(z).sum() for z in right)
+    if np.isfinite(difference):
+        assert abs(difference) <= tolerance(probe) * scale, f"⟨Jv,ȳ⟩ − ⟨v,Jᵀȳ⟩ = {difference}"
+
+
+def subsets(numbers: dict[str, Any]) -> None:
+    """Every subset of active arguments gives the cotangents that all together give."""
+    probe = numbers["probe"]
+    position = {index: k for k, index in enumerate(probe.active)}
+    for subset, bars in zip(probe.subsets, numbers["subsets"], strict=True):
+        want = [numbers["true"][position[i]] for i in subset]
+        _each(bars, want, probe, f"active arguments {subset}", tolerance(probe))
+
+
+def alone(numbers: dict[str, Any]) -> None:
+    """The cotangents from each output alone add up to those from all outputs."""
+    if "alone" not in numbers:
+        return
+    probe = numbers["probe"]
+    summed = [np.sum(np.stack(parts), 0) for parts in zip(*numbers["alone"])]
+    # Parts may cancel, so the bound is of the parts' size: one more factor of 2⁶.
+    scale = [np.abs(np.stack(parts)).max(initial=0.0) for parts in zip(*numbers["alone"])]
+    for i, (got, want, size) in enumerate(zip(summed, numbers["true"], scale)):
+        np.testing.assert_allclose(
+            got, want, rtol=64 * tolerance(probe), atol=64 * tolerance(probe) * size,
+            err_msg=f"sum over outputs alone, argument {probe.active[i]}",
+        )  # fmt: skip
+
+
+def batched(numbers: dict[str, Any]) -> None:
+    """vmap of the pullback equals a loop over two draws of arguments and cotangents."""
+    if "batched" not in numbers:
+        return
+    probe = numbers["probe"]
+    first = [x[0] for x in numbers["batched"]]
+    second = [x[1] for x in numbers["batched"]]
+    _each(first, numbers["a"], probe, "vmap, first", tolerance(probe))
+    _each(second, numbers["looped"], probe, "vmap, second", tolerance(probe))
+
+
+def linear(numbers: dict[str, Any]) -> None:
+    """Jᵀ(2a + b) = 2 Jᵀa + Jᵀb."""
+    probe = numbers["probe"]
+    for i, (got, a, b) in enumerate(zip(numbers["2a+b"], numbers["a"], numbers["b"])):
+        want = 2 * a + b
+        size = np.abs(np.stack([2 * a, b])).astype(float)
+        size = size[np.isfinite(size)].max(initial=0.0)
+        np.testing.assert_allclose(
+            got, want, rtol=tolerance(probe), atol=tolerance(probe) * size + 1e-300,
+            err_msg=f"linearity, argument {probe.active[i]}",
+        )  # fmt: skip
+
+
+def second_order(numbers: dict[str, Any]) -> None:
+    """∇‖∇s‖² by bp.grad of bp.grad equals jax.grad of jax.grad."""
+    if "second" not in numbers:
+        return
+    probe = numbers["probe"]
+    # Two derivatives lose the square of what one loses: 2⁸ further units.
+    _each(numbers["second"], numbers["true second"], probe, "second order", 256 * tolerance(probe))
+
+
+def low_precision(numbers: dict[str, Any]) -> None:
+    """In float32, bfloat16 and float16 the error is that of a stable computation.
+
+    x̄ in the low precision is compared with x̄ in float64 at the same rounded inputs. Allowed is
+    what a backward-stable computation does: the exact answer for data changed by some rounding
+    units (8 × the response to one unit on every input and cotangent, in three random directions)
+    and 8 roundings of the result. Where an operation cannot do that, twice the error of JAX's own
+    gradient in that dtype.
+    """
+    probe, case = numbers["probe"], numbers["probe"].case
+    if not probe.active or not probe.a:
+        return
+    names = [d for d in LOW_DTYPES if d == "float32" or (case.half and not _has_complex(probe))]
+    rounded = {name: [_cast(x, name) for x in probe.args] for name in names}
+    if not case.half and not _traceable(case, rounded["float32"]):
+        return
+    bars: dict[str, Any] = {}
+    for name in names:
+        out = [y for y in jax.tree.leaves(jax.eval_shape(case.function, *rounded[name]))]
+        kept = [y for y in out if inexact(y)]
+        bars[name] = [a.astype(y.dtype) for a, y in zip(probe.a, kept, strict=True)]
+
+    def claim(vjp: Any, function: Any) -> Callable[..., Any]:
+        return lambda rounded, bars: {
+            name: pull(vjp, function, rounded[name], probe.everything)[1](bars[name])
+            for name in names
+        }
+
+    found = jax.device_get(compiled(claim(bp.vjp, case.function))(rounded, bars))
+    faults = []
+    for name in names:
+        eps = float(jnp.finfo(name).eps)
+        args = [_cast(x, "float64") for x in rounded[name]]
+        given = [y.astype(a.dtype) for y, a in zip(bars[name], probe.a)]
+        true = jax.device_get(numbers["exact"](args, given)["bars"])
+        responses = [np.zeros(x.shape) for x in true]
+        for _ in range(3):
+            shaken = ([_shake(x, eps, probe.rng) for x in group] for group in (args, given))
+            moved = jax.device_get(numbers["exact"](*shaken)["bars"])
+            responses = [np.maximum(r, np.abs(m - t)) for r, m, t in zip(responses, moved, true)]
+        for i, (got, want, response) in enumerate(zip(found[name], true, responses)):
+            error, allowed = _error_and_bound(got, want, response, eps, name)
+            if not error <= allowed:
+                faults.append((name, i, error, allowed, want))
+    if faults:
+        own = jax.device_get(compiled(claim(jax.vjp, probe.reference))(rounded, bars))
+        for name, i, error, allowed, want in faults:
+            theirs, _ = _error_and_bound(own[name][i], want, np.zeros(want.shape), 0.0, name)
+            assert error <= 2 * theirs or np.isnan(theirs), (
+                f"{name}, argument {probe.active[i]}: error {error:.3g}, allowed {allowed:.3g}, "
+                f"JAX's own {theirs:.3g}"
+            )
+
+
+def _error_and_bound(got: Any, want: Any, response: Any, eps: float, name: str) -> Any:
+    wide = np.complex128 if want.dtype.kind == "c" else np.float64
+    finite = np.isfinite(want) & np.isfinite(response)
+    differences = np.abs(got.astype(wide) - want)[finite]
+    if np.isnan(differences).any():
+        return np.nan, 0.0
+    size = np.abs(want[finite]).max(initial=0.0)
+    tiny = float(jnp.finfo(name).tiny)
+    allowed = 8 * response[finite].max(initial=0.0) + 8 * eps * size + 8 * tiny
+    return differences.max(initial=0.0), allowed
+
+
+def _traceable(case: Case, args: Sequence[Any]) -> bool:
+    try:
+        jax.eval_shape(case.function, *args)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
+
+
+def _has_complex(probe: Probe) -> bool:
+    return any(x.dtype.kind == "c" for x in (*probe.args, *probe.out))
+
+
+def _cast(x: Any, name: str) -> Any:
+    if not inexact(x):
+        return x
+    return x.astype(np.result_type(name, np.complex64) if x.dtype.kind == "c" else name)
+
+
+def _shake(x: Any, eps: float, rng: np.random.Generator) -> Any:
+    return x * (1 + eps * rng.choice([-1.0, 1.0], x.shape)) if inexact(x) else x
+
+
+PROPERTIES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "value": value,
+    "cotangent": cotangent,
+    "adjoint identity": adjoint,
+    "every subset of active arguments": subsets,
+    "every output alone": alone,
+    "vmap against a loop": batched,
+    "linear in the cotangent": linear,
+    "second order": second_order,
+    "low precision": low_precision,
+}
