@@ -79,8 +79,11 @@ def is_tracing(values: Sequence[Any]) -> bool:
 
 
 def cotangent_spec(spec: Any) -> Any:
-    """The partition spec of a cotangent: "reduced" (one value, its cotangents not yet summed) and
-    "unreduced" (summands, whose cotangent is one value) swap places."""
+    """The partition spec of a cotangent.
+
+    "Reduced" (one value, whose cotangents are not yet summed) and "unreduced" (summands, whose
+    cotangent is one value) swap places.
+    """
     if not (spec.unreduced or spec.reduced):
         return spec
     return spec.to_ct_spec()  # public name, undocumented; 0.12 adds ``unreduced_kind``
@@ -93,6 +96,7 @@ def side_by_side(aval: Any, axis_names: Sequence[str]) -> Any:
     names = tuple(name for name in axis_names if name in varying)
     first = () if not names else (names[0] if len(names) == 1 else names,)
     parts = {name: getattr(kind, name, frozenset()) for name in ("unreduced", "reduced")}
-    if getattr(kind, "unreduced_kind", None) is not None:
-        parts["unreduced_kind"] = kind.unreduced_kind
+    summed_by = getattr(kind, "unreduced_kind", None)  # JAX 0.12
+    if summed_by is not None:
+        parts["unreduced_kind"] = summed_by
     return PartitionSpec(*first, **parts)

@@ -25,6 +25,7 @@ from functional_bp.rule import no_tangent_space, rule
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.sharded import REPLICATED, blockwise, mesh_size
 
+
 def add_up(x: Any, axes: Sequence[Any], groups: Any = None) -> Any:
     """Σ over the named mesh axes; ``x`` itself where there is none."""
     return lax.psum(x, tuple(axes), axis_index_groups=groups) if axes else x
@@ -90,6 +91,7 @@ def ppermute_x(y_bar, *, axis_name, perm):
 
 
 def keep_at(y_bar: Any, axis_name: Any, source: Any) -> Any:
+    """Σ ȳ over the devices, on the source device; zero on the others."""
     total = add_up(y_bar, axis_name if isinstance(axis_name, tuple) else (axis_name,))
     at_source = lax.eq(lax.axis_index(axis_name), jnp.asarray(source, jnp.int32))
     return lax.mul(y_bar * 0 + total, lax.convert_element_type(at_source, y_bar.dtype))
@@ -209,10 +211,6 @@ def _gather(**options):
     return lambda x: jnp.sin(lax.all_gather(x * x, "i", **options))
 
 
-def _gather_invariant(**options):
-    return lambda x: jnp.sin(_jax.find_helper("lax.parallel.all_gather_invariant")(x, "i", **options))
-
-
 def _scatter(**options):
     def of_block(x):
         full = jnp.concatenate([x * x] * lax.axis_size("i"))
@@ -313,8 +311,8 @@ rule(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
 
 rule(_jax.find_primitive("lax.parallel.all_gather_invariant_p"), "x -> y",
      x=all_gather_invariant_x, cases=[
-    case(blockwise(_gather_invariant(tiled=True), out=REPLICATED), real(4, 3)),
-    case(blockwise(_gather_invariant(axis=1), out=REPLICATED), real(4, 3)),
+    case(blockwise(_gather(to="invarying", tiled=True), out=REPLICATED), real(4, 3)),
+    case(blockwise(_gather(to="invarying", axis=1), out=REPLICATED), real(4, 3)),
 ])  # fmt: skip
 
 rule(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x, cases=[

@@ -18,7 +18,7 @@ from functional_bp.cases import case, real
 from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity
 from functional_bp.rule import structure
 
-REPLICATED = P()
+REPLICATED, BY_ROWS = P(), P("i")
 
 
 def mesh_size() -> int:
@@ -27,7 +27,7 @@ def mesh_size() -> int:
 
 
 def blockwise(
-    function: Callable[..., Any], out: Any = P("i"), check_vma: bool = True
+    function: Callable[..., Any], out: Any = BY_ROWS, check_vma: bool = True
 ) -> Callable[..., Any]:
     """``function`` of one device's rows, over mesh axis ``i``: a test input for collectives."""
 
@@ -35,7 +35,7 @@ def blockwise(
         devices = jax.devices()[: mesh_size()]
         mesh = jax.make_mesh((len(devices),), ("i",), (AxisType.Auto,), devices=devices)
         return jax.shard_map(
-            function, mesh=mesh, in_specs=P("i"), out_specs=out, check_vma=check_vma
+            function, mesh=mesh, in_specs=BY_ROWS, out_specs=out, check_vma=check_vma
         )(*arrays)
 
     return of_whole
