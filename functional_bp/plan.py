@@ -11,7 +11,7 @@ Reference: Griewank and Walther's "varied" and "useful" variables, and their "to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from functional_bp.rule import Name, Pullback, Rule, rules
 
 Atom = Any  # a jaxpr's Var or Literal
 Mask = tuple[bool, ...]
+Sweep = Callable[..., tuple[list[Any], list[Any]]]  # tangents.forward_mode
 
 
 class Options(NamedTuple):
@@ -47,7 +48,8 @@ class Structure:
 
     The engine makes one for every active equation, then calls, in this order, ``seed`` once,
     ``forward`` and ``reverse`` any number of times. ``out_active`` must be set on return from
-    ``__init__``, ``wanted`` on return from ``seed``.
+    ``__init__``, ``wanted`` on return from ``seed``. A structure with a leaner forward mode than
+    the transpose of ``reverse`` has a method ``tangents(sweep, operands, dots)``.
     """
 
     out_active: Mask
@@ -236,20 +238,30 @@ def _activity(
         on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)
         if not any(on) or not any(has_tangent(v.aval) for v in eqn.outvars):
             continue
-        rule = rules.get(eqn.primitive)
-        if rule is not None and rule.structure is None:
-            if rule.joint is None and not any(
-                name.text in rule.pullbacks
-                for name, o in zip(_spread(rule.operands, len(eqn.invars)), on)
-                if o
-            ):
-                continue
+        made = structure_of(eqn, on, options)
+        if made is not None:
+            structures[eqn] = made
+            varied.update(v for v, o in zip(eqn.outvars, made.out_active) if o)
+        elif _has_pullback(eqn, on):
             varied.update(v for v in eqn.outvars if has_tangent(v.aval))
-            continue
-        cls = _foreign(eqn, options) if rule is None else rule.structure
-        structures[eqn] = made = cls(eqn, on, options)
-        varied.update(v for v, o in zip(eqn.outvars, made.out_active) if o)
     return varied, structures
+
+
+def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | None:
+    """The structure of an active equation; None where it has pullbacks instead."""
+    rule = rules.get(eqn.primitive)
+    if rule is None:
+        return _foreign(eqn, options)(eqn, active, options)
+    return None if rule.structure is None else rule.structure(eqn, active, options)
+
+
+def _has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
+    """Whether the rule has a pullback for any of the active operands."""
+    rule = rules[eqn.primitive]
+    names = _spread(rule.operands, len(eqn.invars))
+    return rule.joint is not None or any(
+        name.text in rule.pullbacks for name, on in zip(names, active) if on
+    )
 
 
 def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:

@@ -15,80 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, Literal
 
-from functional_bp import _jax, backprop
+from functional_bp import backprop
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
 from functional_bp.plan import Mask, Options, Plan, has_tangent, make_plan
-
-
-class Traced(NamedTuple):
-    """A function as a graph at given arguments, with the trees around it."""
-
-    jaxpr: Any
-    consts: list[Any]
-    leaves: list[Any]
-    in_tree: Any
-    out_tree: Any
-    out_count: int  # outputs before the auxiliary ones
-    rebuild_aux: Callable[[Sequence[Any]], Any]
-
-
-def trace_flat(fun: Callable[..., Any], args: Sequence[Any], has_aux: bool = False) -> Traced:
-    """Trace ``fun(*args)``; every leaf of ``args`` is an input of the graph."""
-    leaves, in_tree = jax.tree.flatten(tuple(args))
-    trees: list[Any] = []
-
-    def flat(*inputs: Any) -> list[Any]:
-        out = fun(*jax.tree.unflatten(in_tree, inputs))
-        aux: Any = None
-        if has_aux:
-            if not (isinstance(out, tuple | list) and len(out) == 2):
-                raise TypeError(
-                    compose(
-                        "has_aux=True wants a function that returns a pair (output, auxiliary)",
-                        got=f"{type(out).__name__}"
-                        + (f" of length {len(out)}" if isinstance(out, tuple | list) else ""),
-                    )
-                )
-            out, aux = out
-        out_leaves, out_tree = jax.tree.flatten(out)
-        aux_leaves, aux_tree = jax.tree.flatten(aux)
-        traced = [isinstance(leaf, jax.core.Tracer) for leaf in aux_leaves]
-        fixed = [None if on else leaf for on, leaf in zip(traced, aux_leaves)]
-        trees.extend([out_tree, len(out_leaves), aux_tree, traced, fixed])
-        return out_leaves + [leaf for on, leaf in zip(traced, aux_leaves) if on]
-
-    with _explaining_tracer_errors():
-        closed = jax.make_jaxpr(flat)(*leaves)
-    jaxpr, consts = _jax.open_jaxpr(closed)
-    out_tree, out_count, aux_tree, traced, fixed = trees
-
-    def rebuild_aux(values: Sequence[Any]) -> Any:
-        remaining = iter(values)
-        found = [next(remaining) if on else leaf for on, leaf in zip(traced, fixed)]
-        return jax.tree.unflatten(aux_tree, found)
-
-    return Traced(jaxpr, consts, leaves, in_tree, out_tree, out_count, rebuild_aux)
-
-
-class _explaining_tracer_errors:
-    """Adds to JAX's tracer errors what they mean for a person who called a transform of ours."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
-            error.add_note(
-                "functional_bp traces the function to a graph before it differentiates, as jax.jit "
-                "does, so Python cannot branch on a differentiated value. Use jax.lax.cond or "
-                "jnp.where, or differentiate with respect to fewer arguments (argnums)."
-            )
-        elif isinstance(error, jax.errors.UnexpectedTracerError):
-            error.add_note(
-                "A value that was traced in another call is used here: it was stored in a global, "
-                "an attribute or a list. Return it from the function instead (has_aux=True)."
-            )
+from functional_bp.staging import trace_flat
 
 
 class _Static(NamedTuple):
@@ -130,11 +62,18 @@ class PullbackFunction:
             CotangentError: its structure, a shape or a dtype is not that of the output.
         """
         static: _Static = self._box.value
-        bars = _check_cotangent(cotangent, static)
-        found = backprop.reverse(static.plan, self.consts, self.residuals, bars)
-        return jax.tree.unflatten(static.in_tree, [
-            _as_cotangent(bar, aval) for bar, aval in zip(found, static.in_avals)
-        ])  # fmt: skip
+        found = self.flat(_check_cotangent(cotangent, static))
+        bars = [_as_cotangent(bar, aval) for bar, aval in zip(found, static.in_avals)]
+        return jax.tree.unflatten(static.in_tree, bars)
+
+    def flat(self, bars: Sequence[Any]) -> list[Any]:
+        """The same on lists of leaves, with None for zero on both sides."""
+        plan = self._box.value.plan
+        return backprop.reverse(plan, self.consts, self.residuals, [*bars, *_none_for_aux(plan, bars)])
+
+
+def _none_for_aux(plan: Plan, bars: Sequence[Any]) -> list[None]:
+    return [None] * (len(plan.jaxpr.outvars) - len(bars))
 
 
 def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
@@ -190,11 +129,11 @@ def vjp(
         ``(output, pullback)``, or ``(output, pullback, auxiliary)``.
     """
     wanted = tuple(has_tangent(jax.typeof(x)) for x in jax.tree.leaves(primals))
-    out, pullback, aux = _vjp(fun, primals, wanted, has_aux, Options(strict, max_steps))
+    out, pullback, aux = vjp_wanted(fun, primals, wanted, has_aux, Options(strict, max_steps))
     return (out, pullback, aux) if has_aux else (out, pullback)
 
 
-def _vjp(
+def vjp_wanted(
     fun: Callable[..., Any], primals: Any, wanted: Mask, has_aux: bool, options: Options
 ) -> tuple[Any, PullbackFunction, Any]:
     traced = trace_flat(fun, primals, has_aux)
@@ -203,14 +142,29 @@ def _vjp(
         i < traced.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars)
     )
     plan = make_plan(jaxpr, wanted, seeded, (True,) * len(seeded), options)
-    outs, residuals = backprop.forward(plan, traced.consts, [jnp.asarray(x) if isinstance(x, bool | int | float | complex | np.ndarray | np.generic) else x for x in traced.leaves])
-    outs = [jnp.asarray(out, v.aval.dtype) if isinstance(v, Literal) else out for out, v in zip(outs, jaxpr.outvars)]
-    avals = tuple(v.aval for v in jaxpr.outvars[: traced.out_count])
+    outs, residuals = backprop.forward(plan, traced.consts, as_arrays(traced.leaves))
+    outs = literals_as_arrays(outs, jaxpr)
+    out_avals = tuple(v.aval for v in jaxpr.outvars[: traced.out_count])
+    in_avals = tuple(v.aval for v in jaxpr.invars)
     name = getattr(fun, "__name__", type(fun).__name__)
-    static = _Static(plan, traced.in_tree, traced.out_tree, avals, tuple(v.aval for v in jaxpr.invars), name)
+    static = _Static(plan, traced.in_tree, traced.out_tree, out_avals, in_avals, name)
     out = jax.tree.unflatten(traced.out_tree, outs[: traced.out_count])
     aux = traced.rebuild_aux(outs[traced.out_count :])
     return out, PullbackFunction(traced.consts, residuals, _Box(static)), aux
+
+
+def as_arrays(leaves: Sequence[Any]) -> list[Any]:
+    """Python and NumPy numbers as JAX arrays, so that rules meet nothing else."""
+    plain = bool | int | float | complex | np.ndarray | np.generic
+    return [jnp.asarray(leaf) if isinstance(leaf, plain) else leaf for leaf in leaves]
+
+
+def literals_as_arrays(outs: Sequence[Any], jaxpr: Jaxpr) -> list[Any]:
+    """Outputs that the graph has as constants, as arrays."""
+    return [
+        jnp.asarray(out, v.aval.dtype) if isinstance(v, Literal) else out  # type: ignore[attr-defined]
+        for out, v in zip(outs, jaxpr.outvars)
+    ]
 
 
 def value_and_grad(
@@ -228,9 +182,9 @@ def value_and_grad(
 
     @functools.wraps(fun)
     def value_and_grad_fun(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        partial, chosen = _choose(fun, argnums, args, kwargs)
-        wanted = _check_inputs("grad", chosen, holomorphic, allow_int)
-        value, pullback, aux = _vjp(partial, chosen, wanted, has_aux, options)
+        partial, chosen = choose(fun, argnums, args, kwargs)
+        wanted = check_inputs("grad", chosen, holomorphic, allow_int)
+        value, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
         _check_scalar(fun, value, holomorphic)
         (seed,) = [jnp.ones((), jax.typeof(leaf).dtype) for leaf in jax.tree.leaves(value)]
         grads = pullback(jax.tree.unflatten(jax.tree.structure(value), [seed]))
@@ -263,7 +217,7 @@ def grad(
     return grad_fun
 
 
-def _choose(
+def choose(
     fun: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function of the chosen positional arguments alone, and those arguments."""
@@ -289,7 +243,7 @@ def _choose(
     return partial, tuple(args[i] for i in numbers)
 
 
-def _check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> Mask:
+def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> Mask:
     wanted = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(chosen)[0]:
         try:
@@ -315,8 +269,6 @@ def _check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) ->
                     do="convert it to a float dtype, choose other argnums, or pass allow_int=True",
                 )
             )
-        if aval.dtype.kind == "c" and not holomorphic:
-            pass
         wanted.append(has_tangent(aval))
     return tuple(wanted)
 

@@ -12,7 +12,7 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import boolean, case, integer, real
-from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity, union
+from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity, union
 from functional_bp.rule import structure
 
 
@@ -130,6 +130,24 @@ class Cond(Structure):
         )  # fmt: skip
         remaining = iter(found)
         return [None, *(next(remaining) if on else None for on in wanted)]
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The forward-mode sweep of the branch that is taken."""
+        index, *values = operands
+
+        def branch(b: int) -> Any:
+            def run(values: Any, dots: Any) -> Any:
+                jaxpr, consts = self.branches[b]
+                outs, out_dots = sweep(jaxpr, consts, values, dots, self.options)
+                return outs, [
+                    (backprop.zeros(v.aval) if dot is None else dot) if on else None
+                    for dot, v, on in zip(out_dots, self.eqn.outvars, self.out_active)
+                ]
+
+            return run
+
+        runs = [branch(b) for b in range(len(self.branches))]
+        return lax.switch(index, runs, values, list(dots[1:]))
 
 
 class _Layout:

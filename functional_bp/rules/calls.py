@@ -16,7 +16,7 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity
+from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity
 from functional_bp.rule import rules, structure
 
 
@@ -49,6 +49,10 @@ class Call(Structure):
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The body's reverse sweep, in place."""
         return backprop.reverse(self.plan, self.consts, residuals, cotangents)
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The body's forward-mode sweep, in place."""
+        return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
 
 @lru_cache(maxsize=1024)

@@ -11,7 +11,7 @@ from jax.extend.core import JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, has_tangent, make_plan
+from functional_bp.plan import Mask, Options, Structure, Sweep, has_tangent, make_plan
 from functional_bp.rule import structure
 
 
@@ -52,16 +52,8 @@ class CustomJVP(Structure):
         self.out_float = [i for i, v in enumerate(self.eqn.outvars) if has_tangent(v.aval)]
 
         def values_and_tangents(*inputs: Any) -> list[Any]:
-            operands, tangents = inputs[: len(avals)], inputs[len(avals) :]
-
-            def of_chosen(*values: Any) -> Sequence[Any]:
-                remaining = iter(values)
-                full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
-                return backprop.evaluate(self.eqn, full)
-
-            primals = [x for x, on in zip(operands, self.wanted) if on]
-            values, out_tangents = jax.jvp(of_chosen, primals, list(tangents))
-            return [*values, *(out_tangents[i] for i in self.out_float)]
+            values, dots = self._push(inputs[: len(avals)], inputs[len(avals) :])
+            return [*values, *(dots[i] for i in self.out_float)]
 
         traced = jax.make_jaxpr(values_and_tangents)(*avals, *chosen)
         self.jaxpr, self.consts = _jax.open_jaxpr(traced)
@@ -92,3 +84,21 @@ class CustomJVP(Structure):
         found = backprop.reverse(self.plan, self.consts, residuals, bars)
         remaining = iter(found[len(self.eqn.invars) :])
         return [next(remaining) if on else None for on in self.wanted]
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The person's tangent function itself."""
+        del sweep
+        return self._push(operands, [dot for dot in dots if dot is not None])
+
+    def _push(self, operands: Sequence[Any], dots: Sequence[Any]) -> tuple[Any, Any]:
+        """Values, and tangents of the outputs that have any, by JAX's call of the person's rule."""
+
+        def of_chosen(*values: Any) -> Sequence[Any]:
+            remaining = iter(values)
+            full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
+            return backprop.evaluate(self.eqn, full)
+
+        primals = [x for x, on in zip(operands, self.wanted) if on]
+        values, out_dots = jax.jvp(of_chosen, primals, list(dots))
+        floats = [has_tangent(v.aval) for v in self.eqn.outvars]
+        return values, [dot if on else None for dot, on in zip(out_dots, floats)]

@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import MissingRuleError, StepBoundError, compose
-from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity, union
+from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity, union
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
 
@@ -103,6 +103,27 @@ class While(Structure):
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The scan's reverse sweep."""
         return backprop.reverse(self.plan, self.consts, residuals, cotangents)
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The loop itself, with the state's tangent carried along: no bound is needed."""
+        consts, state = operands[self.groups[1]], list(operands[self.groups[2]])
+        const_dots, on = list(dots[self.groups[1]]), self.out_active
+        fill = lambda dot, x: backprop.zeros(jax.typeof(x)) if dot is None else dot  # noqa: E731
+
+        def body(pair: Any) -> Any:
+            state, state_dots = pair
+            remaining = iter(state_dots)
+            full = [*const_dots, *(next(remaining) if o else None for o in on)]
+            args = [*consts, *state]
+            outs, out_dots = sweep(self.body, self.body_consts, args, full, self.options)
+            return outs, [fill(d, x) for d, x, o in zip(out_dots, outs, on) if o]
+
+        start = [fill(d, x) for d, x, o in zip(dots[self.groups[2]], state, on) if o]
+        outs, found = lax.while_loop(
+            lambda pair: _goes_on(self, operands, pair[0]), body, (state, start)
+        )
+        remaining = iter(found)
+        return outs, [next(remaining) if o else None for o in on]
 
 
 def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[Any]:

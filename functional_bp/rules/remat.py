@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity
+from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity
 from functional_bp.rule import structure
 
 
@@ -76,6 +76,10 @@ class Remat(Structure):
         given = dict(zip(self.saved, saved))
         _, kept = backprop.forward(self.second, self.consts, operands, given)
         return backprop.reverse(self.second, self.consts, kept, cotangents)
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The body's forward-mode sweep: it keeps nothing anyway."""
+        return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
 
 def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...]:

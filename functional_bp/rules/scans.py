@@ -12,7 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import Mask, Options, Plan, Structure, make_plan, out_activity, union
+from functional_bp.plan import Mask, Options, Plan, Structure, Sweep, make_plan, out_activity, union
 from functional_bp.rule import structure
 
 
@@ -183,6 +183,27 @@ class Scan(Structure):
         found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, self.seeded[:nc])]
         found += _spread_over(x_bar, x_on)
         return [bar if on else None for bar, on in zip(found, self.wanted)]
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """A scan that carries the state's tangent along with the state."""
+        nc, params = self.carries, self.eqn.params
+        k, c, xs = (list(operands[group]) for group in self.groups)
+        k_dot, c_dot, x_dot = (list(dots[group]) for group in self.groups)
+        on = self.body_active[self.groups[1]]
+        fill = lambda dot, x: backprop.zeros(jax.typeof(x)) if dot is None else dot  # noqa: E731
+
+        def body(state: Any, slices: Any) -> Any:
+            (c, c_dot), (x, x_dot) = state, slices
+            args, arg_dots = [*k, *c, *x], [*k_dot, *_spread_over(c_dot, on), *x_dot]
+            outs, out_dots = sweep(self.jaxpr, self.consts, args, arg_dots, self.options)
+            c_new = [fill(d, x) for d, x, o in zip(out_dots, outs[:nc], on) if o]
+            return (outs[:nc], c_new), (outs[nc:], out_dots[nc:])
+
+        start = (c, [fill(d, x) for d, x, o in zip(c_dot, c, on) if o])
+        (c, c_new), (ys, y_dot) = lax.scan(
+            body, start, (xs, x_dot), params["length"], params["reverse"], params["unroll"]
+        )
+        return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
 
 
 @jax.tree_util.register_pytree_node_class

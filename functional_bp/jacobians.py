@@ -1,0 +1,299 @@
+"""Forward mode, and what is built from both modes: Jacobians, Hessians and their products."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import dtypes
+
+from functional_bp import backprop
+from functional_bp.errors import CotangentError, MissingRuleError, NotDifferentiableError, compose
+from functional_bp.errors import describe
+from functional_bp.plan import Options, has_tangent
+from functional_bp.tangents import forward_mode, transpose
+from functional_bp.staging import trace_flat
+from functional_bp.transforms import (
+    as_arrays,
+    check_inputs,
+    choose,
+    literals_as_arrays,
+    vjp_wanted,
+)
+
+
+def jvp(
+    fun: Callable[..., Any],
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    has_aux: bool = False,
+    *,
+    strict: bool = False,
+) -> Any:
+    """Output and tangent: y = f(x), ẏ = J ẋ; as ``jax.jvp``.
+
+    The same rules as in reverse, each pullback transposed once more. Loops need no bound.
+
+    Args:
+        fun: takes and returns pytrees of arrays.
+        primals: the point x, a tuple or list of arguments.
+        tangents: the direction ẋ, of the same structure, shapes and (tangent) dtypes.
+        has_aux: ``fun`` returns ``(output, auxiliary)``.
+        strict: refuse an operation whose rule is not ours but its author's.
+
+    Returns:
+        ``(output, tangent)``, or ``(output, tangent, auxiliary)``.
+
+    Raises:
+        CotangentError: a tangent's structure, shape or dtype does not match its primal.
+    """
+    traced = trace_flat(fun, tuple(primals), has_aux)
+    dots = _check_tangents(tuple(tangents), traced.in_tree, traced.leaves)
+    outs, out_dots = forward_mode(
+        traced.jaxpr, traced.consts, as_arrays(traced.leaves), dots, Options(strict)
+    )
+    outs = literals_as_arrays(outs, traced.jaxpr)
+    count = traced.out_count
+    avals = [v.aval for v in traced.jaxpr.outvars[:count]]
+    out = jax.tree.unflatten(traced.out_tree, outs[:count])
+    out_dot = jax.tree.unflatten(traced.out_tree, list(map(_as_tangent, out_dots[:count], avals)))
+    return (out, out_dot, traced.rebuild_aux(outs[count:])) if has_aux else (out, out_dot)
+
+
+def _as_tangent(dot: Any, aval: Any) -> Any:
+    if not has_tangent(aval):
+        return np.zeros(aval.shape, dtypes.float0)
+    return backprop.zeros(aval) if dot is None else dot
+
+
+def _check_tangents(tangents: Any, in_tree: Any, leaves: Sequence[Any]) -> list[Any]:
+    dots, tree = jax.tree.flatten(tangents)
+    if tree != in_tree:
+        raise CotangentError(
+            compose("the tangents have another structure than the primals", got=str(tree),
+                    expected=str(in_tree))
+        )  # fmt: skip
+    found: list[Any] = []
+    for i, (dot, leaf) in enumerate(zip(dots, leaves)):
+        expected = jax.typeof(leaf).to_tangent_aval()
+        got = dot if getattr(dot, "dtype", None) == dtypes.float0 else jax.typeof(dot)
+        if got.shape != expected.shape or got.dtype != expected.dtype:
+            raise CotangentError(
+                compose(f"tangent {i} has the wrong shape or dtype", got=describe(got),
+                        expected=f"{describe(expected)}, because the primal is {describe(leaf)}")
+            )  # fmt: skip
+        found.append(jnp.asarray(dot) if has_tangent(jax.typeof(leaf)) else None)
+    return found
+
+
+def linearize(
+    fun: Callable[..., Any],
+    *primals: Any,
+    has_aux: bool = False,
+    strict: bool = False,
+    max_steps: int | None = None,
+) -> Any:
+    """Output and linear map: y = f(x), and ẋ ↦ J ẋ, with the forward sweep done once.
+
+    As ``jax.linearize``: the map keeps what the rules name, and may be applied many times.
+    """
+    options = Options(strict, max_steps)
+    leaves, in_tree = jax.tree.flatten(primals)
+    wanted = tuple(has_tangent(jax.typeof(x)) for x in leaves)
+    try:
+        out, pullback, aux = vjp_wanted(fun, primals, wanted, has_aux, options)
+    except MissingRuleError:  # a loop without a bound has forward mode all the same
+        out, _, *rest = jvp(fun, primals, jax.tree.map(_zero_tangent, primals), has_aux, strict=strict)
+        plain = (lambda *args: fun(*args)[0]) if has_aux else fun
+        again = lambda *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
+        return (out, again, *rest)
+    out_leaves, out_tree = jax.tree.flatten(out)
+    avals = [jax.typeof(x) for x in out_leaves]
+    floats = [aval for aval in avals if has_tangent(aval)]
+    linear = transpose(lambda bars: pullback.flat(_interleave(bars, avals)), floats, options)
+
+    def tangent_map(*dots: Any) -> Any:
+        found = iter(linear(_check_tangents(dots, in_tree, leaves)))
+        pushed = [_as_tangent(next(found) if has_tangent(a) else None, a) for a in avals]
+        return jax.tree.unflatten(out_tree, pushed)
+
+    return (out, tangent_map, aux) if has_aux else (out, tangent_map)
+
+
+def _interleave(bars: Sequence[Any], avals: Sequence[Any]) -> list[Any]:
+    remaining = iter(bars)
+    return [next(remaining) if has_tangent(aval) else None for aval in avals]
+
+
+def _zero_tangent(x: Any) -> Any:
+    return _as_tangent(None, jax.typeof(x))
+
+
+def jacrev(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+    *,
+    strict: bool = False,
+    max_steps: int | None = None,
+) -> Callable[..., Any]:
+    """The Jacobian, a row for each output entry, by reverse mode; as ``jax.jacrev``.
+
+    Returns:
+        A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
+    """
+    options = Options(strict, max_steps)
+
+    @functools.wraps(fun)
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        partial, chosen = choose(fun, argnums, args, kwargs)
+        wanted = check_inputs("jacrev", chosen, holomorphic, allow_int)
+        out, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
+        _check_outputs("jacrev", out, holomorphic)
+        rows = jax.vmap(pullback)(_standard_basis(out))
+        rows = rows[0] if isinstance(argnums, int) else rows
+        source = chosen[0] if isinstance(argnums, int) else chosen
+        blocks = jax.tree.map(lambda leaf: _split_rows(leaf, out), rows)
+        found = jax.tree.transpose(jax.tree.structure(source), jax.tree.structure(out), blocks)
+        return (found, aux) if has_aux else found
+
+    return jacobian
+
+
+def jacfwd(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    *,
+    strict: bool = False,
+) -> Callable[..., Any]:
+    """The Jacobian, a column for each input entry, by forward mode; as ``jax.jacfwd``.
+
+    Returns:
+        A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
+    """
+
+    @functools.wraps(fun)
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        partial, chosen = choose(fun, argnums, args, kwargs)
+        _check_real_inputs("jacfwd", chosen, holomorphic)
+        push = lambda *dots: jvp(partial, chosen, dots, has_aux, strict=strict)  # noqa: E731
+        out_axes = (None, -1, None) if has_aux else (None, -1)
+        out, columns, *aux = jax.vmap(push, out_axes=out_axes)(*_standard_basis(chosen))
+        _check_outputs("jacfwd", out, holomorphic)
+        source = chosen[0] if isinstance(argnums, int) else chosen
+        found = jax.tree.map(lambda leaf: _split_columns(leaf, source), columns)
+        return (found, *aux) if has_aux else found
+
+    return jacobian
+
+
+def hessian(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    *,
+    strict: bool = False,
+    max_steps: int | None = None,
+) -> Callable[..., Any]:
+    """The Hessian ∂²f/∂x∂x, forward over reverse; as ``jax.hessian``."""
+    reverse = jacrev(
+        fun, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict, max_steps=max_steps
+    )
+    return jacfwd(reverse, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict)
+
+
+def hvp(
+    fun: Callable[..., Any],
+    primals: Sequence[Any],
+    tangents: Sequence[Any],
+    *,
+    strict: bool = False,
+    max_steps: int | None = None,
+) -> Any:
+    """The Hessian-vector product H v = d/dε ∇f(x + ε v), forward over reverse.
+
+    Args:
+        fun: scalar-valued.
+        primals: the point x, a tuple or list of arguments.
+        tangents: the direction v, of the same structure.
+        strict: refuse an operation whose rule is not ours but its author's.
+        max_steps: the bound of loops whose trip count is not known before they run.
+
+    Returns:
+        H v, a tuple with one entry per argument, or that entry alone if there is one argument.
+
+    Example:
+        >>> import functional_bp as bp, jax.numpy as jnp
+        >>> x, v = jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0])
+        >>> print(bp.hvp(lambda x: jnp.sum(x**3), (x,), (v,)))
+        [6. 0.]
+    """
+    from functional_bp.transforms import grad
+
+    numbers = 0 if len(primals) == 1 else tuple(range(len(primals)))
+    gradient = grad(fun, numbers, strict=strict, max_steps=max_steps)
+    return jvp(gradient, primals, tangents, strict=strict)[1]
+
+
+def _standard_basis(tree: Any) -> Any:
+    """Unit vectors of the tree's total size, along a new first axis of every leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    sizes = [np.size(leaf) for leaf in leaves]
+    found = []
+    for i, leaf in enumerate(leaves):
+        aval = jax.typeof(leaf)
+        before, after = sum(sizes[:i]), sum(sizes[i + 1 :])
+        if not has_tangent(aval):
+            found.append(np.zeros((sum(sizes), *aval.shape), dtypes.float0))
+            continue
+        eye = jnp.eye(sizes[i], dtype=aval.dtype)
+        block = jnp.pad(eye, ((before, after), (0, 0)))
+        found.append(block.reshape(sum(sizes), *aval.shape))
+    return jax.tree.unflatten(structure, found)
+
+
+def _split_rows(array: Any, tree: Any) -> Any:
+    """An array whose first axis runs over the entries of ``tree``, as a tree of arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts = np.split(array, ends) if array.dtype == dtypes.float0 else jnp.split(array, ends)
+    shaped = [p.reshape(*np.shape(leaf), *p.shape[1:]) for p, leaf in zip(parts, leaves)]
+    return jax.tree.unflatten(structure, shaped)
+
+
+def _split_columns(array: Any, tree: Any) -> Any:
+    """An array whose last axis runs over the entries of ``tree``, as a tree of arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
+    parts = jnp.split(array, ends, axis=-1)
+    shaped = [p.reshape(*p.shape[:-1], *np.shape(leaf)) for p, leaf in zip(parts, leaves)]
+    return jax.tree.unflatten(structure, shaped)
+
+
+def _check_real_inputs(what: str, chosen: Any, holomorphic: bool) -> None:
+    check_inputs(what, chosen, holomorphic, allow_int=False)
+    for leaf in jax.tree.leaves(chosen):
+        if jax.typeof(leaf).dtype.kind == "c" and not holomorphic:
+            raise NotDifferentiableError(
+                compose(f"{what} wants real inputs", got=describe(leaf),
+                        do="pass holomorphic=True, or use jvp")
+            )  # fmt: skip
+
+
+def _check_outputs(what: str, out: Any, holomorphic: bool) -> None:
+    for leaf in jax.tree.leaves(out):
+        kind = jax.typeof(leaf).dtype.kind
+        if holomorphic != (kind == "c"):
+            raise NotDifferentiableError(
+                compose(f"{what} wants {'complex' if holomorphic else 'real'} outputs",
+                        got=describe(leaf), do="set holomorphic accordingly, or use vjp or jvp")
+            )  # fmt: skip

@@ -1,0 +1,178 @@
+"""``operation``: a fused operation with a hand-derived pullback, as an ordinary JAX callable."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from functional_bp.backprop import unbroadcast, zeros
+from functional_bp.errors import RuleError, compose, describe
+from functional_bp.rule import Pullback, parse_pullback, parse_signature
+
+
+def operation(
+    signature: str, forward: Callable[..., Any], *, why: str = "", **pullbacks: Callable[..., Any]
+) -> Operation:
+    """A function with a hand-written pullback, declared as a rule is.
+
+    Args:
+        signature: ``"x, scale -> y | x_hat, rstd"``: operands, outputs, and what ``forward``
+            computes beside them for the pullbacks.
+        forward: takes the operands and keyword-only parameters; returns the output (a tuple where
+            the signature has several), or ``(output, auxiliaries)`` where it names any.
+        why: the derivation.
+        pullbacks: one per operand; parameter names say what is kept (``functional_bp.rule``).
+
+    Returns:
+        A callable that works under ``bp.grad``, ``jax.grad``, ``jit``, ``vmap``, ``scan`` and
+        ``shard_map``, and differentiates again. Keyword arguments are static parameters.
+
+    Raises:
+        RuleError: a pullback asks for a name that is not in the signature, or returns a
+            cotangent of the wrong shape.
+
+    Example:
+        >>> import functional_bp as bp, jax, jax.numpy as jnp
+        >>> softplus = bp.operation(
+        ...     "x -> y", lambda x: jnp.logaddexp(x, 0.0),
+        ...     x=lambda y_bar, x: y_bar * jax.nn.sigmoid(x), why="d log(1+eˣ) = σ(x) dx")
+        >>> print(bp.grad(softplus)(0.0))
+        0.5
+    """
+    return Operation(signature, forward, why, pullbacks)
+
+
+class Operation:
+    """What ``operation`` returns; call it on arrays."""
+
+    def __init__(
+        self,
+        signature: str,
+        forward: Callable[..., Any],
+        why: str,
+        pullbacks: dict[str, Callable[..., Any]],
+    ) -> None:
+        name = getattr(forward, "__name__", "operation")
+        self.operands, self.outputs, self.auxiliaries = parse_signature(signature, name)
+        names = [*self.operands, *self.outputs]
+        if any(n.starred for n in names):
+            raise RuleError(f"operation {name!r}: an operation has a fixed number of operands")
+        unknown = set(pullbacks) - {n.text for n in self.operands}
+        if unknown:
+            raise RuleError(f"operation {name!r}: {sorted(unknown)[0]!r} is not an operand")
+        self.signature, self.forward, self.why = signature, forward, why
+        self.pullbacks: dict[str, Pullback] = {
+            key: parse_pullback(function, names, self.outputs, self.auxiliaries, name)
+            for key, function in pullbacks.items()
+        }
+        functools.update_wrapper(self, forward)
+
+    def __call__(self, *operands: Any, **parameters: Any) -> Any:
+        """The operation's output."""
+        if len(operands) != len(self.operands):
+            raise TypeError(
+                compose(f"{self.__name__} takes {len(self.operands)} operands",
+                        got=str(len(operands)), expected=self.signature)
+            )  # fmt: skip
+        return self._with_parameters(tuple(sorted(parameters.items())))(*map(jnp.asarray, operands))
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  (operations are made once and live on)
+    def _with_parameters(self, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+        parameters = dict(items)
+        run = lambda *operands: self._values(operands, parameters)[0]  # noqa: E731
+        run.__name__ = self.__name__
+        made = jax.custom_vjp(run)
+        made.defvjp(
+            lambda *primals: self._forward(primals, parameters),
+            lambda kept, bars: self._reverse(kept, bars, parameters),
+            symbolic_zeros=True,
+        )
+        return made
+
+    def _values(self, operands: Sequence[Any], parameters: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+        result = self.forward(*operands, **parameters)
+        if not self.auxiliaries:
+            return result, ()
+        out, extra = result
+        return out, extra if isinstance(extra, tuple) else (extra,)
+
+    def _forward(self, primals: Sequence[Any], parameters: dict[str, Any]) -> tuple[Any, Any]:
+        """The output, and what the pullbacks of the wanted operands name."""
+        operands = [p.value for p in primals]
+        out, extra = self._values(operands, parameters)
+        outs = out if len(self.outputs) > 1 else (out,)
+        names = [*(n.text for n in (*self.operands, *self.outputs)), *self.auxiliaries]
+        values = dict(zip(names, (*operands, *outs, *extra), strict=True))
+        wanted = tuple(p.perturbed and n.text in self.pullbacks for p, n in zip(primals, self.operands))
+        keep = {k for w, n in zip(wanted, self.operands) if w for k in self.pullbacks[n.text].keeps}
+        shapes = {n: jax.typeof(v) for n, v in values.items()}
+        return out, _Kept({n: values[n] for n in sorted(keep)}, wanted, _Hidden(shapes))
+
+    def _reverse(self, kept: _Kept, bars: Any, parameters: dict[str, Any]) -> tuple[Any, ...]:
+        """A cotangent per operand, None where it is not wanted."""
+        bars = bars if len(self.outputs) > 1 else (bars,)
+        named = {
+            n.text: None if isinstance(bar, SymbolicZero) else bar
+            for n, bar in zip(self.outputs, bars, strict=True)
+        }
+        found: list[Any] = []
+        for operand, wanted in zip(self.operands, kept.wanted):
+            bar = self._call(operand.text, named, kept, parameters) if wanted else None
+            found.append(bar)
+        return tuple(found)
+
+    def _call(self, name: str, bars: dict[str, Any], kept: _Kept, parameters: dict[str, Any]) -> Any:
+        pullback, shapes = self.pullbacks[name], kept.shapes.value
+        if all(bars[read] is None for read in pullback.cotangents):
+            return None
+        arguments: list[Any] = []
+        for need in pullback.needs:
+            if need.kind == "cotangent":
+                bar = bars[need.name]
+                absent = bar is None and not need.optional
+                arguments.append(zeros(shapes[need.name]) if absent else bar)
+            else:
+                source = kept.values if need.kind == "value" else shapes
+                arguments.append(source[need.name])
+        chosen = {p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters}
+        bar, expected = pullback.function(*arguments, **chosen), shapes[name]
+        fitted = unbroadcast(bar, expected.shape) if hasattr(bar, "shape") else None
+        if bar is not None and fitted is None:
+            raise RuleError(
+                compose(f"the pullback of {self.__name__} for {name!r} returned the wrong shape",
+                        got=describe(bar), expected=describe(expected))
+            )  # fmt: skip
+        return None if bar is None else fitted.astype(expected.dtype)
+
+
+class _Hidden:
+    """A value that a pytree carries without looking at it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.value)))
+
+
+@jax.tree_util.register_pytree_node_class
+class _Kept:
+    """An operation's residuals."""
+
+    def __init__(self, values: dict[str, Any], wanted: tuple[bool, ...], shapes: _Hidden) -> None:
+        self.values, self.wanted, self.shapes = values, wanted, shapes
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return (self.values,), (self.wanted, self.shapes)
+
+    @classmethod
+    def tree_unflatten(cls, aux: Any, children: Any) -> _Kept:
+        return cls(*children, *aux)
