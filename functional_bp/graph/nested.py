@@ -1,0 +1,128 @@
+"""The graphs that an equation holds: which, how often each runs, which operand feeds which input.
+
+==========================  =====================  ==========================================
+operation                   graphs                 runs
+==========================  =====================  ==========================================
+``scan``                    body                   the length
+``while``                   condition, body        unknown before it runs
+``cond``                    one per branch         one of them, once
+``custom_linear_solve``     solve; others          solve once; the others serve its derivative
+``shard_map``               body, one device's     once per device
+``jit``, ``remat2``, …      body                   once
+==========================  =====================  ==========================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from functional_bp import _jax
+
+
+class Inner(NamedTuple):
+    """One graph that an equation holds.
+
+    Attributes:
+        label: "body", "branch 1", "solve", …
+        jaxpr: the graph.
+        consts: the values of its constants.
+        runs: how often it runs when the equation runs once; None where that is not known.
+        operands: for every input, the number of the operand that (first) feeds it, or None.
+        unchanged: for every input, whether it is that operand as a whole, the same on each run.
+    """
+
+    label: str
+    jaxpr: Jaxpr
+    consts: list[Any]
+    runs: int | None
+    operands: tuple[int | None, ...]
+    unchanged: tuple[bool, ...]
+
+
+# Parameters that hold the combiner of a reduction or a scatter: two scalars to one, no graph.
+_COMBINERS = {"update_jaxpr", "select_jaxpr", "scatter_jaxpr"}
+_COMBINING = {"reduce", "reduce_window", "reduce_window_multi"}
+
+
+def inner_graphs(eqn: JaxprEqn) -> list[Inner]:
+    """The graphs that an equation holds, in the order in which they run."""
+    return list(_READERS.get(eqn.primitive.name, _any)(eqn))
+
+
+def _inner(
+    label: str,
+    jaxpr: Any,
+    runs: int | None,
+    operands: Sequence[int | None],
+    fixed: int | None = None,
+) -> Inner:
+    opened, consts = _jax.open_jaxpr(jaxpr)
+    operands = tuple(operands)
+    if len(operands) != len(opened.invars):
+        operands = (None,) * len(opened.invars)
+    count = len(operands) if fixed is None else fixed
+    same = tuple(i < count and operand is not None for i, operand in enumerate(operands))
+    return Inner(label, opened, consts, runs, operands, same)
+
+
+def _scan(eqn: JaxprEqn) -> Iterator[Inner]:
+    consts, _ = _jax.scan_counts(eqn.params)
+    operands = range(len(eqn.invars))
+    yield _inner("body", eqn.params["jaxpr"], eqn.params["length"], operands, consts)
+
+
+def _while(eqn: JaxprEqn) -> Iterator[Inner]:
+    tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = range(tests + bodies, len(eqn.invars))
+    yield _inner("condition", eqn.params["cond_jaxpr"], None, [*range(tests), *carry], tests)
+    body = [*range(tests, tests + bodies), *carry]
+    yield _inner("body", eqn.params["body_jaxpr"], None, body, bodies)
+
+
+def _cond(eqn: JaxprEqn) -> Iterator[Inner]:
+    for i, branch in enumerate(eqn.params["branches"]):
+        yield _inner(f"branch {i}", branch, 1, range(1, len(eqn.invars)))
+
+
+def _linear_solve(eqn: JaxprEqn) -> Iterator[Inner]:
+    counts, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    start = 0
+    sides = [*range(sum(counts), len(eqn.invars))]
+    for label, count, jaxpr in zip(type(jaxprs)._fields, counts, jaxprs):
+        if jaxpr is not None:
+            fed = sides if "solve" in label else [None] * len(sides)
+            operands = [*range(start, start + count), *fed]
+            yield _inner(label, jaxpr, 1 if label == "solve" else 0, operands)
+        start += count
+
+
+def _any(eqn: JaxprEqn) -> Iterator[Inner]:
+    if eqn.primitive.name in _COMBINING:
+        return
+    runs = 1
+    if eqn.primitive.name == "shard_map":
+        mesh = eqn.params["mesh"]
+        manual = eqn.params.get("newly_manual_axes", eqn.params.get("manual_axes", ()))
+        runs = math.prod(mesh.shape[axis] for axis in manual)
+    for parameter, value in eqn.params.items():
+        if parameter in _COMBINERS:
+            continue
+        found = [v for v in (value if isinstance(value, tuple | list) else [value])
+                 if isinstance(v, Jaxpr | ClosedJaxpr)]  # fmt: skip
+        for i, jaxpr in enumerate(found):
+            label = parameter.replace("call_jaxpr", "").replace("jaxpr", "").strip("_") or "body"
+            label += f" {i}" if len(found) > 1 else ""
+            derivative = parameter.startswith(("transpose", "bwd", "jvp", "fwd"))
+            yield _inner(label, jaxpr, 0 if derivative else runs, range(len(eqn.invars)))
+
+
+_READERS = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "custom_linear_solve": _linear_solve,
+}

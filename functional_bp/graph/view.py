@@ -1,0 +1,397 @@
+"""The computational graph of a function: a read-only view of its jaxpr, with a person's names.
+
+>>> import jax.numpy as jnp
+>>> import functional_bp as bp
+>>> def loss(W, x):
+...     h = bp.name(jnp.tanh(x @ W), "h")
+...     return jnp.sum(h * h)
+>>> graph = bp.trace(loss, jnp.ones((3, 4), "float32"), jnp.ones((2, 3), "float32"))
+>>> graph
+<Graph loss: 2 inputs, 4 equations, 1 output>
+>>> graph["h"], graph.defined_by("h").operation, [e.operation for e in graph.uses("h")]
+(<h: f32[2,4]>, 'tanh', ['mul'])
+>>> graph.flops  # 2·2·4·3 for the product, 8 each for tanh, mul and sum
+72
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.interpreters import ad
+
+from functional_bp import costs
+from functional_bp.errors import describe
+from functional_bp.rule import Rule, rules
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """One value of a graph. Two variables are equal only if they are the same one.
+
+    Attributes:
+        name: unique in its graph: an argument's path, a tag, an output's path, or letters.
+        aval: JAX's abstract value: shape, dtype, sharding.
+        kind: "input", "constant", "intermediate" or "literal".
+        tag: what ``bp.name`` called it, None if it was not tagged.
+        value: of a literal or a constant; None otherwise.
+    """
+
+    name: str
+    aval: Any
+    kind: str
+    tag: str | None = None
+    value: Any = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape; () for what has none, such as a token."""
+        return tuple(getattr(self.aval, "shape", ()))
+
+    @property
+    def dtype(self) -> Any:
+        """Its dtype; None for what has none."""
+        return getattr(self.aval, "dtype", None)
+
+    @property
+    def size(self) -> int:
+        """The number of its elements."""
+        return int(getattr(self.aval, "size", 0)) if self.dtype is not None else 0
+
+    @property
+    def bytes(self) -> int:
+        """Its size in bytes, on one device."""
+        return self.size * self.dtype.itemsize if self.dtype is not None else 0
+
+    @property
+    def type(self) -> str:
+        """Dtype and shape, as ``f32[3,5]``."""
+        return describe(self.aval)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.type}>"
+
+
+class RuleOf(NamedTuple):
+    """Who differentiates an equation.
+
+    Attributes:
+        kind: the kind of our rule ("pullback", "joint", "structural", "piecewise constant",
+            "no tangent space"), "registered with JAX by its author", or "none".
+        where: our rule's file and line as ``(file, line)``, None where it is not ours.
+        rule: our rule, None where it is not ours.
+    """
+
+    kind: str
+    where: tuple[str, int] | None = None
+    rule: Rule | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """A graph inside an equation.
+
+    Attributes:
+        label: "body", "condition", "branch 1", "solve", …
+        graph: the graph, with its own variables.
+        runs: how often it runs when the equation runs once; None where that is not known before.
+            Of the branches of a ``cond`` only one runs.
+        operands: for each input of ``graph``, the operand outside that (first) feeds it, or None.
+    """
+
+    label: str
+    graph: Graph
+    runs: int | None
+    operands: tuple[Variable | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """One operation of a graph: ``outputs = operation(inputs, parameters)``.
+
+    Attributes:
+        index: its position in its graph.
+        operation: the primitive's name.
+        label: the name of the function inside, for ``jit``, ``scan`` and their like; else "".
+        inputs, outputs: variables; literals stand among the inputs.
+        parameters: those that say something, in a short form.
+        nested: the graphs inside, in the order in which they run.
+        scope: the ``jax.named_scope`` path, "" at the top.
+        source: the person's ``(file, line)``, None if unknown.
+        eqn: the jaxpr's own equation.
+    """
+
+    index: int
+    operation: str
+    label: str
+    inputs: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    parameters: Mapping[str, str]
+    nested: tuple[Nested, ...]
+    scope: str
+    source: tuple[str, int] | None
+    eqn: JaxprEqn
+
+    @property
+    def rule(self) -> RuleOf:
+        """The rule that differentiates it, looked up now."""
+        rule = rules.get(self.eqn.primitive)
+        if rule is not None:
+            return RuleOf(rule.kind, (rule.file, rule.line), rule)
+        known = self.eqn.primitive in ad.primitive_jvps
+        return RuleOf("registered with JAX by its author" if known else "none")
+
+    @cached_property
+    def flops(self) -> int:
+        """Estimated floating-point operations (``functional_bp.costs``), nested graphs × runs.
+
+        A loop without a known trip count counts once, a ``cond`` its dearest branch.
+        """
+        if self.nested:
+            return self._total(lambda graph: graph.flops)
+        return costs.flops(self.eqn)
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes of its distinct inputs; for nested graphs, what their equations read × runs."""
+        if self.nested:
+            return self._total(lambda graph: graph.bytes_read)
+        return sum(v.bytes for v in dict.fromkeys(self.inputs) if v.kind != "literal")
+
+    @cached_property
+    def bytes_written(self) -> int:
+        """Bytes of its outputs; for nested graphs, what their equations write × runs."""
+        if self.nested:
+            return self._total(lambda graph: graph.bytes_written)
+        return sum(v.bytes for v in self.outputs)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written, before any fusion."""
+        return self.bytes_read + self.bytes_written
+
+    def _total(self, cost: Callable[[Graph], int]) -> int:
+        each = [cost(n.graph) * (1 if n.runs is None else n.runs) for n in self.nested]
+        return max(each, default=0) if self.operation == "cond" else sum(each)
+
+    def __repr__(self) -> str:
+        outs = ", ".join(f"{v.name}: {v.type}" for v in self.outputs)
+        return f"<{outs} = {self.operation}({', '.join(map(str, self.inputs))})>"
+
+
+class Visit(NamedTuple):
+    """One equation met by ``Graph.walk``.
+
+    Attributes:
+        graph: the graph that it stands in.
+        equation: the equation.
+        depth: 0 in the graph that is walked, 1 in a graph inside one of its equations, …
+        runs: how often it runs in one call; loops of unknown length count once.
+    """
+
+    graph: Graph
+    equation: Equation
+    depth: int
+    runs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function as equations between variables, at given shapes.
+
+    A ``bp.name`` tag is not an equation here: the value that it names carries the tag. Only where
+    that value already has a name (an input, a second tag) an equation ``name`` is left.
+
+    Attributes:
+        name: the function's name.
+        inputs: one variable per array among the arguments.
+        constants: arrays that the function closes over.
+        outputs: one variable per array returned; one may stand here twice, or be an input.
+        output_paths: the outputs' places in what the function returns: ``result['loss']``.
+        equations: in an order in which they can run.
+        jaxpr: JAX's own form of the graph.
+        consts: the constants' values.
+    """
+
+    name: str
+    inputs: tuple[Variable, ...]
+    constants: tuple[Variable, ...]
+    outputs: tuple[Variable, ...]
+    output_paths: tuple[str, ...]
+    equations: tuple[Equation, ...]
+    jaxpr: Jaxpr
+    consts: tuple[Any, ...]
+    of_var: Mapping[Var, Variable] = field(repr=False)
+
+    @cached_property
+    def variables(self) -> tuple[Variable, ...]:
+        """Inputs, constants and every equation's outputs, in this order; no literals."""
+        defined = [v for equation in self.equations for v in equation.outputs]
+        return (*self.inputs, *self.constants, *defined)
+
+    def __iter__(self) -> Iterator[Equation]:
+        return iter(self.equations)
+
+    def __len__(self) -> int:
+        return len(self.equations)
+
+    def __getitem__(self, key: str | Var | Variable) -> Variable:
+        """The variable of that name, output path, or jaxpr variable.
+
+        Raises:
+            KeyError: there is none; the message lists near names.
+        """
+        if isinstance(key, Variable):
+            return key
+        if isinstance(key, Var):
+            return self.of_var[key]
+        if key not in self._by_name:
+            near = difflib.get_close_matches(key, self._by_name, n=4, cutoff=0.4)
+            hint = f"; near it: {', '.join(near)}" if near else ""
+            raise KeyError(f"no variable of {self.name} is called {key!r}{hint}")
+        return self._by_name[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_name or key in self.of_var or key in self._places
+
+    @cached_property
+    def _by_name(self) -> dict[str, Variable]:
+        paths = dict(zip(self.output_paths, self.outputs))
+        return {**paths, **{v.name: v for v in self.variables if v.name != "_"}}
+
+    @cached_property
+    def _places(self) -> dict[Variable, tuple[int, tuple[int, ...]]]:
+        """For each variable: the equation that defines it (-1: none), and those that use it."""
+        defined = {v: e.index for e in self.equations for v in e.outputs}
+        uses: dict[Variable, list[int]] = {v: [] for v in self.variables}
+        for equation in self.equations:
+            for v in dict.fromkeys(equation.inputs):
+                if v.kind != "literal":
+                    uses[v].append(equation.index)
+        return {v: (defined.get(v, -1), tuple(used)) for v, used in uses.items()}
+
+    def uses(self, variable: str | Variable) -> tuple[Equation, ...]:
+        """The equations that take the variable as an input, in order."""
+        return tuple(self.equations[i] for i in self._places[self[variable]][1])
+
+    def defined_by(self, variable: str | Variable) -> Equation | None:
+        """The equation that computes the variable; None for inputs and constants."""
+        index = self._places[self[variable]][0]
+        return None if index < 0 else self.equations[index]
+
+    def live_range(self, variable: str | Variable) -> tuple[int, int]:
+        """The first and last equation at which the value must exist, by index.
+
+        -1 stands for the start (inputs and constants), ``len(graph)`` for the end (outputs). A
+        value that nothing uses lives only where it is made.
+        """
+        variable = self[variable]
+        start, used = self._places[variable]
+        return start, len(self) if variable in self.outputs else max(used, default=start)
+
+    @cached_property
+    def _live(self) -> tuple[tuple[Variable, ...], ...]:
+        live: list[list[Variable]] = [[] for _ in self.equations]
+        for variable in self.variables:
+            start, end = self.live_range(variable)
+            held = variable.kind != "intermediate"
+            for i in range(0 if held else start, len(self) if held else min(end + 1, len(self))):
+                live[i].append(variable)
+        return tuple(map(tuple, live))
+
+    def live_at(self, index: int) -> tuple[Variable, ...]:
+        """The variables in memory while equation ``index`` runs, its outputs included.
+
+        Inputs and constants are always among them: the caller holds them.
+        """
+        return self._live[index]
+
+    def live_bytes(self, index: int) -> int:
+        """Bytes in memory while equation ``index`` runs, with what its nested graphs need."""
+        inside = max((n.graph.temporary_bytes for n in self.equations[index].nested), default=0)
+        return sum(v.bytes for v in self._live[index]) + inside
+
+    @cached_property
+    def temporary_bytes(self) -> int:
+        """The most bytes at once that are neither inputs, constants nor outputs."""
+        fixed = {*self.inputs, *self.constants, *self.outputs}
+        held = [sum(v.bytes for v in live if v in fixed) for live in self._live]
+        return max((self.live_bytes(i) - held[i] for i in range(len(self))), default=0)
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        """The most bytes in memory at once, if equations run in order and nothing is fused.
+
+        Inputs and constants count throughout; a value is freed after its last use. A compiler
+        fuses operations and reuses buffers, and so needs less.
+        """
+        ends = [sum(v.bytes for v in {*self.inputs, *self.constants, *self.outputs})]
+        return max(ends + [self.live_bytes(i) for i in range(len(self))])
+
+    @cached_property
+    def flops(self) -> int:
+        """Estimated floating-point operations of one call (``functional_bp.costs``)."""
+        return sum(equation.flops for equation in self.equations)
+
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes that the equations read in one call, before any fusion."""
+        return sum(equation.bytes_read for equation in self.equations)
+
+    @cached_property
+    def bytes_written(self) -> int:
+        """Bytes that the equations write in one call, before any fusion."""
+        return sum(equation.bytes_written for equation in self.equations)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written in one call, before any fusion."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all inputs and constants."""
+        return sum(v.bytes for v in (*self.inputs, *self.constants))
+
+    def walk(self, depth: int = 0, runs: int = 1) -> Iterator[Visit]:
+        """Every equation, those of nested graphs after the equation that holds them."""
+        for equation in self.equations:
+            yield Visit(self, equation, depth, runs)
+            for nested in equation.nested:
+                inner = runs * (1 if nested.runs is None else nested.runs)
+                yield from nested.graph.walk(depth + 1, inner)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every loop's trip count is known, so that costs are not lower bounds."""
+        return all(n.runs is not None for visit in self.walk() for n in visit.equation.nested)
+
+    def text(self, width: int | None = None, depth: int = 1) -> str:
+        """The graph as an aligned table.
+
+        Args:
+            width: characters per line, by default the terminal's. Narrower tables cut long cells,
+                then leave out the name scope, the source and the rule.
+            depth: nested graphs are shown to this depth, and as one line each below it.
+        """
+        from functional_bp.graph.text import graph_text
+
+        return graph_text(self, width, depth)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        count = lambda n, what: f"{n} {what}{'' if n == 1 else 's'}"  # noqa: E731
+        return (
+            f"<Graph {self.name}: {count(len(self.inputs), 'input')}, "
+            f"{count(len(self), 'equation')}, {count(len(self.outputs), 'output')}>"
+        )
