@@ -1,0 +1,139 @@
+"""``bp.value_and_grad`` beside ``jax.value_and_grad``: the same models, one run, interleaved.
+
+Compiled temporaries and flops come from the compiler and do not vary. Seconds do: both sides are
+repeated in turns, and the ratio is the median of the ratios of neighbours.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import functional_bp as bp
+from functional_bp.bench.models import Model
+
+SIDES: dict[str, Callable[..., Any]] = {"jax": jax.value_and_grad, "bp": bp.value_and_grad}
+
+
+def measure(models: Mapping[str, Callable[[], Model]], repeats: int) -> list[dict[str, Any]]:
+    """One row per model: each figure for JAX, and ours as a ratio to it."""
+    return [_row(name, make(), repeats) for name, make in models.items()]
+
+
+def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
+    loss, params, data = model
+    compiled, compile_seconds = {}, {}
+    for side, transform in SIDES.items():
+        lowered = jax.jit(transform(loss)).lower(params, *data)
+        start = time.perf_counter()
+        compiled[side] = lowered.compile()
+        compile_seconds[side] = time.perf_counter() - start
+    values = {side: run(params, *data) for side, run in compiled.items()}
+    return {
+        "model": name,
+        "largest_error": _largest_error(values["jax"], values["bp"]),
+        "trace_seconds": _interleaved(
+            {side: _tracer(transform, loss, params, data) for side, transform in SIDES.items()},
+            max(3, repeats // 2),
+        ),
+        "compile_seconds": _with_ratio(compile_seconds),
+        "run_seconds": _interleaved(
+            {s: _runner(c, params, data) for s, c in compiled.items()}, repeats
+        ),
+        "temporary_bytes": _with_ratio(
+            {s: c.memory_analysis().temp_size_in_bytes for s, c in compiled.items()}
+        ),
+        "flops": _with_ratio({s: _flops(c) for s, c in compiled.items()}),
+    }
+
+
+def _tracer(transform: Any, loss: Any, params: Any, data: Any) -> Callable[[], Any]:
+    def trace() -> None:
+        jax.clear_caches()
+        jax.jit(transform(lambda *args: loss(*args))).lower(params, *data)
+
+    return trace
+
+
+def _runner(compiled: Any, params: Any, data: Any) -> Callable[[], Any]:
+    once = time.perf_counter()
+    jax.block_until_ready(compiled(params, *data))
+    calls = max(1, int(0.02 / max(time.perf_counter() - once, 1e-6)))  # at least ~20 ms a sample
+
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            out = compiled(params, *data)
+        jax.block_until_ready(out)
+        return (time.perf_counter() - start) / calls
+
+    return run
+
+
+def _interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    samples: dict[str, list[float]] = {side: [] for side in runs}
+    for i in range(repeats):
+        for side in list(runs) if i % 2 else list(reversed(runs)):
+            start = time.perf_counter()
+            own = runs[side]()
+            samples[side].append(own if own is not None else time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(samples["jax"], samples["bp"], strict=True)]
+    medians = {side: statistics.median(values) for side, values in samples.items()}
+    return {**medians, "ratio": statistics.median(ratios)}
+
+
+def _with_ratio(figures: dict[str, float]) -> dict[str, float]:
+    jax_figure = figures["jax"]
+    same = 1.0 if figures["bp"] == 0 else float("inf")
+    return {**figures, "ratio": figures["bp"] / jax_figure if jax_figure else same}
+
+
+def _flops(compiled: Any) -> float:
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float(analysis.get("flops", 0.0))
+
+
+def _largest_error(expected: Any, got: Any) -> float:
+    """Largest difference of any leaf, relative to the leaf's largest entry."""
+    errors = [
+        np.max(np.abs(np.asarray(b) - np.asarray(a))) / max(np.max(np.abs(np.asarray(a))), 1e-30)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True)
+        if np.size(a)
+    ]
+    return float(max(errors))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as an aligned table of ratios, ours over JAX's; below 1 is less."""
+    head = ["model", "error", "trace", "compile", "run", "temporaries", "flops", "jax run", "jax temp"]
+    lines = []
+    for row in rows:
+        ratio = lambda key: f"{row[key]['ratio']:.2f}"  # noqa: B023, E731
+        lines.append(
+            [row["model"], f"{row['largest_error']:.0e}", ratio("trace_seconds"),
+             ratio("compile_seconds"), ratio("run_seconds"),
+             f"{row['temporary_bytes']['ratio']:.3f}", f"{row['flops']['ratio']:.3f}",
+             f"{row['run_seconds']['jax'] * 1e3:.2f} ms",
+             f"{row['temporary_bytes']['jax'] / 2**20:.2f} MiB"]
+        )  # fmt: skip
+    median = lambda key: statistics.median(row[key]["ratio"] for row in rows)  # noqa: E731
+    lines.append(
+        ["median", "", f"{median('trace_seconds'):.2f}", f"{median('compile_seconds'):.2f}",
+         f"{median('run_seconds'):.2f}", f"{median('temporary_bytes'):.3f}",
+         f"{median('flops'):.3f}", "", ""]
+    )  # fmt: skip
+    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+    show = lambda line: "  ".join(  # noqa: E731
+        [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]
+    )
+    about = (
+        f"bp.value_and_grad over jax.value_and_grad, jax {jax.__version__} on "
+        f"{jax.devices()[0].device_kind}; ratios below 1 are less"
+    )
+    return "\n".join([about, "", show(head), *map(show, lines)])
