@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
+from jax.sharding import AxisType, use_abstract_mesh
 
 from functional_bp import _jax
 from functional_bp.errors import RuleError, compose, describe
@@ -161,9 +162,20 @@ def _from_joint(step: Step, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
 
 
 def zeros(aval: Any) -> Any:
-    """Zeros of a value's type, varying over the same manual mesh axes."""
-    array = lax.full(aval.shape, 0, aval.dtype)
-    return match_axes(array, aval)
+    """Zeros as a cotangent of a value: in its sharding, varying over the same mesh axes."""
+    return match_axes(match_sharding(lax.full(aval.shape, 0, aval.dtype), aval), aval)
+
+
+def match_sharding(array: Any, aval: Any) -> Any:
+    """``array``, in the sharding of a cotangent of ``aval``, where shardings are explicit."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    target = sharding.update(spec=_jax.cotangent_spec(sharding.spec))
+    if jax.typeof(array).sharding == target:
+        return array
+    with use_abstract_mesh(target.mesh):
+        return jax.reshard(array, target)
 
 
 def match_axes(array: Any, aval: Any) -> Any:
@@ -198,7 +210,7 @@ def fit(bar: Any, aval: Any, step: Step) -> Any:
         bar = unbroadcast(bar, aval.shape)
         if bar is None:
             raise _misfit(bar, aval, step, "the wrong shape")
-    return match_axes(bar, aval)
+    return match_axes(match_sharding(bar, aval), aval)
 
 
 def unbroadcast(bar: Any, shape: tuple[int, ...]) -> Any:

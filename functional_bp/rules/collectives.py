@@ -21,7 +21,7 @@ from jax import lax
 
 from functional_bp import _jax
 from functional_bp.cases import case, real
-from functional_bp.rule import no_tangent_space, rule
+from functional_bp.rule import rule
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.sharded import REPLICATED, blockwise, mesh_size
 
@@ -330,9 +330,3 @@ rule(lax.all_to_all_p, "x -> y", x=all_to_all_x, cases=[
 rule(lax.ragged_all_to_all_p,
      "operand, output, input_offsets, send_sizes, output_offsets, recv_sizes -> y",
      operand=ragged_operand, output=ragged_output)  # fmt: skip
-
-no_tangent_space(
-    lax.axis_index_p,
-    "An integer: the device's position along a mesh axis.",
-    [case(blockwise(lambda x: x * lax.axis_index("i")), real(4, 3))],
-)
