@@ -1,0 +1,8 @@
+"""``python -m functional_bp``: the same as the command ``functional-bp``."""
+
+import sys
+
+from functional_bp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
