@@ -1,4 +1,4 @@
-"""Reading and writing at computed positions: ``dynamic_slice``, ``dynamic_update_slice``, ``gather``.
+"""Reading and writing at computed positions: gather and the dynamic slices.
 
 All three copy entries from one place to another. The adjoint of a copy is an addition back to the
 place that was read, and nothing more: positions are integers, so they have no cotangent.
@@ -125,7 +125,8 @@ def gathered(
 
 def _rows(mode: str, **promises: Any) -> Any:
     dimensions = lax.GatherDimensionNumbers((1,), (0,), (0,))
-    return lambda x, i: lax.gather(x, i[:, None], dimensions, (1, x.shape[1]), mode=mode, **promises)
+    sizes = lambda x: (1, x.shape[1])  # noqa: E731
+    return lambda x, i: lax.gather(x, i[:, None], dimensions, sizes(x), mode=mode, **promises)
 
 
 _OUTSIDE = [3, -1, 7, 0, 3]
