@@ -1,0 +1,1 @@
+"""Training with own gradients: a jit-compiled step on optax, and a first complete run."""
