@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from functional_bp.rules.improvements import Improvement
 
 PIPE_WIDTH = 180  # characters per line where the output is not a terminal
-NARROW = 110  # below this the table leaves columns out
+WIDEST_COLUMN = 28  # characters; of all columns but the last
+NARROW = 120  # below this the table leaves columns out
 LONGEST_CODE = 60  # lines of a rule's source that are shown
 
 
@@ -45,20 +46,22 @@ def run(args: argparse.Namespace) -> int:
         return _improvements(args.name or "", args.json)
     from functional_bp import rules
 
-    by_name = {primitive.name: rule for primitive, rule in rules.items()}
+    every = sorted(rules.values(), key=lambda rule: rule.primitive.name)
     if args.name is None:
-        return _list(sorted(by_name.items()), args.json)
-    matching = sorted(item for item in by_name.items() if args.name in item[0])
-    if args.name in by_name:
-        facts = describe_rule(by_name[args.name])
-        print(json.dumps(facts, indent=2, ensure_ascii=False) if args.json else _in_full(facts))
-        others = [name for name, _ in matching if name != args.name]
-        if others and not args.json:
+        return _list(every, args.json)
+    matching = [rule for rule in every if args.name in rule.primitive.name]
+    exact = [rule for rule in matching if rule.primitive.name == args.name]
+    if exact and args.json:
+        return _list(exact, as_json=True)
+    if exact:
+        print("\n\n".join(_in_full(describe_rule(rule)) for rule in exact))
+        others = [rule.primitive.name for rule in matching if rule not in exact]
+        if others:
             print(f"\nSee also: {', '.join(others)}")
         return 0
     if matching:
         return _list(matching, args.json)
-    near = difflib.get_close_matches(args.name, by_name, n=5)
+    near = difflib.get_close_matches(args.name, {rule.primitive.name for rule in every}, n=5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     print(f"functional-bp rules: no rule's name contains {args.name!r}{hint}", file=sys.stderr)
     return 2
@@ -106,18 +109,19 @@ def _short_path(file: str) -> str:
     return str(Path(file).relative_to(home)) if Path(file).is_relative_to(home) else file
 
 
-def _keeps(facts: Mapping[str, Any], mark: str = "_bar") -> str:
+def _keeps(facts: Mapping[str, Any]) -> str:
+    """``x_bar: y; y_bar: x``, ``nothing`` for a linear rule, ``–`` where there is no cotangent."""
     if not facts["keeps"]:
-        return "what its graphs keep" if facts["kind"] == "structural" else "–"
+        return "as the graph needs" if facts["kind"] == "structural" else "–"
     parts = []
     for operand, kept in facts["keeps"].items():
-        bars = ", ".join(name + mark for name in operand.split(", "))
+        bars = ", ".join(name + "_bar" for name in operand.split(", "))
         parts.append(f"{bars}: {', '.join(kept) or 'nothing'}")
     return "; ".join(parts) if any(facts["keeps"].values()) else "nothing"
 
 
-def _list(rules: Sequence[tuple[str, Rule]], as_json: bool) -> int:
-    facts = [describe_rule(rule) for _, rule in rules]
+def _list(rules: Sequence[Rule], as_json: bool) -> int:
+    facts = [describe_rule(rule) for rule in rules]
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
@@ -127,15 +131,14 @@ def _list(rules: Sequence[tuple[str, Rule]], as_json: bool) -> int:
             entry["kind"],
             entry["signature"],
             _keeps(entry),
-            entry["derivation"].partition("\n")[0],
             f"{os.path.basename(entry['file'])}:{entry['line']}",
+            entry["derivation"].partition("\n")[0],
         ]
         for entry in facts
     ]
-    headings = ["primitive", "kind", "signature", "keeps", "derivation", "rule"]
-    if _width() < NARROW:
-        headings, rows = headings[:1] + headings[3:5], [row[:1] + row[3:5] for row in rows]
-    _print_table(headings, rows)
+    headings = ["primitive", "kind", "signature", "keeps", "rule", "derivation"]
+    shown = range(6) if _width() >= NARROW else (0, 3, 5)
+    _print_table([headings[i] for i in shown], [[row[i] for i in shown] for row in rows])
     kinds = Counter(entry["kind"] for entry in facts).most_common()
     total = f"{len(facts)} rule{'' if len(facts) == 1 else 's'}"
     print(f"{total}: {', '.join(f'{count} {kind}' for kind, count in kinds)}")
@@ -206,14 +209,22 @@ def _improvements(part: str, as_json: bool) -> int:
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        shown = ["name", "at", "jax", "ours", "true", "source"]
-        shown = shown if _width() >= NARROW else ["name", "jax", "ours", "true"]
-        headings = ["JAX's" if h == "jax" else h for h in shown]
-        _print_table(headings, [[entry[h] for h in shown] for entry in facts], cut=False)
-        print(f"{len(facts)} improvements, {len(facts) - len(wrong)} agree with the true value")
+        print("\n\n".join(map(_improvement_text, facts)))
+        print(f"\n{len(facts)} improvements, {len(facts) - len(wrong)} with the true value")
     if wrong:
         print(f"functional-bp rules: not the true value: {', '.join(wrong)}", file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _improvement_text(facts: Mapping[str, Any]) -> str:
+    """One improvement in a few lines."""
+    rows = [
+        ("at", f"{facts['at']} ({facts['dtype']})"),
+        ("JAX", facts["jax"]),
+        ("ours", facts["ours"] + ("" if facts["agrees"] else "   NOT THE TRUE VALUE")),
+        ("true", f"{facts['true']}   {facts['source']}"),
+    ]
+    return "\n".join([facts["name"], *(f"  {label:<6}{text}" for label, text in rows)])
 
 
 def _our_gradient(entry: Improvement) -> tuple[str, bool]:
@@ -256,17 +267,20 @@ def _width() -> int:
     return shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], cut: bool = True) -> None:
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table of one line per row, the longest cells cut; the last column takes what is left."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        fixed = heading in ("primitive", "kind", "rule") and cut
-        overflow = "ellipsis" if cut else "fold"
-        table.add_column(heading, no_wrap=cut, overflow=overflow, min_width=fixed and 10 or None)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    columns = list(zip(headings, *rows))
+    widths = [min(max(map(cell_len, column)), WIDEST_COLUMN) for column in columns[:-1]]
+    widths.append(max(_width() - sum(widths) - 3 * len(widths), len(headings[-1])))
+    for heading, width in zip(headings, widths):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
     for row in rows:
         table.add_row(*map(Text, row))
     Console(width=_width(), highlight=False).print(table)

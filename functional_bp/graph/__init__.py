@@ -6,5 +6,6 @@ from functional_bp.graph.view import Equation as Equation
 from functional_bp.graph.view import Graph as Graph
 from functional_bp.graph.view import Nested as Nested
 from functional_bp.graph.view import RuleOf as RuleOf
+from functional_bp.graph.view import UnknownVariableError as UnknownVariableError
 from functional_bp.graph.view import Variable as Variable
 from functional_bp.graph.view import Visit as Visit

@@ -26,8 +26,14 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.interpreters import ad
 
 from functional_bp import costs
-from functional_bp.errors import describe
+from functional_bp.errors import BackpropError, describe
 from functional_bp.rule import Rule, rules
+
+
+class UnknownVariableError(BackpropError, KeyError):
+    """A graph has no variable of that name."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +253,7 @@ class Graph:
         """The variable of that name, output path, or jaxpr variable.
 
         Raises:
-            KeyError: there is none; the message lists near names.
+            UnknownVariableError: there is none; the message lists near names.
         """
         if isinstance(key, Variable):
             return key
@@ -256,7 +262,7 @@ class Graph:
         if key not in self._by_name:
             near = difflib.get_close_matches(key, self._by_name, n=4, cutoff=0.4)
             hint = f"; near it: {', '.join(near)}" if near else ""
-            raise KeyError(f"no variable of {self.name} is called {key!r}{hint}")
+            raise UnknownVariableError(f"no variable of {self.name} is called {key}{hint}")
         return self._by_name[key]
 
     def __contains__(self, key: object) -> bool:
