@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 import jax
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
-from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 from jax.sharding import PartitionSpec
 
 
@@ -100,3 +101,43 @@ def side_by_side(aval: Any, axis_names: Sequence[str]) -> Any:
     if summed_by is not None:
         parts["unreduced_kind"] = summed_by
     return PartitionSpec(*first, **parts)
+
+
+def is_reference(aval: Any) -> bool:
+    """Whether a value of this type is a mutable reference."""
+    return isinstance(aval, jax.ref.AbstractRef)
+
+
+def makes_references(graph: Any) -> bool:
+    """Whether an equation or a jaxpr makes mutable references, itself or inside."""
+    from jax._src.core import internal_mutable_array_effect  # no public name
+
+    return internal_mutable_array_effect in graph.effects
+
+
+@lru_cache(maxsize=1024)
+def discharged(jaxpr: Any) -> Any:
+    """The jaxpr with each reference operand as a value, its last value a further output."""
+    closed = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())  # JAX 0.12, 0.10
+    return find_helper("state.discharge.discharge_state")(closed)
+
+
+def discharge(eqn: JaxprEqn, held: Sequence[bool], values: Sequence[Any]) -> tuple[Any, Any]:
+    """Run an equation on the values of its references, those that ``held`` marks.
+
+    Returns the references' new values (None where unchanged), and the outputs. JAX has such a
+    rule for each operation that may hold a reference; its signature differs between versions.
+    """
+    home = importlib.import_module("jax._src.state.discharge")
+    rule = home._discharge_rules.get(eqn.primitive)
+    in_avals, out_avals = [a.aval for a in eqn.invars], [v.aval for v in eqn.outvars]
+    if hasattr(home, "DischargeContext"):  # JAX 0.12
+        context: tuple[Any, ...] = (home.DischargeContext(in_avals, out_avals, list(held), False),)
+    else:
+        partial = home._partial_discharge_rules.get(eqn.primitive)
+        context = (in_avals, out_avals) if partial is None else (list(held), in_avals, out_avals)
+        rule = partial or rule
+    if rule is None:
+        raise NotImplementedError(f"JAX cannot rewrite {eqn.primitive.name!r} on a reference")
+    newest, outs = rule(*context, *values, **eqn.params)
+    return newest, outs if eqn.primitive.multiple_results else [outs]

@@ -9,6 +9,7 @@ import jax
 
 from functional_bp import _jax
 from functional_bp.errors import compose
+from functional_bp.rules.references import without_references
 
 
 class Traced(NamedTuple):
@@ -50,7 +51,7 @@ def trace_flat(fun: Callable[..., Any], args: Sequence[Any], has_aux: bool = Fal
 
     with _explaining_tracer_errors():
         closed = jax.make_jaxpr(flat)(*leaves)
-    jaxpr, consts = _jax.open_jaxpr(closed)
+    jaxpr, consts = without_references(*_jax.open_jaxpr(closed), leaves)
     out_tree, out_count, aux_tree, traced, fixed = trees
 
     def rebuild_aux(values: Sequence[Any]) -> Any:
