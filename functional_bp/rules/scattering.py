@@ -244,13 +244,12 @@ def extreme(scatter: Any) -> Any:
         y = scatter(x, indices, u, dimension_numbers, **options)
         reached = back(y)
         is_best, was_best = lax.eq(u, reached), lax.eq(back(x), reached)
-        count = lax.scatter_add(
-            zeros(jax.typeof(x).update(dtype=np.dtype(np.int32), weak_type=False)),
-            indices, lax.convert_element_type(is_best, np.int32), dimension_numbers, **options,
-        )  # fmt: skip
-        total = lax.add(back(count), lax.convert_element_type(was_best, np.int32))
-        total = lax.convert_element_type(lax.max(total, np.int32(1)), x.dtype)
-        share = lambda on: lax.div(lax.convert_element_type(on, x.dtype), total)  # noqa: E731
+        counting = np.promote_types(x.dtype, np.float32)  # bfloat16 counts no further than 256
+        one = lambda on: lax.convert_element_type(on, counting)  # noqa: E731
+        blank = zeros(jax.typeof(x).update(dtype=counting, weak_type=False))
+        count = lax.scatter_add(blank, indices, one(is_best), dimension_numbers, **options)
+        even = lax.convert_element_type(1 / (back(count) + one(was_best)), x.dtype)
+        share = lambda on: lax.select(on, even, lax.full_like(even, 0))  # noqa: E731
         return y, (share(was_best), share(is_best))
 
     return forward
