@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.dtypes import float0
 
 SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -53,7 +54,8 @@ def describe(value: Any) -> str:
         if isinstance(value, bool | int | float | complex | np.generic):
             return f"{type(value).__name__} {value!r}"
         return type(value).__name__
-    return f"{SHORT_DTYPES.get(str(dtype), str(dtype))}[{','.join(map(str, shape))}]"
+    name = "float0" if dtype == float0 else SHORT_DTYPES.get(str(dtype), str(dtype))
+    return f"{name}[{','.join(map(str, shape))}]"
 
 
 def compose(what: str, *, got: str = "", expected: str = "", where: str = "", do: str = "") -> str:
@@ -72,6 +74,6 @@ def missing_rule(name: str, where: str, operands: Sequence[Any]) -> MissingRuleE
             got=f"{name}({', '.join(map(describe, operands))}) on the way to a wanted gradient",
             expected="a VJP rule, ours or one that its author registered with JAX",
             do=f'write one:  bp.rule(primitive, "{letters} -> y", x0=lambda y_bar, ...: ...)\n'
-            "            or keep the gradient away from it with jax.lax.stop_gradient",
+            "            or pass its arguments through jax.lax.stop_gradient",
         )
     )

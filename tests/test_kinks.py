@@ -14,6 +14,9 @@ import functional_bp as bp
 
 inf, nan = np.inf, np.nan
 
+# jnp.hypot was a formula of max and min, and has a derivative of its own since.
+HYPOT = (0.5, 0.5) if jax.__version_info__ < (0, 11) else (nan, nan)
+
 
 class Point(NamedTuple):
     """A function whose outputs are summed, a point, and the gradient of every float argument."""
@@ -40,7 +43,7 @@ TABLE = [
     Point("cbrt at 0",                lax.cbrt,                         (0.0,),               (inf,)),
     Point("log at 0",                 lax.log,                          (0.0,),               (inf,)),
     Point("norm at 0",                jnp.linalg.norm,                  ([0.0, 0.0],),        ([nan, nan],)),
-    Point("hypot at 0, 0",            jnp.hypot,                        (0.0, 0.0),           (0.5, 0.5)),
+    Point("hypot at 0, 0",            jnp.hypot,                        (0.0, 0.0),           HYPOT),
     Point("x**0. at 0",               lambda x: x ** jnp.float64(0.0),  (0.0,),               (nan,)),
     Point("x**0 at 0",                lambda x: x ** 0,                 (0.0,),               (0.0,)),
     Point("x**1 at 0",                lambda x: x ** 1,                 (0.0,),               (1.0,)),
@@ -81,12 +84,6 @@ TABLE = [
 # fmt: on
 
 IDS = [point.name for point in TABLE]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 def gradient_at(grad: Any, point: Point) -> tuple[Any, ...]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import enclosures
-import jax
 import pytest
 from properties import PROPERTIES, close, compiled, measure, tolerance
 
@@ -25,12 +24,6 @@ def all_cases() -> list[Any]:
 
 def first_cases() -> list[Any]:
     return [parameter for parameter in all_cases() if parameter.values[1] == 0]
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.mark.parametrize(("rule", "k"), all_cases())
