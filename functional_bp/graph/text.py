@@ -8,7 +8,8 @@ import shutil
 import textwrap
 from typing import NamedTuple
 
-from functional_bp.graph.view import Equation, Graph, Nested, Variable
+from functional_bp.graph.parts import Equation, Nested, Variable
+from functional_bp.graph.view import Graph
 
 CUT = "…"
 MOST_LEFT = 32  # characters of "name: type" before the equals sign that are aligned

@@ -14,7 +14,8 @@ from functional_bp import _jax, costs
 from functional_bp.errors import SHORT_DTYPES
 from functional_bp.graph import names
 from functional_bp.graph.nested import Inner, inner_graphs
-from functional_bp.graph.view import Equation, Graph, Nested, Variable
+from functional_bp.graph.parts import Equation, Nested, Variable
+from functional_bp.graph.view import Graph
 
 
 def name(x: Any, tag: str) -> Any:
