@@ -157,8 +157,8 @@ def jacrev(
         out, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
         _check_outputs("jacrev", out, holomorphic)
         rows = jax.vmap(pullback)(_standard_basis(out))
-        rows = rows[0] if isinstance(argnums, int) else rows
-        source = chosen[0] if isinstance(argnums, int) else chosen
+        rows = rows if isinstance(argnums, Sequence) else rows[0]
+        source = chosen if isinstance(argnums, Sequence) else chosen[0]
         blocks = jax.tree.map(lambda leaf: _split_rows(leaf, out), rows)
         found = jax.tree.transpose(jax.tree.structure(source), jax.tree.structure(out), blocks)
         return (found, aux) if has_aux else found
@@ -188,7 +188,7 @@ def jacfwd(
         out_axes = (None, -1, None) if has_aux else (None, -1)
         out, columns, *aux = jax.vmap(push, out_axes=out_axes)(*_standard_basis(chosen))
         _check_outputs("jacfwd", out, holomorphic)
-        source = chosen[0] if isinstance(argnums, int) else chosen
+        source = chosen if isinstance(argnums, Sequence) else chosen[0]
         found = jax.tree.map(lambda leaf: _split_columns(leaf, source), columns)
         return (found, *aux) if has_aux else found
 

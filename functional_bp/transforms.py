@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import dtypes
+from jax import dtypes, lax
 from jax.extend.core import Jaxpr, Literal
 
 from functional_bp import backprop
@@ -106,7 +106,12 @@ def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
 def _as_cotangent(bar: Any, aval: Any) -> Any:
     if not has_tangent(aval):
         return np.zeros(getattr(aval, "shape", ()), dtypes.float0)
-    return backprop.zeros(aval) if bar is None else bar
+    bar = backprop.zeros(aval) if bar is None else bar
+    if aval.weak_type and not jax.typeof(bar).weak_type:  # as JAX: weak in, weak out
+        bar = lax.convert_element_type_p.bind(
+            bar, new_dtype=aval.dtype, weak_type=True, sharding=None
+        )
+    return bar
 
 
 def vjp(
@@ -188,7 +193,7 @@ def value_and_grad(
         _check_scalar(fun, value, holomorphic)
         (seed,) = [jnp.ones((), jax.typeof(leaf).dtype) for leaf in jax.tree.leaves(value)]
         grads = pullback(jax.tree.unflatten(jax.tree.structure(value), [seed]))
-        grads = grads[0] if isinstance(argnums, int) else grads
+        grads = grads if isinstance(argnums, Sequence) else grads[0]
         return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_fun
@@ -221,7 +226,7 @@ def choose(
     fun: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function of the chosen positional arguments alone, and those arguments."""
-    numbers = [operator.index(i) for i in ([argnums] if isinstance(argnums, int) else argnums)]
+    numbers = [operator.index(i) for i in (argnums if isinstance(argnums, Sequence) else [argnums])]
     for i in numbers:
         if not -len(args) <= i < len(args):
             raise ValueError(
