@@ -222,7 +222,7 @@ def qr(q, r, p, q_bar=None, r_bar=None, *, full_matrices):
     m, n = q.shape[-2], r.shape[-1]
     q_bar, r_bar = (None if bar is None else conj(bar) for bar in (q_bar, r_bar))
     if m < n:
-        a_bar = _wide_qr(q, r, q_bar, r_bar)
+        a_bar = wide_qr(q, r, q_bar, r_bar)
     else:
         if full_matrices and m > n:
             q_bar = None if q_bar is None else _bar_of_thin_columns(q, q_bar, n)
@@ -234,7 +234,7 @@ def qr(q, r, p, q_bar=None, r_bar=None, *, full_matrices):
     return conj(a_bar)
 
 
-def _wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
+def wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
     """Fewer rows than columns: the first columns fix Q, the others are projected on it."""
     m, n = r.shape[-2:]
     first = columns(r, 0, m)

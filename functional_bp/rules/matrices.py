@@ -101,12 +101,12 @@ def diagonal(x: Array) -> Array:
 
 
 def by_column(d: Array, like: Array) -> Array:
-    """d_j in every row of column j, in the shape of ``like``: X ∘ by_column(d) = X diag(d)."""
+    """d_j in all rows of column j, in the shape of ``like``; X diag(d) = X ∘ by_column(d)."""
     return lax.broadcast_in_dim(d, like.shape, [*range(d.ndim - 1), like.ndim - 1])
 
 
 def by_row(d: Array, like: Array) -> Array:
-    """d_i in every column of row i: X ∘ by_row(d) = diag(d) X."""
+    """d_i in all columns of row i; diag(d) X = X ∘ by_row(d)."""
     return lax.broadcast_in_dim(d, like.shape, range(d.ndim))
 
 
