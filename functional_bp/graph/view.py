@@ -17,9 +17,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from jax.extend.core import Jaxpr, Var
@@ -125,6 +126,10 @@ class Graph:
                     uses[v].append(equation.index)
         return {v: (defined.get(v, -1), tuple(used)) for v, used in uses.items()}
 
+    @cached_property
+    def _ends(self) -> frozenset[Variable]:
+        return frozenset(self.outputs)
+
     def uses(self, variable: str | Variable) -> tuple[Equation, ...]:
         """The equations that take the variable as an input, in order."""
         return tuple(self.equations[i] for i in self._places[self[variable]][1])
@@ -142,36 +147,45 @@ class Graph:
         """
         variable = self[variable]
         start, used = self._places[variable]
-        return start, len(self) if variable in self.outputs else max(used, default=start)
+        return start, len(self) if variable in self._ends else max(used, default=start)
 
-    @cached_property
-    def _live(self) -> tuple[tuple[Variable, ...], ...]:
-        live: list[list[Variable]] = [[] for _ in self.equations]
-        for variable in self.variables:
-            start, end = self.live_range(variable)
-            held = variable.kind != "intermediate"
-            for i in range(0 if held else start, len(self) if held else min(end + 1, len(self))):
-                live[i].append(variable)
-        return tuple(map(tuple, live))
+    def _span(self, variable: Variable) -> range:
+        """The equations while which the value is in memory; the caller holds inputs throughout."""
+        if variable.kind != "intermediate":
+            return range(len(self))
+        start, end = self.live_range(variable)
+        return range(start, min(end + 1, len(self)))
 
     def live_at(self, index: int) -> tuple[Variable, ...]:
         """The variables in memory while equation ``index`` runs, its outputs included.
 
         Inputs and constants are always among them: the caller holds them.
         """
-        return self._live[index]
+        return tuple(v for v in self.variables if index in self._span(v))
 
     def live_bytes(self, index: int) -> int:
         """Bytes in memory while equation ``index`` runs, with what its nested graphs need."""
-        inside = max((n.graph.temporary_bytes for n in self.equations[index].nested), default=0)
-        return sum(v.bytes for v in self._live[index]) + inside
+        return self._live_bytes[index]
+
+    @cached_property
+    def _live_bytes(self) -> tuple[int, ...]:
+        return self._sum_live(self.variables)
+
+    def _sum_live(self, variables: Iterable[Variable]) -> tuple[int, ...]:
+        """For each equation: bytes of those variables that are live, and of what is inside it."""
+        change = [0] * (len(self) + 1)
+        for variable in variables:
+            span = self._span(variable)
+            change[span.start] += variable.bytes
+            change[span.stop] -= variable.bytes
+        inside = [max((n.graph.temporary_bytes for n in e.nested), default=0) for e in self]
+        return tuple(held + extra for held, extra in zip(accumulate(change), inside))
 
     @cached_property
     def temporary_bytes(self) -> int:
         """The most bytes at once that are neither inputs, constants nor outputs."""
-        fixed = {*self.inputs, *self.constants, *self.outputs}
-        held = [sum(v.bytes for v in live if v in fixed) for live in self._live]
-        return max((self.live_bytes(i) - held[i] for i in range(len(self))), default=0)
+        passing = [v for v in self.variables if v.kind == "intermediate" and v not in self._ends]
+        return max(self._sum_live(passing), default=0)
 
     @cached_property
     def peak_bytes(self) -> int:
@@ -181,7 +195,7 @@ class Graph:
         fuses operations and reuses buffers, and so needs less.
         """
         ends = [sum(v.bytes for v in {*self.inputs, *self.constants, *self.outputs})]
-        return max(ends + [self.live_bytes(i) for i in range(len(self))])
+        return max([*ends, *self._live_bytes])
 
     @cached_property
     def flops(self) -> int:
