@@ -13,7 +13,7 @@ from functional_bp.rules.shapes import layout
 
 
 def regroup(array: Any, groups: int, source: int, target: int) -> Any:
-    """Split the leading factor ``groups`` off the axis ``source``, put it in front of ``target``."""
+    """Move the leading factor ``groups`` of the axis ``source`` to the front of ``target``."""
     if groups == 1:
         return array
     shape = list(array.shape)

@@ -17,6 +17,7 @@ from functional_bp.plan import Mask, Options, Structure, out_activity
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
 from functional_bp.rules.improvements import improvement
+from functional_bp.rules.reductions import flattened
 
 
 def fold(eqn: JaxprEqn) -> Any:
@@ -39,7 +40,7 @@ def fold(eqn: JaxprEqn) -> Any:
         kept = [i for i in range(arrays[0].ndim) if i not in axes]
         shape = tuple(arrays[0].shape[i] for i in kept)
         n = math.prod(arrays[0].shape[i] for i in axes)
-        level = [lax.reshape(x, (n, *shape), (*axes, *kept)) for x in arrays]
+        level = [flattened(x, axes)[0] for x in arrays]
         starts = [lax.broadcast(init, shape) for init in inits]
         if n == 0:
             return starts
@@ -82,7 +83,8 @@ def _from(init: Any, x: Any) -> Any:
         case(_rotation, real(4, 2), real(4, 2),
              reference=lambda x, y: (lambda z: (z.real, z.imag))(_complex_product(x, y)),
              note="one active operand of two: JAX raises TypeError"),
-        case(_from, real(), real(4), reference=lambda i, x: (1 + i) * lax.reduce_prod(1 + x, (0,)) - 1,
+        case(_from, real(), real(4),
+             reference=lambda i, x: (1 + i) * lax.reduce_prod(1 + x, (0,)) - 1,
              note="the initial value: JAX raises NotImplementedError"),
     ],
 )  # fmt: skip

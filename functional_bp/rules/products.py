@@ -1,4 +1,4 @@
-"""Matrix products: ``dot_general`` and ``ragged_dot_general``."""
+"""Matrix products: ``dot_general``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functional_bp.rule import rule
 from functional_bp.rules.shapes import layout
 
 
-def _axes(ndim: int, *taken: Any) -> list[int]:
+def other_axes(ndim: int, *taken: Any) -> list[int]:
     """The axes of an operand that are in none of ``taken``, in order."""
     used = {axis for group in taken for axis in group}
     return [axis for axis in range(ndim) if axis not in used]
@@ -27,8 +27,8 @@ def adjoint_dot(z_bar: Any, y: Any, x_t: Any, numbers: Any, z_kept: Any, z_other
     x's order of axes, so that no transpose follows, if there is such a one.
     """
     (x_contract, y_contract), (x_batch, y_batch) = numbers
-    x_kept = _axes(len(x_t.shape), x_contract, x_batch)
-    y_kept = _axes(y.ndim, y_contract, y_batch)
+    x_kept = other_axes(len(x_t.shape), x_contract, x_batch)
+    y_kept = other_axes(y.ndim, y_contract, y_batch)
     summed_by_y = [x_contract[i] for i in np.argsort(y_contract)]
     z_first = [*x_batch, *x_kept, *summed_by_y]
     y_first = [*x_batch, *summed_by_y, *x_kept]

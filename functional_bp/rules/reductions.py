@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import jax
 import numpy as np
 from jax import lax
 
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
-from functional_bp.rules.shapes import spread
+from functional_bp.rules.shapes import layout, spread
 
 rule(
     lax.reduce_sum_p, "x -> y", x=lambda y_bar, x_t, *, axes: spread(y_bar, x_t, axes),
@@ -49,15 +50,26 @@ def _extreme_cases(reduce):
 
 
 TIES = "m elements that tie get 1/m each"
-rule(lax.reduce_max_p, "x -> y", x=share_of_extreme, kinks=TIES, cases=_extreme_cases(lax.reduce_max))
-rule(lax.reduce_min_p, "x -> y", x=share_of_extreme, kinks=TIES, cases=_extreme_cases(lax.reduce_min))
+rule(
+    lax.reduce_max_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    cases=_extreme_cases(lax.reduce_max),
+)  # fmt: skip
+rule(
+    lax.reduce_min_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    cases=_extreme_cases(lax.reduce_min),
+)  # fmt: skip
 
 
 def flattened(x, axes):
     """``x`` with ``axes`` flattened into one leading axis, and the order of axes that does it."""
     order = (*axes, *(i for i in range(x.ndim) if i not in axes))
     n = math.prod(x.shape[i] for i in axes)
-    return lax.reshape(x, (n, *(x.shape[i] for i in order[len(axes) :])), order), order
+    moved = lax.transpose(x, order)
+    if len(axes) == 1:
+        return moved, order
+    kept = order[len(axes) :]
+    sharding = layout(jax.typeof(x), (None, *kept))
+    return lax.reshape(moved, (n, *(x.shape[i] for i in kept)), out_sharding=sharding), order
 
 
 def halves(x):
@@ -70,7 +82,8 @@ def halves(x):
 def product_of_halves(x):
     """The first level of the product's tree: the first half times the second half."""
     first, second, middle = halves(x)
-    return lax.concatenate([lax.mul(first, second), *middle], 0) if middle else lax.mul(first, second)
+    product = lax.mul(first, second)
+    return lax.concatenate([product, *middle], 0) if middle else product
 
 
 def product_by_tree(x, *, axes, out_sharding=None):
@@ -112,7 +125,8 @@ def share_of_product(y_bar, x, pairs, x_t, *, axes):
     """
     flat, order = flattened(x, axes)
     flat_bar = product_of_others(y_bar, flat, pairs)
-    permuted = lax.reshape(flat_bar, [x_t.shape[i] for i in order])
+    shape = [x_t.shape[i] for i in order]
+    permuted = lax.reshape(flat_bar, shape, out_sharding=layout(x_t, order))
     return lax.transpose(permuted, np.argsort(order))
 
 

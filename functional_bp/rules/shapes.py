@@ -1,4 +1,4 @@
-"""Operations that move, repeat or leave out elements: each is a 0/1 matrix, its adjoint the transpose.
+"""Operations that move, repeat or leave out elements: 0/1 matrices, transposed.
 
 Nothing is kept from the forward sweep. Where an element is used k times its cotangents are summed;
 where it is left out its cotangent is zero.
@@ -72,7 +72,7 @@ rule(
         case(lambda x: lax.broadcast_in_dim(x, (2, 3, 4), (0, 2)), real(1, 4)),
         case(lambda x: lax.broadcast_in_dim(x, (3, 1, 2), (0, 1)), real(1, 1), note="1 stays 1"),
         case(lambda x: lax.broadcast_in_dim(x, (2, 3), ()), cplx()),
-        case(lambda x: lax.broadcast_in_dim(x, (0, 3), (0, 1)), real(1, 3), note="1 copied 0 times"),
+        case(lambda x: lax.broadcast_in_dim(x, (0, 3), (0, 1)), real(1, 3), note="no copies"),
     ],
 )  # fmt: skip
 
@@ -81,7 +81,8 @@ def slice_of_concatenated(y_bar, xs_t, index, *, dimension):
     """x̄ₖ = the part of ȳ where xₖ stands.
 
     Derivation:
-        y[.., oₖ + i, ..] = xₖ[.., i, ..]  with  oₖ = Σ_{l<k} size of x_l   ⇒   x̄ₖ = ȳ[.., oₖ + i, ..]
+        y[.., oₖ + i, ..] = xₖ[.., i, ..]  with  oₖ = Σ_{l<k} size of x_l
+        ⇒   x̄ₖ[.., i, ..] = ȳ[.., oₖ + i, ..]
     """
     start = sum(x.shape[dimension] for x in xs_t[:index])
     return lax.slice_in_dim(y_bar, start, start + xs_t[index].shape[dimension], axis=dimension)
@@ -91,7 +92,7 @@ rule(
     lax.concatenate_p, "*xs -> y", xs=slice_of_concatenated,
     cases=[
         case(lambda a, b, c: lax.concatenate([a, b, c], 1), real(2, 1), real(2, 3), real(2, 0)),
-        case(lambda a, b: lax.concatenate([a, b, a], 0), cplx(2), cplx(1), note="one operand twice"),
+        case(lambda a, b: lax.concatenate([a, b, a], 0), cplx(2), cplx(1), note="a twice"),
     ],
 )  # fmt: skip
 
@@ -112,15 +113,10 @@ def unpad(y_bar, x_t, *, padding_config):
 
 
 def sum_over_padding(y_bar, x_t, *, padding_config):
-    """p̄ = Σ ȳ over the places that hold the padding value p.
-
-    Numerics:
-        the places are masked, not subtracted as Σȳ − Σx̄: no cancellation, and an infinite ȳ on
-        an element of x does not reach p̄.
-    """
-    places = lax.pad(lax.full(x_t.shape, False), True, padding_config)
-    kept = lax.select(places, y_bar, lax.full_like(y_bar, 0))
-    return lax.reduce_sum(kept, tuple(range(y_bar.ndim)))
+    """p̄ = Σ ȳ − Σ x̄: every element of y that is not one of x is the padding value p."""
+    everything = lambda array: lax.reduce_sum(array, tuple(range(array.ndim)))  # noqa: E731
+    x_bar = unpad(y_bar, x_t, padding_config=padding_config)
+    return lax.sub(everything(y_bar), everything(x_bar))
 
 
 rule(
@@ -129,7 +125,7 @@ rule(
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0))), real(2, 3)),
         case(lambda x: lax.pad(x, np.ones((), x.dtype), ((1, 2, 1), (-1, 1, 2))), real(3, 3)),
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((-2, 1, 1),)), real(4)),
-        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((2, -3, 0),)), real(2), note="x cut away"),
+        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((2, -3, 0),)), real(2), note="x cut off"),
         case(lambda x: lax.pad(x, np.ones((), x.dtype), ((1, 2, 3),)), real(0)),
         case(lambda p: lax.pad(np.zeros((2, 2)), p.real, ((1, 0, 0), (2, -1, 1))).astype(p.dtype),
              real(), reference=lambda p: np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 0, 1]]) * p,
@@ -165,7 +161,10 @@ rule(
 rule(
     lax.rev_p, "x -> y", x=lambda y_bar, *, dimensions: lax.rev(y_bar, dimensions),
     why="y[i] = x[n−1−i]  ⇒  x̄[i] = ȳ[n−1−i]: a reversal is its own transpose",
-    cases=[case(lambda x: lax.rev(x, (0, 2)), real(2, 3, 2)), case(lambda x: lax.rev(x, (0,)), cplx(3))],
+    cases=[
+        case(lambda x: lax.rev(x, (0, 2)), real(2, 3, 2)),
+        case(lambda x: lax.rev(x, (0,)), cplx(3)),
+    ],
 )  # fmt: skip
 
 
