@@ -18,6 +18,7 @@ from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.reductions import flattened
+from functional_bp.rules.shapes import layout
 
 
 def fold(eqn: JaxprEqn) -> Any:
@@ -41,7 +42,8 @@ def fold(eqn: JaxprEqn) -> Any:
         shape = tuple(arrays[0].shape[i] for i in kept)
         n = math.prod(arrays[0].shape[i] for i in axes)
         level = [flattened(x, axes)[0] for x in arrays]
-        starts = [lax.broadcast(init, shape) for init in inits]
+        like = layout(jax.typeof(level[0]), range(1, level[0].ndim))
+        starts = [lax.broadcast_in_dim(init, shape, (), out_sharding=like) for init in inits]
         if n == 0:
             return starts
         while (n := level[0].shape[0]) > 1:
