@@ -171,7 +171,8 @@ improvement("acosh of a large x in half precision", lax.acosh, at=(400.0,), true
             jax="0.0 in JAX 0.10: x² overflows", source="mpmath: 1/sqrt(400**2 - 1)",
             dtype="float16", rtol=2e-3)  # fmt: skip
 improvement("acosh of a complex x in the left half plane", lax.acosh, at=(-1.0 + 0.5j,),
-            true=-0.606155253420389433 - 0.776349347198923945j, jax="of the wrong sign in JAX 0.10: the other branch of √(x² − 1)",
+            true=-0.606155253420389433 - 0.776349347198923945j,
+            jax="of the wrong sign in JAX 0.10: the other branch of √(x² − 1)",
             source="mpmath: 1/(sqrt(x - 1) sqrt(x + 1))")  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from functional_bp.cases import case, cplx, integer, real
 from functional_bp.plan import Mask, Options, Structure
 from functional_bp.rule import rule, structure
 
-_tie = _jax.find_primitive("lax.lax.tie_p")
+_tie: Any = _jax.find_primitive("lax.lax.tie_p")
 # fmt: off
 rule(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
      why="y = x; the name is for whoever reads the graph",

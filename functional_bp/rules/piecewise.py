@@ -26,7 +26,7 @@ def _over_rows(function: Any) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
-SECOND = dict(second_order=False, note="the derivative is identically zero")
+SECOND: Any = dict(second_order=False, note="the derivative is identically zero")
 
 for _function, _primitive in ((lax.floor, lax.floor_p), (lax.ceil, lax.ceil_p),
                               (lax.round, lax.round_p)):  # fmt: skip
@@ -86,7 +86,7 @@ no_tangent_space(lax.linalg.lu_pivots_to_permutation_p, "a permutation",
 
 no_tangent_space(lax.iota_p, "has no operands",
                  cases=[case(lambda x: lax.iota(x.dtype, 3) * x, real(3))])
-_empty = _jax.find_primitive("lax.lax.empty2_p")
+_empty: Any = _jax.find_primitive("lax.lax.empty2_p")
 no_tangent_space(_empty, "has no operands; its values may be anything",
                  cases=[case(lambda x: x + 0 * _empty.bind(
                      dtype=x.dtype, memory_space=jax.memory.Space.Device), real(3))])
@@ -110,7 +110,7 @@ def _random(name: str) -> Any:
     return _jax.find_primitive(f"random.prng.{name}") or _jax.find_primitive(f"random.core.{name}")
 
 
-_threefry = _jax.find_primitive("random.threefry2x32.threefry2x32_p")
+_threefry: Any = _jax.find_primitive("random.threefry2x32.threefry2x32_p")
 for _function, _primitive in (
     (lambda key: jax.random.bits(key, (3,)), _random("random_bits_p")),
     (lambda key: jax.random.bits(jax.random.fold_in(key, 2), (3,)), _random("random_fold_in_p")),

@@ -111,7 +111,8 @@ def gamma_curvature(a: Any, x: Any) -> Any:
     Numerics: relative to the density, so that nothing underflows in the tails.
     """
     is_left = x <= a
-    slope = jnp.where(is_left, a - x + jnp.sqrt(x), (x - a + 1 + jnp.sqrt(jnp.maximum(a - 1, 0))) / x)
+    right = (x - a + 1 + jnp.sqrt(jnp.maximum(a - 1, 0))) / x
+    slope = jnp.where(is_left, a - x + jnp.sqrt(x), right)
     width = 1 / jnp.minimum(jnp.where(is_left, a, 1), slope)
     axis = lambda v: v[..., None]  # noqa: E731
     # ln(t/x), and t − x
