@@ -186,7 +186,7 @@ def ragged_output(y_bar, output_offsets, recv_sizes, *, axis_name):
     starts = received_at(output_offsets, axis_name)
     edges = jnp.zeros(y_bar.shape[0] + 1, jnp.int32).at[starts].add(1)
     written = lax.cumsum(edges.at[starts + recv_sizes].add(-1))[:-1]
-    kept = lax.convert_element_type(lax.eq(written, 0), y_bar.dtype)
+    kept = lax.convert_element_type(lax.eq(written, lax.full_like(written, 0)), y_bar.dtype)
     return lax.mul(y_bar, lax.broadcast_in_dim(kept, y_bar.shape, (0,)))
 
 

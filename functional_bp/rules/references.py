@@ -128,19 +128,29 @@ def _summed_in_loop(x: Any) -> Any:
     return lax.scan(step, None, x)[1] + total[...]
 
 
+def _filled(x: Any) -> Any:
+    ref = jax.ref.empty_ref(jax.typeof(x))
+    ref[...] = jnp.sin(x)
+    y = ref[...] * x
+    jax.ref.free_ref(ref)
+    return y
+
+
 _IN_PLACE = case(_squared_in_place, real(3))
+_FILLED = case(_filled, real(3))
 _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
 for _path, _cases in {
     "core.ref_p": [_IN_PLACE, _IN_LOOP],
-    "core.empty_ref_p": [],
+    "core.empty_ref_p": [_FILLED],
     "core.freeze_p": [_IN_PLACE],
-    "core.free_ref_p": [],
+    "core.free_ref_p": [_FILLED],
     "state.primitives.get_p": [_IN_PLACE, _IN_LOOP],
     "state.primitives.swap_p": [_IN_PLACE],
     "state.primitives.addupdate_p": [_IN_LOOP],
 }.items():
-    structure(_jax.find_primitive(_path), why=without_references.__doc__ or "", cases=_cases)(Outside)
+    _why = without_references.__doc__ or ""
+    structure(_jax.find_primitive(_path), why=_why, cases=_cases)(Outside)
 
 
 def _stateful(x: Any, y: Any) -> Any:

@@ -93,7 +93,9 @@ class Scan(Structure):
             seeded, needed = useful + seeded[nc:], read + needed[nc:]
         self.seeded, self.needed = seeded, needed
         self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
-        values = tuple(v for v in self.given if v in set(self.plan.keep) | _read_by(self.plan))
+        returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
+        used = set(self.plan.keep) | _read_by(self.plan) | returned
+        values = tuple(v for v in self.given if v in used)
         hoisted = make_plan(
             self.jaxpr, (False,) * len(self.active), (False,) * len(seeded),
             (False,) * len(seeded), self.options, (), values,

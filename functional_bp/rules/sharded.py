@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, make_plan, out_activity
+from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity
 from functional_bp.rule import structure
 
 REPLICATED, BY_ROWS = P(), P("i")
@@ -188,6 +188,29 @@ class ShardMap(Structure):
         for i, value in zip(positions, values, strict=True):
             operand_bars[i] = value
         return operand_bars
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The body's forward-mode sweep on every device."""
+        given = [i for i, dot in enumerate(dots) if dot is not None]
+        positions: list[int] = []
+        dot_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
+
+        def body(blocks: Sequence[Any], block_dots: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+            in_dots: list[Any] = [None] * len(blocks)
+            for i, dot in zip(given, block_dots, strict=True):
+                in_dots[i] = dot
+            outs, found = sweep(self.jaxpr, self.consts, blocks, in_dots, self.options)
+            positions[:] = [i for i, dot in enumerate(found) if dot is not None]
+            dot_specs[:] = [self.out_specs[i] for i in positions]
+            return list(outs), [found[i] for i in positions]
+
+        in_specs = (list(self.in_specs), [self.in_specs[i] for i in given])
+        run = self._on_mesh(body, in_specs, (list(self.out_specs), dot_specs))
+        outs, values = run(list(operands), [dots[i] for i in given])
+        out_dots: list[Any] = [None] * len(outs)
+        for i, value in zip(positions, values, strict=True):
+            out_dots[i] = value
+        return outs, out_dots
 
     def _on_mesh(self, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         in_specs = tuple(in_specs)
