@@ -28,7 +28,7 @@ def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
     clamped by ``dynamic_slice`` and by ``dynamic_update_slice`` alike, so both meet the same
     entries.
     """
-    return lax.dynamic_update_slice_p.bind(zeros(x_t), y_bar, *starts)
+    return lax.dynamic_update_slice(zeros(x_t), y_bar, starts, allow_negative_indices=False)
 
 
 rule(
@@ -53,12 +53,12 @@ def overwritten(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
     Derivation: y_j = u_{j−s} inside the slice and x_j outside; what is overwritten is lost, so
     x̄_j = ȳ_j outside and 0 inside.
     """
-    return lax.dynamic_update_slice_p.bind(y_bar, zeros(u_t), *starts)
+    return lax.dynamic_update_slice(y_bar, zeros(u_t), starts, allow_negative_indices=False)
 
 
 def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
     """ū_i = ȳ_{i+s}: the cotangent's own slice."""
-    return lax.dynamic_slice_p.bind(y_bar, *starts, slice_sizes=u_t.shape)
+    return lax.dynamic_slice(y_bar, starts, u_t.shape, allow_negative_indices=False)
 
 
 rule(
