@@ -136,7 +136,12 @@ def _filled(x: Any) -> Any:
     return y
 
 
-_IN_PLACE = case(_squared_in_place, real(3))
+def _squared(x: Any) -> Any:
+    return (x * x).at[0].set(jnp.sin((x * x)[1]))
+
+
+_IN_PLACE = case(_squared_in_place, real(3), reference=_squared,
+                 note="JAX 0.10 cannot differentiate references twice")  # fmt: skip
 _FILLED = case(_filled, real(3))
 _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
@@ -162,9 +167,19 @@ def _stateful(x: Any, y: Any) -> Any:
     return _jax.find_helper("state.discharge.run_state")(body)((x, y))
 
 
+def _stateless(x: Any, y: Any) -> Any:
+    a = x * jnp.sin(y)
+    return a, y.at[0].set(a[1] * y[0])
+
+
 @structure(
     _jax.find_primitive("state.discharge.run_state_p"),
-    cases=[case(_stateful, real(3), real(3), note="JAX has a derivative in forward mode alone")],
+    cases=[
+        case(
+            _stateful, real(3), real(3), reference=_stateless, batchable=False,
+            note="JAX has a derivative in forward mode alone, and cannot vmap it",
+        )
+    ],  # fmt: skip
 )
 class RunState(Call):
     """ȳ ↦ x̄ is the reverse sweep of the body, rewritten to return its references' last values.
