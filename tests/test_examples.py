@@ -1,0 +1,56 @@
+"""Every example and every notebook runs to its end, where it asserts what it claims."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def name(file: Path) -> str:
+    return file.stem
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=name)
+def test_example(file: Path, tmp_path: Path) -> None:
+    # As a person starts it: in another folder, in a fresh interpreter, in JAX's default precision.
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
+    done = subprocess.run(
+        [sys.executable, file], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=name)
+def test_example_is_short_and_ends_in_an_assertion(file: Path) -> None:
+    source = file.read_text()
+    assert len(source.splitlines()) <= 80
+    assert isinstance(ast.parse(source).body[-1], ast.Assert)
+
+
+def run(notebook: nbformat.NotebookNode) -> None:
+    """Execute all cells in a fresh kernel."""
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=name)
+def test_notebook(file: Path) -> None:
+    notebook = nbformat.read(file, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs"
+    assert any("assert" in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    run(notebook)
+
+
+def test_a_failing_notebook_fails() -> None:
+    broken = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2")])
+    with pytest.raises(CellExecutionError):
+        run(broken)
