@@ -147,6 +147,8 @@ def fold_back(
         right = [choose(bar, None if bar is None else jnp.zeros_like(bar)) for bar in right]
         return (give_back(given, place, right), [choose(*pair) for pair in zip(left, bars)]), None
 
+    y_bars = [None if bar is None else backprop.match_axes(bar, jax.typeof(a))
+              for bar, a in zip(y_bars, start)]  # fmt: skip
     _, befores = lax.scan(onward, list(start), places)
     (given, bars), _ = lax.scan(back, (list(given), list(y_bars)), (places, befores), reverse=True)
     return given, bars

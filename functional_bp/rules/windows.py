@@ -110,6 +110,7 @@ def to_the_selected(
     Base dilation puts entries between the operand's that are never selected. Where windows are
     dilated, their selections are looked up first, and ȳ is added there.
     """
+    y_bar = match_axes(y_bar, jax.typeof(x))
     if any(d != 1 for d in window_dilation):
         places = selected_places(
             x, select_prim, window_dimensions, window_strides, padding, base_dilation,
@@ -261,8 +262,9 @@ def read_selected(
     """
     ones = (1,) * len(window_dimensions)
     return lax.select_and_gather_add_p.bind(
-        y_bar, x, select_prim=select_prim, window_dimensions=window_dimensions,
-        window_strides=window_strides, padding=padding, base_dilation=ones, window_dilation=ones,
+        match_axes(y_bar, jax.typeof(x)), x, select_prim=select_prim,
+        window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
+        base_dilation=ones, window_dilation=ones,
     )  # fmt: skip
 
 
