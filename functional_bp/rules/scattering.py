@@ -309,6 +309,6 @@ improvement(
     lambda u: lax.scatter_max(np.zeros(3), np.asarray([[7]]), u,
                               lax.ScatterDimensionNumbers((), (0,), (0,)), mode="clip"),
     at=([5.0],), wrt=0, true=[1.0],
-    jax="0.0 up to 0.10 (its rule drops what the operation clamps); right in 0.12",
+    jax="inf in 0.10, whose rule does not clamp as the operation does; right in 0.12",
     source="y₂ = max(0, u₀), as the index 7 is clamped to 2",
 )  # fmt: skip
