@@ -15,6 +15,7 @@ from jax import lax
 
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
+from functional_bp.rules.improvements import improvement
 from functional_bp.rules.matrices import (
     adjoint,
     beside,
@@ -296,4 +297,28 @@ rule(
              reference=_qr_of_permuted(False), half=False, note="JAX's R̄ is wrong here"),
         case(_qr(full_matrices=False), real(0, 3, 2), half=False),
     ],
+)  # fmt: skip
+improvement(
+    "pivoted QR of a wide matrix", lambda a: jnp.sin(linalg.qr(a, pivoting=True)[1]),
+    at=([[0.5, 2.0, 1.0], [0.3, -0.4, 1.5]],),
+    true=[[-0.7094956356, 0.2528103278, -0.7773425386],
+          [1.0842571561, -1.0398195723, 0.0575239369]],
+    jax="another matrix: it multiplies by columns that are not permuted",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "batched pivoted QR", lambda a: jnp.sin(linalg.qr(a, pivoting=True)[1]),
+    at=([[[0.5, 2.0], [1.5, 0.3]], [[1.0, -0.5], [0.2, 0.8]]],),
+    true=[[[-0.7693167339, 0.5179353184], [0.0472621837, -0.5111127986]],
+          [[-0.3937218226, -1.0511598739], [-0.7008960601, 0.4375524071]]],
+    jax="raises TypeError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "cholesky of a lower triangle",
+    lambda a: jnp.sin(linalg.cholesky(a, symmetrize_input=False)),
+    at=([[2.0, 0.5], [0.5, 1.0]],),
+    true=[[-0.0079600171, 0.0], [0.5047555133, 0.3172310723]],
+    jax="a cotangent for the entries above the diagonal, not read (JAX 0.10; right in 0.12)",
+    source="central differences of the result, extrapolated to order 8",
 )  # fmt: skip

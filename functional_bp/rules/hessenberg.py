@@ -13,6 +13,7 @@ from functional_bp import _jax
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
 from functional_bp.rules.householder import bar_of_columns, reflected, reflector, unpack
+from functional_bp.rules.improvements import improvement
 from functional_bp.rules.matrices import (
     Array,
     adjoint,
@@ -225,4 +226,20 @@ rule(
         case(lambda a: linalg.tridiagonal(a)[1:3], real(3, 3, make=_by_pairs),
              reference=lambda a: _tridiagonal_by_columns(True)(a)[1:3], half=False, note=NOTE),
     ],
+)  # fmt: skip
+_at = ([[2.0, 0.3, -0.2], [0.4, 1.0, 0.5], [-0.3, 0.6, 3.0]],)
+improvement(
+    "hessenberg", lambda a: jnp.sin(linalg.hessenberg(a)[0]), at=_at,
+    true=[[-0.4161468365, -0.1488374549, 1.3613780995],
+          [-5.7515857443, -0.7673441735, -0.7886095305],
+          [-6.2061433892, -0.8607318101, 0.1922744994]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "tridiagonal", lambda a: jnp.sin(linalg.tridiagonal(a)[2]), at=_at,
+    true=[[0.0, 0.0, 0.0], [-2.1451242764, -0.3371631371, 0.0],
+          [-1.3975280988, -0.1966784967, 0.3371631371]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
 )  # fmt: skip

@@ -22,6 +22,7 @@ from functional_bp import _jax
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
 from functional_bp.rules.factorizations import thin_qr, wide_qr
+from functional_bp.rules.improvements import improvement
 from functional_bp.rules.matrices import (
     Array,
     adjoint,
@@ -264,6 +265,10 @@ def _ormqr_by_reflections(left: bool, transpose: bool) -> Any:
     return reference
 
 
+def _packed_qr(a: Any) -> Any:
+    return tuple(_jax.find_helper("lax.linalg.geqrf")(a))
+
+
 NOTE = "JAX has no gradient of it; the reference multiplies the reflections one by one"
 rule(
     linalg.householder_product_p, "a, taus -> y", a=product_a, taus=product_taus,
@@ -300,8 +305,8 @@ rule(
 rule(
     _jax.find_primitive("lax.linalg.geqrf_p"), "a -> packed, taus", a=geqrf,
     cases=[
-        case(lambda a: tuple(_jax.find_helper("lax.linalg.geqrf")(a)), *spec,
-             reference=reference, half=False, note="JAX has no gradient of the packed form")
+        case(_packed_qr, *spec, reference=reference,
+             half=False, note="JAX has no gradient of the packed form")
         for spec, reference in (
             ((real(4, 3),), _geqrf_by_columns),
             ((real(3, 3),), _geqrf_by_columns),
@@ -311,4 +316,28 @@ rule(
             ((cplx(2, 3),), _geqrf_by_columns),
         )
     ],
+)  # fmt: skip
+_at = ([[2.0, 0.3], [-0.5, 1.0], [0.7, 0.4]],)
+improvement(
+    "householder_product",
+    lambda a: jnp.sin(linalg.householder_product(a, jnp.array([1.2, 0.7], a.dtype))),
+    at=_at, true=[[0.0, 0.0], [-0.9791403429, 0.0], [-0.0104235615, -0.0430885467]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "ormqr",
+    lambda a: jnp.sin(
+        linalg.ormqr(a, jnp.array([1.2, 0.7], a.dtype), jnp.array([[1], [2], [-1]], a.dtype))
+    ),
+    at=_at, true=[[0.0, 0.0], [0.495427012, 0.0], [0.1828087269, 0.1172805822]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "packed QR factorization", lambda a: jnp.sin(_packed_qr(a)[0]), at=_at,
+    true=[[0.457319715, -1.1328608225], [-0.3570499004, -0.309709106],
+          [0.2107836581, -0.0474407987]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
 )  # fmt: skip

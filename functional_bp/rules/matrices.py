@@ -101,12 +101,12 @@ def diagonal(x: Array) -> Array:
 
 
 def by_column(d: Array, like: Array) -> Array:
-    """d_j in all rows of column j, in the shape of ``like``; X diag(d) = X ∘ by_column(d)."""
+    """The matrix whose column j is d_j throughout: X ∘ it is X diag(d)."""
     return lax.broadcast_in_dim(d, like.shape, [*range(d.ndim - 1), like.ndim - 1])
 
 
 def by_row(d: Array, like: Array) -> Array:
-    """d_i in all columns of row i; diag(d) X = X ∘ by_row(d)."""
+    """The matrix whose row i is d_i throughout: X ∘ it is diag(d) X."""
     return lax.broadcast_in_dim(d, like.shape, range(d.ndim))
 
 
