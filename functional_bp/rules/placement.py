@@ -72,11 +72,6 @@ def _reshard(x: Any) -> Any:
     return jnp.sin(jax.reshard(x, by_rows(1, AxisType.Explicit)))
 
 
-def _alike(x: Any, y: Any) -> Any:
-    x, y = _jax.find_helper("shard_alike.shard_alike")(x * x, y)
-    return jnp.sin(x) * y
-
-
 def _column_major(x: Any) -> Any:
     constrain = _jax.find_helper("pjit.with_layout_constraint")
     layout = _jax.find_helper("layout.Layout")
@@ -101,8 +96,3 @@ rule(layout_constraint_p, "x -> y",
 
 rule(_jax.find_primitive("pjit.reshard_p"), "x -> y", x=resharded_back,
      cases=[case(_reshard, real(4, 3))])  # fmt: skip
-
-rule(_jax.find_primitive("shard_alike.shard_alike_p"), "x, y -> u, v",
-     x=lambda u_bar: u_bar, y=lambda v_bar: v_bar,
-     why="u = x and v = y, sharded alike.",
-     cases=[case(jax.jit(_alike), real(4), real(4))])  # fmt: skip

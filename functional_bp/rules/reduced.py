@@ -3,7 +3,7 @@
 An *unreduced* value is a sum that has not been carried out: device d holds the summand xᵈ. A
 *reduced* value is one value on all devices whose cotangent is left unreduced. The two types are
 each other's cotangents, so a sum over devices can wait until it is wanted, or become a
-reduce-scatter. Every rule here is linear and keeps nothing.
+reduce-scatter. Every rule here is linear and keeps nothing. JAX has no ``vmap`` of these.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ def _as_reduced(x: Any) -> Any:
 rule(_jax.find_primitive("lax.parallel.unreduced_psum_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="reduced"),
      why="y = Σ_d xᵈ is one value; so is the cotangent ȳ of every summand.",
-     cases=[case(blockwise(_postponed_sum, out=REPLICATED), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_postponed_sum, out=REPLICATED), real(4, 3),
+                 batchable=False)])  # fmt: skip
 
 rule(_jax.find_primitive("lax.parallel.preduced_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
      why="y = x, with a cotangent in summands: x̄ = Σ_d ȳᵈ.",
-     cases=[case(blockwise(_as_reduced), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_as_reduced), real(4, 3), batchable=False)])  # fmt: skip
 
 rule(_jax.find_primitive("lax.parallel.vary_unreduced_cast_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
      why="xᵈ is read as a summand of y = Σ_d xᵈ, so x̄ᵈ = ȳ.",
-     cases=[case(blockwise(_postponed_scatter), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
 
 rule(_jax.find_primitive("core.reduced_vary_cast_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="unreduced"),
      why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ: the ȳᵈ are its summands.",
-     cases=[case(blockwise(_as_reduced), real(4))])  # fmt: skip
+     cases=[case(blockwise(_as_reduced), real(4), batchable=False)])  # fmt: skip
 
 
 def _gathered(y_bar, *, all_gather_dimension, axis_name, tiled):
@@ -79,6 +80,6 @@ def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
 
 
 rule(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=_gathered,
-     cases=[case(blockwise(_gather_reduced), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])  # fmt: skip
 rule(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
-     cases=[case(blockwise(_postponed_scatter), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip

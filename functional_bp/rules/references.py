@@ -162,14 +162,14 @@ def _stateful(x: Any, y: Any) -> Any:
     def body(refs: Any) -> None:
         a, b = refs
         a[...] = a[...] * jnp.sin(b[...])
-        b[0] = a[1] * b[0]
+        b[...] = a[...] * b[...]
 
     return _jax.find_helper("state.discharge.run_state")(body)((x, y))
 
 
 def _stateless(x: Any, y: Any) -> Any:
     a = x * jnp.sin(y)
-    return a, y.at[0].set(a[1] * y[0])
+    return a, a * y
 
 
 @structure(
