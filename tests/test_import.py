@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("rich", "optax", "chex", "sklearn", "scipy.optimize", "IPython", "matplotlib", "hypothesis")
+HEAVY = ("rich", "optax", "chex", "sklearn", "IPython", "matplotlib", "hypothesis", "pytest")
 
 
 def run(code: str) -> str:
