@@ -203,7 +203,7 @@ def arguments(seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     return [rng.uniform(-1.5, 1.5, s) for s in shapes], [rng.integers(0, 5), rng.integers(0, 5, 2)]
 
 
-def program(seed: int, length: int = 10) -> Callable[..., list[Value]]:
+def program(seed: int, longest: int = 10) -> Callable[..., list[Value]]:
     """A function of ``arguments(seed)`` that returns the program's last few values."""
 
     def run(floats: list[Value], integers: list[Value]) -> list[Value]:
@@ -211,6 +211,7 @@ def program(seed: int, length: int = 10) -> Callable[..., list[Value]]:
         pool = Pool([jnp.asarray(x) for x in floats], [jnp.asarray(n) for n in integers])
         weights = np.array([weight for _, weight in OPERATIONS], float)
         made: list[Value] = []
+        length = int(rng.integers(3, longest + 1))
         while len(made) < length:
             operation = OPERATIONS[rng.choice(len(OPERATIONS), p=weights / weights.sum())][0]
             y = operation(rng, pool)

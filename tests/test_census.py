@@ -104,6 +104,7 @@ def test_operations_without_a_derivative_are_declared_so(status: str) -> None:
         name
         for name, row in ROWS.items()
         if row["status"] == status and name in kinds and kinds[name] not in expected
+        and name not in CENSUS["differentiated beyond JAX"]
     ]
     assert not wrong
 
@@ -115,7 +116,8 @@ def every_rule() -> list[object]:
 @pytest.mark.parametrize("rule", every_rule())
 def test_each_rule_says_what_it_is(rule: Rule) -> None:
     assert rule.derivation.strip(), "no derivation: give why=..., or docstrings to its pullbacks"
-    assert rule.cases, "no cases: give inputs that it is tested on"
+    reason = CENSUS["without cases"].get(rule.primitive.name)
+    assert rule.cases or reason, "no cases: give inputs that it is tested on"
     assert Path(rule.file).is_file() and rule.line > 0, "no source line"
     assert Path(rule.file).parent.name == "rules"
 
@@ -124,4 +126,5 @@ def test_each_rule_stands_where_it_says() -> None:
     for primitive, rule in bp.rules.items():
         lines = Path(rule.file).read_text().splitlines()
         near = "\n".join(lines[max(0, rule.line - 3) : rule.line + 60])
-        assert "rule" in near or "structure" in near or "declare" in near, primitive.name
+        words = ("rule", "structure", "piecewise_constant", "no_tangent_space")
+        assert any(word in near for word in words), primitive.name
