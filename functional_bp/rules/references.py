@@ -89,28 +89,6 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
 
 
-class Outside(Structure):
-    """No cotangent: the reference lives outside the differentiated function.
-
-    Derivation: a reference that the function makes is rewritten to values beforehand
-    (``without_references``), so only one from outside is met here. It has no tangent; to write a
-    value that has one into it would lose the gradient, and is refused.
-    """
-
-    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        where = "{}:{}".format(*(_jax.source_line(eqn) or ("", "")))
-        raise NotDifferentiableError(
-            compose(
-                "a value that depends on a differentiated argument is written to a mutable "
-                "reference from outside the differentiated function",
-                where=where.strip(":"),
-                got=f"{eqn.primitive.name} on {eqn.invars[0].aval}",
-                expected="a reference made inside the function, or a value without a gradient",
-                do="make the reference inside, or write jax.lax.stop_gradient(value)",
-            )
-        )
-
-
 def _squared_in_place(x: Any) -> Any:
     ref = jax.new_ref(x)
     ref[...] = ref[...] * x
@@ -145,6 +123,29 @@ _IN_PLACE = case(_squared_in_place, real(3), reference=_squared,
 _FILLED = case(_filled, real(3))
 _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
+
+class Outside(Structure):
+    """No cotangent: the reference lives outside the differentiated function.
+
+    Derivation: a reference that the function makes is rewritten to values beforehand
+    (``without_references``), so only one from outside is met here. It has no tangent; to write a
+    value that has one into it would lose the gradient, and is refused.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        where = "{}:{}".format(*(_jax.source_line(eqn) or ("", "")))
+        raise NotDifferentiableError(
+            compose(
+                "a value that depends on a differentiated argument is written to a mutable "
+                "reference from outside the differentiated function",
+                where=where.strip(":"),
+                got=f"{eqn.primitive.name} on {eqn.invars[0].aval}",
+                expected="a reference made inside the function, or a value without a gradient",
+                do="make the reference inside, or write jax.lax.stop_gradient(value)",
+            )
+        )
+
+
 for _path, _cases in {
     "core.ref_p": [_IN_PLACE, _IN_LOOP],
     "core.empty_ref_p": [_FILLED],
@@ -176,7 +177,11 @@ def _stateless(x: Any, y: Any) -> Any:
     _jax.find_primitive("state.discharge.run_state_p"),
     cases=[
         case(
-            _stateful, real(3), real(3), reference=_stateless, batchable=False,
+            _stateful,
+            real(3),
+            real(3),
+            reference=_stateless,
+            batchable=False,
             note="JAX has a derivative in forward mode alone, and cannot vmap it",
         )
     ],  # fmt: skip
