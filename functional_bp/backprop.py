@@ -68,14 +68,11 @@ def _forward_with_auxiliaries(
     return outs if eqn.primitive.multiple_results else [outs]
 
 
-def reverse(
-    plan: Plan, consts: Sequence[Any], residuals: Residuals, cotangents: Sequence[Any]
-) -> list[Any]:
+def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list[Any]:
     """The reverse sweep: a cotangent per input of the graph, None where zero or not wanted.
 
     Args:
         plan: the plan that ``forward`` ran with.
-        consts: the graph's constants.
         residuals: what ``forward`` returned.
         cotangents: one per output, None where zero.
     """
@@ -88,7 +85,7 @@ def reverse(
     bars: dict[Any, Any] = {}
     for var, bar, on in zip(jaxpr.outvars, cotangents, plan.out_active):
         if on and bar is not None:
-            accumulate(bars, var, bar)
+            accumulate(bars, var, match_axes(bar, var.aval))
     remaining = len(structure_residuals)
     for step in reversed(plan.steps):
         eqn = step.eqn
@@ -142,23 +139,16 @@ def call(
 
 
 def _from_joint(step: Step, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
-    if not isinstance(bars, dict) or not set(bars) <= {n.text for n in step.rule.operands}:  # type: ignore[union-attr]
+    assert step.rule is not None
+    if not isinstance(bars, dict) or not set(bars) <= {n.text for n in step.rule.operands}:
         raise RuleError(
             compose(
                 f"the joint rule of {step.eqn.primitive.name!r} returned the wrong number or names",
-                got=f"{sorted(bars) if isinstance(bars, dict) else type(bars).__name__}",
+                got=str(sorted(bars)) if isinstance(bars, dict) else type(bars).__name__,
                 expected=f"a dict with cotangents for {', '.join(dict.fromkeys(pull.names))}",
             )
         )
-    seen: dict[str, int] = {}
-    pairs = []
-    for i, name in zip(pull.operands, pull.names):
-        bar = bars.get(name)
-        if isinstance(bar, list | tuple):
-            bar = bar[seen.setdefault(name, 0)]
-            seen[name] += 1
-        pairs.append((i, bar))
-    return pairs
+    return [(i, bars.get(name)) for i, name in zip(pull.operands, pull.names)]
 
 
 def zeros(aval: Any) -> Any:
@@ -207,9 +197,10 @@ def fit(bar: Any, aval: Any, step: Step) -> Any:
             raise _misfit(bar, aval, step, "the wrong dtype")
         bar = lax.convert_element_type(bar, aval.dtype)
     if bar.shape != aval.shape:
-        bar = unbroadcast(bar, aval.shape)
-        if bar is None:
+        summed = unbroadcast(bar, aval.shape)
+        if summed is None:
             raise _misfit(bar, aval, step, "the wrong shape")
+        bar = summed
     return match_axes(match_sharding(bar, aval), aval)
 
 

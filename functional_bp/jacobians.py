@@ -107,7 +107,9 @@ def linearize(
     try:
         out, pullback, aux = vjp_wanted(fun, primals, wanted, has_aux, options)
     except MissingRuleError:  # a loop without a bound has forward mode all the same
-        out, _, *rest = jvp(fun, primals, jax.tree.map(_zero_tangent, primals), has_aux, strict=strict)
+        out, _, *rest = jvp(
+            fun, primals, jax.tree.map(_zero_tangent, primals), has_aux, strict=strict
+        )
         plain = (lambda *args: fun(*args)[0]) if has_aux else fun
         again = lambda *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
         return (out, again, *rest)

@@ -94,7 +94,9 @@ class Operation:
         )
         return made
 
-    def _values(self, operands: Sequence[Any], parameters: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    def _values(
+        self, operands: Sequence[Any], parameters: dict[str, Any]
+    ) -> tuple[Any, tuple[Any, ...]]:
         result = self.forward(*operands, **parameters)
         if not self.auxiliaries:
             return result, ()
@@ -108,7 +110,9 @@ class Operation:
         outs = out if len(self.outputs) > 1 else (out,)
         names = [*(n.text for n in (*self.operands, *self.outputs)), *self.auxiliaries]
         values = dict(zip(names, (*operands, *outs, *extra), strict=True))
-        wanted = tuple(p.perturbed and n.text in self.pullbacks for p, n in zip(primals, self.operands))
+        wanted = tuple(
+            p.perturbed and n.text in self.pullbacks for p, n in zip(primals, self.operands)
+        )
         keep = {k for w, n in zip(wanted, self.operands) if w for k in self.pullbacks[n.text].keeps}
         shapes = {n: jax.typeof(v) for n, v in values.items()}
         return out, _Kept({n: values[n] for n in sorted(keep)}, wanted, _Hidden(shapes))
@@ -126,7 +130,9 @@ class Operation:
             found.append(bar)
         return tuple(found)
 
-    def _call(self, name: str, bars: dict[str, Any], kept: _Kept, parameters: dict[str, Any]) -> Any:
+    def _call(
+        self, name: str, bars: dict[str, Any], kept: _Kept, parameters: dict[str, Any]
+    ) -> Any:
         pullback, shapes = self.pullbacks[name], kept.shapes.value
         if all(bars[read] is None for read in pullback.cotangents):
             return None
@@ -139,7 +145,9 @@ class Operation:
             else:
                 source = kept.values if need.kind == "value" else shapes
                 arguments.append(source[need.name])
-        chosen = {p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters}
+        chosen = {
+            p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters
+        }
         bar, expected = pullback.function(*arguments, **chosen), shapes[name]
         fitted = unbroadcast(bar, expected.shape) if hasattr(bar, "shape") else None
         if bar is not None and fitted is None:

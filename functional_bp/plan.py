@@ -21,7 +21,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.interpreters import ad
 
 from functional_bp import _jax
-from functional_bp.errors import StrictError, compose, missing_rule
+from functional_bp.errors import RuleError, StrictError, compose, missing_rule
 from functional_bp.rule import Name, Pullback, Rule, rules
 
 Atom = Any  # a jaxpr's Var or Literal
@@ -122,7 +122,13 @@ class Plan(NamedTuple):
 
 
 # An equation of these costs no arithmetic: run it again instead of keeping its larger output.
-CHEAP = {lax.broadcast_in_dim_p, lax.iota_p, lax.reshape_p, lax.squeeze_p, lax.convert_element_type_p}
+CHEAP = {
+    lax.broadcast_in_dim_p,
+    lax.iota_p,
+    lax.reshape_p,
+    lax.squeeze_p,
+    lax.convert_element_type_p,
+}
 
 
 @lru_cache(maxsize=8192)
@@ -264,23 +270,31 @@ def _has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
     )
 
 
-def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
-    """The structure that asks JAX for the rule that a primitive's author registered there."""
-    from functional_bp.rules.registered import Registered
+class Unruled(Structure):
+    """An operation that nobody can differentiate: an error, once its cotangent is wanted."""
 
-    where = "{}:{}".format(*(_jax.source_line(eqn) or ("", "")))
-    if eqn.primitive not in ad.primitive_jvps:
-        raise missing_rule(eqn.primitive.name, where.strip(":"), [a.aval for a in eqn.invars])
-    if options.strict:
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Raise: no rule of ours, and none that its author registered, or may be used."""
+        where = ":".join(map(str, _jax.source_line(self.eqn) or ()))
+        if self.eqn.primitive not in ad.primitive_jvps:
+            raise missing_rule(self.eqn.primitive.name, where, [a.aval for a in self.eqn.invars])
         raise StrictError(
             compose(
-                f"strict=True refuses the operation {eqn.primitive.name!r}",
-                where=where.strip(":"),
+                f"strict=True refuses the operation {self.eqn.primitive.name!r}",
+                where=where,
                 got="a rule that its author registered with JAX",
                 expected="a rule in bp.rules",
                 do="register one with bp.rule, or leave strict out",
             )
         )
+
+
+def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
+    """The structure that asks JAX for the rule that a primitive's author registered there."""
+    if options.strict or eqn.primitive not in ad.primitive_jvps:
+        return Unruled
+    from functional_bp.rules.registered import Registered
+
     return Registered
 
 
@@ -293,7 +307,19 @@ def _spread(names: Sequence[Name], count: int) -> list[Name]:
 def _pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
     """Which pullbacks to call for an equation, and where each finds its arguments."""
     atoms: dict[str, Any] = {}
-    for names, group in ((rule.operands, eqn.invars), (rule.outputs, eqn.outvars)):
+    for what, names, group in (
+        ("operands", rule.operands, eqn.invars),
+        ("outputs", rule.outputs, eqn.outvars),
+    ):
+        fixed = sum(not name.starred for name in names)
+        if len(group) != fixed and (len(group) < fixed or fixed == len(names)):
+            raise RuleError(
+                compose(
+                    f"the signature of the rule of {eqn.primitive.name!r} has {fixed} {what}",
+                    where=f"{rule.file}:{rule.line}",
+                    got=f"an operation with {len(group)} {what}",
+                )
+            )
         for name, atom in zip(_spread(names, len(group)), group):
             if name.starred:
                 atoms.setdefault(name.text, []).append(atom)
@@ -323,11 +349,23 @@ def _pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
             else:
                 payload = atoms[need.name]
                 if need.kind == "shape":
-                    payload = [a.aval for a in payload] if isinstance(payload, list) else payload.aval
+                    payload = (
+                        [a.aval for a in payload] if isinstance(payload, list) else payload.aval
+                    )
             found.append((need.kind, payload, need.optional))
         return tuple(found)
 
     def parameters(pullback: Pullback) -> dict[str, Any]:
+        for name, required in pullback.parameters:
+            if required and name not in eqn.params:
+                raise RuleError(
+                    compose(
+                        f"a pullback of the rule of {eqn.primitive.name!r} asks for {name!r}",
+                        where=f"{rule.file}:{rule.line}",
+                        got=f"an operation with the parameters {', '.join(eqn.params) or '(none)'}",
+                        do="name one of these; with a default, it may be missing",
+                    )
+                )
         return {
             p: eqn.params[p] for p, required in pullback.parameters if required or p in eqn.params
         }
@@ -359,7 +397,9 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     """Whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
-    inputs = sum(a.aval.size * a.aval.dtype.itemsize for a in eqn.invars if not isinstance(a, Literal))
+    inputs = sum(
+        a.aval.size * a.aval.dtype.itemsize for a in eqn.invars if not isinstance(a, Literal)
+    )
     output = eqn.outvars[0].aval
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
     size = output.size * output.dtype.itemsize
@@ -379,7 +419,9 @@ def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, 
     seen = {v for v in keep if not isinstance(v, Literal)}
     uses: dict[JaxprEqn, list[Var]] = {}
     for eqn in reversed(eqns):
-        dead = [a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal) and a not in seen]
+        dead = [
+            a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal) and a not in seen
+        ]
         uses[eqn] = list(dict.fromkeys(dead))
         seen.update(dead)
     return uses

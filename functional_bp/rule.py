@@ -128,6 +128,13 @@ class Registry(Mapping[Primitive, Rule]):
             callback()
         return rule
 
+    def remove(self, primitive: Primitive) -> Rule:
+        """Take a rule out again; what JAX has registered for the primitive then applies."""
+        rule = self._rules.pop(primitive)
+        for callback in self.changed:
+            callback()
+        return rule
+
     changed: list[Callable[[], None]] = []  # caches of plans are emptied when a rule changes
 
 
@@ -173,6 +180,8 @@ def rule(
             f"rule for {primitive.name!r}: pullback for {sorted(unknown)[0]!r}, which is not an "
             f"operand of the signature {signature!r}"
         )
+    if joint is not None and any(name.starred for name in operands):
+        raise RuleError(f"rule for {primitive.name!r}: a joint rule has no starred operands")
     frame = sys._getframe(1)
     return rules.add(
         Rule(

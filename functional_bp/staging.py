@@ -49,7 +49,7 @@ def trace_flat(fun: Callable[..., Any], args: Sequence[Any], has_aux: bool = Fal
         trees.extend([out_tree, len(out_leaves), aux_tree, traced, fixed])
         return out_leaves + [leaf for on, leaf in zip(traced, aux_leaves) if on]
 
-    with _explaining_tracer_errors():
+    with explaining_tracer_errors():
         closed = jax.make_jaxpr(flat)(*leaves)
     jaxpr, consts = without_references(*_jax.open_jaxpr(closed), leaves)
     out_tree, out_count, aux_tree, traced, fixed = trees
@@ -62,13 +62,15 @@ def trace_flat(fun: Callable[..., Any], args: Sequence[Any], has_aux: bool = Fal
     return Traced(jaxpr, consts, leaves, in_tree, out_tree, out_count, rebuild_aux)
 
 
-class _explaining_tracer_errors:
+class explaining_tracer_errors:
     """Adds to JAX's tracer errors what they mean for a person who called a transform of ours."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError):
+        if isinstance(
+            error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError
+        ):
             error.add_note(
                 "functional_bp traces the function to a graph before it differentiates, as jax.jit "
                 "does, so Python cannot branch on a differentiated value. Use jax.lax.cond or "

@@ -60,7 +60,7 @@ def _push(
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
         remaining = iter(bars)
         full = [next(remaining) if on else None for on in out_float]
-        return backprop.reverse(plan, consts, residuals, full)
+        return backprop.reverse(plan, residuals, full)
 
     avals = [v.aval for v in eqn.outvars if has_tangent(v.aval)]
     found = iter(transpose(pullback, avals, options)(dots))
@@ -96,6 +96,6 @@ def transpose(
 
     def transposed(values: Sequence[Any]) -> Tangents:
         given = [value for value, on in zip(values, present, strict=True) if on]
-        return backprop.reverse(plan, consts, residuals, given)
+        return backprop.reverse(plan, residuals, given)
 
     return transposed

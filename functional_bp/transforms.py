@@ -20,7 +20,7 @@ from jax.extend.core import Jaxpr, Literal
 from functional_bp import backprop
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
 from functional_bp.plan import Mask, Options, Plan, has_tangent, make_plan
-from functional_bp.staging import trace_flat
+from functional_bp.staging import explaining_tracer_errors, trace_flat
 
 
 class _Static(NamedTuple):
@@ -43,12 +43,12 @@ class _Box:
 class PullbackFunction:
     """What ``vjp`` returns: cotangents of the output to cotangents of the inputs. A pytree."""
 
-    def __init__(self, consts: list[Any], residuals: Any, box: _Box) -> None:
-        self.consts, self.residuals, self._box = consts, residuals, box
+    def __init__(self, residuals: Any, box: _Box) -> None:
+        self.residuals, self._box = residuals, box
 
     def tree_flatten(self) -> tuple[Any, _Box]:
         """The kept arrays, and the plan that goes with them."""
-        return (self.consts, self.residuals), self._box
+        return (self.residuals,), self._box
 
     @classmethod
     def tree_unflatten(cls, box: _Box, children: Any) -> PullbackFunction:
@@ -69,11 +69,8 @@ class PullbackFunction:
     def flat(self, bars: Sequence[Any]) -> list[Any]:
         """The same on lists of leaves, with None for zero on both sides."""
         plan = self._box.value.plan
-        return backprop.reverse(plan, self.consts, self.residuals, [*bars, *_none_for_aux(plan, bars)])
-
-
-def _none_for_aux(plan: Plan, bars: Sequence[Any]) -> list[None]:
-    return [None] * (len(plan.jaxpr.outvars) - len(bars))
+        auxiliary = [None] * (len(plan.jaxpr.outvars) - len(bars))
+        return backprop.reverse(plan, self.residuals, [*bars, *auxiliary])
 
 
 def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
@@ -86,13 +83,15 @@ def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
                 expected=f"{static.out_tree}, as the function's output",
             )
         )
-    for i, (leaf, aval) in enumerate(zip(leaves, static.out_avals)):
+    paths = jax.tree_util.tree_flatten_with_path(cotangent)[0]
+    for (path, leaf), aval in zip(paths, static.out_avals):
         expected = aval.to_tangent_aval()
         got = leaf if getattr(leaf, "dtype", None) == dtypes.float0 else jax.typeof(leaf)
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise CotangentError(
                 compose(
-                    f"the cotangent of output {i} of {static.name} has the wrong shape or dtype",
+                    f"the cotangent of output{jax.tree_util.keystr(path)} of {static.name} has the wrong "
+                    "shape or dtype",
                     got=describe(got),
                     expected=f"{describe(expected)}, because the output is {describe(aval)}",
                 )
@@ -147,7 +146,8 @@ def vjp_wanted(
         i < traced.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars)
     )
     plan = make_plan(jaxpr, wanted, seeded, (True,) * len(seeded), options)
-    outs, residuals = backprop.forward(plan, traced.consts, as_arrays(traced.leaves))
+    with explaining_tracer_errors():
+        outs, residuals = backprop.forward(plan, traced.consts, as_arrays(traced.leaves))
     outs = literals_as_arrays(outs, jaxpr)
     out_avals = tuple(v.aval for v in jaxpr.outvars[: traced.out_count])
     in_avals = tuple(v.aval for v in jaxpr.invars)
@@ -155,7 +155,7 @@ def vjp_wanted(
     static = _Static(plan, traced.in_tree, traced.out_tree, out_avals, in_avals, name)
     out = jax.tree.unflatten(traced.out_tree, outs[: traced.out_count])
     aux = traced.rebuild_aux(outs[traced.out_count :])
-    return out, PullbackFunction(traced.consts, residuals, _Box(static)), aux
+    return out, PullbackFunction(residuals, _Box(static)), aux
 
 
 def as_arrays(leaves: Sequence[Any]) -> list[Any]:
@@ -223,7 +223,10 @@ def grad(
 
 
 def choose(
-    fun: Callable[..., Any], argnums: int | Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The function of the chosen positional arguments alone, and those arguments."""
     numbers = [operator.index(i) for i in (argnums if isinstance(argnums, Sequence) else [argnums])]

@@ -111,7 +111,17 @@ def _largest_error(expected: Any, got: Any) -> float:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as an aligned table of ratios, ours over JAX's; below 1 is less."""
-    head = ["model", "error", "trace", "compile", "run", "temporaries", "flops", "jax run", "jax temp"]
+    head = [
+        "model",
+        "error",
+        "trace",
+        "compile",
+        "run",
+        "temporaries",
+        "flops",
+        "jax run",
+        "jax temp",
+    ]
     lines = []
     for row in rows:
         ratio = lambda key: f"{row[key]['ratio']:.2f}"  # noqa: B023, E731
@@ -129,8 +139,10 @@ def table(rows: list[dict[str, Any]]) -> str:
          f"{median('flops'):.3f}", "", ""]
     )  # fmt: skip
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    show = lambda line: "  ".join(  # noqa: E731
-        [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]
+    show = (
+        lambda line: "  ".join(  # noqa: E731
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]
+        )
     )
     about = (
         f"bp.value_and_grad over jax.value_and_grad, jax {jax.__version__} on "

@@ -93,7 +93,10 @@ def _block_params(draw: Callable[..., Any], d: int) -> dict[str, Any]:
 def gpt_unrolled() -> Model:
     """Four transformer blocks, written out."""
     draw, d = _draw(), 64
-    params = {"embed": draw(128, d, scale=0.1), "blocks": [_block_params(draw, d) for _ in range(4)]}
+    params = {
+        "embed": draw(128, d, scale=0.1),
+        "blocks": [_block_params(draw, d) for _ in range(4)],
+    }
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 128, (4, 33)))
 
     def loss(p: Any, tokens: Any) -> Any:
@@ -150,7 +153,11 @@ def graph_network() -> Model:
     """Message passing with gather and scatter-add."""
     draw, rng = _draw(), np.random.default_rng(2)
     params = [{"m": draw(64, 64), "u": draw(64, 64)} for _ in range(3)]
-    nodes, senders, receivers = draw(200, 64, scale=1.0), rng.integers(0, 200, 800), rng.integers(0, 200, 800)
+    nodes, senders, receivers = (
+        draw(200, 64, scale=1.0),
+        rng.integers(0, 200, 800),
+        rng.integers(0, 200, 800),
+    )
 
     def loss(params: Any, nodes: Any, senders: Any, receivers: Any) -> Any:
         for p in params:
@@ -186,7 +193,11 @@ def neural_ode() -> Model:
 def mixture_of_experts() -> Model:
     """Top-2 routing over 8 experts with softmax gates."""
     draw = _draw()
-    params = {"gate": draw(64, 8), "up": draw(8, 64, 128, scale=0.1), "down": draw(8, 128, 64, scale=0.1)}
+    params = {
+        "gate": draw(64, 8),
+        "up": draw(8, 64, 128, scale=0.1),
+        "down": draw(8, 128, 64, scale=0.1),
+    }
     x = draw(128, 64, scale=1.0)
 
     def loss(p: Any, x: Any) -> Any:

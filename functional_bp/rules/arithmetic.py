@@ -25,6 +25,20 @@ def times(z_bar: Any, factor: Any) -> Any:
     return mul(z_bar, factor)
 
 
+def pull_divisor(z_bar: Any, y: Any, z: Any) -> Any:
+    """z = x/y: x̄ = z̄/y and ȳ = −z̄ z/y.
+
+    Derivation: z y = x gives ż y + z ẏ = ẋ, so ż = (ẋ − z ẏ)/y.
+
+    Numerics: no y², which over- or underflows before the result does. Where y was broadcast, a
+    compiler takes −1/y out of the sum over the copies; in half precision, where 1/y overflows
+    easily, z̄ is divided instead.
+    """
+    if z_bar.dtype.itemsize == 2:
+        return neg(mul(div(z_bar, y), z))
+    return mul(mul(z_bar, z), neg(lax.integer_pow(y, -1)))
+
+
 # fmt: off
 rule(lax.add_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: z_bar,
      why="z = x + y, ż = ẋ + ẏ",
@@ -49,9 +63,8 @@ rule(lax.mul_p, "x, y -> z",
                  real(values=[1.0, 2.0]), real(values=[3.0, -0.5]), second_order=False,
                  half=False, note="out_dtype")])
 rule(lax.div_p, "x, y -> z",
-     x=lambda z_bar, y: div(z_bar, y), y=lambda z_bar, y, z: neg(mul(div(z_bar, y), z)),
-     why="z y = x, ż y + z ẏ = ẋ, ż = (ẋ − z ẏ)/y; no power of y, so nothing under- or overflows "
-         "before the result does", kinks="y = 0: ±inf or nan",
+     x=lambda z_bar, y: div(z_bar, y), y=lambda z_bar, y, z: pull_divisor(z_bar, y, z),
+     why=pull_divisor.__doc__ or "", kinks="y = 0: ±inf or nan",
      cases=[case(lax.div, real(3), real(3, low=0.5)), case(lax.div, cplx(2), cplx(2, low=0.5)),
             case(lax.div, real(), real(3, low=0.5), note="a scalar operand")])
 improvement("division of small numbers in half precision", lax.div, at=(1e-3, 2e-3), wrt=1,

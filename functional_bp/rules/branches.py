@@ -115,7 +115,7 @@ class Cond(Structure):
                 source = {"operand": kept, "slot": filled}
                 leaves = [source[kind][where] for kind, where in layout.places]
                 found = backprop.reverse(
-                    self.plans[b], self.branches[b][1], jax.tree.unflatten(layout.tree, leaves), bars
+                    self.plans[b], jax.tree.unflatten(layout.tree, leaves), bars
                 )
                 return [
                     backprop.zeros(a.aval) if bar is None else backprop.match_axes(bar, a.aval)

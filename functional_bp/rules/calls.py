@@ -48,7 +48,7 @@ class Call(Structure):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The body's reverse sweep, in place."""
-        return backprop.reverse(self.plan, self.consts, residuals, cotangents)
+        return backprop.reverse(self.plan, residuals, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The body's forward-mode sweep, in place."""
@@ -61,7 +61,7 @@ def _compiled(*key: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     plan = make_plan(*key)
     return (
         jax.jit(lambda consts, args: backprop.forward(plan, consts, args)),
-        jax.jit(lambda consts, kept, bars: backprop.reverse(plan, consts, kept, bars)),
+        jax.jit(lambda kept, bars: backprop.reverse(plan, kept, bars)),
     )
 
 
@@ -97,10 +97,9 @@ class Jit(Call):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The body's reverse sweep."""
-        leaves = jax.tree.leaves((residuals, cotangents))
-        if _jax.is_tracing([*leaves, *self.consts]):
+        if _jax.is_tracing(jax.tree.leaves((residuals, cotangents))):
             return super().reverse(residuals, cotangents)
-        return _compiled(*self.key)[1](self.consts, residuals, list(cotangents))
+        return _compiled(*self.key)[1](residuals, list(cotangents))
 
     def _placed(self, values: Sequence[Any], which: str) -> list[Any]:
         """The values, constrained to the shardings that the person gave to ``jit``."""

@@ -81,7 +81,7 @@ class CustomJVP(Structure):
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The transposed tangent function."""
         bars = [None] * len(self.eqn.outvars) + [cotangents[i] for i in self.out_float]
-        found = backprop.reverse(self.plan, self.consts, residuals, bars)
+        found = backprop.reverse(self.plan, residuals, bars)
         remaining = iter(found[len(self.eqn.invars) :])
         return [next(remaining) if on else None for on in self.wanted]
 

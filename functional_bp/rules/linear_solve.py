@@ -69,7 +69,11 @@ class LinearSolve(Structure):
         self.matvec, self.matvec_consts = _jax.open_jaxpr(self.jaxprs.matvec)
         outs = (True,) * self.count
         self.plan = make_plan(
-            self.matvec, constants + (False,) * self.count, outs, (False,) * self.count, self.options
+            self.matvec,
+            constants + (False,) * self.count,
+            outs,
+            (False,) * self.count,
+            self.options,
         )
         reached = list(self.plan.reached[: len(constants)])
         rest = [False] * (len(self.active) - len(constants) - self.count)
@@ -93,7 +97,7 @@ class LinearSolve(Structure):
         minus = [lax.neg(bar) for bar in b_bar]
         theta_bar: Sequence[Any] = [None] * len(self.active[self.starts[0]])
         if any(self.plan.reached):
-            theta_bar = backprop.reverse(self.plan, self.matvec_consts, kept, minus)[: len(theta_bar)]
+            theta_bar = backprop.reverse(self.plan, kept, minus)[: len(theta_bar)]
         rest = [None] * (len(self.active) - len(theta_bar) - self.count)
         return [*theta_bar, *rest, *b_bar]
 
@@ -117,8 +121,6 @@ class LinearSolve(Structure):
     def _function(jaxpr: Any, constants: Sequence[Any]) -> Any:
         body, consts = _jax.open_jaxpr(jaxpr)
         return lambda x: jax.core.eval_jaxpr(body, consts, *constants, *x)
-
-
 
 
 @structure(
@@ -170,7 +172,7 @@ class LinearCall(Structure):
             backprop.zeros(v.aval) if bar is None else bar
             for v, bar in zip(self.eqn.outvars, cotangents)
         ]
-        r_bar = backprop.reverse(self.plan, self.callee_consts, kept, cotangents)[: self.count]
+        r_bar = backprop.reverse(self.plan, kept, cotangents)[: self.count]
         transpose, constants = self.eqn.params["transpose_thunk"]()
         body, consts = _jax.open_jaxpr(transpose)
         r = r[self.eqn.params["num_callee_consts"] :]

@@ -35,7 +35,9 @@ def _three_times(x: Any) -> Any:
             reference=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) * 2, x),
             note="jax: reverse-mode differentiation does not work for lax.while_loop",
         ),
-        case(lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x, integer(values=3), real()),
+        case(
+            lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x, integer(values=3), real()
+        ),
     ],
 )
 class While(Structure):
@@ -102,7 +104,7 @@ class While(Structure):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The scan's reverse sweep."""
-        return backprop.reverse(self.plan, self.consts, residuals, cotangents)
+        return backprop.reverse(self.plan, residuals, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The loop itself, with the state's tangent carried along: no bound is needed."""

@@ -129,7 +129,7 @@ class Scatter(Structure):
 
         def slope(value: Any) -> Any:
             _, residuals = backprop.forward(plan, consts, (value, lax.full_like(value, 0)))
-            (found, _) = backprop.reverse(plan, consts, residuals, (lax.full_like(value, 1),))
+            (found, _) = backprop.reverse(plan, residuals, (lax.full_like(value, 1),))
             return lax.full_like(value, 0) if found is None else found
 
         values = read_back(x, indices, u, self.dimension_numbers, **self.how)

@@ -75,7 +75,7 @@ class Remat(Structure):
         operands, saved = residuals
         given = dict(zip(self.saved, saved))
         _, kept = backprop.forward(self.second, self.consts, operands, given)
-        return backprop.reverse(self.second, self.consts, kept, cotangents)
+        return backprop.reverse(self.second, kept, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The body's forward-mode sweep: it keeps nothing anyway."""

@@ -164,14 +164,12 @@ class Scan(Structure):
             leaves = [next(moving) if per else next(still) for per in residuals.per_step]
             c_bars = _spread_over(c_bar, self.seeded[:nc])
             found = backprop.reverse(
-                self.plan, self.consts, jax.tree.unflatten(residuals.tree, leaves), [*c_bars, *y_bar]
+                self.plan, jax.tree.unflatten(residuals.tree, leaves), [*c_bars, *y_bar]
             )
             k_found, c_found, x_found = (found[group] for group in self.groups)
             k_bar = [s if b is None else lax.add(s, b) for s, b in zip(k_bar, _only(k_found, k_on))]
             c_new = [fill(b, v) for b, v, on in zip(c_found, c_vars, self.seeded) if on]
-            return (k_bar, c_new), [
-                fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on
-            ]
+            return (k_bar, c_new), [fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on]
 
         c_start = [
             fill(bar, var) for bar, var, on in zip(cotangents[:nc], c_vars, self.seeded) if on

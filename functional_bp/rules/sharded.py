@@ -176,7 +176,7 @@ class ShardMap(Structure):
             out_bars: list[Any] = [None] * len(cotangents)
             for i, bar in zip(given, bars, strict=True):
                 out_bars[i] = self._share(bar, self.out_specs[i])
-            found = backprop.reverse(self.plan, self.consts, inner, out_bars)
+            found = backprop.reverse(self.plan, inner, out_bars)
             positions[:] = [i for i, bar in enumerate(found) if bar is not None]
             bar_specs[:] = [_jax.cotangent_spec(self.in_specs[i]) for i in positions]
             return [self._add_copies(found[i], self.in_specs[i]) for i in positions]

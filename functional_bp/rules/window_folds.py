@@ -92,7 +92,7 @@ class Combination:
             xs, ys_bar = values[: 2 * self.count], iter(values[2 * self.count :])
             _, residuals = backprop.forward(self.plan, self.consts, xs)
             seeds = [next(ys_bar) if on else None for on in self.floats]
-            found = backprop.reverse(self.plan, self.consts, residuals, seeds)
+            found = backprop.reverse(self.plan, residuals, seeds)
             return [
                 jnp.zeros_like(x) if bar is None else bar
                 for x, bar, on in zip(xs, found, self.floats * 2) if on
