@@ -28,7 +28,9 @@ class Pool:
     values: list[Value]
     integers: list[Value] = field(default_factory=list)
 
-    def pick(self, rng: np.random.Generator, accept: Callable[[Value], bool] = lambda x: True) -> Any:
+    def pick(
+        self, rng: np.random.Generator, accept: Callable[[Value], bool] = lambda x: True
+    ) -> Any:
         """One of the values that will do; later ones are likelier, so that programs get deep."""
         found = [x for x in self.values if accept(x)]
         if not found:
@@ -97,7 +99,11 @@ def reduction(rng: np.random.Generator, pool: Pool) -> Value:
 
 def along_axis(rng: np.random.Generator, pool: Pool) -> Value:
     x = pool.pick(rng, nonscalar)
-    return None if x is None else SAME_SHAPE[rng.integers(len(SAME_SHAPE))](x, int(rng.integers(x.ndim)))
+    return (
+        None
+        if x is None
+        else SAME_SHAPE[rng.integers(len(SAME_SHAPE))](x, int(rng.integers(x.ndim)))
+    )
 
 
 def product(rng: np.random.Generator, pool: Pool) -> Value:

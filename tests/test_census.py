@@ -103,7 +103,9 @@ def test_operations_without_a_derivative_are_declared_so(status: str) -> None:
     wrong = [
         name
         for name, row in ROWS.items()
-        if row["status"] == status and name in kinds and kinds[name] not in expected
+        if row["status"] == status
+        and name in kinds
+        and kinds[name] not in expected
         and name not in CENSUS["differentiated beyond JAX"]
     ]
     assert not wrong

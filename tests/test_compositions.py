@@ -57,7 +57,9 @@ def as_scalar(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def scalar(x: Any) -> Any:
         leaves = jax.tree.leaves(function(x))
-        return sum(jnp.sum(jnp.sin(y) * jnp.arange(1.0, y.size + 1).reshape(y.shape)) for y in leaves)
+        return sum(
+            jnp.sum(jnp.sin(y) * jnp.arange(1.0, y.size + 1).reshape(y.shape)) for y in leaves
+        )
 
     return scalar
 

@@ -1,5 +1,7 @@
 """The frozen table of gradients at points without a derivative: literal numbers, as jax.grad's."""
 
+# ruff: noqa: E501  (the table is aligned)
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
