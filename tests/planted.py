@@ -29,7 +29,7 @@ def planted(primitive: Primitive, signature: str, **declared: Any) -> Iterator[R
 
 
 def primitive_of(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Primitive:
-    """A primitive with a value, a shape rule, a lowering and elementwise batching; no derivative."""
+    """A primitive with value, shape rule, lowering and elementwise batching; no derivative."""
     primitive = Primitive(name)
     several = isinstance(function_result(shapes), list)
     primitive.multiple_results = several
