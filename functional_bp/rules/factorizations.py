@@ -134,13 +134,12 @@ def lu(factors_bar, factors, order):
         below = below - dot(columns(factors_bar, k, n), columns(factors, k, n), "nt")
     c_bar = lower(below, -1) + upper(above)
     c_bar = solve_triangular(l1, c_bar, "t", lower=True, unit=True)
-    if n > m:
-        rest = solve_triangular(l1, columns(factors_bar, k, n), "t", lower=True, unit=True)
     a_bar = solve_triangular(u1, c_bar, "t", left=False)
     if m > n:
         rest = solve_triangular(u1, rows(factors_bar, k, m), "t", left=False)
         a_bar = stacked(a_bar, rest)
     elif n > m:
+        rest = solve_triangular(l1, columns(factors_bar, k, n), "t", lower=True, unit=True)
         a_bar = beside(a_bar, rest)
     return permute_rows(a_bar, order, inverse=True)
 

@@ -61,7 +61,7 @@ def _kind(kind: str, *lengths: int) -> Any:
     return lambda x: lax.fft(x, kind, lengths)
 
 
-fft_p = _jax.find_primitive("lax.fft.fft_p")
+fft_p: Any = _jax.find_primitive("lax.fft.fft_p")
 rule(
     fft_p, "x -> y", x=fourier,
     cases=[

@@ -162,7 +162,7 @@ def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=
     return a_bar if lower else _reversed(a_bar, 2)
 
 
-def _reversed(x: Array | None, count: int) -> Array | None:
+def _reversed(x: Any, count: int) -> Any:
     """The last ``count`` axes backwards."""
     return None if x is None else lax.rev(x, range(x.ndim - count, x.ndim))
 

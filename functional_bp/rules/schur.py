@@ -79,8 +79,8 @@ def _beside_diagonal(x: Array, like: Array, *, below: bool, above: bool) -> Arra
 
 def _around(x: Array, fill: float) -> tuple[Array, Array]:
     """A vector over the pairs (j, j + 1), seen from j and seen from j + 1."""
-    batch, fill = [(0, 0, 0)] * (x.ndim - 1), lax.full((), fill, x.dtype)
-    return lax.pad(x, fill, [*batch, (0, 1, 0)]), lax.pad(x, fill, [*batch, (1, 0, 0)])
+    batch, value = [(0, 0, 0)] * (x.ndim - 1), lax.full((), fill, x.dtype)
+    return lax.pad(x, value, [*batch, (0, 1, 0)]), lax.pad(x, value, [*batch, (1, 0, 0)])
 
 
 def _triangularize(u: Array) -> Array:

@@ -104,7 +104,7 @@ def svd(s, vectors, kept_u, kept_vh, vectors_bar, s_bar=None, *, subset_by_index
         inside, right = _turn(adjoint(vh), transpose(vh_bar), k)
         p_bar.append(_times_gaps(s, inside, by_row))
     if s_bar is not None:
-        p_bar.append(place_diagonal(as_dtype_of(s_bar, inside), inside))
+        p_bar.append(place_diagonal(as_dtype_of(s_bar, u), p_bar[0]))
     a_bar = dot(functools.reduce(lax.add, [dot(u1, functools.reduce(lax.add, p_bar)), *left]), vh1)
     if right is not None:
         a_bar = a_bar + dot(per_s(u1), right, "nh")

@@ -113,7 +113,7 @@ def _along(by: int, name: str) -> Any:
         return lax.neg(lax.reduce_sum(product, [x.ndim - 1]))
 
     pullback.__name__ = f"tridiagonal_{name}"
-    pullback.__doc__ = f"""t̄_i = −Σ_k B̄_ik X_{{i+s,k}} for t = {name}, which has t_i at (i, i + s), s = {by}.
+    pullback.__doc__ = f"""t̄_i = −Σ_k B̄_ik X_{{i+s,k}} for {name}: t_i at (i, i + s), s = {by}.
 
     Derivation:
         T X = B gives dX = −T⁻¹ dT X, so ⟨X̄, dX⟩ = −⟨B̄, dT X⟩ with B̄ = T⁻ᵀ X̄, and

@@ -72,9 +72,7 @@ def eigh(v, w, v_bar=None, w_bar=None, *, subset_by_index):
     if v_bar is None:
         return conj(dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh"))
     refuse_subset(subset_by_index, v.shape[-2], "symmetric eigendecomposition", v)
-    p_bar = lax.mul(
-        as_dtype_of(_reciprocal_gaps(w, real_part(v)), v), dot(v, conj(v_bar), "hn")
-    )
+    p_bar = lax.mul(as_dtype_of(_reciprocal_gaps(w, real_part(v)), v), dot(v, conj(v_bar), "hn"))
     if w_bar is not None:
         p_bar = p_bar + place_diagonal(as_dtype_of(w_bar, v), v)
     return conj(dot(dot(v, p_bar), v, "nh"))
@@ -108,8 +106,6 @@ rule(
         case(linalg.eigh, real(0, 2, 2), half=False),
     ],
 )  # fmt: skip
-
-
 
 
 def eig_keeping_vectors(a, *, compute_left_eigenvectors, compute_right_eigenvectors,
