@@ -99,7 +99,7 @@ def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list
                 found = step.structure.reverse(structure_residuals[remaining], out_bars)
                 pairs = zip(range(len(eqn.invars)), found, strict=True)
             else:
-                pairs = (pair for pull in step.pulls for pair in call(step, pull, out_bars, have))
+                pairs = (p for pull in reversed(step.pulls) for p in call(step, pull, out_bars, have))
             for i, bar in pairs:
                 atom = eqn.invars[i]
                 if bar is not None and not isinstance(atom, Literal) and has_tangent(atom.aval):

@@ -34,6 +34,7 @@ class Options(NamedTuple):
 
     strict: bool = False  # refuse rules that are not ours
     max_steps: int | None = None  # the bound for loops without a static trip count
+    linear: bool = False  # the graph is linear in its active inputs: it is being transposed
 
 
 class Auxiliary:

@@ -89,7 +89,8 @@ def transpose(
 
     jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(run)(*avals))
     outs = (True,) * len(jaxpr.outvars)
-    plan = make_plan(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), options)
+    linearly = options._replace(linear=True)
+    plan = make_plan(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
     read = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     points = [backprop.zeros(v.aval) if v in read else None for v in jaxpr.invars]
     _, residuals = backprop.forward(plan, consts, points)

@@ -13,6 +13,7 @@ from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.plan import Mask, Options, Structure, Sweep, has_tangent, make_plan
 from functional_bp.rule import structure
+from functional_bp.rules.calls import Call
 
 
 @jax.custom_jvp
@@ -41,8 +42,9 @@ class CustomJVP(Structure):
     Residuals: the coefficients of the tangent function, functions of x alone.
     """
 
-    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        super().__init__(eqn, active, options)
+    def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
+        """In a graph that is linear in its active inputs, a plain call: f is its own tangent."""
+        return Call(eqn, active, options) if options.linear else super().__new__(cls)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Trace the tangent function and plan its transpose."""
@@ -63,7 +65,7 @@ class CustomJVP(Structure):
             (False,) * len(avals) + (True,) * len(chosen),
             (False,) * outs + tuple(seeded[i] for i in self.out_float),
             needed + (False,) * len(self.out_float),
-            self.options,
+            self.options._replace(linear=True),
         )
         read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
         self.tangents_read = [v in read for v in self.jaxpr.invars[len(avals) :]]
