@@ -25,18 +25,17 @@ def times(z_bar: Any, factor: Any) -> Any:
     return mul(z_bar, factor)
 
 
-def pull_divisor(z_bar: Any, y: Any, z: Any) -> Any:
-    """z = x/y: x̄ = z̄/y and ȳ = −z̄ z/y.
+def pull_divisor(z_bar: Any, x: Any, y: Any) -> Any:
+    """z = x/y: x̄ = z̄/y and ȳ = −z̄ x/y².
 
-    Derivation: z y = x gives ż y + z ẏ = ẋ, so ż = (ẋ − z ẏ)/y.
+    Derivation: z y = x gives ż y + z ẏ = ẋ, so ż = ẋ/y − x ẏ/y².
 
-    Numerics: no y², which over- or underflows before the result does. Where y was broadcast, a
-    compiler takes −1/y out of the sum over the copies; in half precision, where 1/y overflows
-    easily, z̄ is divided instead.
+    Numerics: where y was broadcast, a compiler takes 1/y² out of the sum over the copies. In half
+    precision y² over- or underflows long before the result does, so both factors are divided.
     """
     if z_bar.dtype.itemsize == 2:
-        return neg(mul(div(z_bar, y), z))
-    return mul(mul(z_bar, z), neg(lax.integer_pow(y, -1)))
+        return neg(mul(div(z_bar, y), div(x, y)))
+    return neg(mul(mul(z_bar, lax.integer_pow(y, -2)), x))
 
 
 # fmt: off
@@ -63,7 +62,7 @@ rule(lax.mul_p, "x, y -> z",
                  real(values=[1.0, 2.0]), real(values=[3.0, -0.5]), second_order=False,
                  half=False, note="out_dtype")])
 rule(lax.div_p, "x, y -> z",
-     x=lambda z_bar, y: div(z_bar, y), y=lambda z_bar, y, z: pull_divisor(z_bar, y, z),
+     x=lambda z_bar, y: div(z_bar, y), y=lambda z_bar, x, y: pull_divisor(z_bar, x, y),
      why=pull_divisor.__doc__ or "", kinks="y = 0: ±inf or nan",
      cases=[case(lax.div, real(3), real(3, low=0.5)), case(lax.div, cplx(2), cplx(2, low=0.5)),
             case(lax.div, real(), real(3, low=0.5), note="a scalar operand")])
