@@ -16,7 +16,9 @@ from jax.sharding import AxisType, use_abstract_mesh
 
 from functional_bp import _jax
 from functional_bp.errors import RuleError, compose, describe
-from functional_bp.plan import Auxiliary, Plan, Pull, Step, has_tangent
+from functional_bp.plan import Plan
+from functional_bp.steps import Auxiliary, Pull, Step
+from functional_bp.structure import has_tangent
 
 Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structure's residuals
 
@@ -99,7 +101,9 @@ def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list
                 found = step.structure.reverse(structure_residuals[remaining], out_bars)
                 pairs = zip(range(len(eqn.invars)), found, strict=True)
             else:
-                pairs = (p for pull in reversed(step.pulls) for p in call(step, pull, out_bars, have))
+                pairs = (
+                    p for pull in reversed(step.pulls) for p in call(step, pull, out_bars, have)
+                )
             for i, bar in pairs:
                 atom = eqn.invars[i]
                 if bar is not None and not isinstance(atom, Literal) and has_tangent(atom.aval):

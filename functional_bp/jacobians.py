@@ -12,11 +12,16 @@ import numpy as np
 from jax import dtypes
 
 from functional_bp import backprop
-from functional_bp.errors import CotangentError, MissingRuleError, NotDifferentiableError, compose
-from functional_bp.errors import describe
-from functional_bp.plan import Options, has_tangent
-from functional_bp.tangents import forward_mode, transpose
+from functional_bp.errors import (
+    CotangentError,
+    MissingRuleError,
+    NotDifferentiableError,
+    compose,
+    describe,
+)
 from functional_bp.staging import trace_flat
+from functional_bp.structure import Options, has_tangent
+from functional_bp.tangents import forward_mode, transpose
 from functional_bp.transforms import (
     as_arrays,
     check_inputs,

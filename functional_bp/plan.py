@@ -11,101 +11,16 @@ Reference: Griewank and Walther's "varied" and "useful" variables, and their "to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
-from jax import dtypes, lax
+from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.interpreters import ad
 
-from functional_bp import _jax
-from functional_bp.errors import RuleError, StrictError, compose, missing_rule
-from functional_bp.rule import Name, Pullback, Rule, rules
-
-Atom = Any  # a jaxpr's Var or Literal
-Mask = tuple[bool, ...]
-Sweep = Callable[..., tuple[list[Any], list[Any]]]  # tangents.forward_mode
-
-
-class Options(NamedTuple):
-    """What a caller may set for a whole sweep, nested graphs included."""
-
-    strict: bool = False  # refuse rules that are not ours
-    max_steps: int | None = None  # the bound for loops without a static trip count
-    linear: bool = False  # the graph is linear in its active inputs: it is being transposed
-
-
-class Auxiliary:
-    """A value computed by a rule's ``forward`` beside the outputs; kept like a variable."""
-
-    def __init__(self, eqn: JaxprEqn, name: str) -> None:
-        self.eqn, self.name = eqn, name
-
-
-class Structure:
-    """An operation that holds a graph of its own: ``scan``, ``cond``, ``jit``, …
-
-    The engine makes one for every active equation, then calls, in this order, ``seed`` once,
-    ``forward`` and ``reverse`` any number of times. ``out_active`` must be set on return from
-    ``__init__``, ``wanted`` on return from ``seed``. A structure with a leaner forward mode than
-    the transpose of ``reverse`` has a method ``tangents(sweep, operands, dots)``.
-    """
-
-    out_active: Mask
-    wanted: Mask
-
-    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        self.eqn, self.active, self.options = eqn, active, options
-        self.out_active = tuple(has_tangent(v.aval) for v in eqn.outvars)
-        self.wanted = tuple(on and has_tangent(a.aval) for on, a in zip(active, eqn.invars))
-
-    def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Learn which outputs will be given a cotangent, and which outputs' values are used."""
-        self.seeded, self.needed = seeded, needed
-
-    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The outputs, and a pytree of arrays that ``reverse`` needs. An output that is not
-        needed may be None; a residual that is itself an operand costs nothing."""
-        raise NotImplementedError
-
-    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """One cotangent per operand, None where it is zero or not wanted. Absent output
-        cotangents are None."""
-        raise NotImplementedError
-
-
-@lru_cache(maxsize=4096)
-def _inexact(dtype: Any) -> bool:
-    return dtypes.issubdtype(dtype, np.inexact)
-
-
-def has_tangent(aval: Any) -> bool:
-    """Whether a value of this type has a tangent space: real and complex arrays do."""
-    dtype = getattr(aval, "dtype", None)
-    if dtype is None or not hasattr(aval, "shape"):
-        return bool(getattr(aval, "is_high", False))
-    return _inexact(dtype)
-
-
-class Pull(NamedTuple):
-    """One pullback call: for which operands, and where its arguments are found."""
-
-    operands: tuple[int, ...]
-    names: tuple[str, ...]  # the operands' names in the signature, for a joint rule
-    pullback: Pullback
-    arguments: tuple[tuple[str, Any, bool], ...]  # kind, payload, optional
-    parameters: dict[str, Any]
-
-
-class Step(NamedTuple):
-    """One equation of the reverse sweep."""
-
-    eqn: JaxprEqn
-    rule: Rule | None
-    pulls: tuple[Pull, ...] = ()
-    structure: Structure | None = None
+from functional_bp.rule import rules
+from functional_bp.steps import Auxiliary, Step, names_auxiliary, pull_step, spread
+from functional_bp.structure import Mask, Options, Structure, has_tangent, structure_of
 
 
 class Plan(NamedTuple):
@@ -190,7 +105,7 @@ def make_plan(
                 step = Step(eqn, rules.get(eqn.primitive), structure=structure)
                 useful.update(a for a, w in zip(eqn.invars, structure.wanted) if w and on(a))
             else:
-                step = _pull_step(eqn, rules[eqn.primitive], on, out_useful)
+                step = pull_step(eqn, rules[eqn.primitive], on, out_useful)
                 for pull in step.pulls:
                     useful.update(eqn.invars[i] for i in pull.operands)
                     for kind, payload, _ in pull.arguments:
@@ -200,7 +115,7 @@ def make_plan(
             steps.append(step)
         runs = bool(eqn.effects) or (step is not None and step.structure is not None)
         runs |= any(v in values and v not in handed for v in eqn.outvars)
-        runs |= step is not None and _names_auxiliary(step)
+        runs |= step is not None and names_auxiliary(step)
         if runs:
             live.append(eqn)
             values.update(a for a in eqn.invars if not isinstance(a, Literal))
@@ -216,7 +131,7 @@ def make_plan(
         _last_uses(live, [*keep, *jaxpr.outvars]),
         tuple(on(v) for v in jaxpr.outvars),
         tuple(v in useful for v in jaxpr.invars),
-        {s.eqn: s for s in steps if s.structure or _names_auxiliary(s)},
+        {s.eqn: s for s in steps if s.structure or names_auxiliary(s)},
     )
 
 
@@ -254,144 +169,13 @@ def _activity(
     return varied, structures
 
 
-def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | None:
-    """The structure of an active equation; None where it has pullbacks instead."""
-    rule = rules.get(eqn.primitive)
-    if rule is None:
-        return _foreign(eqn, options)(eqn, active, options)
-    return None if rule.structure is None else rule.structure(eqn, active, options)
-
-
 def _has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
     """Whether the rule has a pullback for any of the active operands."""
     rule = rules[eqn.primitive]
-    names = _spread(rule.operands, len(eqn.invars))
+    names = spread(rule.operands, len(eqn.invars))
     return rule.joint is not None or any(
         name.text in rule.pullbacks for name, on in zip(names, active) if on
     )
-
-
-class Unruled(Structure):
-    """An operation that nobody can differentiate: an error, once its cotangent is wanted."""
-
-    def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Raise: no rule of ours, and none that its author registered, or may be used."""
-        where = ":".join(map(str, _jax.source_line(self.eqn) or ()))
-        if self.eqn.primitive not in ad.primitive_jvps:
-            raise missing_rule(self.eqn.primitive.name, where, [a.aval for a in self.eqn.invars])
-        raise StrictError(
-            compose(
-                f"strict=True refuses the operation {self.eqn.primitive.name!r}",
-                where=where,
-                got="a rule that its author registered with JAX",
-                expected="a rule in bp.rules",
-                do="register one with bp.rule, or leave strict out",
-            )
-        )
-
-
-def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
-    """The structure that asks JAX for the rule that a primitive's author registered there."""
-    if options.strict or eqn.primitive not in ad.primitive_jvps:
-        return Unruled
-    from functional_bp.rules.registered import Registered
-
-    return Registered
-
-
-def _spread(names: Sequence[Name], count: int) -> list[Name]:
-    """The signature's name for each of ``count`` operands or outputs."""
-    extra = count - sum(not name.starred for name in names)
-    return [n for name in names for n in [name] * (extra if name.starred else 1)]
-
-
-def _pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
-    """Which pullbacks to call for an equation, and where each finds its arguments."""
-    atoms: dict[str, Any] = {}
-    for what, names, group in (
-        ("operands", rule.operands, eqn.invars),
-        ("outputs", rule.outputs, eqn.outvars),
-    ):
-        fixed = sum(not name.starred for name in names)
-        if len(group) != fixed and (len(group) < fixed or fixed == len(names)):
-            raise RuleError(
-                compose(
-                    f"the signature of the rule of {eqn.primitive.name!r} has {fixed} {what}",
-                    where=f"{rule.file}:{rule.line}",
-                    got=f"an operation with {len(group)} {what}",
-                )
-            )
-        for name, atom in zip(_spread(names, len(group)), group):
-            if name.starred:
-                atoms.setdefault(name.text, []).append(atom)
-            else:
-                atoms[name.text] = atom
-        for name in names:
-            if name.starred:
-                atoms.setdefault(name.text, [])
-    atoms.update({name: Auxiliary(eqn, name) for name in rule.auxiliaries})
-    spread_outs = _spread(rule.outputs, len(eqn.outvars))
-    positions = {
-        name.text: [i for i, n in enumerate(spread_outs) if n.text == name.text]
-        for name in rule.outputs
-    }
-    operands = _spread(rule.operands, len(eqn.invars))
-    first = {name.text: i for i, name in reversed(list(enumerate(operands)))}
-
-    def arguments(pullback: Pullback, index: int) -> tuple[tuple[str, Any, bool], ...]:
-        found = []
-        for need in pullback.needs:
-            if need.kind == "cotangent":
-                places = positions[need.name]
-                starred = any(n.text == need.name and n.starred for n in rule.outputs)
-                payload: Any = places if starred else places[0]
-            elif need.kind == "index":
-                payload = index
-            else:
-                payload = atoms[need.name]
-                if need.kind == "shape":
-                    payload = (
-                        [a.aval for a in payload] if isinstance(payload, list) else payload.aval
-                    )
-            found.append((need.kind, payload, need.optional))
-        return tuple(found)
-
-    def parameters(pullback: Pullback) -> dict[str, Any]:
-        for name, required in pullback.parameters:
-            if required and name not in eqn.params:
-                raise RuleError(
-                    compose(
-                        f"a pullback of the rule of {eqn.primitive.name!r} asks for {name!r}",
-                        where=f"{rule.file}:{rule.line}",
-                        got=f"an operation with the parameters {', '.join(eqn.params) or '(none)'}",
-                        do="name one of these; with a default, it may be missing",
-                    )
-                )
-        return {
-            p: eqn.params[p] for p, required in pullback.parameters if required or p in eqn.params
-        }
-
-    active = [i for i, atom in enumerate(eqn.invars) if on(atom)]
-    if rule.joint is not None:
-        pull = Pull(
-            tuple(active),
-            tuple(operands[i].text for i in active),
-            rule.joint,
-            arguments(rule.joint, 0),
-            parameters(rule.joint),
-        )
-        return Step(eqn, rule, (pull,))
-    pulls = []
-    for i in active:
-        pullback = rule.pullbacks.get(operands[i].text)
-        if pullback is None:
-            continue
-        if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
-            continue
-        index = i - first[operands[i].text]
-        pulls.append(Pull((i,), (operands[i].text,), pullback, arguments(pullback, index),
-                          parameters(pullback)))  # fmt: skip
-    return Step(eqn, rule, tuple(pulls))
 
 
 def _is_cheaper_again(eqn: JaxprEqn) -> bool:
@@ -405,14 +189,6 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
     size = output.size * output.dtype.itemsize
     return inputs < size or (view and inputs == size)
-
-
-def _names_auxiliary(step: Step) -> bool:
-    return any(
-        kind == "value" and isinstance(payload, Auxiliary)
-        for pull in step.pulls
-        for kind, payload, _ in pull.arguments
-    )
 
 
 def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:

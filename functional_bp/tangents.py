@@ -14,7 +14,8 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
-from functional_bp.plan import Options, has_tangent, make_plan, structure_of
+from functional_bp.plan import make_plan
+from functional_bp.structure import Options, has_tangent, structure_of
 
 Tangents = list[Any]  # None where zero
 

@@ -19,8 +19,9 @@ from jax.extend.core import Jaxpr, Literal
 
 from functional_bp import backprop
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
-from functional_bp.plan import Mask, Options, Plan, has_tangent, make_plan
+from functional_bp.plan import Plan, make_plan
 from functional_bp.staging import explaining_tracer_errors, trace_flat
+from functional_bp.structure import Mask, Options, has_tangent
 
 
 class _Static(NamedTuple):

@@ -13,6 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ["errors", "_jax"],
     ["cases", "rule"],
+    ["structure"],
+    ["steps"],
     ["plan"],
     ["backprop"],
     ["tangents"],
@@ -37,7 +39,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Imports inside a function that look down the list, because a registry is filled from below.
 LAZY = {
-    ("plan", "rules"): "a primitive without a rule of ours gets the structure in rules/",
+    ("structure", "rules"): "a primitive without a rule of ours gets the structure in rules/",
     ("rules", "transforms"): "an improvement of a second derivative is stated with our own grad",
 }
 

@@ -12,8 +12,9 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import boolean, case, integer, real
-from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity, union
+from functional_bp.plan import make_plan, out_activity, union
 from functional_bp.rule import structure
+from functional_bp.structure import Mask, Options, Structure, Sweep
 
 
 def _choose(p: Any, x: Any, y: Any) -> Any:

@@ -16,8 +16,9 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity
+from functional_bp.plan import make_plan, out_activity
 from functional_bp.rule import rules, structure
+from functional_bp.structure import Mask, Options, Structure, Sweep
 
 
 class Call(Structure):

@@ -11,9 +11,10 @@ from jax.extend.core import JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, Sweep, has_tangent, make_plan
+from functional_bp.plan import make_plan
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
+from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent
 
 
 @jax.custom_jvp

@@ -15,9 +15,9 @@ from jax.lax import add, div, exp, mul, neg, rsqrt, square, sub
 
 from functional_bp import _jax
 from functional_bp.cases import case, cplx, real
-from functional_bp.plan import Mask, Options, Structure
 from functional_bp.rule import rule, structure
 from functional_bp.rules.improvements import improvement
+from functional_bp.structure import Mask, Options, Structure
 
 
 def constant(value: float, x: Any) -> np.ndarray:
@@ -61,8 +61,8 @@ rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
      cases=[case(lambda x: lax.log2(x), real(3, low=0.1, high=4)),
             case(lambda x: lax.log2(x), cplx(2))])
 
-rule(lax.tanh_p, "x -> y", x=lambda y_bar, y: mul(y_bar, one_minus_square(y)),
-     why="tanh′ = 1 − tanh² = (1 − y)(1 + y)",
+rule(lax.tanh_p, "x -> y", x=lambda y_bar, y: mul(y_bar, sub(constant(1, y), square(y))),
+     why="tanh′ = 1 − tanh² = 1 − y²",
      cases=[case(lax.tanh, real(3)), case(lax.tanh, cplx(2, low=-1, high=1))])
 rule(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
      why="σ(x) = 1/(1 + e⁻ˣ), σ′ = e⁻ˣ/(1 + e⁻ˣ)² = σ(1 − σ)",

@@ -15,9 +15,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import MissingRuleError, StepBoundError, compose
-from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity, union
+from functional_bp.plan import make_plan, out_activity, union
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
+from functional_bp.structure import Mask, Options, Structure, Sweep
 
 LONGEST_STATIC = 100_000  # steps that are tried when a trip count is looked for
 

@@ -9,8 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from functional_bp import _jax
 from functional_bp.cases import case, cplx, integer, real
-from functional_bp.plan import Mask, Options, Structure
 from functional_bp.rule import rule, structure
+from functional_bp.structure import Mask, Options, Structure
 
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
 # fmt: off

@@ -57,10 +57,11 @@ def dot(a: Array, b: Array, forms: str = "nn") -> Array:
     return lax.dot_general(a, b, (contract, (batch, batch)), precision=lax.Precision.HIGHEST)
 
 
-def _offsets(x: Array) -> Array:
-    """j − i for the entry in row i and column j."""
-    i = lax.broadcasted_iota(np.int32, x.shape[-2:], 0)
-    return lax.sub(lax.broadcasted_iota(np.int32, x.shape[-2:], 1), i)
+def _row_and_column(x: Array, k: int = 0) -> tuple[Array, Array]:
+    """For the entry in row i and column j: i + k and j."""
+    m, n = x.shape[-2:]
+    row = lax.add(lax.iota(np.int32, m), np.int32(k))
+    return lax.broadcast_in_dim(row, (m, n), [0]), lax.broadcasted_iota(np.int32, (m, n), 1)
 
 
 def _where(mask: Array, x: Array, y: Array | float = 0) -> Array:
@@ -71,17 +72,20 @@ def _where(mask: Array, x: Array, y: Array | float = 0) -> Array:
 
 def lower(x: Array, k: int = 0) -> Array:
     """The lower triangle: entries with j − i ≤ k."""
-    return _where(lax.le(_offsets(x), np.int32(k)), x)
+    row, column = _row_and_column(x, k)
+    return _where(lax.ge(row, column), x)
 
 
 def upper(x: Array, k: int = 0) -> Array:
     """The upper triangle: entries with j − i ≥ k."""
-    return _where(lax.ge(_offsets(x), np.int32(k)), x)
+    row, column = _row_and_column(x, k)
+    return _where(lax.le(row, column), x)
 
 
 def on_diagonal(x: Array, y: Array | float = 0) -> Array:
     """x on the diagonal, y elsewhere."""
-    return _where(lax.eq(_offsets(x), np.int32(0)), x, y)
+    row, column = _row_and_column(x)
+    return _where(lax.eq(row, column), x, y)
 
 
 def with_diagonal(x: Array, value: Array | float) -> Array:

@@ -13,12 +13,13 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, out_activity
+from functional_bp.plan import out_activity
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.reductions import flattened
 from functional_bp.rules.shapes import layout
+from functional_bp.structure import Mask, Options, Structure
 
 
 def fold(eqn: JaxprEqn) -> Any:

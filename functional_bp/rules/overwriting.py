@@ -17,10 +17,11 @@ from jax.extend.core import JaxprEqn
 from functional_bp import backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import NotDifferentiableError, compose
-from functional_bp.plan import Mask, Options, Structure, make_plan
+from functional_bp.plan import make_plan
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.scattering import cases_of, read_back, single_window, window_sizes
+from functional_bp.structure import Mask, Options, Structure
 
 _rows = lax.ScatterDimensionNumbers((1,), (0,), (0,))
 _scalars = lax.ScatterDimensionNumbers((), (0,), (0,))

@@ -19,9 +19,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.errors import NotDifferentiableError, compose
-from functional_bp.plan import Mask, Options, Structure, out_activity
+from functional_bp.plan import out_activity
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
+from functional_bp.structure import Mask, Options, Structure
 
 new_ref_p = _jax.find_primitive("core.ref_p")
 empty_ref_p = _jax.find_primitive("core.empty_ref_p")

@@ -14,8 +14,8 @@ from jax import dtypes
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Structure, has_tangent
 from functional_bp.rule import structure
+from functional_bp.structure import Structure, has_tangent
 
 
 class Registered(Structure):

@@ -12,8 +12,9 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import Mask, Options, Plan, Structure, Sweep, make_plan, out_activity, union
+from functional_bp.plan import Plan, make_plan, out_activity, union
 from functional_bp.rule import structure
+from functional_bp.structure import Mask, Options, Structure, Sweep
 
 
 def _rnn(w: Any, h: Any, xs: Any) -> Any:

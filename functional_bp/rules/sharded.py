@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import Mask, Options, Structure, Sweep, make_plan, out_activity
+from functional_bp.plan import make_plan, out_activity
 from functional_bp.rule import structure
+from functional_bp.structure import Mask, Options, Structure, Sweep
 
 REPLICATED, BY_ROWS = P(), P("i")
 

@@ -46,6 +46,7 @@ def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, uni
         unit_diagonal=unit_diagonal,
     )  # fmt: skip
     n, others = a.shape[-1], x.shape[-1] if left_side else x.shape[-2]
+    x_bar = lax.neg(x_bar)
     if n > others:
         b_bar = back(x_bar)
         product = dot(b_bar, x, "nt") if left_side else dot(x, b_bar, "tn")
@@ -54,7 +55,7 @@ def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, uni
     product = transpose(product) if transpose_a else product
     product = conj(product) if conjugate_a else product
     k = 1 if unit_diagonal else 0
-    return lax.neg(lower_triangle(product, -k) if lower else upper(product, k))
+    return lower_triangle(product, -k) if lower else upper(product, k)
 
 
 def _triangular(**parameters: Any) -> Any:

@@ -19,9 +19,10 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import Mask, Options, Structure, has_tangent, make_plan
+from functional_bp.plan import make_plan
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
+from functional_bp.structure import Mask, Options, Structure, has_tangent
 
 
 class Geometry(NamedTuple):
