@@ -22,7 +22,8 @@ from functional_bp.rules.matrices import (
     columns,
     conj,
     dot,
-    fold_lower,
+    half_lower,
+    hermitian_from_lower,
     hermitian_from_upper,
     identity,
     lower,
@@ -41,7 +42,7 @@ linalg = lax.linalg
 
 
 def cholesky(l_bar, l):  # noqa: E741
-    """Ā = ½ (S + Sᴴ) in effect, S = L⁻ᴴ Φ(Lᴴ L̄) L⁻¹, Φ: the lower triangle, half the diagonal.
+    """Ā = Φ(T), T = L⁻ᴴ sym(Lᴴ L̄) L⁻¹; Φ: the lower triangle with half the diagonal.
 
     Derivation:
         A = L Lᴴ, so dA = dL Lᴴ + L dLᴴ; with C = L⁻¹ dA L⁻ᴴ this is
@@ -50,22 +51,22 @@ def cholesky(l_bar, l):  # noqa: E741
 
         L⁻¹ dL is lower triangular with a real diagonal, so it is Φ(C), and dL = L Φ(C). Then
 
-            ⟨L̄, L Φ(C)⟩ = ⟨Φ(Lᴴ L̄), C⟩ = ⟨L⁻ᴴ Φ(Lᴴ L̄) L⁻¹, dA⟩
+            ⟨L̄, L Φ(C)⟩ = ⟨Φ(Lᴴ L̄), C⟩ = ⟨S, dA⟩,   S = L⁻ᴴ Φ(Lᴴ L̄) L⁻¹
 
-        dA is Hermitian, and only its lower triangle is read: A = tril + strilᴴ. So S is folded,
+        dA is Hermitian, and only its lower triangle is read, dA = dE + dEᴴ with dE = Φ(dA); so
 
-            Ā = stril(S + Sᴴ) + Re diag S
+            ⟨S, dA⟩ = ⟨S + Sᴴ, dE⟩ = ⟨Φ(T), dA's lower triangle⟩,   T = S + Sᴴ
 
-        ``symmetrize_input=True`` makes it the symmetric ½ (S + Sᴴ).
+        and T = L⁻ᴴ (P + Pᴴ) L⁻¹ with P = Φ(Lᴴ L̄): the Hermitian matrix sym(Lᴴ L̄) that has the
+        lower triangle of Lᴴ L̄. ``symmetrize_input=True`` makes Ā the Hermitian ½ T.
 
     Residuals: L alone.
     """
     factor = lower(l)
-    p = lower(dot(factor, conj(l_bar), "hn"))
-    p = with_diagonal(p, lax.mul(p, lax.full_like(p, 0.5)))
-    p = solve_triangular(factor, p, "h", lower=True)
-    s = solve_triangular(factor, p, left=False, lower=True)
-    return conj(fold_lower(s))
+    t = hermitian_from_lower(dot(factor, conj(l_bar), "hn"))
+    t = solve_triangular(factor, t, "h", lower=True)
+    t = solve_triangular(factor, t, left=False, lower=True)
+    return conj(half_lower(t))
 
 
 def _positive(a: np.ndarray) -> np.ndarray:

@@ -125,12 +125,25 @@ def hermitian_from_upper(g: Array) -> Array:
     return with_diagonal(above + adjoint(above), as_dtype_of(real_part(g), g))
 
 
+def hermitian_from_lower(g: Array) -> Array:
+    """The Hermitian matrix whose lower triangle is G's, with a real diagonal."""
+    row, column = _row_and_column(g)
+    both = _where(lax.ge(row, column), g, adjoint(g))
+    return with_diagonal(both, as_dtype_of(real_part(g), g)) if is_complex(g) else both
+
+
+def half_lower(t: Array) -> Array:
+    """Φ(T): the strict lower triangle of a Hermitian T, and half its diagonal."""
+    half = lax.mul(t, lax.full_like(t, 0.5))
+    return with_diagonal(lower(t), as_dtype_of(real_part(half), t))
+
+
 def fold_lower(s: Array) -> Array:
     """The cotangent of a Hermitian matrix as one of its lower triangle, all that is read.
 
     From A = L + Lᴴ + Re D follows ⟨S, dA⟩ = ⟨stril(S + Sᴴ) + Re diag S, dL + dD⟩.
     """
-    return with_diagonal(lower(s + adjoint(s), -1), as_dtype_of(real_part(s), s))
+    return half_lower(s + adjoint(s))
 
 
 def columns(x: Array, start: int, stop: int) -> Array:
