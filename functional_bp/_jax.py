@@ -11,9 +11,15 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
-import jax
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
+from jax.core import Tracer
+from jax.extend.core import (
+    ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
+    Jaxpr,
+    JaxprEqn,
+    Primitive,
+)
+from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
 
@@ -76,7 +82,7 @@ def varying_axes(aval: Any) -> frozenset[str]:
 
 def is_tracing(values: Sequence[Any]) -> bool:
     """Whether any of the values is abstract, that is, whether an outer transform is at work."""
-    return any(isinstance(value, jax.core.Tracer) for value in values)
+    return any(isinstance(value, Tracer) for value in values)
 
 
 def cotangent_spec(spec: Any) -> Any:
@@ -105,7 +111,7 @@ def side_by_side(aval: Any, axis_names: Sequence[str]) -> Any:
 
 def is_reference(aval: Any) -> bool:
     """Whether a value of this type is a mutable reference."""
-    return isinstance(aval, jax.ref.AbstractRef)
+    return isinstance(aval, AbstractRef)
 
 
 def makes_references(graph: Any) -> bool:
@@ -115,7 +121,7 @@ def makes_references(graph: Any) -> bool:
     return internal_mutable_array_effect in graph.effects
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def discharged(jaxpr: Any) -> Any:
     """The jaxpr with each reference operand as a value, its last value a further output."""
     closed = jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())  # JAX 0.12, 0.10

@@ -70,6 +70,7 @@ class Operation:
             key: parse_pullback(function, names, self.outputs, self.auxiliaries, name)
             for key, function in pullbacks.items()
         }
+        self.__name__ = name
         functools.update_wrapper(self, forward)
 
     def __call__(self, *operands: Any, **parameters: Any) -> Any:
@@ -149,13 +150,15 @@ class Operation:
             p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters
         }
         bar, expected = pullback.function(*arguments, **chosen), shapes[name]
+        if bar is None:
+            return None
         fitted = unbroadcast(bar, expected.shape) if hasattr(bar, "shape") else None
-        if bar is not None and fitted is None:
+        if fitted is None:
             raise RuleError(
                 compose(f"the pullback of {self.__name__} for {name!r} returned the wrong shape",
                         got=describe(bar), expected=describe(expected))
             )  # fmt: skip
-        return None if bar is None else fitted.astype(expected.dtype)
+        return fitted.astype(expected.dtype)
 
 
 class _Hidden:

@@ -47,8 +47,7 @@ CHEAP = {
 }
 
 
-@lru_cache(maxsize=8192)
-def make_plan(
+def plan_once(
     jaxpr: Jaxpr,
     active: Mask,
     seeded: Mask,
@@ -58,6 +57,9 @@ def make_plan(
     also: tuple[Var, ...] = (),
 ) -> Plan:
     """Plan both sweeps of ``jaxpr`` (without its constants' values).
+
+    ``make_plan`` is the same with a memory. A graph that was just traced is planned with
+    ``plan_once``, lest the memory keep its constants alive.
 
     Args:
         jaxpr: the graph.
@@ -135,7 +137,10 @@ def make_plan(
     )
 
 
-@lru_cache(maxsize=8192)
+make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs, which JAX hands out again and again
+
+
+@lru_cache(maxsize=512)
 def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
     """Which outputs depend on an active input, for the structures that hold ``jaxpr``."""
     varied, _ = _activity(jaxpr, active, options)
@@ -182,13 +187,14 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     """Whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
-    inputs = sum(
-        a.aval.size * a.aval.dtype.itemsize for a in eqn.invars if not isinstance(a, Literal)
-    )
-    output = eqn.outvars[0].aval
+    inputs = sum(_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
+    output = _bytes(eqn.outvars[0].aval)
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
-    size = output.size * output.dtype.itemsize
-    return inputs < size or (view and inputs == size)
+    return inputs < output or (view and inputs == output)
+
+
+def _bytes(aval: Any) -> int:
+    return aval.size * aval.dtype.itemsize
 
 
 def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:

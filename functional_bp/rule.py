@@ -165,6 +165,7 @@ def rule(
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
         cases: inputs that the rule is tested on (``functional_bp.cases``).
+        **pullbacks: ``operand=function``; the function's parameters name what it is given.
 
     Raises:
         RuleError: a pullback's name or one of its parameters is not in the signature.

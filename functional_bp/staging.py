@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.core import Tracer
 
 from functional_bp import _jax
 from functional_bp.errors import compose
@@ -44,7 +45,7 @@ def trace_flat(fun: Callable[..., Any], args: Sequence[Any], has_aux: bool = Fal
             out, aux = out
         out_leaves, out_tree = jax.tree.flatten(out)
         aux_leaves, aux_tree = jax.tree.flatten(aux)
-        traced = [isinstance(leaf, jax.core.Tracer) for leaf in aux_leaves]
+        traced = [isinstance(leaf, Tracer) for leaf in aux_leaves]
         fixed = [None if on else leaf for on, leaf in zip(traced, aux_leaves)]
         trees.extend([out_tree, len(out_leaves), aux_tree, traced, fixed])
         return out_leaves + [leaf for on, leaf in zip(traced, aux_leaves) if on]

@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
-from functional_bp.plan import make_plan
+from functional_bp.plan import plan_once
 from functional_bp.structure import Options, has_tangent, structure_of
 
 Tangents = list[Any]  # None where zero
@@ -53,7 +53,7 @@ def _push(
     )
     body, consts = _jax.open_jaxpr(alone)
     out_float = tuple(has_tangent(v.aval) for v in eqn.outvars)
-    plan = make_plan(body, active, out_float, (True,) * len(out_float), options)
+    plan = plan_once(body, active, out_float, (True,) * len(out_float), options)
     outs, residuals = backprop.forward(plan, consts, operands)
     if not plan.steps:
         return outs, [None] * len(outs)
@@ -91,7 +91,7 @@ def transpose(
     jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(run)(*avals))
     outs = (True,) * len(jaxpr.outvars)
     linearly = options._replace(linear=True)
-    plan = make_plan(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
+    plan = plan_once(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
     read = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     points = [backprop.zeros(v.aval) if v in read else None for v in jaxpr.invars]
     _, residuals = backprop.forward(plan, consts, points)

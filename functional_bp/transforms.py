@@ -19,7 +19,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from functional_bp import backprop
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
-from functional_bp.plan import Plan, make_plan
+from functional_bp.plan import Plan, plan_once
 from functional_bp.staging import explaining_tracer_errors, trace_flat
 from functional_bp.structure import Mask, Options, has_tangent
 
@@ -54,7 +54,8 @@ class PullbackFunction:
     @classmethod
     def tree_unflatten(cls, box: _Box, children: Any) -> PullbackFunction:
         """The inverse of ``tree_flatten``."""
-        return cls(*children, box)
+        (residuals,) = children
+        return cls(residuals, box)
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
         """x̄ = Jᵀ ȳ for every input.
@@ -91,8 +92,8 @@ def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise CotangentError(
                 compose(
-                    f"the cotangent of output{jax.tree_util.keystr(path)} of {static.name} has the wrong "
-                    "shape or dtype",
+                    f"the cotangent of output{jax.tree_util.keystr(path)} of {static.name} has the "
+                    "wrong shape or dtype",
                     got=describe(got),
                     expected=f"{describe(expected)}, because the output is {describe(aval)}",
                 )
@@ -141,12 +142,13 @@ def vjp(
 def vjp_wanted(
     fun: Callable[..., Any], primals: Any, wanted: Mask, has_aux: bool, options: Options
 ) -> tuple[Any, PullbackFunction, Any]:
+    """Output, pullback and auxiliary (None without one), with cotangents of the wanted inputs."""
     traced = trace_flat(fun, primals, has_aux)
     jaxpr = traced.jaxpr
     seeded = tuple(
         i < traced.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars)
     )
-    plan = make_plan(jaxpr, wanted, seeded, (True,) * len(seeded), options)
+    plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
     with explaining_tracer_errors():
         outs, residuals = backprop.forward(plan, traced.consts, as_arrays(traced.leaves))
     outs = literals_as_arrays(outs, jaxpr)
@@ -253,6 +255,7 @@ def choose(
 
 
 def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> Mask:
+    """Which leaves of the chosen arguments have a tangent space; an error for what may not be."""
     wanted = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(chosen)[0]:
         try:
@@ -295,7 +298,7 @@ def _check_scalar(fun: Callable[..., Any], value: Any, holomorphic: bool) -> Non
             )
         )
     dtype = jax.typeof(leaves[0]).dtype
-    if holomorphic != (dtype.kind == "c") or not dtypes.issubdtype(dtype, np.inexact):
+    if holomorphic != (dtype.kind == "c") or not jnp.issubdtype(dtype, np.inexact):
         raise NotDifferentiableError(
             compose(
                 f"grad wants a {'complex' if holomorphic else 'real'} output of {name}",

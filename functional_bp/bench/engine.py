@@ -66,6 +66,7 @@ def _runner(compiled: Any, params: Any, data: Any) -> Callable[[], Any]:
     calls = max(1, int(0.02 / max(time.perf_counter() - once, 1e-6)))  # at least ~20 ms a sample
 
     def run() -> float:
+        out: Any = None
         start = time.perf_counter()
         for _ in range(calls):
             out = compiled(params, *data)
@@ -139,11 +140,11 @@ def table(rows: list[dict[str, Any]]) -> str:
          f"{median('flops'):.3f}", "", ""]
     )  # fmt: skip
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    show = (
-        lambda line: "  ".join(  # noqa: E731
-            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]
-        )
-    )
+
+    def show(line: list[str]) -> str:
+        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+        return "  ".join([line[0].ljust(widths[0]), *rest])
+
     about = (
         f"bp.value_and_grad over jax.value_and_grad, jax {jax.__version__} on "
         f"{jax.devices()[0].device_kind}; ratios below 1 are less"

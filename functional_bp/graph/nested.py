@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp import _jax
 
@@ -112,7 +112,7 @@ def _any(eqn: JaxprEqn) -> Iterator[Inner]:
         if parameter in _COMBINERS:
             continue
         found = [v for v in (value if isinstance(value, tuple | list) else [value])
-                 if isinstance(v, Jaxpr | ClosedJaxpr)]  # fmt: skip
+                 if isinstance(v, Jaxpr | _jax.ClosedJaxpr)]  # fmt: skip
         for i, jaxpr in enumerate(found):
             label = parameter.replace("call_jaxpr", "").replace("jaxpr", "").strip("_") or "body"
             label += f" {i}" if len(found) > 1 else ""

@@ -190,4 +190,5 @@ class _Taken:
 
     @classmethod
     def tree_unflatten(cls, layouts: Any, children: Any) -> _Taken:
-        return cls(*children, layouts)
+        index, operands, slots = children
+        return cls(index, operands, slots, layouts)

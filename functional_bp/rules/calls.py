@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -56,7 +56,7 @@ class Call(Structure):
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _compiled(*key: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two sweeps of a plan as jitted functions, one pair per plan."""
     plan = make_plan(*key)
@@ -70,7 +70,7 @@ rules.changed.append(_compiled.cache_clear)
 
 
 @structure(
-    jax.extend.core.primitives.jit_p,
+    primitives.jit_p,
     cases=[
         case(jax.jit(lambda x, y: (jnp.sin(x) * y, x + 1)), real(3), real(3)),
         case(jax.jit(lambda x: jax.jit(jnp.tanh)(x) * 2), real(2, 2)),
@@ -89,11 +89,11 @@ class Jit(Call):
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The body's forward sweep."""
-        operands = self._placed(operands, "in_shardings")
-        if _jax.is_tracing([*operands, *self.consts]):
-            outs, residuals = super().forward(*operands)
+        placed = self._placed(operands, "in_shardings")
+        if _jax.is_tracing([*placed, *self.consts]):
+            outs, residuals = super().forward(*placed)
         else:
-            outs, residuals = _compiled(*self.key)[0](self.consts, list(operands))
+            outs, residuals = _compiled(*self.key)[0](self.consts, placed)
         return self._placed(outs, "out_shardings"), residuals
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from functional_bp import _jax
 from functional_bp.cases import case, cplx, integer, real
 from functional_bp.rule import rule
 from functional_bp.rules.elementwise import is_complex
@@ -47,7 +46,7 @@ rule(lax.reduce_precision_p, "x -> y",
 rule(lax.copy_p, "x -> y", x=lambda y_bar: y_bar,
      why="y = x",
      cases=[case(lambda x: lax.copy_p.bind(x), real(3)), case(lambda x: jnp.array(x), cplx(3))])
-rule(_jax.find_primitive("core.stage_p"), "x -> y", x=lambda y_bar: y_bar,
+rule(lax.stage_p, "x -> y", x=lambda y_bar: y_bar,
      why="y = x, moved to the device",
-     cases=[case(lambda x: _jax.find_primitive("core.stage_p").bind(x), real(3))])
+     cases=[case(lax.stage, real(3))])
 # fmt: on

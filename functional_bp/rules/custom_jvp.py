@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import JaxprEqn, Literal, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
-from functional_bp.plan import make_plan
+from functional_bp.plan import plan_once
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
 from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent
@@ -30,7 +30,7 @@ def _softplus_jvp(primals: Any, tangents: Any) -> Any:
 
 
 @structure(
-    jax.extend.core.primitives.custom_jvp_call_p,
+    primitives.custom_jvp_call_p,
     kinks="as the person's rule has it; jax.nn.relu: 0 at 0",
     cases=[case(_softplus, real(3), real(3)), case(jax.nn.relu, real(5))],
 )
@@ -61,7 +61,7 @@ class CustomJVP(Structure):
         traced = jax.make_jaxpr(values_and_tangents)(*avals, *chosen)
         self.jaxpr, self.consts = _jax.open_jaxpr(traced)
         self.tangent_avals = chosen
-        self.plan = make_plan(
+        self.plan = plan_once(
             self.jaxpr,
             (False,) * len(avals) + (True,) * len(chosen),
             (False,) * outs + tuple(seeded[i] for i in self.out_float),

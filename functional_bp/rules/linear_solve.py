@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.core import eval_jaxpr
+from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -26,7 +27,7 @@ def _solve(a: Any, b: Any, symmetric: bool = False) -> Any:
 
 
 @structure(
-    jax.extend.core.primitives.linear_solve_p,
+    primitives.linear_solve_p,
     cases=[
         case(_solve, real(3, 3), real(3)),
         case(lambda a, b: _solve(a, b, True), real(3, 3), real(3)),
@@ -121,7 +122,7 @@ class LinearSolve(Structure):
     @staticmethod
     def _function(jaxpr: Any, constants: Sequence[Any]) -> Any:
         body, consts = _jax.open_jaxpr(jaxpr)
-        return lambda x: jax.core.eval_jaxpr(body, consts, *constants, *x)
+        return lambda x: eval_jaxpr(body, consts, *constants, *x)
 
 
 @structure(
@@ -177,7 +178,7 @@ class LinearCall(Structure):
         transpose, constants = self.eqn.params["transpose_thunk"]()
         body, consts = _jax.open_jaxpr(transpose)
         r = r[self.eqn.params["num_callee_consts"] :]
-        x_bar = jax.core.eval_jaxpr(body, consts, *constants, *r, *bars)
+        x_bar = eval_jaxpr(body, consts, *constants, *r, *bars)
         return [*r_bar, *x_bar]
 
 

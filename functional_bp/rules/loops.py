@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import MissingRuleError, StepBoundError, compose
-from functional_bp.plan import make_plan, out_activity, union
+from functional_bp.plan import make_plan, out_activity, plan_once, union
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
 from functional_bp.structure import Mask, Options, Structure, Sweep
@@ -96,7 +97,7 @@ class While(Structure):
             *[a.aval for a in self.eqn.invars]
         )
         self.jaxpr, self.consts = _jax.open_jaxpr(traced)
-        self.plan = make_plan(self.jaxpr, self.active, seeded, needed, self.options)
+        self.plan = plan_once(self.jaxpr, self.active, seeded, needed, self.options)
         self.wanted = self.plan.reached
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
@@ -131,12 +132,12 @@ class While(Structure):
 
 def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[Any]:
     consts = operands[loop.groups[1]]
-    return jax.core.eval_jaxpr(loop.body, loop.body_consts, *consts, *state)
+    return eval_jaxpr(loop.body, loop.body_consts, *consts, *state)
 
 
 def _goes_on(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> Any:
     consts = operands[loop.groups[0]]
-    return jax.core.eval_jaxpr(loop.cond, loop.cond_consts, *consts, *state)[0]
+    return eval_jaxpr(loop.cond, loop.cond_consts, *consts, *state)[0]
 
 
 def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
@@ -174,7 +175,7 @@ def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
 
 
 def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> list[Any]:
-    """The state, unless the loop was cut off at its bound: then an error, and NaN until it comes."""
+    """The state; of a loop cut off at its bound an error, and NaN until it comes."""
 
     def check(flag: Any) -> None:
         if np.any(flag):

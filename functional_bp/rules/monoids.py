@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
@@ -32,7 +33,7 @@ def fold(eqn: JaxprEqn) -> Any:
     count = len(eqn.invars) // 2
 
     def combine(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
-        scalars = lambda *values: jax.core.eval_jaxpr(body, consts, *values)  # noqa: E731
+        scalars = lambda *values: eval_jaxpr(body, consts, *values)  # noqa: E731
         for _ in left[0].shape:
             scalars = jax.vmap(scalars)
         return scalars(*left, *right)

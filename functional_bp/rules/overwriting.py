@@ -77,8 +77,9 @@ class Scatter(Structure):
             self.wanted = (active[0], False, False)
             self.out_active = (active[0],)
 
-    def forward(self, x: Any, indices: Any, u: Any) -> tuple[Sequence[Any], Any]:
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The scatter; keeps who wrote last where that is in doubt, and slopes if applied."""
+        x, indices, u = operands
         if self.applied is not None:
             slopes = self._slopes(x, indices, u)
             return backprop.evaluate(self.eqn, (x, indices, u)), (indices, slopes)

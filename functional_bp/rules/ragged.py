@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from functional_bp._jax import find_primitive
-from functional_bp.cases import case, integer, real
+from functional_bp.cases import Spec, case, integer, real
 from functional_bp.rule import rule
 from functional_bp.rules.products import dot_left, dot_right, other_axes
 from functional_bp.rules.shapes import layout
@@ -141,25 +141,29 @@ def _dense_contraction(x: Any, y: Any, sizes: Any) -> Any:
     return (x[None] * member[:, None, :]) @ y
 
 
+def _sizes(values: Any) -> Spec:
+    return integer(values=np.array(values, np.int32))
+
+
 rule(
     find_primitive("lax.lax.ragged_dot_general_p"), "x, y, sizes -> z",
     x=ragged_left, y=ragged_right,
     cases=[
-        case(_rows, real(5, 3), real(2, 3, 4), integer(values=np.int32([2, 3])), batchable=False,
+        case(_rows, real(5, 3), real(2, 3, 4), _sizes([2, 3]), batchable=False,
              reference=_dense_rows, note="JAX cannot vmap its derivatives, nor take a second one"),
-        case(_rows, real(5, 3), real(3, 3, 2), integer(values=np.int32([1, 0, 2])), batchable=False,
+        case(_rows, real(5, 3), real(3, 3, 2), _sizes([1, 0, 2]), batchable=False,
              reference=_dense_rows, note="an empty group, rows beyond the last one"),
         case(_ragged((((0,), (1,)), ((), ())), 1, [2]), real(3, 4), real(2, 3, 2),
-             integer(values=np.int32([3, 1])), batchable=False, note="other axis orders",
+             _sizes([3, 1]), batchable=False, note="other axis orders",
              reference=lambda x, y, s: _dense_rows(x.T, lax.transpose(y, (2, 1, 0)), s)),
         case(_ragged((((2,), (2,)), ((0,), (1,))), 1, [0]), real(2, 4, 3), real(2, 2, 3, 2),
-             integer(values=np.int32([[3, 1], [2, 2]])), batchable=False, note="batched",
+             _sizes([[3, 1], [2, 2]]), batchable=False, note="batched",
              reference=lambda x, y, s: jax.vmap(_dense_rows, (0, 1, 0))(x, y, s)),
         case(_ragged((((1,), (0,)), ((), ())), 1, []), real(2, 5), real(5, 3),
-             integer(values=np.int32([2, 2])), batchable=False, reference=_dense_contraction,
+             _sizes([2, 2]), batchable=False, reference=_dense_contraction,
              note="contracted axis ragged: JAX has no derivative"),
         case(_ragged((((2,), (1,)), ((0,), (0,))), 0, []), real(4, 2, 3), real(4, 3, 2),
-             integer(values=np.int32([3, 1])), batchable=False, reference=lambda x, y, s: x @ y,
+             _sizes([3, 1]), batchable=False, reference=lambda x, y, s: x @ y,
              note="batch axis ragged: JAX has no derivative"),
     ],
 )  # fmt: skip

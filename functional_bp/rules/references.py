@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.ref import addupdate, empty_ref, free_ref, freeze
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -94,24 +95,24 @@ def _squared_in_place(x: Any) -> Any:
     ref = jax.new_ref(x)
     ref[...] = ref[...] * x
     ref[0] = jnp.sin(ref[1])
-    return jax.ref.freeze(ref)
+    return freeze(ref)
 
 
 def _summed_in_loop(x: Any) -> Any:
     total = jax.new_ref(jnp.zeros_like(x[0]))
 
     def step(_: None, row: Any) -> tuple[None, Any]:
-        jax.ref.addupdate(total, ..., jnp.sin(row))
+        addupdate(total, ..., jnp.sin(row))
         return None, total[...] * row
 
     return lax.scan(step, None, x)[1] + total[...]
 
 
 def _filled(x: Any) -> Any:
-    ref = jax.ref.empty_ref(jax.typeof(x))
+    ref = empty_ref(jax.typeof(x))
     ref[...] = jnp.sin(x)
     y = ref[...] * x
-    jax.ref.free_ref(ref)
+    free_ref(ref)
     return y
 
 

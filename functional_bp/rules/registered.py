@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import dtypes
+from jax.extend.core import primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -39,9 +40,10 @@ class Registered(Structure):
         """Run the author's backward rule."""
         bars = []
         for var, bar in zip(self.eqn.outvars, cotangents):
-            if not has_tangent(var.aval):
-                bar = np.zeros(var.aval.shape, dtypes.float0)  # type: ignore[attr-defined]
-            bars.append(backprop.zeros(var.aval) if bar is None else bar)
+            aval: Any = var.aval
+            if not has_tangent(aval):
+                bar = np.zeros(aval.shape, dtypes.float0)
+            bars.append(backprop.zeros(aval) if bar is None else bar)
         found = iter(residuals(bars))
         return [next(found) if on else None for on in self.wanted]
 
@@ -66,7 +68,7 @@ _scaled.defvjp(
 
 
 @structure(
-    jax.extend.core.primitives.custom_vjp_call_p,
+    primitives.custom_vjp_call_p,
     why="The person's own forward and backward functions (jax.custom_vjp) are honoured as given.",
     cases=[case(_scaled, real(3), real(3)), case(_straight_through, real(4))],
 )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -19,7 +19,7 @@ from functional_bp.structure import Mask, Options, Structure, Sweep
 
 
 @structure(
-    jax.extend.core.primitives.remat_p,
+    primitives.remat_p,
     cases=[
         case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
         case(
@@ -95,7 +95,7 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
     return tuple(saved)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """The graph with every ``jit`` inside written out, so that a policy sees all operations."""
 
@@ -104,7 +104,7 @@ def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
         read = lambda a: a.val if isinstance(a, Literal) else env[a]  # noqa: E731
         for eqn in body.eqns:
             operands = [read(a) for a in eqn.invars]
-            if eqn.primitive is jax.extend.core.primitives.jit_p:
+            if eqn.primitive is primitives.jit_p:
                 outs = run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands)
             else:
                 outs = backprop.evaluate(eqn, operands)

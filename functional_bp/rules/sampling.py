@@ -23,7 +23,8 @@ def sample_slope(a: Any, z: Any) -> Any:
 
         P(a, z) = u is fixed:  P_a + p z′ = 0,  z′ = −P_a/p,  p = ∂P/∂z
     """
-    return lax.random_gamma_grad(a, z)
+    # JAX's stub shows the undecorated function: the decorator passes the dtype.
+    return lax.random_gamma_grad(a, z)  # pyright: ignore[reportCallIssue]
 
 
 @sample_slope.defjvp

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
@@ -125,7 +126,7 @@ class Scan(Structure):
             stacked: list[Any] = []
             places = []
             for leaf in leaves:
-                if not isinstance(leaf, jax.core.Tracer) and id(leaf) not in known:
+                if not isinstance(leaf, Tracer) and id(leaf) not in known:
                     known[id(leaf)] = ("const", leaf)
                 if id(leaf) not in known:
                     known[id(leaf)] = ("stack", len(stacked))

@@ -221,7 +221,8 @@ class ReduceWindow(Structure):
         count = len(residuals) // 2
         xs, inits = residuals[:count], residuals[count:]
         geometry, floats = self.geometry, self.combination.floats
-        shape = self.eqn.outvars[0].aval.shape
+        y_t: Any = self.eqn.outvars[0].aval
+        shape = y_t.shape
         if 0 in shape:
             return [None] * len(residuals)
         padded = [geometry.pad(x, 0) for x in xs]
