@@ -34,7 +34,8 @@ class Call(Structure):
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
         super().__init__(eqn, active, options)
-        self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params[self.parameter])
+        body = self.parameter if self.parameter in eqn.params else Call.parameter
+        self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params[body])
         self.out_active = out_activity(self.jaxpr, active, options)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
@@ -133,7 +134,7 @@ class Composite(Call):
     Derivation: a composite equals its decomposition by definition, so it has its derivative.
     """
 
-    parameter = "jaxpr"
+    parameter = "jaxpr"  # JAX 0.12: as other calls
 
 
 @structure(_jax.find_primitive("custom_batching.custom_vmap_p"))
