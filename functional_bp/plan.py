@@ -137,7 +137,7 @@ def plan_once(
     )
 
 
-make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs, which JAX hands out again and again
+make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
 
 
 @lru_cache(maxsize=512)
