@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
-from jax.core import Tracer
+from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
 from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
     Jaxpr,
@@ -80,9 +80,9 @@ def varying_axes(aval: Any) -> frozenset[str]:
     return frozenset(getattr(aval, "vma", ()))
 
 
-def is_tracing(values: Sequence[Any]) -> bool:
-    """Whether any of the values is abstract, that is, whether an outer transform is at work."""
-    return any(isinstance(value, Tracer) for value in values)
+def is_staging(values: Sequence[Any]) -> bool:
+    """Whether any of the values belongs to a graph that is being traced, as under ``jit``."""
+    return any(isinstance(value, _partial_eval.DynamicJaxprTracer) for value in values)
 
 
 def cotangent_spec(spec: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax, backprop
@@ -81,7 +82,7 @@ class Jit(Call):
     """ȳ ↦ x̄ is the reverse sweep of the jitted graph; compiled when called with arrays.
 
     Derivation: as for any call. With concrete operands both sweeps are compiled, once per
-    graph, as the person asked by writing ``jit``; inside an outer trace they run in place.
+    graph, as the person asked by writing ``jit``; inside an outer ``jit`` they run in place.
 
     Residuals: those of the body.
     """
@@ -91,7 +92,7 @@ class Jit(Call):
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The body's forward sweep."""
         placed = self._placed(operands, "in_shardings")
-        if _jax.is_tracing([*placed, *self.consts]):
+        if _jax.is_staging([*placed, *self.consts]):
             outs, residuals = super().forward(*placed)
         else:
             outs, residuals = _compiled(*self.key)[0](self.consts, placed)
@@ -99,7 +100,7 @@ class Jit(Call):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The body's reverse sweep."""
-        if _jax.is_tracing(jax.tree.leaves((residuals, cotangents))):
+        if _jax.is_staging(jax.tree.leaves((residuals, cotangents))):
             return super().reverse(residuals, cotangents)
         return _compiled(*self.key)[1](residuals, list(cotangents))
 
@@ -137,7 +138,28 @@ class Composite(Call):
     parameter = "jaxpr"  # JAX 0.12: as other calls
 
 
-@structure(_jax.find_primitive("custom_batching.custom_vmap_p"))
+@jax.custom_batching.custom_vmap
+def _mapped_by_hand(x: Any, y: Any) -> Any:
+    return jnp.sin(x) * y
+
+
+@_mapped_by_hand.def_vmap
+def _(_: int, _batched: Any, x: Any, y: Any) -> tuple[Any, bool]:
+    return jnp.sin(x) * y, True
+
+
+@structure(
+    _jax.find_primitive("custom_batching.custom_vmap_p"),
+    cases=[
+        case(
+            lambda x, y: _mapped_by_hand(x, y),
+            real(3),
+            real(3),
+            reference=lambda x, y: jnp.sin(x) * y,
+            note="jax: custom_vmap does not support reverse-mode autodiff",
+        )
+    ],
+)
 class CustomVmap(Call):
     """ȳ ↦ x̄ is the reverse sweep of the function under ``custom_vmap``.
 
@@ -148,7 +170,26 @@ class CustomVmap(Call):
     parameter = "call"
 
 
-@structure(_jax.find_primitive("custom_partitioning.custom_partitioning_p"))
+_partitioned_by_hand = custom_partitioning(lambda x: jnp.sin(x) * x)
+_partitioned_by_hand.def_partition(
+    partition=lambda mesh, given, result: (
+        mesh, lambda x: jnp.sin(x) * x, given[0].sharding, (given[0].sharding,)
+    ),
+    sharding_rule="i -> i",
+)  # fmt: skip
+
+
+@structure(
+    _jax.find_primitive("custom_partitioning.custom_partitioning_p"),
+    cases=[
+        case(
+            lambda x: _partitioned_by_hand(x),
+            real(4),
+            reference=lambda x: jnp.sin(x) * x,
+            note="jax: differentiation rule for custom_partitioning not implemented",
+        )
+    ],
+)
 class CustomPartitioning(Call):
     """ȳ ↦ x̄ is the reverse sweep of the function under ``custom_partitioning``.
 
