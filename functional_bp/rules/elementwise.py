@@ -27,8 +27,18 @@ def constant(value: float, x: Any) -> np.ndarray:
 
 def one_minus_square(x: Any) -> Any:
     """1 − x² = (1 − x)(1 + x), which keeps its digits where |x| is near 1."""
+    if hasattr(lax, "one_minus_square"):
+        return _one_minus_square(x)
     one = constant(1, x)
     return mul(sub(one, x), add(one, x))
+
+
+def pull_tanh(y_bar: Any, y: Any) -> Any:
+    """tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)."""
+    if hasattr(lax, "one_minus_square"):
+        return mul(y_bar, _one_minus_square(y))
+    part = mul(y_bar, sub(constant(1, y), y))
+    return add(part, mul(part, y))
 
 
 def _one_minus_square(x: Any) -> Any:
@@ -64,8 +74,8 @@ rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
      why="log₂ x = ln x / ln 2, (log₂ x)′ = 1/(x ln 2)", kinks="x = 0: inf",
      cases=[case(jnp.log2, real(3, low=0.1, high=4)), case(jnp.log2, cplx(2))])
 
-rule(lax.tanh_p, "x -> y", x=lambda y_bar, y: mul(y_bar, sub(constant(1, y), square(y))),
-     why="tanh′ = 1 − tanh² = 1 − y²",
+rule(lax.tanh_p, "x -> y", x=lambda y_bar, y: pull_tanh(y_bar, y),
+     why=pull_tanh.__doc__ or "",
      cases=[case(lax.tanh, real(3)), case(lax.tanh, cplx(2, low=-1, high=1))])
 rule(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
      why="σ(x) = 1/(1 + e⁻ˣ), σ′ = e⁻ˣ/(1 + e⁻ˣ)² = σ(1 − σ)",
