@@ -174,12 +174,13 @@ def match_sharding(array: Any, aval: Any) -> Any:
 
 def match_axes(array: Any, aval: Any) -> Any:
     """``array``, made to vary over the manual mesh axes that ``aval`` varies over."""
-    axes = _jax.varying_axes(aval)
-    if axes:
-        missing = axes - _jax.varying_axes(jax.typeof(array))
-        if missing:
-            return lax.pcast(array, tuple(missing), to="varying")
-    return array
+    return vary(array, _jax.varying_axes(aval))
+
+
+def vary(array: Any, axes: frozenset[str]) -> Any:
+    """``array``, made to vary over the manual mesh axes ``axes`` at least."""
+    missing = axes - _jax.varying_axes(jax.typeof(array)) if axes else axes
+    return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
 
 def accumulate(bars: dict[Any, Any], var: Any, bar: Any) -> None:

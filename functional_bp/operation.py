@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from functional_bp.backprop import unbroadcast, zeros
+from functional_bp import _jax
+from functional_bp.backprop import match_axes, match_sharding, unbroadcast, vary, zeros
 from functional_bp.errors import RuleError, compose, describe
 from functional_bp.rule import Pullback, parse_pullback, parse_signature
 
@@ -80,7 +81,12 @@ class Operation:
                 compose(f"{self.__name__} takes {len(self.operands)} operands",
                         got=str(len(operands)), expected=self.signature)
             )  # fmt: skip
-        return self._with_parameters(tuple(sorted(parameters.items())))(*map(jnp.asarray, operands))
+        arrays = [jnp.asarray(x) for x in operands]
+        axes = frozenset[str]().union(*(_jax.varying_axes(jax.typeof(x)) for x in arrays))
+        # What is shared by the devices is made to vary outside the operation, where the adjoint,
+        # the sum of their cotangents, is a rule's.
+        arrays = [vary(x, axes) for x in arrays]
+        return self._with_parameters(tuple(sorted(parameters.items())))(*arrays)
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  (operations are made once and live on)
     def _with_parameters(self, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
@@ -158,7 +164,7 @@ class Operation:
                 compose(f"the pullback of {self.__name__} for {name!r} returned the wrong shape",
                         got=describe(bar), expected=describe(expected))
             )  # fmt: skip
-        return fitted.astype(expected.dtype)
+        return match_axes(match_sharding(fitted.astype(expected.dtype), expected), expected)
 
 
 class _Hidden:
