@@ -227,10 +227,11 @@ def structure(
 ) -> Callable[[type], type]:
     """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
 
+    frame = sys._getframe(1)
+    file, line = frame.f_code.co_filename, frame.f_lineno
+
     def register(cls: type) -> type:
         if primitive is not None:
-            line = inspect.getsourcelines(cls)[1]
-            file = sys.modules[cls.__module__].__file__ or ""
             rules.add(
                 Rule(primitive, "structural", structure=cls, why=why, kinks=kinks,
                      cases=tuple(cases), file=file, line=line)
