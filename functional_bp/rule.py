@@ -226,7 +226,6 @@ def structure(
     primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
 ) -> Callable[[type], type]:
     """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
-
     frame = sys._getframe(1)
     file, line = frame.f_code.co_filename, frame.f_lineno
 
