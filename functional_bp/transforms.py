@@ -169,9 +169,10 @@ def as_arrays(leaves: Sequence[Any]) -> list[Any]:
 
 def literals_as_arrays(outs: Sequence[Any], jaxpr: Jaxpr) -> list[Any]:
     """Outputs that the graph has as constants, as arrays."""
+    avals: list[Any] = [v.aval for v in jaxpr.outvars]
     return [
-        jnp.asarray(out, v.aval.dtype) if isinstance(v, Literal) else out  # type: ignore[attr-defined]
-        for out, v in zip(outs, jaxpr.outvars)
+        jnp.asarray(out, aval.dtype) if isinstance(v, Literal) else out
+        for out, v, aval in zip(outs, jaxpr.outvars, avals)
     ]
 
 

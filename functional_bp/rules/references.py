@@ -76,7 +76,8 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
                 outs: Sequence[Any] = values
             elif eqn.primitive is empty_ref_p:
                 ours.add(eqn.outvars[0])
-                inner = eqn.outvars[0].aval.inner_aval  # type: ignore[attr-defined]
+                made: Any = eqn.outvars[0].aval
+                inner = made.inner_aval
                 outs = [lax.full(inner.shape, 0, inner.dtype)]
             elif any(held) and eqn.primitive in (freeze_p, free_ref_p):
                 outs = values if eqn.primitive is freeze_p else []
