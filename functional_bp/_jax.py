@@ -64,6 +64,27 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
 
 
+def as_checkpoint(eqn: JaxprEqn) -> JaxprEqn:
+    """A checkpoint, or a name for its policy, in the form that JAX gives to neither by default.
+
+    With the flag ``jax_remat3``, both are instances of one primitive for all operations that
+    carry rules of their own; here they become ``remat`` and ``name``. Other equations pass.
+    """
+    operation = eqn.params.get("_prim")
+    path = _CHECKPOINTS.get(type(operation).__name__)
+    primitive = None if path is None else find_primitive(path)
+    if operation is None or primitive is None:
+        return eqn
+    return eqn.replace(primitive=primitive, params=operation.params)
+
+
+_CHECKPOINTS = {
+    "RematTraced": "ad_checkpoint.remat_p",
+    "CheckpointName": "ad_checkpoint.name_p",
+    "CheckpointNameFwd": "ad_checkpoint.name_p",
+}
+
+
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     """How many operands of ``scan`` are constants and how many are carried."""
     if "num_consts" in params:

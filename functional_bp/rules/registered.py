@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax import dtypes
-from jax.extend.core import primitives
+from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.rule import structure
-from functional_bp.structure import Structure, has_tangent
+from functional_bp.rules.remat import Remat
+from functional_bp.structure import Mask, Options, Structure, has_tangent
 
 
 class Registered(Structure):
@@ -29,21 +28,24 @@ class Registered(Structure):
         """Run the author's forward rule with respect to the wanted operands alone."""
         chosen = [x for x, on in zip(operands, self.wanted) if on]
 
-        def of_chosen(*values: Any) -> Sequence[Any]:
+        def of_chosen(*values: Any) -> tuple[list[Any], list[Any]]:
             remaining = iter(values)
             full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
-            return backprop.evaluate(self.eqn, full)
+            outs = backprop.evaluate(self.eqn, full)
+            return [out for out, on in zip(outs, self._given) if on], outs
 
-        return jax.vjp(of_chosen, *chosen)
+        _, residuals, outs = jax.vjp(of_chosen, *chosen, has_aux=True)
+        return outs, residuals
+
+    @property
+    def _given(self) -> list[bool]:
+        """The outputs that may get a cotangent; to the author's rule the others' are zero."""
+        return [on and has_tangent(v.aval) for v, on in zip(self.eqn.outvars, self.seeded)]
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the author's backward rule."""
-        bars = []
-        for var, bar in zip(self.eqn.outvars, cotangents):
-            aval: Any = var.aval
-            if not has_tangent(aval):
-                bar = np.zeros(aval.shape, dtypes.float0)
-            bars.append(backprop.zeros(aval) if bar is None else bar)
+        pairs = zip(self.eqn.outvars, cotangents, self._given)
+        bars = [backprop.zeros(v.aval) if bar is None else bar for v, bar, on in pairs if on]
         found = iter(residuals(bars))
         return [next(found) if on else None for on in self.wanted]
 
@@ -81,4 +83,11 @@ class CustomVJP(Registered):
     why="A hijax primitive carries its author's VJP; it is asked for this one operation.",
 )
 class HiPrimitive(Registered):
-    """x̄ = vjp_bwd(residuals, ȳ), as its author wrote it."""
+    """x̄ = vjp_bwd(residuals, ȳ), as its author wrote it; of a checkpoint, our own sweeps."""
+
+    def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
+        """With the flag ``jax_remat3``, ``jax.checkpoint`` is such a primitive as well."""
+        checkpoint = _jax.as_checkpoint(eqn)
+        if checkpoint.primitive is primitives.remat_p:
+            return Remat(checkpoint, active, options)
+        return super().__new__(cls)

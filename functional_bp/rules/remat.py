@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
@@ -71,7 +72,7 @@ class Remat(Structure):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Forward again, then reverse."""
-        if self.eqn.params.get("prevent_cse", True):
+        if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
             residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
         operands, saved = residuals
         given = dict(zip(self.saved, saved))
@@ -97,7 +98,7 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
 
 @lru_cache(maxsize=256)
 def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
-    """The graph with every ``jit`` inside written out, so that a policy sees all operations."""
+    """The graph with every ``jit`` inside written out, so that a policy sees all it names."""
 
     def run(body: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         env: dict[Any, Any] = dict(zip((*body.constvars, *body.invars), (*consts, *args)))
@@ -107,7 +108,9 @@ def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
             if eqn.primitive is primitives.jit_p:
                 outs = run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands)
             else:
-                outs = backprop.evaluate(eqn, operands)
+                plain = _jax.as_checkpoint(eqn)
+                named = plain.primitive.name == "name"
+                outs = backprop.evaluate(plain if named else eqn, operands)
             env.update(zip(eqn.outvars, outs))
         return [read(v) for v in body.outvars]
 
