@@ -28,7 +28,7 @@ class Registered(Structure):
         """Run the author's forward rule with respect to the wanted operands alone."""
         chosen = [x for x, on in zip(operands, self.wanted) if on]
 
-        def of_chosen(*values: Any) -> tuple[list[Any], list[Any]]:
+        def of_chosen(*values: Any) -> tuple[Any, Any]:
             remaining = iter(values)
             full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
             outs = backprop.evaluate(self.eqn, full)
