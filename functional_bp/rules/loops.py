@@ -120,11 +120,13 @@ class While(Structure):
             full = [*const_dots, *(next(remaining) if o else None for o in on)]
             args = [*consts, *state]
             outs, out_dots = sweep(self.body, self.body_consts, args, full, self.options)
-            return outs, [fill(d, x) for d, x, o in zip(out_dots, outs, on) if o]
+            found = [fill(d, x) for d, x, o in zip(out_dots, outs, on) if o]
+            rows = _goes_on(self, operands, state)
+            return _where(rows, outs, state), _where(rows, found, state_dots)
 
         start = [fill(d, x) for d, x, o in zip(dots[self.groups[2]], state, on) if o]
         outs, found = lax.while_loop(
-            lambda pair: _goes_on(self, operands, pair[0]), body, (state, start)
+            lambda pair: _any(_goes_on(self, operands, pair[0])), body, (state, start)
         )
         remaining = iter(found)
         return outs, [next(remaining) if o else None for o in on]
@@ -136,8 +138,23 @@ def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[An
 
 
 def _goes_on(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> Any:
+    """Whether c(s) holds; under ``vmap`` one answer per row, if the rows differ in it."""
     consts = operands[loop.groups[0]]
     return eval_jaxpr(loop.cond, loop.cond_consts, *consts, *state)[0]
+
+
+def _any(on: Any) -> Any:
+    return lax.reduce_or(on, tuple(range(on.ndim)))
+
+
+def _where(on: Any, then: Sequence[Any], otherwise: Sequence[Any]) -> list[Any]:
+    """The rows for which ``on`` holds from one state, the others from the other."""
+    if not on.shape:
+        return list(then)  # a loop that is not mapped asks before it takes the step
+    rows = tuple(range(on.ndim))
+    return [
+        lax.select(lax.broadcast_in_dim(on, x.shape, rows), x, y) for x, y in zip(then, otherwise)
+    ]
 
 
 def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
@@ -158,8 +175,13 @@ def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
 
     def one(counted: Any, _: Any) -> Any:
         t, state = counted
-        on = lax.bitwise_and(lax.lt(t, np.int32(loop.steps)), _goes_on(loop, operands, state))
-        state = lax.cond(on, lambda s: _step(loop, operands, s), lambda s: list(s), state)
+        on = _goes_on(loop, operands, state)
+        state = lax.cond(
+            lax.bitwise_and(lax.lt(t, np.int32(loop.steps)), _any(on)),
+            lambda s: _where(on, _step(loop, operands, s), s),
+            lambda s: list(s),
+            state,
+        )
         return (lax.add(t, np.int32(1)), state), None
 
     @jax.checkpoint
@@ -167,7 +189,7 @@ def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
         return lax.scan(one, counted, None, length=length)[0]
 
     def outer(counted: Any, _: Any) -> Any:
-        on = _goes_on(loop, operands, counted[1])
+        on = _any(_goes_on(loop, operands, counted[1]))
         return lax.cond(on, segment, lambda c: c, counted), None
 
     (_, state), _ = lax.scan(outer, (start, list(operands[loop.groups[2]])), None, length=segments)
@@ -191,9 +213,9 @@ def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> lis
     poisoned = []
     for value in state:
         if jnp.issubdtype(value.dtype, np.inexact):
-            value = lax.select(
-                lax.broadcast(unfinished, value.shape), lax.full_like(value, np.nan), value
-            )
+            rows = tuple(range(unfinished.ndim))
+            flags = lax.broadcast_in_dim(unfinished, value.shape, rows)
+            value = lax.select(flags, lax.full_like(value, np.nan), value)
         poisoned.append(value)
     return poisoned
 
@@ -203,27 +225,36 @@ def _trip_count(loop: While) -> int | None:
     operands = loop.eqn.invars
     starts = operands[loop.groups[2]]
     steers = _steering(loop)
+    if steers is None or loop.cond.outvars[0].aval.shape:
+        return None
     fixed = [*operands[loop.groups[0]], *(starts[i] for i in steers)]
     if not all(isinstance(a, Literal) for a in fixed):
         return None
     state: list[Any] = [a.val if i in steers else None for i, a in enumerate(starts)]
     known = [a.val if isinstance(a, Literal) else None for a in operands]
-    narrowed = make_plan(
-        loop.body, (False,) * len(loop.body.invars), (False,) * len(starts),
-        tuple(i in steers for i in range(len(starts))),
-    )  # fmt: skip
+    asking, stepping = (
+        make_plan(graph, (False,) * len(graph.invars), (False,) * len(needed), needed)
+        for graph, needed in [
+            (loop.cond, (True,)),
+            (loop.body, tuple(i in steers for i in range(len(starts)))),
+        ]
+    )
     with jax.ensure_compile_time_eval():
         for count in range(LONGEST_STATIC):
-            if not bool(_goes_on(loop, known, state)):
+            asked = [*known[loop.groups[0]], *state]
+            if not bool(backprop.forward(asking, loop.cond_consts, asked)[0][0]):
                 return count
             inputs = [*known[loop.groups[1]], *state]
-            outs, _ = backprop.forward(narrowed, loop.body_consts, inputs)
+            outs, _ = backprop.forward(stepping, loop.body_consts, inputs)
             state = [out if i in steers else None for i, out in enumerate(outs)]
     return None
 
 
-def _steering(loop: While) -> list[int]:
-    """Which parts of the state the condition depends on, step after step."""
+def _steering(loop: While) -> list[int] | None:
+    """Which parts of the state the condition depends on, step after step.
+
+    None if it depends on a value from outside the loop as well.
+    """
     nb = loop.groups[1].stop - loop.groups[1].start
     wanted = _depends(loop.cond, [True])[loop.eqn.params["cond_nconsts"] :]
     while True:
@@ -231,7 +262,7 @@ def _steering(loop: While) -> list[int]:
         if any(reads[:nb]):
             literal = [isinstance(a, Literal) for a in loop.eqn.invars[loop.groups[1]]]
             if any(r and not fixed for r, fixed in zip(reads, literal)):
-                return list(range(len(wanted)))
+                return None
         grown = [a or b for a, b in zip(wanted, reads[nb:])]
         if grown == list(wanted):
             return [i for i, on in enumerate(wanted) if on]
