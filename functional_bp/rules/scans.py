@@ -114,41 +114,21 @@ class Scan(Structure):
         nc, needed = self.carries, self.needed
         _, (values, _) = backprop.forward(self.hoisted, self.consts, operands)
         given = dict(zip(self.hoisted.keep, values))
-        self_places: list[Any] = []
+        places = _Places(still=[*k, *given.values(), *self.consts])
 
         def body(state: Any, slices: Any) -> Any:
             state = _spread_over(state, needed[:nc])
             outs, residuals = backprop.forward(self.plan, self.consts, [*k, *state, *slices], given)
-            leaves, tree = jax.tree.flatten(residuals)
-            known = {id(v): ("const", v) for v in (*k, *given.values(), *self.consts)}
-            known |= {id(v): ("xs", i) for i, v in enumerate(slices)}
-            known |= {id(v): ("ys", i) for i, v in enumerate(outs[nc:]) if v is not None}
-            stacked: list[Any] = []
-            places = []
-            for leaf in leaves:
-                if not isinstance(leaf, Tracer) and id(leaf) not in known:
-                    known[id(leaf)] = ("const", leaf)
-                if id(leaf) not in known:
-                    known[id(leaf)] = ("stack", len(stacked))
-                    stacked.append(leaf)
-                places.append(known[id(leaf)])
-            self_places[:] = [tree, places]
-            keep_state = [v for v, n in zip(outs[:nc], needed) if n]
-            return keep_state, ([v if n else None for v, n in zip(outs[nc:], needed[nc:])], stacked)
+            stacked = places.find(residuals, state, slices, outs[:nc], outs[nc:])
+            ys = [y if n else None for y, n in zip(outs[nc:], needed[nc:])]
+            return _only(outs[:nc], needed[:nc]), (ys, stacked)
 
-        start = [v for v, n in zip(c, needed) if n]
         params = self.eqn.params
         last, (ys, stacked) = lax.scan(
-            body, start, xs, params["length"], params["reverse"], params["unroll"]
+            body, _only(c, needed[:nc]), xs, params["length"], params["reverse"], params["unroll"]
         )
-        tree, places = self_places
-        outs = [*_spread_over(last, needed[:nc]), *ys]
-        kept = []
-        for kind, where in places:
-            kept.append({"const": lambda w: w, "xs": xs.__getitem__, "ys": ys.__getitem__,
-                         "stack": stacked.__getitem__}[kind](where))  # fmt: skip
-        per_step = [kind != "const" for kind, _ in places]
-        return outs, _Kept(kept, per_step, tree)
+        last = _spread_over(last, needed[:nc])
+        return [*last, *ys], places.kept(xs, ys, last, stacked)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The adjoint recursion, as a scan in the other direction."""
@@ -156,30 +136,27 @@ class Scan(Structure):
         k_vars, c_vars, x_vars = (jaxpr.invars[group] for group in self.groups)
         k_on, c_on, x_on = (reached[group] for group in self.groups)
         fill = lambda bar, var: backprop.zeros(var.aval) if bar is None else bar  # noqa: E731
-        fixed = [v for v, per in zip(residuals.values, residuals.per_step) if not per]
-        stacked = [v for v, per in zip(residuals.values, residuals.per_step) if per]
+        fixed, stacked, last = residuals.by_kind()
 
         def body(state: Any, slices: Any) -> Any:
-            k_bar, c_bar = state
+            k_bar, c_bar, after = state
             kept, y_bar = slices
-            moving, still = iter(kept), iter(fixed)
-            leaves = [next(moving) if per else next(still) for per in residuals.per_step]
+            tree, after = residuals.at_step(fixed, kept, after)
             c_bars = _spread_over(c_bar, self.seeded[:nc])
-            found = backprop.reverse(
-                self.plan, jax.tree.unflatten(residuals.tree, leaves), [*c_bars, *y_bar]
-            )
+            found = backprop.reverse(self.plan, tree, [*c_bars, *y_bar])
             k_found, c_found, x_found = (found[group] for group in self.groups)
             k_bar = [s if b is None else lax.add(s, b) for s, b in zip(k_bar, _only(k_found, k_on))]
             c_new = [fill(b, v) for b, v, on in zip(c_found, c_vars, self.seeded) if on]
-            return (k_bar, c_new), [fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on]
+            x_new = [fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on]
+            return (k_bar, c_new, after), x_new
 
         c_start = [
             fill(bar, var) for bar, var, on in zip(cotangents[:nc], c_vars, self.seeded) if on
         ]
         k_start = [backprop.zeros(v.aval) for v in _only(k_vars, k_on)]
         params = self.eqn.params
-        (k_bar, c_bar), x_bar = lax.scan(
-            body, (k_start, c_start), (stacked, list(cotangents[nc:])), params["length"],
+        (k_bar, c_bar, _), x_bar = lax.scan(
+            body, (k_start, c_start, last), (stacked, list(cotangents[nc:])), params["length"],
             not params["reverse"], params["unroll"],
         )  # fmt: skip
         found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, self.seeded[:nc])]
@@ -208,15 +185,77 @@ class Scan(Structure):
         return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
 
 
+class _Places:
+    """Where each residual of a scan's body is found again, decided while the body is traced."""
+
+    def __init__(self, still: Sequence[Any]) -> None:
+        self.still = {id(value): value for value in still}
+
+    def find(self, residuals: Any, state: Any, slices: Any, after: Any, ys: Any) -> list[Any]:
+        """Place the residuals; returns those that have to be stacked over time."""
+        leaves, self.tree = jax.tree.flatten(residuals)
+        found: dict[int, tuple[str, Any]] = {i: ("still", v) for i, v in self.still.items()}
+        found |= {id(x): ("xs", i) for i, x in enumerate(slices)}
+        found |= {id(y): ("ys", i) for i, y in enumerate(ys) if y is not None}
+        first = {id(leaf): i for i, leaf in reversed(list(enumerate(leaves)))}
+        for i, (before, value) in enumerate(zip(state, after)):
+            if before is not None and before is not value and id(before) in first:
+                found.setdefault(id(value), ("after", (i, first[id(before)])))
+        stacked: list[Any] = []
+        self.places: list[tuple[str, Any]] = []
+        for leaf in leaves:
+            if id(leaf) not in found and not isinstance(leaf, Tracer):
+                found[id(leaf)] = ("still", leaf)
+            if id(leaf) not in found:
+                found[id(leaf)] = ("stacked", len(stacked))
+                stacked.append(leaf)
+            self.places.append(found[id(leaf)])
+        return stacked
+
+    def kept(self, xs: Any, ys: Any, last: Any, stacked: Any) -> _Kept:
+        """The residuals outside the body."""
+        per_step = {"xs": xs, "ys": ys, "stacked": stacked}
+        values: list[Any] = []
+        kinds: list[str | int] = []
+        for kind, where in self.places:
+            if kind == "after":
+                values.append(last[where[0]])
+                kinds.append(where[1])
+            else:
+                values.append(where if kind == "still" else per_step[kind][where])
+                kinds.append("still" if kind == "still" else "step")
+        return _Kept(values, tuple(kinds), self.tree)
+
+
 @jax.tree_util.register_pytree_node_class
 class _Kept:
-    """A scan's residuals: values, which of them have a time axis, and their tree in the body."""
+    """A scan's residuals, in the order of the body's.
 
-    def __init__(self, values: list[Any], per_step: list[bool], tree: Any) -> None:
-        self.values, self.per_step, self.tree = values, per_step, tree
+    A kind is "still" for what has no time axis, "step" for what has one, and for the state after a
+    step the position of the same state before it: the value of the next step, or the last state.
+    """
+
+    def __init__(self, values: list[Any], kinds: tuple[str | int, ...], tree: Any) -> None:
+        self.values, self.kinds, self.tree = values, kinds, tree
+
+    def by_kind(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """What has no time axis, what has one, and the last states."""
+        chosen = lambda test: [v for v, k in zip(self.values, self.kinds) if test(k)]  # noqa: E731
+        still, step = chosen(lambda k: k == "still"), chosen(lambda k: k == "step")
+        return still, step, chosen(lambda k: isinstance(k, int))
+
+    def at_step(self, still: Any, step: Any, after: Any) -> tuple[Any, list[Any]]:
+        """The body's residuals at one step, and the states after the step before it."""
+        sources = {"still": iter(still), "step": iter(step)}
+        following = iter(after)
+        leaves = [
+            next(following) if isinstance(kind, int) else next(sources[kind]) for kind in self.kinds
+        ]
+        before = [leaves[kind] for kind in self.kinds if isinstance(kind, int)]
+        return jax.tree.unflatten(self.tree, leaves), before
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return self.values, (tuple(self.per_step), self.tree)
+        return self.values, (self.kinds, self.tree)
 
     @classmethod
     def tree_unflatten(cls, aux: Any, values: Any) -> _Kept:
