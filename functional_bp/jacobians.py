@@ -91,7 +91,8 @@ def _check_tangents(tangents: Any, in_tree: Any, leaves: Sequence[Any]) -> list[
                 compose(f"tangent {i} has the wrong shape or dtype", got=describe(got),
                         expected=f"{describe(expected)}, because the primal is {describe(leaf)}")
             )  # fmt: skip
-        found.append(jnp.asarray(dot) if has_tangent(jax.typeof(leaf)) else None)
+        aval = jax.typeof(leaf)
+        found.append(backprop.match_axes(jnp.asarray(dot), aval) if has_tangent(aval) else None)
     return found
 
 
