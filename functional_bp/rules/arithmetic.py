@@ -260,6 +260,22 @@ def pull_case(y_bar: Any, which: Any, xs_t: Any, index: int) -> Any:
     return where(lax.eq(lax.clamp(constant(0, which), which, last), constant(index, which)), y_bar)
 
 
+_polynomial: Any = getattr(lax, "polynomial", None)  # JAX 0.12
+
+
+def pull_point(y_bar: Any, x: Any, coefficients: Any, *, unroll: int | None = None) -> Any:
+    """x̄ = ȳ Σₖ k aₖ xᵏ⁻¹, again by Horner's rule."""
+    slopes = [mul(constant(k, a), a) for k, a in enumerate(coefficients)]
+    return mul(y_bar, _polynomial(x, slopes[1:], unroll=unroll))
+
+
+def pull_coefficient(y_bar: Any, x: Any, index: int) -> Any:
+    """āₖ = ȳ xᵏ, as k products, which a compiler shares between the coefficients."""
+    for _ in range(index):
+        y_bar = mul(y_bar, x)
+    return y_bar
+
+
 # fmt: off
 rule(lax.pow_p, "x, y -> z", x=pull_base, y=pull_exponent,
      cases=[case(lax.pow, real(3, low=0.2, high=3), real(3)), case(lax.pow, cplx(2), cplx(2)),
@@ -275,6 +291,13 @@ rule(lax.integer_pow_p, "x -> z", x=pull_power,
             for y in (-2, -1, 0, 1, 2, 3, 5)] + [
             case(lambda x: lax.integer_pow(x, 3), cplx(2)),
             case(lambda x: lax.integer_pow(x, 3), real(values=[0.0, -1.0]))])
+rule(_jax.find_primitive("lax.lax.polynomial_p"), "x, *coefficients -> y",
+     x=pull_point, coefficients=pull_coefficient, why="y = Σₖ aₖ xᵏ",
+     cases=[case(lambda x, a, b, c: _polynomial(x, [a, b, c]), *4 * [real(3)]),
+            case(lambda x: _polynomial(x, [1.0, -2.0, 0.0, 0.5]), real(3), note="of numbers"),
+            case(lambda x, a, b: _polynomial(x, [a, b]), real(3), real(), real(3),
+                 note="a straight line"),
+            case(lambda x, a, b, c: _polynomial(x, [a, b, c, a], unroll=2), *4 * [cplx(2)])])
 rule(lax.select_n_p, "which, *xs -> y", xs=pull_case,
      why="y is a copy of one of the cases", kinks="none: which has no tangent space",
      cases=[case(lax.select_n, boolean(4), real(4), real(4)),
