@@ -201,15 +201,20 @@ def run_on_cpu(primitive: Any, function: Callable[..., Any]) -> None:
     )
 
 
-def copy_on_cpu(x: Any, *, axis_name: str, source: int) -> Any:
+def copy_on_cpu(x: Any, source: Any, *, axis_name: str) -> Any:
     return lax.all_gather(x, axis_name)[source]
 
 
-def test_pbroadcast() -> None:
-    run_on_cpu(find_primitive("lax.parallel.pbroadcast_p"), copy_on_cpu)
+@pytest.mark.parametrize("name", ["pbroadcast", "pbroadcast_dynamic"])
+def test_pbroadcast(name: str) -> None:
+    primitive = find_primitive(f"lax.parallel.{name}_p")
+    if primitive is None:
+        pytest.skip(f"JAX {jax.__version__} has no {name}")
+    run_on_cpu(primitive, copy_on_cpu)
+    source = 2 if name == "pbroadcast" else jnp.int32(2)
 
     def loss(copy: Any) -> Any:
-        body = lambda x: jnp.sin(copy(x * x, axis_name="i", source=2)) * x  # noqa: E731
+        body = lambda x: jnp.sin(copy(x * x, axis_name="i", source=source)) * x  # noqa: E731
         return lambda x: jnp.sum(mapped(body, BY_ROWS, BY_ROWS, False)(x))
 
     same_gradient(loss(lax.pbroadcast), draw(16), reference=loss(copy_on_cpu))
