@@ -113,8 +113,14 @@ class ShardMap(Structure):
         self.axes = eqn.params["newly_manual_axes"]
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Plan the body's sweeps."""
-        self.plan = make_plan(self.jaxpr, self.active, seeded, needed, self.options)
+        """Plan the body's sweeps, on the mesh: a plan may have to trace parts of the body."""
+
+        def plan(*_: Any) -> list[Any]:
+            self.plan = make_plan(self.jaxpr, self.active, seeded, needed, self.options)
+            return []
+
+        on_mesh = self._on_mesh(plan, list(self.in_specs), [])
+        jax.eval_shape(lambda *operands: on_mesh(*operands), *[a.aval for a in self.eqn.invars])
         self.wanted, self.needed = self.plan.reached, needed
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
