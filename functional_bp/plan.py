@@ -55,6 +55,7 @@ def plan_once(
     options: Options = Options(),
     given: tuple[Var, ...] = (),
     also: tuple[Var, ...] = (),
+    effects: bool = True,
 ) -> Plan:
     """Plan both sweeps of ``jaxpr`` (without its constants' values).
 
@@ -69,6 +70,7 @@ def plan_once(
         options: for the whole sweep.
         given: variables whose values the forward sweep is handed and need not compute.
         also: variables to keep whatever the rules name; they come first in ``Plan.keep``.
+        effects: run what has an effect (a print); False for an excerpt of a graph that runs too.
     """
     varied, structures = _activity(jaxpr, active, options)
     on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
@@ -115,7 +117,7 @@ def plan_once(
                             for value in payload if isinstance(payload, list) else [payload]:
                                 add_kept(value)
             steps.append(step)
-        runs = bool(eqn.effects) or (step is not None and step.structure is not None)
+        runs = (effects and bool(eqn.effects)) or (step is not None and step.structure is not None)
         runs |= any(v in values and v not in handed for v in eqn.outvars)
         runs |= step is not None and names_auxiliary(step)
         if runs:

@@ -16,7 +16,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import MissingRuleError, StepBoundError, compose
-from functional_bp.plan import make_plan, out_activity, plan_once, union
+from functional_bp.plan import Plan, make_plan, out_activity, plan_once, union
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
 from functional_bp.structure import Mask, Options, Structure, Sweep
@@ -233,7 +233,7 @@ def _trip_count(loop: While) -> int | None:
     state: list[Any] = [a.val if i in steers else None for i, a in enumerate(starts)]
     known = [a.val if isinstance(a, Literal) else None for a in operands]
     asking, stepping = (
-        make_plan(graph, (False,) * len(graph.invars), (False,) * len(needed), needed)
+        _excerpt(graph, needed)
         for graph, needed in [
             (loop.cond, (True,)),
             (loop.body, tuple(i in steers for i in range(len(starts)))),
@@ -269,11 +269,15 @@ def _steering(loop: While) -> list[int] | None:
         wanted = grown
 
 
+def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
+    """What a graph has to run for the needed outputs, without effects."""
+    off = (False,) * len(jaxpr.invars), (False,) * len(needed)
+    return make_plan(jaxpr, *off, needed, effects=False)
+
+
 def _depends(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[bool]:
     """Which inputs the wanted outputs depend on."""
-    plan = make_plan(
-        jaxpr, (False,) * len(jaxpr.invars), (False,) * len(wanted), tuple(wanted)
-    )  # fmt: skip
+    plan = _excerpt(jaxpr, tuple(wanted))
     reads = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     reads |= {v for v, on in zip(jaxpr.outvars, wanted) if on and not isinstance(v, Literal)}
     return [v in reads for v in jaxpr.invars]

@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import eval_jaxpr
 from jax.extend.core import JaxprEqn
 
-from functional_bp import _jax
+from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.plan import out_activity
 from functional_bp.rule import structure
@@ -39,6 +39,9 @@ def fold(eqn: JaxprEqn) -> Any:
         return scalars(*left, *right)
 
     def run(*operands: Any) -> list[Any]:
+        axes_of = (_jax.varying_axes(jax.typeof(x)) for x in operands)
+        shared = frozenset[str]().union(*axes_of)
+        operands = tuple(backprop.vary(x, shared) for x in operands)
         arrays, inits = operands[:count], operands[count:]
         kept = [i for i in range(arrays[0].ndim) if i not in axes]
         shape = tuple(arrays[0].shape[i] for i in kept)

@@ -100,7 +100,7 @@ class Scan(Structure):
         values = tuple(v for v in self.given if v in used)
         hoisted = make_plan(
             self.jaxpr, (False,) * len(self.active), (False,) * len(seeded),
-            (False,) * len(seeded), self.options, (), values,
+            (False,) * len(seeded), self.options, (), values, effects=False,
         )  # fmt: skip
         self.hoisted = hoisted
 
@@ -119,8 +119,8 @@ class Scan(Structure):
         def body(state: Any, slices: Any) -> Any:
             state = _spread_over(state, needed[:nc])
             outs, residuals = backprop.forward(self.plan, self.consts, [*k, *state, *slices], given)
-            stacked = places.find(residuals, state, slices, outs[:nc], outs[nc:])
             ys = [y if n else None for y, n in zip(outs[nc:], needed[nc:])]
+            stacked = places.find(residuals, state, slices, outs[:nc], ys)
             return _only(outs[:nc], needed[:nc]), (ys, stacked)
 
         params = self.eqn.params
