@@ -1,0 +1,86 @@
+"""``functional-bp bench engine``: its columns, and that its figures are of the same mathematics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import jax
+import pytest
+
+from functional_bp import bench
+from functional_bp.bench.engine import SIDES, table
+from functional_bp.bench.models import models
+from functional_bp.cli import main
+
+RATIOS = ("trace_seconds", "compile_seconds", "run_seconds", "temporary_bytes", "flops")
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    """One row of the bench, measured once."""
+    from functional_bp.bench.engine import measure
+
+    with jax.enable_x64(False):
+        return measure({"mlp": models["mlp"]}, 1)
+
+
+def test_every_column_is_there(rows: Any) -> None:
+    (row,) = rows
+    assert set(row) == {"model", "largest_error", *RATIOS} and row["model"] == "mlp"
+    for column in RATIOS:
+        assert set(row[column]) == {*SIDES, "ratio"}
+        assert row[column]["jax"] > 0 and row[column]["bp"] >= 0 and row[column]["ratio"] >= 0
+
+
+def test_both_sides_compute_the_same(rows: Any) -> None:
+    # float32, two dense layers: sums of some hundred products, summed in different orders.
+    assert rows[0]["largest_error"] < 1e-4
+
+
+def test_no_more_flops_than_jax(rows: Any) -> None:
+    assert rows[0]["flops"]["ratio"] <= 1.0
+
+
+def test_the_table_has_a_line_per_model_and_the_median(rows: Any) -> None:
+    lines = table(rows).splitlines()
+    assert "below 1 are less" in lines[0]
+    assert [line.split()[0] for line in lines[2:]] == ["model", "mlp", "median"]
+
+
+def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with jax.enable_x64(False):
+        status = main(["bench", "engine", "--models", "mlp", "--repeats", "1", "--json"])
+    assert status == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["model"] == "mlp" and set(RATIOS) <= set(row)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["engine", "--models", "no_such_model"], "no_such_model"),
+        (["engine", "--repeats", "0"], "--repeats"),
+        (["engines"], "engines"),
+    ],
+)
+def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_the_error_of_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = lambda f: lambda *args: jax.value_and_grad(lambda *a: 1.01 * f(*a))(*args)  # noqa: E731
+    monkeypatch.setitem(SIDES, "bp", wrong)
+    from functional_bp.bench.engine import measure
+
+    (row,) = measure({"mlp": models["mlp"]}, 1)
+    assert row["largest_error"] > 5e-3
+
+
+def test_every_model_runs_by_name() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    args = parser.parse_args(["engine", "--models", *models])
+    assert args.models == list(models) and args.repeats == 9
