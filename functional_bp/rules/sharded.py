@@ -107,20 +107,15 @@ class ShardMap(Structure):
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
         super().__init__(eqn, active, options)
         self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
-        self.out_active = out_activity(self.jaxpr, active, options)
         self.mesh, self.check_vma = eqn.params["mesh"], eqn.params["check_vma"]
         self.in_specs, self.out_specs = eqn.params["in_specs"], eqn.params["out_specs"]
         self.axes = eqn.params["newly_manual_axes"]
+        self.out_active = self._decided_on_mesh(lambda: out_activity(self.jaxpr, active, options))
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Plan the body's sweeps, on the mesh: a plan may have to trace parts of the body."""
-
-        def plan(*_: Any) -> list[Any]:
-            self.plan = make_plan(self.jaxpr, self.active, seeded, needed, self.options)
-            return []
-
-        on_mesh = self._on_mesh(plan, list(self.in_specs), [])
-        jax.eval_shape(lambda *operands: on_mesh(*operands), *[a.aval for a in self.eqn.invars])
+        """Plan the body's sweeps."""
+        key = self.jaxpr, self.active, seeded, needed, self.options
+        self.plan = self._decided_on_mesh(lambda: make_plan(*key))
         self.wanted, self.needed = self.plan.reached, needed
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
@@ -218,6 +213,19 @@ class ShardMap(Structure):
         for i, value in zip(positions, values, strict=True):
             out_dots[i] = value
         return outs, out_dots
+
+    def _decided_on_mesh(self, decide: Callable[[], Any]) -> Any:
+        """What ``decide`` returns: it may trace parts of the body, whose types vary there."""
+        found: list[Any] = []
+
+        def body(*_: Any) -> list[Any]:
+            found.append(decide())
+            return []
+
+        jax.eval_shape(
+            self._on_mesh(body, list(self.in_specs), []), *[a.aval for a in self.eqn.invars]
+        )
+        return found[0]
 
     def _on_mesh(self, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         in_specs = tuple(in_specs)
