@@ -156,7 +156,8 @@ def fold_back(
 
 
 def _reduce(computation: Any, initial: Any, *window: Any, **options: Any) -> Any:
-    return lambda x: lax.reduce_window(x, initial, computation, *window, **options)
+    start = lambda x: np.asarray(initial, x.dtype)  # noqa: E731
+    return lambda x: lax.reduce_window(x, start(x), computation, *window, **options)
 
 
 def _stacked(reduction: Any, x: Any, size: int) -> Any:
@@ -188,8 +189,9 @@ def _product_padded(x: Any) -> Any:
         case(lambda x, start: lax.reduce_window(x, start, lambda a, b: a + b, (2,), (2,), "VALID"),
              real(4), real(), batchable=False, note="JAX cannot batch an initial value",
              reference=lambda x, start: x[::2] + x[1::2] + start),
-        case(lambda x, i: lax.reduce_window((x, i), (-np.inf, np.int32(-1)), _best_pair,
-                                            (2,), (2,), "VALID")[0],
+        case(lambda x, i: lax.reduce_window(
+            (x, i), (np.asarray(-np.inf, x.dtype), np.int32(-1)), _best_pair, (2,), (2,), "VALID",
+             )[0],
              real(6), integer(6), reference=lambda x, i: lax.max(x[::2], x[1::2])),
     ],
 )  # fmt: skip
