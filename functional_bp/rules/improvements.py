@@ -58,6 +58,4 @@ def improvement(
     rtol: float = 1e-6,
 ) -> None:
     """Declare that our gradient of ``function`` at ``at`` is ``true`` where JAX's is not."""
-    improvements.append(
-        Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol)
-    )
+    improvements.append(Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol))
