@@ -180,11 +180,26 @@ def smallest_in_window(
                            base_dilation, window_dilation)  # fmt: skip
 
 
+def _first_in_window(better: Any, initial: float) -> Any:
+    """The pooling of ``_EQUAL``'s windows by comparisons, of which the first of equals wins."""
+
+    def pooled(x: Any) -> Any:
+        full = lax.pad(x, lax.full((), initial, x.dtype), [(0, 1, 0), (0, 1, 0)])
+        best = x
+        for rows, columns in ((0, 1), (1, 0), (1, 1)):
+            corner = (rows + x.shape[0], columns + x.shape[1])
+            other = lax.slice(full, (rows, columns), corner)
+            best = lax.select(better(best, other), best, other)
+        return best
+
+    return pooled
+
+
 _EQUAL = [[1.0, 1.0, 0.0, 2.0], [1.0, 0.5, 2.0, 2.0]]
 
-for _primitive, _reduction, _initial, _pullback in (
-    (lax.reduce_window_max_p, lax.max, -np.inf, largest_in_window),
-    (lax.reduce_window_min_p, lax.min, np.inf, smallest_in_window),
+for _primitive, _reduction, _better, _initial, _pullback in (
+    (lax.reduce_window_max_p, lax.max, lax.ge, -np.inf, largest_in_window),
+    (lax.reduce_window_min_p, lax.min, lax.le, np.inf, smallest_in_window),
 ):
     rule(
         _primitive,
@@ -194,7 +209,9 @@ for _primitive, _reduction, _initial, _pullback in (
         cases=[
             *_geometries(_reduction, _initial),
             case(_pool(_reduction, _initial, (2, 2), (1, 1), "SAME"), real(values=_EQUAL),
-                 note="ties"),
+                 reference=_first_in_window(_better, _initial), second_order=False,
+                 note="ties: the first, as jax.vjp; in JAX 0.12 select_and_gather_add, so jax.jvp "
+                 "and second derivatives, takes another of the equals"),
             case(_pool(_reduction, _initial, (2,), (1,), "VALID", window_dilation=(2,)), real(6),
                  reference=lambda x, pair=_reduction: pair(x[:-2], x[2:]), note="jax.vjp raises"),
         ],
