@@ -26,7 +26,14 @@ Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structur
 def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     """Run one equation; always returns a list of outputs."""
     with _jax.emitting(eqn), eqn.ctx.manager:
-        out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+        try:
+            out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+        except ValueError:  # a graph traced outside a mesh, run inside: its constants do not vary
+            axes = [_jax.varying_axes(jax.typeof(x)) for x in operands]
+            if len(set(axes)) < 2:
+                raise
+            operands = [vary(x, frozenset[str]().union(*axes)) for x in operands]
+            out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
 
 

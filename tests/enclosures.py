@@ -103,7 +103,9 @@ def measure(case: Any, vjp: Any, quick: Callable[[Function], Function]) -> dict[
     bars = [jnp.stack(pair) for pair in zip(probe.a, probe.b)]
     reference = case.reference or case.function
 
-    def accepted(enclose: Callable[[Function], Function]) -> bool:
+    def accepted(name: str, enclose: Callable[[Function], Function]) -> bool:
+        if name == "vmap" and not case.batchable:
+            return False
         try:
             around = enclose(reference)
             theirs = lambda *args: pull(jax.vjp, around, args, probe.everything)[1](bars)  # noqa: E731
@@ -113,7 +115,7 @@ def measure(case: Any, vjp: Any, quick: Callable[[Function], Function]) -> dict[
             return False
         return True
 
-    usable = {name: enclose for name, enclose in ENCLOSURES.items() if accepted(enclose)}
+    usable = {name: enclose for name, enclose in ENCLOSURES.items() if accepted(name, enclose)}
 
     def claim(stacked: Any, bars: Any) -> dict[str, Any]:
         def own(*inputs: Any) -> list[Any]:

@@ -118,7 +118,6 @@ rule(
         case(lambda x: lax.top_k(x, 2), real(3, 4)),
         case(lambda x: lax.top_k(x, 2, axis=0), real(4, 3)),
         case(lambda x: lax.top_k(x, 2), real(values=_TIED), note="ties"),
-        case(lambda x: lax.top_k(x, 0), real(4)),
     ],
 )
 rule(

@@ -106,6 +106,8 @@ class Combination:
     @staticmethod
     def _lift(scalar: Any, *groups: Sequence[Any]) -> list[Any]:
         values = [value for group in groups for value in group]
+        axes = frozenset().union(*(_jax.varying_axes(jax.typeof(value)) for value in values))
+        values = [backprop.vary(value, axes) for value in values]
         shape = values[0].shape
         flat = [lax.reshape(value, (math.prod(shape),)) for value in values]
         return [lax.reshape(out, shape) for out in jax.vmap(scalar)(*flat)]
