@@ -1,0 +1,1 @@
+"""Is a hand-derived gradient right, and if not, where and why."""

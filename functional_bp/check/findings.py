@@ -1,0 +1,156 @@
+"""What a check finds, as data: findings with place and repair, and the rows of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Verdict = Literal["right", "wrong", "inconclusive"]
+Outcome = Literal["right", "wrong", "unresolved", "note", "left out"]
+
+# What a fault can look like; ``Finding.kind`` is one of these.
+KINDS = {
+    "value": "the forward value differs from the reference's",
+    "sign": "the sign is wrong",
+    "factor": "a constant factor is wrong",
+    "mean or sum": "a sum stands where a mean belongs, or the other way round",
+    "missing sum": "the sum over a broadcast axis is missing",
+    "axis": "an operation runs along the wrong axis",
+    "transpose": "a transpose is missing or too many",
+    "permutation": "entries are right but in the wrong places",
+    "reversal": "an axis runs in the wrong direction",
+    "off by one": "entries are shifted by one place",
+    "missing factor": "a factor is missing or too many",
+    "missing term": "a term is missing: a path of the gradient was dropped",
+    "extra term": "a term stands there that does not belong",
+    "wrong operand": "another value belongs here: a wrong or stale residual",
+    "wrong constant": "a constant in the backward pass is wrong",
+    "wrong function": "another function belongs here",
+    "region": "wrong only in a part of the input space",
+    "repeats": "wrong only where an index or a value repeats",
+    "border": "wrong only at the border",
+    "entries": "wrong only at certain entries",
+    "not finite": "not finite where the derivative is",
+    "cotangent ignored": "the cotangent of an output is not used",
+    "not linear": "not linear in the cotangent",
+    "structure": "the wrong number, structure or shape of cotangents",
+    "dtype": "a cotangent in the wrong dtype",
+    "second order": "first order right, second order wrong",
+    "hidden state": "the result depends on earlier calls",
+    "not deterministic": "equal calls give different results",
+    "jit": "jit changes the result",
+    "vmap": "vmap changes the result",
+    "scan": "scan changes the result",
+    "remat": "recomputation changes the result",
+    "sharding": "sharded inputs change the result",
+    "precision": "more rounding error than a careful implementation has",
+    "overflow": "overflows or underflows where the derivative is representable",
+    "declaration": "not what was declared with expect=",
+    "error": "raises an exception",
+    "witnesses": "the witnesses disagree with each other",
+    "other": "wrong, in no simple way",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of the person's source code."""
+
+    file: str
+    line: int
+    text: str = ""  # the source line, stripped
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An edit that makes the gradient right, verified on fresh inputs.
+
+    Attributes:
+        message: what to change, in words ("should be a subtraction").
+        place: the line that the edit is in.
+        before: the expression as it stands, in the person's code.
+        after: what to write instead.
+    """
+
+    message: str
+    place: Place | None = None
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a cotangent, as claimed and as it should be."""
+
+    index: tuple[int, ...]
+    claimed: Any
+    true: Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        message: what is wrong, in a sentence.
+        argument: the argument's name, a pytree path; None where it concerns no single one.
+        stage: the check that found it ("cotangent", "second order", "vmap", …).
+        inputs: the class of inputs it was found on ("given", "large", "ties", …).
+        where: the line of the backward pass that the fault stands in, if it could be told.
+        repair: a verified edit, if one was found.
+        explanations: everything that accounts for the disagreement, best first.
+        relative_error: ‖claimed − true‖ / ‖true‖ over the argument's entries.
+        wrong_entries, size: how many entries are wrong, of how many.
+        entries: the worst of them.
+        example: the smallest failing input found, by argument name.
+    """
+
+    kind: str
+    message: str
+    argument: str | None = None
+    stage: str = "cotangent"
+    inputs: str = "given"
+    where: Place | None = None
+    repair: Repair | None = None
+    explanations: tuple[str, ...] = ()
+    relative_error: float | None = None
+    wrong_entries: int | None = None
+    size: int | None = None
+    entries: tuple[Entry, ...] = ()
+    example: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report's table: what was checked, and how it came out.
+
+    Attributes:
+        checked: what, as in "cotangent of x" or "vmap".
+        outcome: how it came out.
+        error, limit: the largest error relative to the limit's scale, where there are such.
+        against: the witness, or the reason for "left out" and "unresolved".
+    """
+
+    checked: str
+    outcome: Outcome
+    error: float | None = None
+    limit: float | None = None
+    against: str = ""
+
+
+def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[Entry, ...]:
+    """The entries with the largest |claimed − true|; those that are not finite come first."""
+    if claimed.shape != true.shape or claimed.size == 0:
+        return ()
+    gap = np.abs(claimed - true)
+    gap = np.where(np.isfinite(gap), gap, np.inf)
+    order: Sequence[int] = np.argsort(-gap.ravel(), kind="stable")[:count].tolist()
+    places = [tuple(int(i) for i in np.unravel_index(k, gap.shape)) for k in order]
+    return tuple(Entry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0)
