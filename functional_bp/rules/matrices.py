@@ -133,7 +133,7 @@ def hermitian_from_lower(g: Array) -> Array:
 
 
 def half_lower(t: Array) -> Array:
-    """Φ(T) = T ∘ W, W_ij = clamp(0, i − j + ½, 1): T below the diagonal, half of it there.
+    """Φ(T) = W ∘ T, W_ij = clamp(0, i − j + ½, 1): T below the diagonal, half of it there.
 
     For a Hermitian T, whose diagonal is real.
     """
@@ -143,7 +143,7 @@ def half_lower(t: Array) -> Array:
     steps = lax.sub(lax.broadcast_in_dim(row, (m, n), [0]), lax.broadcasted_iota(dtype, (m, n), 1))
     weights = lax.clamp(np.asarray(0, dtype), steps, np.asarray(1, dtype))
     weights = lax.broadcast_in_dim(as_dtype_of(weights, t), t.shape, [t.ndim - 2, t.ndim - 1])
-    half = lax.mul(t, weights)
+    half = lax.mul(weights, t)
     return with_diagonal(half, as_dtype_of(real_part(half), t)) if is_complex(t) else half
 
 
