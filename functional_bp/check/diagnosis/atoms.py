@@ -1,0 +1,124 @@
+"""The quantities that formulas are made of: known arrays and plain functions of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from functional_bp.check.diagnosis.evidence import Case, Evidence
+from functional_bp.check.diagnosis.thresholds import aligned
+
+Form = Callable[[np.ndarray], np.ndarray]
+MOST_ARRAYS = 14  # of the known arrays, the first ones
+
+# text, function, cost: what a derivative is likely to hold, the likeliest first.
+FORMS: tuple[tuple[str, Form, float], ...] = (
+    ("{}²", lambda a: a * a, 1.5),
+    ("(1 − {})", lambda a: 1 - a, 1.6),
+    ("(1 − {}²)", lambda a: 1 - a * a, 1.7),
+    ("1/{}", lambda a: 1 / a, 1.6),
+    ("1/{}²", lambda a: 1 / (a * a), 1.8),
+    ("{}³", lambda a: a * a * a, 1.8),
+    ("exp({})", np.exp, 1.7),
+    ("exp(−{})", lambda a: np.exp(-a), 1.8),
+    ("cos({})", np.cos, 1.7),
+    ("sin({})", np.sin, 1.7),
+    ("tanh({})", np.tanh, 1.7),
+    ("(1 − tanh({})²)", lambda a: 1 - np.tanh(a) ** 2, 2.0),
+    ("σ({})", lambda a: 0.5 + 0.5 * np.tanh(a / 2), 1.7),
+    ("(1 − σ({}))", lambda a: 0.5 - 0.5 * np.tanh(a / 2), 1.8),
+    ("sign({})", np.sign, 1.9),
+    ("|{}|", np.abs, 1.9),
+    ("√{}", lambda a: np.sqrt(a), 1.9),
+    ("log({})", lambda a: np.log(a), 1.9),
+    ("(1 + {})", lambda a: 1 + a, 2.0),
+    ("(1 + {}²)", lambda a: 1 + a * a, 2.0),
+    ("1/(1 + {}²)", lambda a: 1 / (1 + a * a), 2.0),
+)
+ROWS: tuple[tuple[str, Form], ...] = (
+    ("sum({}, axis=-1)", lambda a: a.sum(-1, keepdims=True)),
+    ("norm({}, axis=-1)", lambda a: np.linalg.norm(a, axis=-1, keepdims=True)),
+    ("max({}, axis=-1)", lambda a: a.max(-1, keepdims=True)),
+    ("std({}, axis=-1)", lambda a: a.std(-1, keepdims=True)),
+    ("sum({})", lambda a: a.sum(keepdims=True)),
+    ("norm({})", lambda a: np.sqrt((np.abs(a) ** 2).sum(keepdims=True))),
+    ("max({})", lambda a: a.max(keepdims=True)),
+)
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A quantity that can stand in a formula.
+
+    Attributes:
+        text: how it is written.
+        base: the array it is a function of.
+        cost: how unlikely it is to stand in a derivative; 1 for the array itself.
+        value: its value in a case.
+    """
+
+    text: str
+    base: str
+    cost: float
+    value: Callable[[Case], np.ndarray]
+
+
+def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
+    """Known arrays and functions of them, cheapest first; with ``rows``, reductions of rows too."""
+    found: list[Atom] = []
+    names = list(evidence.given.known)[:MOST_ARRAYS]
+    for name in names:
+        found.append(Atom(name, name, 1.0, lambda case, n=name: case.known[n]))
+        for text, form, cost in FORMS:
+            found.append(_of(name, text, form, cost))
+        if np.iscomplexobj(evidence.given.known[name]):
+            found.append(_of(name, "conj({})", np.conj, 1.1))
+        if rows and evidence.given.known[name].ndim:
+            found += [_of(name, text, form, 1.8) for text, form in ROWS]
+    found += _differences(evidence, names)
+    return sorted(found, key=lambda atom: atom.cost)
+
+
+def products(some: Sequence[Atom], most: int) -> Iterator[tuple[Atom, ...]]:
+    """All products of at most ``most`` atoms, the empty one first; squares count as a pair."""
+    for count in range(most + 1):
+        yield from itertools.combinations_with_replacement(some, count)
+
+
+def written(factors: Sequence[Atom]) -> str:
+    """The product as a person writes it: powers gathered, in the order given."""
+    counts: dict[str, int] = {}
+    for atom in factors:
+        counts[atom.text] = counts.get(atom.text, 0) + 1
+    powers = {1: "", 2: "²", 3: "³", 4: "⁴"}
+    return " · ".join(text + powers.get(n, f"^{n}") for text, n in counts.items())
+
+
+def placed(atom: Atom, case: Case, shape: Sequence[int]) -> np.ndarray | None:
+    """The atom's value broadcast to a shape; None where it does not fit or is not finite."""
+    with np.errstate(all="ignore"):
+        value = atom.value(case)
+    if not np.all(np.isfinite(value)):
+        return None
+    return next(aligned(value, shape), None)
+
+
+def _of(name: str, text: str, form: Form, cost: float) -> Atom:
+    return Atom(text.format(name), name, cost, lambda case: form(case.known[name]))
+
+
+def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
+    """Differences of arrays of one shape: predictions and targets, points and centres."""
+    known = evidence.given.known
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(names, 2)
+        if known[a].shape == known[b].shape and known[a].ndim
+    ]
+    return [
+        Atom(f"({a} − {b})", a, 1.9, lambda case, a=a, b=b: case.known[a] - case.known[b])
+        for a, b in pairs[:6]
+    ]

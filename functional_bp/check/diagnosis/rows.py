@@ -1,0 +1,175 @@
+"""Terms with one number per row: true − claimed = c · t, where c is then explained by itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from functional_bp.check.diagnosis.atoms import Atom, atoms, placed, products, written
+from functional_bp.check.diagnosis.dictionary import Term
+from functional_bp.check.diagnosis.evidence import Case, Evidence
+from functional_bp.check.diagnosis.frames import Frame, frames
+from functional_bp.check.diagnosis.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.terms import weighted
+from functional_bp.check.diagnosis.wording import missing
+
+FIT = 1e-7  # of a row's norm, that the best multiple of a term leaves
+DEEPEST = 3  # factors beside the cotangent, and beside the mean
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The gap as a term times one number per row along ``axes``."""
+
+    factors: tuple[Atom, ...]
+    axes: tuple[int, ...]
+    numbers: tuple[np.ndarray, ...]  # one array per case, with the axes kept
+
+
+def row_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """Explains the gap by a term whose coefficient is one number per row (or overall)."""
+    if evidence.large or not evidence.given.shape:
+        return []
+    vague: list[Hypothesis] = []
+    for row in _rows(evidence):
+        if evidence.late:
+            break
+        explained = _explained(evidence, row)
+        if explained:
+            return [explained]
+        if len(vague) < 1:
+            along = f"axis {row.axes[0]}" if len(row.axes) == 1 else f"axes {row.axes}"
+            term = written(row.factors)
+            what = (
+                f"one number per row along {along}, times {term}: a term in {term} is missing"
+                if term
+                else f"the same along {along}: a sum or mean over {along} is missing"
+            )
+            message = (
+                f"{evidence.here}in the cotangent of {evidence.argument}, "
+                f"true − claimed is {what}, or one too many"
+            )
+            vague.append(
+                Hypothesis("missing term", message, 0.0, 7.0, len(evidence.fresh))
+            )  # fmt: skip
+    return vague
+
+
+def _rows(evidence: Evidence) -> Iterator[_Row]:
+    shape = evidence.given.shape
+    some = [a for a in atoms(evidence) if placed(a, evidence.given, shape) is not None]
+    plain = [a for a in some if a.cost <= 1.1][:7]
+    candidates = [*products(plain, 2), *((a,) for a in some if a not in plain)]
+    axes = [axis for axis in reversed(range(len(shape))) if shape[axis] > 1]
+    sets: list[tuple[int, ...]] = [(axis,) for axis in axes]
+    if len(axes) > 1:
+        sets.append(tuple(sorted(axes)))
+    for factors, over in itertools.product(candidates, sets):
+        numbers = [_numbers(case, factors, over) for case in evidence.cases]
+        if all(number is not None for number in numbers):
+            yield _Row(factors, over, tuple(n for n in numbers if n is not None))
+
+
+def _numbers(
+    case: Case, factors: Sequence[Atom], axes: tuple[int, ...]
+) -> np.ndarray | None:  # fmt: skip
+    """One number per row with true − claimed = number · product; None where there is none."""
+    term: np.ndarray = np.ones(case.shape)
+    for atom in factors:
+        value = placed(atom, case, case.shape)
+        if value is None:
+            return None
+        term = term * value
+    gap = case.true - case.claimed
+    square = (np.abs(term) ** 2).sum(axes, keepdims=True)
+    if not np.all(square > 0):
+        return None
+    numbers = (term.conj() * gap).sum(axes, keepdims=True) / square
+    left = np.linalg.norm(gap - numbers * term)
+    return numbers if left <= FIT * np.linalg.norm(gap) else None
+
+
+def _explained(evidence: Evidence, row: _Row) -> Hypothesis | None:
+    """The numbers as a constant times row quantities times a mean of ȳ with factors."""
+    wanted = np.concatenate([np.ravel(n) for n in row.numbers])
+    if np.iscomplexobj(wanted) or wanted.size < 3 or not np.all(wanted):
+        return None
+    some = atoms(evidence)
+    scaled = [a for a in some if a.cost <= 1.8 and _per_row(evidence, a, row) is not None]
+    outer = [*products([a for a in scaled if a.cost <= 1.1], DEEPEST), *((a,) for a in scaled)]
+    outer = [factors for factors in outer if _row_product(evidence, factors, row) is not None]
+    values = [_row_product(evidence, factors, row) for factors in outer]
+    matrix = np.stack([value for value in values if value is not None])
+    for frame in frames(evidence):
+        if frame.axes != row.axes or frame.outside != evidence.given.shape or evidence.late:
+            continue
+        plain = [a for a in some if a.cost <= 1.1]
+        plain = [a for a in plain if placed(a, evidence.given, frame.inside) is not None][:6]
+        for inner in products(plain, DEEPEST):
+            mean = _mean(evidence, frame, inner)
+            if mean is None or evidence.late:
+                continue
+            with np.errstate(all="ignore"):
+                ratio = wanted / (matrix * mean)
+                spread = np.ptp(ratio, axis=1) / np.abs(ratio.mean(axis=1))
+            for k in np.flatnonzero(spread <= 1e-6)[:1]:
+                term = Term(frame, inner, outer[k] + row.factors)
+                constant = float(ratio[k].mean())
+                return _verified(evidence, term, constant)
+    return None
+
+
+def _verified(evidence: Evidence, term: Term, constant: float) -> Hypothesis | None:
+    def predicted(case: Case) -> np.ndarray | None:
+        value = term.value(case)
+        return None if value is None else case.true - constant * value
+
+    error = evidence.explains(predicted)
+    if error is None:
+        return None
+    named = weighted(evidence, term, constant)
+    kind, message = missing(evidence.argument, [named])
+    cost = 2.5 + 0.5 * term.cost + (0.0 if named.constant.named else 1.0)
+    return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+
+
+def _per_row(evidence: Evidence, atom: Atom, row: _Row) -> np.ndarray | None:
+    """The atom's values, one per row of every case, if it does not vary along the row."""
+    values = []
+    for case in evidence.cases:
+        value = placed(atom, case, case.shape)
+        if value is None:
+            return None
+        first = np.take(value, [0], row.axes[0])
+        for axis in row.axes[1:]:
+            first = np.take(first, [0], axis)
+        if not np.array_equal(np.broadcast_to(first, value.shape), value):
+            return None
+        values.append(np.ravel(first))
+    return np.concatenate(values)
+
+
+def _row_product(evidence: Evidence, factors: Sequence[Atom], row: _Row) -> np.ndarray | None:
+    total = np.ones(sum(n.size for n in row.numbers))
+    for atom in factors:
+        value = _per_row(evidence, atom, row)
+        if value is None:
+            return None
+        total = total * value
+    return total
+
+
+def _mean(evidence: Evidence, frame: Frame, inner: tuple[Atom, ...]) -> np.ndarray | None:
+    values = []
+    for case in evidence.cases:
+        inside = frame.cotangent(case)
+        for atom in inner:
+            factor = placed(atom, case, frame.inside)
+            if factor is None:
+                return None
+            inside = inside * factor
+        values.append(np.ravel(frame.apply(case, inside)))
+    return np.concatenate(values)

@@ -1,0 +1,132 @@
+"""Terms that are missing, too many or wrong, in the rule's own residuals and inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from functional_bp.check.diagnosis.constants import Constant, name_of, sizes
+from functional_bp.check.diagnosis.dictionary import Dictionary, Term, build, flattened
+from functional_bp.check.diagnosis.evidence import Evidence
+from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
+from functional_bp.check.diagnosis.regression import Basis, Fit, distinct
+from functional_bp.check.diagnosis.wording import Weighted, difference, missing
+
+SEARCHED = 2  # cases that are searched; what is found is verified on all
+ROWS = 1200  # entries that are searched
+SPARE = 4  # entries beyond the number of weights that a fit has to meet
+
+
+@dataclass(frozen=True)
+class Search:
+    """A dictionary on some entries of the cases, and the vectors that it has to explain."""
+
+    evidence: Evidence
+    dictionary: Dictionary
+    basis: Basis
+    true: np.ndarray
+    gap: np.ndarray
+
+    def weight(self, index: int, weight: float) -> Weighted:
+        """The term at an index with its coefficient, as a mean or as a sum, named."""
+        term = self.dictionary.terms[index]
+        return weighted(self.evidence, term, weight / float(self.dictionary.norms[index]))
+
+
+def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """What true − claimed consists of, and whether it is missing or does not belong."""
+    search = prepared(evidence)
+    if search is None:
+        return []
+    found: list[Hypothesis] = []
+    for fit in search.basis.fits(search.gap)[:8]:
+        if evidence.late:
+            break
+        error = _verified(search, fit)
+        if error is not None:
+            found.append(_hypothesis(search, fit, error))
+    return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
+
+
+def prepared(evidence: Evidence) -> Search | None:
+    """The dictionary of the disagreement; None where it is too small or too large for one."""
+    cases = evidence.cases[:SEARCHED] if evidence.given.true.size > 8 else evidence.cases
+    entries = sum(case.true.size for case in cases)
+    if evidence.large or entries < 2 + SPARE:
+        return None
+    rows = np.arange(entries)
+    if entries > ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(entries, ROWS, replace=False))
+    dictionary = build(evidence, cases, rows)
+    if not dictionary.terms:
+        return None
+    kept, gram = distinct(dictionary.columns)
+    dictionary = Dictionary(
+        [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
+    )
+    costs = np.array([term.cost for term in dictionary.terms])
+    true = flattened([case.true for case in cases], rows)
+    claimed = flattened([case.claimed for case in cases], rows)
+    basis = Basis(dictionary.columns, gram, costs)
+    return Search(evidence, dictionary, basis, true, true - claimed)
+
+
+def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
+    """A term with its coefficient: a mean is written as a sum where that is simpler."""
+    known = sizes(evidence)
+    constant = name_of(weight, known)
+    if term.frame.axes is None:
+        return Weighted(term, constant, total=False)
+    count = int(np.prod([term.frame.inside[axis] for axis in term.frame.axes]))
+    as_sum = name_of(weight / count, known)
+    if _plainness(as_sum) < _plainness(constant):
+        return Weighted(term, as_sum, total=True)
+    return Weighted(term, constant, total=False)
+
+
+def _plainness(constant: Constant) -> tuple[bool, bool, int]:
+    return (not constant.is_one, not constant.named, len(constant.text))
+
+
+def _verified(search: Search, fit: Fit) -> float | None:
+    """What is left of the gap with these weights, in all cases at its largest."""
+    worst = 0.0
+    for case in search.evidence.cases:
+        total = np.zeros_like(case.true)
+        for index, weight in zip(fit.terms, fit.weights):
+            value = search.dictionary.terms[index].value(case)
+            if value is None:
+                return None
+            total = total + weight / search.dictionary.norms[index] * value
+        error = unexplained(case.true - total, case.claimed, case.true)
+        if error is None:
+            return None
+        worst = max(worst, error)
+    return worst
+
+
+def _hypothesis(search: Search, fit: Fit, error: float) -> Hypothesis:
+    evidence = search.evidence
+    gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
+    truth = _truth(search, fit)
+    if truth is None:
+        kind, message = missing(evidence.argument, gap)
+    else:
+        parts = list(zip(fit.terms, truth.weights, fit.weights))
+        true = [_present(search, i, a, c) for i, a, c in parts]
+        claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
+        kind, message = difference(evidence.argument, gap, true, claimed)
+    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
+    return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+
+
+def _truth(search: Search, fit: Fit) -> Fit | None:
+    """The truth as a sum of the gap's terms and up to two others."""
+    found = search.basis.fits(search.true, forced=fit.terms)
+    return found[0] if found else None
+
+
+def _present(search: Search, index: int, weight: float, scale: float) -> Weighted | None:
+    """A term with its weight; None where the weight is rounding."""
+    return None if abs(weight) <= 1e-7 * abs(scale) else search.weight(index, weight)

@@ -1,0 +1,111 @@
+"""Sentences about terms: which one is missing, too many, or in the place of another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from functional_bp.check.diagnosis.constants import Constant
+from functional_bp.check.diagnosis.dictionary import Term
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term with its coefficient; ``total``: its mean is written as a sum."""
+
+    term: Term
+    constant: Constant
+    total: bool
+
+    def __str__(self) -> str:
+        return self.term.text(self.constant, total=self.total)
+
+
+def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
+    """Kind and message where only the difference of truth and claim is known."""
+    return "missing term", f"in the cotangent of {argument}, missing: {_joined(gap)}"
+
+
+def difference(
+    argument: str,
+    gap: Sequence[Weighted],
+    true: Sequence[Weighted | None],
+    claimed: Sequence[Weighted | None],
+) -> tuple[str, str]:
+    """Kind and message where it is known what of the gap's terms the truth and the claim hold.
+
+    ``true`` and ``claimed`` are parallel to ``gap``; None where the term does not occur.
+    """
+    lost = [t for t, c in zip(true, claimed) if t is not None and c is None]
+    extra = [c for t, c in zip(true, claimed) if c is not None and t is None]
+    changed = [(t, c) for t, c in zip(true, claimed) if t is not None and c is not None]
+    place = f"in the cotangent of {argument}"
+    if lost and not extra and not changed:
+        return "missing term", f"{place}, missing: {_joined(lost)}"
+    if extra and not lost and not changed:
+        return "extra term", f"{place}, a term does not belong: {_joined(extra)}"
+    if len(changed) == 1 and not lost and not extra:
+        return _weight(place, *changed[0])
+    if len(lost) == len(extra) == 1 and not changed:
+        return _replaced(place, lost[0], extra[0])
+    return "missing term", f"{place}, true − claimed = {_joined(gap)}"
+
+
+def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """The same term with another coefficient."""
+    if abs(true.constant.value + claimed.constant.value) <= 1e-6 * abs(true.constant.value):
+        return "sign", f"{place}, a term has the wrong sign: it should be {_signed(true)}"
+    kind = "mean or sum" if true.total != claimed.total else "factor"
+    return kind, f"{place}, {_signed(claimed)} stands where {_signed(true)} belongs"
+
+
+def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """One term in the place of another: what they differ in."""
+    stands = f"{place}, {_signed(claimed)} stands where {_signed(true)} belongs"
+    t, c = true.term, claimed.term
+    lost, extra = t.factors - c.factors, c.factors - t.factors
+    if not lost and not extra:
+        return _layout(stands, t, c)
+    if t.frame.text != c.frame.text or t.frame.bar != c.frame.bar:
+        return "wrong operand", stands
+    if not extra:
+        return "missing factor", f"{stands}: the factor {_product(lost)} is missing"
+    if not lost:
+        return "missing factor", f"{stands}: the factor {_product(extra)} is one too many"
+    bases = {atom.text: atom.base for atom in t.inner + t.outer + c.inner + c.outer}
+    same = {bases[text] for text in lost} == {bases[text] for text in extra}
+    kind = "wrong function" if same else "wrong operand"
+    return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
+
+
+def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
+    """The same factors, another reduction, product or order."""
+    t, c = true.frame, claimed.frame
+    if t.axes and c.axes:
+        if t.axes != c.axes:
+            return "axis", f"{stands}: reduced over another axis"
+        return "axis", f"{stands}: the factors stand on the other side of the reduction"
+    if t.axes:
+        return "missing sum", f"{stands}: the reduction is missing"
+    if c.axes:
+        return "mean or sum", f"{stands}: a reduction does not belong"
+    if "transpose" in (t.kind, c.kind):
+        return "transpose", f"{stands}: a transpose is missing, or one too many"
+    if "reversal" in (t.kind, c.kind):
+        return "reversal", f"{stands}: an axis runs in the wrong direction"
+    return "axis", stands
+
+
+def _joined(some: Sequence[Weighted]) -> str:
+    parts = [str(some[0])]
+    parts += [str(w) if w.constant.value < 0 else f"+ {w}" for w in some[1:]]
+    return " ".join(parts)
+
+
+def _signed(some: Weighted) -> str:
+    return str(some) if some.constant.value < 0 else f"+ {some}"
+
+
+def _product(factors: Counter[str]) -> str:
+    return " · ".join(factors.elements())
