@@ -13,6 +13,7 @@ from functional_bp.check.diagnosis.thresholds import aligned
 
 Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
+KEPT, OTHER = -0.2, 0.2  # on the cost of residuals, and of the rest where there are residuals
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
 FORMS: tuple[tuple[str, Form, float], ...] = (
@@ -56,7 +57,7 @@ class Atom:
     Attributes:
         text: how it is written.
         base: the array it is a function of.
-        cost: how unlikely it is to stand in a derivative; 1 for the array itself.
+        cost: how unlikely it is to stand in a derivative; about 1 for an array itself.
         value: its value in a case.
     """
 
@@ -65,15 +66,22 @@ class Atom:
     cost: float
     value: Callable[[Case], np.ndarray]
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a known array itself, rather than a function of one."""
+        return self.text == self.base
+
 
 def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
     """Known arrays and functions of them, cheapest first; with ``rows``, reductions of rows too."""
     found: list[Atom] = []
     names = list(evidence.given.known)[:MOST_ARRAYS]
     for name in names:
-        found.append(Atom(name, name, 1.0, lambda case, n=name: case.known[n]))
+        # What the forward pass kept is what the backward pass is made of.
+        more = KEPT if name in evidence.kept else OTHER if evidence.kept else 0.0
+        found.append(Atom(name, name, 1.0 + more, lambda case, n=name: case.known[n]))
         for text, form, cost in FORMS:
-            found.append(_of(name, text, form, cost))
+            found.append(_of(name, text, form, cost + more))
         if np.iscomplexobj(evidence.given.known[name]):
             found.append(_of(name, "conj({})", np.conj, 1.1))
         if rows and evidence.given.known[name].ndim:

@@ -12,6 +12,7 @@ from functional_bp.check.diagnosis.evidence import Evidence
 
 CLOSE = 1e-6  # relative: constants that were rounded to float32 keep their names
 PLAIN = {1.0: "1", 2.0: "2", 0.5: "½"}
+SMALL = {3.0: "3", 1 / 3: "1/3", 4.0: "4", 0.25: "1/4"}  # unless it is a size or its root
 SPECIAL = {
     math.sqrt(2): "√2", 1 / math.sqrt(2): "1/√2", math.pi: "π", 2 * math.pi: "2π",
     1 / math.pi: "1/π", 1 / (2 * math.pi): "1/(2π)", math.sqrt(math.pi): "√π",
@@ -89,7 +90,7 @@ def _candidates(known: dict[int, str]) -> Iterator[Constant]:
         why = f"{n} is {what}"
         yield Constant(math.sqrt(n), f"√{n}", why)
         yield Constant(1 / math.sqrt(n), f"1/√{n}", why)
-    yield from (Constant(value, text) for value, text in SPECIAL.items())
+    yield from (Constant(value, text) for value, text in (SMALL | SPECIAL).items())
     for n, what in known.items():
         why = f"{n} is {what}"
         yield Constant(n / (n - 1), f"{n}/{n - 1}", why)

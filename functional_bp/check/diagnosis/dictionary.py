@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +14,10 @@ from functional_bp.check.diagnosis.constants import Constant
 from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.frames import Frame, frames
 
-MOST_TERMS = 2400
-Values = dict[tuple[int, str, tuple[int, ...]], np.ndarray | None]
+MOST_TERMS, LEAST_TERMS = 2400, 200
+WORK = 5_000_000  # entries that are evaluated, all terms together: a third of a second
+MOST_KEPT, MOST_OTHERS = 6, 5  # arrays that products are formed of
+Values = dict[tuple[object, ...], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Term:
         """The factors by text, wherever they stand."""
         return Counter(atom.text for atom in self.inner + self.outer)
 
+    @property
+    def count(self) -> int | None:
+        """The number of elements of its mean, if it holds one."""
+        axes = self.frame.axes
+        return None if axes is None else int(np.prod([self.frame.inside[a] for a in axes]))
+
     def text(self, constant: Constant, *, total: bool = False) -> str:
         """The term as a person writes it; with ``total``, its mean as a sum."""
         frame = self.frame.text.replace("mean(", "sum(") if total else self.frame.text
@@ -54,23 +62,29 @@ class Term:
         return f"{sign}{body}" if number == "1" else f"{sign}{number} · {body}"
 
     def value(self, case: Case, cache: Values | None = None) -> np.ndarray | None:
-        """The term's value in a case, None where it does not fit."""
+        """The term's value in a case, None where it does not fit; parts are cached."""
         cache = {} if cache is None else cache
+        frame = self.frame
+        core = _once(cache, (id(case), id(frame), self.inner), lambda: self._core(case, cache))
+        if core is None:
+            return None
+        if self.outer:
+            factor = _product(cache, self.outer, case, frame.outside)
+            if factor is None:
+                return None
+            core = core * factor
+        if core.shape != frame.outside:
+            core = np.broadcast_to(core, frame.outside)
+        return frame.finish(core)
+
+    def _core(self, case: Case, cache: Values) -> np.ndarray | None:
         inside = self.frame.cotangent(case)
-        for atom in self.inner:
-            factor = _cached(cache, atom, case, self.frame.inside)
+        if self.inner:
+            factor = _product(cache, self.inner, case, self.frame.inside)
             if factor is None:
                 return None
             inside = inside * factor
-        result = self.frame.apply(case, inside)
-        for atom in self.outer:
-            factor = _cached(cache, atom, case, self.frame.outside)
-            if factor is None:
-                return None
-            result = result * factor
-        if result.shape != self.frame.outside:
-            result = np.broadcast_to(result, self.frame.outside)
-        return self.frame.finish(result)
+        return self.frame.apply(case, inside)
 
 
 @dataclass
@@ -93,7 +107,10 @@ def build(evidence: Evidence, cases: Sequence[Case], rows: np.ndarray) -> Dictio
     terms: list[Term] = []
     columns: list[np.ndarray] = []
     cache: Values = {}
-    for term in itertools.islice(sorted(_terms(evidence), key=lambda t: t.cost), MOST_TERMS):
+    entries = sum(case.true.size for case in cases)
+    most = max(LEAST_TERMS, min(MOST_TERMS, WORK // entries))
+    likely = sorted(_terms(evidence), key=lambda term: term.cost - _bonus(evidence, term))
+    for term in itertools.islice(likely, most):
         if evidence.late:
             break
         with np.errstate(all="ignore"):
@@ -122,39 +139,65 @@ def flattened(values: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
 
 def _terms(evidence: Evidence) -> Iterator[Term]:
     every = atoms(evidence)
-    plain = [atom for atom in every if atom.cost <= 1.1]
-    cheap = [atom for atom in every if atom.cost <= 1.9]
+    fitting: dict[tuple[int, ...], list[Atom]] = {}
     for frame in frames(evidence):
-        inner = [a for a in every if _fits(a, evidence, frame.inside)]
-        outer = [a for a in every if _fits(a, evidence, frame.outside)]
-        few_inner = [a for a in inner if a in plain][:7]
-        few_outer = [a for a in outer if a in plain][:7]
+        for shape in (frame.inside, frame.outside):
+            if shape not in fitting:
+                fitting[shape] = [a for a in every if placed(a, evidence.given, shape) is not None]
+        inner, outer = fitting[frame.inside], fitting[frame.outside]
+        few_inner, few_outer = _few(evidence, inner), _few(evidence, outer)
+        special = [atom for atom in inner if not atom.plain]
         if frame.axes is not None:
+            usual = frame.axes == (len(frame.inside) - 1,)
             for inside in products(few_inner, 2):
-                yield from (Term(frame, inside, out) for out in products(few_outer, 2))
-            for atom in cheap:
-                if atom in inner and atom not in plain:
-                    yield Term(frame, (atom,))
-                    yield from (Term(frame, (atom,), (a,)) for a in few_outer)
-                if atom in outer and atom not in plain:
+                yield from (Term(frame, inside, o) for o in products(few_outer, 2 if usual else 1))
+            for atom in special:
+                yield Term(frame, (atom,))
+                yield from (Term(frame, (atom,), (a,)) for a in few_outer)
+            for atom in outer:
+                if not atom.plain:
                     yield Term(frame, (), (atom,))
                     yield from (Term(frame, (a,), (atom,)) for a in few_inner)
             continue
         yield from (Term(frame, inside) for inside in products(few_inner, 3))
-        special = [atom for atom in inner if atom not in plain]
-        yield from (Term(frame, (atom,)) for atom in special)
+        yield from (Term(frame, (atom,)) for atom in inner)
         yield from (Term(frame, (a, atom)) for a in few_inner for atom in special)
         if frame.relation != "product":
-            for out in (o for o in outer if o.cost <= 2.0):
+            for out in outer:
                 yield from (Term(frame, inside, (out,)) for inside in products(few_inner, 1))
 
 
-def _fits(atom: Atom, evidence: Evidence, shape: tuple[int, ...]) -> bool:
-    return placed(atom, evidence.given, shape) is not None
+def _bonus(evidence: Evidence, term: Term) -> float:
+    """Products of residuals alone come first: a backward pass is made of them."""
+    return 1.0 if all(a.plain and a.base in evidence.kept for a in term.inner + term.outer) else 0.0
 
 
-def _cached(cache: Values, atom: Atom, case: Case, shape: tuple[int, ...]) -> np.ndarray | None:
-    key = (id(case), atom.text, shape)
+def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:
+    """The arrays that products are formed of: residuals, and what others there is room for."""
+    plain = [atom for atom in some if atom.plain]
+    kept = [atom for atom in plain if atom.base in evidence.kept][:MOST_KEPT]
+    others = [atom for atom in plain if atom not in kept]
+    return kept + others[: max(MOST_OTHERS - len(kept), 2 if kept else 0)]
+
+
+def _product(
+    cache: Values, factors: tuple[Atom, ...], case: Case, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """The product of factors broadcast to a shape, each computed once per case."""
+
+    def compute() -> np.ndarray | None:
+        if len(factors) == 1:
+            return placed(factors[0], case, shape)
+        left = _product(cache, factors[:1], case, shape)
+        right = _product(cache, factors[1:], case, shape)
+        return None if left is None or right is None else left * right
+
+    return _once(cache, (id(case), shape, factors), compute)
+
+
+def _once(
+    cache: Values, key: tuple[object, ...], compute: Callable[[], np.ndarray | None]
+) -> np.ndarray | None:
     if key not in cache:
-        cache[key] = placed(atom, case, shape)
+        cache[key] = compute()
     return cache[key]

@@ -56,12 +56,14 @@ class Evidence:
         given: the case on which the claim was found wrong.
         fresh: further cases of the same class of inputs; empty where none can be drawn.
         deadline: when to stop, in ``time.monotonic()`` seconds.
+        kept: the known arrays that are residuals, under whatever name.
     """
 
     disagreement: Disagreement
     given: Case
     fresh: tuple[Case, ...]
     deadline: float
+    kept: frozenset[str] = frozenset()
 
     @property
     def subject(self) -> Subject:

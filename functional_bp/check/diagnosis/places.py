@@ -10,7 +10,8 @@ from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.hypothesis import Hypothesis
 from functional_bp.check.diagnosis.regions import there
 
-MOST = 0.8  # part of a place's entries that has to be wrong for the place to be named
+FILLED = 0.8  # part of a place's entries that has to be wrong for the place to be named
+SHARED = 0.2  # the same where entries share an index or a value: the last one may well be right
 
 
 def place_hypotheses(evidence: Evidence) -> list[Hypothesis]:
@@ -33,12 +34,13 @@ def _repeats(evidence: Evidence) -> list[Hypothesis]:
             advice = ": accumulate (add), do not overwrite" if kind == "repeats" else ""
             message = f"wrong only {text}{advice}"
             found += _verified(evidence, kind, message, lambda c, p=place, i=index: p(c, i), 1.1)
-    for known in evidence.given.known:
-        text = f"wrong only where a value of {known} repeats"
-        advice = ": ties are not shared as they should be"
-        found += _verified(
-            evidence, "repeats", text + advice, lambda c, k=known: _tied(c, k), 1.3
-        )  # fmt: skip
+    for known in [] if evidence.large else evidence.given.known:
+        for text, in_row in ((f"a value of {known} repeats", False),
+                             (f"a value of {known} repeats in its row", True)):  # fmt: skip
+            message = f"wrong only where {text}: look at how ties are shared"
+            found += _verified(
+                evidence, "repeats", message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.3
+            )
     return found
 
 
@@ -46,11 +48,10 @@ def _indices(evidence: Evidence) -> list[Hypothesis]:
     shape = evidence.given.shape
     found: list[Hypothesis] = []
     union = np.logical_or.reduce([case.wrong for case in evidence.cases])
-    where = np.argwhere(union)
     for axis, n in enumerate(shape):
         if n < 2:
             continue
-        steps = np.unique(where[:, axis])
+        steps = np.flatnonzero(union.any(tuple(i for i in range(len(shape)) if i != axis)))
         message = ""
         if len(steps) == 1:
             k = int(steps[0])
@@ -120,7 +121,7 @@ def _verified(
         total += int(np.sum(place & telling))
         outside += int(np.sum(telling & ~place))
         seen += bool(case.wrong.any())
-    if not outside or covered < MOST * total:
+    if not outside or covered < (SHARED if kind == "repeats" else FILLED) * total:
         return []
     wrong = evidence.given.wrong
     here = "" if seen >= 3 else "on the given inputs, "
@@ -159,10 +160,17 @@ def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
     )  # fmt: skip
 
 
-def _tied(case: Case, name: str) -> np.ndarray | None:
-    """The entries whose value stands elsewhere in the array too."""
+def _tied(case: Case, name: str, in_row: bool) -> np.ndarray | None:
+    """The entries whose value stands elsewhere too, in the array or in the row."""
     array = case.known[name]
-    if array.shape != case.shape or not array.ndim:
+    if array.shape != case.shape or not array.ndim or (in_row and array.ndim == 1):
         return None
-    _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
-    return (counts[inverse] > 1).reshape(array.shape)
+    rows = array.reshape(-1, array.shape[-1]) if in_row else array.reshape(1, -1)
+    order = np.argsort(rows, axis=1)
+    ordered = np.take_along_axis(rows, order, axis=1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    tied = np.zeros(rows.shape, bool)
+    np.put_along_axis(tied, order, np.pad(same, ((0, 0), (0, 1))), axis=1)
+    later = np.zeros(rows.shape, bool)
+    np.put_along_axis(later, order, np.pad(same, ((0, 0), (1, 0))), axis=1)
+    return (tied | later).reshape(array.shape)

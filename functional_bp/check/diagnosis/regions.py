@@ -13,14 +13,16 @@ from functional_bp.check.diagnosis.scales import common_factor
 from functional_bp.check.diagnosis.thresholds import aligned, number, separations
 
 CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
-LIMIT = 200_000  # entries per case that are looked at
+NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region
+LIMIT = 20_000  # right entries per case that are looked at, and as many wrong ones
 
 Values = Callable[[Case], np.ndarray | None]
 
 
 def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     """A condition on one array that separates the wrong entries from the right ones."""
-    if not any(case.wrong.any() and not case.wrong.all() for case in evidence.cases):
+    part = float(np.mean([case.wrong.mean() for case in evidence.cases]))
+    if evidence.given.wrong.all() or part > NEARLY_ALL:
         return []
     found: list[Hypothesis] = []
     looked = 0
@@ -34,7 +36,8 @@ def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
         values, wrong = pooled
         for separation in separations(values, wrong):
             if separation.chance * looked < CHANCE:
-                found.append(_region(evidence, separation.condition.format(text), looked))
+                cost = 1.5 + 0.01 * looked + 3 * max(0.0, part - 0.5)
+                found.append(_region(evidence, separation.condition.format(text), cost))
     return found
 
 
@@ -84,7 +87,7 @@ def there(evidence: Evidence) -> str:
     return f"; there claimed = {factor}true"
 
 
-def _region(evidence: Evidence, condition: str, looked: int) -> Hypothesis:
+def _region(evidence: Evidence, condition: str, cost: float) -> Hypothesis:
     wrong = evidence.given.wrong
     seen = [case for case in evidence.fresh if case.wrong.any()]
     here = "" if len(seen) >= 2 else "on the given inputs, "
@@ -92,7 +95,7 @@ def _region(evidence: Evidence, condition: str, looked: int) -> Hypothesis:
         f"{here}the cotangent of {evidence.argument} is wrong only where {condition} "
         f"({int(wrong.sum())} of {wrong.size} entries){there(evidence)}"
     )
-    return Hypothesis("region", message, cost=1.5 + 0.01 * looked, fresh_samples=len(seen))
+    return Hypothesis("region", message, cost=cost, fresh_samples=len(seen))
 
 
 def _pooled(evidence: Evidence, of: Values) -> tuple[np.ndarray, np.ndarray] | None:
@@ -107,9 +110,12 @@ def _pooled(evidence: Evidence, of: Values) -> tuple[np.ndarray, np.ndarray] | N
             array = of(case)
         if array is None:
             return None
-        telling = (case.wrong | (case.true != 0)).ravel()[:LIMIT]
-        values.append(array.ravel()[:LIMIT][telling])
-        wrong.append(case.wrong.ravel()[:LIMIT][telling])
+        bad, good = np.nonzero(case.wrong), np.nonzero(~case.wrong & (case.true != 0))
+        for some in (bad, good):
+            stride = max(1, some[0].size // LIMIT) if some else 1
+            taken = tuple(axis[::stride] for axis in some)
+            values.append(np.atleast_1d(array[taken]))
+        wrong += [np.ones(values[-2].size, bool), np.zeros(values[-1].size, bool)]
     return np.concatenate(values), np.concatenate(wrong)
 
 

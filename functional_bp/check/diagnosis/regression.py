@@ -4,55 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 # What is left of the vector's square: a millionth of its norm, squared, and the rounding of the
 # inner products (1e-16) in which pairs are looked for.
 NEAR = 1e-10
-PARALLEL = 1e-10  # of 1 − cos²: columns nearer than this are the same term in other words
-PAIRS = 1200  # columns that are tried in pairs
+PARALLEL = 1e-10  # of a column's square: what is left of one that the forced columns span
+PAIRS = 1400  # columns that are tried in pairs
 MOST = 60  # candidates that are handed on
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Columns of norm 1, none of them twice, and their inner products.
+    """Columns of norm 1, none of them twice.
 
     Attributes:
         columns: one row per term.
-        gram: their inner products.
         costs: what each term costs; ties between fits go to the cheaper.
     """
 
     columns: np.ndarray
-    gram: np.ndarray
     costs: np.ndarray
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """The inner products of the columns that are tried in pairs."""
+        some = self.columns[:PAIRS]
+        return some @ some.T
 
     def fits(self, vector: np.ndarray, forced: Sequence[int] = (), most: int = 2) -> list[Fit]:
         """Sums of the ``forced`` columns and up to ``most`` others that give the vector."""
         norm = float(np.linalg.norm(vector))
         if not norm:
             return []
-        count = min(PAIRS, len(self.columns))
-        gram, along = self.gram, self.columns @ (vector / norm)
-        own = np.ones(len(along))
-        left = 1.0
-        for k in forced:  # Gram–Schmidt: what the forced columns do not span
-            if own[k] <= PARALLEL:
-                return []
-            left -= along[k] ** 2 / own[k]
-            along = along - gram[:, k] * along[k] / own[k]
-            own, gram = (
-                own - gram[:, k] ** 2 / own[k],
-                gram - np.outer(gram[:, k], gram[k]) / own[k],
-            )
+        # What the forced columns span is taken out of the vector and of all other columns.
+        span, _ = np.linalg.qr(self.columns[list(forced)].T)
+        inside, part = self.columns @ span, span.T @ vector / norm
+        along = self.columns @ (vector / norm) - inside @ part
+        own = 1 - (inside**2).sum(1)
+        left = 1 - float(part @ part)
         found: list[tuple[int, ...]] = [()] if left <= NEAR else []
         with np.errstate(all="ignore"):
             alone = np.where(own > PARALLEL, left - along**2 / own, np.inf)
         found += [(int(i),) for i in np.flatnonzero(alone <= NEAR)[:MOST]]
         if most >= 2 and not found:
-            found += self._pairs(gram[:count, :count], along[:count], own[:count], left)
+            some = inside[:PAIRS]
+            gram = self.gram - some @ some.T if forced else self.gram
+            found += self._pairs(gram, along[:PAIRS], own[:PAIRS], left)
         results = [self._solved(vector, (*forced, *some)) for some in found]
         return sorted((fit for fit in results if fit), key=lambda fit: fit.cost)
 
@@ -66,8 +66,9 @@ class Basis:
                 + along[None, :] ** 2 * own[:, None]
                 - 2 * along[:, None] * along[None, :] * gram
             ) / area
-        good = (area > 1e-6) & (left - taken <= NEAR) & (left - taken >= -1e-8)
-        rows, cols = np.nonzero(np.triu(good, 1))
+            off = left - taken
+        rows, cols = np.nonzero((off <= NEAR) & (off >= -1e-8) & (area > 1e-6))
+        rows, cols = rows[rows < cols], cols[rows < cols]
         order = np.argsort(self.costs[rows] + self.costs[cols], kind="stable")[:MOST]
         return [(int(rows[i]), int(cols[i])) for i in order]
 
@@ -92,9 +93,10 @@ class Fit:
     cost: float
 
 
-def distinct(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The columns that are not multiples of an earlier one, and the inner products of these."""
-    gram = columns @ columns.T
-    same = np.triu(np.abs(gram) > 1 - PARALLEL, 1).any(axis=0)
-    kept = np.flatnonzero(~same)
-    return kept, gram[np.ix_(kept, kept)]
+def distinct(columns: np.ndarray) -> np.ndarray:
+    """The columns that are not multiples of an earlier one, told by three random projections."""
+    directions = np.random.default_rng(0).standard_normal((columns.shape[1], 3))
+    shadows = columns @ directions
+    shadows *= np.where(shadows[:, :1] < 0, -1, 1)
+    _, first = np.unique(np.round(shadows, 7), axis=0, return_index=True)
+    return np.sort(first)

@@ -61,16 +61,21 @@ def row_hypotheses(evidence: Evidence) -> list[Hypothesis]:
 def _rows(evidence: Evidence) -> Iterator[_Row]:
     shape = evidence.given.shape
     some = [a for a in atoms(evidence) if placed(a, evidence.given, shape) is not None]
-    plain = [a for a in some if a.cost <= 1.1][:7]
-    candidates = [*products(plain, 2), *((a,) for a in some if a not in plain)]
+    plain = [a for a in some if a.plain][:7]
+    candidates = [*products(plain, 2), *((a,) for a in some if not a.plain)]
     axes = [axis for axis in reversed(range(len(shape))) if shape[axis] > 1]
     sets: list[tuple[int, ...]] = [(axis,) for axis in axes]
     if len(axes) > 1:
         sets.append(tuple(sorted(axes)))
     for factors, over in itertools.product(candidates, sets):
-        numbers = [_numbers(case, factors, over) for case in evidence.cases]
-        if all(number is not None for number in numbers):
-            yield _Row(factors, over, tuple(n for n in numbers if n is not None))
+        numbers: list[np.ndarray] = []
+        for case in evidence.cases:
+            number = None if evidence.late else _numbers(case, factors, over)
+            if number is None:
+                break
+            numbers.append(number)
+        if len(numbers) == len(evidence.cases):
+            yield _Row(factors, over, tuple(numbers))
 
 
 def _numbers(
@@ -99,14 +104,14 @@ def _explained(evidence: Evidence, row: _Row) -> Hypothesis | None:
         return None
     some = atoms(evidence)
     scaled = [a for a in some if a.cost <= 1.8 and _per_row(evidence, a, row) is not None]
-    outer = [*products([a for a in scaled if a.cost <= 1.1], DEEPEST), *((a,) for a in scaled)]
+    outer = [*products([a for a in scaled if a.plain], DEEPEST), *((a,) for a in scaled)]
     outer = [factors for factors in outer if _row_product(evidence, factors, row) is not None]
     values = [_row_product(evidence, factors, row) for factors in outer]
     matrix = np.stack([value for value in values if value is not None])
     for frame in frames(evidence):
         if frame.axes != row.axes or frame.outside != evidence.given.shape or evidence.late:
             continue
-        plain = [a for a in some if a.cost <= 1.1]
+        plain = [a for a in some if a.plain]
         plain = [a for a in plain if placed(a, evidence.given, frame.inside) is not None][:6]
         for inner in products(plain, DEEPEST):
             mean = _mean(evidence, frame, inner)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import Case, Evidence
+from functional_bp.check.diagnosis.evidence import LARGE, Case, Evidence
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
 FRESH = 3  # two that verify, and one that may not be usable
@@ -21,7 +21,7 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
     fresh: list[Case] = []
-    for _ in range(FRESH):
+    for _ in range(FRESH if mask.size <= LARGE else FRESH - 1):
         if time.monotonic() > deadline:
             break
         try:
@@ -35,7 +35,12 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
             fresh.append(case)
     names = _distinct([given, *fresh])
     cases = [replace(c, known={name: c.known[name] for name in names}) for c in (given, *fresh)]
-    return Evidence(disagreement, cases[0], tuple(cases[1:]), deadline)
+    kept = frozenset(
+        name
+        for name in names
+        if any(np.array_equal(given.known[name], r) for r in disagreement.residuals.values())
+    )
+    return Evidence(disagreement, cases[0], tuple(cases[1:]), deadline, kept)
 
 
 def wrong_entries(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:

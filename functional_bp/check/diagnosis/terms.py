@@ -11,7 +11,7 @@ from functional_bp.check.diagnosis.dictionary import Dictionary, Term, build, fl
 from functional_bp.check.diagnosis.evidence import Evidence
 from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
 from functional_bp.check.diagnosis.regression import Basis, Fit, distinct
-from functional_bp.check.diagnosis.wording import Weighted, difference, missing
+from functional_bp.check.diagnosis.wording import Weighted, difference, missing, replaced
 
 SEARCHED = 2  # cases that are searched; what is found is verified on all
 ROWS = 1200  # entries that are searched
@@ -39,7 +39,7 @@ def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     search = prepared(evidence)
     if search is None:
         return []
-    found: list[Hypothesis] = []
+    found = _compared(search)
     for fit in search.basis.fits(search.gap)[:8]:
         if evidence.late:
             break
@@ -61,14 +61,14 @@ def prepared(evidence: Evidence) -> Search | None:
     dictionary = build(evidence, cases, rows)
     if not dictionary.terms:
         return None
-    kept, gram = distinct(dictionary.columns)
+    kept = distinct(dictionary.columns)
     dictionary = Dictionary(
         [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
     )
     costs = np.array([term.cost for term in dictionary.terms])
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
-    basis = Basis(dictionary.columns, gram, costs)
+    basis = Basis(dictionary.columns, costs)
     return Search(evidence, dictionary, basis, true, true - claimed)
 
 
@@ -76,10 +76,9 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     """A term with its coefficient: a mean is written as a sum where that is simpler."""
     known = sizes(evidence)
     constant = name_of(weight, known)
-    if term.frame.axes is None:
+    if term.count is None:
         return Weighted(term, constant, total=False)
-    count = int(np.prod([term.frame.inside[axis] for axis in term.frame.axes]))
-    as_sum = name_of(weight / count, known)
+    as_sum = name_of(weight / term.count, known)
     if _plainness(as_sum) < _plainness(constant):
         return Weighted(term, as_sum, total=True)
     return Weighted(term, constant, total=False)
@@ -119,6 +118,25 @@ def _hypothesis(search: Search, fit: Fit, error: float) -> Hypothesis:
         kind, message = difference(evidence.argument, gap, true, claimed)
     cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
     return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+
+
+def _compared(search: Search) -> list[Hypothesis]:
+    """The claim and the truth as one term each, and what they differ in."""
+    evidence = search.evidence
+    claims = search.basis.fits(search.true - search.gap, most=1)
+    truths = search.basis.fits(search.true, most=1)
+    if not claims or not truths:
+        return []
+    ends = (truths[0].terms[0], truths[0].weights[0]), (claims[0].terms[0], claims[0].weights[0])
+    true, claimed = (search.weight(*end) for end in ends)
+    fit = Fit((ends[0][0], ends[1][0]), (ends[0][1], -ends[1][1]), 0.0)
+    error = _verified(search, fit)
+    if error is None:
+        return []
+    kind, message = replaced(evidence.argument, true, claimed)
+    cost = 2.0 + 0.25 * (truths[0].cost + claims[0].cost)
+    cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
+    return [Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))]
 
 
 def _truth(search: Search, fit: Fit) -> Fit | None:

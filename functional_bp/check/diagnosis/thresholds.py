@@ -27,11 +27,20 @@ def separations(values: np.ndarray, wrong: np.ndarray) -> Iterator[Separation]:
     bad, good = values[wrong], values[~wrong]
     if bad.size == 0 or good.size == 0:
         return
-    bad_levels, good_levels = np.unique(bad), np.unique(good)
-    if np.intersect1d(bad_levels, good_levels).size:
+    low, high = bad.min(), bad.max()
+    if np.any((low <= good) & (good <= high)):
         return
+    bad_levels, good_levels = np.unique(bad), np.unique(good)
     levels, wrongs = bad_levels.size + good_levels.size, bad_levels.size
+    if values.dtype.kind in "iub":  # few levels, each of many entries that agree
+        levels, wrongs = values.size, bad.size
     ways = math.comb(levels, wrongs) if levels < 2000 else math.inf
+    if values.dtype == bool:
+        yield Separation("{} = " + str(bool(bad[0])), 2 / ways)
+        return
+    if values.dtype.kind in "iu" and bad_levels.size == 1:
+        yield Separation("{} = " + str(int(bad[0])), levels / ways)
+        return
     low, high = float(bad_levels[0]), float(bad_levels[-1])
     if high < good_levels[0]:
         text = "{} < " + number(round_between(high, float(good_levels[0])))
@@ -44,13 +53,10 @@ def separations(values: np.ndarray, wrong: np.ndarray) -> Iterator[Separation]:
         special = low == 0 or bad.size > 2
         yield Separation("{} = " + number(low), 0.0 if special else 1.0)
     else:
-        below = good_levels[good_levels < low]
-        above = good_levels[good_levels > high]
-        if below.size + above.size == good_levels.size:
-            start = round_between(float(below[-1]), low, up=False)
-            stop = round_between(high, float(above[0]))
-            text = f"{number(start)} < {{}} < {number(stop)}"
-            yield Separation(text, (levels - wrongs + 1) / ways)
+        start = round_between(float(good_levels[good_levels < low][-1]), low, up=False)
+        stop = round_between(high, float(good_levels[good_levels > high][0]))
+        text = f"{number(start)} < {{}} < {number(stop)}"
+        yield Separation(text, (levels - wrongs + 1) / ways)
 
 
 def round_between(low: float, high: float, up: bool = True) -> float:

@@ -24,7 +24,31 @@ class Weighted:
 
 def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
     """Kind and message where only the difference of truth and claim is known."""
-    return "missing term", f"in the cotangent of {argument}, missing: {_joined(gap)}"
+    place = f"in the cotangent of {argument}"
+    only = gap[0]
+    value = abs(only.constant.value)
+    if len(gap) == 1 and abs(value - 2) <= 1e-6:
+        return (
+            "sign",
+            f"{place}, true − claimed = {only}: a term has the wrong sign, or 2 · it is missing",
+        )
+    n = only.term.count
+    if len(gap) == 1 and n and (_near(value, n - 1) or (only.total and _near(value, 1 - 1 / n))):
+        return (
+            "mean or sum",
+            f"{place}, true − claimed = {only}: a sum and a mean of {n} are mistaken",
+        )
+    if len(gap) == 2 and _opposite(*gap) and gap[0].term.factors == gap[1].term.factors:
+        kind, _ = _layout("", gap[0].term, gap[1].term)
+        return kind, f"{place}, true − claimed = {_joined(gap)}: one stands where the other belongs"
+    return "missing term", f"{place}, missing: {_joined(gap)}"
+
+
+def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """Kind and message where one term stands in the place of another."""
+    place = f"in the cotangent of {argument}"
+    same = true.term.text(true.constant) == claimed.term.text(true.constant)
+    return _weight(place, true, claimed) if same else _replaced(place, true, claimed)
 
 
 def difference(
@@ -95,6 +119,14 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
     if "reversal" in (t.kind, c.kind):
         return "reversal", f"{stands}: an axis runs in the wrong direction"
     return "axis", stands
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def _opposite(a: Weighted, b: Weighted) -> bool:
+    return a.total == b.total and _near(a.constant.value, -b.constant.value)
 
 
 def _joined(some: Sequence[Weighted]) -> str:
