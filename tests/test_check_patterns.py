@@ -95,21 +95,26 @@ def tanh_bar(x: np.ndarray, y_bar: np.ndarray) -> np.ndarray:
 WHOLE = {
     "sign": (lambda x, b: (-tanh_bar(x, b),), "sign", "claimed = −true"),
     "two": (lambda x, b: (2 * tanh_bar(x, b),), "factor", "claimed = 2 · true"),
-    "mean": (lambda x, b: (tanh_bar(x, b) / 6,), "mean or sum", "1/6 · true (6 is the size of axis 1 of x)"),
-    "sum": (lambda x, b: (tanh_bar(x, b) * 24,), "mean or sum", "24 is the number of elements of x"),
+    "mean": (lambda x, b: (tanh_bar(x, b) / 6,), "mean or sum",
+             "1/6 · true (6 is the size of axis 1 of x)"),
+    "sum": (lambda x, b: (tanh_bar(x, b) * 24,), "mean or sum",
+            "24 is the number of elements of x"),
     "root": (lambda x, b: (tanh_bar(x, b) / np.sqrt(6),), "factor", "1/√6"),
     "unbiased": (lambda x, b: (tanh_bar(x, b) * 6 / 5,), "factor", "6/5"),
     "number": (lambda x, b: (tanh_bar(x, b) * 1.7327,), "factor", "1.7327"),
     "zero": (lambda x, b: (0 * x,), "missing term", "no gradient flows to x"),
     "flip": (lambda x, b: (tanh_bar(x, b)[:, ::-1],), "reversal", "axis 1"),
     "roll": (lambda x, b: (np.roll(tanh_bar(x, b), 1, 0),), "off by one", "1 place along axis 0"),
-    "shift": (lambda x, b: (np.pad(tanh_bar(x, b)[:, :-1], ((0, 0), (1, 0))),), "off by one", "zeros"),
+    "shift": (lambda x, b: (np.pad(tanh_bar(x, b)[:, :-1], ((0, 0), (1, 0))),),
+              "off by one", "zeros"),
     "reshape": (lambda x, b: (tanh_bar(x, b).T.reshape(4, 6),), "permutation", "reshape"),
     "averaged": (lambda x, b: (np.broadcast_to(tanh_bar(x, b).mean(1, keepdims=True), x.shape),),
-                 "mean or sum", "axis 1"),
+                 "mean or sum", "a reduction does not belong"),
     "no factor": (lambda x, b: (b,), "missing factor", "(1 − y²) is missing"),
-    "factor twice": (lambda x, b: (tanh_bar(x, b) * np.tanh(x),), "missing factor", "y is one too many"),
-    "other function": (lambda x, b: (b * (1 - np.tanh(x)),), "wrong function", "(1 − y) instead of (1 − y²)"),
+    "factor twice": (lambda x, b: (tanh_bar(x, b) * np.tanh(x),), "missing factor",
+                     "y is one too many"),
+    "other function": (lambda x, b: (b * (1 - np.tanh(x)),), "wrong function",
+                       "(1 − y) instead of (1 − y²)"),
     "stale": (lambda x, b: (b * (1 - x**2),), "wrong operand", "(1 − x²)"),
     "no bar": (lambda x, b: (1 - np.tanh(x)**2,), "cotangent ignored", "y_bar is not used"),
     "bar twice": (lambda x, b: (tanh_bar(x, b) * b,), "not linear", "multiplied in twice"),
@@ -139,7 +144,7 @@ def test_a_matrix_that_should_be_transposed() -> None:
     found = best(planted("x w", normal((3, 4), (4, 4)), lambda x, w: x @ w,
                          lambda x, w, b: (b @ w.T, x.T @ b), lambda x, w, b: (b @ w, x.T @ b)))
     assert found.kind == "transpose"
-    assert "y_bar @ w stands where + y_bar @ w.T belongs" in found.message
+    assert "y_bar @ w stands where y_bar @ w.T belongs" in found.message
 
 
 def test_the_wrong_permutation() -> None:
@@ -243,7 +248,8 @@ def test_a_term_that_does_not_belong() -> None:
     """y = x ȳ-weighted: softmax's correction where there is no softmax."""
     found = best(planted("x w", normal((4, 5), (5,)), lambda x, w: x * w,
                          lambda x, w, b: (b * w, (b * x).sum(0)),
-                         lambda x, w, b: (b * w - w * (w * b).sum(1, keepdims=True), (b * x).sum(0))))
+                         lambda x, w, b: (b * w - w * (w * b).sum(1, keepdims=True),
+                                          (b * x).sum(0))))
     assert found.kind == "extra term"
     assert "− w · sum(w · y_bar, axis=-1)" in found.message
 
@@ -272,10 +278,70 @@ def test_a_wrong_factor_before_a_matrix_product() -> None:
         assert (found.kind, "(1 − y²) is missing" in found.message) == ("missing factor", True)
 
 
+def test_a_factor_of_one_term_is_missing() -> None:
+    """true − claimed is then a factor (1 − y) times a term: two terms, one for the other."""
+    def softmax(x: np.ndarray) -> np.ndarray:
+        return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+    def back(factor: Callable[[np.ndarray], Any]) -> Pullback:
+        def pull(x: np.ndarray, b: np.ndarray) -> tuple[np.ndarray]:
+            y = softmax(x)
+            return (y * (b - (factor(y) * b).sum(-1, keepdims=True)),)
+        return pull
+
+    found = best(planted("x", normal((3, 5)), softmax, back(lambda y: y), back(lambda y: 1)))
+    assert (found.kind, "the factor y is missing" in found.message) == ("missing factor", True)
+
+
+def test_the_first_entry_in_place_of_a_sum() -> None:
+    found = best(planted("x w", normal((6, 4), (4,)), lambda x, w: x * w,
+                         lambda x, w, b: (b * w, (b * x).sum(0)),
+                         lambda x, w, b: (b * w, (b * x)[0]), argument=1))
+    assert (found.kind, "(x · y_bar)[0] stands where" in found.message) == ("missing sum", True)
+
+
+def test_a_scalar_argument() -> None:
+    """One number per sample: more samples are drawn, and the sum is named all the same."""
+    found = best(planted("t x", normal((), (5, 6)), lambda t, x: t * x**2,
+                         lambda t, x, b: ((b * x**2).sum(), 2 * t * b * x),
+                         lambda t, x, b: ((b * x).sum(), 2 * t * b * x)))
+    assert (found.kind, "the factor x is missing" in found.message) == ("missing factor", True)
+
+
+def test_a_term_behind_two_matrix_products() -> None:
+    """Attention without the softmax's correction."""
+    def probabilities(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
+        scores = np.exp(q @ k.T / np.sqrt(8))
+        return {"q": q, "k": k, "v": v, "p": scores / scores.sum(-1, keepdims=True)}
+
+    def back(correction: float) -> Pullback:
+        def pull(q: Any, k: Any, v: Any, b: Any) -> tuple[Any, ...]:
+            p = probabilities(q, k, v)["p"]
+            p_bar = b @ v.T
+            scores_bar = p * (p_bar - correction * (p * p_bar).sum(-1, keepdims=True)) / np.sqrt(8)
+            return scores_bar @ k, scores_bar.T @ q, p.T @ b
+        return pull
+
+    found = best(planted("q k v", normal((5, 8), (5, 8), (5, 3)),
+                         lambda q, k, v: probabilities(q, k, v)["p"] @ v, back(1), back(0),
+                         residuals=probabilities))
+    assert found.kind == "missing term"
+    assert "missing: − 1/√8 · (p · sum(p · (y_bar @ v.T), axis=-1)) @ k" in found.message
+
+
+def test_a_target_that_was_forgotten() -> None:
+    found = best(planted("p t", normal((7, 3), (7, 3)), lambda p, t: ((p - t)**2).mean(),
+                         lambda p, t, b: (2 * b * (p - t) / 21, -2 * b * (p - t) / 21),
+                         lambda p, t, b: (2 * b * p / 21, -2 * b * (p - t) / 21)))
+    assert (found.kind, "missing: − 2/21 · t · y_bar" in found.message) == ("missing term", True)
+
+
 def test_an_outputs_cotangent_is_ignored() -> None:
     found = best(planted("x", normal((5,)), lambda x: (x**2, np.sin(x)),
-                         lambda x, a, b: (2 * x * a + np.cos(x) * b,), lambda x, a, b: (2 * x * a,)))
-    assert (found.kind, "y_bar[1] makes no difference" in found.message) == ("cotangent ignored", True)
+                         lambda x, a, b: (2 * x * a + np.cos(x) * b,),
+                         lambda x, a, b: (2 * x * a,)))
+    assert found.kind == "cotangent ignored"
+    assert "y_bar[1] makes no difference" in found.message
 
 
 def test_repeated_indices_are_overwritten() -> None:
@@ -382,3 +448,17 @@ def test_it_is_quick(size: int) -> None:
     start = time.monotonic()
     hypotheses(disagreement, start + 1.0)
     assert time.monotonic() - start < 2.5
+
+
+def test_a_deadline_that_has_passed_is_kept() -> None:
+    disagreement = elementwise(lambda x, b: (b,))
+    start = time.monotonic()
+    assert hypotheses(disagreement, start - 1) == []
+    assert time.monotonic() - start < 0.5
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 1, 3), (3, 0)])
+def test_any_shape_is_looked_at(shape: tuple[int, ...]) -> None:
+    found = hypotheses(planted("x", normal(shape), np.tanh, lambda x, b: (tanh_bar(x, b),),
+                               lambda x, b: (-tanh_bar(x, b),)), time.monotonic() + SECONDS)
+    assert [h.kind for h in found[:1]] == (["sign"] if np.prod(shape) else [])

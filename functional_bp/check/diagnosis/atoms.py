@@ -13,7 +13,7 @@ from functional_bp.check.diagnosis.thresholds import aligned
 
 Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
-KEPT, OTHER = -0.2, 0.2  # on the cost of residuals, and of the rest where there are residuals
+KEPT, OTHER = -0.2, 0.5  # on the cost of residuals, and of the rest where there are residuals
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
 FORMS: tuple[tuple[str, Form, float], ...] = (
@@ -31,6 +31,7 @@ FORMS: tuple[tuple[str, Form, float], ...] = (
     ("(1 − tanh({})²)", lambda a: 1 - np.tanh(a) ** 2, 2.0),
     ("σ({})", lambda a: 0.5 + 0.5 * np.tanh(a / 2), 1.7),
     ("(1 − σ({}))", lambda a: 0.5 - 0.5 * np.tanh(a / 2), 1.8),
+    ("σ({0}) · (1 − σ({0}))", lambda a: 0.25 / np.cosh(a / 2) ** 2, 1.8),
     ("sign({})", np.sign, 1.9),
     ("|{}|", np.abs, 1.9),
     ("√{}", lambda a: np.sqrt(a), 1.9),
@@ -39,7 +40,15 @@ FORMS: tuple[tuple[str, Form, float], ...] = (
     ("(1 + {}²)", lambda a: 1 + a * a, 2.0),
     ("1/(1 + {}²)", lambda a: 1 / (1 + a * a), 2.0),
 )
+
+
+def _softmax(a: np.ndarray) -> np.ndarray:
+    powers = np.exp(a - a.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
 ROWS: tuple[tuple[str, Form], ...] = (
+    ("softmax({}, axis=-1)", _softmax),
     ("sum({}, axis=-1)", lambda a: a.sum(-1, keepdims=True)),
     ("norm({}, axis=-1)", lambda a: np.linalg.norm(a, axis=-1, keepdims=True)),
     ("max({}, axis=-1)", lambda a: a.max(-1, keepdims=True)),
@@ -70,6 +79,29 @@ class Atom:
     def plain(self) -> bool:
         """Whether it is a known array itself, rather than a function of one."""
         return self.text == self.base
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The factors that a power stands for."""
+        powers = {f"{self.base}²": 2, f"{self.base}³": 3}
+        if self.text == f"1/{self.base}²":
+            return (f"1/{self.base}",) * 2
+        return (self.base,) * powers[self.text] if self.text in powers else (self.text,)
+
+    @property
+    def composite(self) -> bool:
+        """Whether it is a sum of two quantities: (1 − y), (p − t)."""
+        return self.text.startswith("(") and (" − " in self.text or " + " in self.text)
+
+    @property
+    def difference(self) -> bool:
+        """Whether it is the difference of two arrays: (p − t)."""
+        return self.composite and not self.text.startswith("(1")
+
+    @property
+    def subtracted(self) -> int:
+        """The power of the array that it subtracts from 1: 2 for (1 − y²); 0 where it does not."""
+        return {f"(1 − {self.base})": 1, f"(1 − {self.base}²)": 2}.get(self.text, 0)
 
 
 def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:

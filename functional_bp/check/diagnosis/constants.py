@@ -81,7 +81,8 @@ def name_of(value: float, known: dict[int, str]) -> Constant:
 
 
 def _candidates(known: dict[int, str]) -> Iterator[Constant]:
-    yield from (Constant(value, text) for value, text in PLAIN.items())
+    also = f"2 is {known[2]}" if 2 in known else ""  # where it may be a mean after all
+    yield from (Constant(v, text, "" if v == 1 else also) for v, text in PLAIN.items())
     for n, what in known.items():
         why = f"{n} is {what}"
         yield Constant(n, f"{n}", why, n)
@@ -91,6 +92,9 @@ def _candidates(known: dict[int, str]) -> Iterator[Constant]:
         yield Constant(math.sqrt(n), f"√{n}", why)
         yield Constant(1 / math.sqrt(n), f"1/√{n}", why)
     yield from (Constant(value, text) for value, text in (SMALL | SPECIAL).items())
+    for (n, what), (m, other) in itertools.permutations(known.items(), 2):
+        if abs(n - m) != 1:  # that is N/(N − 1) more often than not
+            yield Constant(n / m, f"{n}/{m}", f"{n} is {what}, {m} {other}", n)
     for n, what in known.items():
         why = f"{n} is {what}"
         yield Constant(n / (n - 1), f"{n}/{n - 1}", why)

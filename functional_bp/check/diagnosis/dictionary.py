@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -39,9 +39,36 @@ class Term:
         return self.frame.cost + 0.3 + sum(atom.cost for atom in self.inner + self.outer)
 
     @property
+    def composite(self) -> bool:
+        """Whether a factor is a sum, so that the term may be two."""
+        return any(atom.composite for atom in self.inner + self.outer)
+
+    @property
+    def sensible(self) -> bool:
+        """Whether no factor cancels another."""
+        texts = {atom.text for atom in self.inner + self.outer}
+        return not any(f"1/{text}" in texts or f"1/{text}²" in texts for text in texts)
+
+    @property
+    def difference(self) -> bool:
+        """Whether a factor is the difference of two arrays."""
+        return any(atom.difference for atom in self.inner + self.outer)
+
+    def split(self, plain: Mapping[str, Atom]) -> tuple[Term, Term] | None:
+        """With (1 − y) multiplied out: the term with 1, and the one with y to be subtracted."""
+        for place in ("inner", "outer"):
+            factors: tuple[Atom, ...] = getattr(self, place)
+            for k, atom in enumerate(factors):
+                if atom.subtracted and atom.base in plain:
+                    rest = factors[:k] + factors[k + 1 :]
+                    more = rest + (plain[atom.base],) * atom.subtracted
+                    return replace(self, **{place: rest}), replace(self, **{place: more})
+        return None
+
+    @property
     def factors(self) -> Counter[str]:
-        """The factors by text, wherever they stand."""
-        return Counter(atom.text for atom in self.inner + self.outer)
+        """The factors by text, wherever they stand; x² counts as x twice."""
+        return Counter(part for atom in self.inner + self.outer for part in atom.parts)
 
     @property
     def count(self) -> int | None:
@@ -52,7 +79,7 @@ class Term:
     def text(self, constant: Constant, *, total: bool = False) -> str:
         """The term as a person writes it; with ``total``, its mean as a sum."""
         frame = self.frame.text.replace("mean(", "sum(") if total else self.frame.text
-        inner = " · ".join(filter(None, (written(self.inner), self.frame.bar)))
+        inner = " · ".join(filter(None, (written(self.inner), self.frame.bar.text)))
         if self.inner and "@" in frame:
             inner = f"({inner})"
         body = " · ".join(filter(None, (written(self.outer), frame.format(inner))))
@@ -109,7 +136,8 @@ def build(evidence: Evidence, cases: Sequence[Case], rows: np.ndarray) -> Dictio
     cache: Values = {}
     entries = sum(case.true.size for case in cases)
     most = max(LEAST_TERMS, min(MOST_TERMS, WORK // entries))
-    likely = sorted(_terms(evidence), key=lambda term: term.cost - _bonus(evidence, term))
+    some = (term for term in _terms(evidence) if term.sensible)
+    likely = sorted(some, key=lambda term: term.cost - _bonus(evidence, term))
     for term in itertools.islice(likely, most):
         if evidence.late:
             break
@@ -149,8 +177,15 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
         special = [atom for atom in inner if not atom.plain]
         if frame.axes is not None:
             usual = frame.axes == (len(frame.inside) - 1,)
+            kept = [atom for atom in few_outer if atom.base in evidence.kept]
+            inverse = [a for a in outer if a.text.startswith("1/") and a.base in evidence.kept]
             for inside in products(few_inner, 2):
                 yield from (Term(frame, inside, o) for o in products(few_outer, 2 if usual else 1))
+                if len(frame.axes) == 1 and not usual:
+                    yield from (Term(frame, inside, o) for o in products(kept, 2) if len(o) == 2)
+            for inside in products(few_inner, 1):
+                some = ((a, b) for a in inverse for b in kept)
+                yield from (Term(frame, inside, out) for out in some)
             for atom in special:
                 yield Term(frame, (atom,))
                 yield from (Term(frame, (atom,), (a,)) for a in few_outer)
@@ -162,6 +197,9 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
         yield from (Term(frame, inside) for inside in products(few_inner, 3))
         yield from (Term(frame, (atom,)) for atom in inner)
         yield from (Term(frame, (a, atom)) for a in few_inner for atom in special)
+        for pair in products(few_inner, 2):
+            if len(pair) == 2:
+                yield from (Term(frame, (*pair, atom)) for atom in special if atom.cost <= 1.8)
         if frame.relation != "product":
             for out in outer:
                 yield from (Term(frame, inside, (out,)) for inside in products(few_inner, 1))
@@ -169,7 +207,9 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
 
 def _bonus(evidence: Evidence, term: Term) -> float:
     """Products of residuals alone come first: a backward pass is made of them."""
-    return 1.0 if all(a.plain and a.base in evidence.kept for a in term.inner + term.outer) else 0.0
+    factors = term.inner + term.outer
+    usual = all(a.plain or a.text == f"1/{a.base}" for a in factors)
+    return 1.0 if usual and all(a.base in evidence.kept for a in factors) else 0.0
 
 
 def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:

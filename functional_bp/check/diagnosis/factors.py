@@ -28,8 +28,8 @@ def factor_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     found: list[Atom] = []
     columns: list[np.ndarray] = []
     for atom in [*_bars(evidence), *atoms(evidence, rows=True)]:
-        if evidence.late:
-            return []
+        if evidence.late or (evidence.large and atom.cost > 1.7):
+            break
         views = [placed(atom, case, shape) for case in cases]
         values = [v[m] for v, m in zip(views, telling) if v is not None]
         if len(values) < len(cases):

@@ -7,7 +7,7 @@ factors: inside, beside the cotangent, and outside, beside the result.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,18 @@ from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.thresholds import aligned
 
 Apply = Callable[[Case, np.ndarray], np.ndarray]
+Form = Callable[[Case], np.ndarray]
+Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
+MOST_LIFTED = 12
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An output's cotangent, or what a first step of the backward pass makes of it."""
+
+    text: str
+    value: Callable[[Case], np.ndarray]
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,7 @@ class Frame:
     """A linear map from a cotangent (times inner factors) to the argument's shape.
 
     Attributes:
-        bar: the cotangent's name.
+        bar: the cotangent.
         inside: the shape that inner factors are broadcast to.
         outside: the shape that outer factors are broadcast to.
         text: how it is written, with a place for the cotangent and its factors.
@@ -35,7 +47,7 @@ class Frame:
         kind: the kind of fault if this frame stands where another of its relation belongs.
     """
 
-    bar: str
+    bar: Bar
     inside: tuple[int, ...]
     outside: tuple[int, ...]
     text: str
@@ -49,31 +61,68 @@ class Frame:
 
     def cotangent(self, case: Case) -> np.ndarray:
         """The cotangent, broadcast to the inner shape."""
-        return next(aligned(case.bars[self.bar], self.inside))
+        return next(aligned(self.bar.value(case), self.inside))
 
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
     """The maps from every output's cotangent to the argument's shape, the plainest first."""
-    for bar in evidence.given.bars:
+    bars = [Bar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
+    for bar in bars:
         yield from _elementwise(evidence, bar)
         yield from _moves(evidence, bar)
         yield from _contractions(evidence, bar)
+    for bar in itertools.islice(_lifted(evidence, bars), MOST_LIFTED):
+        yield from _contractions(evidence, bar)
 
 
-def _elementwise(evidence: Evidence, bar: str) -> Iterator[Frame]:
+def _lifted(evidence: Evidence, bars: Sequence[Bar]) -> Iterator[Bar]:
+    """Cotangents of intermediate products, as those of attention's probabilities: ȳ @ v.T."""
+    known = evidence.given.known
+    for bar, (name, matrix) in itertools.product(bars, known.items()):
+        own = bar.value(evidence.given)
+        if own.ndim < 2 or matrix.ndim != own.ndim:
+            continue
+        for text, product in PRODUCTS[:4]:
+            try:
+                shape = product(own, matrix).shape
+            except ValueError:
+                continue
+            partners = [other for other, array in known.items() if array.shape == shape]
+            if shape in (own.shape, evidence.given.shape) or not partners:
+                continue
+
+            def first(case: Case, b: Bar = bar, n: str = name, p: Product = product) -> np.ndarray:
+                return p(b.value(case), case.known[n])
+
+            written = f"({text.replace('M', name).format(bar.text)})"
+            yield Bar(written, first, 0.3)
+            for partner in partners[:3]:
+
+                def total(case: Case, p: str = partner, f: Form = first) -> np.ndarray:
+                    products = case.known[p] * f(case)
+                    return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
+
+                yield Bar(f"sum({partner} · {written}, axis=-1)", total, 0.6)
+
+
+def _elementwise(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
     """Products, with a mean in between over some axes, and a sum at the end."""
     case = evidence.given
+    own = bar.value(case)
     shapes: list[tuple[int, ...]] = []
-    candidates = [case.shape, case.bars[bar].shape, *(a.shape for a in case.known.values())]
+    candidates = [case.shape, own.shape, *(a.shape for a in case.known.values())]
     for shape in candidates:
-        fits = next(aligned(case.bars[bar], shape), None) is not None
+        fits = next(aligned(own, shape), None) is not None
         if fits and shape not in shapes and list(_finishes(shape, case.shape)):
             shapes.append(shape)
     for full in shapes[:3]:
         for finish, final in _finishes(full, case.shape):
             yield Frame(
-                bar, full, full, "{}", lambda case, a: a, finish, final, "product", 0.0, "other"
+                bar, full, full, "{}", lambda case, a: a, finish, final, "product",
+                0.8 if final.endswith("]") else 0.0, "missing sum",
             )  # fmt: skip
+            if final.endswith("]"):
+                continue
             for axes in _axis_sets(full):
                 name = "mean({})" if len(axes) == len(full) else f"mean({{}}, axis={_axis(axes)})"
                 if len(full) > 1 and axes == (len(full) - 1,):
@@ -118,12 +167,15 @@ def _finishes(
             continue
         text = "sum({})" if len(axes) == len(full) else f"sum({{}}, axis={_axis(axes)})"
         yield (lambda a, axes=axes: a.sum(axes, keepdims=True).reshape(shape)), text
+        if leading and len(axes) == extra < len(full):
+            first = (0,) * extra
+            yield (lambda a, first=first: a[first]), f"({{}})[{', '.join('0' * extra)}]"
 
 
-def _moves(evidence: Evidence, bar: str) -> Iterator[Frame]:
+def _moves(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
     case = evidence.given
-    shape, own = case.shape, case.bars[bar].shape
+    shape, own = case.shape, bar.value(case).shape
     moves: list[tuple[str, Callable[[np.ndarray], np.ndarray], str, str]] = []
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
@@ -152,10 +204,10 @@ def _moves(evidence: Evidence, bar: str) -> Iterator[Frame]:
         )  # fmt: skip
 
 
-def _contractions(evidence: Evidence, bar: str) -> Iterator[Frame]:
+def _contractions(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
     """Matrix products of the cotangent with a known array."""
     case = evidence.given
-    y_bar = case.bars[bar]
+    y_bar = bar.value(case)
     if y_bar.ndim < 1:
         return
     for name, matrix in case.known.items():
@@ -171,7 +223,7 @@ def _contractions(evidence: Evidence, bar: str) -> Iterator[Frame]:
             yield Frame(
                 bar, y_bar.shape, shape, text.replace("M", name),
                 lambda case, a, n=name, p=product: p(a, case.known[n]),
-                lambda a: a, "{}", f"product with {name}", 1.2, "transpose",
+                lambda a: a, "{}", f"product with {name}", 1.2 + bar.cost, "transpose",
             )  # fmt: skip
 
 
@@ -179,7 +231,7 @@ def _turned(a: np.ndarray) -> np.ndarray:
     return np.swapaxes(a, -1, -2)
 
 
-PRODUCTS: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], np.ndarray]], ...] = (
+PRODUCTS: tuple[tuple[str, Product], ...] = (
     ("{} @ M.T", lambda a, m: a @ _turned(m)),
     ("M.T @ {}", lambda a, m: _turned(m) @ a),
     ("{} @ M", lambda a, m: a @ m),

@@ -124,7 +124,7 @@ def _sums(evidence: Evidence) -> Iterator[_Layout]:
         )  # fmt: skip
         yield _Layout(
             "mean or sum", f"sum(true, axis={_plain(some)}), broadcast back", what,
-            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), 1.2,
+            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), 3.2,
         )  # fmt: skip
     for axis in axes:
         where = f"along axis {axis}"

@@ -43,18 +43,22 @@ def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
     if not evidence.given.wrong.any():
         return []
     found = [h for search in (*PLAIN, *PARTIAL) for h in _run(search, evidence)]
-    if not any(h.residual_error < 1 for h in found):  # NaN where it says only where
+    if not any(h.residual_error < 1 and h.cost < 3 for h in found):  # NaN where it says only where
         found += [h for search in FORMULAS for h in _run(search, evidence)]
     if not found:
         found += [h for search in LAST for h in _run(search, evidence)]
-    return sorted(found, key=lambda h: h.cost)
+    by_message = {h.message: h for h in sorted(found, key=lambda h: -h.cost)}
+    return sorted(by_message.values(), key=lambda h: h.cost)
 
 
 def _run(search: Search, evidence: Evidence) -> list[Hypothesis]:
-    """A search, unless time is up; one that fails on strange data explains nothing."""
+    """A search, unless time is up; one that fails on strange data explains nothing.
+
+    A diagnosis must never take a verdict down with it, and the other searches go on.
+    """
     if time.monotonic() > evidence.deadline:
         return []
     try:
         return search(evidence)
-    except (ArithmeticError, ValueError, IndexError, MemoryError):
+    except Exception:
         return []

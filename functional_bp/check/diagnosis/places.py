@@ -39,7 +39,7 @@ def _repeats(evidence: Evidence) -> list[Hypothesis]:
                              (f"a value of {known} repeats in its row", True)):  # fmt: skip
             message = f"wrong only where {text}: look at how ties are shared"
             found += _verified(
-                evidence, "repeats", message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.3
+                evidence, "repeats", message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.6
             )
     return found
 

@@ -53,7 +53,7 @@ class Basis:
             some = inside[:PAIRS]
             gram = self.gram - some @ some.T if forced else self.gram
             found += self._pairs(gram, along[:PAIRS], own[:PAIRS], left)
-        results = [self._solved(vector, (*forced, *some)) for some in found]
+        results = [self._solved(vector, (*forced, *some), bool(forced)) for some in found]
         return sorted((fit for fit in results if fit), key=lambda fit: fit.cost)
 
     def _pairs(
@@ -72,13 +72,15 @@ class Basis:
         order = np.argsort(self.costs[rows] + self.costs[cols], kind="stable")[:MOST]
         return [(int(rows[i]), int(cols[i])) for i in order]
 
-    def _solved(self, vector: np.ndarray, some: tuple[int, ...]) -> Fit | None:
+    def _solved(self, vector: np.ndarray, some: tuple[int, ...], forced: bool) -> Fit | None:
         if not some:
             return None
         matrix = self.columns[list(some)].T
         weights, *_ = np.linalg.lstsq(matrix, vector, rcond=None)
         off = float(np.linalg.norm(matrix @ weights - vector))
         if off > 1e-6 * float(np.linalg.norm(vector)):
+            return None
+        if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
             return None
         cost = float(self.costs[list(some)].sum()) + 0.5 * (len(some) - 1)
         return Fit(some, tuple(float(w) for w in weights), cost)

@@ -13,8 +13,7 @@ from functional_bp.check.diagnosis.dictionary import Term
 from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.frames import Frame, frames
 from functional_bp.check.diagnosis.hypothesis import Hypothesis
-from functional_bp.check.diagnosis.terms import weighted
-from functional_bp.check.diagnosis.wording import missing
+from functional_bp.check.diagnosis.terms import gap_hypotheses, prepared
 
 FIT = 1e-7  # of a row's norm, that the best multiple of a term leaves
 DEEPEST = 3  # factors beside the cotangent, and beside the mean
@@ -39,7 +38,7 @@ def row_hypotheses(evidence: Evidence) -> list[Hypothesis]:
             break
         explained = _explained(evidence, row)
         if explained:
-            return [explained]
+            return explained
         if len(vague) < 1:
             along = f"axis {row.axes[0]}" if len(row.axes) == 1 else f"axes {row.axes}"
             term = written(row.factors)
@@ -97,11 +96,11 @@ def _numbers(
     return numbers if left <= FIT * np.linalg.norm(gap) else None
 
 
-def _explained(evidence: Evidence, row: _Row) -> Hypothesis | None:
+def _explained(evidence: Evidence, row: _Row) -> list[Hypothesis]:
     """The numbers as a constant times row quantities times a mean of ȳ with factors."""
     wanted = np.concatenate([np.ravel(n) for n in row.numbers])
     if np.iscomplexobj(wanted) or wanted.size < 3 or not np.all(wanted):
-        return None
+        return []
     some = atoms(evidence)
     scaled = [a for a in some if a.cost <= 1.8 and _per_row(evidence, a, row) is not None]
     outer = [*products([a for a in scaled if a.plain], DEEPEST), *((a,) for a in scaled)]
@@ -123,22 +122,9 @@ def _explained(evidence: Evidence, row: _Row) -> Hypothesis | None:
             for k in np.flatnonzero(spread <= 1e-6)[:1]:
                 term = Term(frame, inner, outer[k] + row.factors)
                 constant = float(ratio[k].mean())
-                return _verified(evidence, term, constant)
-    return None
-
-
-def _verified(evidence: Evidence, term: Term, constant: float) -> Hypothesis | None:
-    def predicted(case: Case) -> np.ndarray | None:
-        value = term.value(case)
-        return None if value is None else case.true - constant * value
-
-    error = evidence.explains(predicted)
-    if error is None:
-        return None
-    named = weighted(evidence, term, constant)
-    kind, message = missing(evidence.argument, [named])
-    cost = 2.5 + 0.5 * term.cost + (0.0 if named.constant.named else 1.0)
-    return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+                search = prepared(evidence)
+                return [] if search is None else gap_hypotheses(search, term, constant)
+    return []
 
 
 def _per_row(evidence: Evidence, atom: Atom, row: _Row) -> np.ndarray | None:

@@ -13,6 +13,7 @@ from functional_bp.check.diagnosis.evidence import LARGE, Case, Evidence
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
 FRESH = 3  # two that verify, and one that may not be usable
+FEW, FRESH_OF_FEW = 4, 9  # a scalar argument tells only one number per sample
 
 
 def gather(disagreement: Disagreement, deadline: float) -> Evidence:
@@ -21,7 +22,8 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
     fresh: list[Case] = []
-    for _ in range(FRESH if mask.size <= LARGE else FRESH - 1):
+    count = FRESH - 1 if mask.size > LARGE else FRESH if mask.size >= FEW else FRESH_OF_FEW
+    for _ in range(count):
         if time.monotonic() > deadline:
             break
         try:

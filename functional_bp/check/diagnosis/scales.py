@@ -32,6 +32,8 @@ def factor_message(constant: Constant, subject: str, claimed: str, true: str) ->
         return "sign", f"{claimed} = −{true}: the sign of {subject} is wrong"
     if constant.size and constant.value < 0:
         return "mean or sum", f"{equation}{why}: wrong sign, and a mean mistaken for a sum"
+    if constant.size and constant.value not in (constant.size, 1 / constant.size):
+        return "mean or sum", f"{equation}{why}: the mean is over another number of elements"
     if constant.size and constant.value < 1:
         return "mean or sum", f"{equation}{why}: a mean stands where a sum belongs"
     if constant.size:

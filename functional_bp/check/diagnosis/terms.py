@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from functional_bp.check.diagnosis.atoms import atoms
 from functional_bp.check.diagnosis.constants import Constant, name_of, sizes
 from functional_bp.check.diagnosis.dictionary import Dictionary, Term, build, flattened
-from functional_bp.check.diagnosis.evidence import Evidence
+from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
 from functional_bp.check.diagnosis.regression import Basis, Fit, distinct
 from functional_bp.check.diagnosis.wording import Weighted, difference, missing, replaced
@@ -27,6 +29,28 @@ class Search:
     basis: Basis
     true: np.ndarray
     gap: np.ndarray
+    cases: Sequence[Case]
+    rows: np.ndarray
+
+    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[Search, Fit]:
+        """The search with further terms, and their sum with the given weights as a fit."""
+        columns, norms = [], []
+        for term, _ in parts:
+            values = [term.value(case) for case in self.cases]
+            column = flattened([value for value in values if value is not None], self.rows)
+            norms.append(float(np.linalg.norm(column)) or 1.0)
+            columns.append(column / norms[-1])
+        terms = [*self.dictionary.terms, *(term for term, _ in parts)]
+        matrix = np.concatenate([self.dictionary.columns, columns])
+        scales = np.concatenate([self.dictionary.norms, norms])
+        costs = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
+        places = tuple(range(len(terms) - len(parts), len(terms)))
+        weights = tuple(weight * norm for (_, weight), norm in zip(parts, norms))
+        cost = sum(term.cost for term, _ in parts) + 0.5 * (len(parts) - 1)
+        search = replace(
+            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, costs)
+        )
+        return search, Fit(places, weights, cost)
 
     def weight(self, index: int, weight: float) -> Weighted:
         """The term at an index with its coefficient, as a mean or as a sum, named."""
@@ -40,13 +64,28 @@ def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     if search is None:
         return []
     found = _compared(search)
-    for fit in search.basis.fits(search.gap)[:8]:
+    for fit in search.basis.fits(search.gap)[:5]:
         if evidence.late:
             break
-        error = _verified(search, fit)
-        if error is not None:
-            found.append(_hypothesis(search, fit, error))
+        if len(fit.terms) == 1:
+            term = search.dictionary.terms[fit.terms[0]]
+            weight = fit.weights[0] / float(search.dictionary.norms[fit.terms[0]])
+            found += gap_hypotheses(search, term, weight)
+        else:
+            found += _hypotheses(search, fit)
     return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
+
+
+def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis]:
+    """What follows from true − claimed = weight · term, and from the two terms it may stand for."""
+    plain = {atom.text: atom for atom in atoms(search.evidence) if atom.plain}
+    found: list[Hypothesis] = []
+    both = term.split(plain)
+    for parts in ([(term, weight)], [(both[0], weight), (both[1], -weight)] if both else []):
+        if parts and not search.evidence.late:
+            extended, fit = search.extended(parts)
+            found += _hypotheses(extended, fit)
+    return found
 
 
 def prepared(evidence: Evidence) -> Search | None:
@@ -69,7 +108,7 @@ def prepared(evidence: Evidence) -> Search | None:
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
     basis = Basis(dictionary.columns, costs)
-    return Search(evidence, dictionary, basis, true, true - claimed)
+    return Search(evidence, dictionary, basis, true, true - claimed, cases, rows)
 
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
@@ -105,9 +144,14 @@ def _verified(search: Search, fit: Fit) -> float | None:
     return worst
 
 
-def _hypothesis(search: Search, fit: Fit, error: float) -> Hypothesis:
+def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
+    error = _verified(search, fit)
+    if error is None:
+        return []
     evidence = search.evidence
     gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
+    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
+    cost += 1.0 if any(w.term.composite for w in gap) else 0.0
     truth = _truth(search, fit)
     if truth is None:
         kind, message = missing(evidence.argument, gap)
@@ -116,8 +160,9 @@ def _hypothesis(search: Search, fit: Fit, error: float) -> Hypothesis:
         true = [_present(search, i, a, c) for i, a, c in parts]
         claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
         kind, message = difference(evidence.argument, gap, true, claimed)
-    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
-    return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+        # A part of a whole that is known is likelier, and most so one part in another's place.
+        cost -= 0.3 if kind in ("missing term", "extra term") else 1.0
+    return [Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))]
 
 
 def _compared(search: Search) -> list[Hypothesis]:
@@ -134,7 +179,8 @@ def _compared(search: Search) -> list[Hypothesis]:
     if error is None:
         return []
     kind, message = replaced(evidence.argument, true, claimed)
-    cost = 2.0 + 0.25 * (truths[0].cost + claims[0].cost)
+    cost = 0.9 + 0.25 * (truths[0].cost + claims[0].cost)
+    cost += 1.5 if true.term.difference or claimed.term.difference else 0.0
     cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
     return [Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))]
 

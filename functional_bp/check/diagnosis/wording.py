@@ -79,25 +79,26 @@ def difference(
 def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     """The same term with another coefficient."""
     if abs(true.constant.value + claimed.constant.value) <= 1e-6 * abs(true.constant.value):
-        return "sign", f"{place}, a term has the wrong sign: it should be {_signed(true)}"
+        return "sign", f"{place}, a term has the wrong sign: it should be {true}"
     kind = "mean or sum" if true.total != claimed.total else "factor"
-    return kind, f"{place}, {_signed(claimed)} stands where {_signed(true)} belongs"
+    return kind, f"{place}, {claimed} stands where {true} belongs"
 
 
 def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     """One term in the place of another: what they differ in."""
-    stands = f"{place}, {_signed(claimed)} stands where {_signed(true)} belongs"
+    stands = f"{place}, {claimed} stands where {true} belongs"
     t, c = true.term, claimed.term
     lost, extra = t.factors - c.factors, c.factors - t.factors
     if not lost and not extra:
         return _layout(stands, t, c)
-    if t.frame.text != c.frame.text or t.frame.bar != c.frame.bar:
+    if t.frame.text != c.frame.text or t.frame.bar.text != c.frame.bar.text:
         return "wrong operand", stands
     if not extra:
         return "missing factor", f"{stands}: the factor {_product(lost)} is missing"
     if not lost:
         return "missing factor", f"{stands}: the factor {_product(extra)} is one too many"
-    bases = {atom.text: atom.base for atom in t.inner + t.outer + c.inner + c.outer}
+    every = t.inner + t.outer + c.inner + c.outer
+    bases = {part: atom.base for atom in every for part in atom.parts}
     same = {bases[text] for text in lost} == {bases[text] for text in extra}
     kind = "wrong function" if same else "wrong operand"
     return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
@@ -110,7 +111,7 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
         if t.axes != c.axes:
             return "axis", f"{stands}: reduced over another axis"
         return "axis", f"{stands}: the factors stand on the other side of the reduction"
-    if t.axes:
+    if t.axes or t.final != c.final:
         return "missing sum", f"{stands}: the reduction is missing"
     if c.axes:
         return "mean or sum", f"{stands}: a reduction does not belong"
@@ -135,9 +136,6 @@ def _joined(some: Sequence[Weighted]) -> str:
     return " ".join(parts)
 
 
-def _signed(some: Weighted) -> str:
-    return str(some) if some.constant.value < 0 else f"+ {some}"
-
-
 def _product(factors: Counter[str]) -> str:
-    return " · ".join(factors.elements())
+    powers = {1: "", 2: "²", 3: "³"}
+    return " · ".join(text + powers.get(n, f"^{n}") for text, n in factors.items())
