@@ -25,6 +25,8 @@ FORMS: tuple[tuple[str, Form, float], ...] = (
     ("{}³", lambda a: a * a * a, 1.8),
     ("exp({})", np.exp, 1.7),
     ("exp(−{})", lambda a: np.exp(-a), 1.8),
+    ("exp(−{}²)", lambda a: np.exp(-a * a), 1.9),
+    ("exp(−{}²/2)", lambda a: np.exp(-a * a / 2), 1.9),
     ("cos({})", np.cos, 1.7),
     ("sin({})", np.sin, 1.7),
     ("tanh({})", np.tanh, 1.7),
@@ -74,6 +76,7 @@ class Atom:
     base: str
     cost: float
     value: Callable[[Case], np.ndarray]
+    minus: str = ""  # the array that it is the difference from
 
     @property
     def plain(self) -> bool:
@@ -96,7 +99,7 @@ class Atom:
     @property
     def difference(self) -> bool:
         """Whether it is the difference of two arrays: (p − t)."""
-        return self.composite and not self.text.startswith("(1")
+        return bool(self.minus)
 
     @property
     def subtracted(self) -> int:
@@ -151,14 +154,21 @@ def _of(name: str, text: str, form: Form, cost: float) -> Atom:
 
 
 def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
-    """Differences of arrays of one shape: predictions and targets, points and centres."""
-    known = evidence.given.known
+    """Differences: of predictions and targets, of points and centres, of rows and their means."""
+    known, kept = evidence.given.known, evidence.kept
     pairs = [
-        (a, b)
-        for a, b in itertools.combinations(names, 2)
-        if known[a].shape == known[b].shape and known[a].ndim
+        (a, b, 1.2 if a in kept and b in kept else 1.9)
+        for a, b in itertools.permutations(names, 2)
+        if known[a].ndim
+        and (known[a].shape == known[b].shape and names.index(a) < names.index(b))
+        or (a in kept and b in kept and _centres(known[b].shape, known[a].shape))
     ]
     return [
-        Atom(f"({a} − {b})", a, 1.9, lambda case, a=a, b=b: case.known[a] - case.known[b])
-        for a, b in pairs[:6]
+        Atom(f"({a} − {b})", a, cost, lambda case, a=a, b=b: case.known[a] - case.known[b], b)
+        for a, b, cost in sorted(pairs, key=lambda pair: pair[2])[:6]
     ]
+
+
+def _centres(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
+    """Whether a shape is another one with axes of length 1 kept, as a mean's is."""
+    return shape != of and len(shape) == len(of) and all(n in (1, m) for n, m in zip(shape, of))

@@ -55,14 +55,20 @@ class Term:
         return any(atom.difference for atom in self.inner + self.outer)
 
     def split(self, plain: Mapping[str, Atom]) -> tuple[Term, Term] | None:
-        """With (1 − y) multiplied out: the term with 1, and the one with y to be subtracted."""
+        """With (1 − y) or (p − t) multiplied out: a term, and the one to be subtracted from it."""
         for place in ("inner", "outer"):
             factors: tuple[Atom, ...] = getattr(self, place)
             for k, atom in enumerate(factors):
+                rest = factors[:k] + factors[k + 1 :]
                 if atom.subtracted and atom.base in plain:
-                    rest = factors[:k] + factors[k + 1 :]
                     more = rest + (plain[atom.base],) * atom.subtracted
                     return replace(self, **{place: rest}), replace(self, **{place: more})
+                if atom.base in plain and atom.minus in plain:
+                    first, second = (plain[atom.base],), (plain[atom.minus],)
+                    return (
+                        replace(self, **{place: rest + first}),
+                        replace(self, **{place: rest + second}),
+                    )
         return None
 
     @property
@@ -209,7 +215,10 @@ def _bonus(evidence: Evidence, term: Term) -> float:
     """Products of residuals alone come first: a backward pass is made of them."""
     factors = term.inner + term.outer
     usual = all(a.plain or a.text == f"1/{a.base}" for a in factors)
-    return 1.0 if usual and all(a.base in evidence.kept for a in factors) else 0.0
+    if not usual or not all(a.base in evidence.kept for a in factors):
+        return 0.0
+    axes, ndim = term.frame.axes, len(term.frame.inside)
+    return 1.0 if axes in (None, (ndim - 1,)) else 0.5 if len(axes or ()) == 1 else 0.0
 
 
 def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:

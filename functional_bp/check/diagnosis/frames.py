@@ -238,6 +238,8 @@ PRODUCTS: tuple[tuple[str, Product], ...] = (
     ("M @ {}", lambda a, m: m @ a),
     ("{}.T @ M", lambda a, m: _turned(a) @ m),
     ("M @ {}.T", lambda a, m: m @ _turned(a)),
+    ("solve(M.T, {})", lambda a, m: np.linalg.solve(_turned(m), a)),
+    ("solve(M, {})", lambda a, m: np.linalg.solve(m, a)),
     (
         "tensordot(M, {}) over all but their last axes",
         lambda a, m: m.reshape(-1, m.shape[-1]).T @ a.reshape(-1, a.shape[-1]),

@@ -110,7 +110,7 @@ def _explained(evidence: Evidence, row: _Row) -> list[Hypothesis]:
     for frame in frames(evidence):
         if frame.axes != row.axes or frame.outside != evidence.given.shape or evidence.late:
             continue
-        plain = [a for a in some if a.plain]
+        plain = [a for a in some if a.plain or (a.difference and a.base in evidence.kept)]
         plain = [a for a in plain if placed(a, evidence.given, frame.inside) is not None][:6]
         for inner in products(plain, DEEPEST):
             mean = _mean(evidence, frame, inner)

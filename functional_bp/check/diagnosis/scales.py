@@ -99,10 +99,13 @@ def _of_another_argument(evidence: Evidence) -> list[Hypothesis]:
         if i == own:
             continue
         error = evidence.explains(lambda case, i=i: others(case, i))
-        if error is not None:
-            message = (
-                f"{evidence.here}what is claimed for {names[own]} is the cotangent of {name}: "
-                "two cotangents are swapped, or one is returned twice"
-            )
-            return [Hypothesis("wrong operand", message, error, 0.9, len(evidence.fresh))]
+        if error is None:
+            continue
+        sample = evidence.given.sample
+        swapped = np.allclose(sample.claimed[i], sample.true[own], 1e-6, 0)
+        what = "the two are swapped" if swapped else "one cotangent is returned twice"
+        message = f"{evidence.here}what is claimed for {names[own]} is the cotangent of {name}"
+        # Returned twice it may as well be a factor that was forgotten.
+        cost = 0.9 if swapped else 3.1
+        return [Hypothesis("wrong operand", f"{message}: {what}", error, cost, len(evidence.fresh))]
     return []

@@ -13,7 +13,7 @@ from functional_bp.check.diagnosis.dictionary import Dictionary, Term, build, fl
 from functional_bp.check.diagnosis.evidence import Case, Evidence
 from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
 from functional_bp.check.diagnosis.regression import Basis, Fit, distinct
-from functional_bp.check.diagnosis.wording import Weighted, difference, missing, replaced
+from functional_bp.check.diagnosis.wording import Weighted, difference, joined, missing, replaced
 
 SEARCHED = 2  # cases that are searched; what is found is verified on all
 ROWS = 1200  # entries that are searched
@@ -73,7 +73,29 @@ def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
             found += gap_hypotheses(search, term, weight)
         else:
             found += _hypotheses(search, fit)
+    found = found or _both(search)
     return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
+
+
+def _both(search: Search) -> list[Hypothesis]:
+    """The claim and the truth as sums of two terms each, where the gap is too much at once."""
+    evidence = search.evidence
+    claims = search.basis.fits(search.true - search.gap)
+    truths = search.basis.fits(search.true)
+    if not claims or not truths or evidence.late:
+        return []
+    claim, truth = claims[0], truths[0]
+    fit = Fit(truth.terms + claim.terms, truth.weights + tuple(-w for w in claim.weights), 0.0)
+    error = _verified(search, fit)
+    if error is None:
+        return []
+    claimed, true = (
+        joined([search.weight(i, w) for i, w in zip(f.terms, f.weights)]) for f in (claim, truth)
+    )
+    message = f"{evidence.here}the cotangent of {evidence.argument} is claimed to be {claimed}; "
+    message += f"it is {true}"
+    cost = 2.5 + 0.25 * (claim.cost + truth.cost)
+    return [Hypothesis("wrong operand", message, error, cost, len(evidence.fresh))]
 
 
 def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis]:

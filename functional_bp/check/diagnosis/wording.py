@@ -40,8 +40,8 @@ def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
         )
     if len(gap) == 2 and _opposite(*gap) and gap[0].term.factors == gap[1].term.factors:
         kind, _ = _layout("", gap[0].term, gap[1].term)
-        return kind, f"{place}, true − claimed = {_joined(gap)}: one stands where the other belongs"
-    return "missing term", f"{place}, missing: {_joined(gap)}"
+        return kind, f"{place}, true − claimed = {joined(gap)}: one stands where the other belongs"
+    return "missing term", f"{place}, missing: {joined(gap)}"
 
 
 def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
@@ -66,14 +66,14 @@ def difference(
     changed = [(t, c) for t, c in zip(true, claimed) if t is not None and c is not None]
     place = f"in the cotangent of {argument}"
     if lost and not extra and not changed:
-        return "missing term", f"{place}, missing: {_joined(lost)}"
+        return "missing term", f"{place}, missing: {joined(lost)}"
     if extra and not lost and not changed:
-        return "extra term", f"{place}, a term does not belong: {_joined(extra)}"
+        return "extra term", f"{place}, a term does not belong: {joined(extra)}"
     if len(changed) == 1 and not lost and not extra:
         return _weight(place, *changed[0])
     if len(lost) == len(extra) == 1 and not changed:
         return _replaced(place, lost[0], extra[0])
-    return "missing term", f"{place}, true − claimed = {_joined(gap)}"
+    return "missing term", f"{place}, true − claimed = {joined(gap)}"
 
 
 def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
@@ -111,6 +111,10 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
         if t.axes != c.axes:
             return "axis", f"{stands}: reduced over another axis"
         return "axis", f"{stands}: the factors stand on the other side of the reduction"
+    if t.final != c.final and "sum" in t.final and "sum" in c.final:
+        return "axis", f"{stands}: summed over another axis"
+    if t.relation != c.relation:
+        return "wrong operand", f"{stands}: another array belongs in this product"
     if t.axes or t.final != c.final:
         return "missing sum", f"{stands}: the reduction is missing"
     if c.axes:
@@ -130,7 +134,8 @@ def _opposite(a: Weighted, b: Weighted) -> bool:
     return a.total == b.total and _near(a.constant.value, -b.constant.value)
 
 
-def _joined(some: Sequence[Weighted]) -> str:
+def joined(some: Sequence[Weighted]) -> str:
+    """The terms one after another, with their signs."""
     parts = [str(some[0])]
     parts += [str(w) if w.constant.value < 0 else f"+ {w}" for w in some[1:]]
     return " ".join(parts)
