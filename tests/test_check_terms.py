@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
-from functional_bp.check.diagnosis import patterns
-from functional_bp.check.diagnosis.samples import gather
+from functional_bp.check.diagnosis.numbers import patterns
+from functional_bp.check.diagnosis.numbers.samples import gather
 from functional_bp.check.subject import Disagreement
 
 

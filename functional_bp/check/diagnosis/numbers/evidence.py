@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from functional_bp.check.diagnosis.hypothesis import unexplained
+from functional_bp.check.diagnosis.numbers.hypothesis import unexplained
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
 LARGE = 100_000  # entries of the argument, above which nothing is regressed

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import name_of, sizes
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
-from functional_bp.check.diagnosis.scales import common_factor
-from functional_bp.check.diagnosis.thresholds import aligned, number, separations
+from functional_bp.check.diagnosis.numbers.constants import name_of, sizes
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis, unexplained
+from functional_bp.check.diagnosis.numbers.scales import common_factor
+from functional_bp.check.diagnosis.numbers.thresholds import aligned, number, separations
 
 CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
 NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import name_of, sizes
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
-from functional_bp.check.diagnosis.scales import common_factor
+from functional_bp.check.diagnosis.numbers.constants import name_of, sizes
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis, unexplained
+from functional_bp.check.diagnosis.numbers.scales import common_factor
 
 Move = Callable[[np.ndarray], np.ndarray]
 SHIFTS = (1, -1, 2, -2)

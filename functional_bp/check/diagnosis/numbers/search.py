@@ -9,17 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from functional_bp.check.diagnosis.cotangents import cotangent_hypotheses
-from functional_bp.check.diagnosis.evidence import Evidence
-from functional_bp.check.diagnosis.factors import factor_hypotheses
-from functional_bp.check.diagnosis.hypothesis import Hypothesis
-from functional_bp.check.diagnosis.layout import layout_hypotheses
-from functional_bp.check.diagnosis.places import place_hypotheses
-from functional_bp.check.diagnosis.regions import not_finite, region_hypotheses
-from functional_bp.check.diagnosis.rows import row_hypotheses
-from functional_bp.check.diagnosis.samples import gather
-from functional_bp.check.diagnosis.scales import scale_hypotheses
-from functional_bp.check.diagnosis.terms import term_hypotheses
+from functional_bp.check.diagnosis.numbers.cotangents import cotangent_hypotheses
+from functional_bp.check.diagnosis.numbers.evidence import Evidence
+from functional_bp.check.diagnosis.numbers.factors import factor_hypotheses
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.numbers.layout import layout_hypotheses
+from functional_bp.check.diagnosis.numbers.places import place_hypotheses
+from functional_bp.check.diagnosis.numbers.regions import not_finite, region_hypotheses
+from functional_bp.check.diagnosis.numbers.rows import row_hypotheses
+from functional_bp.check.diagnosis.numbers.samples import gather
+from functional_bp.check.diagnosis.numbers.scales import scale_hypotheses
+from functional_bp.check.diagnosis.numbers.terms import term_hypotheses
 from functional_bp.check.subject import Disagreement
 
 Search = Callable[[Evidence], list[Hypothesis]]

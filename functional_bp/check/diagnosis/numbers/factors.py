@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from functional_bp.check.diagnosis.atoms import Atom, atoms, placed
-from functional_bp.check.diagnosis.constants import Constant, name_of, sizes
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
+from functional_bp.check.diagnosis.numbers.atoms import Atom, atoms, placed
+from functional_bp.check.diagnosis.numbers.constants import Constant, name_of, sizes
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis, unexplained
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all
 NEAR = 1e-7  # root mean square of the logarithm of what two sides differ by

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from functional_bp.check.diagnosis.evidence import Evidence
+from functional_bp.check.diagnosis.numbers.evidence import Evidence
 
 CLOSE = 1e-6  # relative: constants that were rounded to float32 keep their names
 PLAIN = {1.0: "1", 2.0: "2", 0.5: "½"}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis
-from functional_bp.check.diagnosis.regions import there
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.numbers.regions import there
 
 FILLED = 0.8  # part of a place's entries that has to be wrong for the place to be named
 SHARED = 0.2  # the same where entries share an index or a value: the last one may well be right

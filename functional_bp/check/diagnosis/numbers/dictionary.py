@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from functional_bp.check.diagnosis.atoms import Atom, atoms, placed, products, written
-from functional_bp.check.diagnosis.constants import Constant
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.frames import Frame, frames
+from functional_bp.check.diagnosis.numbers.atoms import Atom, atoms, placed, products, written
+from functional_bp.check.diagnosis.numbers.constants import Constant
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.frames import Frame, frames
 
 MOST_TERMS, LEAST_TERMS = 2400, 200
 WORK = 5_000_000  # entries that are evaluated, all terms together: a third of a second

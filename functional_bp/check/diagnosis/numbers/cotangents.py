@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 
 NEAR = 1e-6  # relative; in float64 anything but linear is off by far more
 STEP = 1e-3  # by which an argument is moved to see whether an output depends on it

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from functional_bp.check.diagnosis.constants import Constant
-from functional_bp.check.diagnosis.dictionary import Term
+from functional_bp.check.diagnosis.numbers.constants import Constant
+from functional_bp.check.diagnosis.numbers.dictionary import Term
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import Constant, name_of, sizes
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.numbers.constants import Constant, name_of, sizes
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 
 
 def scale_hypotheses(evidence: Evidence) -> list[Hypothesis]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.thresholds import aligned
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.thresholds import aligned
 
 Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones

@@ -9,7 +9,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import LARGE, Case, Evidence
+from functional_bp.check.diagnosis.numbers.evidence import LARGE, Case, Evidence
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
 FRESH = 3  # two that verify, and one that may not be usable

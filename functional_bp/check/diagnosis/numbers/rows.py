@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functional_bp.check.diagnosis.atoms import Atom, atoms, placed, products, written
-from functional_bp.check.diagnosis.dictionary import Term
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.frames import Frame, frames
-from functional_bp.check.diagnosis.hypothesis import Hypothesis
-from functional_bp.check.diagnosis.terms import gap_hypotheses, prepared
+from functional_bp.check.diagnosis.numbers.atoms import Atom, atoms, placed, products, written
+from functional_bp.check.diagnosis.numbers.dictionary import Term
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.frames import Frame, frames
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
+from functional_bp.check.diagnosis.numbers.terms import gap_hypotheses, prepared
 
 FIT = 1e-7  # of a row's norm, that the best multiple of a term leaves
 DEEPEST = 3  # factors beside the cotangent, and beside the mean

@@ -7,13 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from functional_bp.check.diagnosis.atoms import atoms
-from functional_bp.check.diagnosis.constants import Constant, name_of, sizes
-from functional_bp.check.diagnosis.dictionary import Dictionary, Term, build, flattened
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.hypothesis import Hypothesis, unexplained
-from functional_bp.check.diagnosis.regression import Basis, Fit, distinct
-from functional_bp.check.diagnosis.wording import Weighted, difference, joined, missing, replaced
+from functional_bp.check.diagnosis.numbers.atoms import atoms
+from functional_bp.check.diagnosis.numbers.constants import Constant, name_of, sizes
+from functional_bp.check.diagnosis.numbers.dictionary import Dictionary, Term, build, flattened
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis, unexplained
+from functional_bp.check.diagnosis.numbers.regression import Basis, Fit, distinct
+from functional_bp.check.diagnosis.numbers.wording import (
+    Weighted,
+    difference,
+    joined,
+    missing,
+    replaced,
+)
 
 SEARCHED = 2  # cases that are searched; what is found is verified on all
 ROWS = 1200  # entries that are searched

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from functional_bp.check.diagnosis.evidence import Case, Evidence
-from functional_bp.check.diagnosis.thresholds import aligned
+from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
+from functional_bp.check.diagnosis.numbers.thresholds import aligned
 
 Apply = Callable[[Case, np.ndarray], np.ndarray]
 Form = Callable[[Case], np.ndarray]
