@@ -55,6 +55,8 @@ WRONG = Report(
         Row("value", "right", 0.0, 1e-12, "the reference"),
         Row("cotangent of x", "wrong", 0.53, 1e-6, "jax.vjp and finite differences"),
         Row("cotangent of scale", "right", 2.1e-11, 1e-6, "jax.vjp and finite differences"),
+        Row("number, shapes and dtypes of cotangents", "right", against="the arguments"),
+        Row("jit", "right", 5.9e-8, 2e-3, "the reference's VJP and finite differences, and more"),
         Row("vmap", "unresolved", against="took longer than 20 s"),
         Row("sharding", "left out", against="one device only"),
         Row("kink at 0", "note", against="a valid subgradient"),

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", action="append", default=[], metavar="x=f32[4,3]", dest="shapes", help=about)
     add("--inputs", metavar="FILE.npz", help="take the arguments from a file, by name")
     which = parser.add_mutually_exclusive_group()
-    about = "check only the gradient by this argument; may be repeated"
+    about = "with --of: an argument that the gradient is for (default the first); may be repeated"
     which.add_argument(
         "--arg", action="append", default=[], metavar="NAME", dest="names", help=about
     )
@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", metavar="MODULE:NAME", help=about)
     about = "the function whose gradient the subject computes"
     add("--of", metavar="MODULE:NAME", help=about)
-    add("--expect", metavar="DECLARATION", help="what is declared about the gradient")
+    about = "false on purpose: straight-through, a factor such as -1, or MODULE:NAME, its function"
+    add("--expect", metavar="DECLARATION", help=about)
     add("--seed", type=int, default=0, help="of all random numbers (default 0)")
     add("--quick", action="store_true", help="fewer inputs and no search")
     add("--seconds", type=float, metavar="S", help="stop a single check after so many seconds")
@@ -103,10 +104,17 @@ def _check_all(
                 reports.append(_check(args, target, options))
             except (InputsError, TargetError) as error:
                 refused.append(error)
-                reports.append(Report(target.name, "inconclusive", reasons=(str(error),)))
+                reports.append(Report(target.name, "inconclusive", reasons=(_reason(error),)))
     if refused and (alone or len(refused) == len(targets)):
         raise refused[0]
     return reports
+
+
+def _reason(error: Exception) -> str:
+    """What failed and what was got, of a composed message, on one line."""
+    what, *rest = str(error).splitlines()
+    got = [line.partition("got:")[2].strip() for line in rest if line.startswith("  got:")]
+    return ": ".join([what.rpartition(": ")[2], *got])
 
 
 def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) -> Report:
@@ -125,8 +133,8 @@ def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) ->
     except Exception as error:  # a person's own code may raise anything
         got = f"{type(error).__name__}: {error}"
         raise TargetError(compose(f"{target.name} cannot be checked", got=got)) from error
-    again = {"rerun": _command(args, target), **report.settings}
-    return dataclasses.replace(report, settings=again)
+    again = {**report.settings, "rerun": _command(args, target)}
+    return dataclasses.replace(report, name=target.name, settings=again)
 
 
 def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, Any]:
@@ -136,7 +144,7 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
     from functional_bp.errors import compose
 
     options: dict[str, Any] = {}
-    only = [name for name in ("shapes", "inputs", "names", "argnums", "reference", "of")
+    only = [name for name in ("shapes", "inputs", "names", "argnums", "reference", "of", "expect")
             if getattr(args, name)]  # fmt: skip
     if only and len(targets) > 1:
         option = {"shapes": "shape", "names": "arg"}.get(only[0], only[0])
@@ -144,6 +152,11 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
         raise InputsError(
             compose(f"--{option} is for one gradient", got=f"{len(targets)} in {args.target}",
                     do=f"name it: {near}{', …' if len(targets) > 4 else ''}")
+        )  # fmt: skip
+    if (args.names or args.argnums) and not args.of:
+        raise InputsError(
+            compose("--arg and --argnums say which arguments a gradient function is for",
+                    got="no --of", do="add --of MODULE:NAME, the function that is differentiated")
         )  # fmt: skip
     if args.names:
         options["argnums"] = positions(targets[0], args.names)
@@ -157,10 +170,21 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
     for name in ("reference", "of"):
         if getattr(args, name):
             options[name] = lookup(getattr(args, name), targets[0].module)
-    for name in ("expect", "seconds"):
-        if getattr(args, name) is not None:
-            options[name] = getattr(args, name)
+    if args.expect is not None:
+        options["expect"] = _expectation(args.expect, targets[0])
+    if args.seconds is not None:
+        options["seconds"] = args.seconds
     return {**options, **({"quick": True} if args.quick else {})}
+
+
+def _expectation(text: str, target: Target) -> Any:
+    """A number, a function by its name, or a word that ``functional_bp.check`` knows."""
+    from functional_bp.check.collect import lookup
+
+    try:
+        return float(text)
+    except ValueError:
+        return lookup(text, target.module) if ":" in text else text
 
 
 def _command(args: argparse.Namespace, target: Target) -> str:
@@ -177,12 +201,7 @@ def _command(args: argparse.Namespace, target: Target) -> str:
         value = getattr(args, option)
         words += [f"--{option}", str(value)] if value is not None else []
     words += ["--seed", str(args.seed)] + (["--quick"] if args.quick else [])
-    return " ".join(map(_quoted, words))
-
-
-def _quoted(word: str) -> str:
-    """Quoted for a shell where that is needed; brackets alone are left as they are read."""
-    return word if shlex.quote(word.translate({91: None, 93: None})) == word else shlex.quote(word)
+    return shlex.join(words)
 
 
 @contextmanager

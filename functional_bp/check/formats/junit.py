@@ -35,14 +35,7 @@ def render(reports: Sequence[Report]) -> str:
 
 
 def _suite(report: Report) -> ElementTree.Element:
-    explained: dict[int, list[Finding]] = {}
-    others: list[Finding] = []
-    for finding in report.findings:
-        row = words.row_of(finding, report.rows)
-        if row is None:
-            others.append(finding)
-        else:
-            explained.setdefault(row, []).append(finding)
+    explained, others = words.explained(report)
     cases = [_row(report, row, explained.get(at, [])) for at, row in enumerate(report.rows)]
     for finding in others:
         case = _case(report, words.title(finding))

@@ -44,10 +44,11 @@ def render(reports: Sequence[Report]) -> Group:
 
 def _report(report: Report) -> Iterator[Any]:
     yield Text(report.name, style="bold")
-    yield Text(" · ".join(words.settings(report)), style="dim")
+    if report.settings:
+        yield Text(" · ".join(words.settings(report)), style="dim")
     if report.rows:
         yield Text()
-        yield _rows(report.rows)
+        yield _Rows(report.rows)
     for finding in report.findings:
         yield Text()
         yield from _finding(finding)
@@ -64,13 +65,29 @@ def _report(report: Report) -> Iterator[Any]:
         yield _Verbatim(lambda width: words.broken(f"  again: {words.rerun(report)}", width), "dim")
 
 
-def _rows(rows: Sequence[Row]) -> Table:
+class _Rows:
+    """The table of what was checked; where there is room, its names stay on one line."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        cells = [(row.checked, words.error(row.error), words.error(row.limit)) for row in self.rows]
+        widths = [
+            max(map(cell_len, column)) for column in zip(("checked", "error", "limit"), *cells)
+        ]
+        names = min(widths[0], max(16, options.max_width // 2 - 8))
+        rest = options.max_width - (1 + names + widths[1] + widths[2]) - 2 * 4
+        yield _table_of(self.rows, (names, widths[1], widths[2], max(rest, 8)))
+
+
+def _table_of(rows: Sequence[Row], widths: Sequence[int]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("checked", ratio=None, overflow="fold", min_width=12)
-    table.add_column("error", justify="right", no_wrap=True)
-    table.add_column("limit", justify="right", no_wrap=True)
-    table.add_column("against", overflow="fold")
+    table.add_column("", width=1)
+    table.add_column("checked", overflow="fold", width=widths[0])
+    table.add_column("error", justify="right", no_wrap=True, width=widths[1])
+    table.add_column("limit", justify="right", no_wrap=True, width=widths[2])
+    table.add_column("against", overflow="fold", width=widths[3])
     for row in rows:
         symbol = words.SYMBOLS[row.outcome]
         style = COLOURS[symbol]

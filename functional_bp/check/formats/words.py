@@ -140,10 +140,13 @@ def short_path(file: str) -> str:
 
 
 def error(value: float | None) -> str:
-    """``5.3e-01``; "" for None."""
+    """``0``, ``9.6e-13``, ``1e-6``, ``0.53``; "" for None."""
     if value is None:
         return ""
-    return "0" if value == 0 else f"{value:.1e}"
+    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1000:
+        return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def edits(repair: Repair) -> tuple[str, str]:
@@ -262,11 +265,26 @@ def _dtype_code(dtype: np.dtype) -> str:
     return f"np.{dtype.name}" if hasattr(np, dtype.name) else f"jnp.{dtype.name}"
 
 
-def row_of(finding: Finding, rows: Sequence[Row]) -> int | None:
-    """The position of the wrong row that a finding explains."""
-    called = (subject(finding), finding.stage)
-    for name in called:
-        for position, row in enumerate(rows):
-            if row.outcome == "wrong" and row.checked == name:
-                return position
-    return None
+def explained(report: Report) -> tuple[dict[int, list[Finding]], list[Finding]]:
+    """The findings by the position of the wrong row that each explains, and those without one."""
+    wrong = [at for at, row in enumerate(report.rows) if row.outcome == "wrong"]
+    found: dict[int, list[Finding]] = {}
+    others: list[Finding] = []
+    for finding in report.findings:
+        own = [at for at in wrong if _explains(finding, report.rows[at])]
+        found.setdefault(own[0], []).append(finding) if own else others.append(finding)
+    left = [at for at in wrong if at not in found]
+    if len(left) == len(others) == 1:
+        return {**found, left[0]: others}, []
+    return found, others
+
+
+def _explains(finding: Finding, row: Row) -> bool:
+    """By the row's name; of several cases (``case 2: cotangent of x``), also by the case's."""
+    names = [subject(finding)] if finding.inputs == "given" else ["other inputs"]
+    for name in (*names, finding.stage):
+        if row.checked.endswith(name) and finding.message.startswith(
+            row.checked.removesuffix(name)
+        ):
+            return True
+    return False
