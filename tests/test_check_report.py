@@ -62,12 +62,13 @@ def test_text_has_its_parts_in_order() -> None:
     shown = str(WRONG)
     parts = [
         "mypackage.ops:layer_norm\njax 0.10.2 · cpu · float64 · seed 0 · reference its own primal",
-        "   checked             error    limit  against",
-        "✓  value                   0  1.0e-12  the reference",
-        "✗  cotangent of x    5.3e-01  1.0e-06  jax.vjp and finite differences",
-        "?  vmap                                took longer than 20 s",
-        "–  sharding                            one device only",
-        "·  kink at 0                           a valid subgradient",
+        "   checked                                    error  limit  against",
+        "✓  value                                          0  1e-12  the reference",
+        "✗  cotangent of x                              0.53   1e-6  jax.vjp and finite differences",
+        "✓  number, shapes and dtypes of cotangents                  the arguments",
+        "?  vmap                                                     took longer than 20 s",
+        "–  sharding                                                 one device only",
+        "·  kink at 0                                                a valid subgradient",
         "✗ cotangent of x: a term is missing: a path of the gradient was dropped ─",
         "12 of 12 entries wrong · relative error 0.53 · on the given inputs",
         " index       yours        true   yours − true",
@@ -84,7 +85,7 @@ def test_text_has_its_parts_in_order() -> None:
         "nan + 2.000000i",
         "return jnp.where(x < -3, 0, bias_bar)",
         "note         at x = 0 the claim is 1",
-        "✗ the gradient is wrong: 4 checked, 1 wrong, 1 not decided, 1 left out, in 3.1 s",
+        "✗ the gradient is wrong: 6 checked, 1 wrong, 1 not decided, 1 left out, in 3.1 s",
         "again: functional-bp check mypackage.ops:layer_norm --shape x=f32[3,4] --seed 0",
     ]
     places = [shown.find(part) for part in parts]
@@ -102,7 +103,7 @@ def test_text_of_several() -> None:
     shown = text.plain(ALL)
     assert shown.count("mypackage.ops:layer_norm\njax") == 1 and "softplus\njax" not in shown
     assert shown.splitlines()[-1] == "3 gradients: 1 right, 1 wrong, 1 not decided"
-    assert "dropped; 1 more" in shown and "✓  mypackage.ops:softplus\n" in shown
+    assert "was dropped;\n                             1 more\n" in shown and "✓  mypackage.ops:softplus\n" in shown
 
 
 def test_rich_output_is_coloured_and_the_same() -> None:
@@ -143,6 +144,15 @@ def test_every_kind_has_a_headline() -> None:
 )
 def test_numbers(claimed: Any, true: Any, expected: tuple[str, ...]) -> None:
     assert words.columns([Entry((0, 1), claimed, true)]) == [("[0, 1]", *expected)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, ""), (0.0, "0"), (1.9, "1.9"), (0.53, "0.53"), (0.0123, "0.012"), (123.4, "123"),
+     (1e-6, "1e-6"), (9.57e-13, "9.6e-13"), (1e5, "1e5"), (float("inf"), "inf")],
+)  # fmt: skip
+def test_errors_are_short(value: float | None, expected: str) -> None:
+    assert words.error(value) == expected
 
 
 def test_edits_are_shown_in_their_line_where_that_is_clear() -> None:
@@ -341,7 +351,7 @@ def test_markdown_says_what_the_text_says() -> None:
     for part in (
         "## mypackage.ops:layer\\_norm\n",
         "### ✗ cotangent of x: a term is missing",
-        "| ✗ | cotangent of x | 5.3e-01 | 1.0e-06 | jax.vjp and finite differences |",
+        "| ✗ | cotangent of x | 0.53 | 1e-6 | jax.vjp and finite differences |",
         "| \\[1, 2\\] | −3.113791 | −0.279384 | −2.834407 |",
         "Written at `mypackage/ops.py:19`",
         "```diff\n- x_bar = r * (a - a.mean(-1, keepdims=True))\n+ x_bar",
@@ -381,9 +391,9 @@ def test_junit_has_a_case_for_every_row_and_finding() -> None:
     assert [s.get("message") for s in skipped if s is not None] == [
         "not decided: took longer than 20 s", "left out: one device only"]  # fmt: skip
     counts = {name: layer_norm.get(name) for name in ("tests", "failures", "skipped")}
-    assert counts == {"tests": "7", "failures": "2", "skipped": "2"}
+    assert counts == {"tests": "9", "failures": "2", "skipped": "2"}
     assert {name: root.get(name) for name in counts} == {
-        "tests": "10", "failures": "2", "skipped": "4"}  # fmt: skip
+        "tests": "12", "failures": "2", "skipped": "4"}  # fmt: skip
     verdict = root[2].findall("testcase")[-1].find("skipped")
     assert verdict is not None and verdict.get("message", "").startswith("no witness settled")
 
@@ -392,7 +402,7 @@ def test_junit_of_a_wrong_row_without_finding() -> None:
     report = dataclasses.replace(WRONG, findings=())
     failure = ElementTree.fromstring(report.to_junit()).find(".//failure")
     assert failure is not None and failure.get("message") == (
-        "cotangent of x is wrong: error 5.3e-01, limit 1.0e-06, against "
+        "cotangent of x is wrong: error 0.53, limit 1e-6, against "
         "jax.vjp and finite differences"
     )
 

@@ -172,6 +172,8 @@ def subjects_in(module: ModuleType) -> list[Target]:
     taken = {id(target.subject) for target in found}
     for name, value in list(vars(module).items()):
         value = _without_jit(value)
+        if _in_a_case(module, value):
+            continue
         if _has_own_gradient(value) and _defined_in(module, value) and id(value) not in taken:
             taken.add(id(value))
             found.append(Target(f"{module.__name__}:{name}", value, module))
@@ -245,7 +247,7 @@ def _named(module: ModuleType, name: str) -> Target:
 
 def _pairs(module: ModuleType, found: Sequence[Target]) -> list[Target]:
     """``foo_fwd`` and ``foo_bwd``, unless they are a custom VJP's own or marked already."""
-    names = vars(module)
+    names = dict(vars(module))
     own = [value for value in names.values() if _has_own_gradient(value)]
     used = {id(getattr(value, part, None)) for value in own for part in ("fwd", "bwd")}
     for target in found:
@@ -275,6 +277,13 @@ def _rules(module: ModuleType) -> list[Any]:
     return [rule for rule in here if rule.cases]
 
 
+def _in_a_case(module: ModuleType, value: Any) -> bool:
+    """Whether it is a function of this package that only a rule's case calls."""
+    from functional_bp.operation import Operation
+
+    return module.__name__.startswith("functional_bp.rules") and not isinstance(value, Operation)
+
+
 def _has_own_gradient(value: Any) -> bool:
     import jax
 
@@ -291,12 +300,10 @@ def _without_jit(value: Any) -> Any:
 
 
 def _defined_in(module: ModuleType, value: Any) -> bool:
-    """Whether it is the module's own: not bound under its name where it says it comes from."""
+    """Whether it is the module's own, not imported from the one that it says it comes from."""
     home = getattr(value, "__module__", None)
     other = sys.modules.get(home) if isinstance(home, str) else None
-    if other is None or other is module:
-        return True
-    return getattr(other, getattr(value, "__name__", ""), None) is not value
+    return other in (None, module) or all(known is not value for known in vars(other).values())
 
 
 def _near(name: str, names: Sequence[str]) -> str:

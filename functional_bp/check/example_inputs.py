@@ -138,14 +138,12 @@ def _array(
 
 def _literal(text: str) -> Any:
     """``-1``, ``"relu"``, ``(0, 1)``, ``None``."""
+    if re.fullmatch(r"[0-9 ]+(,[0-9 ]+)+", text):
+        raise ValueError(f"{text}: say f32[{text}] for an array, or ({text}) for a tuple")
     try:
-        if re.fullmatch(r"[0-9 ]+(,[0-9 ]+)+", text):
-            raise ValueError(f"say what is meant: f32[{text}], an array, or ({text}), a tuple")
         return ast.literal_eval(text)
-    except SyntaxError as error:
-        raise ValueError(
-            f"expected f32[4,3], i32[5], bool[3] or a Python literal: {text}"
-        ) from error
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text}: neither an array nor a Python literal") from error
 
 
 def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:

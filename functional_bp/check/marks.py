@@ -18,7 +18,6 @@ class Mark:
 
     Attributes:
         subject: what is marked.
-        module: the name of the module in which it is marked.
         arguments: the inputs, or a single function without parameters that returns them; empty
             where they are to be found as ``functional_bp.check.example_inputs`` says.
         options: those of ``functional_bp.check``.
@@ -26,13 +25,12 @@ class Mark:
     """
 
     subject: Any
-    module: str
     arguments: tuple[Any, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     line: int = 0
 
 
-_marks: dict[str, list[Mark]] = {}  # by the name of the module
+KEPT_AS = "__checked__"  # the name of a module's list of marks, among its globals
 
 
 def checked(*args: Any, **options: Any) -> Any:
@@ -59,10 +57,10 @@ def checked(*args: Any, **options: Any) -> Any:
         ...     lambda x: (softplus(x), x), lambda x, y_bar: (y_bar * jax.nn.sigmoid(x),))
     """
     frame = sys._getframe(1)
-    module, line = frame.f_globals.get("__name__", "__main__"), frame.f_lineno
+    marks, line = frame.f_globals.setdefault(KEPT_AS, []), frame.f_lineno
 
     def mark(subject: Subject, arguments: tuple[Any, ...] = args) -> Subject:
-        _marks.setdefault(module, []).append(Mark(subject, module, arguments, options, line))
+        marks.append(Mark(subject, arguments, options, line))
         return subject
 
     if len(args) == 1 and not options and _takes_arguments(args[0]):
@@ -72,7 +70,7 @@ def checked(*args: Any, **options: Any) -> Any:
 
 def marks_in(module: ModuleType) -> Sequence[Mark]:
     """What is marked in a module, in the order of the file."""
-    return tuple(_marks.get(module.__name__, ()))
+    return tuple(vars(module).get(KEPT_AS, ()))
 
 
 def _takes_arguments(value: Any) -> bool:

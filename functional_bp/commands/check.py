@@ -158,15 +158,16 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
             compose("--arg and --argnums say which arguments a gradient function is for",
                     got="no --of", do="add --of MODULE:NAME, the function that is differentiated")
         )  # fmt: skip
-    if args.names:
-        options["argnums"] = positions(targets[0], args.names)
+    chosen = positions(targets[0], args.names)
     if args.argnums:
         try:
-            options["argnums"] = tuple(map(int, args.argnums.split(",")))
+            chosen = tuple(map(int, args.argnums.split(",")))
         except ValueError as error:
             raise InputsError(
                 compose("--argnums cannot be read", got=args.argnums, expected="as in 0 or 0,2")
             ) from error
+    if chosen:  # as with jax.grad, one number stands for a gradient that is no tuple
+        options["argnums"] = chosen[0] if len(chosen) == 1 else chosen
     for name in ("reference", "of"):
         if getattr(args, name):
             options[name] = lookup(getattr(args, name), targets[0].module)
