@@ -541,7 +541,7 @@ def test_text_is_as_wide_as_the_terminal(
                                                 "expected: x", "near it: x"]),
         ("kit.ops:dense --shape x=f32[3]", ["nothing is given for w, b", "--shape w=f32[4,3]"]),
         ("kit.ops:softplus --shape f32[3]", ["--shape f32[3] cannot be read", "there is no ="]),
-        ("kit.ops:softplus --shape x=4,3", ["4,3: say f32[4,3] for an array, or (4,3) for a tuple"]),
+        ("kit.ops:softplus --shape x=4,3", ["4,3: say f32[4,3] for an array, or (4,3)"]),
         ("kit.ops:softplus --shape x=f32[a]", ["f32[a]: neither an array nor a Python literal"]),
         ("kit.ops:softplus --shape x=f31[3]", ["f31[3]: neither an array nor"]),
         ("kit.ops:softplus --inputs no.npz", ["no.npz cannot be read", "numpy.savez("]),

@@ -64,7 +64,7 @@ def test_text_has_its_parts_in_order() -> None:
         "mypackage.ops:layer_norm\njax 0.10.2 · cpu · float64 · seed 0 · reference its own primal",
         "   checked                                    error  limit  against",
         "✓  value                                          0  1e-12  the reference",
-        "✗  cotangent of x                              0.53   1e-6  jax.vjp and finite differences",
+        "✗  cotangent of x                              0.53   1e-6  jax.vjp and finite",
         "✓  number, shapes and dtypes of cotangents                  the arguments",
         "?  vmap                                                     took longer than 20 s",
         "–  sharding                                                 one device only",
@@ -103,7 +103,8 @@ def test_text_of_several() -> None:
     shown = text.plain(ALL)
     assert shown.count("mypackage.ops:layer_norm\njax") == 1 and "softplus\njax" not in shown
     assert shown.splitlines()[-1] == "3 gradients: 1 right, 1 wrong, 1 not decided"
-    assert "was dropped;\n                             1 more\n" in shown and "✓  mypackage.ops:softplus\n" in shown
+    assert "was dropped;\n                             1 more\n" in shown
+    assert "✓  mypackage.ops:softplus\n" in shown
 
 
 def test_rich_output_is_coloured_and_the_same() -> None:
@@ -402,8 +403,7 @@ def test_junit_of_a_wrong_row_without_finding() -> None:
     report = dataclasses.replace(WRONG, findings=())
     failure = ElementTree.fromstring(report.to_junit()).find(".//failure")
     assert failure is not None and failure.get("message") == (
-        "cotangent of x is wrong: error 0.53, limit 1e-6, against "
-        "jax.vjp and finite differences"
+        "cotangent of x is wrong: error 0.53, limit 1e-6, against jax.vjp and finite differences"
     )
 
 

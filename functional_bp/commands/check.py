@@ -158,7 +158,7 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
             compose("--arg and --argnums say which arguments a gradient function is for",
                     got="no --of", do="add --of MODULE:NAME, the function that is differentiated")
         )  # fmt: skip
-    chosen = positions(targets[0], args.names)
+    chosen = positions(targets[0], args.names) if args.names else ()
     if args.argnums:
         try:
             chosen = tuple(map(int, args.argnums.split(",")))
