@@ -518,6 +518,21 @@ def test_text_is_as_wide_as_the_terminal(
         assert max(map(len, out.splitlines())) == columns
 
 
+def test_what_is_done_is_shown_when_it_is_stopped(
+    ops: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(subject: Any, *args: Any, name: str, **options: Any) -> Report:
+        if "cube" in name:
+            raise KeyboardInterrupt
+        return RIGHT
+
+    monkeypatch.setattr(checker, "check", check)
+    ops.example_inputs = lambda: (1.0,)
+    status, out, err = call(capsys, "kit.ops")
+    assert status == cli.INTERRUPTED and "stopped" in err
+    assert out.splitlines()[-1] == "2 gradients: 2 right" and "softplus" in out
+
+
 # Called wrongly
 
 

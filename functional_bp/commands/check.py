@@ -69,12 +69,17 @@ def run(args: argparse.Namespace) -> int:
     from functional_bp.check.collect import TargetError, find
     from functional_bp.check.example_inputs import InputsError
 
+    reports: list[Report] = []
     try:
         targets = find(args.target)
         if not targets:
             raise TargetError(_nothing_found(args.target))
         options = _options(args, targets)
-        reports = _check_all(args, targets, options)
+        _check_all(args, targets, options, reports)
+    except KeyboardInterrupt:
+        if reports:  # what is done by now
+            _show(reports, args.format or _format_of(args.output), args.output)
+        raise
     except (TargetError, InputsError) as error:
         return _refuse(error)
     kind = args.format or _format_of(args.output)
@@ -87,15 +92,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_all(
-    args: argparse.Namespace, targets: Sequence[Target], options: dict[str, Any]
-) -> list[Report]:
-    """A report for each; of a whole module, also for those that could not be checked."""
+    args: argparse.Namespace,
+    targets: Sequence[Target],
+    options: dict[str, Any],
+    reports: list[Report],
+) -> None:
+    """Append a report for each; of a whole module, also for those that could not be checked."""
     from functional_bp.check.collect import TargetError
     from functional_bp.check.example_inputs import InputsError
     from functional_bp.check.report import Report
 
     alone = len(targets) == 1
-    reports: list[Report] = []
     refused: list[InputsError | TargetError] = []
     with _progress(len(targets)) as begin:
         for target in targets:
@@ -107,7 +114,6 @@ def _check_all(
                 reports.append(Report(target.name, "inconclusive", reasons=(_reason(error),)))
     if refused and (alone or len(refused) == len(targets)):
         raise refused[0]
-    return reports
 
 
 def _reason(error: Exception) -> str:
