@@ -38,12 +38,16 @@ wrong_cube.defvjp(lambda x: (x**3, x), lambda x, y_bar: (2 * y_bar * x**2,))
 """
 
 
-@pytest.fixture(autouse=True)
-def plugin(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs find this package, and load the plugin where it is not installed."""
+@pytest.fixture
+def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """For runs of pytest inside, which find this package, and this plugin alone.
+
+    Only for these: pytester forgets every module that a test is the first to import.
+    """
     monkeypatch.setenv("PYTHONPATH", ROOT)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    return pytester
 
 
 def run(pytester: pytest.Pytester, *words: str) -> pytest.RunResult:
@@ -79,16 +83,15 @@ def test_a_function_without_parameters_makes_the_inputs() -> None:
     assert mark.arguments == (make,) and mark.subject is jnp.sin
 
 
-def test_names_of_marks(pytester: pytest.Pytester) -> None:
-    file = pytester.makepyfile(
-        several="""
-        import functional_bp as bp
-        def f(x): return x
-        bp.checked(1.0)(f)
-        bp.checked(2.0, seed=3)(f)
-        bp.checked(3.0, name="by hand")(f)
-        bp.checked(4.0)((lambda x: (x, x), lambda x, y_bar: (y_bar,)))
-        """
+def test_names_of_marks(tmp_path: Path) -> None:
+    file = tmp_path / "several.py"
+    file.write_text(
+        "import functional_bp as bp\n"
+        "def f(x): return x\n"
+        "bp.checked(1.0)(f)\n"
+        "bp.checked(2.0, seed=3)(f)\n"
+        "bp.checked(3.0, name='by hand')(f)\n"
+        "bp.checked(4.0)((lambda x: (x, x), lambda x, y_bar: (y_bar,)))\n"
     )
     found = list(collect.marked_in(collect.load_file(file)))
     assert [target.name for target in found] == [
@@ -98,8 +101,9 @@ def test_names_of_marks(pytester: pytest.Pytester) -> None:
     del sys.modules["several"]
 
 
-def test_a_module_that_is_imported_again_is_marked_once(pytester: pytest.Pytester) -> None:
-    file = pytester.makepyfile(again="import functional_bp as bp\nbp.checked(1.0)(abs)\n")
+def test_a_module_that_is_imported_again_is_marked_once(tmp_path: Path) -> None:
+    file = tmp_path / "again.py"
+    file.write_text("import functional_bp as bp\nbp.checked(1.0)(abs)\n")
     for _ in range(2):
         assert len(marks.marks_in(collect.load_file(file))) == 1
         del sys.modules["again"]
@@ -108,9 +112,9 @@ def test_a_module_that_is_imported_again_is_marked_once(pytester: pytest.Pyteste
 # The fixture
 
 
-def test_the_fixture(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(cubes=CUBES)
-    pytester.makepyfile(
+def test_the_fixture(inner: pytest.Pytester) -> None:
+    inner.makepyfile(cubes=CUBES)
+    inner.makepyfile(
         """
         import jax.numpy as jnp
         from cubes import right_cube, wrong_cube
@@ -120,7 +124,7 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
             check_gradient(wrong_cube, jnp.array([1.0, 2.0]), quick=True)
         """
     )
-    result = run(pytester)
+    result = run(inner)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
@@ -132,8 +136,8 @@ def test_the_fixture(pytester: pytest.Pytester) -> None:
     assert "report.raise_if_wrong" not in result.stdout.str()  # the traceback ends in the test
 
 
-def test_the_fixture_where_nothing_is_decided(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
+def test_the_fixture_where_nothing_is_decided(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
         """
         import pytest
         from functional_bp.check import checker
@@ -148,7 +152,7 @@ def test_the_fixture_where_nothing_is_decided(pytester: pytest.Pytester) -> None
             check_gradient(abs, 1.0, inconclusive=True)
         """
     )
-    result = run(pytester)
+    result = run(inner)
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["E*WrongGradientError: f: not decided", "E*nothing settled"])
 
@@ -156,14 +160,14 @@ def test_the_fixture_where_nothing_is_decided(pytester: pytest.Pytester) -> None
 # The option
 
 
-def test_without_the_option_nothing_is_collected(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(cubes=CUBES, test_one="def test_one(): pass\n")
-    run(pytester).assert_outcomes(passed=1)
+def test_without_the_option_nothing_is_collected(inner: pytest.Pytester) -> None:
+    inner.makepyfile(cubes=CUBES, test_one="def test_one(): pass\n")
+    run(inner).assert_outcomes(passed=1)
 
 
-def test_marks_are_tests(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(cubes=CUBES, test_one="def test_one(): pass\n", other="raise OSError\n")
-    result = run(pytester, "--gradients", "-v")
+def test_marks_are_tests(inner: pytest.Pytester) -> None:
+    inner.makepyfile(cubes=CUBES, test_one="def test_one(): pass\n", other="raise OSError\n")
+    result = run(inner, "--gradients", "-v")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines_random(
         [
@@ -179,24 +183,24 @@ def test_marks_are_tests(pytester: pytest.Pytester) -> None:
     assert "Traceback" not in result.stdout.str()
 
 
-def test_one_mark_by_its_name(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(cubes=CUBES)
-    run(pytester, "--gradients", "cubes.py::right_cube").assert_outcomes(passed=1)
-    run(pytester, "--gradients", "-k", "wrong", "cubes.py").assert_outcomes(failed=1, deselected=1)
+def test_one_mark_by_its_name(inner: pytest.Pytester) -> None:
+    inner.makepyfile(cubes=CUBES)
+    run(inner, "--gradients", "cubes.py::right_cube").assert_outcomes(passed=1)
+    run(inner, "--gradients", "-k", "wrong", "cubes.py").assert_outcomes(failed=1, deselected=1)
 
 
-def test_marks_in_test_files_and_packages(pytester: pytest.Pytester) -> None:
-    package = pytester.mkpydir("kit")
+def test_marks_in_test_files_and_packages(inner: pytest.Pytester) -> None:
+    package = inner.mkpydir("kit")
     (package / "cubes.py").write_text(CUBES)
-    pytester.makepyfile(
+    inner.makepyfile(
         test_cubes=CUBES.replace("2 * y_bar", "3 * y_bar") + "\ndef test_import():\n"
         "    import test_cubes\n    assert test_cubes.right_cube is right_cube\n"
     )
-    run(pytester, "--gradients").assert_outcomes(passed=4, failed=1)
+    run(inner, "--gradients").assert_outcomes(passed=4, failed=1)
 
 
-def test_what_is_not_decided_is_skipped_with_its_reasons(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(
+def test_what_is_not_decided_is_skipped_with_its_reasons(inner: pytest.Pytester) -> None:
+    inner.makeconftest(
         """
         from functional_bp.check import checker
         from functional_bp.check.report import Report
@@ -204,44 +208,47 @@ def test_what_is_not_decided_is_skipped_with_its_reasons(pytester: pytest.Pytest
         checker.check = lambda *args, **options: report
         """
     )
-    pytester.makepyfile(cubes=CUBES)
-    result = run(pytester, "--gradients", "-rs", "cubes.py")
+    inner.makepyfile(cubes=CUBES)
+    result = run(inner, "--gradients", "-rs", "cubes.py")
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines(["*not decided: nothing settled*"])
 
 
-def test_errors_are_told_in_short(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
+def test_errors_are_told_in_short(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
         no_inputs="import functional_bp as bp\n@bp.checked()\ndef f(x, y): return x\n",
         broken="import functional_bp as bp\nbp.checked\nimport no_such_library\n",
     )
-    result = run(pytester, "--gradients", "no_inputs.py")
+    result = run(inner, "--gradients", "no_inputs.py")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["no_inputs:f: no inputs to check it on", "*the signature f(x, y)"])
-    result = run(pytester, "--gradients", "--ignore=no_inputs.py")
+    result = run(inner, "--gradients", "--ignore=no_inputs.py")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*broken.py cannot be imported", "*No module named 'no_such*"])
     assert "Traceback" not in result.stdout.str()
 
 
-def test_an_exception_of_the_checkers_own_keeps_its_traceback(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(f="import functional_bp as bp\nbp.checked(1)(lambda x: 1 / 0)\n")
-    result = run(pytester, "--gradients", "f.py")
+def test_an_exception_of_another_kind_keeps_its_traceback(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        raising="import functional_bp as bp\n"
+        "bp.checked(lambda: 1 / 0)((lambda x: (x, x), lambda x, y_bar: (y_bar,)))\n"
+    )
+    result = run(inner, "--gradients", "raising.py")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*Error: *"])
+    result.stdout.fnmatch_lines(["E   ZeroDivisionError: division by zero", "raising.py:2: *"])
 
 
 # What it costs
 
 
-def test_it_costs_nothing_until_it_is_used(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
+def test_it_costs_nothing_until_it_is_used(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
         cubes="# checked\nimport functional_bp as bp\nbp.checked(1.0)(abs)\n",
         test_one="import sys\ndef test_one():\n"
         "    assert 'functional_bp.check.plugin' in sys.modules\n"
         "    assert not {'jax', 'numpy', 'rich', 'functional_bp.errors'} & set(sys.modules)\n",
     )
-    run(pytester).assert_outcomes(passed=1)
+    run(inner).assert_outcomes(passed=1)
 
 
 def test_the_entry_point_names_the_plugin() -> None:
