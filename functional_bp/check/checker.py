@@ -17,7 +17,7 @@ from functional_bp.check.linearity import linearity, silent_outputs, single_cota
 from functional_bp.check.precision import precision
 from functional_bp.check.reading import by_our_rules, read
 from functional_bp.check.report import Report
-from functional_bp.check.search import searched_inputs
+from functional_bp.check.search import searched_inputs, shrink
 from functional_bp.check.second_order import adjoint_identity, second_order
 from functional_bp.check.structure import place_of, repeated_calls, shapes
 from functional_bp.check.subject import Subject
@@ -130,6 +130,9 @@ def run(
             _guarded(trial, stage)
             if trial.findings:
                 break
+    elif trial.findings and not quick:
+        trial.row("other inputs, second order, vmap, dtypes, …", "left out",
+                  "until what is wrong above is right")  # fmt: skip
     findings = tuple(trial.findings)
     if trial.kinks:
         trial.note("a valid subgradient, by another convention than the reference's, at kinks "
@@ -188,6 +191,7 @@ def _first_order(trial: Trial) -> tuple[list[str], bool]:
             judgement,
             kind=found.kind if found else _known_kind(trial),
             message=found.message + "." if found else "",
+            smallest=shrink(trial, point, judgement, given=True)[0],
         )
     if judgement.outcome in ("unresolved", "witnesses", "outside"):
         reason = judgement.reason or "no witness could judge the claim at the given inputs"
@@ -252,7 +256,7 @@ def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) ->
     """One report for a rule of the registry, from the cases that stand beside it."""
     reports = []
     for k, case in enumerate(rule.cases):
-        args = case.draw(seed)
+        args = case.draw(seed, jax.dtypes.canonicalize_dtype(float))
         made = by_our_rules(case.function, args, case.reference)
         if made.actives:
             reports.append((f"case {k}", run(made, quick=quick, seed=seed, seconds=seconds)))

@@ -138,7 +138,7 @@ def _extremes(trial: Trial) -> None:
                         inputs=name,
                         wrong_entries=int(lost.sum()),
                         size=int(lost.size),
-                        example=dict(zip(trial.subject.names, point.actives)),
+                        example=trial.example(point),
                     )
                 )
                 trial.row("extreme inputs in float32", "wrong", "autodiff in float32")

@@ -182,7 +182,11 @@ def _pair(
     flat = Flattening(forward, args)
     names = returned_names(forward)
     parameters = _positional(backward)
-    from_arguments = len(parameters) == len(args) + 1 and parameters[:-1] == _positional(forward)
+    from_arguments = (
+        len(parameters) == len(args) + 1
+        and parameters[:-1] == _positional(forward)
+        and not (len(args) == 1 and _returns_two(forward, args))
+    )
     swapped = len(parameters) == 2 and parameters[1].lower() in KEPT_SECOND
 
     def run(actives: Arrays, fixed: Arrays) -> tuple[Any, Any]:
@@ -277,6 +281,15 @@ def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
             "and backward(*arguments, output_bar)",
         )
     )
+
+
+def _returns_two(forward: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether a forward function returns residuals beside its output."""
+    try:
+        found = jax.eval_shape(forward, *args)
+    except Exception:  # a NumPy function
+        found = forward(*args)
+    return isinstance(found, tuple | list) and len(found) == 2
 
 
 def _positional(fun: Callable[..., Any]) -> list[str]:

@@ -60,32 +60,34 @@ def searched_inputs(trial: Trial) -> None:
     trial.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
 
 
-def _judge(trial: Trial, point: Point) -> Judgement | None:
+def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | None:
     """The judgement, None where the forward pass raises on these inputs."""
     try:
-        return trial.judge.judge(point, given=False)
+        return trial.judge.judge(point, given=given)
     except Exception:  # integers out of range, a shape that depends on values: not in the domain
         return None
 
 
 def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
-    point, judgement = shrink(trial, point, judgement)
+    smallest, _ = shrink(trial, point, judgement)
     kind = "declaration" if trial.is_declared else None
     lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
     if lost.any():
         kind = "overflow" if name in OVERFLOWING else "not finite"
-    trial.find(point, judgement, inputs=name, kind=kind)
+    trial.find(point, judgement, inputs=name, kind=kind, smallest=smallest)
     trial.row("other inputs", "wrong", f"inputs: {name}")
 
 
-def shrink(trial: Trial, point: Point, judgement: Judgement) -> tuple[Point, Judgement]:
+def shrink(
+    trial: Trial, point: Point, judgement: Judgement, *, given: bool = False
+) -> tuple[Point, Judgement]:
     """A simpler point at which the claim is still wrong for the same argument.
 
     Entries become 0 or 1 or lose digits as long as the claim stays wrong; the cotangent becomes
     that of a single output entry.
     """
     until = time.monotonic() + SHRINK_SECONDS
-    if judgement.result.true is None or trial.is_large:
+    if judgement.result.true is None or trial.is_large or trial.subject.only_here:
         return point, judgement
     for simpler in _simpler_points(point, judgement.masks):
         if time.monotonic() > until:
@@ -93,7 +95,7 @@ def shrink(trial: Trial, point: Point, judgement: Judgement) -> tuple[Point, Jud
         candidate = simpler(point)
         if candidate is None:
             continue
-        found = _judge(trial, candidate)
+        found = _judge(trial, candidate, given=given)
         if found is not None and found.outcome == "wrong" and found.leaf == judgement.leaf:
             point, judgement = candidate, found
     return point, judgement

@@ -158,6 +158,7 @@ class Trial:
         inputs: str = "given",
         kind: str | None = None,
         message: str = "",
+        smallest: Point | None = None,
         seconds: float = 4.0,
     ) -> None:
         """Add the finding that a wrong judgement stands for, with its diagnosis.
@@ -168,6 +169,7 @@ class Trial:
             inputs: the class of inputs.
             kind: the kind where it is known already; else the diagnosis names it.
             message: what is known already, in words.
+            smallest: a simpler point at which it is wrong as well.
             seconds: the time that the diagnosis may take.
         """
         leaf, result = judgement.leaf, judgement.result
@@ -200,10 +202,29 @@ class Trial:
                 where=diagnosis.where,
                 repair=diagnosis.repair,
                 explanations=diagnosis.explanations,
-                example=dict(zip(self.subject.names, map(np.asarray, point.actives))),
+                example=self.example(smallest or point),
                 **entries,
             )
         )
+
+    def example(self, point: Point) -> dict[str, np.ndarray]:
+        """The arguments at a point, by name, in the dtypes they were given in where they fit."""
+        subject = self.subject
+        named = zip(
+            (*subject.names, *subject.fixed_names),
+            (*subject.actives, *subject.fixed),
+            (*point.actives, *point.fixed),
+        )
+        found: dict[str, np.ndarray] = {}
+        for name, given, x in named:
+            if jnp.issubdtype(given.dtype, jax.dtypes.prng_key):
+                continue
+            narrow = np.asarray(x).astype(given.dtype)
+            fits = np.array_equal(
+                narrow.astype(np.asarray(x).dtype), x, equal_nan=narrow.dtype.kind in "fc"
+            )
+            found[name] = narrow if fits else np.asarray(x)
+        return found
 
     def _diagnose(
         self, point: Point, judgement: Judgement, true: Any, masks: Any, inputs: str, seconds: float
@@ -222,12 +243,15 @@ class Trial:
             return Diagnosis(message=f"(the diagnosis raised {type(error).__name__}: {error})")
 
     def _fresh(self, point: Point, name: str) -> Callable[[], Sample]:
-        make = inputs.CLASSES.get(name, inputs.CLASSES["near"])
+        """Draws further samples of a class of inputs: that class, made of inputs near the given."""
+        near, make = inputs.CLASSES["near"], inputs.CLASSES.get(name)
+        given = self.point.actives if make else point.actives
 
         def fresh() -> Sample:
-            for attempt in range(FRESH_TRIES):
-                chosen = make if attempt % 2 == 0 else inputs.CLASSES["near"]
-                actives, fixed = inputs.draw(chosen, "kept", point.actives, point.fixed, self.rng)
+            for _ in range(FRESH_TRIES):
+                actives, fixed = inputs.draw(near, "kept", given, point.fixed, self.rng)
+                if make is not None:
+                    actives, _ = inputs.draw(make, "kept", actives, fixed, self.rng)
                 moved = Point(actives, fixed, self.new_bars())
                 result = self.full.both(moved)
                 true = result.true or numeric_cotangents(self.full, moved)
