@@ -96,7 +96,7 @@ def measure(case: Any, vjp: Any, quick: Callable[[Function], Function]) -> dict[
     ``"scan"`` is the gradient of a function that holds a scan, ``"gradient in scan"`` a scan whose
     body computes a gradient. An enclosure that JAX itself refuses for this function is left out.
     """
-    from properties import Probe, pull
+    from measuring import Probe, pull
 
     probe = Probe(case)
     stacked = [jnp.stack(pair) for pair in zip(probe.args, probe.other)]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from properties import compiled
+from measuring import compiled
 
 import functional_bp as bp
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
+from measuring import measure
 from planted import planted
-from properties import PROPERTIES, measure
+from properties import PROPERTIES
 
 from functional_bp.cases import case, real
 

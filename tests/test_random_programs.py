@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from properties import compiled
+from measuring import compiled
 from random_programs import arguments, program
 
 import functional_bp as bp

@@ -7,7 +7,8 @@ from typing import Any
 
 import enclosures
 import pytest
-from properties import PROPERTIES, close, compiled, measure, tolerance
+from measuring import compiled, measure
+from properties import PROPERTIES, close, tolerance
 
 import functional_bp as bp
 from functional_bp.rule import Rule
