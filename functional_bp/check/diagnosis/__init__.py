@@ -1,0 +1,1 @@
+"""What a wrong gradient looks like, which line it comes from, and what to write instead."""

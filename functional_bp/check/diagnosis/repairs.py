@@ -1,0 +1,311 @@
+"""The person's backward pass, edited until it is right: the edit names the fault and its line."""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from functional_bp.check.diagnosis.borrowed import borrowed
+from functional_bp.check.diagnosis.calls import calls
+from functional_bp.check.diagnosis.edits import Edit, Site, catalogue
+from functional_bp.check.diagnosis.pairs import pairs
+from functional_bp.check.diagnosis.program import Change, Program, trace
+from functional_bp.check.diagnosis.sites import backward_keys, sites, sizes_of, thresholds_of
+from functional_bp.check.diagnosis.source import Expression, Names, expression, home_of
+from functional_bp.check.diagnosis.trial import Trial, as_change
+from functional_bp.check.findings import Place, Repair
+from functional_bp.check.subject import Disagreement, Sample
+
+SHOWN = 3
+LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
+
+
+@dataclass(frozen=True)
+class Found:
+    """What accounts for a disagreement: verified on fresh samples.
+
+    Attributes:
+        kind: one of ``findings.KINDS``.
+        message: what is wrong, in a sentence.
+        place: the line that the fault stands in; None where it is not known.
+        repair: what to write instead; None where the fault was found from the other side.
+    """
+
+    kind: str
+    message: str
+    place: Place | None = None
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that passed, at its site; less ``rank`` is likelier."""
+
+    edit: Edit
+    site: Site
+    rank: float
+
+
+def repairs(disagreement: Disagreement, deadline: float) -> list[Found]:
+    """Edits of the claimed backward pass that make it right, likeliest first, at most three.
+
+    ``deadline`` is a time of ``time.monotonic()``.
+    """
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        search = _prepare(disagreement, deadline)
+        return [] if search is None else search.run()
+
+
+class Search:
+    """The search among one disagreement's edits."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        names: Names,
+        sizes: Sequence[int],
+        thresholds: Sequence[float],
+        within: frozenset[int] | None,
+    ) -> None:
+        self.trial, self.names = trial, names
+        self.sites = list(
+            sites(
+                trial.program, trial.point(0).values, trial.judged, names, sizes, thresholds, (),
+                within,
+            )
+        )  # fmt: skip
+        self.by_key = {site.equation.key: site for site in self.sites}
+
+    def run(self) -> list[Found]:
+        """Single edits, then two at once."""
+        found = self.singles({})
+        if found:
+            return self.reported([(candidate,) for candidate in found])
+        groups = pairs(self.trial, self.by_key, self.second)
+        return self.reported(
+            [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
+        )
+
+    def second(self, first: Edit) -> list[Edit]:
+        """The edits that make the program right once a first one is made."""
+        return [c.edit for c in self.singles({first.site: as_change(first)}, brief=True)]
+
+    def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
+        """Every verified single edit, likeliest first."""
+        passed: list[Candidate] = []
+        for source in (_own_edits, borrowed):
+            for distance, site in enumerate(self.sites):
+                if site.equation.key in under:
+                    continue
+                for edit in source(site):
+                    if self.trial.late:
+                        return self._verified(passed, under)
+                    found = self.trial.attempt(edit, under)
+                    if found is not None:
+                        rank = found.rank + 0.01 * distance + _strangeness(site)
+                        passed.append(Candidate(found, site, rank))
+                if brief and passed:
+                    return self._verified(passed, under)
+            passed = self._verified(passed, under)
+            if passed and passed[0].rank <= LIKELY:
+                break
+        return passed
+
+    def _verified(
+        self, passed: Sequence[Candidate], under: Mapping[int, Change]
+    ) -> list[Candidate]:
+        kept: list[Candidate] = []
+        for candidate in sorted(passed, key=lambda c: c.rank):
+            changes = {**under, candidate.edit.site: as_change(candidate.edit)}
+            if len(kept) < 2 * SHOWN and self.trial.holds(changes):
+                whole = self.trial.holds(changes, whole=True)
+                kept.append(Candidate(candidate.edit, candidate.site, candidate.rank + (not whole)))
+        return sorted(kept, key=lambda c: c.rank)
+
+    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Found]:
+        """What to say of verified edits; those that say the same are said once."""
+        found: list[Found] = []
+        for group in groups:
+            said = [described(c.edit, c.site, self.names) for c in group]
+            one = said[0] if len(said) == 1 else _joined(said)
+            if not any((f.place, f.message) == (one.place, one.message) for f in found):
+                found.append(one)
+        return found[:SHOWN]
+
+
+def _own_edits(site: Site) -> Iterator[Edit]:
+    yield from calls(site)
+    yield from catalogue(site)
+
+
+def _strangeness(site: Site) -> float:
+    """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
+    if site.own and site.last:
+        return 0.0
+    return 0.3 if site.own else 0.5 if site.last else 3.0
+
+
+def described(edit: Edit, site: Site, names: Names) -> Found:
+    """An edit in words, with its line and what to write instead."""
+    at = site.expression
+    span = None if at is None else at.span
+    slots = site.equation.operands
+    values = {"_v": None if not edit.reads else names.at(edit.reads[0], span)}
+    words = {"v": names.described(edit.reads[0], span) if edit.reads else ""}
+    for name, position in (("_a", 0), ("_b", 1), ("_c", 2)):
+        node = None if at is None or not site.own else at.operand(position)
+        if node is not None:
+            words[name] = ast.unparse(node)
+        elif position < len(slots):
+            words[name] = names.described(slots[position], span)
+    before = at.text if at is not None and (site.own or site.last) else ""
+    words["_e"] = before or "the result"
+    message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
+    after = None
+    if at is not None and at.node is not None and (site.own or site.last):
+        after = _after(edit, at, site, values)
+    place = None if at is None else at.place
+    said = f"`{before}`: {message}" if before and "{_e}" not in edit.message else message
+    return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
+
+
+def _after(
+    edit: Edit, at: Expression, site: Site, values: Mapping[str, ast.expr | None]
+) -> str | None:
+    if callable(edit.write):
+        return edit.write(at)
+    if not edit.write or (re.search(r"\b_[abc]\b", edit.write) and not site.own):
+        return None
+    return at.written(edit.write, values)
+
+
+def _joined(said: Sequence[Found]) -> Found:
+    """Two edits that are needed at once, as one."""
+    first = said[0]
+    parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
+    message = "two things at once: " + "; and ".join(parts)
+    repair = Repair(
+        message,
+        first.place,
+        "; ".join(one.repair.before for one in said if one.repair),
+        "; ".join(one.repair.after for one in said if one.repair),
+    )
+    return Found(first.kind, message, first.place, repair)
+
+
+def _prepare(disagreement: Disagreement, deadline: float) -> Search | None:
+    """The trial of a disagreement; None where the claim cannot be run again as a program."""
+    for whole in (False, True):
+        if time.monotonic() > deadline:
+            return None
+        try:
+            search = _attempt(disagreement, deadline, whole)
+        except Exception:  # a claim that cannot be traced has no program
+            search = None
+        if search is not None:
+            return search
+    return None
+
+
+def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+    subject = disagreement.subject
+    backward, residuals = subject.backward, subject.residuals
+    if not whole and (backward is None or residuals is None):
+        return None
+
+    def arguments(sample: Sample) -> tuple[Any, ...]:
+        rest = (tuple(sample.fixed), tuple(sample.bars), tuple(sample.actives), tuple(sample.outs))
+        kept = () if whole or residuals is None else residuals(sample.actives, sample.fixed)
+        return (_arrays(kept), *rest)
+
+    def claim(kept: Any, fixed: Any, bars: Any, actives: Any, outs: Any) -> Sequence[Any]:
+        if whole or backward is None:
+            return subject.pull(actives, fixed, bars)[1]
+        return backward(kept, fixed, bars)
+
+    given = disagreement.given
+    first = arguments(given)
+    program = trace(claim, *first)
+
+    def draw(number: int) -> tuple[list[Any], Sequence[np.ndarray]]:
+        sample = given if number == 0 else disagreement.fresh()
+        held = first if number == 0 else arguments(sample)
+        return _numeric(held), [np.asarray(t) for t in sample.true]
+
+    trial = Trial(program, draw, disagreement.argument, deadline)
+    outs = program.outs(trial.point(0).values)
+    if not _agrees(outs, given.claimed):
+        return None
+    home = home_of(subject.source)
+    names = Names(program, home, _given_names(disagreement, program, first))
+    within = None
+    if whole:
+        count = [len(_numeric(part)) for part in first]
+        start = count[0] + count[1]
+        within = backward_keys(program, program.inputs[start : start + count[2]], home)
+    return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
+
+
+def _arrays(tree: Any) -> Any:
+    return jax.tree_util.tree_map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) and _is_plain(leaf) else leaf,
+        tree,
+    )
+
+
+def _is_plain(leaf: Any) -> bool:
+    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _numeric(tree: Any) -> list[Any]:
+    leaves = jax.tree_util.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, np.ndarray | np.generic)]
+
+
+def _agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
+    """Whether the program computes what was claimed, so that its faults are the claim's."""
+    return len(outs) == len(claimed) and all(
+        np.shape(a) == np.shape(b)
+        and np.allclose(a, b, 1e-4, 1e-6 * (1 + float(np.nan_to_num(np.abs(b)).max(initial=0.0))),
+                        equal_nan=True)
+        for a, b in zip(outs, claimed)
+    )  # fmt: skip
+
+
+def _given_names(
+    disagreement: Disagreement, program: Program, held: tuple[Any, ...]
+) -> dict[int, str]:
+    """The arguments' and residuals' names by slot, for values that no local variable holds."""
+    kept, fixed, bars, actives, outs = (len(_numeric(part)) for part in held)
+    subject = disagreement.subject
+    residuals = list(disagreement.residuals)
+    plain = [residuals[i] if len(residuals) == kept else f"res[{i}]" for i in range(kept)]
+    names = [
+        *plain,
+        *(subject.fixed_names if len(subject.fixed_names) == fixed else [""] * fixed),
+        *(["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)]),
+        *(subject.names if len(subject.names) == actives else [""] * actives),
+        *(["y"] if outs == 1 else [f"y[{i}]" for i in range(outs)]),
+    ]
+    return {slot: name for slot, name in zip(program.inputs, names) if name}
+
+
+def _thresholds(disagreement: Disagreement) -> list[float]:
+    """The numbers that the reference, or the forward pass, compares with."""
+    subject = disagreement.subject
+    forward = subject.reference or subject.value
+    try:
+        given = disagreement.given
+        return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
+    except Exception:  # a reference that JAX cannot trace has no graph to read them from
+        return []
+
+
+__all__ = ["Found", "described", "expression", "repairs"]
