@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits import Edit
+from functional_bp.check.diagnosis.edits.edit import Edit
 from functional_bp.check.diagnosis.trial import Trial, Tried, as_change, unsettled
 
 WIDE = 512  # entries of the output that are looked at

@@ -22,7 +22,9 @@ from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_count
 from functional_bp.check.diagnosis.in_numpy import as_numpy, evaluate
 
 Values = dict[int, Any]
-Change = Callable[[Sequence[Any], Values], Any]  # operands, values in scope -> result, or results in a list
+Change = Callable[
+    [Sequence[Any], Values], Any
+]  # operands, values in scope -> result, or results in a list
 
 INLINED = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",

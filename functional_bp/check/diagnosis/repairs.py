@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from functional_bp.check.diagnosis.borrowed import borrowed
-from functional_bp.check.diagnosis.calls import calls
-from functional_bp.check.diagnosis.edits import Edit, Site, catalogue
+from functional_bp.check.diagnosis.edits.borrowed import borrowed
+from functional_bp.check.diagnosis.edits.catalogue import catalogue
+from functional_bp.check.diagnosis.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.pairs import pairs
 from functional_bp.check.diagnosis.program import Change, Program, trace
 from functional_bp.check.diagnosis.sites import backward_keys, sites, sizes_of, thresholds_of
@@ -100,7 +100,7 @@ class Search:
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit, likeliest first."""
         passed: list[Candidate] = []
-        for source in (_own_edits, borrowed):
+        for source in (catalogue, borrowed):
             for distance, site in enumerate(self.sites):
                 if site.equation.key in under:
                     continue
@@ -140,11 +140,6 @@ class Search:
         return found[:SHOWN]
 
 
-def _own_edits(site: Site) -> Iterator[Edit]:
-    yield from calls(site)
-    yield from catalogue(site)
-
-
 def _strangeness(site: Site) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if site.own and site.last:
@@ -154,34 +149,48 @@ def _strangeness(site: Site) -> float:
 
 def described(edit: Edit, site: Site, names: Names) -> Found:
     """An edit in words, with its line and what to write instead."""
-    at = site.expression
+    at, whole = site.expression, site.own or site.last
+    if edit.at is not None:
+        made = expression(edit.at.spans, names.home)
+        if made is not None and isinstance(edit.write, Callable) and edit.write(made) is not None:
+            at, whole = made, True
     span = None if at is None else at.span
-    slots = site.equation.operands
-    values = {"_v": None if not edit.reads else names.at(edit.reads[0], span)}
-    words = {"v": names.described(edit.reads[0], span) if edit.reads else ""}
-    for name, position in (("_a", 0), ("_b", 1), ("_c", 2)):
+    values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    for position, name in enumerate(("_a", "_b", "_c")[: len(site.equation.operands)]):
         node = None if at is None or not site.own else at.operand(position)
-        if node is not None:
-            words[name] = ast.unparse(node)
-        elif position < len(slots):
-            words[name] = names.described(slots[position], span)
-    before = at.text if at is not None and (site.own or site.last) else ""
+        slot = site.equation.operands[position]
+        words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
+    before = at.text if at is not None and whole else ""
     words["_e"] = before or "the result"
     message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
-    after = None
-    if at is not None and at.node is not None and (site.own or site.last):
-        after = _after(edit, at, site, values)
+    after = _after(edit, at, site, names, values) if at is not None and at.node else None
+    if after is not None and not before and at is not None:
+        before = at.text
     place = None if at is None else at.place
     said = f"`{before}`: {message}" if before and "{_e}" not in edit.message else message
     return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
 
 
 def _after(
-    edit: Edit, at: Expression, site: Site, values: Mapping[str, ast.expr | None]
+    edit: Edit,
+    at: Expression,
+    site: Site,
+    names: Names,
+    values: Mapping[str, ast.expr | None],
 ) -> str | None:
-    if callable(edit.write):
+    if edit.change is not None:
+        position, template = edit.change
+        node = at.operand(position) if site.own else None
+        if node is None:
+            slot = site.equation.operands[position]
+            node = at.part(names.described(slot, at.span))
+        return None if node is None else at.changed(node, template, values)
+    if isinstance(edit.write, Callable):
         return edit.write(at)
-    if not edit.write or (re.search(r"\b_[abc]\b", edit.write) and not site.own):
+    if not edit.write or not (site.own or site.last):
+        return None
+    if re.search(r"\b_[abc]\b", edit.write) and not site.own:
         return None
     return at.written(edit.write, values)
 

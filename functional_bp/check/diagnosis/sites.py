@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp._jax import scan_counts
-from functional_bp.check.diagnosis.edits import Site
+from functional_bp.check.diagnosis.edits.edit import Site
 from functional_bp.check.diagnosis.program import Equation, Program, Values
 from functional_bp.check.diagnosis.source import Names, expression, own_span
 
@@ -51,8 +51,8 @@ def sites(
         found = expression(equation.spans, home)
         made = [s for e in program.equations[:index] for s in e.results[:1]]
         span = None if found is None else found.span
-        named = {slot: names.is_named(slot, span) for slot in (*before, *made)}
-        scope = sorted(named, key=lambda slot: not named[slot])[:WIDEST]
+        named = {slot: names.distance(slot, span) for slot in (*before, *made)}
+        scope = sorted(named, key=lambda slot: named[slot])[:WIDEST]
         yield Site(
             equation,
             values,

@@ -224,19 +224,68 @@ class Expression:
                 node.keywords.insert(0, ast.keyword("axis", value))
         return self.finished(node)
 
-    def keeping_dims(self, position: int) -> str | None:
-        """The expression with ``keepdims=True`` in the call that is one of its operands."""
-        operand = self.operand(position)
-        node = copy.deepcopy(operand)
-        if not isinstance(node, ast.Call) or any(k.arg == "keepdims" for k in node.keywords):
+    def with_keyword(self, name: str, value: object) -> str | None:
+        """The same call with a keyword set."""
+        if not isinstance(self.node, ast.Call):
             return None
-        node.keywords.append(ast.keyword("keepdims", ast.Constant(True)))
-        names = ["_a", "_b"]
-        operator = OPERATORS.get(self.spelling)
-        if operator is None:
+        node = copy.deepcopy(self.node)
+        node.keywords = [k for k in node.keywords if k.arg != name]
+        node.keywords.append(ast.keyword(name, ast.Constant(value)))  # pyright: ignore
+        return self.finished(node)
+
+    def keeping_dims(self) -> str | None:
+        """The same call with ``keepdims=True``; None where it has that already."""
+        if isinstance(self.node, ast.Call) and all(k.arg != "keepdims" for k in self.node.keywords):
+            return self.with_keyword("keepdims", True)
+        return None
+
+    def flipped_around(self, axis: int) -> str | None:
+        """A running sum from the other end: of the reversed array, reversed."""
+        first = self.operand(0)
+        if not isinstance(self.node, ast.Call) or first is None:
             return None
-        names[position] = "_new"
-        return self.written(f"{names[0]} {operator} {names[1]}", {"_new": node})
+        flip = ast.parse(f"jnp.flip(_x, {axis})", mode="eval").body
+        inner = copy.deepcopy(self.node, {id(first): _Fill({"_x": first}).visit(flip)})
+        return self.written(f"jnp.flip(_x, {axis})", {"_x": inner})
+
+    def padded(self, axis: int, width: tuple[int, int]) -> str | None:
+        """The same call of ``pad`` with other widths along an axis."""
+        if not isinstance(self.node, ast.Call) or len(self.node.args) < 2:
+            return None
+        held: ast.expr = self.node.args[1]
+        if isinstance(held, ast.Tuple | ast.List) and len(held.elts) > axis:
+            nested = held.elts[axis]
+            held = nested if isinstance(nested, ast.Tuple | ast.List) else held
+        new = ast.parse(repr(width), mode="eval").body
+        return self.finished(copy.deepcopy(self.node, {id(held): new}))
+
+    def changed(
+        self, old: ast.expr, template: str, values: Mapping[str, ast.expr | None]
+    ) -> str | None:
+        """The expression with one part ``_x`` of it written otherwise."""
+        if template == "_x.T" and isinstance(old, ast.Attribute) and old.attr in ("T", "mT"):
+            template, old_value = "_x", old.value
+        else:
+            old_value = old
+        tree = ast.parse(template, mode="eval").body
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        parts = {**values, "_x": old_value}
+        if any(parts[name] is None for name in used & set(parts)):
+            return None
+        whole = self.node
+        if isinstance(whole, ast.AugAssign):
+            whole = ast.BinOp(_loaded(whole.target), whole.op, whole.value)
+            if ast.unparse(old) == ast.unparse(whole.left):
+                old = whole.left
+        new = _Fill(parts).visit(tree)
+        return self.finished(copy.deepcopy(whole, {id(old): new}))
+
+    def part(self, text: str) -> ast.expr | None:
+        """The first sub-expression with that text."""
+        for node in ast.walk(self.node) if self.node is not None else ():
+            if isinstance(node, ast.expr) and node is not self.node and ast.unparse(node) == text:
+                return node
+        return None
 
 
 OPERATORS = {
@@ -319,9 +368,11 @@ class Names:
         span = self.makers.get(slot)
         return "another value" if span is None else f"the value computed at line {span.line}"
 
-    def is_named(self, slot: int, where: Span | None) -> bool:
-        """Whether a person would call the value by a name."""
-        return slot in self.given or where is not None and self._local(slot, where) is not None
+    def distance(self, slot: int, where: Span | None) -> float:
+        """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
+        if where is not None and self._local(slot, where) is not None:
+            return 0.0
+        return 0.5 if slot in self.given else 1.0
 
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits import Edit
+from functional_bp.check.diagnosis.edits.edit import Edit
 from functional_bp.check.diagnosis.program import Change, Program, Values
 
 EXACT = 1e-7  # relative error of an output that counts as right

@@ -1,4 +1,4 @@
-"""Reductions and other calls along an axis: the same call along another one, a mean for a sum."""
+"""Calls of a library: a reduction along another axis, a mean for a sum, another padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits import Edit, Site
+from functional_bp.check.diagnosis.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.in_numpy import in_scope
 from functional_bp.check.diagnosis.source import Expression
 
@@ -81,6 +81,50 @@ def calls(site: Site) -> Iterator[Edit]:
             )  # fmt: skip
 
 
+MODES = ("constant", "edge", "wrap", "reflect", "symmetric")
+
+
+def paddings(site: Site) -> Iterator[Edit]:
+    """Padding of another kind, or with more on the other side, in the place of ``jnp.pad``."""
+    expression = site.expression
+    if expression is None or expression.spelling != "pad" or not site.last:
+        return
+    outside = _outside(site)
+    if len(outside) != 1:
+        return
+    x, result = site.values[outside[0]], site.result
+    if x.ndim != result.ndim or site.equation.name == "pad":
+        return
+    grown = [i for i in range(x.ndim) if x.shape[i] != result.shape[i]]
+    if len(grown) != 1:
+        return
+    axis, more = grown[0], result.shape[grown[0]] - x.shape[grown[0]]
+
+    def padded(x: Any, low: int, mode: Any) -> Any:
+        width = [(0, 0)] * x.ndim
+        width[axis] = (low, more - low)
+        return np.pad(x, width, mode=mode)
+
+    present = None
+    for low in range(more + 1):
+        for mode in MODES:
+            if more - low < x.shape[axis] and low < x.shape[axis]:
+                if np.array_equal(padded(x, low, mode), result):
+                    present = present or (low, mode)
+    if present is None:
+        return
+    for mode in MODES:
+        if mode != present[1]:
+            yield Edit(
+                site.equation.key, "border",
+                f"should be padded with {'zeros' if mode == 'constant' else repr(mode)}, "
+                f"not mode={present[1]!r}",
+                lambda a, values, _, mode=mode: padded(values[outside[0]], present[0], mode),
+                0.2 + (mode != "constant"), reads=(outside[0],),
+                write=lambda e, mode=mode: e.with_keyword("mode", mode),
+            )  # fmt: skip
+
+
 def _edit(
     site: Site,
     slot: int,
@@ -116,7 +160,14 @@ def _group(site: Site) -> tuple[str, int] | None:
         return ("sum", site.equation.operands[0]) if site.equation.name == "reduce_sum" else None
     if not site.last or expression is None:
         return None
-    outside: set[int] = set()
+    outside = _outside(site)
+    return (name, outside[0]) if len(outside) == 1 else None
+
+
+def _outside(site: Site) -> list[int]:
+    """The arrays that the person's expression is computed from, inside which the site stands."""
+    expression = site.expression
+    outside: dict[int, None] = {}
     frontier, seen = [site.equation.key], set()
     while frontier:
         slot = frontier.pop()
@@ -124,11 +175,12 @@ def _group(site: Site) -> tuple[str, int] | None:
             continue
         seen.add(slot)
         maker = site.makers.get(slot)
-        if maker is not None and any(span == expression.span for span in maker.spans):
+        within = maker is not None and expression is not None
+        if maker is not None and within and expression.span in maker.spans:
             frontier.extend(maker.operands)
         elif in_scope(site.values.get(slot)) and np.ndim(site.values[slot]) > 0:
-            outside.add(slot)
-    return (name, outside.pop()) if len(outside) == 1 else None
+            outside[slot] = None
+    return list(outside)
 
 
 def _present(name: str, x: Any, result: Any) -> tuple[Axes, bool] | None:
