@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from functional_bp.check.diagnosis.aliases import is_alias, with_aliases
 from functional_bp.check.diagnosis.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.edits.edit import Edit, Site
@@ -142,6 +143,8 @@ class Search:
 
 def _strangeness(site: Site) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
+    if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
+        return 0.6
     if site.own and site.last:
         return 0.0
     return 0.3 if site.own else 0.5 if site.last else 3.0
@@ -164,12 +167,19 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     before = at.text if at is not None and whole else ""
     words["_e"] = before or "the result"
     message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
-    after = _after(edit, at, site, names, values) if at is not None and at.node else None
+    after = None
+    if at is not None and at.node is not None and not is_unpacked(at):
+        after = _after(edit, at, site, names, values)
     if after is not None and not before and at is not None:
         before = at.text
     place = None if at is None else at.place
     said = f"`{before}`: {message}" if before and "{_e}" not in edit.message else message
     return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
+
+
+def is_unpacked(at: Expression) -> bool:
+    """Whether an expression is a name that something is assigned to."""
+    return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
 
 
 def _after(
@@ -253,6 +263,9 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
     if not _agrees(outs, given.claimed):
         return None
     home = home_of(subject.source)
+    right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
+    program = with_aliases(program, disagreement.argument, right, home)
+    trial = Trial(program, draw, disagreement.argument, deadline)
     names = Names(program, home, _given_names(disagreement, program, first))
     within = None
     if whole:

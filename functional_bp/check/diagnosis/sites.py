@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from functional_bp._jax import scan_counts
+from functional_bp.check.diagnosis.aliases import is_alias
 from functional_bp.check.diagnosis.edits.edit import Site
 from functional_bp.check.diagnosis.program import Equation, Program, Values
 from functional_bp.check.diagnosis.source import Names, expression, own_span
@@ -49,7 +51,10 @@ def sites(
         if within is not None and equation.key not in within:
             continue
         found = expression(equation.spans, home)
-        made = [s for e in program.equations[:index] for s in e.results[:1]]
+        earlier = [e for e in program.equations[:index] if not is_alias(e)]
+        made = [s for e in earlier for s in e.results[:1]]
+        if found is not None and is_alias(equation):
+            found = replace(found, alias=True)
         span = None if found is None else found.span
         named = {slot: names.distance(slot, span) for slot in (*before, *made)}
         scope = sorted(named, key=lambda slot: named[slot])[:WIDEST]
@@ -60,7 +65,10 @@ def sites(
             makers,
             sizes,
             found,
-            own=found is None or found.node is None or found.stands_for(equation.name),
+            own=found is None
+            or found.node is None
+            or found.alias
+            or found.stands_for(equation.name),
             last=span is None or finals.get(span) == equation.key,
             literals=program.literals,
             thresholds=thresholds,

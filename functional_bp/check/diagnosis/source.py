@@ -108,10 +108,14 @@ def own_span(spans: Iterable[Span], home: str | None) -> Span | None:
 
 @dataclass(frozen=True)
 class Expression:
-    """An expression in a person's code; ``node`` is None where the code cannot be read."""
+    """An expression in a person's code; ``node`` is None where the code cannot be read.
+
+    An ``alias`` is a value that is written down without an operation: its operand is itself.
+    """
 
     span: Span
     node: Any = None
+    alias: bool = False
 
     @property
     def place(self) -> Place:
@@ -155,6 +159,8 @@ class Expression:
     def operand(self, position: int) -> ast.expr | None:
         """The sub-expression of an operand, by its position in the primitive's order."""
         node = self.node
+        if self.alias:
+            return node if position == 0 else None
         if isinstance(node, ast.BinOp):
             return (node.left, node.right)[position] if position < 2 else None
         if isinstance(node, ast.AugAssign):
