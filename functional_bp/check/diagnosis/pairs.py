@@ -13,6 +13,7 @@ from functional_bp.check.diagnosis.trial import Trial, Tried, as_change, unsettl
 
 WIDE = 512  # entries of the output that are looked at
 PROMISING = 24  # first edits on top of which a second is looked for
+CONVINCING = 2.0  # a pair of such a rank in sum is not looked beyond
 CLOSE = 1e-6
 
 
@@ -21,17 +22,21 @@ def pairs(
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
     found = list(_sums(trial))
-    if found or trial.late:
-        return sorted(found, key=lambda pair: pair[0].rank + pair[1].rank)
+    if trial.late or any(_rank(pair) <= CONVINCING for pair in found):
+        return sorted(found, key=_rank)
     for first in _promising(trial):
         if trial.late:
             break
         for other in second(first):
             if trial.holds({first.site: as_change(first), other.site: as_change(other)}):
                 found.append((first, other))
-        if found:
+        if any(_rank(pair) <= CONVINCING for pair in found):
             break
-    return found
+    return sorted(found, key=_rank)
+
+
+def _rank(pair: tuple[Edit, Edit]) -> float:
+    return pair[0].rank + pair[1].rank
 
 
 def _promising(trial: Trial) -> list[Edit]:

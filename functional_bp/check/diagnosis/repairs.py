@@ -25,6 +25,7 @@ from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Disagreement, Sample
 
 SHOWN = 3
+COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
 LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
 
 
@@ -88,7 +89,8 @@ class Search:
         """Single edits, then two at once."""
         found = self.singles({})
         if found:
-            return self.reported([(candidate,) for candidate in found])
+            near = [c for c in found if c.rank <= found[0].rank + COMPARABLE]
+            return self.reported([(candidate,) for candidate in near])
         groups = pairs(self.trial, self.by_key, self.second)
         return self.reported(
             [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
@@ -260,7 +262,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
 
     trial = Trial(program, draw, disagreement.argument, deadline)
     outs = program.outs(trial.point(0).values)
-    if not _agrees(outs, given.claimed):
+    if not agrees(outs, given.claimed):
         return None
     home = home_of(subject.source)
     right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
@@ -291,7 +293,7 @@ def _numeric(tree: Any) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, np.ndarray | np.generic)]
 
 
-def _agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
+def agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
     """Whether the program computes what was claimed, so that its faults are the claim's."""
     return len(outs) == len(claimed) and all(
         np.shape(a) == np.shape(b)

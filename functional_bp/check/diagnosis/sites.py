@@ -46,7 +46,7 @@ def sites(
         if slot not in program.literals and np.ndim(values[slot]) > 0:
             before.append(slot)
     for index, equation in order:
-        for body, inner in _bodies(equation, values):
+        for body, inner in bodies(equation, values):
             yield from sites(body, inner, -1, names, sizes, thresholds, (), within)
         if within is not None and equation.key not in within:
             continue
@@ -84,7 +84,7 @@ def _finals(program: Program, home: str | None) -> dict[Any, int]:
     }
 
 
-def _bodies(equation: Equation, values: Values) -> Iterator[tuple[Program, Values]]:
+def bodies(equation: Equation, values: Values) -> Iterator[tuple[Program, Values]]:
     """The programs inside an equation, with their values in the first iteration."""
     operands = [values[slot] for slot in equation.operands]
     if equation.name == "scan":
