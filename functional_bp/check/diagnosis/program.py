@@ -8,6 +8,7 @@ unique in the whole program; an equation is known by the slot of its first resul
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,57 +176,122 @@ class Name:
     line: int
 
 
+@dataclass
+class Call:
+    """One call of a Python function while tracing: its arguments' leaves, its variables at last."""
+
+    file: str
+    function: str
+    line: int
+    leaves: list[Any]
+    variables: list[tuple[str, Any]] = field(default_factory=list)
+
+    def names_of(self, value: Any) -> list[Name]:
+        """The variables that held a value when the function returned."""
+        place = (self.file, self.function, self.line)
+        return [Name(text, *place) for text, held in self.variables if held is value]
+
+
 def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
     """The program of a function of pytrees of arrays; slots carry the names of local variables."""
     leaves, tree = jax.tree_util.tree_flatten(arguments)
     traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    calls: list[Call] = []
+    named: list[list[Name]] = []
 
     def flat(*arrays: Any) -> tuple[list[Any], list[Any]]:
         full = list(leaves)
         for i, array in zip(traced, arrays):
             full[i] = array
-        seen.clear()
-        with _watching(seen):
-            outs = list(function(*jax.tree_util.tree_unflatten(tree, full)))
-        home = arrays[0] if arrays else None
-        kept = {id(v): (v, n) for v, n in seen if home is not None and same_trace(v, home)}
+        calls.clear()
         named.clear()
-        for value, _ in kept.values():
-            named.append([n for v, n in seen if v is value])
+        with _watching(calls):
+            outs = list(function(*jax.tree_util.tree_unflatten(tree, full)))
+        kept: dict[int, tuple[Any, list[Name]]] = {}
+        for call in calls:
+            for text, value in call.variables:
+                if arrays and same_trace(value, arrays[0]):
+                    name = Name(text, call.file, call.function, call.line)
+                    kept.setdefault(id(value), (value, []))[1].append(name)
+        named.extend(names for _, names in kept.values())
         return outs, [value for value, _ in kept.values()]
 
-    seen: list[tuple[Any, Name]] = []
-    named: list[list[Name]] = []
     closed, shape = jax.make_jaxpr(flat, return_shape=True)(*[leaves[i] for i in traced])
-    seen.clear()
     count = len(shape[0])
     jaxpr, constants = open_jaxpr(closed)
     program = _flatten(jaxpr, constants, itertools.count(), ())
     names: dict[int, tuple[Name, ...]] = {}
     for slot, group in zip(program.outputs[count:], named):
         names[slot] = (*names.get(slot, ()), *dict.fromkeys(group))
+    _name_inside(program, calls, names)
     return replace(program, outputs=program.outputs[:count], names=names)
 
 
 @contextmanager
-def _watching(seen: list[tuple[Any, Name]]) -> Iterator[None]:
-    """Note the local variables that hold tracers when a Python function returns."""
+def _watching(calls: list[Call]) -> Iterator[None]:
+    """Note the calls of Python functions, JAX's own left out, whose variables hold tracers."""
     before = sys.getprofile()
+    open_calls: dict[int, Call] = {}
 
     def note(frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
-        if event != "return" or "/jax/" in code.co_filename or "<frozen" in code.co_filename:
+        if event not in ("call", "return") or _is_foreign(code.co_filename):
             return
-        for text, value in list(frame.f_locals.items()):
-            if isinstance(value, jax.core.Tracer) and text.isidentifier():
-                place = (code.co_filename, code.co_name, code.co_firstlineno)
-                seen.append((value, Name(text, *place)))
+        variables = dict(frame.f_locals)
+        if event == "call":
+            names = code.co_varnames[: code.co_argcount]
+            held = [leaf for name in names for leaf in _leaves(variables.get(name))]
+            place = (code.co_filename, code.co_qualname, code.co_firstlineno)
+            open_calls[id(frame)] = Call(*place, held)
+        elif (call := open_calls.pop(id(frame), None)) is not None:
+            call.variables = [
+                (text, value)
+                for text, value in variables.items()
+                if isinstance(value, jax.core.Tracer) and text.isidentifier()
+            ]
+            calls.append(call)
 
     sys.setprofile(note)
     try:
         yield
     finally:
         sys.setprofile(before)
+
+
+_JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+_LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a file is JAX's, Python's own, or none."""
+    if file.startswith((_JAX, "<frozen", "<string>")):
+        return True
+    return file.startswith(_LIBRARY) and "site-packages" not in file
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of an argument; of an object that is just being made, none."""
+    try:
+        return jax.tree_util.tree_leaves(value)
+    except Exception:
+        return []
+
+
+def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any]) -> None:
+    """Names of what a loop's body is given: the variables of the call that traced the body."""
+    for equation in program.equations:
+        for body in equation.bodies:
+            homes = {(s.file, s.function) for e in body.equations for s in e.spans[:1]}
+            for call in calls:
+                offset = len(body.inputs) - len(call.leaves)
+                if (call.file, call.function) not in homes or offset < 0:
+                    continue
+                if not all(isinstance(leaf, jax.core.Tracer) for leaf in call.leaves):
+                    continue
+                for slot, leaf in zip(body.inputs[offset:], call.leaves):
+                    found = [*names.get(slot, ()), *call.names_of(leaf)]
+                    names[slot] = tuple(dict.fromkeys(found))
+            _name_inside(body, calls, names)
 
 
 def _flatten(

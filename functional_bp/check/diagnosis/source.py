@@ -172,7 +172,7 @@ class Expression:
             return pair[position] if position < 2 else None
         if isinstance(node, ast.Attribute | ast.Subscript):
             return node.value if position == 0 else None
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or self.spelling in ("scan", "cond", "while_loop"):
             return None
         arguments = [a for a in node.args if not isinstance(a, ast.Constant | ast.Starred)]
         if self.spelling == "where":
