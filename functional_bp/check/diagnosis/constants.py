@@ -84,12 +84,13 @@ def named(value: float, sizes: Iterable[int] = (), tolerance: float = 1e-6) -> C
         if near(small):
             return signed(Constant(small, f"{small:g}" if small != 0.5 else "½", f"{small:g}", 0))
     matches = [row for row in _table(sizes) if near(row.value)]
-    if matches:
-        return signed(min(matches, key=lambda row: row.simple))
     fraction = Fraction(size).limit_denominator(24)
     if near(float(fraction)) and fraction.numerator <= 1000:
+        small = fraction.numerator == 1 or max(fraction.numerator, fraction.denominator) <= 4
         text = str(fraction).replace("/", " / ")
-        return signed(Constant(float(fraction), str(fraction), text, 1))
+        matches.append(Constant(float(fraction), str(fraction), text, 1 if small else 4))
+    if matches:
+        return signed(min(matches, key=lambda row: row.simple))
     rounded = float(f"{size:.6g}")
     digits = len(f"{rounded:.6g}".replace(".", "").strip("0"))
     if digits <= 5 and near(rounded):

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal, Primitive
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
@@ -247,7 +248,7 @@ def _watching(calls: list[Call]) -> Iterator[None]:
             call.variables = [
                 (text, value)
                 for text, value in variables.items()
-                if isinstance(value, jax.core.Tracer) and text.isidentifier()
+                if isinstance(value, Tracer) and text.isidentifier()
             ]
             calls.append(call)
 
@@ -286,7 +287,7 @@ def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any])
                 offset = len(body.inputs) - len(call.leaves)
                 if (call.file, call.function) not in homes or offset < 0:
                     continue
-                if not all(isinstance(leaf, jax.core.Tracer) for leaf in call.leaves):
+                if not all(isinstance(leaf, Tracer) for leaf in call.leaves):
                     continue
                 for slot, leaf in zip(body.inputs[offset:], call.leaves):
                     found = [*names.get(slot, ()), *call.names_of(leaf)]

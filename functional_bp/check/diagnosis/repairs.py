@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.check.diagnosis.aliases import is_alias, with_aliases
 from functional_bp.check.diagnosis.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.names import Names
 from functional_bp.check.diagnosis.pairs import pairs
 from functional_bp.check.diagnosis.program import Change, Program, trace
 from functional_bp.check.diagnosis.sites import backward_keys, sites, sizes_of, thresholds_of
-from functional_bp.check.diagnosis.source import Expression, Names, expression, home_of
+from functional_bp.check.diagnosis.source import Expression, expression, home_of
 from functional_bp.check.diagnosis.trial import Trial, as_change
 from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Disagreement, Sample
@@ -285,7 +287,7 @@ def _arrays(tree: Any) -> Any:
 
 
 def _is_plain(leaf: Any) -> bool:
-    return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 def _numeric(tree: Any) -> list[Any]:

@@ -11,8 +11,9 @@ import numpy as np
 from functional_bp._jax import scan_counts
 from functional_bp.check.diagnosis.aliases import is_alias
 from functional_bp.check.diagnosis.edits.edit import Site
+from functional_bp.check.diagnosis.names import Names
 from functional_bp.check.diagnosis.program import Equation, Program, Values
-from functional_bp.check.diagnosis.source import Names, expression, own_span
+from functional_bp.check.diagnosis.source import expression, own_span
 
 WIDEST = 40  # values that an edit may bring in, the named ones first
 
@@ -134,7 +135,7 @@ def thresholds_of(program: Program) -> list[float]:
         for equation in program.equations:
             if equation.name in ("gt", "ge", "lt", "le", "max", "min", "clamp", "eq", "ne"):
                 for slot in equation.operands:
-                    value = program.constants.get(slot)
+                    value: Any = program.constants.get(slot)
                     if slot in program.literals and np.isfinite(value):
                         found[float(np.real(value))] = None
             for body in equation.bodies:

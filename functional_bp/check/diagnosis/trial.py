@@ -72,7 +72,7 @@ class Trial:
 
     def vector(self, outs: Sequence[Any]) -> np.ndarray:
         """The judged output in a row; complex numbers as two real ones."""
-        out = np.ravel(outs[self.judged])
+        out: Any = np.ravel(outs[self.judged])
         return np.concatenate([out.real, out.imag]) if out.dtype.kind == "c" else out
 
     def point(self, number: int) -> Point:

@@ -156,6 +156,9 @@ def _added(
             return site.again(a) + term
         return site.again(with_operand(a, position, a[position] + term))
 
+    whole = position is None
+    operand = "" if position is None else OPERAND[min(position, 3)]
+
     def settle(c: float) -> Edit | None:
         constant = named(c, site.sizes)
         if constant is None or constant.value == 0 or constant.simple > simplest:
@@ -164,16 +167,15 @@ def _added(
         unit = abs(constant.value) == 1
         shown = ("" if unit else f"({constant.text.lstrip('-')}) * ") + text.format("_v")
         said = ("" if unit else f"{constant.name.lstrip('−')} · ") + text.format("{v}")
-        whole = position is None
+        message = f"the term {sign} {said} is missing"
+        if not whole:
+            message = f"{operand} should be {operand} {sign} {said}"
         return replace(
             edit,
-            message=f"the term {sign} {said} is missing"
-            if whole else f"{OPERAND[min(position, 3)]} should be {{_x}} {sign} {said}".replace(
-                "{_x}", OPERAND[min(position, 3)]
-            ),
+            message=message,
             compute=lambda a, v, _: compute(a, v, constant.value),
             write=f"_e {sign} {shown}" if whole else "",
-            change=None if whole else (position, f"_x {sign} {shown}"),
+            change=None if position is None else (position, f"_x {sign} {shown}"),
             rank=rank + constant.simple, start=None, settle=None,
         )  # fmt: skip
 

@@ -175,8 +175,7 @@ def _outside(site: Site) -> list[int]:
             continue
         seen.add(slot)
         maker = site.makers.get(slot)
-        within = maker is not None and expression is not None
-        if maker is not None and within and expression.span in maker.spans:
+        if maker is not None and expression is not None and expression.span in maker.spans:
             frontier.extend(maker.operands)
         elif in_scope(site.values.get(slot)) and np.ndim(site.values[slot]) > 0:
             outside[slot] = None
