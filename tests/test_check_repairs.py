@@ -206,6 +206,17 @@ def rnn_stale(res, y_bar):
     return x_bar, h0_bar, W_bar
 
 
+def rnn_by_hand(res, y_bar):
+    ys, before, W = res
+    h_bar, W_bar, x_bars = jnp.zeros_like(ys[0]), jnp.zeros_like(W), []
+    for t in reversed(range(5)):
+        z_bar = (h_bar + y_bar[t]) * (1 + ys[t] ** 2)  # here
+        W_bar += jnp.outer(before[t], z_bar)
+        h_bar = z_bar @ W.T
+        x_bars.append(z_bar)
+    return jnp.stack(x_bars[::-1]), h_bar, W_bar
+
+
 def rnn_forwards(res, y_bar):
     ys, before, W = res
 
@@ -308,6 +319,7 @@ FAULTS = [
     (DENSE, dense_slope, SQUARE, "missing factor", "1 - y ** 2"),
     (RNN, rnn_stale, STEPS, "wrong operand", "jnp.outer(h_before, z_bar)"),
     (RNN, rnn_forwards, STEPS, "reversal", "reverse=True"),
+    (RNN, rnn_by_hand, STEPS, "sign", "1 - ys[t] ** 2"),
     (GELU, gelu_two_for_three, (normal(7),), "wrong constant", "3 * 0.044715 * x ** 2"),
     (GELU, gelu_rounded, (normal(7),), "wrong constant", "jnp.sqrt(2 / jnp.pi)"),
     (CONV, conv_shifted, (normal(8), normal(3)), "off by one", "jnp.pad(y_bar, (1, 1))"),

@@ -28,7 +28,9 @@ def with_aliases(
     """The program with copies that can be edited in place of all further uses of a value."""
     for_right = _influences(program, [program.outputs[i] for i in right])
     for_judged = _influences(program, [program.outputs[judged]])
+    for_all = _influences(program, program.outputs)
     uses: dict[int, list[Use]] = {}
+    everywhere: dict[int, list[Use]] = {}
     shared = {program.outputs[i] for i in right}
     for index, equation in enumerate(program.equations):
         for position, slot in enumerate(equation.operands):
@@ -36,6 +38,8 @@ def with_aliases(
                 uses.setdefault(slot, []).append((index, position))
             elif index in for_right:
                 shared.add(slot)
+            if index in for_all and index not in for_right:
+                everywhere.setdefault(slot, []).append((index, position))
     returned = program.outputs[judged]
     numbers = itertools.count(_largest(program) + 1)
     heads: list[Equation] = []
@@ -46,13 +50,17 @@ def with_aliases(
 
     def copy(slot: int, places: Sequence[Use], spans: tuple[Span, ...]) -> int:
         new = next(numbers)
-        equation = Equation(COPY, {"alias": True}, (slot,), (new,), spans)
+        use = None
+        if not spans and places:
+            spans = program.equations[places[0][0]].spans
+            use = places[0][1] if len(places) == 1 else -1
+        equation = Equation(COPY, {"alias": True, "use": use}, (slot,), (new,), spans)
         (after.setdefault(slot, []) if slot in made else heads).append(equation)
         renamed.update(dict.fromkeys(places, new))
         names[new] = names.get(slot, ())
         return new
 
-    for group, span in _named_numbers(program, uses, home):
+    for group, span in _named_numbers(program, everywhere, home):
         copy(program.equations[group[0][0]].operands[group[0][1]], group, (span,))
     for slot in {*uses, returned}:
         places = [use for use in uses.get(slot, ()) if use not in renamed]
@@ -79,6 +87,14 @@ def with_aliases(
 def is_alias(equation: Equation) -> bool:
     """Whether the equation stands for a line without an operation."""
     return bool(equation.params.get("alias"))
+
+
+def use_of(equation: Equation) -> int | None:
+    """For a value without a line of its own: which operand it is where it is used.
+
+    −1 where it is used several times; None where it has a line.
+    """
+    return equation.params.get("use")
 
 
 def _influences(program: Program, outputs: Sequence[int]) -> set[int]:

@@ -22,7 +22,7 @@ from functional_bp.check.diagnosis.program import Program, Values
 from functional_bp.check.diagnosis.repairs import Found, agrees
 from functional_bp.check.diagnosis.sites import bodies, sizes_of
 from functional_bp.check.diagnosis.source import expression, home_of
-from functional_bp.check.diagnosis.trial import Trial, as_change
+from functional_bp.check.diagnosis.trial import Trial
 from functional_bp.check.subject import Disagreement
 
 SHOWN = 2
@@ -75,8 +75,7 @@ def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found
                 passed.append((found.rank + 0.01 * order, found, edge))
     said: list[Found] = []
     for _, edit, edge in sorted(passed, key=lambda one: one[0]):
-        changes = {edit.site: as_change(edit)}
-        if len(said) < SHOWN and trial.holds(changes):
+        if len(said) < SHOWN and trial.holds(trial.changes(edit)):
             one = _described(edit, edge, home)
             if all(one.message != other.message for other in said):
                 said.append(one)

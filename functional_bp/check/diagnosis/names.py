@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from functional_bp.check.diagnosis.program import Program, Span
@@ -15,8 +15,14 @@ LONGEST = 48  # characters of an expression that stands for a value without a na
 class Names:
     """What the person calls the values of a program, where an expression stands."""
 
-    def __init__(self, program: Program, home: str | None, given: Mapping[int, str]) -> None:
-        self.program, self.home, self.given = program, home, given
+    def __init__(
+        self,
+        program: Program,
+        home: str | None,
+        given: Mapping[int, str],
+        distant: Collection[int] = (),
+    ) -> None:
+        self.program, self.home, self.given, self.distant = program, home, given, distant
         self.literals: dict[int, Any] = {}
         self.makers: dict[int, Any] = {}
         self._collect(program)
@@ -26,7 +32,8 @@ class Names:
         last: dict[Any, int] = {}
         for equation in program.equations:
             span = own_span(equation.spans, self.home)
-            if span is not None and len(equation.results) == 1:
+            borrowed = equation.params.get("use") is not None  # an alias at the line of its use
+            if span is not None and len(equation.results) == 1 and not borrowed:
                 last[span] = equation.key
             for body in equation.bodies:
                 self._collect(body)
@@ -61,7 +68,7 @@ class Names:
         """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
         if where is not None and self._local(slot, where) is not None:
             return 0.0
-        return 0.5 if slot in self.given else 1.0
+        return 0.5 if slot in self.given and slot not in self.distant else 1.0
 
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.check.diagnosis.edits.edit import Edit
-from functional_bp.check.diagnosis.trial import Trial, Tried, as_change, unsettled
+from functional_bp.check.diagnosis.trial import Trial, Tried, unsettled
 
 WIDE = 512  # entries of the output that are looked at
 PROMISING = 24  # first edits on top of which a second is looked for
@@ -28,7 +28,7 @@ def pairs(
         if trial.late:
             break
         for other in second(first):
-            if trial.holds({first.site: as_change(first), other.site: as_change(other)}):
+            if trial.holds(trial.changes(first, other)):
                 found.append((first, other))
         if any(_rank(pair) <= CONVINCING for pair in found):
             break
@@ -93,7 +93,7 @@ def _sums(trial: Trial) -> list[tuple[Edit, Edit]]:
         edits = [_with_constant(t.edit, c) for t, c in zip((first, other), coefficients)]
         if all(e is not None and e.settle is None for e in edits):
             one, two = (replace(e) for e in edits if e is not None)
-            if trial.holds({one.site: as_change(one), two.site: as_change(two)}):
+            if trial.holds(trial.changes(one, two)):
                 found.append((one, two))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.check.diagnosis.aliases import is_alias, with_aliases
+from functional_bp.check.diagnosis.aliases import is_alias, use_of, with_aliases
 from functional_bp.check.diagnosis.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.edits.catalogue import catalogue
+from functional_bp.check.diagnosis.edits.composed import composed
 from functional_bp.check.diagnosis.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.names import Names
 from functional_bp.check.diagnosis.pairs import pairs
 from functional_bp.check.diagnosis.program import Change, Program, trace
+from functional_bp.check.diagnosis.repeats import twins
 from functional_bp.check.diagnosis.sites import backward_keys, sites, sizes_of, thresholds_of
 from functional_bp.check.diagnosis.source import Expression, expression, home_of
-from functional_bp.check.diagnosis.trial import Trial, as_change
+from functional_bp.check.diagnosis.trial import Trial
 from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Disagreement, Sample
 
@@ -85,6 +87,12 @@ class Search:
                 within,
             )
         )  # fmt: skip
+        others: set[int] = set()
+        for site in list(self.sites):
+            if site.equation.key in others:
+                self.sites.remove(site)
+            else:
+                others.update(twin.key for twin in trial.twins.get(site.equation.key, ()))
         self.by_key = {site.equation.key: site for site in self.sites}
 
     def run(self) -> list[Found]:
@@ -100,16 +108,16 @@ class Search:
 
     def second(self, first: Edit) -> list[Edit]:
         """The edits that make the program right once a first one is made."""
-        return [c.edit for c in self.singles({first.site: as_change(first)}, brief=True)]
+        return [c.edit for c in self.singles(self.trial.changes(first), brief=True)]
 
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit, likeliest first."""
         passed: list[Candidate] = []
-        for source in (catalogue, borrowed):
+        for source in (catalogue, borrowed, composed):
             for distance, site in enumerate(self.sites):
                 if site.equation.key in under:
                     continue
-                for edit in source(site):
+                for edit in _without_failures(source(site)):
                     if self.trial.late:
                         return self._verified(passed, under)
                     found = self.trial.attempt(edit, under)
@@ -119,7 +127,7 @@ class Search:
                 if brief and passed:
                     return self._verified(passed, under)
             passed = self._verified(passed, under)
-            if passed and passed[0].rank <= LIKELY:
+            if passed and (source is not catalogue or passed[0].rank <= LIKELY):
                 break
         return passed
 
@@ -128,7 +136,7 @@ class Search:
     ) -> list[Candidate]:
         kept: list[Candidate] = []
         for candidate in sorted(passed, key=lambda c: c.rank):
-            changes = {**under, candidate.edit.site: as_change(candidate.edit)}
+            changes = {**under, **self.trial.changes(candidate.edit)}
             if len(kept) < 2 * SHOWN and self.trial.holds(changes):
                 whole = self.trial.holds(changes, whole=True)
                 kept.append(Candidate(candidate.edit, candidate.site, candidate.rank + (not whole)))
@@ -143,6 +151,14 @@ class Search:
             if not any((f.place, f.message) == (one.place, one.message) for f in found):
                 found.append(one)
         return found[:SHOWN]
+
+
+def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
+    """The edits up to one that cannot even be made: a failing entry costs its site alone."""
+    try:
+        yield from edits
+    except Exception:
+        return
 
 
 def _strangeness(site: Site) -> float:
@@ -164,12 +180,18 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     span = None if at is None else at.span
     values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
     words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
-    for position, name in enumerate(("_a", "_b", "_c")[: len(site.equation.operands)]):
+    slots = site.equation.operands
+    for position, name in enumerate(("_a", "_b", "_c")[: len(slots)]):
         node = None if at is None or not site.own else at.operand(position)
-        slot = site.equation.operands[position]
+        slot = slots[position]
         words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
     before = at.text if at is not None and whole else ""
     words["_e"] = before or "the result"
+    use = use_of(site.equation)
+    if use is not None:
+        operand = None if at is None or use < 0 else at.operand(use)
+        named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
+        words.update(_e=named, _a=named)
     message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
     after = None
     if at is not None and at.node is not None and not is_unpacked(at):
@@ -177,7 +199,8 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     if after is not None and not before and at is not None:
         before = at.text
     place = None if at is None else at.place
-    said = f"`{before}`: {message}" if before and "{_e}" not in edit.message else message
+    of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
+    said = f"{of}: {message}" if before and "{_e}" not in edit.message else message
     return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
 
 
@@ -193,6 +216,13 @@ def _after(
     names: Names,
     values: Mapping[str, ast.expr | None],
 ) -> str | None:
+    use = use_of(site.equation)
+    if use is not None:
+        template = edit.change[1] if edit.change else edit.write
+        node = at.operand(use) if use >= 0 else None
+        if node is None or not isinstance(template, str) or not template:
+            return None
+        return at.changed(node, re.sub(r"\b_[ea]\b", "_x", template), values)
     if edit.change is not None:
         position, template = edit.change
         node = at.operand(position) if site.own else None
@@ -269,8 +299,11 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
     home = home_of(subject.source)
     right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
     program = with_aliases(program, disagreement.argument, right, home)
-    trial = Trial(program, draw, disagreement.argument, deadline)
-    names = Names(program, home, _given_names(disagreement, program, first))
+    repeated = twins(program, home)
+    trial = Trial(program, draw, disagreement.argument, deadline, twins=repeated)
+    outs_from = len(program.inputs) - len(_numeric(first[-1]))
+    given_names = _given_names(disagreement, program, first)
+    names = Names(program, home, given_names, program.inputs[outs_from:])
     within = None
     if whole:
         count = [len(_numeric(part)) for part in first]

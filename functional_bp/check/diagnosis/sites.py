@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp._jax import scan_counts
-from functional_bp.check.diagnosis.aliases import is_alias
+from functional_bp.check.diagnosis.aliases import is_alias, use_of
 from functional_bp.check.diagnosis.edits.edit import Site
 from functional_bp.check.diagnosis.names import Names
 from functional_bp.check.diagnosis.program import Equation, Program, Values
@@ -55,7 +55,7 @@ def sites(
         earlier = [e for e in program.equations[:index] if not is_alias(e)]
         made = [s for e in earlier for s in e.results[:1]]
         if found is not None and is_alias(equation):
-            found = replace(found, alias=True)
+            found = replace(found, alias=use_of(equation) is None)
         span = None if found is None else found.span
         named = {slot: names.distance(slot, span) for slot in (*before, *made)}
         scope = sorted(named, key=lambda slot: named[slot])[:WIDEST]
@@ -68,9 +68,9 @@ def sites(
             found,
             own=found is None
             or found.node is None
-            or found.alias
+            or is_alias(equation)
             or found.stands_for(equation.name),
-            last=span is None or finals.get(span) == equation.key,
+            last=span is None or is_alias(equation) or finals.get(span) == equation.key,
             literals=program.literals,
             thresholds=thresholds,
             names=named,
@@ -81,6 +81,7 @@ def _finals(program: Program, home: str | None) -> dict[Any, int]:
     return {
         span: equation.key
         for equation in program.equations
+        if not is_alias(equation) or use_of(equation) is None
         if (span := own_span(equation.spans, home)) is not None
     }
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from functional_bp.check.diagnosis.edits.edit import Edit
 from functional_bp.check.diagnosis.program import Change, Program, Values
+from functional_bp.check.diagnosis.repeats import Renamed, Renaming, Twin
 
 EXACT = 1e-7  # relative error of an output that counts as right
 NEAR = 1e-5  # the same where the edit took away all but a ten-thousandth of the error
@@ -45,8 +47,10 @@ class Trial:
         judged: int,
         deadline: float,
         samples: int = 3,
+        twins: Mapping[int, Sequence[Twin]] | None = None,
     ) -> None:
         self.program, self.judged, self.deadline = program, judged, deadline
+        self.twins = twins or {}
         self._draw, self._count = draw, samples
         self._points: list[Point] = []
         first = self.point(0)
@@ -69,6 +73,15 @@ class Trial:
     def late(self) -> bool:
         """Whether the time is over."""
         return time.monotonic() > self.deadline
+
+    def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
+        """The edits in the form that a program applies, each in every turn of a loop."""
+        made: dict[int, Change] = {}
+        for edit in edits:
+            made[edit.site] = partial(_applied, edit, constant)
+            for twin in self.twins.get(edit.site, ()):
+                made[twin.key] = partial(_applied, edit, constant, renaming=twin.renaming)
+        return made
 
     def vector(self, outs: Sequence[Any]) -> np.ndarray:
         """The judged output in a row; complex numbers as two real ones."""
@@ -111,7 +124,7 @@ class Trial:
         try:
             if edit.settle is not None:
                 return self._solve(edit, under, keep)
-            outs = self.outs({**under, edit.site: as_change(edit)})
+            outs = self.outs({**under, **self.changes(edit)})
         except Exception:  # whatever does not fit is no repair
             return None
         if np.shape(outs[self.judged]) != np.shape(self.point(0).wanted[self.judged]):
@@ -135,7 +148,7 @@ class Trial:
         changed = 1.0 if start in GIVEN else max(abs(start), 1.0) * 0.5
 
         def out(c: float) -> np.ndarray:
-            return self.vector(self.outs({**under, edit.site: as_change(edit, c)}))
+            return self.vector(self.outs({**under, **self.changes(edit, constant=c)}))
 
         present = out(start) if under else self.present
         missing = self.vector(self.point(0).wanted) - present
@@ -204,9 +217,11 @@ class Trial:
             return False
 
 
-def as_change(edit: Edit, constant: float = 0.0) -> Change:
-    """The edit in the form that a program applies."""
-    return lambda operands, values: edit.compute(operands, values, constant)
+def _applied(
+    edit: Edit, constant: float, operands: Any, values: Any, renaming: Renaming | None = None
+) -> Any:
+    seen: Any = values if renaming is None else Renamed(values, renaming)
+    return edit.compute(operands, seen, constant)
 
 
 def unsettled(edit: Edit, constant: float) -> Edit:

@@ -20,6 +20,12 @@ COMPARISONS = {
 }
 USUAL_THRESHOLDS = (0.0, 1.0, -1.0, 0.5, 2.0, 3.0, 6.0)
 
+
+def _softmax(x: Any) -> Any:
+    e = np.exp(x - np.max(x, -1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
 # fmt: off
 UNARY: dict[str, tuple[Callable[..., Any], str]] = {
     "exp": (np.exp, "jnp.exp({0})"), "log": (np.log, "jnp.log({0})"),
@@ -33,6 +39,7 @@ UNARY: dict[str, tuple[Callable[..., Any], str]] = {
     "sign": (np.sign, "jnp.sign({0})"), "neg": (np.negative, "-{0}"),
     "1 -": (lambda x: 1 - x, "1 - {0}"), "1 /": (lambda x: 1 / x, "1 / {0}"),
     "1 - square": (lambda x: 1 - x * x, "1 - {0} ** 2"),
+    "softmax": (_softmax, "jax.nn.softmax({0}, axis=-1)"),
 }
 # fmt: on
 
@@ -192,5 +199,5 @@ def wrapped(site: Site) -> Iterator[Edit]:
         elif site.last:
             yield site.edit(
                 kind, f"{{_e}} should be {template.format('{_e}')}",
-                lambda *a, f=function: f(site.again(a)), 3.5, write=template.format("_e"),
+                lambda *a, f=function: f(site.again(a)), 2.2, write=template.format("_e"),
             )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.check.diagnosis.constants import named
+from functional_bp.check.diagnosis.edits.arithmetic import UNARY
 from functional_bp.check.diagnosis.edits.edit import OPERAND, Edit, Site, with_operand
 from functional_bp.check.diagnosis.in_numpy import in_scope
 
@@ -24,7 +25,6 @@ FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
 )
 MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
-PRODUCTS = 12  # values with a name whose products may be a missing term
 
 
 def borrowed(site: Site) -> Iterator[Edit]:
@@ -42,8 +42,6 @@ def borrowed(site: Site) -> Iterator[Edit]:
         yield from _inner(site, slot, w, weight)
         yield from _terms(site, slot, w, weight)
         yield from _sum(site, slot, w, weight)
-    if not several and in_scope(site.result):
-        yield from _products(site)
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -108,7 +106,7 @@ def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
             continue
         spread, text = fit
         operand, shown = OPERAND[min(position, 3)], text.format("_v")
-        if site.equation.name in MIXING:
+        if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
             for divide in (False, True):
                 yield Edit(
                     site.equation.key, "missing factor",
@@ -119,7 +117,7 @@ def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
                     ), 1.8 + weight + divide,
                     reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
                 )  # fmt: skip
-        if np.shape(w) == np.shape(x) and site.equation.name in ("mul", "div", *MIXING):
+        if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
             yield _added(site, slot, spread, text, 2.0 + weight, position)
 
 
@@ -182,49 +180,6 @@ def _added(
     edit = Edit(
         site.equation.key, "missing term", "", compute, rank,
         reads=(slot,), start=0.0, settle=settle,
-    )  # fmt: skip
-    return edit
-
-
-def _products(site: Site) -> Iterator[Edit]:
-    """A product of two values with a name, as a missing term."""
-    shape = np.shape(site.result)
-    if not site.last or not shape:
-        return
-    usable = [
-        slot
-        for slot in site.scope
-        if site.names.get(slot, 1.0) == 0 and in_scope(site.values[slot])
-        and np.ndim(site.values[slot]) == len(shape) and slot != site.equation.key
-    ]  # fmt: skip
-    for one, two in itertools.combinations_with_replacement(usable[:PRODUCTS], 2):
-        try:
-            fits = np.broadcast_shapes(site.values[one].shape, site.values[two].shape) == shape
-        except ValueError:
-            continue
-        if fits:
-            yield _product(site, one, two)
-
-
-def _product(site: Site, one: int, two: int) -> Edit:
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.simple > 0 or constant.value == 0:
-            return None
-        sign = "-" if constant.value < 0 else "+"
-        unit = abs(constant.value) == 1
-        times = "" if unit else f"{constant.text.lstrip('-')} * "
-        return replace(
-            edit, message=f"the term {sign} {times}{{v}} * {{w}} is missing",
-            compute=lambda a, v, _: site.again(a) + constant.value * v[one] * v[two],
-            write=f"_e {sign} {times}_v * _w", rank=2.4 + constant.simple,
-            start=None, settle=None,
-        )  # fmt: skip
-
-    edit = Edit(
-        site.equation.key, "missing term", "",
-        lambda a, v, c: site.again(a) + c * v[one] * v[two], 2.4,
-        reads=(one, two), start=0.0, settle=settle,
     )  # fmt: skip
     return edit
 
