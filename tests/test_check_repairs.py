@@ -394,6 +394,18 @@ def test_nothing_is_found_where_no_edit_helps():
     assert drops(disagreement, time.monotonic() + 3) == []
 
 
+def test_complex_intermediates():
+    def wave(x):
+        return jnp.real(x * jnp.exp(1j * x))
+
+    def pull(x, y_bar):
+        turned = y_bar * x * jnp.exp(1j * x)
+        return (y_bar * jnp.real(jnp.exp(1j * x)) + jnp.imag(turned),)
+
+    found = best(disagree(wave, lambda x: (wave(x), x), pull, normal(7)))
+    assert found.kind == "sign" and "should be a subtraction" in found.message
+
+
 def test_no_time_is_no_repair():
     disagreement = disagree(*SOFTMAX, softmax_the_other_way, normal(3, 5))
     assert repairs(disagreement, time.monotonic() - 1) == []

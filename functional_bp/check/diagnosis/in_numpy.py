@@ -121,6 +121,11 @@ def _iota(*_: Any, dtype: Any, shape: Any, dimension: int, **__: Any) -> Any:
     return np.broadcast_to(ladder.reshape([-1] + [1] * (len(shape) - dimension - 1)), shape)
 
 
+def _convert(x: Any, *, new_dtype: Any, **_: Any) -> Any:
+    x = np.asarray(x)
+    return (x.real if np.dtype(new_dtype).kind != "c" else x).astype(new_dtype)
+
+
 # fmt: off
 TABLE: dict[str, Operation] = {
     **{name: _plain(function) for name, function in {
@@ -166,7 +171,7 @@ TABLE: dict[str, Operation] = {
     "pad": _pad,
     "clamp": _clamp,
     "iota": _iota,
-    "convert_element_type": lambda x, *, new_dtype, **_: np.asarray(x).astype(new_dtype),
+    "convert_element_type": _convert,
     "argmax": lambda x, *, axes, index_dtype, **_: np.argmax(x, axes[0]).astype(index_dtype),
     "argmin": lambda x, *, axes, index_dtype, **_: np.argmin(x, axes[0]).astype(index_dtype),
 }

@@ -111,25 +111,32 @@ class Search:
         return [c.edit for c in self.singles(self.trial.changes(first), brief=True)]
 
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
-        """Every verified single edit, likeliest first."""
+        """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
         for source in (catalogue, borrowed, composed):
-            for distance, site in enumerate(self.sites):
-                if site.equation.key in under:
-                    continue
-                for edit in _without_failures(source(site)):
-                    if self.trial.late:
-                        return self._verified(passed, under)
-                    found = self.trial.attempt(edit, under)
-                    if found is not None:
-                        rank = found.rank + 0.01 * distance + _strangeness(site)
-                        passed.append(Candidate(found, site, rank))
-                if brief and passed:
-                    return self._verified(passed, under)
+            for candidate in self._likeliest_first(source, under):
+                best = min((c.rank for c in passed), default=np.inf)
+                if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
+                    break
+                found = self.trial.attempt(candidate.edit, under)
+                if found is not None:
+                    rank = candidate.rank - candidate.edit.rank + found.rank
+                    passed.append(Candidate(found, candidate.site, rank))
             passed = self._verified(passed, under)
             if passed and (source is not catalogue or passed[0].rank <= LIKELY):
                 break
         return passed
+
+    def _likeliest_first(
+        self, source: Callable[[Site], Iterator[Edit]], under: Mapping[int, Change]
+    ) -> list[Candidate]:
+        made = [
+            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site))
+            for distance, site in enumerate(self.sites)
+            if site.equation.key not in under
+            for edit in _without_failures(source(site))
+        ]
+        return sorted(made, key=lambda candidate: candidate.rank)
 
     def _verified(
         self, passed: Sequence[Candidate], under: Mapping[int, Change]

@@ -125,13 +125,15 @@ class Trial:
             if edit.settle is not None:
                 return self._solve(edit, under, keep)
             outs = self.outs({**under, **self.changes(edit)})
+            wanted = self.point(0).wanted[self.judged]
+            out = np.asarray(outs[self.judged])
+            if out.shape != wanted.shape or out.dtype.kind != wanted.dtype.kind:
+                return None
+            if keep and not under:
+                self._note(edit, self.vector(outs) - self.present)
+            return edit if self.is_right(outs) else None
         except Exception:  # whatever does not fit is no repair
             return None
-        if np.shape(outs[self.judged]) != np.shape(self.point(0).wanted[self.judged]):
-            return None
-        if keep and not under:
-            self._note(edit, self.vector(outs) - self.present)
-        return edit if self.is_right(outs) else None
 
     def _note(self, edit: Edit, change: np.ndarray) -> None:
         if self.size == 0 or len(self.tried) > 6000:

@@ -50,8 +50,9 @@ def literals(site: Site) -> Iterator[Edit]:
     if site.equation.name == "iota" or not site.own:
         return
     for position, slot in enumerate(site.equation.operands):
-        if slot in site.literals and in_scope(site.values[slot]):
-            yield _literal(site, position, float(np.real(site.values[slot])))
+        value = site.values[slot]
+        if slot in site.literals and in_scope(value) and np.imag(value) == 0:
+            yield _literal(site, position, float(np.real(value)))
 
 
 def _literal(site: Site, position: int, now: float) -> Edit:
