@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from functional_bp.check.diagnosis.constants import named
-from functional_bp.check.diagnosis.drops import drops
-from functional_bp.check.diagnosis.program import trace
-from functional_bp.check.diagnosis.repairs import Found, repairs
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.drops import drops
+from functional_bp.check.diagnosis.repairs.program import trace
+from functional_bp.check.diagnosis.repairs.search import Found, repairs
 from functional_bp.check.findings import KINDS
 from functional_bp.check.subject import Disagreement, Sample, Subject
 

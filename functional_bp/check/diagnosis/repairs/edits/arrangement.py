@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from functional_bp._jax import scan_counts
-from functional_bp.check.diagnosis.edits.edit import Edit, Site, with_operand
-from functional_bp.check.diagnosis.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 
 def cumulative(site: Site) -> Iterator[Edit]:

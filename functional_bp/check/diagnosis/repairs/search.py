@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.check.diagnosis.aliases import is_alias, use_of, with_aliases
-from functional_bp.check.diagnosis.edits.borrowed import borrowed
-from functional_bp.check.diagnosis.edits.catalogue import catalogue
-from functional_bp.check.diagnosis.edits.composed import composed
-from functional_bp.check.diagnosis.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.names import Names
-from functional_bp.check.diagnosis.pairs import pairs
-from functional_bp.check.diagnosis.program import Change, Program, trace
-from functional_bp.check.diagnosis.repeats import twins
-from functional_bp.check.diagnosis.sites import backward_keys, sites, sizes_of, thresholds_of
-from functional_bp.check.diagnosis.source import Expression, expression, home_of
-from functional_bp.check.diagnosis.trial import Trial
+from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of, with_aliases
+from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
+from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
+from functional_bp.check.diagnosis.repairs.edits.composed import composed
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.names import Names
+from functional_bp.check.diagnosis.repairs.pairs import pairs
+from functional_bp.check.diagnosis.repairs.program import Change, Program, trace
+from functional_bp.check.diagnosis.repairs.repeats import twins
+from functional_bp.check.diagnosis.repairs.sites import backward_keys, sites, sizes_of, thresholds_of
+from functional_bp.check.diagnosis.repairs.source import Expression, expression, home_of
+from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Disagreement, Sample
 

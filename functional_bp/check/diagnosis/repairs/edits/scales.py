@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import Constant, named, shown
-from functional_bp.check.diagnosis.edits.edit import Edit, Site, with_operand
-from functional_bp.check.diagnosis.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.constants import Constant, named, shown
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 EXACT = 1e-7  # to which a number in the code is found
 

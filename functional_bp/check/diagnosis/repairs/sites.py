@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from functional_bp._jax import scan_counts
-from functional_bp.check.diagnosis.aliases import is_alias, use_of
-from functional_bp.check.diagnosis.edits.edit import Site
-from functional_bp.check.diagnosis.names import Names
-from functional_bp.check.diagnosis.program import Equation, Program, Values
-from functional_bp.check.diagnosis.source import expression, own_span
+from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of
+from functional_bp.check.diagnosis.repairs.edits.edit import Site
+from functional_bp.check.diagnosis.repairs.names import Names
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Values
+from functional_bp.check.diagnosis.repairs.source import expression, own_span
 
 WIDEST = 40  # values that an edit may bring in, the named ones first
 

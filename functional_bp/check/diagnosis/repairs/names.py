@@ -6,8 +6,8 @@ import ast
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from functional_bp.check.diagnosis.program import Program, Span
-from functional_bp.check.diagnosis.source import own_span, read
+from functional_bp.check.diagnosis.repairs.program import Program, Span
+from functional_bp.check.diagnosis.repairs.source import own_span, read
 
 LONGEST = 48  # characters of an expression that stands for a value without a name
 

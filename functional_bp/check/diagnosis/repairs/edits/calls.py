@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.in_numpy import in_scope
-from functional_bp.check.diagnosis.source import Expression
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.source import Expression
 
 Axes = tuple[int, ...]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from functional_bp.check.diagnosis.edits import arithmetic, arrangement
-from functional_bp.check.diagnosis.edits.calls import calls, paddings
-from functional_bp.check.diagnosis.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.edits.scales import literals, scaled
-from functional_bp.check.diagnosis.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement
+from functional_bp.check.diagnosis.repairs.edits.calls import calls, paddings
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 Entry = Callable[[Site], Iterator[Edit]]
 

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr, Literal
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, scan_counts, source_spans
-from functional_bp.check.diagnosis.program import INLINED, Equation, Program, Span, trace
+from functional_bp.check.diagnosis.repairs.program import INLINED, Equation, Program, Span, trace
 
 PREFIX = "edge "
 OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr")  # their rules are to be kept

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits.edit import Edit
-from functional_bp.check.diagnosis.trial import Trial, Tried, unsettled
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit
+from functional_bp.check.diagnosis.repairs.trial import Trial, Tried, unsettled
 
 WIDE = 512  # entries of the output that are looked at
 PROMISING = 24  # first edits on top of which a second is looked for

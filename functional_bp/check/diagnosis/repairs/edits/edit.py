@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from functional_bp.check.diagnosis.program import Equation, Values, compute
-from functional_bp.check.diagnosis.source import Expression
+from functional_bp.check.diagnosis.repairs.program import Equation, Values, compute
+from functional_bp.check.diagnosis.repairs.source import Expression
 
 Write = str | Callable[[Expression], str | None]
 OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position

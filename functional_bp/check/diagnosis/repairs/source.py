@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from functional_bp.check.diagnosis.program import Span
+from functional_bp.check.diagnosis.repairs.program import Span
 from functional_bp.check.findings import Place
 
 PACKAGE = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))

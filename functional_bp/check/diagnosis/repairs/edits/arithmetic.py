@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import shown
-from functional_bp.check.diagnosis.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.in_numpy import in_scope
-from functional_bp.check.diagnosis.source import OPERATORS
+from functional_bp.check.diagnosis.repairs.constants import shown
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.source import OPERATORS
 
 COMPARISONS = {
     "gt": (">", np.greater),

@@ -15,8 +15,8 @@ from typing import Any
 
 from jax.extend.core import Primitive
 
-from functional_bp.check.diagnosis.program import Equation, Program, Span
-from functional_bp.check.diagnosis.source import expression, is_own, read
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span
+from functional_bp.check.diagnosis.repairs.source import expression, is_own, read
 
 COPY = Primitive("copy")
 Use = tuple[int, int]  # the equation's index, the operand's position

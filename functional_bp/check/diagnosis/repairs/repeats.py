@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from functional_bp.check.diagnosis.program import Equation, Program, Values
-from functional_bp.check.diagnosis.source import own_span
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Values
+from functional_bp.check.diagnosis.repairs.source import own_span
 
 Renaming = Mapping[int, int]  # slots of one turn of the loop to those of another
 

@@ -21,7 +21,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal, Primitive
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
-from functional_bp.check.diagnosis.in_numpy import as_numpy, evaluate
+from functional_bp.check.diagnosis.repairs.in_numpy import as_numpy, evaluate
 
 Values = dict[int, Any]
 Change = Callable[

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import named
-from functional_bp.check.diagnosis.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 MOST = 12  # values with a name that are combined
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.edits.edit import Edit
-from functional_bp.check.diagnosis.program import Change, Program, Values
-from functional_bp.check.diagnosis.repeats import Renamed, Renaming, Twin
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit
+from functional_bp.check.diagnosis.repairs.program import Change, Program, Values
+from functional_bp.check.diagnosis.repairs.repeats import Renamed, Renaming, Twin
 
 EXACT = 1e-7  # relative error of an output that counts as right
 NEAR = 1e-5  # the same where the edit took away all but a ten-thousandth of the error

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.diagnosis.constants import named
-from functional_bp.check.diagnosis.edits.arithmetic import UNARY
-from functional_bp.check.diagnosis.edits.edit import OPERAND, Edit, Site, with_operand
-from functional_bp.check.diagnosis.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.edits.arithmetic import UNARY
+from functional_bp.check.diagnosis.repairs.edits.edit import OPERAND, Edit, Site, with_operand
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("(1 - {0})", lambda w: 1 - w),
