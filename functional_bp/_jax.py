@@ -168,3 +168,22 @@ def discharge(eqn: JaxprEqn, held: Sequence[bool], values: Sequence[Any]) -> tup
         raise NotImplementedError(f"JAX cannot rewrite {eqn.primitive.name!r} on a reference")
     newest, outs = rule(*context, *values, **eqn.params)
     return newest, outs if eqn.primitive.multiple_results else [outs]
+
+
+def source_spans(eqn: JaxprEqn) -> list[tuple[str, str, int, int, int, int]]:
+    """The user's frames that made an equation, innermost first, with the expression's extent.
+
+    Each is file, function, first line, first column, last line, last column; lines count from 1,
+    columns from 0, in bytes, as in ``ast``.
+    """
+    frames = list(_source.user_frames(eqn.source_info.traceback))
+    return [
+        (f.file_name, f.function_name, f.start_line, f.start_column, f.end_line, f.end_column)
+        for f in frames
+    ]
+
+
+def same_trace(one: Any, other: Any) -> bool:
+    """Whether two tracers belong to one graph that is being traced."""
+    trace = getattr(one, "_trace", None)
+    return trace is not None and trace is getattr(other, "_trace", None)

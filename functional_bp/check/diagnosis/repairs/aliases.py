@@ -1,0 +1,178 @@
+"""Lines without an operation: a value under a second name, a number with a name, a return.
+
+``x_hat_bar = y_bar`` leaves no equation, so a factor that is missing there could not be put in
+anywhere at once. An equation that copies the value is added for such a line, and stands before
+those uses of the value that only wrong cotangents come from.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jax.extend.core import Primitive
+
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span
+from functional_bp.check.diagnosis.repairs.source import expression, is_own, read
+
+COPY = Primitive("copy")
+Use = tuple[int, int]  # the equation's index, the operand's position
+
+
+def with_aliases(
+    program: Program, judged: int, right: Collection[int], home: str | None
+) -> Program:
+    """The program with copies that can be edited in place of all further uses of a value."""
+    for_right = _influences(program, [program.outputs[i] for i in right])
+    for_judged = _influences(program, [program.outputs[judged]])
+    for_all = _influences(program, program.outputs)
+    uses: dict[int, list[Use]] = {}
+    everywhere: dict[int, list[Use]] = {}
+    shared = {program.outputs[i] for i in right}
+    for index, equation in enumerate(program.equations):
+        for position, slot in enumerate(equation.operands):
+            if index in for_judged and index not in for_right:
+                uses.setdefault(slot, []).append((index, position))
+            elif index in for_right:
+                shared.add(slot)
+            if index in for_all and index not in for_right:
+                everywhere.setdefault(slot, []).append((index, position))
+    returned = program.outputs[judged]
+    numbers = itertools.count(_largest(program) + 1)
+    heads: list[Equation] = []
+    after: dict[int, list[Equation]] = {}
+    renamed: dict[Use, int] = {}
+    outputs, names = list(program.outputs), dict(program.names)
+    made = {slot for equation in program.equations for slot in equation.results}
+
+    def copy(slot: int, places: Sequence[Use], spans: tuple[Span, ...]) -> int:
+        new = next(numbers)
+        use = None
+        if not spans and places:
+            spans = program.equations[places[0][0]].spans
+            use = places[0][1] if len(places) == 1 else -1
+        equation = Equation(COPY, {"alias": True, "use": use}, (slot,), (new,), spans)
+        (after.setdefault(slot, []) if slot in made else heads).append(equation)
+        renamed.update(dict.fromkeys(places, new))
+        names[new] = names.get(slot, ())
+        return new
+
+    for group, span in _named_numbers(program, everywhere, home):
+        copy(program.equations[group[0][0]].operands[group[0][1]], group, (span,))
+    for slot in {*uses, returned}:
+        places = [use for use in uses.get(slot, ()) if use not in renamed]
+        is_output = slot == returned
+        if slot in program.literals or not places and not is_output:
+            continue
+        if not (slot in shared or slot not in made and (len(places) > 1 or is_output)):
+            continue
+        span = _line_of(program, slot, is_output, home)
+        new = copy(slot, places, () if span is None else (span,))
+        if is_output:
+            outputs[judged] = new
+    equations = list(heads)
+    for index, equation in enumerate(program.equations):
+        operands = tuple(
+            renamed.get((index, position), slot) for position, slot in enumerate(equation.operands)
+        )
+        equations.append(replace(equation, operands=operands))
+        for slot in equation.results:
+            equations.extend(after.get(slot, ()))
+    return replace(program, equations=tuple(equations), outputs=tuple(outputs), names=names)
+
+
+def is_alias(equation: Equation) -> bool:
+    """Whether the equation stands for a line without an operation."""
+    return bool(equation.params.get("alias"))
+
+
+def use_of(equation: Equation) -> int | None:
+    """For a value without a line of its own: which operand it is where it is used.
+
+    −1 where it is used several times; None where it has a line.
+    """
+    return equation.params.get("use")
+
+
+def _influences(program: Program, outputs: Sequence[int]) -> set[int]:
+    needed, found = set(outputs), set()
+    for index in range(len(program.equations) - 1, -1, -1):
+        if not needed.isdisjoint(program.equations[index].results):
+            needed.update(program.equations[index].operands)
+            found.add(index)
+    return found
+
+
+def _largest(program: Program) -> int:
+    slots = [*program.inputs, *program.constants, *program.outputs, 0]
+    for equation in program.equations:
+        slots.extend((*equation.results, *map(_largest, equation.bodies)))
+    return max(slots)
+
+
+def _span(file: str, function: str, node: Any) -> Span:
+    return Span(
+        file, function, node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
+    )
+
+
+def _line_of(program: Program, slot: int, is_output: bool, home: str | None) -> Span | None:
+    """Where a value gets a second name, is returned, or is unpacked."""
+    named = [name for name in program.names.get(slot, ()) if is_own(name.file, home)]
+    for name in named:
+        function = read(name.file).starting(name.line)
+        if function is None:
+            continue
+        texts = {n.text for n in named if (n.file, n.line) == (name.file, name.line)}
+        for node in _candidates(function, texts, is_output):
+            return _span(name.file, name.function, node)
+    return None
+
+
+def _candidates(function: ast.AST, texts: set[str], is_output: bool) -> Iterator[ast.expr]:
+    nodes = list(ast.walk(function))
+
+    def among(node: Any) -> bool:
+        return isinstance(node, ast.Name) and node.id in texts
+
+    if is_output:
+        for node in nodes:
+            if isinstance(node, ast.Return) and node.value is not None:
+                yield from (part for part in ast.walk(node.value) if among(part))  # pyright: ignore
+    yield from (n.value for n in nodes if isinstance(n, ast.Assign) and among(n.value))
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            yield from (target for target in node.targets[0].elts if among(target))
+
+
+def _named_numbers(
+    program: Program, uses: dict[int, list[Use]], home: str | None
+) -> Iterator[tuple[list[Use], Span]]:
+    """The uses of each number that the person gave a name, with the line of that name."""
+    groups: dict[tuple[Span, float], list[Use]] = {}
+    for slot in program.literals & set(uses):
+        for use in uses[slot]:
+            found = expression(program.equations[use[0]].spans, home)
+            node = None if found is None else found.operand(use[1])
+            if found is None or not isinstance(node, ast.Name):
+                continue
+            span = _assignment(found.span, node.id)
+            if span is not None:
+                value = complex(program.constants[slot]).real
+                groups.setdefault((span, value), []).append(use)
+    for (span, _), group in groups.items():
+        yield group, span
+
+
+def _assignment(where: Span, name: str) -> Span | None:
+    source = read(where.file)
+    function = source.function(where.line)
+    for scope in (function, source.tree):
+        for node in ast.walk(scope) if scope is not None else ():
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                if node.targets[0].id == name:
+                    return _span(where.file, where.function, node.value)
+    return None

@@ -1,0 +1,149 @@
+"""The true backward pass, edited until it equals the claim: the edit names the path that is lost.
+
+The derivation that a person forgot half of leaves nothing to repair in the code; but the true
+gradient without that half is the claim, and that half belongs to a line of the forward pass.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.edits.arrangement import shifted
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.marked import Edge, edge_of, marked_backward
+from functional_bp.check.diagnosis.repairs.program import Program, Values
+from functional_bp.check.diagnosis.repairs.search import Found, agrees
+from functional_bp.check.diagnosis.repairs.sites import bodies, sizes_of
+from functional_bp.check.diagnosis.repairs.source import expression, home_of
+from functional_bp.check.diagnosis.repairs.trial import Trial
+from functional_bp.check.subject import Disagreement
+
+SHOWN = 2
+
+
+def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
+    """Edits of the true backward pass that make it the claim, likeliest first, at most two.
+
+    ``deadline`` is a time of ``time.monotonic()``. Places are lines of the forward pass.
+    """
+    if disagreement.subject.reference is None:
+        return []
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        try:
+            prepared = _prepare(disagreement, deadline)
+        except Exception:  # a reference that JAX cannot trace has no backward pass to edit
+            return []
+        return [] if prepared is None else _search(*prepared)
+
+
+def _prepare(
+    disagreement: Disagreement, deadline: float
+) -> tuple[Trial, Sequence[Edge], str | None] | None:
+    subject, given = disagreement.subject, disagreement.given
+    assert subject.reference is not None
+    program, edges = marked_backward(subject.reference, given.actives, given.fixed, given.bars)
+
+    def draw(number: int) -> tuple[list[Any], Sequence[np.ndarray]]:
+        sample = given if number == 0 else disagreement.fresh()
+        arrays = [*sample.actives, *sample.fixed, *sample.bars]
+        inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
+        return inputs, [np.asarray(x) for x in sample.claimed]
+
+    trial = Trial(program, draw, disagreement.argument, deadline)
+    if not agrees(program.outs(trial.point(0).values), given.true):
+        return None
+    return trial, edges, home_of(subject.source)
+
+
+def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found]:
+    values = trial.point(0).values
+    sizes = sizes_of(values)
+    passed: list[tuple[float, Edit, Edge]] = []
+    for order, (slot, value, edge) in enumerate(_marks(trial.program, values, edges)):
+        for edit in _edits(slot, value, sizes):
+            if trial.late:
+                break
+            found = trial.attempt(edit, {}, keep=False)
+            if found is not None:
+                passed.append((found.rank + 0.01 * order, found, edge))
+    said: list[Found] = []
+    for _, edit, edge in sorted(passed, key=lambda one: one[0]):
+        if len(said) < SHOWN and trial.holds(trial.changes(edit)):
+            one = _described(edit, edge, home)
+            if all(one.message != other.message for other in said):
+                said.append(one)
+    return said
+
+
+def _marks(
+    program: Program, values: Values, edges: Sequence[Edge]
+) -> Iterator[tuple[int, Any, Edge]]:
+    """The equations that carry an edge's cotangent, those nearest the forward's outputs first."""
+    for equation in program.equations:
+        edge = edge_of(equation, edges)
+        if edge is not None and in_scope(values[equation.key]):
+            yield equation.key, values[equation.key], edge
+        for body, inner in bodies(equation, values):
+            yield from _marks(body, inner, edges)
+
+
+def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
+    def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
+        return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
+
+    yield edit("missing term", "is dropped", np.zeros_like, 0)
+    yield edit("sign", "has the wrong sign", np.negative, 0.5)
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, sizes)
+        if constant is None or constant.value in (0.0, 1.0, -1.0):
+            return None
+        message = f"is multiplied by {constant.name}"
+        return edit("factor", message, lambda x: constant.value * x, 1 + constant.simple)
+
+    yield Edit(slot, "factor", "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
+    for axis in range(np.ndim(x_bar)):
+        if x_bar.shape[axis] < 2:
+            continue
+        yield edit(
+            "reversal", f"is reversed along axis {axis}",
+            lambda x, axis=axis: np.flip(x, axis), 1.5,
+        )  # fmt: skip
+        for name, function in (("mean", np.mean), ("sum", np.sum)):
+            yield edit(
+                "mean or sum", f"is replaced by its {name} along axis {axis}",
+                lambda x, f=function, axis=axis: np.broadcast_to(
+                    f(x, axis=axis, keepdims=True), x.shape
+                ), 2,
+            )  # fmt: skip
+        for shift in (1, -1):
+            yield edit(
+                "off by one", f"is shifted by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), 2,
+            )  # fmt: skip
+            yield edit(
+                "off by one", f"is rolled by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), 2,
+            )  # fmt: skip
+    if np.ndim(x_bar) >= 2 and x_bar.shape[-1] == x_bar.shape[-2]:
+        yield edit("transpose", "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
+
+
+def _described(edit: Edit, edge: Edge, home: str | None) -> Found:
+    at = expression(edge.spans, home)
+    if at is None:
+        return Found(
+            edit.kind, f"the gradient through an operand of `{edge.primitive}` {edit.message}"
+        )
+    node = at.operand(edge.position) if at.stands_for(edge.primitive) else None
+    whole = at.text
+    through = f"`{ast.unparse(node)}` in `{whole}`" if node is not None else f"`{whole}`"
+    said = f"the gradient through {through} (line {at.place.line}) {edit.message}"
+    return Found(edit.kind, said, at.place)

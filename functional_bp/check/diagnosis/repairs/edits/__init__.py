@@ -1,0 +1,1 @@
+"""The catalogue: what a single equation could have been instead."""

@@ -1,0 +1,200 @@
+"""Edits that bring in another value in scope: as an operand, a factor or a term."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.edits.arithmetic import UNARY
+from functional_bp.check.diagnosis.repairs.edits.edit import OPERAND, Edit, Site, with_operand
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+
+FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    ("(1 - {0})", lambda w: 1 - w),
+    ("{0} ** 2", np.square),
+    ("(1 - {0} ** 2)", lambda w: 1 - w * w),
+    ("{0} * (1 - {0})", lambda w: w * (1 - w)),
+    ("jnp.exp({0})", np.exp),
+    ("jnp.sign({0})", np.sign),
+    ("jnp.cos({0})", np.cos),
+    ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
+)
+MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
+
+
+def borrowed(site: Site) -> Iterator[Edit]:
+    """Every edit that reads a further value."""
+    several = len(site.equation.results) > 1
+    for slot in site.scope:
+        w = site.values[slot]
+        if slot in site.equation.results or not isinstance(w, np.ndarray | np.generic):
+            continue
+        weight = site.names.get(slot, 1.0)
+        yield from _operand(site, slot, w, weight)
+        if several or not in_scope(w) or not in_scope(site.result):
+            continue
+        yield from _factor(site, slot, w, weight)
+        yield from _inner(site, slot, w, weight)
+        yield from _terms(site, slot, w, weight)
+        yield from _sum(site, slot, w, weight)
+
+
+def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    for position, x in enumerate(site.operands):
+        same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
+        if same and site.equation.operands[position] != slot:
+            yield Edit(
+                site.equation.key, "wrong operand", f"{OPERAND[min(position, 3)]} should be {{v}}",
+                lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
+                1.4 + weight + 0.8 * site.is_literal(position),
+                reads=(slot,), change=(position, "_v"),
+            )  # fmt: skip
+
+
+Fit = tuple[Callable[[Any], Any], str]
+
+
+def _fitted(w: Any, shape: tuple[int, ...]) -> Fit | None:
+    """How a value is broadcast to a shape, and how that is written."""
+    rank = len(shape)
+    for axes in itertools.combinations(range(rank), np.ndim(w)):
+        if all(n in (1, shape[i]) for i, n in zip(axes, np.shape(w))):
+            if axes == tuple(range(rank - np.ndim(w), rank)):
+                return (lambda w: w), "{0}"
+            index = tuple(slice(None) if i in axes else None for i in range(rank))
+            shown = ", ".join(":" if i in axes else "None" for i in range(rank))
+            return (lambda w, index=index: w[index]), f"{{0}}[{shown}]"
+    return None
+
+
+def _factor(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    fit = _fitted(w, np.shape(site.result))
+    if fit is None:
+        return
+    spread, text = fit
+    key, shown = site.equation.key, text.format("_v")
+    inside = slot in site.equation.operands
+    yield Edit(
+        key, "missing factor", f"the factor {text.format('{v}')} is missing",
+        lambda a, v, _: site.again(a) * spread(v[slot]), 1.3 + weight + 0.3 * inside,
+        reads=(slot,), write=f"_e * {shown}",
+    )  # fmt: skip
+    yield Edit(
+        key, "missing factor", f"the division by {text.format('{v}')} is missing",
+        lambda a, v, _: site.again(a) / spread(v[slot]), 1.5 + weight + inside,
+        reads=(slot,), write=f"_e / {shown}",
+    )  # fmt: skip
+    if not weight:
+        for template, function in FUNCTIONS:
+            yield Edit(
+                key, "missing factor", f"the factor {template.format('{v}')} is missing",
+                lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])), 2.5,
+                reads=(slot,), write=f"_e * {template.format(shown)}",
+            )  # fmt: skip
+
+
+def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    """A factor or a term of one operand, where that is not one of the result."""
+    for position, x in enumerate(site.operands):
+        fit = _fitted(w, np.shape(x)) if in_scope(x) else None
+        if fit is None or np.ndim(x) == 0:
+            continue
+        spread, text = fit
+        operand, shown = OPERAND[min(position, 3)], text.format("_v")
+        if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
+            for divide in (False, True):
+                yield Edit(
+                    site.equation.key, "missing factor",
+                    f"{operand} lacks a {'division by' if divide else 'factor'} "
+                    + text.format("{v}"),
+                    lambda a, v, _, p=position, f=spread, divide=divide: site.again(
+                        with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))
+                    ), 1.8 + weight + divide,
+                    reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
+                )  # fmt: skip
+        if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
+            yield _added(site, slot, spread, text, 2.0 + weight, position)
+
+
+def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    shape = np.shape(site.result)
+    fit = _fitted(w, shape)
+    if fit is not None and (np.ndim(w) or not shape):
+        yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+    if np.shape(w) != shape or weight:
+        return
+    for axis in range(len(shape)):
+        if shape[axis] > 1:
+            for name, function in (("mean", np.mean), ("sum", np.sum)):
+                yield _added(
+                    site, slot, lambda w, f=function, i=axis: f(w, axis=i, keepdims=True),
+                    f"{{0}}.{name}({axis}, keepdims=True)", 2.4, simplest=2 * (name == "mean"),
+                )  # fmt: skip
+
+
+def _added(
+    site: Site,
+    slot: int,
+    spread: Callable[[Any], Any],
+    text: str,
+    rank: float,
+    position: int | None = None,
+    simplest: int = 2,
+) -> Edit:
+    """The result, or one operand, plus a constant times a value."""
+
+    def compute(a: Any, v: Any, c: float) -> Any:
+        term = c * spread(v[slot])
+        if position is None:
+            return site.again(a) + term
+        return site.again(with_operand(a, position, a[position] + term))
+
+    whole = position is None
+    operand = "" if position is None else OPERAND[min(position, 3)]
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, site.sizes)
+        if constant is None or constant.value == 0 or constant.simple > simplest:
+            return None
+        sign = "-" if constant.value < 0 else "+"
+        unit = abs(constant.value) == 1
+        shown = ("" if unit else f"({constant.text.lstrip('-')}) * ") + text.format("_v")
+        said = ("" if unit else f"{constant.name.lstrip('−')} · ") + text.format("{v}")
+        message = f"the term {sign} {said} is missing"
+        if not whole:
+            message = f"{operand} should be {operand} {sign} {said}"
+        return replace(
+            edit,
+            message=message,
+            compute=lambda a, v, _: compute(a, v, constant.value),
+            write=f"_e {sign} {shown}" if whole else "",
+            change=None if position is None else (position, f"_x {sign} {shown}"),
+            rank=rank + constant.simple, start=None, settle=None,
+        )  # fmt: skip
+
+    edit = Edit(
+        site.equation.key, "missing term", "", compute, rank,
+        reads=(slot,), start=0.0, settle=settle,
+    )  # fmt: skip
+    return edit
+
+
+def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    """The sum of a value over its further axes, in the place of one entry of it."""
+    shape = np.shape(site.result)
+    lost = np.ndim(w) - len(shape)
+    if not site.last or lost < 1 or site.equation.name == "reduce_sum" or np.ndim(w) > 4:
+        return
+    for axes in itertools.combinations(range(np.ndim(w)), lost):
+        if tuple(n for i, n in enumerate(np.shape(w)) if i not in axes) == shape:
+            axis: object = axes[0] if lost == 1 else axes
+            yield Edit(
+                site.equation.key, "missing sum", f"should be the sum of {{v}} along axis {axis}",
+                lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), 1.2 + weight,
+                reads=(slot,), write=f"_v.sum({axis})",
+            )  # fmt: skip

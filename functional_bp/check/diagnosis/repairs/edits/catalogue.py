@@ -1,0 +1,51 @@
+"""Which edits there are of an equation, by its primitive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement
+from functional_bp.check.diagnosis.repairs.edits.calls import calls, paddings
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+
+Entry = Callable[[Site], Iterator[Edit]]
+
+# fmt: off
+CATALOGUE: dict[str, tuple[Entry, ...]] = {
+    **{name: (entry, arrangement.transposed_operand) for name, entry in {
+        "add": arithmetic.add, "add_any": arithmetic.add, "sub": arithmetic.sub,
+        "mul": arithmetic.mul, "div": arithmetic.div,
+    }.items()},
+    "neg": (arithmetic.neg,),
+    "max": (arithmetic.extreme,), "min": (arithmetic.extreme,),
+    "integer_pow": (arithmetic.exponent,), "square": (arithmetic.exponent,),
+    "select_n": (arithmetic.select,),
+    **{name: (arithmetic.compare,) for name in arithmetic.COMPARISONS},
+    **{name: (arithmetic.unary,) for name in arithmetic.UNARY if name not in ("square", "neg")},
+    **{name: (arrangement.cumulative,) for name in (
+        "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
+    )},
+    "scan": (arrangement.scan,),
+    "scatter": (arrangement.scatter,), "slice": (arrangement.gathered,),
+    "pad": (arrangement.pad,), "concatenate": (arrangement.concatenate,),
+    "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
+    "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
+}
+# fmt: on
+EVERYWHERE: tuple[Entry, ...] = (literals, scaled, arrangement.moved, arithmetic.wrapped)
+
+
+def catalogue(site: Site) -> Iterator[Edit]:
+    """Every edit of the equation by itself, without further values."""
+    if not in_scope(site.result) and site.equation.name not in (*arithmetic.COMPARISONS, "scan"):
+        yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
+        return
+    yield from calls(site)
+    yield from paddings(site)
+    for entry in CATALOGUE.get(site.equation.name, ()):
+        yield from entry(site)
+    if in_scope(site.result) and len(site.equation.results) == 1:
+        for entry in EVERYWHERE:
+            yield from entry(site)

@@ -1,0 +1,76 @@
+"""Terms that are missing as a whole, made of two values with a name: u · v, u · Σ(u · v)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from functional_bp.check.diagnosis.repairs.constants import named
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+
+MOST = 12  # values with a name that are combined
+
+
+def composed(site: Site) -> Iterator[Edit]:
+    """Each product of two named values as a further term, plain or summed along an axis."""
+    shape = np.shape(site.result)
+    if not in_scope(site.result) or not site.last or not shape or len(site.equation.results) > 1:
+        return
+    usable = [
+        slot
+        for slot in site.scope
+        if site.names.get(slot, 1.0) == 0
+        and in_scope(site.values[slot])
+        and slot != site.equation.key
+    ]
+    for one, two in itertools.combinations_with_replacement(usable[:MOST], 2):
+        a, b = site.values[one], site.values[two]
+        try:
+            fits = np.broadcast_shapes(a.shape, b.shape) == shape
+        except ValueError:
+            continue
+        if not fits:
+            continue
+        yield _term(site, one, two, lambda a, b: a * b, "_v * _w", 2.4)
+        if a.shape != shape or b.shape != shape or one == two:
+            continue
+        for axis, (name, function) in itertools.product(
+            range(len(shape)), (("sum", np.sum), ("mean", np.mean))
+        ):
+            for u, v in ((one, two), (two, one)):
+                yield _term(
+                    site, u, v,
+                    lambda a, b, f=function, i=axis: a * f(a * b, axis=i, keepdims=True),
+                    f"_v * (_v * _w).{name}({axis}, keepdims=True)", 2.6,
+                )  # fmt: skip
+
+
+def _term(
+    site: Site, one: int, two: int, function: Callable[[Any, Any], Any], text: str, rank: float
+) -> Edit:
+    def compute(a: Any, v: Any, c: float) -> Any:
+        return site.again(a) + c * function(v[one], v[two])
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, site.sizes)
+        if constant is None or constant.simple > 0 or constant.value == 0:
+            return None
+        sign = "-" if constant.value < 0 else "+"
+        term = text if abs(constant.value) == 1 else f"{constant.text.lstrip('-')} * {text}"
+        said = term.replace("_v", "{v}").replace("_w", "{w}")
+        return replace(
+            edit, message=f"the term {sign} {said} is missing",
+            compute=lambda a, v, _: compute(a, v, constant.value),
+            write=f"_e {sign} {term}", rank=rank + constant.simple, start=None, settle=None,
+        )  # fmt: skip
+
+    edit = Edit(
+        site.equation.key, "missing term", "", compute, rank,
+        reads=(one, two), start=0.0, settle=settle,
+    )  # fmt: skip
+    return edit

@@ -1,0 +1,178 @@
+"""JAX's commonest primitives in NumPy: a graph of small arrays is evaluated a thousand times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.extend.core import Primitive
+
+Operation = Callable[..., Any]
+
+
+def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
+    """The outputs of one equation; what the table lacks is run by JAX itself."""
+    operation = TABLE.get(primitive.name)
+    if operation is not None:
+        return [operation(*operands, **params)]
+    bound: dict[str, Any] = primitive.get_bind_params(dict(params))  # pyright: ignore
+    outs = primitive.bind(*operands, **bound)
+    return [as_numpy(out) for out in (outs if primitive.multiple_results else [outs])]
+
+
+def as_numpy(value: Any) -> Any:
+    """The value as a NumPy array; what NumPy cannot hold (a random key) stays as it is."""
+    try:
+        return np.asarray(value)
+    except TypeError:
+        return value
+
+
+def in_scope(value: Any) -> bool:
+    """Whether a value is an array of real or complex numbers."""
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fc"
+
+
+# One row per form: the name of the primitive, and the same in NumPy without its parameters.
+def _plain(function: Operation) -> Operation:
+    return lambda *operands, **_: function(*operands)
+
+
+def _logistic(x: Any) -> Any:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _select(which: Any, *cases: Any) -> Any:
+    if len(cases) == 2:
+        return np.where(which, cases[1], cases[0])
+    shape = np.broadcast_shapes(*map(np.shape, cases))
+    return np.choose(np.broadcast_to(np.asarray(which, np.intp), shape), cases)
+
+
+def _broadcast(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any) -> Any:
+    expanded = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, np.shape(x)):
+        expanded[axis] = size
+    return np.broadcast_to(np.reshape(x, expanded), shape)
+
+
+def _dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    (a_sum, b_sum), (a_batch, b_batch) = dimension_numbers
+    a_free = [i for i in range(a.ndim) if i not in a_sum and i not in a_batch]
+    b_free = [i for i in range(b.ndim) if i not in b_sum and i not in b_batch]
+    if [a.shape[i] for i in (*a_sum, *a_batch)] != [b.shape[i] for i in (*b_sum, *b_batch)]:
+        raise ValueError("shapes do not match")
+    batch = [a.shape[i] for i in a_batch]
+    free = [a.shape[i] for i in a_free], [b.shape[i] for i in b_free]
+    inner = int(np.prod([a.shape[i] for i in a_sum], dtype=int))
+    count = [int(np.prod(sizes, dtype=int)) for sizes in free]
+    a = a.transpose(*a_batch, *a_free, *a_sum).reshape(*batch, count[0], inner)
+    b = b.transpose(*b_batch, *b_sum, *b_free).reshape(*batch, inner, count[1])
+    return (a @ b).reshape(*batch, *free[0], *free[1])
+
+
+def _reduction(function: Operation) -> Operation:
+    def operation(x: Any, *, axes: Any, **_: Any) -> Any:
+        return function(x, axis=tuple(axes))
+
+    return operation
+
+
+def _cumulative(function: Operation) -> Operation:
+    def operation(x: Any, *, axis: int, reverse: bool, **_: Any) -> Any:
+        if reverse:
+            return np.flip(function(np.flip(x, axis), axis=axis), axis)
+        return function(x, axis=axis)
+
+    return operation
+
+
+def _integer_power(x: Any, *, y: int, **_: Any) -> Any:
+    return x**y if y >= 0 else 1 / x**-y
+
+
+def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any) -> Any:
+    steps = strides or (1,) * x.ndim
+    return x[tuple(slice(*bounds) for bounds in zip(start_indices, limit_indices, steps))]
+
+
+def _pad(x: Any, value: Any, *, padding_config: Any, **_: Any) -> Any:
+    for axis, (low, high, interior) in enumerate(padding_config):
+        if interior:
+            size = x.shape[axis] + max(x.shape[axis] - 1, 0) * interior
+            shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+            spread = np.full(shape, value, x.dtype)
+            spread[(slice(None),) * axis + (slice(None, None, interior + 1),)] = x
+            x = spread
+        x = x[(slice(None),) * axis + (slice(max(-low, 0), x.shape[axis] - max(-high, 0)),)]
+        width = [(0, 0)] * x.ndim
+        width[axis] = (max(low, 0), max(high, 0))
+        x = np.pad(x, width, constant_values=value)
+    return x
+
+
+def _clamp(low: Any, x: Any, high: Any, **_: Any) -> Any:
+    return np.minimum(np.maximum(x, low), high)
+
+
+def _iota(*_: Any, dtype: Any, shape: Any, dimension: int, **__: Any) -> Any:
+    ladder = np.arange(shape[dimension], dtype=dtype)
+    return np.broadcast_to(ladder.reshape([-1] + [1] * (len(shape) - dimension - 1)), shape)
+
+
+def _convert(x: Any, *, new_dtype: Any, **_: Any) -> Any:
+    x = np.asarray(x)
+    return (x.real if np.dtype(new_dtype).kind != "c" else x).astype(new_dtype)
+
+
+# fmt: off
+TABLE: dict[str, Operation] = {
+    **{name: _plain(function) for name, function in {
+        "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply,
+        "neg": np.negative, "max": np.maximum, "min": np.minimum, "pow": np.power,
+        "rem": np.fmod, "atan2": np.arctan2,
+        "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
+        "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "square": np.square,
+        "sin": np.sin, "cos": np.cos, "tan": np.tan, "tanh": np.tanh, "sinh": np.sinh,
+        "cosh": np.cosh, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
+        "logistic": _logistic, "abs": np.abs, "sign": np.sign,
+        "floor": np.floor, "ceil": np.ceil, "is_finite": np.isfinite,
+        "real": np.real, "imag": np.imag, "conj": np.conj,
+        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
+        "gt": np.greater, "ge": np.greater_equal,
+        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+        "not": np.invert, "select_n": _select,
+        "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
+        "name": np.asarray, "pvary": np.asarray,
+        "reduce_precision": np.asarray,
+    }.items()},
+    **{name: _reduction(function) for name, function in {
+        "reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min,
+        "reduce_prod": np.prod, "reduce_and": np.all, "reduce_or": np.any,
+    }.items()},
+    **{name: _cumulative(function) for name, function in {
+        "cumsum": np.cumsum, "cumprod": np.cumprod,
+        "cummax": np.maximum.accumulate, "cummin": np.minimum.accumulate,
+        "cumlogsumexp": np.logaddexp.accumulate,
+    }.items()},
+    "div": lambda a, b, **_: np.divide(a, b) if np.asarray(a).dtype.kind in "fc"
+           else np.trunc(np.divide(a, b)).astype(np.asarray(a).dtype),
+    "integer_pow": _integer_power,
+    "broadcast_in_dim": _broadcast,
+    "reshape": lambda x, *_, new_sizes, **__: np.reshape(x, new_sizes),
+    "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
+    "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions)),
+    "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, tuple(dimensions)),
+    "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "rev": lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions)),
+    "dot_general": _dot,
+    "slice": _slice,
+    "pad": _pad,
+    "clamp": _clamp,
+    "iota": _iota,
+    "convert_element_type": _convert,
+    "argmax": lambda x, *, axes, index_dtype, **_: np.argmax(x, axes[0]).astype(index_dtype),
+    "argmin": lambda x, *, axes, index_dtype, **_: np.argmin(x, axes[0]).astype(index_dtype),
+}
+# fmt: on

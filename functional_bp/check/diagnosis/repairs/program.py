@@ -1,0 +1,350 @@
+"""A backward pass as a program whose single equations can be changed and run again, in NumPy.
+
+Calls are inlined; the bodies of ``scan``, ``cond`` and ``while`` are programs of their own, so that
+a change to an equation inside holds in every iteration. Every value has a slot, a number that is
+unique in the whole program; an equation is known by the slot of its first result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Jaxpr, Literal, Primitive
+
+from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
+from functional_bp.check.diagnosis.repairs.in_numpy import as_numpy, evaluate
+
+Values = dict[int, Any]
+Change = Callable[
+    [Sequence[Any], Values], Any
+]  # operands, values in scope -> result, or results in a list
+
+INLINED = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr",
+    "remat": "jaxpr", "custom_lin": "call_jaxpr",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """The extent of an expression in a file; lines from 1, columns from 0 in bytes."""
+
+    file: str
+    function: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One operation: which slots it reads, which it fills, which expressions it came from."""
+
+    primitive: Primitive
+    params: Mapping[str, Any]
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+    bodies: tuple[Program, ...] = ()
+    inside: frozenset[int] = frozenset()  # what the bodies' equations are known by
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive."""
+        return self.primitive.name
+
+    @property
+    def key(self) -> int:
+        """What the equation is known by."""
+        return self.results[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Equations in order; ``literals`` are the slots of numbers written in the code."""
+
+    equations: tuple[Equation, ...]
+    constants: Values
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    literals: frozenset[int] = frozenset()
+    names: dict[int, tuple[Name, ...]] = field(default_factory=dict)
+
+    def run(self, inputs: Sequence[Any], changes: Mapping[int, Change] | None = None) -> Values:
+        """The value of every slot outside the bodies."""
+        values = dict(self.constants)
+        values.update(zip(self.inputs, inputs))
+        for equation in self.equations:
+            values.update(zip(equation.results, _step(equation, values, changes or {})))
+        return values
+
+    def rerun(self, values: Values, changes: Mapping[int, Change]) -> Values:
+        """The values after the changes; only what lies downstream of them is run again."""
+        values, dirty = dict(values), set()
+        keys = set(changes)
+        for equation in self.equations:
+            touched = equation.key in keys or not equation.inside.isdisjoint(keys)
+            if not touched and dirty.isdisjoint(equation.operands):
+                continue
+            outs = _step(equation, values, changes)
+            dirty.update(equation.results)
+            values.update(zip(equation.results, outs))
+        return values
+
+    def outs(self, values: Values) -> list[Any]:
+        """The outputs among the values."""
+        return [values[slot] for slot in self.outputs]
+
+
+def _step(equation: Equation, values: Values, changes: Mapping[int, Change]) -> list[Any]:
+    operands = [values[slot] for slot in equation.operands]
+    change = changes.get(equation.key)
+    if change is not None:
+        made = change(operands, values)
+        return made if isinstance(made, list) else [np.asarray(made)]
+    return compute(equation, operands, changes)
+
+
+def compute(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]
+) -> list[Any]:
+    """The results of an equation, with changes inside its bodies."""
+    if not equation.bodies:
+        return evaluate(equation.primitive, equation.params, operands)
+    if equation.inside.isdisjoint(changes):
+        changes = {}
+    return _STRUCTURES[equation.name](equation, operands, changes)
+
+
+def _scan(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+    (body,), params = equation.bodies, equation.params
+    consts, carried = scan_counts(dict(params))
+    fixed, carry = list(operands[:consts]), list(operands[consts : consts + carried])
+    stacked = operands[consts + carried :]
+    steps = range(params["length"])
+    rows: list[list[Any]] = []
+    for t in reversed(steps) if params["reverse"] else steps:
+        values = body.run([*fixed, *carry, *(np.asarray(x)[t] for x in stacked)], changes)
+        outs = body.outs(values)
+        carry = outs[:carried]
+        rows.append(outs[carried:])
+    if params["reverse"]:
+        rows.reverse()
+    if not rows:
+        raise ValueError("a scan of length 0")
+    return [*carry, *(np.stack(column) for column in zip(*rows))]
+
+
+def _cond(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+    branch = equation.bodies[int(np.clip(operands[0], 0, len(equation.bodies) - 1))]
+    return branch.outs(branch.run(operands[1:], changes))
+
+
+def _while(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+    test, body = equation.bodies
+    a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    for_test, for_body, carry = operands[:a], operands[a : a + b], list(operands[a + b :])
+    for _ in range(10_000):
+        if not test.outs(test.run([*for_test, *carry], changes))[0]:
+            return carry
+        carry = body.outs(body.run([*for_body, *carry], changes))
+    raise ValueError("a loop of more than 10,000 steps")
+
+
+_STRUCTURES = {"scan": _scan, "cond": _cond, "while": _while}
+_BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "body_jaxpr")}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A local variable of the function whose code starts at a line of a file."""
+
+    text: str
+    file: str
+    function: str
+    line: int
+
+
+@dataclass
+class Call:
+    """One call of a Python function while tracing: its arguments' leaves, its variables at last."""
+
+    file: str
+    function: str
+    line: int
+    leaves: list[Any]
+    variables: list[tuple[str, Any]] = field(default_factory=list)
+
+    def names_of(self, value: Any) -> list[Name]:
+        """The variables that held a value when the function returned."""
+        place = (self.file, self.function, self.line)
+        return [Name(text, *place) for text, held in self.variables if held is value]
+
+
+def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
+    """The program of a function of pytrees of arrays; slots carry the names of local variables."""
+    leaves, tree = jax.tree_util.tree_flatten(arguments)
+    traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    calls: list[Call] = []
+    named: list[list[Name]] = []
+
+    def flat(*arrays: Any) -> tuple[list[Any], list[Any]]:
+        full = list(leaves)
+        for i, array in zip(traced, arrays):
+            full[i] = array
+        calls.clear()
+        named.clear()
+        with _watching(calls):
+            outs = list(function(*jax.tree_util.tree_unflatten(tree, full)))
+        kept: dict[int, tuple[Any, list[Name]]] = {}
+        for call in calls:
+            for text, value in call.variables:
+                if arrays and same_trace(value, arrays[0]):
+                    name = Name(text, call.file, call.function, call.line)
+                    kept.setdefault(id(value), (value, []))[1].append(name)
+        named.extend(names for _, names in kept.values())
+        return outs, [value for value, _ in kept.values()]
+
+    closed, shape = jax.make_jaxpr(flat, return_shape=True)(*[leaves[i] for i in traced])
+    count = len(shape[0])
+    jaxpr, constants = open_jaxpr(closed)
+    program = _flatten(jaxpr, constants, itertools.count(), ())
+    names: dict[int, tuple[Name, ...]] = {}
+    for slot, group in zip(program.outputs[count:], named):
+        names[slot] = (*names.get(slot, ()), *dict.fromkeys(group))
+    _name_inside(program, calls, names)
+    return replace(program, outputs=program.outputs[:count], names=names)
+
+
+@contextmanager
+def _watching(calls: list[Call]) -> Iterator[None]:
+    """Note the calls of Python functions, JAX's own left out, whose variables hold tracers."""
+    before = sys.getprofile()
+    open_calls: dict[int, Call] = {}
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event not in ("call", "return") or _is_foreign(code.co_filename):
+            return
+        variables = dict(frame.f_locals)
+        if event == "call":
+            names = code.co_varnames[: code.co_argcount]
+            held = [leaf for name in names for leaf in _leaves(variables.get(name))]
+            place = (code.co_filename, code.co_qualname, code.co_firstlineno)
+            open_calls[id(frame)] = Call(*place, held)
+        elif (call := open_calls.pop(id(frame), None)) is not None:
+            call.variables = [
+                (text, value)
+                for text, value in variables.items()
+                if isinstance(value, Tracer) and text.isidentifier()
+            ]
+            calls.append(call)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+_JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+_LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a file is JAX's, Python's own, or none."""
+    if file.startswith((_JAX, "<frozen", "<string>")):
+        return True
+    return file.startswith(_LIBRARY) and "site-packages" not in file
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of an argument; of an object that is just being made, none."""
+    try:
+        return jax.tree_util.tree_leaves(value)
+    except Exception:
+        return []
+
+
+def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any]) -> None:
+    """Names of what a loop's body is given: the variables of the call that traced the body."""
+    for equation in program.equations:
+        for body in equation.bodies:
+            homes = {(s.file, s.function) for e in body.equations for s in e.spans[:1]}
+            for call in calls:
+                offset = len(body.inputs) - len(call.leaves)
+                if (call.file, call.function) not in homes or offset < 0:
+                    continue
+                if not all(isinstance(leaf, Tracer) for leaf in call.leaves):
+                    continue
+                for slot, leaf in zip(body.inputs[offset:], call.leaves):
+                    found = [*names.get(slot, ()), *call.names_of(leaf)]
+                    names[slot] = tuple(dict.fromkeys(found))
+            _name_inside(body, calls, names)
+
+
+def _flatten(
+    jaxpr: Jaxpr, constants: Sequence[Any], numbers: Iterator[int], outer: tuple[Span, ...]
+) -> Program:
+    equations: list[Equation] = []
+    kept: Values = {}
+    literals: set[int] = set()
+
+    def inline(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[int], spans: Any) -> list[int]:
+        slots: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
+        for variable, value in zip(jaxpr.constvars, consts):
+            slots[variable] = next(numbers)
+            kept[slots[variable]] = as_numpy(value)
+
+        def read(atom: Any) -> int:
+            if not isinstance(atom, Literal):
+                return slots[atom]
+            slot = next(numbers)
+            kept[slot] = np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+            literals.add(slot)
+            return slot
+
+        for raw in jaxpr.eqns:
+            eqn = as_checkpoint(raw)
+            own = tuple(Span(*frame) for frame in source_spans(eqn)) or spans
+            operands = tuple(read(atom) for atom in eqn.invars)
+            inner = eqn.params.get(INLINED.get(eqn.primitive.name, ""))
+            if inner is not None:
+                results = inline(*open_jaxpr(inner), operands, own)
+                slots.update(zip(eqn.outvars, results))
+                continue
+            results = tuple(next(numbers) for _ in eqn.outvars)
+            slots.update(zip(eqn.outvars, results))
+            bodies = _bodies(eqn, numbers, own)
+            inside = frozenset(
+                key for body in bodies for e in body.equations for key in (e.key, *e.inside)
+            )
+            if results:
+                equations.append(
+                    Equation(eqn.primitive, eqn.params, operands, results, own, bodies, inside)
+                )
+        return [read(atom) for atom in jaxpr.outvars]
+
+    inputs = tuple(next(numbers) for _ in jaxpr.invars)
+    outputs = tuple(inline(jaxpr, constants, inputs, outer))
+    return Program(tuple(equations), kept, inputs, outputs, frozenset(literals))
+
+
+def _bodies(eqn: Any, numbers: Iterator[int], spans: tuple[Span, ...]) -> tuple[Program, ...]:
+    graphs: list[Any] = []
+    for key in _BODIES.get(eqn.primitive.name, ()):
+        held = eqn.params[key]
+        graphs.extend(held if isinstance(held, tuple | list) else [held])
+    return tuple(_flatten(*open_jaxpr(graph), numbers, spans) for graph in graphs)

@@ -1,0 +1,377 @@
+"""The person's backward pass, edited until it is right: the edit names the fault and its line."""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of, with_aliases
+from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
+from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
+from functional_bp.check.diagnosis.repairs.edits.composed import composed
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.names import Names
+from functional_bp.check.diagnosis.repairs.pairs import pairs
+from functional_bp.check.diagnosis.repairs.program import Change, Program, trace
+from functional_bp.check.diagnosis.repairs.repeats import twins
+from functional_bp.check.diagnosis.repairs.sites import backward_keys, sites, sizes_of, thresholds_of
+from functional_bp.check.diagnosis.repairs.source import Expression, expression, home_of
+from functional_bp.check.diagnosis.repairs.trial import Trial
+from functional_bp.check.findings import Place, Repair
+from functional_bp.check.subject import Disagreement, Sample
+
+SHOWN = 3
+COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
+LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
+
+
+@dataclass(frozen=True)
+class Found:
+    """What accounts for a disagreement: verified on fresh samples.
+
+    Attributes:
+        kind: one of ``findings.KINDS``.
+        message: what is wrong, in a sentence.
+        place: the line that the fault stands in; None where it is not known.
+        repair: what to write instead; None where the fault was found from the other side.
+    """
+
+    kind: str
+    message: str
+    place: Place | None = None
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that passed, at its site; less ``rank`` is likelier."""
+
+    edit: Edit
+    site: Site
+    rank: float
+
+
+def repairs(disagreement: Disagreement, deadline: float) -> list[Found]:
+    """Edits of the claimed backward pass that make it right, likeliest first, at most three.
+
+    ``deadline`` is a time of ``time.monotonic()``.
+    """
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        search = _prepare(disagreement, deadline)
+        return [] if search is None else search.run()
+
+
+class Search:
+    """The search among one disagreement's edits."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        names: Names,
+        sizes: Sequence[int],
+        thresholds: Sequence[float],
+        within: frozenset[int] | None,
+    ) -> None:
+        self.trial, self.names = trial, names
+        self.sites = list(
+            sites(
+                trial.program, trial.point(0).values, trial.judged, names, sizes, thresholds, (),
+                within,
+            )
+        )  # fmt: skip
+        others: set[int] = set()
+        for site in list(self.sites):
+            if site.equation.key in others:
+                self.sites.remove(site)
+            else:
+                others.update(twin.key for twin in trial.twins.get(site.equation.key, ()))
+        self.by_key = {site.equation.key: site for site in self.sites}
+
+    def run(self) -> list[Found]:
+        """Single edits, then two at once."""
+        found = self.singles({})
+        if found:
+            near = [c for c in found if c.rank <= found[0].rank + COMPARABLE]
+            return self.reported([(candidate,) for candidate in near])
+        groups = pairs(self.trial, self.by_key, self.second)
+        return self.reported(
+            [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
+        )
+
+    def second(self, first: Edit) -> list[Edit]:
+        """The edits that make the program right once a first one is made."""
+        return [c.edit for c in self.singles(self.trial.changes(first), brief=True)]
+
+    def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
+        """Every verified single edit about as likely as the likeliest, that one first."""
+        passed: list[Candidate] = []
+        for source in (catalogue, borrowed, composed):
+            for candidate in self._likeliest_first(source, under):
+                best = min((c.rank for c in passed), default=np.inf)
+                if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
+                    break
+                found = self.trial.attempt(candidate.edit, under)
+                if found is not None:
+                    rank = candidate.rank - candidate.edit.rank + found.rank
+                    passed.append(Candidate(found, candidate.site, rank))
+            passed = self._verified(passed, under)
+            if passed and (source is not catalogue or passed[0].rank <= LIKELY):
+                break
+        return passed
+
+    def _likeliest_first(
+        self, source: Callable[[Site], Iterator[Edit]], under: Mapping[int, Change]
+    ) -> list[Candidate]:
+        made = [
+            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site))
+            for distance, site in enumerate(self.sites)
+            if site.equation.key not in under
+            for edit in _without_failures(source(site))
+        ]
+        return sorted(made, key=lambda candidate: candidate.rank)
+
+    def _verified(
+        self, passed: Sequence[Candidate], under: Mapping[int, Change]
+    ) -> list[Candidate]:
+        kept: list[Candidate] = []
+        for candidate in sorted(passed, key=lambda c: c.rank):
+            changes = {**under, **self.trial.changes(candidate.edit)}
+            if len(kept) < 2 * SHOWN and self.trial.holds(changes):
+                whole = self.trial.holds(changes, whole=True)
+                kept.append(Candidate(candidate.edit, candidate.site, candidate.rank + (not whole)))
+        return sorted(kept, key=lambda c: c.rank)
+
+    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Found]:
+        """What to say of verified edits; those that say the same are said once."""
+        found: list[Found] = []
+        for group in groups:
+            said = [described(c.edit, c.site, self.names) for c in group]
+            one = said[0] if len(said) == 1 else _joined(said)
+            if not any((f.place, f.message) == (one.place, one.message) for f in found):
+                found.append(one)
+        return found[:SHOWN]
+
+
+def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
+    """The edits up to one that cannot even be made: a failing entry costs its site alone."""
+    try:
+        yield from edits
+    except Exception:
+        return
+
+
+def _strangeness(site: Site) -> float:
+    """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
+    if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
+        return 0.6
+    if site.own and site.last:
+        return 0.0
+    return 0.3 if site.own else 0.5 if site.last else 3.0
+
+
+def described(edit: Edit, site: Site, names: Names) -> Found:
+    """An edit in words, with its line and what to write instead."""
+    at, whole = site.expression, site.own or site.last
+    if edit.at is not None:
+        made = expression(edit.at.spans, names.home)
+        if made is not None and isinstance(edit.write, Callable) and edit.write(made) is not None:
+            at, whole = made, True
+    span = None if at is None else at.span
+    values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    slots = site.equation.operands
+    for position, name in enumerate(("_a", "_b", "_c")[: len(slots)]):
+        node = None if at is None or not site.own else at.operand(position)
+        slot = slots[position]
+        words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
+    before = at.text if at is not None and whole else ""
+    words["_e"] = before or "the result"
+    use = use_of(site.equation)
+    if use is not None:
+        operand = None if at is None or use < 0 else at.operand(use)
+        named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
+        words.update(_e=named, _a=named)
+    message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
+    after = None
+    if at is not None and at.node is not None and not is_unpacked(at):
+        after = _after(edit, at, site, names, values)
+    if after is not None and not before and at is not None:
+        before = at.text
+    place = None if at is None else at.place
+    of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
+    said = f"{of}: {message}" if before and "{_e}" not in edit.message else message
+    return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
+
+
+def is_unpacked(at: Expression) -> bool:
+    """Whether an expression is a name that something is assigned to."""
+    return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
+
+
+def _after(
+    edit: Edit,
+    at: Expression,
+    site: Site,
+    names: Names,
+    values: Mapping[str, ast.expr | None],
+) -> str | None:
+    use = use_of(site.equation)
+    if use is not None:
+        template = edit.change[1] if edit.change else edit.write
+        node = at.operand(use) if use >= 0 else None
+        if node is None or not isinstance(template, str) or not template:
+            return None
+        return at.changed(node, re.sub(r"\b_[ea]\b", "_x", template), values)
+    if edit.change is not None:
+        position, template = edit.change
+        node = at.operand(position) if site.own else None
+        if node is None:
+            slot = site.equation.operands[position]
+            node = at.part(names.described(slot, at.span))
+        return None if node is None else at.changed(node, template, values)
+    if isinstance(edit.write, Callable):
+        return edit.write(at)
+    if not edit.write or not (site.own or site.last):
+        return None
+    if re.search(r"\b_[abc]\b", edit.write) and not site.own:
+        return None
+    return at.written(edit.write, values)
+
+
+def _joined(said: Sequence[Found]) -> Found:
+    """Two edits that are needed at once, as one."""
+    first = said[0]
+    parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
+    message = "two things at once: " + "; and ".join(parts)
+    repair = Repair(
+        message,
+        first.place,
+        "; ".join(one.repair.before for one in said if one.repair),
+        "; ".join(one.repair.after for one in said if one.repair),
+    )
+    return Found(first.kind, message, first.place, repair)
+
+
+def _prepare(disagreement: Disagreement, deadline: float) -> Search | None:
+    """The trial of a disagreement; None where the claim cannot be run again as a program."""
+    for whole in (False, True):
+        if time.monotonic() > deadline:
+            return None
+        try:
+            search = _attempt(disagreement, deadline, whole)
+        except Exception:  # a claim that cannot be traced has no program
+            search = None
+        if search is not None:
+            return search
+    return None
+
+
+def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+    subject = disagreement.subject
+    backward, residuals = subject.backward, subject.residuals
+    if not whole and (backward is None or residuals is None):
+        return None
+
+    def arguments(sample: Sample) -> tuple[Any, ...]:
+        rest = (tuple(sample.fixed), tuple(sample.bars), tuple(sample.actives), tuple(sample.outs))
+        kept = () if whole or residuals is None else residuals(sample.actives, sample.fixed)
+        return (_arrays(kept), *rest)
+
+    def claim(kept: Any, fixed: Any, bars: Any, actives: Any, outs: Any) -> Sequence[Any]:
+        if whole or backward is None:
+            return subject.pull(actives, fixed, bars)[1]
+        return backward(kept, fixed, bars)
+
+    given = disagreement.given
+    first = arguments(given)
+    program = trace(claim, *first)
+
+    def draw(number: int) -> tuple[list[Any], Sequence[np.ndarray]]:
+        sample = given if number == 0 else disagreement.fresh()
+        held = first if number == 0 else arguments(sample)
+        return _numeric(held), [np.asarray(t) for t in sample.true]
+
+    trial = Trial(program, draw, disagreement.argument, deadline)
+    outs = program.outs(trial.point(0).values)
+    if not agrees(outs, given.claimed):
+        return None
+    home = home_of(subject.source)
+    right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
+    program = with_aliases(program, disagreement.argument, right, home)
+    repeated = twins(program, home)
+    trial = Trial(program, draw, disagreement.argument, deadline, twins=repeated)
+    outs_from = len(program.inputs) - len(_numeric(first[-1]))
+    given_names = _given_names(disagreement, program, first)
+    names = Names(program, home, given_names, program.inputs[outs_from:])
+    within = None
+    if whole:
+        count = [len(_numeric(part)) for part in first]
+        start = count[0] + count[1]
+        within = backward_keys(program, program.inputs[start : start + count[2]], home)
+    return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
+
+
+def _arrays(tree: Any) -> Any:
+    return jax.tree_util.tree_map(
+        lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) and _is_plain(leaf) else leaf,
+        tree,
+    )
+
+
+def _is_plain(leaf: Any) -> bool:
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
+def _numeric(tree: Any) -> list[Any]:
+    leaves = jax.tree_util.tree_leaves(tree)
+    return [leaf for leaf in leaves if isinstance(leaf, np.ndarray | np.generic)]
+
+
+def agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
+    """Whether the program computes what was claimed, so that its faults are the claim's."""
+    return len(outs) == len(claimed) and all(
+        np.shape(a) == np.shape(b)
+        and np.allclose(a, b, 1e-4, 1e-6 * (1 + float(np.nan_to_num(np.abs(b)).max(initial=0.0))),
+                        equal_nan=True)
+        for a, b in zip(outs, claimed)
+    )  # fmt: skip
+
+
+def _given_names(
+    disagreement: Disagreement, program: Program, held: tuple[Any, ...]
+) -> dict[int, str]:
+    """The arguments' and residuals' names by slot, for values that no local variable holds."""
+    kept, fixed, bars, actives, outs = (len(_numeric(part)) for part in held)
+    subject = disagreement.subject
+    residuals = list(disagreement.residuals)
+    plain = [residuals[i] if len(residuals) == kept else f"res[{i}]" for i in range(kept)]
+    names = [
+        *plain,
+        *(subject.fixed_names if len(subject.fixed_names) == fixed else [""] * fixed),
+        *(["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)]),
+        *(subject.names if len(subject.names) == actives else [""] * actives),
+        *(["y"] if outs == 1 else [f"y[{i}]" for i in range(outs)]),
+    ]
+    return {slot: name for slot, name in zip(program.inputs, names) if name}
+
+
+def _thresholds(disagreement: Disagreement) -> list[float]:
+    """The numbers that the reference, or the forward pass, compares with."""
+    subject = disagreement.subject
+    forward = subject.reference or subject.value
+    try:
+        given = disagreement.given
+        return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
+    except Exception:  # a reference that JAX cannot trace has no graph to read them from
+        return []
+
+
+__all__ = ["Found", "described", "expression", "repairs"]

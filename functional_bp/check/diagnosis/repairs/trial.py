@@ -1,0 +1,247 @@
+"""A program, what it should return on several samples, and whether edits make it return that."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit
+from functional_bp.check.diagnosis.repairs.program import Change, Program, Values
+from functional_bp.check.diagnosis.repairs.repeats import Renamed, Renaming, Twin
+
+EXACT = 1e-7  # relative error of an output that counts as right
+NEAR = 1e-5  # the same where the edit took away all but a ten-thousandth of the error
+AFFINE = 1e-6  # a remainder that shows that the constant solved for explains the whole error
+GIVEN = {1.0: (-1.0, 2.0, 0.5, 0.0), 0.0: (1.0, -1.0)}  # by what changes nothing: constants tried
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sample: every value of the program, and the outputs as they should be."""
+
+    values: Values
+    wanted: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What an edit does to the judged output on the first sample: error and change, as vectors."""
+
+    edit: Edit
+    change: np.ndarray
+    error: float  # what is left, relative to the error without the edit
+
+
+class Trial:
+    """Tries edits on the first sample and verifies them on the others."""
+
+    def __init__(
+        self,
+        program: Program,
+        draw: Callable[[int], tuple[Sequence[Any], Sequence[np.ndarray]]],
+        judged: int,
+        deadline: float,
+        samples: int = 3,
+        twins: Mapping[int, Sequence[Twin]] | None = None,
+    ) -> None:
+        self.program, self.judged, self.deadline = program, judged, deadline
+        self.twins = twins or {}
+        self._draw, self._count = draw, samples
+        self._points: list[Point] = []
+        first = self.point(0)
+        outs = program.outs(first.values)
+        self.errors = [_distance(out, want) for out, want in zip(outs, first.wanted)]
+        self.wrong = [
+            i
+            for i, (error, want) in enumerate(zip(self.errors, first.wanted))
+            if i == judged or not error <= EXACT * _norm(want)
+        ]
+        self.present = self.vector(outs)
+        self.missing = self.vector(first.wanted) - self.present
+        finite = np.isfinite(self.missing)
+        self.seen = np.flatnonzero(finite)
+        self.size = float(np.linalg.norm(self.missing[self.seen]))
+        self.tried: list[Tried] = []
+        self.attempts = 0
+
+    @property
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() > self.deadline
+
+    def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
+        """The edits in the form that a program applies, each in every turn of a loop."""
+        made: dict[int, Change] = {}
+        for edit in edits:
+            made[edit.site] = partial(_applied, edit, constant)
+            for twin in self.twins.get(edit.site, ()):
+                made[twin.key] = partial(_applied, edit, constant, renaming=twin.renaming)
+        return made
+
+    def vector(self, outs: Sequence[Any]) -> np.ndarray:
+        """The judged output in a row; complex numbers as two real ones."""
+        out: Any = np.ravel(outs[self.judged])
+        return np.concatenate([out.real, out.imag]) if out.dtype.kind == "c" else out
+
+    def point(self, number: int) -> Point:
+        """A sample, drawn when it is first needed."""
+        while len(self._points) <= number:
+            inputs, wanted = self._draw(len(self._points))
+            self._points.append(Point(self.program.run(inputs), wanted))
+        return self._points[number]
+
+    def outs(self, changes: Mapping[int, Change], number: int = 0) -> list[Any]:
+        """The outputs under changes; raises what NumPy raises where they do not fit."""
+        values = self.program.rerun(self.point(number).values, changes)
+        return self.program.outs(values)
+
+    def is_right(self, outs: Sequence[Any], number: int = 0, whole: bool = False) -> bool:
+        """Whether the judged output is right and none that was right is broken.
+
+        ``whole`` asks that every output is right.
+        """
+        wanted = self.point(number).wanted
+        for i, (out, want) in enumerate(zip(outs, wanted)):
+            if i in self.wrong and i != self.judged and not whole:
+                continue
+            if np.shape(out) != np.shape(want):
+                return False
+            distance, size = _distance(out, want), _norm(want)
+            before = self.errors[i] if i in self.wrong and number == 0 else np.inf
+            better = number > 0 or distance <= 1e-4 * before or not np.isfinite(before)
+            if not (distance <= EXACT * size or (better and distance <= NEAR * size)):
+                return False
+        return True
+
+    def attempt(self, edit: Edit, under: Mapping[int, Change], *, keep: bool = True) -> Edit | None:
+        """The edit, its constant solved for, if it makes the first sample right."""
+        self.attempts += 1
+        try:
+            if edit.settle is not None:
+                return self._solve(edit, under, keep)
+            outs = self.outs({**under, **self.changes(edit)})
+            wanted = self.point(0).wanted[self.judged]
+            out = np.asarray(outs[self.judged])
+            if out.shape != wanted.shape or out.dtype.kind != wanted.dtype.kind:
+                return None
+            if keep and not under:
+                self._note(edit, self.vector(outs) - self.present)
+            return edit if self.is_right(outs) else None
+        except Exception:  # whatever does not fit is no repair
+            return None
+
+    def _note(self, edit: Edit, change: np.ndarray) -> None:
+        if self.size == 0 or len(self.tried) > 6000:
+            return
+        change = change[self.seen]
+        if not np.all(np.isfinite(change)) or not change.any():
+            return
+        left = float(np.linalg.norm(self.missing[self.seen] - change)) / self.size
+        self.tried.append(Tried(edit, change, left))
+
+    def _solve(self, edit: Edit, under: Mapping[int, Change], keep: bool) -> Edit | None:
+        start, settle = edit.start, edit.settle
+        assert start is not None and settle is not None
+        changed = 1.0 if start in GIVEN else max(abs(start), 1.0) * 0.5
+
+        def out(c: float) -> np.ndarray:
+            return self.vector(self.outs({**under, **self.changes(edit, constant=c)}))
+
+        present = out(start) if under else self.present
+        missing = self.vector(self.point(0).wanted) - present
+        slope = (out(start + changed) - present) / changed
+        known = np.isfinite(slope) & np.isfinite(missing)
+        slope, left = np.where(known, slope, 0.0), np.where(known, missing, 0.0)
+        square = float(slope @ slope)
+        if square == 0 or not known.any():
+            return None
+        step = float(slope @ left) / square
+        rest = float(np.linalg.norm(left - step * slope))
+        if keep and not under:
+            self._note(edit, np.where(known, slope, 0.0))
+        if rest <= AFFINE * float(np.linalg.norm(left)):
+            return self._settled(settle, start + step, under)
+        if start in GIVEN and edit.kind != "wrong constant":
+            if square and rest > 0.999999 * float(np.linalg.norm(left)) and edit.start == 0.0:
+                return None
+            if self._is_affine(out, present, slope, start, changed):
+                return None
+            for c in GIVEN[start]:
+                found = self._settled(settle, c, under)
+                if found is not None:
+                    return found
+            return None
+        if self._is_affine(out, present, slope, start, changed):
+            return None
+        return self._settled(settle, self._newton(out, start), under)
+
+    def _is_affine(
+        self, out: Callable[[float], np.ndarray], present: Any, slope: Any, start: float, h: float
+    ) -> bool:
+        """Whether a second step shows the same slope, so that no constant can help."""
+        other = np.nan_to_num(out(start - h) - present)
+        return bool(np.linalg.norm(other + h * slope) <= 1e-9 * np.linalg.norm(h * slope))
+
+    def _newton(self, out: Callable[[float], np.ndarray], start: float) -> float:
+        wanted, c = self.vector(self.point(0).wanted), start
+        for _ in range(12):
+            h = 1e-5 * max(abs(c), 1e-3)
+            present = out(c)
+            slope = np.nan_to_num((out(c + h) - out(c - h)) / (2 * h))
+            square = float(slope @ slope)
+            if square == 0:
+                break
+            step = float(slope @ np.nan_to_num(wanted - present)) / square
+            c += step
+            if abs(step) <= 1e-12 * max(abs(c), 1e-12):
+                break
+        return c
+
+    def _settled(
+        self, settle: Callable[[float], Edit | None], c: float, under: Mapping[int, Change]
+    ) -> Edit | None:
+        found = settle(c)
+        return None if found is None else self.attempt(found, under, keep=False)
+
+    def holds(self, changes: Mapping[int, Change], whole: bool = False) -> bool:
+        """Whether the changes make every sample right."""
+        try:
+            return all(
+                self.is_right(self.outs(changes, number), number, whole)
+                for number in range(self._count)
+            )
+        except Exception:
+            return False
+
+
+def _applied(
+    edit: Edit, constant: float, operands: Any, values: Any, renaming: Renaming | None = None
+) -> Any:
+    seen: Any = values if renaming is None else Renamed(values, renaming)
+    return edit.compute(operands, seen, constant)
+
+
+def unsettled(edit: Edit, constant: float) -> Edit:
+    """An edit with a constant that was solved for beside another edit's."""
+    found = None if edit.settle is None else edit.settle(constant)
+    return edit if found is None else replace(found, settle=None)
+
+
+def _norm(x: Any) -> float:
+    x = np.ravel(x)
+    return float(np.linalg.norm(x[np.isfinite(x)])) if x.size else 0.0
+
+
+def _distance(out: Any, want: Any) -> float:
+    """‖out − want‖ over the entries whose true value is finite; infinite where out is not."""
+    if np.shape(out) != np.shape(want):
+        return np.inf
+    known = np.isfinite(want)
+    gap = np.where(known, out, 0.0) - np.where(known, want, 0.0)
+    size = float(np.linalg.norm(np.ravel(gap)))
+    return size if np.isfinite(size) else np.inf
