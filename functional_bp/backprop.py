@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 from jax.sharding import AxisType, use_abstract_mesh
@@ -37,6 +38,13 @@ def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
+    """The value of an operand; that of a literal has a dtype, though JAX leaves True a bool."""
+    if not isinstance(atom, Literal):
+        return values[atom]
+    return np.bool_(atom.val) if isinstance(atom.val, bool) else atom.val
+
+
 def forward(
     plan: Plan, consts: Sequence[Any], args: Sequence[Any], given: Mapping[Any, Any] | None = None
 ) -> tuple[list[Any], Residuals]:
@@ -47,7 +55,7 @@ def forward(
     env.update(given or {})
     structure_residuals: list[Any] = []
     for eqn in plan.live:
-        operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
+        operands = [value_of(a, env) for a in eqn.invars]
         step = plan.augmented.get(eqn)
         if step is None:
             outs = evaluate(eqn, operands)
@@ -89,7 +97,7 @@ def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list
     kept, structure_residuals = residuals
     have: dict[Any, Any] = dict(zip(plan.keep, kept))
     for eqn in plan.again:
-        operands = [a.val if isinstance(a, Literal) else have[a] for a in eqn.invars]
+        operands = [value_of(a, have) for a in eqn.invars]
         have.update(zip(eqn.outvars, evaluate(eqn, operands)))
     bars: dict[Any, Any] = {}
     for var, bar, on in zip(jaxpr.outvars, cotangents, plan.out_active):
@@ -135,9 +143,9 @@ def call(
             absent = bar is None and not optional
             arguments.append(zeros(step.eqn.outvars[payload].aval) if absent else bar)
         elif kind == "value" and isinstance(payload, list):
-            arguments.append([a.val if isinstance(a, Literal) else have[a] for a in payload])
+            arguments.append([value_of(a, have) for a in payload])
         elif kind == "value":
-            arguments.append(payload.val if isinstance(payload, Literal) else have[payload])
+            arguments.append(value_of(payload, have))
         else:
             arguments.append(payload)
     parameters = pull.parameters

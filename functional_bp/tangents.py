@@ -27,7 +27,7 @@ def forward_mode(
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     tangent = {v: dot for v, dot in zip(jaxpr.invars, dots) if dot is not None}
     for eqn in jaxpr.eqns:
-        operands = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
+        operands = [backprop.value_of(a, env) for a in eqn.invars]
         in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in eqn.invars]
         if all(dot is None for dot in in_dots):
             outs, out_dots = backprop.evaluate(eqn, operands), [None] * len(eqn.outvars)

@@ -124,6 +124,22 @@ def test_cotangent_dtype_is_the_arguments_even_through_a_wider_product() -> None
     assert bp.grad(wide)(x).dtype == jnp.bfloat16
 
 
+def test_an_operand_of_max_that_the_compiler_rounds_otherwise_when_it_computes_it_again() -> None:
+    """Compared with the maximum, neither operand would be equal to it."""
+    low = -jnp.exp(0.4 * jnp.asarray(np.random.default_rng(3).normal(size=3)))
+
+    def sample_and_slope(low: Any) -> Any:
+        draw = lambda low: jax.random.truncated_normal(jax.random.key(0), low, high)  # noqa: E731
+        sample, pullback = bp.vjp(draw, low)
+        return sample, pullback(jnp.array([0.13, -0.13, 0.64]))[0]
+
+    high = -low
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    compiled = jax.jit(sample_and_slope, compiler_options=quick)
+    for got, want in zip(compiled(low), sample_and_slope(low)):
+        np.testing.assert_allclose(got, want, rtol=1e-12)  # the same operations, but rounding
+
+
 def test_a_changed_convention_would_be_noticed() -> None:
     other = TABLE[IDS.index("relu at 0")]._replace(function=lambda x: jnp.maximum(x, 0.0))
     with pytest.raises(AssertionError):

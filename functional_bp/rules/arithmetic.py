@@ -128,12 +128,18 @@ improvement("atan2 of large numbers in half precision", lax.atan2, at=(300.0, 30
 # fmt: on
 
 
-def _chosen(choose: Any) -> Any:
-    """The forward sweep of max and min, with which operand was chosen: 1 = x, 2 = y, 3 = both."""
+def _chosen(choose: Any, precedes: Any) -> Any:
+    """The forward sweep of max and min, with which operand was chosen: 1 = x, 2 = y, 3 = both.
+
+    Numerics: x and y are compared with each other, not with z: a compiler may compute x once for z
+    and once more, otherwise rounded, for the comparison, and then neither equals z.
+    """
 
     def forward(x: Any, y: Any, **params: Any) -> tuple[Any, Any]:
         z = choose.bind(x, y, **params)
-        is_x, is_y = (lax.convert_element_type(lax.eq(v, z), jnp.int8) for v in (x, y))
+        real = z.dtype.kind != "c"  # complex numbers have an order here, but no comparison
+        flags = (precedes(x, y), precedes(y, x)) if real else (lax.eq(x, z), lax.eq(y, z))
+        is_x, is_y = (lax.convert_element_type(flag, jnp.int8) for flag in flags)
         return z, add(is_x, add(is_y, is_y))
 
     return forward
@@ -157,13 +163,15 @@ def pull_chosen(z_bar: Any, chosen: Any, operand: int) -> Any:
     return lax.select(is_this, z_bar, lax.select(is_tie, half, lax.full_like(z_bar, 0)))
 
 
-for _function, _primitive in ((lax.max, lax.max_p), (lax.min, lax.min_p)):
+for _function, _primitive, _precedes in (
+    (lax.max, lax.max_p, lax.ge), (lax.min, lax.min_p, lax.le),
+):  # fmt: skip
     rule(
         _primitive,
         "x, y -> z | chosen",
         x=lambda z_bar, chosen: pull_chosen(z_bar, chosen, 1),
         y=lambda z_bar, chosen: pull_chosen(z_bar, chosen, 2),
-        forward=_chosen(_primitive),
+        forward=_chosen(_primitive, _precedes),
         why=pull_chosen.__doc__ or "",
         kinks="x = y: ½ and ½; a nan in either: 0 and 0",
         cases=[
@@ -302,6 +310,7 @@ rule(lax.select_n_p, "which, *xs -> y", xs=pull_case,
      why="y is a copy of one of the cases", kinks="none: which has no tangent space",
      cases=[case(lax.select_n, boolean(4), real(4), real(4)),
             case(lax.select_n, boolean(), real(4), real(4), note="a scalar predicate"),
+            case(lambda x, y: lax.select_n(True, x, y), real(4), real(4), note="a literal"),
             case(lax.select_n, integer(4, high=3), real(4), real(4), real(4)),
             case(lax.select_n, boolean(4), cplx(4), cplx(4)),
             case(lax.select_n, boolean(4), real(4), reference=lambda which, x: x,

@@ -68,7 +68,7 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     ours: set[Any] = set()  # the references' variables
     for eqn in jaxpr.eqns:
-        values = [a.val if isinstance(a, Literal) else env[a] for a in eqn.invars]
+        values = [backprop.value_of(a, env) for a in eqn.invars]
         held = [not isinstance(a, Literal) and a in ours for a in eqn.invars]
         with _jax.emitting(eqn), eqn.ctx.manager:
             if eqn.primitive is new_ref_p:
@@ -89,7 +89,7 @@ def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
             else:
                 outs = backprop.evaluate(eqn, values)
         env.update(zip(eqn.outvars, outs))
-    return [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+    return [backprop.value_of(v, env) for v in jaxpr.outvars]
 
 
 def _squared_in_place(x: Any) -> Any:

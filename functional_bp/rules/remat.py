@@ -102,7 +102,7 @@ def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
 
     def run(body: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         env: dict[Any, Any] = dict(zip((*body.constvars, *body.invars), (*consts, *args)))
-        read = lambda a: a.val if isinstance(a, Literal) else env[a]  # noqa: E731
+        read = lambda a: backprop.value_of(a, env)  # noqa: E731
         for eqn in body.eqns:
             operands = [read(a) for a in eqn.invars]
             if eqn.primitive is primitives.jit_p:

@@ -13,7 +13,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import Plan, make_plan, out_activity, union
+from functional_bp.plan import make_plan, out_activity, union
 from functional_bp.rule import structure
 from functional_bp.structure import Mask, Options, Structure, Sweep
 
@@ -46,6 +46,18 @@ def _with_counter(w: Any, xs: Any) -> Any:
         ),
         case(lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=3)[0], real(2)),
         case(lambda x, xs: lax.scan(lambda c, y: (c * y, c), x, xs), real(), real(0)),
+        case(
+            lambda x, xs: lax.scan(lambda c, y: (jnp.sin(y), c), x, xs)[1],
+            real(),
+            real(3),
+            note="a state that a step returns and no operation reads",
+        ),
+        case(
+            lambda x, y: lax.scan(lambda c, _: (c[::-1], None), (x, y), None, length=3)[0][0],
+            real(2),
+            real(2),
+            note="states that change places",
+        ),
     ],
 )
 class Scan(Structure):
@@ -89,14 +101,13 @@ class Scan(Structure):
                 self.jaxpr, self.body_active, seeded, needed, self.options, self.given
             )
             useful = union(self.plan.reached[self.groups[1]], seeded[:nc])
-            read = union(self._reads(self.plan)[self.groups[1]], needed[:nc])
+            used = self._used(needed)
+            read = union(tuple(v in used for v in self.jaxpr.invars[self.groups[1]]), needed[:nc])
             if useful == seeded[:nc] and read == needed[:nc]:
                 break
             seeded, needed = useful + seeded[nc:], read + needed[nc:]
         self.seeded, self.needed = seeded, needed
         self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
-        returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
-        used = set(self.plan.keep) | _read_by(self.plan) | returned
         values = tuple(v for v in self.given if v in used)
         hoisted = make_plan(
             self.jaxpr, (False,) * len(self.active), (False,) * len(seeded),
@@ -104,9 +115,11 @@ class Scan(Structure):
         )  # fmt: skip
         self.hoisted = hoisted
 
-    def _reads(self, plan: Plan) -> Mask:
-        reads = _read_by(plan) | set(plan.keep)
-        return tuple(v in reads for v in self.jaxpr.invars)
+    def _used(self, needed: Mask) -> set[Any]:
+        """What a step reads, keeps, or returns."""
+        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
+        returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
+        return read | set(self.plan.keep) | returned
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The scan, with what the rules keep stacked beside the outputs."""
@@ -271,10 +284,6 @@ def _invariant(jaxpr: Jaxpr, constants: slice) -> tuple[Var, ...]:
             known.update(eqn.outvars)
             found += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
     return tuple(found)
-
-
-def _read_by(plan: Plan) -> set[Any]:
-    return {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
 
 
 def _only(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
