@@ -22,7 +22,12 @@ from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
 from functional_bp.check.diagnosis.repairs.program import Change, Program, trace
 from functional_bp.check.diagnosis.repairs.repeats import twins
-from functional_bp.check.diagnosis.repairs.sites import backward_keys, sites, sizes_of, thresholds_of
+from functional_bp.check.diagnosis.repairs.sites import (
+    backward_keys,
+    sites,
+    sizes_of,
+    thresholds_of,
+)
 from functional_bp.check.diagnosis.repairs.source import Expression, expression, home_of
 from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.findings import Place, Repair
