@@ -35,7 +35,7 @@ embedding.defvjp(embedding_fwd, embedding_bwd)
 
 EMBEDDING = operation(
     embedding,
-    lambda rng: (normal(rng, 9, 4), distinct(rng, 9, 2, 3)),
+    lambda rng: (normal(rng, 9, 4), 1 + distinct(rng, 8, 2, 3)),
     fault("repeats", "table", ".at[tokens].add(y_bar)", ".at[tokens].set(y_bar)",
           elsewhere=lambda rng: (normal(rng, 9, 4), integers(rng, 3, 2, 3))),
     fault("repeats", "table", ".at[tokens].add(y_bar)",
@@ -170,7 +170,7 @@ top_two.defvjp(top_two_fwd, top_two_bwd)
 
 TOP_TWO = operation(
     top_two,
-    lambda rng: (normal(rng, 5, 5),),
+    lambda rng: (normal(rng, 5, 5) + 2,),
     fault(("transpose", "permutation"), "x", "at[rows, indices]", "at[indices, rows]"),
     fault(("reversal", "permutation"), "x", ".add(values_bar)", ".add(values_bar[:, ::-1])"),
     fault("off by one", "x", "at[rows, indices]", "at[rows, indices + 1]"),
