@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,7 +91,7 @@ class Operation:
     @functools.lru_cache(maxsize=256)  # noqa: B019  (operations are made once and live on)
     def _with_parameters(self, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         parameters = dict(items)
-        run = lambda *operands: self._values(operands, parameters)[0]  # noqa: E731
+        run = lambda *operands: self.values(operands, **parameters)[0]  # noqa: E731
         run.__name__ = self.__name__
         made = jax.custom_vjp(run)
         made.defvjp(
@@ -101,22 +101,45 @@ class Operation:
         )
         return made
 
-    def _values(
-        self, operands: Sequence[Any], parameters: dict[str, Any]
-    ) -> tuple[Any, tuple[Any, ...]]:
+    def values(self, operands: Sequence[Any], **parameters: Any) -> tuple[Any, tuple[Any, ...]]:
+        """The output, and the tuple of auxiliaries that ``forward`` computes beside it."""
         result = self.forward(*operands, **parameters)
         if not self.auxiliaries:
             return result, ()
         out, extra = result
         return out, extra if isinstance(extra, tuple) else (extra,)
 
+    def named_values(self, operands: Sequence[Any], **parameters: Any) -> dict[str, Any]:
+        """Operands, outputs and auxiliaries by their names in the signature."""
+        return self._by_name(operands, *self.values(operands, **parameters))
+
+    def _by_name(self, operands: Sequence[Any], out: Any, extra: Sequence[Any]) -> dict[str, Any]:
+        outs = out if len(self.outputs) > 1 else (out,)
+        names = [*(n.text for n in (*self.operands, *self.outputs)), *self.auxiliaries]
+        return dict(zip(names, (*operands, *outs, *extra), strict=True))
+
+    def cotangent(
+        self, name: str, values: Mapping[str, Any], bars: Sequence[Any], **parameters: Any
+    ) -> Any:
+        """What the pullback of the operand ``name`` returns; None where there is none.
+
+        Args:
+            name: the operand.
+            values: as ``named_values`` returns them.
+            bars: one cotangent per output.
+            **parameters: those of the call.
+        """
+        if name not in self.pullbacks:
+            return None
+        shapes = _Hidden({n: jax.typeof(v) for n, v in values.items()})
+        named = {n.text: bar for n, bar in zip(self.outputs, bars, strict=True)}
+        return self._call(name, named, _Kept(dict(values), (), shapes), parameters)
+
     def _forward(self, primals: Sequence[Any], parameters: dict[str, Any]) -> tuple[Any, Any]:
         """The output, and what the pullbacks of the wanted operands name."""
         operands = [p.value for p in primals]
-        out, extra = self._values(operands, parameters)
-        outs = out if len(self.outputs) > 1 else (out,)
-        names = [*(n.text for n in (*self.operands, *self.outputs)), *self.auxiliaries]
-        values = dict(zip(names, (*operands, *outs, *extra), strict=True))
+        out, extra = self.values(operands, **parameters)
+        values = self._by_name(operands, out, extra)
         wanted = tuple(
             p.perturbed and n.text in self.pullbacks for p, n in zip(primals, self.operands)
         )

@@ -27,6 +27,8 @@ class Subject:
         value: ``(actives, fixed) -> outs``, the forward pass as claimed.
         pull: ``(actives, fixed, bars) -> (outs, active bars)``, the claim.
         reference: ``(actives, fixed) -> outs``, to be differentiated; None where there is none.
+        reference_pull: ``(actives, fixed, bars) -> (outs, active bars)`` where the true cotangents
+            do not come from JAX (PyTorch), or are declared (``expect=``).
         numeric: ``(actives, fixed) -> outs`` for finite differences, outside a JAX trace; None
             where ``value`` or ``reference`` serves.
         residuals: ``(actives, fixed) -> pytree``, what the forward pass keeps; None where unknown.
@@ -34,6 +36,8 @@ class Subject:
             person wrote it; None where it cannot be had apart from the forward pass.
         traceable: whether JAX can trace ``pull`` (jit, vmap, second order, other dtypes).
         only_here: the claim holds at the given arguments alone (numbers on paper).
+        by_transform: ``pull`` is JAX's reverse mode of ``value``, so that wrapping ``value`` (in
+            ``jax.checkpoint``) wraps the claim.
         source: the person's function whose lines are meant, for messages.
     """
 
@@ -44,12 +48,14 @@ class Subject:
     value: Callable[..., Arrays]
     pull: Callable[..., tuple[Arrays, Arrays]]
     reference: Callable[..., Arrays] | None = None
+    reference_pull: Callable[..., tuple[Arrays, Arrays]] | None = None
     numeric: Callable[..., Arrays] | None = None
     residuals: Callable[..., Any] | None = None
     backward: Callable[..., Arrays] | None = None
     fixed_names: tuple[str, ...] = ()
     traceable: bool = True
     only_here: bool = False
+    by_transform: bool = False
     source: Callable[..., Any] | None = None
 
 

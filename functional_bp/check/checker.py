@@ -1,0 +1,269 @@
+"""``check``: reads the claim, runs the stages in order, and gives the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from functional_bp.check import claims as claiming
+from functional_bp.check.compositions import compositions, sharded_inputs
+from functional_bp.check.findings import Finding, Verdict
+from functional_bp.check.judging import Judgement
+from functional_bp.check.linearity import linearity, silent_outputs, single_cotangents
+from functional_bp.check.precision import precision
+from functional_bp.check.reading import by_our_rules, read
+from functional_bp.check.report import Report
+from functional_bp.check.search import searched_inputs
+from functional_bp.check.second_order import adjoint_identity, second_order
+from functional_bp.check.structure import place_of, repeated_calls, shapes
+from functional_bp.check.subject import Subject
+from functional_bp.check.trial import Trial
+from functional_bp.rule import Rule
+
+# Stages that run once the first derivative at the given inputs is right.
+FURTHER: tuple[Callable[[Trial], None], ...] = (
+    single_cotangents,
+    searched_inputs,
+    adjoint_identity,
+    second_order,
+    compositions,
+    sharded_inputs,
+    precision,
+)
+
+
+def check(
+    subject: Any,
+    *args: Any,
+    reference: Any = None,
+    of: Callable[..., Any] | None = None,
+    claims: Mapping[str, Any] | None = None,
+    expect: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    seconds: float = 60.0,
+    name: str | None = None,
+) -> Report:
+    """Is a hand-derived gradient right, and if not, where and why.
+
+    Args:
+        subject: what claims a gradient. A ``jax.custom_vjp`` or ``jax.custom_jvp`` function, an
+            ``operation``, a ``rule`` (without ``args``: on the cases that stand beside it), a pair
+            ``(forward, backward)``, a gradient function (with ``of=``), or any JAX function,
+            whose custom rules are then compared with their bodies.
+        *args: arguments at which it is called: arrays or pytrees of arrays.
+        reference: a JAX, NumPy or PyTorch function of the same arguments to judge by. By default
+            the function's own undecorated body; ``False`` for finite differences alone.
+        of: the scalar function that ``subject`` claims to be the gradient of.
+        claims: gradients on paper by argument name, ``{"W1": array}``; ``subject`` is then the
+            function that was differentiated.
+        expect: declares a gradient that is false on purpose: ``"straight-through"``, a number that
+            multiplies the true gradient (−1: reversal), or a function whose gradient it is.
+        argnums: for a gradient function, the arguments that the gradient is for.
+        quick: given inputs and a short search only; under a second.
+        seed: of every random draw; the same seed gives the same report.
+        seconds: the time after which no further stage begins.
+        name: what to call the subject in the report.
+
+    Returns:
+        A report: ``report.ok``, ``report.verdict``, ``report.findings``; it prints readably.
+
+    Raises:
+        TypeError: the subject claims no gradient, or cannot be called with the arguments.
+
+    Example:
+        >>> import functional_bp as bp, jax, jax.numpy as jnp
+        >>> @jax.custom_vjp
+        ... def cube(x):
+        ...     return x**3
+        >>> cube.defvjp(lambda x: (cube(x), x), lambda x, y_bar: (2 * y_bar * x**2,))
+        >>> report = bp.check(cube, jnp.array([1.0, 2.0]))
+        >>> report.verdict, report.findings[0].argument
+        ('wrong', 'x')
+    """
+    started = time.monotonic()
+    if isinstance(subject, Rule) and not args:
+        return _rule_on_its_cases(subject, quick=quick, seed=seed, seconds=seconds)
+    fun: Any = subject
+    if claims is not None:
+        made = claiming.on_paper(fun, args, claims)
+    elif of is not None:
+        made = claiming.gradient_function(fun, args, of, argnums)
+    else:
+        made = read(subject, args)
+    if reference is not None:
+        made = claiming.with_reference(made, reference, args)
+    if expect is not None:
+        made = claiming.declared(made, expect, args)
+    if name:
+        made = replace(made, name=name)
+    if not made.actives:
+        raise TypeError(f"{made.name}: no argument is a real or complex array, so that there is "
+                        "no gradient to check")  # fmt: skip
+    return run(made, quick=quick, seed=seed, seconds=seconds, started=started,
+               is_declared=expect is not None)  # fmt: skip
+
+
+def run(
+    subject: Subject,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    seconds: float = 60.0,
+    started: float | None = None,
+    is_declared: bool = False,
+) -> Report:
+    """Check a subject that has been read."""
+    started = time.monotonic() if started is None else started
+    trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+    unresolved = _first_order(trial)
+    if not trial.findings:
+        for stage in FURTHER:
+            if trial.time_left < 0:
+                trial.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
+                break
+            _guarded(trial, stage)
+            if trial.findings:
+                break
+    findings = tuple(trial.findings)
+    inconclusive = unresolved or (trial.reasons if trial.time_left < 0 else [])
+    verdict = "wrong" if findings else "inconclusive" if inconclusive else "right"
+    return Report(
+        name=subject.name,
+        verdict=verdict,
+        findings=findings,
+        rows=tuple(trial.rows),
+        notes=tuple(trial.notes),
+        reasons=() if findings else tuple(dict.fromkeys((*unresolved, *trial.reasons))),
+        seconds=time.monotonic() - started,
+        settings=_settings(trial, seed),
+    )
+
+
+def _first_order(trial: Trial) -> list[str]:
+    """Structure, repeated calls, and the cotangents at the given inputs; reasons for no verdict."""
+    shapes(trial)
+    if trial.findings:
+        return []
+    if not trial.quick:
+        _guarded(trial, repeated_calls)
+        if trial.findings:
+            return []
+    point = trial.point
+    try:
+        judgement = trial.judge.judge(point, given=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        trial.findings.append(
+            Finding("error", f"the claim raises {type(error).__name__}: {first}",
+                    where=place_of(error))
+        )  # fmt: skip
+        return []
+    if judgement.outcome == "value":
+        trial.findings.append(
+            Finding("value", f"{judgement.reason}: the forward pass of the claim does not compute "
+                    "the reference function", stage="forward value")
+        )  # fmt: skip
+        trial.row("forward value", "wrong", "the reference")
+        return []
+    trial.row("forward value", "right", "the reference")
+    linearity(trial)
+    _rows_of(trial, judgement)
+    if judgement.outcome == "wrong":
+        found = trial.findings[0] if trial.findings else None
+        trial.findings.clear()
+        trial.find(
+            point,
+            judgement,
+            kind=found.kind if found else _ignored_output(trial),
+            message=found.message + "." if found else "",
+        )
+    if judgement.outcome in ("unresolved", "witnesses", "outside"):
+        return [judgement.reason or "no witness could judge the claim at the given inputs"]
+    if judgement.outcome == "kink":
+        trial.note(judgement.reason + " (at the given inputs)")
+    return []
+
+
+def _ignored_output(trial: Trial) -> str | None:
+    """The kind of a claim that one output's cotangent does not enter although it should."""
+    return "cotangent ignored" if silent_outputs(trial) else None
+
+
+def _rows_of(trial: Trial, judgement: Judgement) -> None:
+    """A line for each argument's cotangent."""
+    against = "the reference's VJP" if trial.has_reference else "finite differences"
+    if judgement.confirmed and trial.has_reference:
+        against += " and finite differences"
+    for k, name in enumerate(trial.subject.names):
+        wrong = bool(judgement.masks and judgement.masks[k].any())
+        outcome = "right" if judgement.outcome != "unresolved" else "unresolved"
+        if wrong:
+            outcome = "wrong" if judgement.outcome == "wrong" else "note"
+        trial.row(
+            f"cotangent of {name}",
+            outcome,
+            against if outcome != "unresolved" else judgement.reason,
+            error=judgement.errors[k] if k < len(judgement.errors) else None,
+            limit=judgement.limits[k] if k < len(judgement.limits) else None,
+        )
+
+
+def _guarded(trial: Trial, stage: Callable[[Trial], None]) -> None:
+    """A stage that raises is reported as left out: it is no fault of the claim's."""
+    try:
+        stage(trial)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        trial.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
+        trial.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
+
+
+def _title(stage: Callable[[Trial], None]) -> str:
+    return getattr(stage, "__name__", "a stage").replace("_", " ")
+
+
+def _settings(trial: Trial, seed: int) -> dict[str, str]:
+    return {
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "precision": f"float{trial.full.bits}",
+        "seed": str(seed),
+        "reference": "declared" if trial.is_declared
+        else "its VJP" if trial.has_reference else "finite differences",
+    }  # fmt: skip
+
+
+def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) -> Report:
+    """One report for a rule of the registry, from the cases that stand beside it."""
+    reports = []
+    for k, case in enumerate(rule.cases):
+        args = case.draw(seed)
+        made = by_our_rules(case.function, args, case.reference)
+        if made.actives:
+            reports.append((f"case {k}", run(made, quick=quick, seed=seed, seconds=seconds)))
+    return merged(rule.primitive.name, reports)
+
+
+def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
+    """Several reports as one; the worst verdict counts."""
+    order: tuple[Verdict, ...] = ("right", "inconclusive", "wrong")
+    verdict: Verdict = max((r.verdict for _, r in reports), key=order.index, default="right")
+    label = lambda part, text: f"{part}: {text}"  # noqa: E731
+    return Report(
+        name=name,
+        verdict=verdict,
+        findings=tuple(replace(f, message=label(p, f.message)) for p, r in reports
+                       for f in r.findings),
+        rows=tuple(replace(row, checked=label(p, row.checked)) for p, r in reports
+                   for row in r.rows),
+        notes=tuple(dict.fromkeys(n for _, r in reports for n in r.notes)),
+        reasons=tuple(label(p, reason) for p, r in reports for reason in r.reasons),
+        seconds=sum(r.seconds for _, r in reports),
+        settings=reports[0][1].settings if reports else {},
+    )  # fmt: skip

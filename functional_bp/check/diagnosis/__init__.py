@@ -1,0 +1,16 @@
+"""What a wrong gradient looks like, where the fault stands, and what to write instead."""
+
+from __future__ import annotations
+
+from functional_bp.check.findings import Place
+from functional_bp.check.subject import Diagnosis, Disagreement, Subject
+
+
+def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
+    """Search for what explains a disagreement, until ``time.monotonic()`` is ``deadline``."""
+    return Diagnosis()
+
+
+def line_of_cotangent(subject: Subject, name: str) -> Place | None:
+    """The line of the backward pass that makes an argument's cotangent, None if unknown."""
+    return None

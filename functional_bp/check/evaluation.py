@@ -1,0 +1,152 @@
+"""A claim and its reference, compiled together, and run in a chosen precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from functional_bp import _jax
+from functional_bp.check import graphs
+from functional_bp.check.arrays import UNIT64, Arrays, double, single
+from functional_bp.check.subject import Subject
+
+
+class Point(NamedTuple):
+    """Where a claim is judged: active leaves, the other leaves, and cotangents of the outputs."""
+
+    actives: Arrays
+    fixed: Arrays
+    bars: Arrays
+
+    def cast(self, to: Callable[[Any], np.ndarray]) -> Point:
+        """The same with every active leaf and cotangent converted."""
+        return Point(tuple(map(to, self.actives)), self.fixed, tuple(map(to, self.bars)))
+
+
+class Result(NamedTuple):
+    """Outputs and cotangents at a point: as claimed, and the reference's (None without one)."""
+
+    outs: Arrays
+    claimed: Arrays
+    true_outs: Arrays | None
+    true: Arrays | None
+
+
+class Evaluation:
+    """Runs a subject in one precision; everything is compiled once.
+
+    Args:
+        subject: what to run.
+        bits: 64 for double precision throughout, 32 for JAX's default.
+        dtype: with 32 bits, the dtype of arguments and cotangents (half precision).
+    """
+
+    def __init__(self, subject: Subject, bits: int, dtype: Any = None) -> None:
+        self.subject, self.bits = subject, bits
+        self.cast = double if bits == 64 else single
+        if dtype is not None:
+            self.cast = lambda x: np.asarray(x).astype(dtype)
+
+    def precision(self) -> Any:
+        """The context in which the subject's code runs."""
+        return jax.enable_x64(self.bits == 64)
+
+    def outs(self, actives: Sequence[Any], fixed: Arrays) -> Arrays:
+        """The outputs that are differenced: the reference's where there is one."""
+        with self.precision():
+            return to_numpy(self._outs(tuple(actives), fixed))
+
+    def both(self, point: Point) -> Result:
+        """Claim and reference at a point."""
+        with self.precision():
+            outs, claimed, true_outs, true = self._both(*point)
+        reference = None if true is None else (to_numpy(true_outs), to_numpy(true))
+        return Result(to_numpy(outs), to_numpy(claimed), *(reference or (None, None)))
+
+    @cached_property
+    def _outs(self) -> Callable[..., Any]:
+        subject = self.subject
+        if subject.numeric is not None:
+            return subject.numeric
+        fun = subject.reference or subject.value
+        return self._compiled(fun) if subject.traceable else fun
+
+    @cached_property
+    def _both(self) -> Callable[..., Any]:
+        return self._compiled(self.pair) if self.subject.traceable else self.pair
+
+    def pair(self, actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Any, Any, Any, Any]:
+        """What ``both`` compiles: outputs and cotangents, claimed and by the reference."""
+        outs, claimed = self.subject.pull(actives, fixed, bars)
+        if self.subject.reference is None:
+            return outs, claimed, None, None
+        true_outs, true = pull_reference(self.subject, actives, fixed, bars)
+        return outs, claimed, true_outs, true
+
+    def _compiled(self, fun: Callable[..., Any]) -> Callable[..., Any]:
+        """``fun`` under jit, loops bounded; pytrees of arrays in and out."""
+
+        @jax.jit
+        def run(*args: Any) -> Any:
+            leaves, tree = jax.tree.flatten(args)
+            made: list[Any] = []
+
+            def flat(*arrays: Any) -> list[Any]:
+                out, out_tree = jax.tree.flatten(fun(*jax.tree.unflatten(tree, arrays)))
+                made[:] = [out_tree]
+                return out
+
+            outs = graphs.bounded(flat)(*leaves)
+            return jax.tree.unflatten(made[0], outs)
+
+        return run
+
+    def graph(self, point: Point) -> Any:
+        """The jaxpr of claim and reference together; None where they cannot be traced."""
+        if not self.subject.traceable:
+            return None
+        with self.precision():
+            closed = jax.make_jaxpr(self.pair)(*point)
+        return _jax.open_jaxpr(closed)[0]
+
+    @cached_property
+    def unit(self) -> float:
+        """The relative spacing of the coarsest number format in the reference, at least ours."""
+        subject = self.subject
+        own = UNIT64 if self.bits == 64 else float(np.finfo(np.float32).eps)
+        fun = subject.reference or subject.value
+        if not subject.traceable:
+            return own
+        try:
+            with self.precision():
+                closed = jax.make_jaxpr(fun)(tuple(map(self.cast, subject.actives)), subject.fixed)
+        except Exception:  # a NumPy function: it computes in what it is given
+            return own
+        return max(own, graphs.lowest_precision(_jax.open_jaxpr(closed)[0]))
+
+
+def pull_reference(
+    subject: Subject, actives: Arrays, fixed: Arrays, bars: Arrays
+) -> tuple[Arrays, Arrays]:
+    """The reference's outputs, and its cotangents by JAX's reverse mode."""
+    if subject.reference_pull is not None:
+        return subject.reference_pull(actives, fixed, bars)
+    assert subject.reference is not None
+    reference = subject.reference
+    outs, pullback = jax.vjp(lambda *xs: reference(xs, fixed), *actives)
+    # The claim's output may have another dtype than the reference's in mixed precision.
+    return outs, pullback(tuple(jax.numpy.asarray(b, o.dtype) for b, o in zip(bars, outs)))
+
+
+def to_numpy(arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The arrays on the host; half precision comes as float32."""
+    found = []
+    for array in arrays:
+        host = np.asarray(array)
+        half = host.dtype.kind not in "fc" or host.dtype.itemsize == 2
+        found.append(host.astype(np.float32) if half else host)
+    return tuple(found)

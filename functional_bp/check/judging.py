@@ -1,0 +1,309 @@
+"""Two judges of a claim at one point: against a reference's VJP, and against differences alone.
+
+Both answer with a ``Judgement``. Neither calls a claim wrong on rounding (``limits``), on another
+convention at a kink (``kinks``), or where the function itself is not finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from functional_bp.check.arrays import (
+    UNIT64,
+    Arrays,
+    all_finite,
+    distance,
+    farthest,
+    normal,
+    pairing,
+)
+from functional_bp.check.differences import Slope, bend, slope
+from functional_bp.check.evaluation import Evaluation, Point, Result
+from functional_bp.check.kinks import is_valid_subgradient
+from functional_bp.check.limits import Limits, any_of, exceeding
+
+ITERATIVE = 1e-6  # relative; two solvers that stop by a tolerance agree no better
+OFF_SAMPLE = 1e-6  # relative slack away from the given inputs, where conditioning may be bad
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one point.
+
+    Attributes:
+        outcome: "right"; "wrong"; "kink" (another convention); "outside" (the function is not
+            finite there, or claim and reference compute other values); "value" (they do so at the
+            given inputs); "unresolved" (differences cannot tell); "witnesses" (they disagree).
+        result: what was computed; ``true`` may be missing where there is no reference.
+        masks: per active leaf, the entries that are wrong.
+        errors, limits: per active leaf, the largest of |claimed − true| and of the limit.
+        leaf: the active leaf that is most wrong.
+        confirmed: finite differences side with the reference.
+        reason: in words, where there is something to say.
+    """
+
+    outcome: Literal["right", "wrong", "kink", "outside", "value", "unresolved", "witnesses"]
+    result: Result
+    masks: tuple[np.ndarray, ...] = ()
+    errors: tuple[float, ...] = ()
+    limits: tuple[float, ...] = ()
+    leaf: int = 0
+    confirmed: bool = False
+    reason: str = ""
+
+
+class ReferenceJudge:
+    """Compares entry by entry with the reference's cotangents; differences have a vote."""
+
+    def __init__(
+        self, full: Evaluation, limits: Limits, rng: np.random.Generator, *, iterative: bool,
+        declared: bool,
+    ) -> None:  # fmt: skip
+        self.full, self.limits, self.rng = full, limits, rng
+        self.iterative, self.declared = iterative, declared
+
+    def judge(self, point: Point, *, given: bool) -> Judgement:
+        """The claim at a point; away from the given inputs an alarm must be confirmed."""
+        result = self.full.both(point)
+        assert result.true is not None and result.true_outs is not None
+        if not all_finite(result.true_outs):
+            return Judgement("outside", result, reason="the function is not finite there")
+        gap = farthest(result.outs, result.true_outs)
+        if gap > ITERATIVE or (given and gap > self._value_limit(point, result)):
+            reason = f"the forward values differ by {gap:.1e} (relative)"
+            return Judgement("value" if given else "outside", result, reason=reason)
+        slack = (0.0 if given else OFF_SAMPLE) + (1e3 * gap if gap > 1e-15 else 0.0)
+        noise = self.limits.reference_noise(point, result.true)
+        natural = self.limits.natural(point, result.true_outs, result.true)
+        allowed = self._allowed(result.true, noise, natural, slack)
+        masks = tuple(map(exceeding, result.claimed, result.true, allowed))
+        if any_of(masks):
+            own = self.limits.claim_noise(point, result.claimed)
+            noise = [n + np.where(np.isfinite(o), o, 0.0) for n, o in zip(noise, own)]
+            allowed = self._allowed(result.true, noise, natural, slack)
+            masks = tuple(map(exceeding, result.claimed, result.true, allowed))
+        errors = tuple(_largest_gap(c, t) for c, t in zip(result.claimed, result.true))
+        bounds = tuple(float(np.max(a[np.isfinite(a)], initial=0.0)) for a in allowed)
+        if not any_of(masks):
+            return Judgement("right", result, masks, errors, bounds)
+        return self._alarm(point, result, masks, errors, bounds, given=given)
+
+    def _alarm(
+        self,
+        point: Point,
+        result: Result,
+        masks: tuple[np.ndarray, ...],
+        errors: tuple[float, ...],
+        bounds: tuple[float, ...],
+        *,
+        given: bool,
+    ) -> Judgement:
+        assert result.true is not None
+        far = [distance(c, t) for c, t in zip(result.claimed, result.true)]
+        far = [np.inf if np.isnan(d) else d for d in far]
+        leaf = max(range(len(masks)), key=lambda i: (bool(masks[i].any()), far[i]))
+        made = lambda outcome, **more: Judgement(  # noqa: E731
+            outcome, result, masks, errors, bounds, leaf, **more
+        )
+        if self.declared:
+            return made("wrong")
+        if all_finite(result.claimed) and is_valid_subgradient(self.full, point, masks, self.rng):
+            return made("kink", reason="a valid subgradient, by another convention at a kink")
+        vote = side(self.full, point, result, masks[leaf], leaf)
+        if vote == "reference":
+            return made("wrong", confirmed=True)
+        if vote == "claim" and given:
+            return made(
+                "witnesses",
+                reason="finite differences of the forward pass agree with the claim, not with the "
+                "reference's gradient",
+            )
+        return made("wrong" if given and vote == "neither" else "unresolved")
+
+    def _allowed(
+        self,
+        true: Arrays,
+        noise: Sequence[np.ndarray],
+        natural: Sequence[float],
+        slack: float,
+    ) -> list[np.ndarray]:
+        return [self.limits.allowed(t, n, u, slack) for t, n, u in zip(true, noise, natural)]
+
+    def _value_limit(self, point: Point, result: Result) -> float:
+        """How far the two forward values may be apart, relative."""
+        if self.iterative:
+            return ITERATIVE
+        assert result.true_outs is not None and result.true is not None
+        unit = self.full.unit
+        moved = self.limits.nudged_outs(point)
+        return 1e2 * farthest(moved, result.true_outs) + 1e6 * unit
+
+
+def _largest_gap(claimed: np.ndarray, true: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        gap = np.abs(claimed - true)
+    gap = np.where(np.isfinite(true), np.where(np.isfinite(gap), gap, np.inf), 0.0)
+    return float(np.max(gap, initial=0.0))
+
+
+def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.ndarray) -> Slope:
+    """d/dh ⟨ȳ, f(x + h v)⟩ at 0, for the direction v of one active leaf."""
+    here = evaluation.outs(point.actives, point.fixed)
+
+    def along(step: float) -> float:
+        outs = evaluation.outs(_moved(point, leaf, step * direction), point.fixed)
+        return pairing(point.bars, [a - b for a, b in zip(outs, here)])
+
+    return slope(along)
+
+
+def side(
+    evaluation: Evaluation, point: Point, result: Result, mask: np.ndarray, leaf: int
+) -> Literal["reference", "claim", "neither"]:
+    """Whose cotangent finite differences confirm, at the entries where the two disagree."""
+    assert result.true is not None
+    claimed, true, x = result.claimed[leaf], result.true[leaf], point.actives[leaf]
+    with np.errstate(all="ignore"):
+        gap = np.where(np.isfinite(claimed), claimed - true, np.inf)
+    place = np.unravel_index(int(np.argmax(np.where(mask, np.abs(gap), -1.0))), gap.shape)
+    single = np.zeros_like(x)
+    single[place] = 1.0
+    many = np.where(mask, np.sign(np.real(np.where(np.isfinite(gap), gap, 1.0))), 0.0)
+    size = max(float(np.abs(x[place])), 0.01 * float(np.mean(np.abs(x))), 1e-12)
+    for direction in (single, many.astype(x.dtype)):
+        found = directional(evaluation, point, leaf, size * direction)
+        if not np.isfinite(found.value):
+            continue
+        value, error = found.value / size, found.error / size
+        on = direction != 0
+        by_reference = float(np.sum(np.real(true * direction)[on]))
+        by_claim = float(np.sum(np.real(claimed * direction)[on]))
+        if not np.isfinite(by_claim):
+            close = 1e-2 * (abs(value) + abs(by_reference)) + 10 * error + 1e-6
+            if abs(by_reference - value) <= close:
+                return "reference"
+            continue
+        apart = abs(by_claim - by_reference)
+        scale = 0.05 * (abs(by_reference) + abs(value)) + min(10 * error, 0.2 * abs(value))
+        if abs(by_reference - value) < 0.2 * apart and abs(by_reference - value) <= scale:
+            return "reference"
+        if found.resolved and error < 0.01 * apart and abs(by_claim - value) < 0.05 * apart:
+            return "claim"
+    return "neither"
+
+
+class DifferenceJudge:
+    """Compares with directional derivatives by differences; needs only the forward values."""
+
+    def __init__(self, full: Evaluation, rng: np.random.Generator, *, iterative: bool) -> None:
+        self.full, self.rng = full, rng
+        self.tolerance = 1e-4 if iterative else 1e-7
+
+    def judge(self, point: Point, *, given: bool, directions: int | None = None) -> Judgement:
+        """The claim at a point, along random directions of each active leaf in turn."""
+        result = self.full.both(point)
+        here = self.full.outs(point.actives, point.fixed)
+        if not all_finite(here):
+            return Judgement("outside", result, reason="the function is not finite there")
+        gap = farthest(result.outs, here)
+        if gap > ITERATIVE:
+            reason = f"the forward values differ by {gap:.1e} (relative)"
+            return Judgement("value" if given else "outside", result, reason=reason)
+        count = directions or (6 if given else 2)
+        reasons: list[str] = []
+        errors = [0.0] * len(point.actives)
+        judged = [False] * len(point.actives)
+        for leaf, x in enumerate(point.actives):
+            for k in range(count if x.size else 0):
+                direction = self._direction(x, sparse=k % 2 == 1)
+                if not np.any(direction):
+                    continue
+                error, reason = self._along(point, result, here, leaf, direction)
+                if reason == "wrong":
+                    masks = tuple(np.zeros(np.shape(a), bool) for a in point.actives)
+                    masks[leaf][...] = direction != 0
+                    errors[leaf] = error
+                    return Judgement("wrong", result, masks, tuple(errors), (), leaf, True)
+                if reason:
+                    reasons.append(reason)
+                else:
+                    judged[leaf] = True
+                    errors[leaf] = max(errors[leaf], error)
+        wanted = [on or not x.size for on, x in zip(judged, point.actives)]
+        if not all(wanted):
+            missing = ", ".join(n for n, on in zip(self.full.subject.names, wanted) if not on)
+            why = reasons[0] if reasons else "no direction could be tried"
+            return Judgement("unresolved", result, (), tuple(errors), reason=f"{missing}: {why}")
+        return Judgement("right", result, (), tuple(errors))
+
+    def _direction(self, x: np.ndarray, *, sparse: bool) -> np.ndarray:
+        """A random direction, relative to the size of each entry."""
+        size = np.maximum(np.abs(x), 0.1 * np.mean(np.abs(x))) if np.any(x) else np.ones(x.shape)
+        usable = np.isfinite(x) & np.isfinite(size)
+        drawn = np.where(usable, normal(self.rng, x) * np.where(usable, size, 0.0), 0.0)
+        return drawn * (self.rng.random(x.shape) < 0.1) if sparse else drawn
+
+    def _along(
+        self, point: Point, result: Result, here: tuple[np.ndarray, ...], leaf: int,
+        direction: np.ndarray,
+    ) -> tuple[float, str]:  # fmt: skip
+        """The relative error along a direction, and "wrong" or why it cannot be judged."""
+        bar = np.where(direction != 0, result.claimed[leaf], 0.0)
+        claimed = float(np.sum(np.real(bar * direction)))
+        found = directional(self.full, point, leaf, direction)
+        if not np.isfinite(found.value):
+            return 0.0, "the forward pass is not finite nearby"
+        if not np.isfinite(claimed):
+            sharp = found.resolved and found.error <= 1e-5 * abs(found.value)
+            return np.inf, "wrong" if sharp else "neither claim nor differences are finite"
+        if not found.resolved or found.error > 1e-5 * abs(found.value) + 1e-9 * abs(claimed):
+            return 0.0, "finite differences do not settle"
+        size = float(np.linalg.norm(bar * direction))
+        height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
+        scale = max(abs(found.value), size)
+        limit = 1e-11 * height + 30 * found.error + self.tolerance * scale
+        error = abs(claimed - found.value)
+        if error <= limit:
+            return error / (scale + 1e-300), ""
+        outs = lambda h: list(  # noqa: E731
+            self.full.outs(_moved(point, leaf, h * direction), point.fixed)
+        )
+        kink = max(bend(outs, point.bars, h) for h in (1e-6, 3e-8))
+        if not kink < 0.3 * error:
+            return 0.0, "a kink lies across the direction"
+        along = lambda h: pairing(  # noqa: E731
+            point.bars, [a - b for a, b in zip(outs(h), here)]
+        )
+        small = [(along(h) - along(-h)) / (2 * h) for h in (1e-5, 1e-6)]
+        rounding = 8 * UNIT64 * height / 1e-6
+        if any(abs(s - found.value) > 0.3 * error + rounding for s in small):
+            return 0.0, "finite differences depend on the step"
+        return error / (scale + 1e-300), "wrong"
+
+
+def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) -> tuple | None:
+    """All cotangents by differences, entry by entry; None where there are more than ``most``."""
+    if sum(x.size for x in point.actives) > most:
+        return None
+    found = []
+    for leaf, x in enumerate(point.actives):
+        if x.dtype.kind == "c":
+            return None
+        bar = np.zeros(x.shape)
+        typical = float(np.mean(np.abs(x))) if x.size else 0.0
+        for place in np.ndindex(x.shape):
+            unit = np.zeros_like(x)
+            unit[place] = size = max(abs(float(x[place])), 0.1 * typical, 1e-6)
+            bar[place] = directional(evaluation, point, leaf, unit).value / size
+        found.append(bar)
+    return tuple(found)
+
+
+def _moved(point: Point, leaf: int, step: np.ndarray) -> list[np.ndarray]:
+    moved = list(point.actives)
+    moved[leaf] = moved[leaf] + step
+    return moved

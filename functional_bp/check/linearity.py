@@ -1,0 +1,146 @@
+"""Stage: a pullback is linear in the cotangent. This needs no reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from functional_bp.check import graphs
+from functional_bp.check.arrays import Arrays, all_finite, farthest
+from functional_bp.check.evaluation import Point
+from functional_bp.check.findings import Finding
+from functional_bp.check.trial import Trial
+
+SCALES = ((-1.0, "−1"), (2.0**-20, "2⁻²⁰"), (2.0**20, "2²⁰"))  # exact: they change no digits
+TOLERANCE = 1e-6  # relative
+
+Pull = Callable[[Sequence[Any]], Arrays]
+
+
+def linearity(trial: Trial) -> None:
+    """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
+    point = trial.point
+    pull = lambda bars: trial.full.both(point._replace(bars=tuple(bars))).claimed  # noqa: E731
+    here = pull(point.bars)
+    if not all_finite(here):
+        trial.row("linear in the cotangent", "left out", "the claim is not finite here")
+        return
+    # A claim computed in low precision is as linear as that precision lets it be.
+    tolerance = max(TOLERANCE, 1e2 * claim_unit(trial))
+    problem = _scaled(trial, point, pull, here, tolerance)
+    if problem is None:
+        other = trial.new_bars()
+        apart = [a + b for a, b in zip(here, pull(other))]
+        gap = farthest(pull([a + b for a, b in zip(point.bars, other)]), apart)
+        if gap > tolerance:
+            problem = Finding(
+                "not linear",
+                f"x̄(ȳ₁ + ȳ₂) differs from x̄(ȳ₁) + x̄(ȳ₂) (relative {gap:.1e}): a pullback is "
+                "linear in the cotangent",
+                stage="linearity",
+            )
+    if problem is not None:
+        trial.findings.append(problem)
+    trial.row("linear in the cotangent", "wrong" if problem else "right", "x̄(c ȳ) = c x̄(ȳ)",
+              limit=tolerance)  # fmt: skip
+
+
+def _scaled(
+    trial: Trial, point: Point, pull: Pull, here: Arrays, tolerance: float
+) -> Finding | None:
+    at_zero = pull([np.zeros_like(b) for b in point.bars])
+    names = trial.subject.names
+    constant = [n for n, z in zip(names, at_zero) if np.any(z)]
+    same = farthest(pull([2 * b for b in point.bars]), here) <= tolerance and any(
+        np.any(h) for h in here
+    )
+    if same:
+        return Finding(
+            "cotangent ignored",
+            "doubling the output's cotangent changes nothing: the backward pass ignores it "
+            "(multiply by ȳ, the chain rule's upstream gradient)",
+            argument=constant[0] if len(constant) == 1 else None,
+            stage="linearity",
+        )
+    if constant:
+        return Finding(
+            "not linear",
+            f"a zero cotangent gives a gradient of {', '.join(constant)} that is not zero: "
+            "something is added that the cotangent does not multiply",
+            argument=constant[0] if len(constant) == 1 else None,
+            stage="linearity",
+        )
+    for scale, text in SCALES:
+        found = pull([scale * b for b in point.bars])
+        gap = farthest(found, [scale * h for h in here])
+        if gap > tolerance:
+            return Finding(
+                "not linear",
+                f"x̄({text} · ȳ) is not {text} · x̄(ȳ) (relative {gap:.1e})"
+                + _power(pull, point, here),
+                argument=_only(names, found, [scale * h for h in here], tolerance),
+                stage="linearity",
+            )
+    return None
+
+
+def _power(pull: Pull, point: Point, here: Arrays) -> str:
+    """What the cotangent's power looks like, where it is one."""
+    doubled = pull([2 * b for b in point.bars])
+    for power, text in ((2, "squared"), (3, "cubed"), (0.5, "under a root")):
+        if farthest(doubled, [2**power * h for h in here]) < 1e-6:
+            return f": the cotangent enters {text}"
+    flipped = pull([-b for b in point.bars])
+    if farthest(flipped, here) < 1e-6:
+        return ": its sign is lost"
+    return ": a pullback is linear in the cotangent"
+
+
+def _only(
+    names: Sequence[str], found: Arrays, expected: Sequence[Any], tolerance: float
+) -> str | None:
+    wrong = [n for n, f, e in zip(names, found, expected) if farthest([f], [e]) > tolerance]
+    return wrong[0] if len(wrong) == 1 else None
+
+
+def claim_unit(trial: Trial) -> float:
+    """The relative spacing of the coarsest number format in the claim's graph."""
+    return 0.0 if trial.graph is None else graphs.lowest_precision(trial.graph)
+
+
+def single_cotangents(trial: Trial) -> None:
+    """Each output's cotangent alone, the others zero."""
+    point = trial.point
+    if len(point.bars) < 2:
+        return
+    for k in range(len(point.bars)):
+        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
+        alone = point._replace(bars=bars)
+        judgement = trial.judge.judge(alone, given=True)
+        label = f"the cotangent of output {k} alone"
+        if judgement.outcome != "wrong":
+            trial.row(label, "right" if judgement.outcome == "right" else "note", judgement.reason)
+            continue
+        silent = not any(np.any(c) for c in judgement.result.claimed)
+        trial.find(
+            alone,
+            judgement,
+            kind="cotangent ignored" if silent else None,
+            message=f"the cotangent of output {k} is ignored." if silent else "",
+        )
+        trial.row(label, "wrong")
+        return
+
+
+def silent_outputs(trial: Trial) -> list[int]:
+    """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
+    point, silent = trial.point, []
+    for k in range(len(point.bars) if len(point.bars) > 1 else 0):
+        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
+        result = trial.full.both(point._replace(bars=bars))
+        is_zero = not any(np.any(c) for c in result.claimed)
+        if is_zero and result.true is not None and any(np.any(t) for t in result.true):
+            silent.append(k)
+    return silent

@@ -1,0 +1,332 @@
+"""Reads what a person hands to ``bp.check`` into a ``Subject``, whatever form it has."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from functional_bp import _jax
+from functional_bp.check import graphs
+from functional_bp.check.arrays import Arrays
+from functional_bp.check.flattening import Flattening, active_outputs, output_bars
+from functional_bp.check.subject import Subject
+from functional_bp.errors import compose
+from functional_bp.graph.names import function_name
+from functional_bp.operation import Operation
+from functional_bp.rule import Rule
+from functional_bp.transforms import vjp
+
+KEPT_SECOND = {"cache", "res", "residuals", "resid", "ctx", "saved", "memory", "kept"}
+
+
+def read(subject: Any, args: Sequence[Any]) -> Subject:
+    """The claim that ``subject`` makes about its gradient at ``args``.
+
+    Raises:
+        TypeError: it is nothing that claims a gradient.
+    """
+    if isinstance(subject, jax.custom_vjp):
+        return _custom_vjp(subject, args)
+    if isinstance(subject, jax.custom_jvp):
+        static = tuple(subject.nondiff_argnums)
+        return _callable(subject, args, reference=subject.fun, static=static)
+    if isinstance(subject, Operation):
+        return _operation(subject, args)
+    if isinstance(subject, Rule):
+        subject = subject.primitive
+    if isinstance(subject, Primitive):
+        return _primitive(subject, args)
+    if isinstance(subject, tuple) and len(subject) == 2 and all(map(callable, subject)):
+        return _pair(*subject, args)
+    if callable(subject):
+        return _plain(subject, args)
+    raise TypeError(
+        compose(
+            "bp.check cannot check this",
+            got=type(subject).__name__,
+            expected="a custom_vjp or custom_jvp function, an operation, a rule, a pair "
+            "(forward, backward), or any JAX function",
+            do="for a gradient function give the function it differentiates: of=loss",
+        )
+    )
+
+
+def _callable(
+    fun: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    reference: Callable[..., Any] | None,
+    static: Sequence[int] = (),
+    transform: Callable[..., Any] = jax.vjp,
+) -> Subject:
+    """A function that JAX (or ``transform``) differentiates by the rule to be checked."""
+    flat = Flattening(fun, args, static=static)
+
+    def value(actives: Arrays, fixed: Arrays) -> Arrays:
+        return active_outputs(fun(*flat.join(actives, fixed)))
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
+        outs, pullback = transform(lambda *xs: value(xs, fixed), *actives)
+        return outs, pullback(tuple(bars))
+
+    plain = None
+    if reference is not None:
+        plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))  # noqa: E731
+    return Subject(
+        name=function_name(fun),
+        names=flat.names,
+        actives=flat.actives,
+        fixed=flat.others,
+        fixed_names=flat.fixed_names,
+        value=value,
+        pull=pull,
+        reference=plain,
+        by_transform=transform is jax.vjp,
+        source=fun,
+    )
+
+
+def _custom_vjp(fun: Any, args: Sequence[Any]) -> Subject:
+    static = tuple(fun.nondiff_argnums)
+    subject = _callable(fun, args, reference=fun.fun, static=static)
+    forward, backward = fun.fwd, fun.bwd
+    if forward is None or backward is None:
+        raise TypeError(
+            compose(f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)")
+        )
+    flat = Flattening(fun, args, static=static)
+    given = [args[i] for i in static]
+    names: list[str] = returned_names(forward)
+
+    def run_forward(actives: Arrays, fixed: Arrays) -> tuple[Any, Any]:
+        joined = flat.join(actives, fixed)
+        if getattr(fun, "symbolic_zeros", False):
+            joined = jax.tree.map(_Perturbed, joined)
+        return forward(*joined)
+
+    def residuals(actives: Arrays, fixed: Arrays) -> Any:
+        return named(run_forward(actives, fixed)[1], names)
+
+    def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
+        out = jax.eval_shape(run_forward, flat.actives, fixed)[0]
+        found = backward(*given, unnamed(kept), output_bars(out, bars))
+        return flat.cotangents(found, flat.actives)
+
+    return replace(subject, residuals=residuals, backward=pull_back, source=backward)
+
+
+class _Perturbed:
+    """What JAX gives the forward pass of a rule with symbolic zeros, for each leaf."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.perturbed = value, True
+
+
+def _operation(operation: Operation, args: Sequence[Any]) -> Subject:
+    plain = lambda *operands: operation.values(operands)[0]  # noqa: E731
+    subject = _callable(operation, args, reference=plain)
+    flat = Flattening(plain, args)
+    judged = [operation.operands[flat.owners[k]].text for k in flat.active]
+
+    def residuals(actives: Arrays, fixed: Arrays) -> Any:
+        return operation.named_values(flat.join(actives, fixed))
+
+    def backward(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
+        found = [operation.cotangent(name, kept, bars) for name in judged]
+        return tuple(jnp.zeros_like(kept[n]) if f is None else f for n, f in zip(judged, found))
+
+    first = next(iter(operation.pullbacks.values()), None)
+    source = first.function if first else operation.forward
+    names = tuple(judged)
+    return replace(subject, names=names, residuals=residuals, backward=backward, source=source)
+
+
+def _primitive(primitive: Primitive, args: Sequence[Any]) -> Subject:
+    bind = lambda *operands: primitive.bind(*operands)  # noqa: E731
+    bind.__name__ = primitive.name
+    return _callable(bind, args, reference=bind, transform=vjp)
+
+
+def by_our_rules(
+    fun: Callable[..., Any], args: Sequence[Any], reference: Callable[..., Any] | None = None
+) -> Subject:
+    """``fun`` as ``bp.vjp`` differentiates it, against JAX's gradient of ``reference``."""
+    return _callable(fun, args, reference=reference or fun, transform=vjp)
+
+
+def _pair(
+    forward: Callable[..., Any], backward: Callable[..., Any], args: Sequence[Any]
+) -> Subject:
+    """``forward(*args) -> out, residuals`` and ``backward(residuals, out_bar) -> cotangents``.
+
+    ``backward(out_bar, cache)`` is understood by the second parameter's name, and
+    ``forward(*args) -> out`` with ``backward(*args, out_bar)`` by the number of parameters.
+    """
+    flat = Flattening(forward, args)
+    names = returned_names(forward)
+    parameters = _positional(backward)
+    from_arguments = len(parameters) == len(args) + 1 and parameters[:-1] == _positional(forward)
+    swapped = len(parameters) == 2 and parameters[1].lower() in KEPT_SECOND
+
+    def run(actives: Arrays, fixed: Arrays) -> tuple[Any, Any]:
+        joined = flat.join(actives, fixed)
+        return (forward(*joined), joined) if from_arguments else _two(forward(*joined), forward)
+
+    def call(kept: Any, out: Any, bars: Arrays, actives: Arrays) -> Arrays:
+        bar = output_bars(out, bars)
+        if from_arguments:
+            found = backward(*kept, bar)
+        else:
+            found = backward(bar, kept) if swapped else backward(kept, bar)
+        found = found if isinstance(found, tuple | list) else (found,)
+        return flat.cotangents(found, actives)
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
+        out, kept = run(actives, fixed)
+        return active_outputs(out), call(kept, out, bars, actives)
+
+    def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
+        out = jax.eval_shape(run, flat.actives, fixed)[0]
+        return call(unnamed(kept), out, bars, flat.actives)
+
+    value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])  # noqa: E731
+    subject = Subject(
+        name=function_name(forward),
+        names=flat.names,
+        actives=flat.actives,
+        fixed=flat.others,
+        fixed_names=flat.fixed_names,
+        value=value,
+        pull=pull,
+        reference=value,
+        residuals=lambda actives, fixed: named(run(actives, fixed)[1], names),
+        backward=pull_back,
+        source=backward,
+    )
+    if is_traceable(value, subject):
+        return subject
+    numpy_value = lambda actives, fixed: active_outputs(  # noqa: E731
+        run(*jax.tree.map(_host, (actives, fixed)))[0]
+    )
+    numpy_pull = lambda *parts: pull(*jax.tree.map(_host, parts))  # noqa: E731
+    return replace(
+        subject, value=numpy_value, pull=numpy_pull, numeric=numpy_value, reference=None,
+        residuals=None, backward=None, traceable=False,
+    )  # fmt: skip
+
+
+def _plain(fun: Callable[..., Any], args: Sequence[Any]) -> Subject:
+    """A JAX function: its custom rules against their bodies, or finite differences alone."""
+    subject = _callable(fun, args, reference=None)
+    jaxpr, _ = _jax.open_jaxpr(jax.make_jaxpr(subject.value)(subject.actives, subject.fixed))
+    if not graphs.holds_custom_rules(jaxpr):
+        return subject
+
+    def reference(actives: Arrays, fixed: Arrays) -> Arrays:
+        leaves, tree = jax.tree.flatten((actives, fixed))
+        bare = graphs.without_custom_rules(lambda *xs: subject.value(*jax.tree.unflatten(tree, xs)))
+        return tuple(bare(*leaves))
+
+    return replace(subject, reference=reference)
+
+
+def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
+    """Whether JAX can trace a flat function; a NumPy function cannot be."""
+    try:
+        jax.eval_shape(value, subject.actives, subject.fixed)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+        return False
+    return True
+
+
+def _host(x: Any) -> Any:
+    return jax.device_get(x)
+
+
+def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
+    if isinstance(returned, tuple | list) and len(returned) == 2:
+        return returned[0], returned[1]
+    raise TypeError(
+        compose(
+            f"{function_name(forward)} is the forward function of a pair",
+            got=f"a return value of type {type(returned).__name__}",
+            expected="(output, residuals), and backward(residuals, output_bar); or an output alone "
+            "and backward(*arguments, output_bar)",
+        )
+    )
+
+
+def _positional(fun: Callable[..., Any]) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        return [p.name for p in inspect.signature(fun).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):
+        return []
+
+
+class Named(dict[str, Any]):
+    """Residuals by name, and the pytree that they came from (a pytree itself)."""
+
+    tree: Any = None
+
+
+jax.tree_util.register_pytree_node(
+    Named,
+    lambda kept: (tuple(kept.values()), (tuple(kept), kept.tree)),
+    lambda aux, leaves: _renamed(dict(zip(aux[0], leaves)), aux[1]),
+)
+
+
+def _renamed(values: Mapping[str, Any], tree: Any) -> Named:
+    made = Named(values)
+    made.tree = tree
+    return made
+
+
+def named(kept: Any, names: Sequence[str]) -> Named:
+    """A residual pytree's leaves by name: those of the forward function's return, or paths."""
+    pairs, tree = tree_flatten_with_path(kept)
+    tops = len(kept) if isinstance(kept, tuple | list) else 0
+    found: dict[str, Any] = {}
+    for path, leaf in pairs:
+        if tops and len(names) == tops:
+            label = names[getattr(path[0], "idx", 0)] + keystr(path[1:])
+        elif len(path) == 1 and hasattr(path[0], "key"):
+            label = str(path[0].key)
+        else:
+            label = names[0] if len(names) == 1 and not path else "residuals" + keystr(path)
+        found[label if label not in found else f"{label}#{len(found)}"] = leaf
+    return _renamed(found, tree)
+
+
+def unnamed(kept: Named) -> Any:
+    """The pytree that ``named`` was given."""
+    return jax.tree.unflatten(kept.tree, list(kept.values()))
+
+
+def returned_names(forward: Callable[..., Any]) -> list[str]:
+    """What a forward function calls its residuals, read off ``return out, (x_hat, r)``."""
+    try:
+        inner = inspect.unwrap(functools.partial(forward).func)
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inner)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
+    lambdas = [node.body for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    for value in (returns or lambdas)[::-1]:
+        if isinstance(value, ast.Tuple) and len(value.elts) == 2:
+            second = value.elts[1]
+            items = second.elts if isinstance(second, ast.Tuple | ast.List) else [second]
+            if all(isinstance(item, ast.Name | ast.Attribute) for item in items):
+                return [ast.unparse(item) for item in items]
+    return []

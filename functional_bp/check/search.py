@@ -1,0 +1,178 @@
+"""Stage: inputs nobody tried. Classes of inputs first, then uphill on the disagreement."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp.check import graphs, inputs
+from functional_bp.check.arrays import Arrays, single
+from functional_bp.check.evaluation import Point
+from functional_bp.check.judging import Judgement
+from functional_bp.check.trial import Trial
+
+ASCENT_STEPS = 12
+SHRINK_SECONDS = 1.0
+
+
+def searched_inputs(trial: Trial) -> None:
+    """Judge the claim on every class of inputs; the first on which it is wrong is a finding."""
+    if trial.subject.only_here:
+        trial.row("other inputs", "left out", "the claim is a number, made for these inputs")
+        return
+    names = None
+    if trial.iterative:
+        names = inputs.CAREFUL
+        trial.note("a while_loop decides how long it runs: other inputs are tried near the given")
+    elif trial.is_large or trial.quick:
+        names = inputs.FEW
+    values = graphs.thresholds(trial.graph) if trial.graph is not None else []
+    tried, outside, unresolved = 0, 0, 0
+    for name, actives, fixed in inputs.candidates(
+        trial.point.actives, trial.point.fixed, values, trial.rng, names
+    ):
+        if trial.time_left < 0:
+            trial.reasons.append("the time was up before every class of inputs was tried")
+            break
+        point = Point(actives, fixed, trial.new_bars())
+        judgement = _judge(trial, point)
+        tried += 1
+        if judgement is None or judgement.outcome in ("outside", "unresolved"):
+            outside += judgement is None or judgement.outcome == "outside"
+            unresolved += judgement is not None and judgement.outcome == "unresolved"
+        elif judgement.outcome == "kink":
+            trial.note(f"{judgement.reason} (inputs: {name})")
+        elif judgement.outcome == "wrong":
+            _found(trial, point, judgement, name)
+            return
+    climbed = None if trial.quick else _ascend(trial)
+    if climbed is not None:
+        _found(trial, *climbed, "found by ascent on the disagreement")
+        return
+    said = f"{tried} classes of inputs"
+    said += f", {outside} outside the domain" if outside else ""
+    said += f", {unresolved} unresolved" if unresolved else ""
+    trial.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
+
+
+def _judge(trial: Trial, point: Point) -> Judgement | None:
+    """The judgement, None where the forward pass raises on these inputs."""
+    try:
+        return trial.judge.judge(point, given=False)
+    except Exception:  # integers out of range, a shape that depends on values: not in the domain
+        return None
+
+
+def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
+    point, judgement = shrink(trial, point, judgement)
+    trial.find(point, judgement, inputs=name)
+    trial.row("other inputs", "wrong", f"inputs: {name}")
+
+
+def shrink(trial: Trial, point: Point, judgement: Judgement) -> tuple[Point, Judgement]:
+    """A simpler point at which the claim is still wrong for the same argument.
+
+    Entries become 0 or 1 or lose digits as long as the claim stays wrong; the cotangent becomes
+    that of a single output entry.
+    """
+    until = time.monotonic() + SHRINK_SECONDS
+    if judgement.result.true is None or trial.is_large:
+        return point, judgement
+    for simpler in _simpler_points(point, judgement.masks):
+        if time.monotonic() > until:
+            break
+        candidate = simpler(point)
+        if candidate is None:
+            continue
+        found = _judge(trial, candidate)
+        if found is not None and found.outcome == "wrong" and found.leaf == judgement.leaf:
+            point, judgement = candidate, found
+    return point, judgement
+
+
+def _simpler_points(point: Point, masks: tuple[np.ndarray, ...]) -> list[Any]:
+    steps: list[Any] = []
+
+    def leaf_step(k: int, change: Any) -> Any:
+        def step(at: Point) -> Point | None:
+            x = at.actives[k]
+            new = change(x).astype(x.dtype)
+            if np.array_equal(new, x):
+                return None
+            return at._replace(actives=(*at.actives[:k], new, *at.actives[k + 1 :]))
+
+        return step
+
+    for k, mask in enumerate(masks):
+        same = np.shape(mask) == np.shape(point.actives[k])
+        for value in (0.0, 1.0):
+            steps.append(leaf_step(k, lambda x, v=value: np.full_like(x, v)))
+            if same and mask.any() and not mask.all():
+                steps.append(leaf_step(k, lambda x, v=value, m=mask: np.where(m, x, v)))
+        for digits in (0, 1, 3):
+            steps.append(leaf_step(k, lambda x, d=digits: single(np.round(x, d))))
+
+    def one_cotangent(at: Point) -> Point | None:
+        sizes = [b.size for b in at.bars]
+        if sum(sizes) <= 1:
+            return None
+        ones = tuple(np.ones_like(b) for b in at.bars)
+        return at._replace(bars=ones)
+
+    return [*steps, one_cotangent]
+
+
+def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
+    """Climb |claimed − true| / |true| from the given inputs; None where it stays within limits.
+
+    It needs a disagreement to climb: where claim and reference agree to the last digits all around
+    there is no slope.
+    """
+    if not (trial.has_reference and trial.subject.traceable) or trial.is_large or trial.iterative:
+        return None
+    start = trial.point
+    result = trial.full.both(start)
+    assert result.true is not None
+    gap = max(
+        float(np.max(np.abs(c - t), initial=0.0)) for c, t in zip(result.claimed, result.true)
+    )
+    size = max(float(np.max(np.abs(t), initial=0.0)) for t in result.true)
+    if not 1e-13 * size < gap:
+        return None
+
+    def disagreement(actives: Arrays, fixed: Arrays, bars: Arrays) -> Any:
+        _, claimed, _, true = trial.full.pair(actives, fixed, bars)
+        apart = sum(jnp.sum(jnp.abs(c - t) ** 2) for c, t in zip(claimed, true))
+        scale = sum(jnp.sum(jnp.abs(t) ** 2) for t in true)
+        return jnp.log(apart + 1e-300) - jnp.log(scale + 1e-300)
+
+    try:
+        with trial.full.precision():
+            uphill = jax.jit(jax.grad(disagreement))
+            actives = start.actives
+            for step in range(ASCENT_STEPS):
+                slopes = [np.asarray(s) for s in uphill(actives, start.fixed, start.bars)]
+                if not all(np.all(np.isfinite(s)) for s in slopes):
+                    return None
+                rate = 0.3 * (1 + step / 4)
+                actives = tuple(
+                    single(x + rate * (1 + np.abs(x)) * np.conj(s) / (np.max(np.abs(s)) + 1e-300))
+                    .astype(x.dtype)
+                    for x, s in zip(actives, slopes)
+                )  # fmt: skip
+                point = replace_actives(start, actives)
+                found = _judge(trial, point)
+                if found is not None and found.outcome == "wrong":
+                    return point, found
+    except Exception:  # the claim is not twice differentiable: nothing to climb by
+        return None
+    return None
+
+
+def replace_actives(point: Point, actives: Arrays) -> Point:
+    """The point with other active leaves."""
+    return point._replace(actives=tuple(actives))

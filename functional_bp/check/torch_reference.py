@@ -1,0 +1,59 @@
+"""A PyTorch function as reference: its values and autograd's cotangents, seen from JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from functional_bp.check.arrays import Arrays
+from functional_bp.check.flattening import Flattening
+from functional_bp.check.subject import Subject
+
+
+def read(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> Subject | None:
+    """``subject`` judged by ``reference`` on tensors; None where that is no PyTorch function."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    def tensors(arrays: Any, judged: bool) -> list[Any]:
+        made = [torch.from_numpy(np.array(a)) for a in arrays]
+        return [t.requires_grad_() if judged else t for t in made]
+
+    def outputs(actives: list[Any], fixed: list[Any]) -> list[Any]:
+        found = jax.tree.leaves(reference(*flat.join(actives, fixed)))
+        return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+    def values(actives: Any, fixed: Any) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [t.numpy() for t in outputs(tensors(actives, False), tensors(fixed, False))]
+
+    def pulled(actives: Any, fixed: Any, bars: Any) -> list[np.ndarray]:
+        inputs = tensors(actives, True)
+        outs = outputs(inputs, tensors(fixed, False))
+        seeds = [torch.from_numpy(np.array(b)).to(o.dtype) for b, o in zip(bars, outs)]
+        conjugate = [s.conj() if s.is_complex() else s for s in seeds]
+        found = torch.autograd.grad(outs, inputs, conjugate, allow_unused=True)
+        kept = [torch.zeros_like(x) if f is None else f for x, f in zip(inputs, found)]
+        return [np.conj(t.numpy()) if t.is_complex() else t.numpy() for t in kept]
+
+    try:
+        values(subject.actives, subject.fixed)
+    except Exception:  # no PyTorch function of these arguments either
+        return None
+
+    def value(actives: Arrays, fixed: Arrays) -> Arrays:
+        like = jax.eval_shape(subject.value, actives, fixed)
+        return tuple(jax.pure_callback(values, list(like), actives, fixed))
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
+        like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in actives]
+        found = jax.pure_callback(pulled, like, actives, fixed, bars)
+        return value(actives, fixed), tuple(found)
+
+    return replace(subject, reference=value, reference_pull=pull)

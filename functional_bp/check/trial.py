@@ -1,0 +1,261 @@
+"""One check in progress: the point it starts from, its judge, and what it has found so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp import _jax
+from functional_bp.check import graphs, inputs
+from functional_bp.check.arrays import normal, single
+from functional_bp.check.diagnosis import diagnose
+from functional_bp.check.evaluation import Evaluation, Point
+from functional_bp.check.findings import Finding, Outcome, Row, worst_entries
+from functional_bp.check.judging import (
+    DifferenceJudge,
+    Judgement,
+    ReferenceJudge,
+    numeric_cotangents,
+)
+from functional_bp.check.limits import Limits
+from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
+from functional_bp.errors import compose
+
+LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
+FRESH_TRIES = 6  # draws of a further failing sample
+
+
+class Trial:
+    """What the stages of a check share.
+
+    Args:
+        subject: the claim.
+        seed: of every random draw.
+        quick: the given inputs and a short search alone.
+        seconds: the time after which no further stage begins.
+        is_declared: the truth is what ``expect=`` declares, not the derivative.
+    """
+
+    def __init__(
+        self, subject: Subject, *, seed: int, quick: bool, seconds: float, is_declared: bool
+    ) -> None:
+        self.subject, self.quick, self.is_declared = subject, quick, is_declared
+        self.deadline = time.monotonic() + seconds
+        self.rng = np.random.default_rng([seed, 20240607])
+        self.findings: list[Finding] = []
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self.reasons: list[str] = []
+        self.size = sum(int(np.size(x)) for x in subject.actives)
+        self.is_large = self.size > LARGE
+        self.full, self.low, self.point = self._start()
+        self.graph = self._graph()
+        self.iterative = self.graph is not None and graphs.has_while(self.graph)
+        self.limits = Limits(self.full, self.low, self.rng)
+        self.has_reference = subject.reference is not None
+        self.judge: ReferenceJudge | DifferenceJudge = (
+            ReferenceJudge(self.full, self.limits, self.rng, iterative=self.iterative,
+                           declared=is_declared)
+            if self.has_reference
+            else DifferenceJudge(self.full, self.rng, iterative=self.iterative)
+        )  # fmt: skip
+
+    def _start(self) -> tuple[Evaluation, Evaluation | None, Point]:
+        """The widest precision that the subject's forward pass runs in, and the given point."""
+        subject, problem = self.subject, None
+        for bits in (64, 32):
+            full = Evaluation(subject, bits)
+            actives = tuple(full.cast(np.asarray(x)) for x in subject.actives)
+            fixed = tuple(_widened(x, full) for x in subject.fixed)
+            try:
+                outs = full.outs(actives, fixed)
+            except Exception as error:
+                problem = problem or error
+                continue
+            if not outs:
+                raise TypeError(
+                    compose(f"{subject.name} returns nothing that has a cotangent",
+                            expected="at least one real or complex array")
+                )  # fmt: skip
+            if bits == 32:
+                self.notes.append(
+                    "judged in float32: in float64 the function raises "
+                    f"{type(problem).__name__} (a hard-wired dtype?)"
+                )
+            bars = tuple(_draw_bar(self.rng, o) for o in outs)
+            low = Evaluation(subject, 32) if bits == 64 and subject.traceable else None
+            return full, low, Point(actives, fixed, bars)
+        raise TypeError(
+            compose(
+                f"{subject.name} cannot be called with the given arguments",
+                got=f"{type(problem).__name__}: {str(problem).splitlines()[0] if problem else ''}",
+                expected="arguments that the forward pass takes",
+            )
+        ) from problem
+
+    def _graph(self) -> Any:
+        subject = self.subject
+        if not subject.traceable:
+            return None
+        try:
+            return self.full.graph(self.point)
+        except Exception:  # a claim that cannot be traced is judged by the stages themselves
+            fun = subject.reference or subject.value
+            with self.full.precision():
+                closed = jax.make_jaxpr(fun)(self.point.actives, self.point.fixed)
+            return _jax.open_jaxpr(closed)[0]
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until no further stage begins."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def native(self) -> Point:
+        """The given arguments in their own dtypes, with cotangents in those of the outputs."""
+        subject = self.subject
+        outs = tuple(self.point.bars)
+        if subject.traceable:
+            outs = tuple(jax.eval_shape(subject.value, subject.actives, subject.fixed))
+        rng = np.random.default_rng(7)
+        bars = tuple(jnp.asarray(normal(rng, np.zeros(o.shape)), o.dtype) for o in outs)
+        return Point(subject.actives, subject.fixed, bars)
+
+    def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
+        """Random cotangents of the outputs, exact in float32."""
+        return tuple(_draw_bar(self.rng, b) for b in (outs or self.point.bars))
+
+    def row(self, checked: str, outcome: Outcome, against: str = "", **numbers: Any) -> None:
+        """Add a line to the report's table."""
+        self.rows.append(Row(checked, outcome, against=against, **numbers))
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def find(
+        self,
+        point: Point,
+        judgement: Judgement,
+        *,
+        inputs: str = "given",
+        kind: str | None = None,
+        message: str = "",
+        seconds: float = 4.0,
+    ) -> None:
+        """Add the finding that a wrong judgement stands for, with its diagnosis.
+
+        Args:
+            point: where the claim is wrong.
+            judgement: how.
+            inputs: the class of inputs.
+            kind: the kind where it is known already; else the diagnosis names it.
+            message: what is known already, in words.
+            seconds: the time that the diagnosis may take.
+        """
+        leaf, result = judgement.leaf, judgement.result
+        true = result.true or numeric_cotangents(self.full, point)
+        diagnosis = Diagnosis(message=message)
+        masks = judgement.masks
+        if true is not None:
+            if result.true is None:
+                masks = tuple(
+                    np.abs(c - t) > 1e-6 * (np.abs(t) + np.max(np.abs(t), initial=0.0))
+                    for c, t in zip(result.claimed, true)
+                )
+            diagnosis = self._diagnose(point, judgement, true, masks, inputs, seconds)
+        name = self.subject.names[leaf]
+        entries: dict[str, Any] = {}
+        if true is not None:
+            entries = {
+                "relative_error": _relative(result.claimed[leaf], true[leaf]),
+                "wrong_entries": int(masks[leaf].sum()),
+                "size": int(masks[leaf].size),
+                "entries": worst_entries(result.claimed[leaf], true[leaf]),
+            }
+        told = " ".join(part for part in (message, diagnosis.message) if part)
+        self.findings.append(
+            Finding(
+                kind or diagnosis.kind,
+                told or "no simple edit or pattern explains the difference",
+                argument=name,
+                inputs=inputs,
+                where=diagnosis.where,
+                repair=diagnosis.repair,
+                explanations=diagnosis.explanations,
+                example=dict(zip(self.subject.names, map(np.asarray, point.actives))),
+                **entries,
+            )
+        )
+
+    def _diagnose(
+        self, point: Point, judgement: Judgement, true: Any, masks: Any, inputs: str, seconds: float
+    ) -> Diagnosis:
+        result = judgement.result
+        given = Sample(
+            point.actives, point.fixed, point.bars, result.outs, result.claimed, tuple(true)
+        )
+        disagreement = Disagreement(
+            self.subject, judgement.leaf, given, masks, self._fresh(point, inputs),
+            self._residuals(point), inputs,
+        )  # fmt: skip
+        try:
+            return diagnose(disagreement, time.monotonic() + min(seconds, max(0.5, self.time_left)))
+        except Exception as error:  # a diagnosis must never change a verdict
+            return Diagnosis(message=f"(the diagnosis raised {type(error).__name__}: {error})")
+
+    def _fresh(self, point: Point, name: str) -> Callable[[], Sample]:
+        make = inputs.CLASSES.get(name, inputs.CLASSES["near"])
+
+        def fresh() -> Sample:
+            for attempt in range(FRESH_TRIES):
+                chosen = make if attempt % 2 == 0 else inputs.CLASSES["near"]
+                actives, fixed = inputs.draw(chosen, "kept", point.actives, point.fixed, self.rng)
+                moved = Point(actives, fixed, self.new_bars())
+                result = self.full.both(moved)
+                true = result.true or numeric_cotangents(self.full, moved)
+                if true is None or not all(np.all(np.isfinite(t)) for t in true):
+                    continue
+                return Sample(actives, fixed, moved.bars, result.outs, result.claimed, tuple(true))
+            raise ValueError("no further sample could be drawn")
+
+        return fresh
+
+    def _residuals(self, point: Point) -> dict[str, np.ndarray]:
+        kept = self.subject.residuals
+        if kept is None:
+            return {}
+        try:
+            with self.full.precision():
+                found = kept(tuple(map(jnp.asarray, point.actives)), point.fixed)
+        except Exception:  # the forward pass may want tracers; the diagnosis goes without
+            return {}
+        items = dict(found).items() if isinstance(found, dict) else []
+        return {n: np.asarray(v) for n, v in items if hasattr(v, "dtype")}
+
+
+def _draw_bar(rng: np.random.Generator, out: Any) -> np.ndarray:
+    dtype = np.complex128 if np.asarray(out).dtype.kind == "c" else np.float64
+    return single(normal(rng, out, dtype)).astype(dtype)
+
+
+def _widened(x: Any, full: Evaluation) -> Any:
+    """A fixed leaf in the precision of the evaluation; integers and keys as they are."""
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return full.cast(np.asarray(x))
+    return x
+
+
+def _relative(claimed: np.ndarray, true: np.ndarray) -> float:
+    on = np.isfinite(true)
+    with np.errstate(all="ignore"):
+        return float(
+            np.linalg.norm((claimed - true)[on].ravel())
+            / (np.linalg.norm(true[on].ravel()) + 1e-300)
+        )
