@@ -39,7 +39,7 @@ def unit_of(dtype: Any) -> float:
 
 
 def normal(rng: np.random.Generator, like: Any, dtype: Any = None) -> np.ndarray:
-    """Standard normal numbers of the shape and dtype of ``like``, exact in its precision."""
+    """Standard normal numbers of the shape and dtype of ``like``, or in the dtype ``dtype``."""
     dtype = np.dtype(dtype or like.dtype)
     drawn = rng.standard_normal(np.shape(like))
     if dtype.kind == "c":

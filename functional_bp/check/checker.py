@@ -121,8 +121,8 @@ def run(
     """Check a subject that has been read."""
     started = time.monotonic() if started is None else started
     trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
-    unresolved = _first_order(trial)
-    if not trial.findings:
+    unresolved, goes_on = _first_order(trial)
+    if not trial.findings and goes_on:
         for stage in FURTHER:
             if trial.time_left < 0:
                 trial.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
@@ -131,6 +131,9 @@ def run(
             if trial.findings:
                 break
     findings = tuple(trial.findings)
+    if trial.kinks:
+        trial.note("a valid subgradient, by another convention than the reference's, at kinks "
+                   f"(inputs: {', '.join(trial.kinks)})")  # fmt: skip
     inconclusive = unresolved or (trial.reasons if trial.time_left < 0 else [])
     verdict = "wrong" if findings else "inconclusive" if inconclusive else "right"
     return Report(
@@ -145,15 +148,18 @@ def run(
     )
 
 
-def _first_order(trial: Trial) -> list[str]:
-    """Structure, repeated calls, and the cotangents at the given inputs; reasons for no verdict."""
+def _first_order(trial: Trial) -> tuple[list[str], bool]:
+    """Structure, repeated calls, and the cotangents at the given inputs.
+
+    Returns reasons for no verdict, and whether it makes sense to look further.
+    """
     shapes(trial)
     if trial.findings:
-        return []
+        return [], True
     if not trial.quick:
         _guarded(trial, repeated_calls)
         if trial.findings:
-            return []
+            return [], True
     point = trial.point
     try:
         judgement = trial.judge.judge(point, given=True)
@@ -163,14 +169,14 @@ def _first_order(trial: Trial) -> list[str]:
             Finding("error", f"the claim raises {type(error).__name__}: {first}",
                     where=place_of(error))
         )  # fmt: skip
-        return []
+        return [], True
     if judgement.outcome == "value":
         trial.findings.append(
             Finding("value", f"{judgement.reason}: the forward pass of the claim does not compute "
                     "the reference function", stage="forward value")
         )  # fmt: skip
         trial.row("forward value", "wrong", "the reference")
-        return []
+        return [], True
     trial.row("forward value", "right", "the reference")
     linearity(trial)
     _rows_of(trial, judgement)
@@ -180,18 +186,21 @@ def _first_order(trial: Trial) -> list[str]:
         trial.find(
             point,
             judgement,
-            kind=found.kind if found else _ignored_output(trial),
+            kind=found.kind if found else _known_kind(trial),
             message=found.message + "." if found else "",
         )
     if judgement.outcome in ("unresolved", "witnesses", "outside"):
-        return [judgement.reason or "no witness could judge the claim at the given inputs"]
+        reason = judgement.reason or "no witness could judge the claim at the given inputs"
+        return [reason], judgement.outcome != "witnesses"
     if judgement.outcome == "kink":
-        trial.note(judgement.reason + " (at the given inputs)")
-    return []
+        trial.kinks.append("given")
+    return [], True
 
 
-def _ignored_output(trial: Trial) -> str | None:
-    """The kind of a claim that one output's cotangent does not enter although it should."""
+def _known_kind(trial: Trial) -> str | None:
+    """The kind where no diagnosis is needed to tell it."""
+    if trial.is_declared:
+        return "declaration"
     return "cotangent ignored" if silent_outputs(trial) else None
 
 
@@ -253,7 +262,7 @@ def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) ->
 def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
     """Several reports as one; the worst verdict counts."""
     order: tuple[Verdict, ...] = ("right", "inconclusive", "wrong")
-    verdict: Verdict = max((r.verdict for _, r in reports), key=order.index, default="right")
+    verdict = order[max((order.index(r.verdict) for _, r in reports), default=0)]
     label = lambda part, text: f"{part}: {text}"  # noqa: E731
     return Report(
         name=name,

@@ -150,7 +150,9 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
         joined = flat.join(actives, fixed)
-        found = [jnp.asarray(v(*joined) if callable(v) else v) for v in values]
+        found = [
+            jnp.asarray(v(*joined) if callable(v) else v, x.dtype) for v, x in zip(values, actives)
+        ]
         return value(actives, fixed), tuple(bars[0] * bar for bar in found)
 
     return Subject(
@@ -163,8 +165,30 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
         pull=pull,
         reference=value,
         only_here=not all(map(callable, values)),
+        rounding=tuple(map(rounding_of, values)),
         source=fun,
     )
+
+
+def rounding_of(claim: Any) -> float:
+    """How far a claim on paper may be off for having been rounded when it was written down.
+
+    Numbers with two to six decimals count as rounded to those: half a unit of the last. Arrays in
+    float32 may carry the rounding error of a computation in float32.
+    """
+    if callable(claim):
+        return 0.0
+    array = np.asarray(claim)
+    size = float(np.max(np.abs(array.astype(np.complex128)), initial=0.0))
+    if (
+        array.dtype.kind in "fc"
+        and array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1) < 8
+    ):
+        return 1e-5 * size
+    for decimals in range(7):
+        if np.array_equal(np.round(array, decimals), array):
+            return 0.5 * 10.0**-decimals if decimals >= 2 else 0.0
+    return 0.0
 
 
 def resolve(name: str, names: Sequence[str]) -> str:

@@ -36,7 +36,8 @@ def compositions(trial: Trial) -> None:
     if trial.size > FEW_ELEMENTS:
         trial.row("vmap, scan, remat", "left out", "long arrays")
         return
-    batch = _batch(trial.point)
+    with trial.full.precision():
+        batch = jax.tree.map(jnp.asarray, _batch(trial.point))
     slices = [
         Point(tuple(x[i] for x in batch.actives), batch.fixed, tuple(b[i] for b in batch.bars))
         for i in range(BATCH)

@@ -66,8 +66,8 @@ def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arrays: Any) -> list[Any]:
         jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
         if not has_while(jaxpr):
-            return _interpret(jaxpr, consts, arrays, evaluate)
-        return _interpret(jaxpr, consts, arrays, _evaluate_bounded)
+            return interpret(jaxpr, consts, arrays, evaluate)
+        return interpret(jaxpr, consts, arrays, _evaluate_bounded)
 
     return run
 
@@ -80,7 +80,7 @@ def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
 
     def run(*arrays: Any) -> list[Any]:
         jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
-        return _interpret(jaxpr, consts, arrays, _evaluate_body)
+        return interpret(jaxpr, consts, arrays, _evaluate_body)
 
     return run
 
@@ -90,7 +90,8 @@ def holds_custom_rules(jaxpr: Jaxpr) -> bool:
     return any(_custom_body(eqn) is not None for eqn in equations(jaxpr))
 
 
-def _interpret(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any], run: Any) -> list[Any]:
+def interpret(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any], run: Any) -> list[Any]:
+    """Run a graph with ``run(eqn, operands)`` in place of each equation."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arrays)))
     read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]  # noqa: E731
     for eqn in jaxpr.eqns:
@@ -109,7 +110,7 @@ def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     body = _custom_body(eqn)
     if body is not None:
-        return _interpret(body.jaxpr, body.consts, operands, _evaluate_body)
+        return interpret(body.jaxpr, body.consts, operands, _evaluate_body)
     if any(holds_custom_rules(inner.jaxpr) for inner in inner_graphs(eqn)):
         return _rebuild(eqn, operands, _evaluate_body)
     return evaluate(eqn, operands)
@@ -123,10 +124,10 @@ def _rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
         return _scan(eqn, operands, inners[0], run)
     if name == "cond":
         index, *rest = operands
-        branch = lambda inner: lambda *xs: _interpret(inner.jaxpr, inner.consts, xs, run)  # noqa: E731
+        branch = lambda inner: lambda *xs: interpret(inner.jaxpr, inner.consts, xs, run)  # noqa: E731
         return lax.switch(index, [branch(inner) for inner in inners], *rest)
     if len(inners) == 1 and len(inners[0].jaxpr.invars) == len(operands):
-        return _interpret(inners[0].jaxpr, inners[0].consts, operands, run)
+        return interpret(inners[0].jaxpr, inners[0].consts, operands, run)
     return evaluate(eqn, operands)
 
 
@@ -135,7 +136,7 @@ def _scan(eqn: JaxprEqn, operands: Sequence[Any], body: Any, run: Any) -> Sequen
     held, rest = list(operands[:consts]), list(operands[consts:])
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = _interpret(body.jaxpr, body.consts, [*held, *carry, *x], run)
+        outs = interpret(body.jaxpr, body.consts, [*held, *carry, *x], run)
         return outs[:carries], outs[carries:]
 
     length, reverse = eqn.params["length"], eqn.params["reverse"]
@@ -150,12 +151,12 @@ def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
     def proceed(state: tuple[Any, list[Any]]) -> Any:
         count, carry = state
-        goes_on = _interpret(condition.jaxpr, condition.consts, [*tested, *carry], evaluate)[0]
+        goes_on = interpret(condition.jaxpr, condition.consts, [*tested, *carry], evaluate)[0]
         return jnp.all(goes_on) & (count < STEP_LIMIT)
 
     def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
         count, carry = state
-        outs = _interpret(body.jaxpr, body.consts, [*held, *carry], _evaluate_bounded)
+        outs = interpret(body.jaxpr, body.consts, [*held, *carry], _evaluate_bounded)
         return count + 1, list(outs)
 
     count, carry = lax.while_loop(proceed, step, (jnp.int32(0), list(init)))

@@ -131,7 +131,11 @@ class ReferenceJudge:
         natural: Sequence[float],
         slack: float,
     ) -> list[np.ndarray]:
-        return [self.limits.allowed(t, n, u, slack) for t, n, u in zip(true, noise, natural)]
+        rounding = self.full.subject.rounding or [0.0] * len(true)
+        return [
+            self.limits.allowed(t, n, u, slack) + r
+            for t, n, u, r in zip(true, noise, natural, rounding)
+        ]
 
     def _value_limit(self, point: Point, result: Result) -> float:
         """How far the two forward values may be apart, relative."""

@@ -23,7 +23,7 @@ from functional_bp.check.subject import Subject
 from functional_bp.errors import compose
 from functional_bp.graph.names import function_name
 from functional_bp.operation import Operation
-from functional_bp.rule import Rule
+from functional_bp.rule import Rule, rules
 from functional_bp.transforms import vjp
 
 KEPT_SECOND = {"cache", "res", "residuals", "resid", "ctx", "saved", "memory", "kept"}
@@ -42,10 +42,10 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
         return _callable(subject, args, reference=subject.fun, static=static)
     if isinstance(subject, Operation):
         return _operation(subject, args)
-    if isinstance(subject, Rule):
-        subject = subject.primitive
     if isinstance(subject, Primitive):
-        return _primitive(subject, args)
+        subject = rules[subject]
+    if isinstance(subject, Rule):
+        return _rule(subject, args)
     if isinstance(subject, tuple) and len(subject) == 2 and all(map(callable, subject)):
         return _pair(*subject, args)
     if callable(subject):
@@ -114,12 +114,15 @@ def _custom_vjp(fun: Any, args: Sequence[Any]) -> Subject:
             joined = jax.tree.map(_Perturbed, joined)
         return forward(*joined)
 
+    shapes: list[Any] = []  # of the output, known once the forward pass has run
+
     def residuals(actives: Arrays, fixed: Arrays) -> Any:
-        return named(run_forward(actives, fixed)[1], names)
+        out, kept = run_forward(actives, fixed)
+        shapes[:] = [jax.tree.map(jax.typeof, out)]
+        return named(kept, names)
 
     def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
-        out = jax.eval_shape(run_forward, flat.actives, fixed)[0]
-        found = backward(*given, unnamed(kept), output_bars(out, bars))
+        found = backward(*given, unnamed(kept), output_bars(shapes[0], bars))
         return flat.cotangents(found, flat.actives)
 
     return replace(subject, residuals=residuals, backward=pull_back, source=backward)
@@ -151,10 +154,14 @@ def _operation(operation: Operation, args: Sequence[Any]) -> Subject:
     return replace(subject, names=names, residuals=residuals, backward=backward, source=source)
 
 
-def _primitive(primitive: Primitive, args: Sequence[Any]) -> Subject:
-    bind = lambda *operands: primitive.bind(*operands)  # noqa: E731
-    bind.__name__ = primitive.name
-    return _callable(bind, args, reference=bind, transform=vjp)
+def _rule(rule: Rule, args: Sequence[Any]) -> Subject:
+    """A rule, called as its first case does that takes as many arguments."""
+    called = [case.function for case in rule.cases if len(case.specs) == len(args)]
+    fun = called[0] if called else lambda *operands: rule.primitive.bind(*operands)
+    made = by_our_rules(fun, args)
+    names = [name.text for name in rule.operands]
+    fits = len(names) == len(made.names) == len(args)
+    return replace(made, name=rule.primitive.name, names=tuple(names) if fits else made.names)
 
 
 def by_our_rules(
@@ -195,9 +202,15 @@ def _pair(
         out, kept = run(actives, fixed)
         return active_outputs(out), call(kept, out, bars, actives)
 
+    shapes: list[Any] = []
+
+    def residuals(actives: Arrays, fixed: Arrays) -> Any:
+        out, kept = run(actives, fixed)
+        shapes[:] = [jax.tree.map(jax.typeof, out)]
+        return named(kept, names)
+
     def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
-        out = jax.eval_shape(run, flat.actives, fixed)[0]
-        return call(unnamed(kept), out, bars, flat.actives)
+        return call(unnamed(kept), shapes[0], bars, flat.actives)
 
     value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])  # noqa: E731
     subject = Subject(
@@ -209,7 +222,7 @@ def _pair(
         value=value,
         pull=pull,
         reference=value,
-        residuals=lambda actives, fixed: named(run(actives, fixed)[1], names),
+        residuals=residuals,
         backward=pull_back,
         source=backward,
     )

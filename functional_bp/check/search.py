@@ -17,6 +17,7 @@ from functional_bp.check.trial import Trial
 
 ASCENT_STEPS = 12
 SHRINK_SECONDS = 1.0
+OVERFLOWING = ("large", "very large", "heavy-tailed", "between -40 and 40", "tiny")
 
 
 def searched_inputs(trial: Trial) -> None:
@@ -45,7 +46,7 @@ def searched_inputs(trial: Trial) -> None:
             outside += judgement is None or judgement.outcome == "outside"
             unresolved += judgement is not None and judgement.outcome == "unresolved"
         elif judgement.outcome == "kink":
-            trial.note(f"{judgement.reason} (inputs: {name})")
+            trial.kinks.append(name)
         elif judgement.outcome == "wrong":
             _found(trial, point, judgement, name)
             return
@@ -69,7 +70,11 @@ def _judge(trial: Trial, point: Point) -> Judgement | None:
 
 def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
     point, judgement = shrink(trial, point, judgement)
-    trial.find(point, judgement, inputs=name)
+    kind = "declaration" if trial.is_declared else None
+    lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
+    if lost.any():
+        kind = "overflow" if name in OVERFLOWING else "not finite"
+    trial.find(point, judgement, inputs=name, kind=kind)
     trial.row("other inputs", "wrong", f"inputs: {name}")
 
 

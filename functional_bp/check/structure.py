@@ -27,8 +27,7 @@ def shapes(trial: Trial) -> None:
         if subject.traceable:
             _, found = jax.eval_shape(subject.pull, *native)
         else:
-            _, found = subject.pull(*trial.point)
-            native = trial.point
+            _, found = subject.pull(*native)
     except Exception as error:
         _cannot_run(trial, error, native)
         return
@@ -140,9 +139,7 @@ def place_of(error: BaseException) -> Place | None:
 def repeated_calls(trial: Trial) -> None:
     """Equal calls give equal results, also when others come between, and under jit."""
     subject, native = trial.subject, trial.native
-    if not subject.traceable:
-        native = trial.point
-    runs = [to_numpy(subject.pull(*native)[1]) for _ in range(3)]
+    runs = [trial.first_call, *(to_numpy(subject.pull(*native)[1]) for _ in range(2))]
     first, second = farthest(runs[0], runs[1]), farthest(runs[1], runs[2])
     if not _equal(runs[0], runs[1]) or not _equal(runs[1], runs[2]):
         stays = _equal(runs[1], runs[2]) or first > 1e3 * second

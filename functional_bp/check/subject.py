@@ -33,9 +33,12 @@ class Subject:
             where ``value`` or ``reference`` serves.
         residuals: ``(actives, fixed) -> pytree``, what the forward pass keeps; None where unknown.
         backward: ``(residuals, fixed, bars) -> active bars``, the backward pass alone as the
-            person wrote it; None where it cannot be had apart from the forward pass.
+            person wrote it, to be called after ``residuals``; None where it cannot be had apart
+            from the forward pass.
         traceable: whether JAX can trace ``pull`` (jit, vmap, second order, other dtypes).
         only_here: the claim holds at the given arguments alone (numbers on paper).
+        rounding: per active leaf, how far a claim on paper may be off for being rounded; empty for
+            other claims.
         by_transform: ``pull`` is JAX's reverse mode of ``value``, so that wrapping ``value`` (in
             ``jax.checkpoint``) wraps the claim.
         source: the person's function whose lines are meant, for messages.
@@ -56,6 +59,7 @@ class Subject:
     traceable: bool = True
     only_here: bool = False
     by_transform: bool = False
+    rounding: tuple[float, ...] = ()
     source: Callable[..., Any] | None = None
 
 

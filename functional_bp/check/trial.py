@@ -14,7 +14,7 @@ from functional_bp import _jax
 from functional_bp.check import graphs, inputs
 from functional_bp.check.arrays import normal, single
 from functional_bp.check.diagnosis import diagnose
-from functional_bp.check.evaluation import Evaluation, Point
+from functional_bp.check.evaluation import Evaluation, Point, to_numpy
 from functional_bp.check.findings import Finding, Outcome, Row, worst_entries
 from functional_bp.check.judging import (
     DifferenceJudge,
@@ -51,9 +51,11 @@ class Trial:
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self.reasons: list[str] = []
+        self.kinks: list[str] = []  # classes of inputs on which the claim differs in convention
         self.size = sum(int(np.size(x)) for x in subject.actives)
         self.is_large = self.size > LARGE
         self.full, self.low, self.point = self._start()
+        self.first_call = self._first_call()  # before the claim is traced, lest it remember that
         self.graph = self._graph()
         self.iterative = self.graph is not None and graphs.has_while(self.graph)
         self.limits = Limits(self.full, self.low, self.rng)
@@ -98,6 +100,15 @@ class Trial:
             )
         ) from problem
 
+    def _first_call(self) -> Any:
+        """The cotangents of the very first call; None where it raises (``structure`` tells how)."""
+        if self.quick:
+            return None
+        try:
+            return to_numpy(self.subject.pull(*self.native)[1])
+        except Exception:
+            return None
+
     def _graph(self) -> Any:
         subject = self.subject
         if not subject.traceable:
@@ -119,11 +130,11 @@ class Trial:
     def native(self) -> Point:
         """The given arguments in their own dtypes, with cotangents in those of the outputs."""
         subject = self.subject
-        outs = tuple(self.point.bars)
-        if subject.traceable:
-            outs = tuple(jax.eval_shape(subject.value, subject.actives, subject.fixed))
+        if not subject.traceable:
+            return self.point
+        outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
         rng = np.random.default_rng(7)
-        bars = tuple(jnp.asarray(normal(rng, np.zeros(o.shape)), o.dtype) for o in outs)
+        bars = tuple(jnp.asarray(normal(rng, np.zeros(o.shape), o.dtype)) for o in outs)
         return Point(subject.actives, subject.fixed, bars)
 
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
