@@ -77,7 +77,9 @@ class Operation:
         also: further inputs on which it is right, by a word that says what is hard about them.
         hard: whether the given inputs count as hard.
         reference: name of the function to be differentiated; the undecorated primal if None.
-        options: keywords for our check (``expect``, for a declared straight-through estimator).
+        options: keywords for our check: ``expect``, where the gradient is false on purpose.
+        kink: whether the given inputs stand on kinks, where the convention may differ from JAX's.
+        tolerance: relative to the largest entry, how far an iteration may be from the truth.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Operation:
     hard: bool = False
     reference: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    kink: bool = False
+    tolerance: float = 1e-9
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ class Case:
     def hard(self) -> bool:
         """Whether it is a right one that counts as hard."""
         return self.fault is None and (self.operation.hard or bool(self.inputs))
+
+    @property
+    def kink(self) -> bool:
+        """Whether its inputs stand on kinks, where another convention than JAX's is right too."""
+        return self.operation.kink or "convention" in self.inputs
 
     def arguments(self, seed: int = 0) -> tuple[Any, ...]:
         """Draw the arguments."""

@@ -29,7 +29,7 @@ class Loaded:
         function: the function with its hand-derived gradient.
         reference: the function to be differentiated for the truth.
         file: where its source stands.
-        lines: the lines that were edited, from 1; empty for a right one.
+        lines: those of the statements that were edited, from 1; empty for a right one.
     """
 
     function: Callable[..., Any]
@@ -44,8 +44,9 @@ def operations() -> tuple[Operation, ...]:
     found = []
     for package in (families, hard):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            declared = vars(importlib.import_module(module.name)).values()
-            found += [value for value in declared if isinstance(value, Operation)]
+            for value in vars(importlib.import_module(module.name)).values():
+                values = value if isinstance(value, tuple) else (value,)
+                found += [each for each in values if isinstance(each, Operation)]
     return tuple(found)
 
 
@@ -102,9 +103,11 @@ def edited(text: str, name: str, fault: Fault) -> tuple[str, frozenset[int]]:
             )
         at = starts[0]
         text = text[:at] + new + text[at + len(old) :]
+        grown = new.count("\n") - old.count("\n")
         first = text.count("\n", 0, at) + 1
+        lines = {line + grown if line > first else line for line in lines}
         lines |= {first + offset for offset in _changed_lines(old, new)}
-    return text, frozenset(lines)
+    return text, frozenset(_whole_statements(text, lines))
 
 
 def _changed_lines(old: str, new: str) -> list[int]:
@@ -112,6 +115,17 @@ def _changed_lines(old: str, new: str) -> list[int]:
     before = old.split("\n")
     changed = [i for i, line in enumerate(new.split("\n")) if line not in before]
     return changed or [0]
+
+
+def _whole_statements(text: str, lines: set[int]) -> set[int]:
+    """The lines, and with each those of the simple statement that it is a part of."""
+    whole = set(lines)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            own = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            if lines.intersection(own):
+                whole.update(own)
+    return whole
 
 
 def _spans(text: str, name: str) -> list[tuple[int, int]]:
