@@ -2,8 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
 

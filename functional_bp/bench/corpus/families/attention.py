@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
 
@@ -32,15 +31,18 @@ softmax.defvjp(softmax_fwd, softmax_bwd)
 SOFTMAX = operation(
     softmax,
     lambda rng: (normal(rng, 5, 5),),
-    fault(("axis", "transpose"), "x", "axis=-1, keepdims=True)\n    return", "axis=-1)\n    return"),
+    fault(("axis", "transpose"), "x", "axis=-1, keepdims=True)\n    return",
+          "axis=-1)\n    return"),
     fault("missing term", "x", "p * (p_bar - weighted)", "p * p_bar"),
     fault("missing factor", "x", "(p * (p_bar - weighted),)", "(p_bar - weighted,)"),
     fault("sign", "x", "p_bar - weighted", "p_bar + weighted"),
     fault("mean or sum", "x", "weighted = jnp.sum", "weighted = jnp.mean"),
     fault(("missing factor", "wrong operand"), "x", "jnp.sum(p * p_bar,", "jnp.sum(p_bar,"),
-    fault(("wrong function", "missing term"), "x", "(p * (p_bar - weighted),)", "(p * (1.0 - p) * p_bar,)"),
+    fault(("wrong function", "missing term"), "x", "(p * (p_bar - weighted),)",
+          "(p * (1.0 - p) * p_bar,)"),
     fault(("wrong operand", "missing factor"), "x", "return p, p", "return p, x"),
-    fault("second order", "x", "weighted = jnp.sum(p *", "weighted = jnp.sum(lax.stop_gradient(p) *", order=2),
+    fault("second order", "x", "weighted = jnp.sum(p *",
+          "weighted = jnp.sum(lax.stop_gradient(p) *", order=2),
     fault("vmap", "x", "weighted = jnp.sum(p * p_bar, axis=-1, keepdims=True)",
           "total = jax.ShapeDtypeStruct((*p.shape[:-1], 1), p.dtype)\n"
           "    weighted = jax.pure_callback(  # one call for the whole batch, axes counted from 0\n"
@@ -121,7 +123,8 @@ ATTENTION = operation(
     attention,
     lambda rng: (normal(rng, 2, 4, 4), normal(rng, 2, 4, 4), normal(rng, 2, 4, 4)),
     fault(("factor", "missing factor"), "q", "q_bar = scale * jnp", "q_bar = jnp"),
-    fault(("factor", "missing factor"), ("q", "k"), "1.0 / q.shape[-1] ** 0.5", "1.0 / q.shape[-1]"),
+    fault(("factor", "missing factor"), ("q", "k"), "1.0 / q.shape[-1] ** 0.5",
+          "1.0 / q.shape[-1]"),
     fault("transpose", "k", '"hij,hid->hjd", scores_bar', '"hji,hid->hjd", scores_bar'),
     fault("transpose", "v", '"hij,hid->hjd", weights', '"hji,hid->hjd", weights'),
     fault("missing term", ("q", "k"), "(weights_bar - correction)", "weights_bar"),
@@ -132,7 +135,7 @@ ATTENTION = operation(
     fault(("factor", "sign"), ("q", "v"), "q_bar = scale * jnp", "q_bar = 2.0 * scale * jnp",
           ("v_bar = jnp.einsum", "v_bar = -jnp.einsum")),
     also={
-        "long": lambda rng: (normal(rng, 1, 300, 8), normal(rng, 1, 300, 8), normal(rng, 1, 300, 8)),
+        "long": lambda rng: tuple(normal(rng, 1, 300, 8) for _ in range(3)),
         "sharp": lambda rng: (normal(rng, 2, 4, 4, scale=30), normal(rng, 2, 4, 4, scale=30),
                               normal(rng, 2, 4, 4)),
     },
@@ -173,8 +176,8 @@ causal_attention.defvjp(causal_attention_fwd, causal_attention_bwd)
 CAUSAL_ATTENTION = operation(
     causal_attention,
     lambda rng: (normal(rng, 5, 5), normal(rng, 5, 5), normal(rng, 5, 5)),
-    fault(("entries", "wrong operand", "off by one"), ("q", "k", "v"), "weights = jnp.where(seen, jnp.exp",
-          "weights = jnp.where(seen.T, jnp.exp"),
+    fault(("entries", "wrong operand", "off by one"), ("q", "k", "v"),
+          "weights = jnp.where(seen, jnp.exp", "weights = jnp.where(seen.T, jnp.exp"),
     fault(("entries", "off by one"), ("q", "k", "v"), "    weights = jnp.where(seen,",
           "    weights = jnp.where(seen & jnp.tril(seen, -1),"),
     fault("wrong operand", ("q", "k"), "jnp.sum(y * y_bar,", "jnp.sum(v * y_bar,"),
@@ -223,7 +226,8 @@ ROTARY = operation(
     rotary,
     lambda rng: (normal(rng, 3, 4, 6), uniform(rng, -3.0, 3.0, 4, 3)),
     fault("sign", "x", "first_bar * c + second_bar * s", "first_bar * c - second_bar * s"),
-    fault(("sign", "wrong operand"), "x", "first_bar * c + second_bar * s, second_bar * c - first_bar * s",
+    fault(("sign", "wrong operand"), "x",
+          "first_bar * c + second_bar * s, second_bar * c - first_bar * s",
           "first_bar * c - second_bar * s, second_bar * c + first_bar * s"),
     fault("permutation", "x", "[first_bar * c + second_bar * s, second_bar * c - first_bar * s]",
           "[second_bar * c - first_bar * s, first_bar * c + second_bar * s]"),
@@ -231,7 +235,10 @@ ROTARY = operation(
     fault("mean or sum", "angles", "jnp.sum(moment, axis=0)", "jnp.mean(moment, axis=0)"),
     fault(("missing sum", "entries"), "angles", "jnp.sum(moment, axis=0)", "moment[0]"),
     fault("missing term", "angles", " + second_bar * (first * c - second * s)", ""),
-    fault("wrong function", "x", "c, s = jnp.cos(angles), jnp.sin(angles)\n    first, second = jnp.split(x, 2, axis=-1)\n    first_bar",
-          "c, s = jnp.sin(angles), jnp.cos(angles)\n    first, second = jnp.split(x, 2, axis=-1)\n    first_bar"),
+    fault("wrong function", "x",
+          "c, s = jnp.cos(angles), jnp.sin(angles)\n    first, second = jnp.split(x, 2, axis=-1)"
+          "\n    first_bar",
+          "c, s = jnp.sin(angles), jnp.cos(angles)\n    first, second = jnp.split(x, 2, axis=-1)"
+          "\n    first_bar"),
     also={"large angles": lambda rng: (normal(rng, 3, 4, 6), uniform(rng, -1e4, 1e4, 4, 3))},
 )  # fmt: skip

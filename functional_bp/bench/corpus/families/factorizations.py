@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import lax  # noqa: F401  (the faults have it)
 
 from functional_bp.bench.corpus.declare import definite, fault, normal, operation
 
@@ -34,13 +34,16 @@ cholesky_factor.defvjp(cholesky_factor_fwd, cholesky_factor_bwd)
 CHOLESKY_FACTOR = operation(
     cholesky_factor,
     lambda rng: (definite(rng, 4),),
-    fault(("missing term", "factor", "entries"), "a", "product - 0.5 * jnp.diag(jnp.diag(product))", "product"),
+    fault(("missing term", "factor", "entries"), "a", "product - 0.5 * jnp.diag(jnp.diag(product))",
+          "product"),
     fault("factor", "a", "(0.5 * a_bar,)", "(a_bar,)"),
     fault("transpose", "a", "jnp.tril(factor.T @ factor_bar)", "jnp.tril(factor @ factor_bar)"),
     fault(("missing term", "transpose"), "a", "half + half.T", "half + half"),
-    fault(("wrong function", "extra term", "missing term"), "a", "jnp.tril(factor.T @ factor_bar)", "factor.T @ factor_bar"),
+    fault(("wrong function", "extra term", "missing term"), "a", "jnp.tril(factor.T @ factor_bar)",
+          "factor.T @ factor_bar"),
     fault(("transpose", "wrong operand"), "a", "inner.T, trans=1", "inner.T, trans=0"),
-    fault(("transpose", "entries", "missing term"), "a", "jnp.tril(factor.T @", "jnp.triu(factor.T @"),
+    fault(("transpose", "entries", "missing term"), "a", "jnp.tril(factor.T @",
+          "jnp.triu(factor.T @"),
     also={"ill conditioned": lambda rng: (
         definite(rng, 4) * np.outer(*[10.0 ** np.arange(0, -8, -2)] * 2).astype(np.float32),)},
 )  # fmt: skip
@@ -68,12 +71,16 @@ eigenvalues.defvjp(eigenvalues_fwd, eigenvalues_bwd)
 EIGENVALUES = operation(
     eigenvalues,
     lambda rng: (definite(rng, 4),),
-    fault("transpose", "a", "((vectors * values_bar) @ vectors.T,)", "((vectors.T * values_bar) @ vectors,)"),
+    fault("transpose", "a", "((vectors * values_bar) @ vectors.T,)",
+          "((vectors.T * values_bar) @ vectors,)"),
     fault(("axis", "transpose"), "a", "vectors * values_bar", "vectors * values_bar[:, None]"),
-    fault(("reversal", "permutation", "wrong operand"), "a", "return values, vectors", "return values, vectors[:, ::-1]"),
-    fault(("missing term", "entries", "missing factor"), "a", "((vectors * values_bar) @ vectors.T,)",
+    fault(("reversal", "permutation", "wrong operand"), "a", "return values, vectors",
+          "return values, vectors[:, ::-1]"),
+    fault(("missing term", "entries", "missing factor"), "a",
+          "((vectors * values_bar) @ vectors.T,)",
           "(jnp.diag(jnp.diag((vectors * values_bar) @ vectors.T)),)"),
-    fault("extra term", "a", "(vectors * values_bar) @ vectors.T", "(vectors * (values_bar + 0.1)) @ vectors.T"),
+    fault("extra term", "a", "(vectors * values_bar) @ vectors.T",
+          "(vectors * (values_bar + 0.1)) @ vectors.T"),
 )  # fmt: skip
 
 
@@ -107,13 +114,16 @@ eigen_decomposition.defvjp(eigen_decomposition_fwd, eigen_decomposition_bwd)
 EIGEN_DECOMPOSITION = operation(
     eigen_decomposition,
     lambda rng: (definite(rng, 4) + np.diag([0.0, 1.0, 3.0, 5.0]).astype(np.float32),),
-    fault("sign", "a", "values[:2, None] - values[None, 2:]", "values[None, 2:] - values[:2, None]"),
+    fault("sign", "a", "values[:2, None] - values[None, 2:]",
+          "values[None, 2:] - values[:2, None]"),
     fault("cotangent ignored", "a", "(vectors * values_bar) @ vectors.T + mixed", "mixed"),
     fault(("cotangent ignored", "missing term"), "a", " + mixed + mixed.T", ""),
     fault("missing term", "a", "+ mixed + mixed.T", "+ mixed"),
-    fault(("factor", "missing factor"), "a", "(projector_bar + projector_bar.T) / 2.0", "projector_bar + projector_bar.T"),
+    fault(("factor", "missing factor"), "a", "(projector_bar + projector_bar.T) / 2.0",
+          "projector_bar + projector_bar.T"),
     fault(("missing factor", "wrong function"), "a", "between / (values", "between * (values"),
-    fault(("missing term", "transpose", "entries"), "a", "(projector_bar + projector_bar.T) / 2.0", "projector_bar"),
+    fault(("missing term", "transpose", "entries"), "a", "(projector_bar + projector_bar.T) / 2.0",
+          "projector_bar"),
 )  # fmt: skip
 
 
@@ -142,7 +152,8 @@ NUCLEAR_NORM = operation(
     lambda rng: (normal(rng, 4, 4),),
     fault("transpose", "a", "(u @ vh)", "(u @ vh).T"),
     fault("transpose", "a", "(u @ vh)", "(u @ vh.T)"),
-    fault(("wrong operand", "missing factor"), "a", "jnp.sum(s), (u, vh)", "jnp.sum(s), (u * s, vh)"),
+    fault(("wrong operand", "missing factor"), "a", "jnp.sum(s), (u, vh)",
+          "jnp.sum(s), (u * s, vh)"),
     fault(("not linear", "sign"), "a", "(y_bar * (u @ vh),)", "(jnp.abs(y_bar) * (u @ vh),)"),
 )  # fmt: skip
 
@@ -173,5 +184,6 @@ MATRIX_SQUARE = operation(
     fault("transpose", "a", "y_bar @ a.T + a.T @ y_bar", "y_bar @ a.T + a @ y_bar"),
     fault("transpose", "a", "+ a.T @ y_bar", "+ (a.T @ y_bar).T"),
     fault(("factor", "precision"), "a", "(y_bar @ a.T + a.T", "((1.0 + 1e-5) * y_bar @ a.T + a.T"),
-    fault("second order", "a", "y_bar @ a.T + a.T", "y_bar @ lax.stop_gradient(a).T + a.T", order=2),
+    fault("second order", "a", "y_bar @ a.T + a.T", "y_bar @ lax.stop_gradient(a).T + a.T",
+          order=2),
 )  # fmt: skip

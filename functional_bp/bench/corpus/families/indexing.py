@@ -39,11 +39,13 @@ EMBEDDING = operation(
     fault("repeats", "table", ".at[tokens].add(y_bar)", ".at[tokens].set(y_bar)",
           elsewhere=lambda rng: (normal(rng, 9, 4), integers(rng, 3, 2, 3))),
     fault("repeats", "table", ".at[tokens].add(y_bar)",
-          ".at[tokens].add(y_bar) / jnp.maximum(1.0, jnp.bincount(tokens.ravel(), length=table.shape[0]))[:, None]",
+          ".at[tokens].add(y_bar) / jnp.maximum(1.0, jnp.bincount(tokens.ravel(), "
+          "length=table.shape[0]))[:, None]",
           elsewhere=lambda rng: (normal(rng, 9, 4), integers(rng, 3, 2, 3))),
     fault("off by one", "table", ".at[tokens].add(y_bar)", ".at[tokens - 1].add(y_bar)"),
     fault("permutation", "table", ".at[tokens].add(y_bar)", ".at[tokens].add(y_bar[::-1])"),
-    fault(("entries", "region", "border"), "table", "return table_bar, None", "return table_bar.at[0].set(0.0), None",
+    fault(("entries", "region", "border"), "table", "return table_bar, None",
+          "return table_bar.at[0].set(0.0), None",
           elsewhere=lambda rng: (normal(rng, 9, 4), 0 * integers(rng, 9, 2, 3))),
     fault("not finite", "table", ".at[tokens].add(y_bar)",
           ".at[tokens].add(y_bar) * (table / table)",
@@ -56,7 +58,9 @@ EMBEDDING = operation(
 def segment_mean(x, segments):
     """The mean of the rows in each of 4 segments, 0 for an empty one."""
     counts = jnp.zeros(4, x.dtype).at[segments].add(1.0)
-    return jnp.zeros((4, x.shape[1]), x.dtype).at[segments].add(x) / jnp.maximum(counts, 1.0)[:, None]
+    return (
+        jnp.zeros((4, x.shape[1]), x.dtype).at[segments].add(x) / jnp.maximum(counts, 1.0)[:, None]
+    )
 
 
 def segment_mean_fwd(x, segments):
@@ -78,11 +82,16 @@ segment_mean.defvjp(segment_mean_fwd, segment_mean_bwd)
 SEGMENT_MEAN = operation(
     segment_mean,
     lambda rng: (normal(rng, 7, 3), np.array([0, 2, 2, 1, 0, 2, 3], np.int32)),
-    fault(("mean or sum", "entries", "missing factor"), "x", "shares = y_bar / counts[:, None]", "shares = y_bar"),
-    fault(("factor", "mean or sum", "missing factor"), "x", "y_bar / counts[:, None]", "y_bar / segments.shape[0]"),
-    fault(("reversal", "permutation"), "x", "return shares[segments], None", "return shares[segments][::-1], None"),
-    fault("permutation", "x", "return shares[segments], None", "return shares[jnp.sort(segments)], None"),
-    fault(("region", "wrong operand", "not finite"), "x", "y_bar / counts[:, None]", "y_bar / jnp.minimum(counts, 3.0)[:, None]",
+    fault(("mean or sum", "entries", "missing factor"), "x", "shares = y_bar / counts[:, None]",
+          "shares = y_bar"),
+    fault(("factor", "mean or sum", "missing factor"), "x", "y_bar / counts[:, None]",
+          "y_bar / segments.shape[0]"),
+    fault(("reversal", "permutation"), "x", "return shares[segments], None",
+          "return shares[segments][::-1], None"),
+    fault("permutation", "x", "return shares[segments], None",
+          "return shares[jnp.sort(segments)], None"),
+    fault(("region", "wrong operand", "not finite"), "x", "y_bar / counts[:, None]",
+          "y_bar / jnp.minimum(counts, 3.0)[:, None]",
           elsewhere=lambda rng: (normal(rng, 7, 3), np.zeros(7, np.int32))),
 )  # fmt: skip
 
@@ -110,9 +119,12 @@ scatter_update.defvjp(scatter_update_fwd, scatter_update_bwd)
 SCATTER_UPDATE = operation(
     scatter_update,
     lambda rng: (normal(rng, 6, 3), distinct(rng, 6, 3), normal(rng, 3, 3)),
-    fault(("entries", "extra term"), "base", "base_bar = y_bar.at[index].set(0.0)", "base_bar = y_bar"),
-    fault(("permutation", "reversal"), "rows", "rows_bar = y_bar[index]", "rows_bar = y_bar[index[::-1]]"),
-    fault(("permutation", "wrong operand"), "rows", "rows_bar = y_bar[index]", "rows_bar = y_bar[:3]"),
+    fault(("entries", "extra term"), "base", "base_bar = y_bar.at[index].set(0.0)",
+          "base_bar = y_bar"),
+    fault(("permutation", "reversal"), "rows", "rows_bar = y_bar[index]",
+          "rows_bar = y_bar[index[::-1]]"),
+    fault(("permutation", "wrong operand"), "rows", "rows_bar = y_bar[index]",
+          "rows_bar = y_bar[:3]"),
     fault(("missing term", "cotangent ignored"), "base", "return base_bar, None, rows_bar",
           "return jnp.zeros_like(base_bar), None, rows_bar"),
     fault(("off by one", "entries"), "base", "at[index].set(0.0)", "at[index + 1].set(0.0)"),
@@ -140,9 +152,11 @@ masked_fill.defvjp(masked_fill_fwd, masked_fill_bwd)
 MASKED_FILL = operation(
     masked_fill,
     lambda rng: (normal(rng, 4, 4), rng.random((4, 4)) < 0.7),
-    fault(("entries", "region"), "x", "return jnp.where(mask, y_bar, 0.0), None", "return y_bar, None"),
+    fault(("entries", "region"), "x", "return jnp.where(mask, y_bar, 0.0), None",
+          "return y_bar, None"),
     fault(("entries", "wrong operand", "region"), "x", "(mask, y_bar, 0.0)", "(~mask, y_bar, 0.0)"),
-    fault(("entries", "transpose", "wrong operand"), "x", "(mask, y_bar, 0.0)", "(mask.T, y_bar, 0.0)"),
+    fault(("entries", "transpose", "wrong operand"), "x", "(mask, y_bar, 0.0)",
+          "(mask.T, y_bar, 0.0)"),
     fault(("entries", "wrong constant"), "x", "y_bar, 0.0)", "y_bar, -1e-3)"),
 )  # fmt: skip
 

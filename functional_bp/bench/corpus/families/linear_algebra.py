@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import lax  # noqa: F401  (the faults have it)
 
-from functional_bp.bench.corpus.declare import definite, fault, normal, operation, uniform
+from functional_bp.bench.corpus.declare import definite, fault, normal, operation
 
 
 @jax.custom_vjp
@@ -37,15 +37,19 @@ DENSE = operation(
     fault("transpose", "w", '"btd,bte->de"', '"btd,bte->ed"'),
     fault(("mean or sum", "factor"), ("w", "b"), "return x_bar, w_bar, b_bar",
           "return x_bar, w_bar / x.shape[0], b_bar / x.shape[0]"),
-    fault(("mean or sum", "factor"), "b", "jnp.sum(y_bar, axis=(0, 1))", "jnp.mean(y_bar, axis=(0, 1))"),
-    fault(("missing sum", "missing term"), "w", 'jnp.einsum("btd,bte->de", x, y_bar)', "x[0].T @ y_bar[0]"),
-    fault(("structure", "missing sum"), "b", "jnp.sum(y_bar, axis=(0, 1))", "jnp.sum(y_bar, axis=0)"),
+    fault(("mean or sum", "factor"), "b", "jnp.sum(y_bar, axis=(0, 1))",
+          "jnp.mean(y_bar, axis=(0, 1))"),
+    fault(("missing sum", "missing term"), "w", 'jnp.einsum("btd,bte->de", x, y_bar)',
+          "x[0].T @ y_bar[0]"),
+    fault(("structure", "missing sum"), "b", "jnp.sum(y_bar, axis=(0, 1))",
+          "jnp.sum(y_bar, axis=0)"),
     fault("extra term", "w", "return x_bar, w_bar, b_bar", "return x_bar, w_bar + 1e-2 * w, b_bar"),
     fault(("factor", "mean or sum"), "b", "axis=(0, 1))", "axis=(0, 1)) / y_bar.size**0.5"),
     fault("wrong operand", "w", '"btd,bte->de", x, y_bar', '"btd,bte->de", x_bar, y_bar'),
     fault(("jit", "error"), "x", "x_bar = y_bar @ w.T",
           "x_bar = y_bar @ w.T if float(jnp.max(jnp.abs(w))) > 0 else jnp.zeros_like(x)"),
-    fault(("structure", "permutation"), ("w", "b"), "return x_bar, w_bar, b_bar", "return x_bar, b_bar, w_bar"),
+    fault(("structure", "permutation"), ("w", "b"), "return x_bar, w_bar, b_bar",
+          "return x_bar, b_bar, w_bar"),
     also={
         "large batch": lambda rng: (normal(rng, 2, 30000, 4), normal(rng, 4, 4), normal(rng, 4)),
         "huge": lambda rng: (normal(rng, 2, 3, 4, scale=1e15), normal(rng, 4, 4, scale=1e15),
@@ -81,9 +85,11 @@ BILINEAR = operation(
     bilinear,
     lambda rng: (normal(rng, 4), normal(rng, 3, 4, 4), normal(rng, 4)),
     fault("transpose", "y", "mixed.T @ x", "mixed @ x"),
-    fault(("transpose", "permutation"), "w", '"k,i,j->kij", z_bar, x, y', '"k,i,j->kij", z_bar, y, x'),
+    fault(("transpose", "permutation"), "w", '"k,i,j->kij", z_bar, x, y',
+          '"k,i,j->kij", z_bar, y, x'),
     fault("wrong operand", "x", "mixed @ y", "mixed @ x"),
-    fault(("permutation", "wrong operand"), ("x", "y"), "return x_bar, w_bar, y_bar", "return y_bar, w_bar, x_bar"),
+    fault(("permutation", "wrong operand"), ("x", "y"), "return x_bar, w_bar, y_bar",
+          "return y_bar, w_bar, x_bar"),
     fault("not linear", "w", '"k,i,j->kij", z_bar, x', '"k,i,j->kij", jnp.tanh(z_bar), x'),
     fault(("not linear", "missing sum"), ("x", "y"), 'jnp.einsum("k,kij->ij", z_bar, w)',
           "jnp.sum(z_bar) * jnp.sum(w, axis=0)"),
@@ -121,15 +127,17 @@ SOLVE = operation(
     fault("sign", "a", "-jnp.outer(b_bar, x)", "jnp.outer(b_bar, x)"),
     fault("transpose", "a", "jnp.outer(b_bar, x)", "jnp.outer(x, b_bar)"),
     fault("wrong operand", "a", "jnp.outer(b_bar, x)", "jnp.outer(x_bar, x)"),
-    fault(("wrong operand", "wrong function"), ("a", "b"), "jnp.linalg.solve(a.T, x_bar)", "a.T @ x_bar"),
+    fault(("wrong operand", "wrong function"), ("a", "b"), "jnp.linalg.solve(a.T, x_bar)",
+          "a.T @ x_bar"),
     fault("wrong operand", "a", "return x, (a, x)", "return x, (a, b)"),
-    fault("second order", ("a", "b"), "a, x = residuals", "a, x = residuals\n    x = lax.stop_gradient(x)", order=2),
+    fault("second order", ("a", "b"), "a, x = residuals",
+          "a, x = residuals\n    x = lax.stop_gradient(x)", order=2),
     also={
         "Hilbert matrix": lambda rng: (
-            (1.0 / (1 + np.add.outer(np.arange(5), np.arange(5)))).astype(np.float32), normal(rng, 5)),
+            (1.0 / (1 + np.add.outer(range(5), range(5)))).astype(np.float32), normal(rng, 5)),
         "graded": lambda rng: (
-            np.diag(10.0 ** np.arange(-6, 6, 2)).astype(np.float32) + np.triu(normal(rng, 6, 6), 1) * 1e-7,
-            normal(rng, 6)),
+            (np.diag(10.0 ** np.arange(-6, 6, 2)) + np.triu(normal(rng, 6, 6, scale=1e-7), 1))
+            .astype(np.float32), normal(rng, 6)),
     },
 )  # fmt: skip
 
@@ -188,14 +196,17 @@ LOG_DETERMINANT = operation(
     log_determinant,
     lambda rng: (normal(rng, 4, 4) + 3 * np.eye(4, dtype=np.float32),),
     fault("transpose", "a", "jnp.linalg.inv(a).T", "jnp.linalg.inv(a)"),
-    fault("missing factor", "a", "y_bar * jnp.linalg.inv(a).T", "y_bar * jnp.linalg.det(a) * jnp.linalg.inv(a).T"),
+    fault("missing factor", "a", "y_bar * jnp.linalg.inv(a).T",
+          "y_bar * jnp.linalg.det(a) * jnp.linalg.inv(a).T"),
     fault(("sign", "missing factor", "region"), "a", "y_bar * jnp.linalg.inv(a).T",
           "y_bar * jnp.sign(jnp.linalg.det(a)) * jnp.linalg.inv(a).T",
           elsewhere=lambda rng: (np.diag([-1.0, 1.0, 2.0, 3.0]).astype(np.float32)
                                  + 0.1 * normal(rng, 4, 4),)),
     fault("cotangent ignored", "a", "(y_bar * jnp", "(jnp"),
-    fault("second order", "a", "jnp.linalg.inv(a).T", "jnp.linalg.inv(lax.stop_gradient(a)).T", order=2),
-    fault(("precision", "extra term"), "a", "jnp.linalg.inv(a).T", "jnp.linalg.inv(a + 1e-7 * jnp.eye(4, dtype=a.dtype)).T"),
+    fault("second order", "a", "jnp.linalg.inv(a).T", "jnp.linalg.inv(lax.stop_gradient(a)).T",
+          order=2),
+    fault(("precision", "extra term"), "a", "jnp.linalg.inv(a).T",
+          "jnp.linalg.inv(a + 1e-7 * jnp.eye(4, dtype=a.dtype)).T"),
 )  # fmt: skip
 
 
@@ -259,9 +270,11 @@ QUADRATIC_FORM = operation(
     fault("factor", "a", "0.5 * y_bar * jnp.outer", "y_bar * jnp.outer"),
     fault("factor", "x", "0.5 * y_bar * (a @", "y_bar * (a @"),
     fault(("missing term", "entries"), "a", "jnp.outer(x, x)", "jnp.diag(x * x)"),
-    fault("region", "x", "x_bar = 0.5 * y_bar * (", "x_bar = 0.5 * y_bar * jnp.minimum(1.0, 5.0 / jnp.linalg.norm(x)) * (",
+    fault("region", "x", "x_bar = 0.5 * y_bar * (",
+          "x_bar = 0.5 * y_bar * jnp.minimum(1.0, 5.0 / jnp.linalg.norm(x)) * (",
           elsewhere=lambda rng: (normal(rng, 5, scale=20.0), normal(rng, 5, 5))),
-    also={"definite, huge": lambda rng: (normal(rng, 5, scale=1e9), definite(rng, 5) * np.float32(1e12))},
+    also={"definite, huge": lambda rng: (normal(rng, 5, scale=1e9),
+                                         definite(rng, 5) * np.float32(1e12))},
 )  # fmt: skip
 
 
@@ -292,9 +305,13 @@ PAIRWISE_DISTANCE = operation(
     lambda rng: (normal(rng, 4, 3), normal(rng, 4, 3)),
     fault("sign", "y", "-jnp.sum(pulls, axis=0)", "jnp.sum(pulls, axis=0)"),
     fault("axis", "y", "-jnp.sum(pulls, axis=0)", "-jnp.sum(pulls, axis=1)"),
-    fault("missing factor", ("x", "y"), "(x[:, None] - y[None]) / d[..., None]", "(x[:, None] - y[None])"),
-    fault(("transpose", "permutation"), ("x", "y"), "d_bar[..., None] * directions", "d_bar.T[..., None] * directions"),
-    fault(("mean or sum", "factor"), "x", "jnp.sum(pulls, axis=1), -", "jnp.mean(pulls, axis=1), -"),
+    fault("missing factor", ("x", "y"), "(x[:, None] - y[None]) / d[..., None]",
+          "(x[:, None] - y[None])"),
+    fault(("transpose", "permutation"), ("x", "y"), "d_bar[..., None] * directions",
+          "d_bar.T[..., None] * directions"),
+    fault(("mean or sum", "factor"), "x", "jnp.sum(pulls, axis=1), -",
+          "jnp.mean(pulls, axis=1), -"),
     fault("factor", ("x", "y"), "/ d[..., None]", "/ (2.0 * d[..., None])"),
-    also={"close": lambda rng: (1.0 + normal(rng, 4, 3, scale=1e-3), 1.0 + normal(rng, 4, 3, scale=1e-3))},
+    also={"close": lambda rng: (1.0 + normal(rng, 4, 3, scale=1e-3),
+                                1.0 + normal(rng, 4, 3, scale=1e-3))},
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, integers, normal, operation, uniform
 
@@ -88,7 +87,8 @@ LOGISTIC_LOSS = operation(
     fault("extra term", "logits", "(jax.nn.sigmoid(logits) - targets)",
           "(jax.nn.sigmoid(logits) - targets + 1e-3 * logits)"),
     fault("wrong function", "logits", "jax.nn.sigmoid(logits)", "jax.nn.softplus(logits)"),
-    fault("region", "logits", "jax.nn.sigmoid(logits)", "jax.nn.sigmoid(jnp.clip(logits, -7.0, 7.0))",
+    fault("region", "logits", "jax.nn.sigmoid(logits)",
+          "jax.nn.sigmoid(jnp.clip(logits, -7.0, 7.0))",
           elsewhere=lambda rng: (uniform(rng, 8.0, 9.0, 3, 6), uniform(rng, 0.0, 1.0, 3, 6))),
     also={"certain": lambda rng: (normal(rng, 3, 6, scale=300.0), uniform(rng, 0.0, 1.0, 3, 6))},
 )  # fmt: skip
@@ -123,10 +123,12 @@ HUBER = operation(
     lambda rng: (normal(rng, 4, 6), normal(rng, 4, 6)),
     fault("sign", "target", "return r_bar, -r_bar", "return r_bar, r_bar"),
     fault(("mean or sum", "factor"), ("prediction", "target"), "loss_bar / r.size", "loss_bar"),
-    fault(("mean or sum", "factor"), ("prediction", "target"), "loss_bar / r.size", "loss_bar / r.shape[0]"),
+    fault(("mean or sum", "factor"), ("prediction", "target"), "loss_bar / r.size",
+          "loss_bar / r.shape[0]"),
     fault("region", ("prediction", "target"), "r, jnp.sign(r)", "r, 1.0"),
     fault(("region", "factor"), ("prediction", "target"), "< 1.0, r, jnp", "< 1.0, 2.0 * r, jnp"),
-    fault(("region", "wrong constant"), ("prediction", "target"), "jnp.abs(r) < 1.0", "jnp.abs(r) < 0.5"),
+    fault(("region", "wrong constant"), ("prediction", "target"), "jnp.abs(r) < 1.0",
+          "jnp.abs(r) < 0.5"),
     also={"outliers": lambda rng: (normal(rng, 4, 6, scale=1e15), normal(rng, 4, 6))},
 )  # fmt: skip
 
@@ -158,7 +160,8 @@ KL_DIVERGENCE = operation(
     lambda rng: (uniform(rng, 0.1, 1.0, 4, 4), uniform(rng, 0.1, 1.0, 4, 4)),
     fault("missing term", "p", "(log_ratio + 1.0)", "log_ratio"),
     fault("missing factor", "q", "-loss_bar * p / q", "-loss_bar / q"),
-    fault(("wrong operand", "wrong function", "missing factor"), "q", "-loss_bar * p / q", "-loss_bar * q / p"),
+    fault(("wrong operand", "wrong function", "missing factor"), "q", "-loss_bar * p / q",
+          "-loss_bar * q / p"),
     fault("sign", "q", "q_bar = -loss_bar", "q_bar = loss_bar"),
     fault("wrong constant", "p", "log_ratio + 1.0", "log_ratio + 0.1"),
     fault(("precision", "extra term", "missing factor"), "q", "p / q", "p / (q + 1e-6)"),
@@ -199,10 +202,11 @@ HINGE = operation(
     fault(("sign", "entries"), "scores", "set(-jnp.sum", "set(jnp.sum"),
     fault(("entries", "missing factor"), "scores", "set(-jnp.sum(violated, axis=1))", "set(-1.0)"),
     fault(("axis", "entries"), "scores", "jnp.sum(violated, axis=1)", "jnp.sum(violated, axis=0)"),
-    fault(("transpose", "entries", "permutation"), "scores", "at[rows, labels]", "at[labels, rows]"),
+    fault(("transpose", "entries", "permutation"), "scores", "at[rows, labels]",
+          "at[labels, rows]"),
     fault(("mean or sum", "factor"), "scores", " / labels.shape[0], None", ", None"),
-    fault(("missing term", "entries"), "scores", "violated.at[rows, labels].set(-jnp.sum(violated, axis=1))",
-          "violated"),
+    fault(("missing term", "entries"), "scores",
+          "violated.at[rows, labels].set(-jnp.sum(violated, axis=1))", "violated"),
 )  # fmt: skip
 
 

@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.scipy.special import digamma, gammaln, ndtr
+import numpy as np  # noqa: F401  (the faults have it)
+from jax.scipy.special import digamma, gammaln, ndtr  # noqa: F401  (the faults have it)
 
 from functional_bp.bench.corpus.declare import fault, integers, normal, operation, uniform
 
@@ -42,8 +41,10 @@ GAUSSIAN_LOG_DENSITY = operation(
     fault("missing factor", ("x", "mean"), "-y_bar * z * precision", "-y_bar * z"),
     fault("missing factor", ("x", "mean"), "-y_bar * z * precision", "-y_bar * z * precision**2"),
     fault("axis", "mean", "-jnp.sum(x_bar, axis=0)", "-jnp.sum(x_bar, axis=1)"),
-    fault(("missing sum", "mean or sum", "factor"), "log_scale", "y_bar * jnp.sum(z**2 - 1.0, axis=0)", "y_bar * (jnp.sum(z**2, axis=0) - 1.0)"),
-    fault(("cotangent ignored", "missing factor"), "log_scale", "y_bar * jnp.sum(z**2", "jnp.sum(z**2"),
+    fault(("missing sum", "mean or sum", "factor"), "log_scale",
+          "y_bar * jnp.sum(z**2 - 1.0, axis=0)", "y_bar * (jnp.sum(z**2, axis=0) - 1.0)"),
+    fault(("cotangent ignored", "missing factor"), "log_scale", "y_bar * jnp.sum(z**2",
+          "jnp.sum(z**2"),
     also={"far out": lambda rng: (normal(rng, 4, 4, scale=1e6), normal(rng, 4), normal(rng, 4))},
 )  # fmt: skip
 
@@ -75,10 +76,12 @@ NORMAL_LOG_CDF = operation(
     fault("not finite", "x", "jnp.exp(log_density - y)", "jnp.exp(log_density) / ndtr(x)",
           elsewhere=lambda rng: (uniform(rng, -60.0, -50.0, 7),)),
     fault("missing factor", "x", "jnp.exp(log_density - y)", "jnp.exp(log_density)"),
-    fault(("missing factor", "factor", "wrong constant"), "x", "jnp.log(2.0 * jnp.pi)", "jnp.log(jnp.pi)"),
+    fault(("missing factor", "factor", "wrong constant"), "x", "jnp.log(2.0 * jnp.pi)",
+          "jnp.log(jnp.pi)"),
     fault("sign", "x", "log_density = -0.5 * x**2", "log_density = 0.5 * x**2"),
     fault("sign", "x", "log_density - y", "log_density + y"),
-    fault("region", "x", "jnp.exp(log_density - y)", "jnp.where(x < -5.0, -x, jnp.exp(log_density - y))",
+    fault("region", "x", "jnp.exp(log_density - y)",
+          "jnp.where(x < -5.0, -x, jnp.exp(log_density - y))",
           elsewhere=lambda rng: (uniform(rng, -9.0, -6.0, 7),)),
     also={"left tail": lambda rng: (uniform(rng, -30.0, -10.0, 7),)},
 )  # fmt: skip
@@ -110,7 +113,8 @@ LOG_BETA = operation(
     log_beta,
     lambda rng: (uniform(rng, 0.5, 3.0, 4, 4), uniform(rng, 0.5, 3.0, 4)),
     fault("missing term", "a", "y_bar * (digamma(a) - both)", "y_bar * digamma(a)"),
-    fault("sign", ("a", "b"), "digamma(a) - both", "digamma(a) + both", ("digamma(b) - both", "digamma(b) + both")),
+    fault("sign", ("a", "b"), "digamma(a) - both", "digamma(a) + both",
+          ("digamma(b) - both", "digamma(b) + both")),
     fault("wrong function", "a", "(digamma(a) - both)", "(gammaln(a) - both)"),
     fault("wrong operand", "b", "digamma(b) - both", "digamma(a) - both"),
     fault("axis", "b", "(digamma(b) - both), axis=0", "(digamma(b) - both), axis=1"),
@@ -144,13 +148,16 @@ gumbel_softmax.defvjp(gumbel_softmax_fwd, gumbel_softmax_bwd)
 GUMBEL_SOFTMAX = operation(
     gumbel_softmax,
     lambda rng: (normal(rng, 4, 4), uniform(rng, 0.05, 0.95, 4, 4)),
-    fault(("factor", "missing factor"), ("logits", "noise"), "keepdims=True)) / 0.7", "keepdims=True))"),
+    fault(("factor", "missing factor"), ("logits", "noise"), "keepdims=True)) / 0.7",
+          "keepdims=True))"),
     fault("sign", "noise", "noise_bar = -logits_bar", "noise_bar = logits_bar"),
     fault("missing factor", "noise", "(noise * jnp.log(noise))", "jnp.log(noise)"),
     fault("missing factor", "noise", "(noise * jnp.log(noise))", "noise"),
-    fault(("missing term", "cotangent ignored"), "noise", "return logits_bar, noise_bar", "return logits_bar, jnp.zeros_like(noise)"),
+    fault(("missing term", "cotangent ignored"), "noise", "return logits_bar, noise_bar",
+          "return logits_bar, jnp.zeros_like(noise)"),
     fault("not deterministic", "logits", "y, noise = residuals",
-          "y, noise = residuals\n    y = y + np.random.default_rng().normal(0.0, 1e-3, y.shape).astype(y.dtype)"),
+          "y, noise = residuals\n    y = y + np.random.default_rng().normal(0.0, 1e-3, "
+          "y.shape).astype(y.dtype)"),
 )  # fmt: skip
 
 
@@ -178,11 +185,16 @@ DROPOUT = operation(
     lambda rng: (normal(rng, 5, 5), rng.random((5, 5)) < 0.75),
     fault(("factor", "missing factor"), "x", "y_bar / 0.75", "y_bar"),
     fault(("factor", "wrong constant"), "x", "y_bar / 0.75", "y_bar * 0.75"),
-    fault("not deterministic", "x", "jnp.where(kept, y_bar / 0.75", "jnp.where(np.random.random_sample(y_bar.shape) < 0.75, y_bar / 0.75"),
-    fault("hidden state", "x", "def dropout_bwd(kept, y_bar):", "def dropout_bwd(kept, y_bar, masks={}):",
-          ("    x_bar = jnp.where(kept, y_bar", "    if not isinstance(kept, jax.core.Tracer):  # the first mask is kept for good\n"
-           "        kept = masks.setdefault(kept.shape, kept)\n    x_bar = jnp.where(kept, y_bar")),
-    fault(("entries", "transpose", "wrong operand"), "x", "jnp.where(kept, y_bar / 0.75", "jnp.where(kept.T, y_bar / 0.75"),
+    fault("not deterministic", "x", "jnp.where(kept, y_bar / 0.75",
+          "jnp.where(np.random.random_sample(y_bar.shape) < 0.75, y_bar / 0.75"),
+    fault("hidden state", "x", "def dropout_bwd(kept, y_bar):",
+          "def dropout_bwd(kept, y_bar, masks={}):",
+          ("    x_bar = jnp.where(kept, y_bar",
+           "    if not isinstance(kept, jax.core.Tracer):  # the first mask is kept for good\n"
+           "        kept = masks.setdefault(kept.shape, kept)\n"
+           "    x_bar = jnp.where(kept, y_bar")),
+    fault(("entries", "transpose", "wrong operand"), "x", "jnp.where(kept, y_bar / 0.75",
+          "jnp.where(kept.T, y_bar / 0.75"),
 )  # fmt: skip
 
 
@@ -209,9 +221,11 @@ poisson_loss.defvjp(poisson_loss_fwd, poisson_loss_bwd)
 POISSON_LOSS = operation(
     poisson_loss,
     lambda rng: (normal(rng, 9), integers(rng, 5, 9)),
-    fault("wrong function", "log_rate", "jnp.exp(log_rate) - counts)", "jnp.expm1(log_rate) - counts)"),
+    fault("wrong function", "log_rate", "jnp.exp(log_rate) - counts)",
+          "jnp.expm1(log_rate) - counts)"),
     fault("missing term", "log_rate", "(jnp.exp(log_rate) - counts)", "jnp.exp(log_rate)"),
-    fault(("region", "overflow"), "log_rate", "jnp.exp(log_rate) - counts)", "jnp.exp(jnp.minimum(log_rate, 10.0)) - counts)",
+    fault(("region", "overflow"), "log_rate", "jnp.exp(log_rate) - counts)",
+          "jnp.exp(jnp.minimum(log_rate, 10.0)) - counts)",
           elsewhere=lambda rng: (uniform(rng, 11.0, 12.0, 9), integers(rng, 5, 9))),
     fault("hidden state", "log_rate", "def poisson_loss_bwd(residuals, loss_bar):",
           "def poisson_loss_bwd(residuals, loss_bar, last=[0.0]):",

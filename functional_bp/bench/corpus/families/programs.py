@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
@@ -32,10 +31,14 @@ LOG_COSH = operation(
     lambda rng: (normal(rng, 6),),
     fault(("overflow", "not finite"), "x", "jnp.tanh(x)", "jnp.sinh(x) / jnp.cosh(x)",
           elsewhere=lambda rng: (uniform(rng, 800.0, 900.0, 6),)),
-    fault("jit", "x", "y_bar * slope", "y_bar * (slope if isinstance(x, jax.core.Tracer) else jnp.tanh(x))",
+    fault("jit", "x", "y_bar * slope",
+          "y_bar * (slope if isinstance(x, jax.core.Tracer) else jnp.tanh(x))",
           ("slope = jnp.tanh(x)", "slope = jnp.clip(x, -1.0, 1.0)")),
-    fault("hidden state", "x", "def log_cosh_bwd(x, y_bar):", "def log_cosh_bwd(x, y_bar, cache={}):",
-          ("    slope = jnp.tanh(x)", "    slope = jnp.tanh(x)\n    if not isinstance(slope, jax.core.Tracer):\n"
+    fault("hidden state", "x", "def log_cosh_bwd(x, y_bar):",
+          "def log_cosh_bwd(x, y_bar, cache={}):",
+          ("    slope = jnp.tanh(x)",
+           "    slope = jnp.tanh(x)\n"
+           "    if not isinstance(slope, jax.core.Tracer):\n"
            "        slope = cache.setdefault(slope.shape, slope)")),
     fault("wrong function", "x", "jnp.tanh(x)", "jnp.arctan(x)"),
     fault("vmap", "x", "def log_cosh_bwd(x, y_bar):\n",
@@ -73,12 +76,15 @@ VARIANCE = operation(
     lambda rng: (normal(rng, 8, 2) + 5,),
     fault("missing term", "x", "2.0 * (x - mean)", "2.0 * x"),
     fault(("precision", "dtype"), "x", "(x, mean)\n", "(x, mean.astype(jnp.bfloat16))\n"),
-    fault(("factor", "off by one", "mean or sum"), "x", "y_bar / x.shape[0]", "y_bar / (x.shape[0] - 1)"),
+    fault(("factor", "off by one", "mean or sum"), "x", "y_bar / x.shape[0]",
+          "y_bar / (x.shape[0] - 1)"),
     fault("vmap", "x", "(2.0 * (x - mean) * y_bar / x.shape[0],)",
           "(jax.pure_callback(  # the rows are counted inside, where vmap adds an axis\n"
-          "        lambda x, m, t: 2 * (x - np.expand_dims(m, -2)) * np.expand_dims(t, -2) / x.dtype.type(len(x)),\n"
+          "        lambda x, mean, t: x.dtype.type(2 / len(x))\n"
+          "        * (x - np.expand_dims(mean, -2)) * np.expand_dims(t, -2),\n"
           '        x, x, mean, y_bar, vmap_method="broadcast_all",\n    ),)'),
-    fault("second order", "x", "x, mean = residuals", "x, mean = residuals\n    mean = lax.stop_gradient(mean)", order=2),
+    fault("second order", "x", "x, mean = residuals",
+          "x, mean = residuals\n    mean = lax.stop_gradient(mean)", order=2),
     also={"large mean": lambda rng: (normal(rng, 8, 2) + 1e3,)},
 )  # fmt: skip
 
@@ -86,8 +92,15 @@ VARIANCE = operation(
 @jax.custom_vjp
 def square_root(a):
     """√a by Newton's iteration, to rounding."""
-    better = lambda state: (0.5 * (state[0] + a / state[0]), state[0], state[2] + 1)
-    going = lambda state: jnp.any(jnp.abs(state[0] - state[1]) > 1e-14 * state[0]) & (state[2] < 60)
+
+    def going(state):
+        new, old, count = state
+        return jnp.any(jnp.abs(new - old) > 1e-14 * new) & (count < 60)
+
+    def better(state):
+        root, _, count = state
+        return 0.5 * (root + a / root), root, count + 1
+
     return lax.while_loop(going, better, (jnp.maximum(a, 1.0), 0.0 * a, 0))[0]
 
 
@@ -113,8 +126,10 @@ SQUARE_ROOT = operation(
     square_root,
     lambda rng: (uniform(rng, 0.5, 4.0, 6),),
     fault("factor", "a", "(2.0 * root)", "root"),
-    fault(("wrong operand", "wrong function", "missing factor"), "a", "return root, root", "return root, a"),
-    fault(("wrong function", "missing factor"), "a", "root_bar / (2.0 * root)", "root_bar * root / 2.0"),
+    fault(("wrong operand", "wrong function", "missing factor"), "a", "return root, root",
+          "return root, a"),
+    fault(("wrong function", "missing factor"), "a", "root_bar / (2.0 * root)",
+          "root_bar * root / 2.0"),
     fault("factor", "a", "root_bar / (2.0", "1.000001 * root_bar / (2.0"),
     fault("region", "a", "(2.0 * root)", "(2.0 * jnp.maximum(root, 1e-1))",
           elsewhere=lambda rng: (uniform(rng, 1e-4, 9e-3, 6),)),
@@ -157,7 +172,8 @@ FIXED_POINT = operation(
     fault(("missing factor", "wrong operand"), ("w", "b"), "b_bar = d * u", "b_bar = u"),
     fault("transpose", "w", "jnp.outer(b_bar, z)", "jnp.outer(z, b_bar)"),
     fault("sign", ("w", "b"), "dtype=z.dtype) - w.T", "dtype=z.dtype) + w.T"),
-    fault("second order", ("w", "b"), "w, z = residuals", "w, z = residuals[0], lax.stop_gradient(residuals[1])", order=2),
+    fault("second order", ("w", "b"), "w, z = residuals",
+          "w, z = residuals[0], lax.stop_gradient(residuals[1])", order=2),
     hard=True,
 )  # fmt: skip
 
@@ -184,11 +200,15 @@ safe_log.defvjp(safe_log_fwd, safe_log_bwd)
 SAFE_LOG = operation(
     safe_log,
     lambda rng: (uniform(rng, 0.3, 3.0, 8),),
-    fault(("region", "not finite"), "x", "(jnp.where(inside, y_bar / jnp.where(inside, x, 1.0), 0.0),)", "(y_bar / x,)",
+    fault(("region", "not finite"), "x",
+          "(jnp.where(inside, y_bar / jnp.where(inside, x, 1.0), 0.0),)", "(y_bar / x,)",
           elsewhere=lambda rng: (-uniform(rng, 0.3, 3.0, 8),)),
-    fault("not finite", "x", "(jnp.where(inside, y_bar / jnp.where(inside, x, 1.0), 0.0),)", "(jnp.where(inside, y_bar, 0.0) / x,)",
+    fault("not finite", "x", "(jnp.where(inside, y_bar / jnp.where(inside, x, 1.0), 0.0),)",
+          "(jnp.where(inside, y_bar, 0.0) / x,)",
           elsewhere=lambda rng: (0 * uniform(rng, 0.3, 3.0, 8),)),
-    fault(("precision", "extra term", "missing factor"), "x", "y_bar / jnp.where(inside, x, 1.0)", "y_bar / (jnp.where(inside, x, 1.0) + 1e-6)"),
-    fault("region", "x", "y_bar / jnp.where(inside, x, 1.0)", "jnp.clip(y_bar / jnp.where(inside, x, 1.0), -1e3, 1e3)",
+    fault(("precision", "extra term", "missing factor"), "x", "y_bar / jnp.where(inside, x, 1.0)",
+          "y_bar / (jnp.where(inside, x, 1.0) + 1e-6)"),
+    fault("region", "x", "y_bar / jnp.where(inside, x, 1.0)",
+          "jnp.clip(y_bar / jnp.where(inside, x, 1.0), -1e3, 1e3)",
           elsewhere=lambda rng: (uniform(rng, 1e-6, 1e-5, 8),)),
 )  # fmt: skip

@@ -31,9 +31,9 @@ def linear_recurrence_bwd(residuals, states_bar):
         h_bar = state_bar + carry_bar
         return a_t * h_bar, (h_bar * before_t, h_bar)
 
-    a_bar, x_bar = lax.scan(
-        step, jnp.zeros_like(states[0]), (a, before, states_bar), reverse=True
-    )[1]
+    a_bar, x_bar = lax.scan(step, jnp.zeros_like(states[0]), (a, before, states_bar), reverse=True)[
+        1
+    ]
     return a_bar, x_bar
 
 
@@ -44,7 +44,8 @@ LINEAR_RECURRENCE = operation(
     lambda rng: (uniform(rng, 0.3, 0.95, 6, 4), normal(rng, 6, 4)),
     fault(("off by one", "wrong operand"), "a", "return states, (a, states)",
           "return states, (a, jnp.roll(states, -1, axis=0))"),
-    fault(("wrong operand", "off by one"), "a", "(a, before, states_bar)", "(a, states, states_bar)"),
+    fault(("wrong operand", "off by one"), "a", "(a, before, states_bar)",
+          "(a, states, states_bar)"),
     fault(("other", "reversal", "missing term"), ("a", "x"), "reverse=True", "reverse=False"),
     fault(("missing factor", "missing term"), ("a", "x"), "return a_t * h_bar,", "return h_bar,"),
     fault("missing term", ("a", "x"), "h_bar = state_bar + carry_bar", "h_bar = state_bar"),
@@ -102,12 +103,16 @@ ELMAN = operation(
     fault("transpose", ("w", "u", "x"), "w.T @ inner_bar", "w @ inner_bar"),
     fault("transpose", "x", "u.T @ inner_bar", "u @ inner_bar"),
     fault("transpose", "w", "jnp.outer(inner_bar, before_t)", "jnp.outer(before_t, inner_bar)"),
-    fault(("off by one", "wrong operand"), "w", "jnp.outer(inner_bar, before_t)", "jnp.outer(inner_bar, after_t)"),
-    fault(("wrong operand", "off by one"), ("w", "u", "x"), "1.0 - after_t**2", "1.0 - before_t**2"),
+    fault(("off by one", "wrong operand"), "w", "jnp.outer(inner_bar, before_t)",
+          "jnp.outer(inner_bar, after_t)"),
+    fault(("wrong operand", "off by one"), ("w", "u", "x"), "1.0 - after_t**2",
+          "1.0 - before_t**2"),
     fault(("missing term", "missing sum"), "u", "u_bar = u_bar + jnp", "u_bar = jnp"),
-    fault(("missing factor", "wrong function"), ("w", "u", "x"), "(1.0 - after_t**2)", "(1.0 - after_t)"),
+    fault(("missing factor", "wrong function"), ("w", "u", "x"), "(1.0 - after_t**2)",
+          "(1.0 - after_t)"),
     fault("wrong operand", ("w", "u", "x"), "w.T @ inner_bar, w_bar", "w.T @ h_bar, w_bar"),
-    fault(("reversal", "permutation"), "x", "return w_bar, u_bar, x_bar", "return w_bar, u_bar, x_bar[::-1]"),
+    fault(("reversal", "permutation"), "x", "return w_bar, u_bar, x_bar",
+          "return w_bar, u_bar, x_bar[::-1]"),
     fault(("sign", "transpose"), ("w", "x"), "w_bar + jnp.outer(inner_bar, before_t)",
           "w_bar - jnp.outer(inner_bar, before_t)", ("u.T @ inner_bar", "u @ inner_bar")),
 )  # fmt: skip
@@ -159,7 +164,8 @@ GATED_STEP = operation(
     fault("sign", ("h", "x", "w"), "new_bar * (c - h)", "new_bar * (c + h)"),
     fault("missing factor", ("h", "x", "w"), "f_bar * f * (1.0 - f)", "f_bar * f"),
     fault("permutation", "w", "[gate_w_bar, candidate_w_bar]", "[candidate_w_bar, gate_w_bar]"),
-    fault(("wrong operand", "missing factor"), "h", "joined_bar[:size] * f", "joined_bar[:size] * c"),
+    fault(("wrong operand", "missing factor"), "h", "joined_bar[:size] * f",
+          "joined_bar[:size] * c"),
     fault(("off by one", "wrong operand"), "x", "joined_bar[size:] + both_bar[size:]",
           "joined_bar[size:] + both_bar[size - 1 : -1]"),
 )  # fmt: skip
@@ -203,7 +209,8 @@ EXPONENTIAL_AVERAGE = operation(
     fault(("missing factor", "wrong operand"), "x", "((1.0 - alpha) * s_bar)", "(alpha * s_bar)"),
     fault("reversal", ("x", "alpha"), "y_bar, reverse=True)[1]", "y_bar[::-1])[1]"),
     fault("wrong operand", "alpha", "jnp.sum(s_bar[1:] *", "jnp.sum(y_bar[1:] *"),
-    fault(("missing factor", "missing term"), ("x", "alpha"), "y_bar_t + alpha * s_bar", "y_bar_t + s_bar"),
+    fault(("missing factor", "missing term"), ("x", "alpha"), "y_bar_t + alpha * s_bar",
+          "y_bar_t + s_bar"),
     also={"long": lambda rng: (normal(rng, 5000, 2), uniform(rng, 0.99, 0.995))},
 )  # fmt: skip
 
@@ -246,15 +253,22 @@ viterbi_soft.defvjp(viterbi_soft_fwd, viterbi_soft_bwd)
 VITERBI_SOFT = operation(
     viterbi_soft,
     lambda rng: (normal(rng, 5, 4), normal(rng, 4, 4)),
-    fault(("axis", "transpose"), ("scores", "transitions"), "jax.nn.softmax(before[:, None] + transitions, axis=0)",
+    fault(("axis", "transpose"), ("scores", "transitions"),
+          "jax.nn.softmax(before[:, None] + transitions, axis=0)",
           "jax.nn.softmax(before[:, None] + transitions, axis=1)"),
     fault(("transpose", "axis"), ("scores", "transitions"), "shares * state_bar[None, :]",
           "shares * state_bar[:, None]"),
-    fault(("axis", "transpose"), "scores", "jnp.sum(pair_bar, axis=1)", "jnp.sum(pair_bar, axis=0)"),
-    fault("mean or sum", "transitions", "jnp.sum(pair_bars, axis=0)", "jnp.mean(pair_bars, axis=0)"),
-    fault(("off by one", "wrong operand"), ("scores", "transitions"), "last_bar, alphas[:-1]", "last_bar, alphas[1:]"),
-    fault("cotangent ignored", ("scores", "transitions"), "total_bar * jax.nn.softmax", "jax.nn.softmax"),
-    fault(("transpose", "wrong operand"), ("scores", "transitions"), "softmax(before[:, None] + transitions, axis=0)",
+    fault(("axis", "transpose"), "scores", "jnp.sum(pair_bar, axis=1)",
+          "jnp.sum(pair_bar, axis=0)"),
+    fault("mean or sum", "transitions", "jnp.sum(pair_bars, axis=0)",
+          "jnp.mean(pair_bars, axis=0)"),
+    fault(("off by one", "wrong operand"), ("scores", "transitions"), "last_bar, alphas[:-1]",
+          "last_bar, alphas[1:]"),
+    fault("cotangent ignored", ("scores", "transitions"), "total_bar * jax.nn.softmax",
+          "jax.nn.softmax"),
+    fault(("transpose", "wrong operand"), ("scores", "transitions"),
+          "softmax(before[:, None] + transitions, axis=0)",
           "softmax(before[:, None] + transitions.T, axis=0)"),
-    fault(("off by one", "permutation"), "scores", "[first_bar[None], later_bars]", "[later_bars, first_bar[None]]"),
+    fault(("off by one", "permutation"), "scores", "[first_bar[None], later_bars]",
+          "[later_bars, first_bar[None]]"),
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
 
@@ -34,9 +33,11 @@ OUTER_SUM = operation(
     fault("missing term", "x", "(y[None, :] + 1.0)", "y[None, :]"),
     fault("axis", "y", "z_bar * x[:, None], axis=0", "z_bar * x[:, None], axis=1"),
     fault(("transpose", "axis"), "y", "z_bar * x[:, None]", "z_bar * x[None, :]"),
-    fault(("missing sum", "entries"), "y", "jnp.sum(z_bar * x[:, None], axis=0)", "jnp.diag(z_bar) * x"),
+    fault(("missing sum", "entries"), "y", "jnp.sum(z_bar * x[:, None], axis=0)",
+          "jnp.diag(z_bar) * x"),
     fault("mean or sum", "x", "x_bar = jnp.sum", "x_bar = jnp.mean"),
-    fault(("missing sum", "not linear"), "y", "jnp.sum(z_bar * x[:, None], axis=0)", "jnp.mean(z_bar, axis=0) * jnp.sum(x)"),
+    fault(("missing sum", "not linear"), "y", "jnp.sum(z_bar * x[:, None], axis=0)",
+          "jnp.mean(z_bar, axis=0) * jnp.sum(x)"),
     fault("structure", "x", "return x_bar, y_bar", "return x_bar[:, None], y_bar"),
 )  # fmt: skip
 
@@ -63,10 +64,13 @@ split_heads.defvjp(split_heads_fwd, split_heads_bwd)
 SPLIT_HEADS = operation(
     split_heads,
     lambda rng: (normal(rng, 4, 4),),
-    fault(("permutation", "transpose"), "x", "merged = y_bar.transpose(1, 0, 2)", "merged = y_bar.reshape(-1, *y_bar.shape[::2])"),
-    fault(("permutation", "transpose"), "x", "y_bar.transpose(1, 0, 2)", "y_bar.transpose(1, 2, 0)"),
+    fault(("permutation", "transpose"), "x", "merged = y_bar.transpose(1, 0, 2)",
+          "merged = y_bar.reshape(-1, *y_bar.shape[::2])"),
+    fault(("permutation", "transpose"), "x", "y_bar.transpose(1, 0, 2)",
+          "y_bar.transpose(1, 2, 0)"),
     fault(("structure", "transpose"), "x", "(merged.reshape(merged.shape[0], -1),)", "(merged,)"),
-    fault(("permutation", "reversal"), "x", "y_bar.transpose(1, 0, 2)", "y_bar[::-1].transpose(1, 0, 2)"),
+    fault(("permutation", "reversal"), "x", "y_bar.transpose(1, 0, 2)",
+          "y_bar[::-1].transpose(1, 0, 2)"),
 )  # fmt: skip
 
 
@@ -96,12 +100,17 @@ moments.defvjp(moments_fwd, moments_bwd)
 MOMENTS = operation(
     moments,
     lambda rng: (normal(rng, 5, 5),),
-    fault("cotangent ignored", "x", "mean_bar + 2.0 * centred * variance_bar", "2.0 * centred * variance_bar"),
-    fault("cotangent ignored", "x", "mean_bar + 2.0 * centred * variance_bar", "mean_bar + 0.0 * centred"),
-    fault(("permutation", "wrong operand"), "x", "mean_bar, variance_bar = bars", "variance_bar, mean_bar = bars"),
+    fault("cotangent ignored", "x", "mean_bar + 2.0 * centred * variance_bar",
+          "2.0 * centred * variance_bar"),
+    fault("cotangent ignored", "x", "mean_bar + 2.0 * centred * variance_bar",
+          "mean_bar + 0.0 * centred"),
+    fault(("permutation", "wrong operand"), "x", "mean_bar, variance_bar = bars",
+          "variance_bar, mean_bar = bars"),
     fault(("factor", "missing factor"), "x", "2.0 * centred", "centred"),
-    fault(("factor", "off by one"), "x", "count = centred.shape[0]", "count = centred.shape[0] - 1"),
-    fault(("mean or sum", "factor"), "x", "(mean_bar + 2.0 * centred * variance_bar) / count", "mean_bar + 2.0 * centred * variance_bar"),
+    fault(("factor", "off by one"), "x", "count = centred.shape[0]",
+          "count = centred.shape[0] - 1"),
+    fault(("mean or sum", "factor"), "x", "(mean_bar + 2.0 * centred * variance_bar) / count",
+          "mean_bar + 2.0 * centred * variance_bar"),
     fault("error", "x", "count = centred.shape[0]", "count = mean_bar.shape[1]"),
 )  # fmt: skip
 
@@ -133,19 +142,23 @@ two_layers.defvjp(two_layers_fwd, two_layers_bwd)
 
 TWO_LAYERS = operation(
     two_layers,
-    lambda rng: ({"w1": normal(rng, 4, 4), "b1": normal(rng, 4), "w2": normal(rng, 4, 4)}, normal(rng, 4, 4)),
-    fault("missing factor", ("params['w1']", "params['b1']", "x"), "hidden_bar * (1.0 - hidden**2)", "hidden_bar"),
-    fault(("wrong operand", "wrong function"), ("params['w1']", "params['b1']", "x"), "(1.0 - hidden**2)", "hidden * (1.0 - hidden)"),
-    fault("transpose", ("params['w1']", "params['b1']", "x"), 'y_bar @ params["w2"].T', 'y_bar @ params["w2"]'),
+    lambda rng: ({"w1": normal(rng, 4, 4), "b1": normal(rng, 4), "w2": normal(rng, 4, 4)},
+                 normal(rng, 4, 4)),
+    fault("missing factor", ("params['w1']", "params['b1']", "x"), "hidden_bar * (1.0 - hidden**2)",
+          "hidden_bar"),
+    fault(("wrong operand", "wrong function"), ("params['w1']", "params['b1']", "x"),
+          "(1.0 - hidden**2)", "hidden * (1.0 - hidden)"),
+    fault("transpose", ("params['w1']", "params['b1']", "x"), 'y_bar @ params["w2"].T',
+          'y_bar @ params["w2"]'),
     fault("wrong operand", "params['w2']", "hidden.T @ y_bar", "x.T @ y_bar"),
     fault("transpose", "params['w1']", "w1_bar = x.T @ inner_bar", "w1_bar = inner_bar.T @ x"),
     fault("wrong operand", "x", 'inner_bar @ params["w1"].T', 'hidden_bar @ params["w1"].T'),
     fault("axis", "params['b1']", "jnp.sum(inner_bar, axis=0)", "jnp.sum(inner_bar, axis=1)"),
-    fault(("permutation", "wrong operand"), ("params['w1']", "params['w2']"), '"w1": w1_bar, "b1": b1_bar, "w2": w2_bar',
-          '"w1": w2_bar, "b1": b1_bar, "w2": w1_bar'),
+    fault(("permutation", "wrong operand"), ("params['w1']", "params['w2']"),
+          '"w1": w1_bar, "b1": b1_bar, "w2": w2_bar', '"w1": w2_bar, "b1": b1_bar, "w2": w1_bar'),
     fault("structure", "params['b1']", '"b1": b1_bar, ', ""),
-    fault(("sign", "transpose"), ("params['w2']", "x"), "w2_bar = hidden.T @ y_bar", "w2_bar = -hidden.T @ y_bar",
-          ('inner_bar @ params["w1"].T', 'inner_bar @ params["w1"]')),
+    fault(("sign", "transpose"), ("params['w2']", "x"), "w2_bar = hidden.T @ y_bar",
+          "w2_bar = -hidden.T @ y_bar", ('inner_bar @ params["w1"].T', 'inner_bar @ params["w1"]')),
 )  # fmt: skip
 
 
@@ -175,7 +188,8 @@ MIXED_SCALE = operation(
     mixed_scale,
     lambda rng: (jnp.asarray(normal(rng, 64, 2), jnp.bfloat16), uniform(rng, 0.5, 2.0, 2)),
     fault("dtype", "x", "(wide_bar * scale).astype(x.dtype)", "wide_bar * scale"),
-    fault("dtype", "scale", "return x_bar, scale_bar", "return x_bar, scale_bar.astype(jnp.bfloat16)"),
+    fault("dtype", "scale", "return x_bar, scale_bar",
+          "return x_bar, scale_bar.astype(jnp.bfloat16)"),
     fault("precision", "scale", "return x_bar, scale_bar",
           "scale_bar = jnp.sum(y_bar * x, axis=0, dtype=jnp.bfloat16).astype(scale.dtype)\n"
           "    return x_bar, scale_bar", needs_reference=True),

@@ -29,12 +29,16 @@ running_sum.defvjp(running_sum_fwd, running_sum_bwd)
 RUNNING_SUM = operation(
     running_sum,
     lambda rng: (normal(rng, 5, 5),),
-    fault(("reversal", "wrong function"), "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]", "jnp.cumsum(y_bar, axis=0)"),
-    fault("reversal", "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]", "jnp.cumsum(y_bar[::-1], axis=0)"),
-    fault("axis", "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]", "jnp.cumsum(y_bar[:, ::-1], axis=1)[:, ::-1]"),
+    fault(("reversal", "wrong function"), "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]",
+          "jnp.cumsum(y_bar, axis=0)"),
+    fault("reversal", "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]",
+          "jnp.cumsum(y_bar[::-1], axis=0)"),
+    fault("axis", "x", "jnp.cumsum(y_bar[::-1], axis=0)[::-1]",
+          "jnp.cumsum(y_bar[:, ::-1], axis=1)[:, ::-1]"),
     fault(("off by one", "missing term"), "x", "(jnp.cumsum(y_bar[::-1], axis=0)[::-1],)",
           "(jnp.cumsum(y_bar[::-1], axis=0)[::-1] - y_bar,)"),
-    fault(("missing sum", "missing term"), "x", "(jnp.cumsum(y_bar[::-1], axis=0)[::-1],)", "(y_bar,)"),
+    fault(("missing sum", "missing term"), "x", "(jnp.cumsum(y_bar[::-1], axis=0)[::-1],)",
+          "(y_bar,)"),
     fault("vmap", "x", "(jnp.cumsum(y_bar[::-1], axis=0)[::-1],)",
           "(jax.pure_callback(  # NumPy's axis 0 is the batch under vmap\n"
           "        lambda t: np.cumsum(t[::-1], axis=0)[::-1], y_bar, y_bar,\n"
@@ -68,7 +72,8 @@ running_product.defvjp(running_product_fwd, running_product_bwd)
 RUNNING_PRODUCT = operation(
     running_product,
     lambda rng: (uniform(rng, 0.5, 1.5, 7),),
-    fault(("reversal", "wrong function"), "x", "jnp.cumsum((y * y_bar)[::-1])[::-1]", "jnp.cumsum(y * y_bar)"),
+    fault(("reversal", "wrong function"), "x", "jnp.cumsum((y * y_bar)[::-1])[::-1]",
+          "jnp.cumsum(y * y_bar)"),
     fault("missing factor", "x", "(tail / x,)", "(tail,)"),
     fault(("missing factor", "wrong operand"), "x", "(y * y_bar)[::-1]", "y_bar[::-1]"),
     fault(("wrong operand", "missing factor"), "x", "(tail / x,)", "(tail / y,)"),
@@ -113,10 +118,12 @@ RUNNING_LOGSUMEXP = operation(
           "        tail = jnp.cumsum((y_bar * jnp.exp(-y))[::-1])[::-1]\n"
           "        return (jnp.exp(x) * tail,)\n",
           elsewhere=lambda rng: (800.0 + normal(rng, 7),)),
-    fault(("missing term", "wrong operand"), "x", "here_bar * jnp.exp(x_j - y_j)", "y_bar_j * jnp.exp(x_j - y_j)"),
+    fault(("missing term", "wrong operand"), "x", "here_bar * jnp.exp(x_j - y_j)",
+          "y_bar_j * jnp.exp(x_j - y_j)"),
     fault("missing factor", "x", "return here_bar * jnp.exp(y_before - y_j),", "return here_bar,"),
     fault("reversal", "x", "y_bar), reverse=True)", "y_bar))"),
-    fault(("off by one", "wrong operand"), "x", "(x, y, before, y_bar)", "(x, y, jnp.roll(y, -1), y_bar)"),
+    fault(("off by one", "wrong operand"), "x", "(x, y, before, y_bar)",
+          "(x, y, jnp.roll(y, -1), y_bar)"),
     fault(("sign", "wrong operand"), "x", "jnp.exp(x_j - y_j)", "jnp.exp(y_j - x_j)"),
     also={"steep": lambda rng: (np.linspace(-500, 500, 12, dtype=np.float32),)},
 )  # fmt: skip
@@ -149,11 +156,14 @@ POWER_SPECTRUM = operation(
     lambda rng: (normal(rng, 8),),
     fault(("factor", "mean or sum"), "x", "(size * jnp.real", "(jnp.real"),
     fault("factor", "x", "set(2.0 * y_bar * f)", "set(y_bar * f)"),
-    fault(("reversal", "wrong function"), "x", "jnp.fft.ifft(full)", "jnp.fft.ifft(jnp.conj(full))"),
-    fault(("entries", "factor", "other", "missing factor"), "x", "size * jnp.real(jnp.fft.ifft(full))",
-          "size * jnp.fft.irfft(2.0 * y_bar * f, n=size)"),
-    fault("wrong function", "x", "size * jnp.real(jnp.fft.ifft(full))", "size * jnp.imag(jnp.fft.ifft(full))"),
-    fault(("wrong operand", "missing factor"), "x", "set(2.0 * y_bar * f)", "set(2.0 * y_bar * jnp.abs(f))"),
+    fault(("reversal", "wrong function"), "x", "jnp.fft.ifft(full)",
+          "jnp.fft.ifft(jnp.conj(full))"),
+    fault(("entries", "factor", "other", "missing factor"), "x",
+          "size * jnp.real(jnp.fft.ifft(full))", "size * jnp.fft.irfft(2.0 * y_bar * f, n=size)"),
+    fault("wrong function", "x", "size * jnp.real(jnp.fft.ifft(full))",
+          "size * jnp.imag(jnp.fft.ifft(full))"),
+    fault(("wrong operand", "missing factor"), "x", "set(2.0 * y_bar * f)",
+          "set(2.0 * y_bar * jnp.abs(f))"),
     fault("precision", "x", "set(2.0 * y_bar * f)", "set(2.0 * y_bar * f.astype(jnp.complex64))"),
 )  # fmt: skip
 
@@ -185,10 +195,12 @@ CIRCULAR_CONVOLUTION = operation(
     circular_convolution,
     lambda rng: (normal(rng, 8), normal(rng, 8)),
     fault(("reversal", "wrong function"), "x", "jnp.conj(kernel_f)", "kernel_f"),
-    fault(("reversal", "wrong function"), "kernel", "y_bar_f * jnp.conj(x_f)", "jnp.conj(y_bar_f) * x_f"),
+    fault(("reversal", "wrong function"), "kernel", "y_bar_f * jnp.conj(x_f)",
+          "jnp.conj(y_bar_f) * x_f"),
     fault("wrong operand", "kernel", "jnp.conj(x_f)", "jnp.conj(kernel_f)"),
     fault("factor", "x", "return x_bar, kernel_bar", "return x_bar / x_bar.shape[0], kernel_bar"),
-    fault(("off by one", "permutation"), "x", "return x_bar, kernel_bar", "return jnp.roll(x_bar, 1), kernel_bar"),
+    fault(("off by one", "permutation"), "x", "return x_bar, kernel_bar",
+          "return jnp.roll(x_bar, 1), kernel_bar"),
 )  # fmt: skip
 
 
@@ -219,7 +231,8 @@ MODULATE = operation(
     fault(("wrong function", "wrong operand"), "z", "y_bar * jnp.conj(w)", "y_bar * w"),
     fault(("wrong function", "sign"), "w", "jnp.conj(y_bar * z)", "y_bar * z"),
     fault(("missing factor", "wrong operand"), "w", "jnp.conj(y_bar * z)", "jnp.conj(z)"),
-    fault(("wrong function", "wrong operand", "sign"), "w", "jnp.conj(y_bar * z)", "jnp.conj(y_bar) * z"),
+    fault(("wrong function", "wrong operand", "sign"), "w", "jnp.conj(y_bar * z)",
+          "jnp.conj(y_bar) * z"),
 )  # fmt: skip
 
 
@@ -248,6 +261,7 @@ MODULUS = operation(
     lambda rng: (complex_normal(rng, 6),),
     fault(("wrong function", "sign"), "z", "jnp.conj(z) / y", "z / y"),
     fault("missing factor", "z", "jnp.conj(z) / y", "jnp.conj(z)"),
-    fault(("missing term", "wrong function"), "z", "y_bar * jnp.conj(z) / y", "(y_bar * jnp.real(z) / y).astype(z.dtype)"),
+    fault(("missing term", "wrong function"), "z", "y_bar * jnp.conj(z) / y",
+          "(y_bar * jnp.real(z) / y).astype(z.dtype)"),
     fault(("sign", "wrong function"), "z", "(y_bar * jnp.conj(z) / y,)", "(-y_bar * z / y,)"),
 )  # fmt: skip

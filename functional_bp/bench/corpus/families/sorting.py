@@ -38,7 +38,8 @@ ORDERED = operation(
     fault("permutation", "x", "(y_bar, inverse,", "(y_bar, order,"),
     fault("permutation", "x", "(jnp.take_along_axis(y_bar, inverse, axis=-1),)", "(y_bar,)"),
     fault(("reversal", "permutation"), "x", "(y_bar, inverse,", "(y_bar[:, ::-1], inverse,"),
-    fault(("off by one", "permutation"), "x", "jnp.argsort(order, axis=-1)", "jnp.argsort(order, axis=-1) - 1"),
+    fault(("off by one", "permutation"), "x", "jnp.argsort(order, axis=-1)",
+          "jnp.argsort(order, axis=-1) - 1"),
     also={"ties": lambda rng: (with_ties(rng, 4, 6),)},
 )  # fmt: skip
 
@@ -72,7 +73,8 @@ ROW_MAXIMUM = operation(
           elsewhere=lambda rng: (np.ones((5, 5), np.float32),)),
     fault(("transpose", "axis"), "x", "shares * y_bar[:, None]", "shares * y_bar[None, :]"),
     fault("axis", "x", "jnp.sum(winners, axis=-1", "jnp.sum(winners, axis=0"),
-    fault(("missing factor", "wrong function"), "x", "shares * y_bar[:, None]", "x * shares * y_bar[:, None]"),
+    fault(("missing factor", "wrong function"), "x", "shares * y_bar[:, None]",
+          "x * shares * y_bar[:, None]"),
     fault(("repeats", "region"), "x", "(x == y[:, None])", "(x > y[:, None] - 1e-3)",
           elsewhere=lambda rng: (1 + normal(rng, 5, 5, scale=1e-4),)),
     also={"ties": lambda rng: (with_ties(rng, 5, 5),)},
@@ -103,11 +105,14 @@ LOWER_MEDIAN = operation(
     lower_median,
     lambda rng: (normal(rng, 8),),
     fault(("off by one", "permutation"), "x", "at[place].set(y_bar)", "at[place + 1].set(y_bar)"),
-    fault(("off by one", "wrong constant", "permutation"), "x", "jnp.argsort(x)[(x.shape[0] - 1) // 2]\n    return x[place], (place, x)",
-          "jnp.argsort(x)[(x.shape[0] - 1) // 2]\n    return x[place], (jnp.argsort(x)[x.shape[0] // 2], x)"),
+    fault(("off by one", "wrong constant", "permutation"), "x",
+          "jnp.argsort(x)[(x.shape[0] - 1) // 2]\n    return x[place], (place, x)",
+          "jnp.argsort(x)[(x.shape[0] - 1) // 2]\n    return x[place], (jnp.argsort(x)[x.shape[0]"
+          " // 2], x)"),
     fault(("entries", "other", "mean or sum"), "x", "jnp.zeros_like(x).at[place].set(y_bar)",
           "jnp.zeros_like(x) + y_bar / x.shape[0]"),
-    fault("not deterministic", "x", "at[place].set(y_bar)", "at[np.random.randint(x.shape[0])].set(y_bar)"),
+    fault("not deterministic", "x", "at[place].set(y_bar)",
+          "at[np.random.randint(x.shape[0])].set(y_bar)"),
 )  # fmt: skip
 
 
@@ -138,7 +143,8 @@ CLIPPED_NORM = operation(
     clipped_norm,
     lambda rng: (normal(rng, 6, scale=2.0),),
     fault(("region", "missing term"), "x", "y_bar - unit * jnp.sum(unit * y_bar)", "y_bar"),
-    fault(("region", "missing factor"), "x", " / jnp.maximum(norm, 1.0)\n    return", "\n    return"),
+    fault(("region", "missing factor"), "x", " / jnp.maximum(norm, 1.0)\n    return",
+          "\n    return"),
     fault("region", "x", "(jnp.where(norm > 1.0, outside, y_bar),)", "(outside,)",
           elsewhere=lambda rng: (normal(rng, 6, scale=0.1),)),
     fault(("missing factor", "wrong operand"), "x", "jnp.sum(unit * y_bar)", "jnp.sum(x * y_bar)"),

@@ -44,9 +44,7 @@ def absolute_zero_at_zero(x):
     return jnp.abs(x)
 
 
-absolute_zero_at_zero.defvjp(
-    lambda x: (jnp.abs(x), x), lambda x, y_bar: (y_bar * jnp.sign(x),)
-)
+absolute_zero_at_zero.defvjp(lambda x: (jnp.abs(x), x), lambda x, y_bar: (y_bar * jnp.sign(x),))
 
 
 @jax.custom_vjp
@@ -104,9 +102,7 @@ def l1_norm(x):
     return jnp.sum(jnp.abs(x))
 
 
-l1_norm.defvjp(
-    lambda x: (jnp.sum(jnp.abs(x)), jnp.sign(x)), lambda signs, y_bar: (y_bar * signs,)
-)
+l1_norm.defvjp(lambda x: (jnp.sum(jnp.abs(x)), jnp.sign(x)), lambda signs, y_bar: (y_bar * signs,))
 
 
 @jax.custom_vjp
@@ -168,9 +164,7 @@ def x_log_x(x):
     return jnp.where(x > 0.0, x * jnp.log(jnp.where(x > 0.0, x, 1.0)), 0.0)
 
 
-x_log_x.defvjp(
-    lambda x: (x_log_x.fun(x), x), lambda x, y_bar: (y_bar * (jnp.log(x) + 1.0),)
-)
+x_log_x.defvjp(lambda x: (x_log_x.fun(x), x), lambda x, y_bar: (y_bar * (jnp.log(x) + 1.0),))
 
 
 @jax.custom_vjp
@@ -201,7 +195,9 @@ OPERATIONS = (
         kink=True,
     ),
     operation(square_root_near_zero, lambda rng: (uniform(rng, 1e-12, 1e-9, 6),), hard=True),
-    operation(sinc, lambda rng: (np.array([0.0, 1e-8, 0.05, 0.2, -3.0, 40.0], np.float32),), hard=True),
+    operation(
+        sinc, lambda rng: (np.array([0.0, 1e-8, 0.05, 0.2, -3.0, 40.0], np.float32),), hard=True
+    ),
     operation(x_log_x, lambda rng: (uniform(rng, 1e-8, 1.0, 6),), hard=True),
     operation(leaky_relu, WITH_ZEROS, hard=True, kink=True),
 )

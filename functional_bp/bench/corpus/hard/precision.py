@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from functional_bp.bench.corpus.declare import normal, operation, uniform
+from functional_bp.bench.corpus.declare import normal, operation
 
 
 def half(array, dtype="bfloat16"):
@@ -111,9 +111,7 @@ def exp_minus_one(x):
     return jnp.expm1(x)
 
 
-exp_minus_one.defvjp(
-    lambda x: (jnp.expm1(x), jnp.expm1(x)), lambda y, y_bar: (y_bar * (y + 1.0),)
-)
+exp_minus_one.defvjp(lambda x: (jnp.expm1(x), jnp.expm1(x)), lambda y, y_bar: (y_bar * (y + 1.0),))
 
 
 @jax.custom_vjp
@@ -215,9 +213,7 @@ def large_sum_of_squares(x):
     return jnp.sum(x * x)
 
 
-large_sum_of_squares.defvjp(
-    lambda x: (jnp.sum(x * x), x), lambda x, y_bar: (2.0 * y_bar * x,)
-)
+large_sum_of_squares.defvjp(lambda x: (jnp.sum(x * x), x), lambda x, y_bar: (2.0 * y_bar * x,))
 
 
 @jax.custom_vjp
@@ -255,9 +251,9 @@ OPERATIONS = (
                                                        half(normal(rng, 40, 4), "float16"))}),
     operation(half_gelu, lambda rng: (half(normal(rng, 4, 8), "float16"),), hard=True),
     operation(exp_minus_one, lambda rng: (normal(rng, 6, scale=1e-15),), hard=True),
-    operation(scaled_product, lambda rng: (normal(rng, 6, scale=1e15), normal(rng, 6, scale=1e15)),
+    operation(scaled_product, lambda rng: tuple(normal(rng, 6, scale=1e15) for _ in "xy"),
               hard=True, reference="scaled_product_truth",
-              also={"tiny": lambda rng: (normal(rng, 6, scale=1e-15), normal(rng, 6, scale=1e-15))}),
+              also={"tiny": lambda rng: tuple(normal(rng, 6, scale=1e-15) for _ in "xy")}),
     operation(hypotenuse, lambda rng: (normal(rng, 6, scale=1e18), normal(rng, 6, scale=1e18)),
               hard=True, reference="hypotenuse_truth"),
     operation(deep_sine, lambda rng: (normal(rng, 5),), hard=True),
