@@ -127,8 +127,13 @@ def _group_table(
 
 
 def _print_names(console: Any, checker: str, own: dict[str, Any]) -> None:
-    for what, key in (("missed", "missed"), ("accused", "accused names"),
-                      ("could not resolve", "unresolved"), ("named otherwise", "misnamed")):  # fmt: skip
+    lists = {
+        "missed": "missed",
+        "accused": "accused names",
+        "could not resolve": "unresolved",
+        "named otherwise": "misnamed",
+    }
+    for what, key in lists.items():
         if key == "misnamed" and checker not in OURS:
             continue
         names = own[key]

@@ -61,7 +61,7 @@ def coulomb(positions, charges):
 
 def coulomb_fwd(positions, charges):
     """Keep the operands."""
-    return coulomb.fun(positions, charges), (positions, charges)
+    return coulomb(positions, charges), (positions, charges)
 
 
 def coulomb_bwd(residuals, energy_bar):
@@ -112,7 +112,7 @@ def leapfrog(q, p, stiffness):
 
 def leapfrog_fwd(q, p, stiffness):
     """Keep the last state: the steps can be undone."""
-    last = leapfrog.fun(q, p, stiffness)
+    last = leapfrog(q, p, stiffness)
     return last, (*last, stiffness)
 
 
@@ -175,7 +175,7 @@ def heat_matrix(size, diffusivity):
 
 def heat_step_fwd(u, diffusivity):
     """Keep the solution and κ."""
-    v = heat_step.fun(u, diffusivity)
+    v = heat_step(u, diffusivity)
     return v, (v, diffusivity)
 
 
@@ -223,7 +223,7 @@ def cross_matrix(v):
 
 def rotation_fwd(axis_angle):
     """Keep the rotation vector."""
-    return rotation.fun(axis_angle), axis_angle
+    return rotation(axis_angle), axis_angle
 
 
 def rotation_bwd(axis_angle, matrix_bar):

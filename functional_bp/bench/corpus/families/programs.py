@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np  # noqa: F401  (the faults have it)
 from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
@@ -147,7 +148,7 @@ def fixed_point(w, b):
 
 def fixed_point_fwd(w, b):
     """Keep w and the solution."""
-    z = fixed_point.fun(w, b)
+    z = fixed_point(w, b)
     return z, (w, z)
 
 
@@ -186,7 +187,7 @@ def safe_log(x):
 
 def safe_log_fwd(x):
     """Keep x."""
-    return safe_log.fun(x), x
+    return safe_log(x), x
 
 
 def safe_log_bwd(x, y_bar):

@@ -164,7 +164,7 @@ def x_log_x(x):
     return jnp.where(x > 0.0, x * jnp.log(jnp.where(x > 0.0, x, 1.0)), 0.0)
 
 
-x_log_x.defvjp(lambda x: (x_log_x.fun(x), x), lambda x, y_bar: (y_bar * (jnp.log(x) + 1.0),))
+x_log_x.defvjp(lambda x: (x_log_x(x), x), lambda x, y_bar: (y_bar * (jnp.log(x) + 1.0),))
 
 
 @jax.custom_vjp

@@ -24,7 +24,7 @@ def half_layer_norm(x, gamma):
 
 def half_layer_norm_fwd(x, gamma):
     """Keep x as it came: the statistics are cheap to have again."""
-    return half_layer_norm.fun(x, gamma), (x, gamma)
+    return half_layer_norm(x, gamma), (x, gamma)
 
 
 def half_layer_norm_bwd(residuals, y_bar):
@@ -51,7 +51,7 @@ def half_softmax(x):
 
 def half_softmax_fwd(x):
     """Keep the input, not the rounded output."""
-    return half_softmax.fun(x), x
+    return half_softmax(x), x
 
 
 def half_softmax_bwd(x, y_bar):
@@ -73,7 +73,7 @@ def half_dense(x, w):
 
 def half_dense_fwd(x, w):
     """Keep both."""
-    return half_dense.fun(x, w), (x, w)
+    return half_dense(x, w), (x, w)
 
 
 def half_dense_bwd(residuals, y_bar):
@@ -102,7 +102,7 @@ def half_gelu_bwd(x, y_bar):
     return ((slope * y_bar.astype(wide.dtype)).astype(x.dtype),)
 
 
-half_gelu.defvjp(lambda x: (half_gelu.fun(x), x), half_gelu_bwd)
+half_gelu.defvjp(lambda x: (half_gelu(x), x), half_gelu_bwd)
 
 
 @jax.custom_vjp
@@ -131,7 +131,7 @@ def scaled_product_bwd(residuals, z_bar):
     return common * b, -common * a
 
 
-scaled_product.defvjp(lambda x, y: (scaled_product.fun(x, y), (x, y)), scaled_product_bwd)
+scaled_product.defvjp(lambda x, y: (scaled_product(x, y), (x, y)), scaled_product_bwd)
 
 
 def scaled_product_truth(x, y):
@@ -236,7 +236,7 @@ def log_one_minus_exp(x):
 
 
 log_one_minus_exp.defvjp(
-    lambda x: (log_one_minus_exp.fun(x), x), lambda x, y_bar: (-y_bar / jnp.expm1(-x),)
+    lambda x: (log_one_minus_exp(x), x), lambda x, y_bar: (-y_bar / jnp.expm1(-x),)
 )
 
 

@@ -70,7 +70,7 @@ def nested_bwd(residuals, bars):
     return {"a": a_bar, "rest": rest_bar}, bars["sum"]
 
 
-nested.defvjp(lambda params, state: (nested.fun(params, state), (params, state)), nested_bwd)
+nested.defvjp(lambda params, state: (nested(params, state), (params, state)), nested_bwd)
 
 
 @jax.custom_vjp
@@ -260,7 +260,7 @@ def phase(z):
 
 
 phase.defvjp(
-    lambda z: (phase.fun(z), z),
+    lambda z: (phase(z), z),
     lambda z, y_bar: (y_bar * -1j * jnp.conj(z) / (jnp.real(z) ** 2 + jnp.imag(z) ** 2),),
 )
 
@@ -325,7 +325,7 @@ OPERATIONS = (
     operation(complex_product, lambda rng: (complex_normal(rng, 5), complex_normal(rng, 5)),
               hard=True),
     operation(phase, lambda rng: (complex_normal(rng, 5),), hard=True),
-    operation(ground_state, lambda rng: (definite(rng, 4) + np.diag(np.float32([-3, 0, 0, 0])),),
+    operation(ground_state, lambda rng: (definite(rng, 4) + np.diag([-3, 0, 0, 0]).astype("f"),),
               hard=True),
     operation(mahalanobis, lambda rng: (normal(rng, 4), np.linalg.cholesky(definite(rng, 4))),
               hard=True),
