@@ -26,12 +26,12 @@ ATOL = 1e-6
 def rivals() -> dict[str, Objects | None]:
     """The other checkers by name; None for one that is not installed."""
     return {
-        "check_grads 1, f32": _check_grads(order=1, wide=False),
-        "check_grads 2, f32": _check_grads(order=2, wide=False),
-        "check_grads 1, f64": _check_grads(order=1, wide=True),
-        "check_grads 2, f64": _check_grads(order=2, wide=True),
-        "chex, f32": _chex if importlib.util.find_spec("chex") else None,
-        "jax.vjp, f32": compare_with_vjp,
+        "check_grads 1 float32": _check_grads(order=1, wide=False),
+        "check_grads 2 float32": _check_grads(order=2, wide=False),
+        "check_grads 1 float64": _check_grads(order=1, wide=True),
+        "check_grads 2 float64": _check_grads(order=2, wide=True),
+        "chex float32": _chex if importlib.util.find_spec("chex") else None,
+        "jax.vjp float32": compare_with_vjp,
         "torch gradcheck": _torch_gradcheck if importlib.util.find_spec("torch") else None,
     }
 

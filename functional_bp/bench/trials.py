@@ -18,7 +18,7 @@ import jax
 from functional_bp.bench.corpus import Case, Loaded, cases, load
 from functional_bp.bench.rivals import rivals
 
-OURS = ("ours", "ours, no reference")
+OURS = ("ours", "ours without reference")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _trial(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
 
 
 def _ours(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
-    import functional_bp as bp
+    from functional_bp.check.checker import check
 
     options = dict(case.operation.options)
     if checker != OURS[0]:
@@ -113,7 +113,7 @@ def _ours(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
     elif "expect" not in options:
         options["reference"] = loaded.reference
     try:
-        report = bp.check(loaded.function, *case.arguments(), seconds=budget, **options)
+        report = check(loaded.function, *case.arguments(), seconds=budget, **options)
     except Exception as error:
         return Trial(checker, case.name, True, message=_headline(error))
     findings = report.findings
