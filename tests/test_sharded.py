@@ -308,3 +308,34 @@ def test_device_put_brings_the_cotangent_back() -> None:
     gradient = bp.grad(loss)(x)
     np.testing.assert_allclose(gradient, np.cos(x), rtol=1e-12)
     assert gradient.devices() == {here} == jax.grad(loss)(x).devices()
+
+
+def summed_over_two_axes(w: jax.Array, x: jax.Array) -> jax.Array:
+    """w̄ is a product summed over batch and time."""
+    return jnp.sum(jnp.sin(x @ w))
+
+
+@pytest.mark.parametrize("spec", [P("b"), P(None, "t"), P("b", "t")], ids=str)
+def test_a_product_summed_over_divided_axes_gathers_none(spec: P) -> None:
+    shardings = [jax.NamedSharding(mesh_of((2, 4), ("b", "t")), s) for s in (P(), spec)]
+    w, x = draw(6, 5), draw(4, 8, 6, seed=1)
+    gradient = bp.grad(summed_over_two_axes)
+    told = jax.jit(gradient, in_shardings=tuple(shardings)).lower(w, x)
+    seen = jax.jit(gradient).lower(w, jax.device_put(x, shardings[1]))
+    for lowered in (told, seen):
+        program = lowered.compile().as_text()
+        assert "all-reduce" in program and "all-gather" not in program
+    same_gradient(summed_over_two_axes, w, jax.device_put(x, shardings[1]))
+
+
+def test_a_product_summed_over_axes_of_one_device_takes_them_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    w, x = draw(6, 5), draw(4, 8, 6, seed=1)
+    summed = lambda: str(jax.make_jaxpr(bp.grad(summed_over_two_axes))(w, x))  # noqa: E731
+    assert "([0, 1], [0, 1])" in summed()
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "([0, 1], [0, 1])" not in summed()
+    same_gradient(summed_over_two_axes, w, x)
+    batched = lambda w, x: jnp.sum(jnp.sin(jnp.einsum("btkh,hsk->btsh", x, w)))  # noqa: E731
+    same_gradient(batched, draw(2, 3, 4), draw(3, 2, 4, 2, seed=1))

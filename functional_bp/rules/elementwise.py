@@ -123,7 +123,7 @@ rule(lax.sqrt_p, "x -> y", x=lambda y_bar, y: mul(y_bar, div(constant(0.5, y), y
      why="y² = x, 2 y ẏ = ẋ, (√x)′ = ½/y", kinks="x = 0: inf",
      cases=[case(lax.sqrt, real(3, low=0.1, high=4)), case(lax.sqrt, cplx(2))])
 rule(lax.rsqrt_p, "x -> y",
-     x=lambda y_bar, y: mul(mul(constant(-0.5, y), mul(y_bar, y)), square(y)),
+     x=lambda y_bar, y: mul(constant(-0.5, y), mul(mul(y_bar, y), square(y))),
      why="y = x^(−½), y′ = −½ x^(−3/2) = −½ y³: the output alone is kept",
      kinks="x = 0: −inf",
      cases=[case(lax.rsqrt, real(3, low=0.1, high=4)), case(lax.rsqrt, cplx(2))])

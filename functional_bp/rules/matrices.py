@@ -133,9 +133,18 @@ def hermitian_from_lower(g: Array) -> Array:
 
 
 def half_lower(t: Array) -> Array:
-    """Φ(T): the strict lower triangle of a Hermitian T, and half its diagonal."""
-    half = lax.mul(t, lax.full_like(t, 0.5))
-    return with_diagonal(lower(t), as_dtype_of(real_part(half), t))
+    """Φ(T) = W ∘ T, W_ij = clamp(0, i − j + ½, 1): T below the diagonal, half of it there.
+
+    For a Hermitian T, whose diagonal is real.
+    """
+    m, n = t.shape[-2:]
+    dtype = real_part(t).dtype
+    row = lax.add(lax.iota(dtype, m), np.asarray(0.5, dtype))
+    steps = lax.sub(lax.broadcast_in_dim(row, (m, n), [0]), lax.broadcasted_iota(dtype, (m, n), 1))
+    weights = lax.clamp(np.asarray(0, dtype), steps, np.asarray(1, dtype))
+    weights = lax.broadcast_in_dim(as_dtype_of(weights, t), t.shape, [t.ndim - 2, t.ndim - 1])
+    half = lax.mul(weights, t)
+    return with_diagonal(half, as_dtype_of(real_part(half), t)) if is_complex(t) else half
 
 
 def fold_lower(s: Array) -> Array:

@@ -113,7 +113,8 @@ class Scatter(Structure):
         blank = lax.full([1 if d in whole else n for d, n in enumerate(x.shape)], 0, dtype)
         blank = backprop.match_axes(blank, jax.typeof(x))
         written = lax.scatter(blank, indices, numbers, dims, **self.how)
-        wrote = lax.eq(numbers, read_back(written, indices, numbers, dims, **self.how))
+        how = {**self.how, "mode": "clip"}  # where a dropped update is clipped to, others wrote
+        wrote = lax.eq(numbers, read_back(written, indices, numbers, dims, **how))
         return spread(lax.eq(written, dtype.type(0)), x.shape), wrote
 
     def _slopes(self, x: Any, indices: Any, u: Any) -> Any:

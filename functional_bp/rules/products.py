@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from jax import lax
 
 from functional_bp.cases import case, cplx, real
 from functional_bp.rule import rule
-from functional_bp.rules.shapes import layout
+from functional_bp.rules.shapes import layout, undivided
 
 
 def other_axes(ndim: int, *taken: Any) -> list[int]:
@@ -18,13 +19,27 @@ def other_axes(ndim: int, *taken: Any) -> list[int]:
     return [axis for axis in range(ndim) if axis not in used]
 
 
+def neighbours(axes: Any) -> bool:
+    """Whether the axes stand side by side, in order."""
+    return list(axes) == list(range(axes[0], axes[0] + len(axes)))
+
+
+def as_one_axis(x: Any, axes: Any) -> tuple[Any, list[int]]:
+    """``x`` with neighbouring axes made one, and that one."""
+    first, after = axes[0], axes[-1] + 1
+    shape = (*x.shape[:first], math.prod(x.shape[first:after]), *x.shape[after:])
+    return lax.reshape(x, shape), [first]
+
+
 def adjoint_dot(z_bar: Any, y: Any, x_t: Any, numbers: Any, z_kept: Any, z_other: Any,
                 precision: Any, preferred_element_type: Any) -> Any:  # fmt: skip
     """x̄ = z̄ contracted with y, its axes in x's order.
 
     ``numbers`` are the dimension numbers seen from x; ``z_kept`` and ``z_other`` are the axes of
     z̄ that came from x and from y. Of the products z̄·y and y·z̄ the one is taken whose result has
-    x's order of axes, so that no transpose follows, if there is such a one.
+    x's order of axes, so that no transpose follows, if there is such a one. Neighbouring axes
+    that are summed over are made one first, where nothing divides them over devices: to sum over
+    several, XLA copies the operand on the left.
     """
     (x_contract, y_contract), (x_batch, y_batch) = numbers
     x_kept = other_axes(len(x_t.shape), x_contract, x_batch)
@@ -33,6 +48,10 @@ def adjoint_dot(z_bar: Any, y: Any, x_t: Any, numbers: Any, z_kept: Any, z_other
     z_first = [*x_batch, *x_kept, *summed_by_y]
     y_first = [*x_batch, *summed_by_y, *x_kept]
     z_batch = range(len(x_batch))
+    if len(y_kept) > 1 and neighbours(y_kept) and undivided(y) and undivided(z_bar):
+        y_batch = [axis - (len(y_kept) - 1) * (axis > y_kept[0]) for axis in y_batch]
+        y, y_kept = as_one_axis(y, y_kept)
+        z_bar, z_other = as_one_axis(z_bar, z_other)
     swap = z_first != sorted(z_first) and y_first == sorted(y_first)
     if swap:
         result = lax.dot_general(
@@ -102,6 +121,8 @@ rule(
         case(_dot(((), ())), real(2), real(3), note="outer product"),
         case(_dot(((2,), (1,)), ((0,), (0,))), real(2, 3, 4), real(2, 4, 5)),
         case(_dot(((0,), (2,)), ((2, 1), (0, 1))), real(4, 3, 2), real(2, 3, 4, 5)),
+        case(_dot(((2,), (0,))), real(2, 3, 4), real(4, 5)),
+        case(_dot(((2,), (3,)), ((3,), (2,))), real(2, 3, 4, 2), real(3, 2, 2, 4)),
         case(_dot(((3, 1), (0, 2)), ((2,), (1,))), real(2, 3, 2, 4), real(4, 2, 3, 2)),
         case(_dot(((1,), (0,)), precision=lax.Precision.HIGHEST), real(2, 3), real(3, 2)),
         case(_dot(((1,), (0,)), precision=(lax.Precision.HIGH, lax.Precision.HIGHEST)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -36,6 +37,16 @@ def layout(x_t: Any, axes: Sequence[int | None] | None = None) -> NamedSharding 
     return NamedSharding(
         sharding.mesh, PartitionSpec(*picked, unreduced=spec.unreduced, reduced=spec.reduced)
     )
+
+
+def undivided(x: Any) -> bool:
+    """Whether no compiler will divide the axes of ``x`` over devices.
+
+    Where one may, axes must not be made one: it could divide the one by the first of them alone.
+    A mesh in ``x``'s type is manual, then; without one, ``in_shardings`` may still bring one.
+    """
+    kinds = jax.typeof(x).sharding.mesh.axis_types
+    return all(kind == AxisType.Manual for kind in kinds) if kinds else jax.device_count() == 1
 
 
 def spread(y_bar: Any, x_t: Any, axes: Sequence[int]) -> Any:
