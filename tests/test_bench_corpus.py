@@ -40,7 +40,7 @@ CAUSED = {
     "cotangent ignored", "not linear", "structure", "dtype", "second order", "hidden state",
     "not deterministic", "jit", "vmap", "precision", "overflow",
 }  # fmt: skip
-SAMPLE = ("gelu", "layer_norm", "embedding", "correlate", "modulate")  # the others take minutes
+SAMPLE = ("silu", "embedding", "correlate", "modulate")  # the others take minutes
 
 by_operation = pytest.mark.parametrize("operation", operations(), ids=lambda op: op.name)
 
@@ -173,8 +173,9 @@ def test_a_kind_must_be_known() -> None:
 def test_right_gradients_are_right(operation: Operation) -> None:
     case = Case(operation.name, operation)
     if operation.kink:  # another convention: right where nothing is equal or zero
-        args = [x + np.float32(1e-3) * (1 + np.arange(x.size).reshape(x.shape))
-                for x in case.arguments()]  # fmt: skip
+        shifts = [np.float32(1e-3) * (k + 1) for k, _ in enumerate(case.arguments())]
+        args = [x + shift * (1 + np.arange(x.size).reshape(x.shape))
+                for x, shift in zip(case.arguments(), shifts)]  # fmt: skip
         loaded = load(case, folder())
         claimed, true = (cotangents(f, widened(args)) for f in (loaded.function, loaded.reference))
         assert distance(claimed, true) < ROUNDING
@@ -292,7 +293,15 @@ def test_what_objects_to_everything_finds_nothing() -> None:
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--only", "silu:sign", "--only", "silu:right", "--checkers", "jax.vjp float32", "--json"]
+    words = [
+        "--only",
+        "silu:sign",
+        "--only",
+        "silu:right",
+        "--checkers",
+        "jax.vjp float32",
+        "--json",
+    ]
     assert main(["bench", "check", *words]) == 0
     data = json.loads(capsys.readouterr().out)
     own = data["scores"]["jax.vjp float32"]

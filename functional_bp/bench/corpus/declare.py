@@ -65,7 +65,7 @@ class Fault:
         return "elsewhere" if self.off_inputs else "given inputs"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operation:
     """A function with a right hand-derived gradient.
 

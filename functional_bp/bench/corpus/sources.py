@@ -128,6 +128,7 @@ def _whole_statements(text: str, lines: set[int]) -> set[int]:
     return whole
 
 
+@cache
 def _spans(text: str, name: str) -> list[tuple[int, int]]:
     """Where the functions ``name_…`` begin and end in the text, as characters."""
     starts = list(itertools.accumulate((len(line) for line in text.splitlines(True)), initial=0))
