@@ -15,6 +15,10 @@ from importlib import metadata
 
 # command: (module, what it does)
 COMMANDS = {
+    "check": (
+        "functional_bp.commands.check",
+        "check hand-derived gradients, and say what is wrong",
+    ),
     "demo": ("functional_bp.train.demo", "train a network and compare its gradients with JAX's"),
     "rules": ("functional_bp.commands.rules", "list the VJP rules, or show one in full"),
     "bench": ("functional_bp.bench", "measure time, memory and trace time against JAX"),

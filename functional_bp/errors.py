@@ -47,6 +47,17 @@ class StepBoundError(BackpropError, RuntimeError):
     """A loop took more steps than the bound ``max_steps`` that was given for it."""
 
 
+class WrongGradientError(BackpropError, AssertionError):
+    """A check found a hand-derived gradient wrong; ``report`` has everything it found.
+
+    Also raised for a check without result, where that was asked for.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
 def describe(value: Any) -> str:
     """``f32[3,5]`` for an array or its abstract value, the type's name for anything else."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)

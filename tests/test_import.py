@@ -1,9 +1,16 @@
-"""Importing the package touches no device and loads nothing that JAX itself does not need."""
+"""Importing the package loads nothing at all; using it, nothing that JAX does not need itself."""
 
+import ast
+import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
+
+import functional_bp as bp
 
 HEAVY = ("rich", "optax", "chex", "sklearn", "IPython", "matplotlib", "hypothesis", "pytest")
 
@@ -28,14 +35,106 @@ def test_the_witness_sees_an_initialised_backend() -> None:
     assert "should be updated before backends are initialized" in failure.value.stderr
 
 
-@pytest.mark.parametrize("module", ["functional_bp", "functional_bp.cli"])
-def test_import_loads_no_heavy_module(module: str) -> None:
+@pytest.mark.parametrize("name", ["grad", "trace", "rules", "check"])
+def test_use_loads_no_heavy_module(name: str) -> None:
     code = (
         "import sys, jax, jax.numpy; before = set(sys.modules); "
-        f"import {module}; print(*(set(sys.modules) - before))"
+        f"import functional_bp as bp; bp.{name}; print(*(set(sys.modules) - before))"
     )
-    loaded = {name for name in run(code).split() if not name.startswith("functional_bp")}
-    assert not {name for name in loaded if name.startswith(HEAVY)}
+    loaded = {module for module in run(code).split() if not module.startswith("functional_bp")}
+    assert not {module for module in loaded if module.startswith(HEAVY)}
     # The rest is the standard library and modules of JAX that the rules name.
     foreign = {n for n in loaded if n.split(".")[0] not in sys.stdlib_module_names}
-    assert {name.split(".")[0] for name in foreign} <= {"jax", "jaxlib", "numpy", "scipy"}, foreign
+    assert {n.split(".")[0] for n in foreign} <= {"jax", "jaxlib", "numpy", "scipy"}, foreign
+
+
+# Names are imported when they are used
+
+
+LIGHT = ["", ".cli", ".check", ".check.marks", ".check.plugin", ".commands.check"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_import_alone_loads_no_jax(module: str) -> None:
+    code = (
+        f"import sys, functional_bp{module}; names = {{n.split('.')[0] for n in sys.modules}}; "
+        "print(*(names & {'jax', 'jaxlib', 'numpy', 'scipy', 'rich'}))"
+    )
+    assert run(code) == ""
+
+
+@pytest.mark.parametrize("name", ["grad", "check", "rules"])
+def test_the_witness_sees_that_jax_is_loaded(name: str) -> None:
+    assert run(f"import sys, functional_bp as bp; bp.{name}; print('jax' in sys.modules)") == "True"
+
+
+def test_marking_and_help_need_no_jax() -> None:
+    code = (
+        "import sys; sys.modules['jax'] = None\n"
+        "import functional_bp as bp; from functional_bp.cli import main\n"
+        "bp.checked(1.0)(abs); bp.Report; assert main(['--help']) == 0\n"
+        "assert main(['check', '--help']) == 0; print('done')"
+    )
+    assert run(code).endswith("done")
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(bp.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert seen == bp._HOME and sorted(seen) == bp.__all__
+
+
+@pytest.mark.parametrize("name", bp.__all__)
+def test_every_name_is_what_its_module_has(name: str) -> None:
+    assert name in dir(bp)
+    assert getattr(bp, name) is getattr(importlib.import_module(bp._HOME[name]), name)
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="module 'functional_bp' has no attribute 'gradient'"):
+        bp.gradient  # type: ignore[attr-defined]  # noqa: B018
+    assert issubclass(bp.errors.WrongGradientError, bp.errors.BackpropError)
+
+
+def test_names_stay_though_folders_are_called_the_same() -> None:
+    for module in ("functional_bp.check.report", "functional_bp.rules.elementwise"):
+        importlib.reload(importlib.import_module(module.rpartition(".")[0]))
+        importlib.import_module(module)
+    assert inspect.isfunction(bp.check) and isinstance(bp.rules, Mapping)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import functional_bp.check.report, functional_bp.rules.shapes",
+        "from functional_bp.check import checker; from functional_bp.rules import shapes",
+        "from functional_bp import *",
+        "from functional_bp import check, rules",
+    ],
+)
+def test_whatever_is_imported_first(first: str) -> None:
+    code = f"{first}\nimport functional_bp as bp; print(callable(bp.check), len(bp.rules) > 100)"
+    assert run(code) == "True True"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "from functional_bp.transforms import grad",
+        "from functional_bp.jacobians import jvp",
+        "from functional_bp.graph import trace",
+        "from functional_bp.check.checker import check",
+        "import functional_bp.rules",
+        "import functional_bp as bp; bp.rule",
+    ],
+)
+def test_whatever_differentiates_has_all_rules(first: str) -> None:
+    code = f"{first}; from functional_bp.rule import rules; print(len(rules))"
+    assert run(code) == str(len(bp.rules))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jax.extend.core import JaxprEqn
 from jax.interpreters import ad
 
+import functional_bp.rules  # noqa: F401  (registers the rules that are looked up below)
 from functional_bp import costs
 from functional_bp.errors import describe
 from functional_bp.rule import Rule, rules

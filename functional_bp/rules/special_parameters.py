@@ -237,9 +237,13 @@ def _polygamma_by_sum(m: Any, x: Any) -> Any:
 
 def _second(function: Any, argument: int) -> Any:
     """The derivative of ``function`` in one argument, by our own rules."""
-    from functional_bp.transforms import grad
 
-    return lambda *args: grad(function, argument)(*args)
+    def derivative(*args: Any) -> Any:
+        from functional_bp.transforms import grad
+
+        return grad(function, argument)(*args)
+
+    return derivative
 
 
 # fmt: off

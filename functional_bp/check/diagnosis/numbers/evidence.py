@@ -1,0 +1,108 @@
+"""The samples that a hypothesis has to stand up to: the given one and fresh ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from functional_bp.check.diagnosis.numbers.hypothesis import unexplained
+from functional_bp.check.subject import Disagreement, Sample, Subject
+
+LARGE = 100_000  # entries of the argument, above which nothing is regressed
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample, seen from the argument that is judged.
+
+    Attributes:
+        sample: all of it.
+        claimed, true: the argument's cotangent; 0 where the true one is not finite.
+        wrong: the entries that are wrong.
+        known: the floating-point arrays a formula may name: arguments, residuals, outputs.
+        bars: the outputs' cotangents by name.
+        discrete: the integer and boolean arrays by name.
+    """
+
+    sample: Sample
+    claimed: np.ndarray
+    true: np.ndarray
+    wrong: np.ndarray
+    known: Mapping[str, np.ndarray]
+    bars: Mapping[str, np.ndarray]
+    discrete: Mapping[str, np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The argument's shape."""
+        return self.true.shape
+
+    @property
+    def finite(self) -> bool:
+        """Whether the claim is finite wherever the truth is."""
+        return bool(np.all(np.isfinite(self.claimed)))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The cases that a hypothesis has to explain, all of them.
+
+    Attributes:
+        disagreement: what is to be explained.
+        given: the case on which the claim was found wrong.
+        fresh: further cases of the same class of inputs; empty where none can be drawn.
+        deadline: when to stop, in ``time.monotonic()`` seconds.
+        kept: the known arrays that are residuals, under whatever name.
+    """
+
+    disagreement: Disagreement
+    given: Case
+    fresh: tuple[Case, ...]
+    deadline: float
+    kept: frozenset[str] = frozenset()
+
+    @property
+    def subject(self) -> Subject:
+        """What is checked."""
+        return self.disagreement.subject
+
+    @property
+    def argument(self) -> str:
+        """The judged argument's name."""
+        return self.subject.names[self.disagreement.argument]
+
+    @cached_property
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, the given one first."""
+        return (self.given, *self.fresh)
+
+    @property
+    def large(self) -> bool:
+        """Whether the argument is too large for regressions."""
+        return self.given.true.size > LARGE
+
+    @property
+    def late(self) -> bool:
+        """Whether time is up."""
+        return time.monotonic() > self.deadline
+
+    @property
+    def here(self) -> str:
+        """How a statement that fresh samples do not bear out has to begin."""
+        return "" if len(self.fresh) >= 2 else "on the given inputs, "
+
+    def explains(self, predict: Callable[[Case], np.ndarray | None]) -> float | None:
+        """The unexplained part, over the cases at its largest; None where one is unexplained."""
+        worst = 0.0
+        for case in self.cases:
+            with np.errstate(all="ignore"):
+                predicted = predict(case)
+            error = None if predicted is None else unexplained(predicted, case.claimed, case.true)
+            if error is None:
+                return None
+            worst = max(worst, error)
+        return worst
