@@ -59,10 +59,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"functional-bp bench check: {wrong}", file=sys.stderr)
         return 2
     running = [name for name in names if installed[name]]
-    trials = []
-    for trial in run_trials(chosen, running, args.jobs, args.seconds):
-        trials.append(trial)
-        _show_progress(len(trials), len(chosen) * len(running))
+    trials: list[Trial] = []
+    try:
+        for trial in run_trials(chosen, running, args.jobs, args.seconds):
+            trials.append(trial)
+            _show_progress(len(trials), len(chosen) * len(running))
+    except KeyboardInterrupt:  # what has been measured until then is of use
+        print(f"\nstopped after {len(trials)} trials", file=sys.stderr)
+        done = {trial.case for trial in trials}
+        chosen = [case for case in chosen if case.name in done]
     absent = [name for name in names if not installed[name]]
     if args.json:
         print(json.dumps(as_data(chosen, trials, absent), indent=1, ensure_ascii=False))
