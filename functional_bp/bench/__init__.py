@@ -1,4 +1,4 @@
-"""Benchmarks that anyone can run: ``functional-bp bench engine``."""
+"""Benchmarks that anyone can run: ``functional-bp bench engine`` and ``bench check``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,36 @@ import argparse
 import json
 import sys
 
+SUITES = {
+    "engine": "bp.value_and_grad beside jax.value_and_grad",
+    "check": "our check of gradients beside others, on known faults and on right gradients",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``functional-bp bench``."""
-    parser.add_argument("suite", choices=["engine"], help="what to measure")
-    parser.add_argument("--models", nargs="*", metavar="NAME", help="only these models")
-    parser.add_argument("--repeats", type=int, default=9, help="interleaved repeats (default 9)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    """The suites of ``functional-bp bench``, and the options of each."""
+    from functional_bp.bench import check
+
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE", title="suites")
+    engine = suites.add_parser("engine", help=SUITES["engine"], description=SUITES["engine"])
+    engine.add_argument("--models", nargs="*", metavar="NAME", help="only these models")
+    engine.add_argument("--repeats", type=int, default=9, help="interleaved repeats (default 9)")
+    engine.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    check.add_arguments(
+        suites.add_parser("check", help=SUITES["check"], description=SUITES["check"])
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the suite; 0 on success, 2 if an option is wrong."""
+    """Run the suite; 0 on success, 1 if our check failed, 2 if an option is wrong."""
+    if args.suite == "check":
+        from functional_bp.bench import check
+
+        return check.run(args)
+    return _run_engine(args)
+
+
+def _run_engine(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         print("functional-bp bench: --repeats must be at least 1", file=sys.stderr)
         return 2

@@ -1,0 +1,1 @@
+"""Operations by family: each a right gradient, its inputs, and the faults it can have."""

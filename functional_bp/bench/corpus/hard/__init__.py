@@ -1,0 +1,1 @@
+"""Right gradients that are hard to believe: kinks, scales, precision, iterations, structure."""
