@@ -7,7 +7,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,8 +68,9 @@ def run_trials(
         for item in work:
             yield from _trials_of(item)
         return
-    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=40) as pool:
-        for trials in pool.map(_trials_of, work):
+    # A process holds on to what it compiled; a new one now and then gives that memory back.
+    with get_context("spawn").Pool(jobs, maxtasksperchild=40) as pool:
+        for trials in pool.imap(_trials_of, work):
             yield from trials
 
 
