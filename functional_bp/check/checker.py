@@ -14,6 +14,7 @@ from functional_bp.check.compositions import compositions, sharded_inputs
 from functional_bp.check.findings import Finding, Verdict
 from functional_bp.check.judging import Judgement
 from functional_bp.check.linearity import linearity, silent_outputs, single_cotangents
+from functional_bp.check.parts import parts
 from functional_bp.check.precision import precision
 from functional_bp.check.reading import by_our_rules, read
 from functional_bp.check.report import Report
@@ -27,6 +28,7 @@ from functional_bp.rule import Rule
 # Stages that run once the first derivative at the given inputs is right.
 FURTHER: tuple[Callable[[Trial], None], ...] = (
     single_cotangents,
+    parts,
     searched_inputs,
     adjoint_identity,
     second_order,

@@ -72,15 +72,22 @@ def _compare(
     results: dict[str, Any] = {}
     try:
         with trial.full.precision():
-            results = jax.jit(lambda: {name: run() for name, run in made.items()})()
+            every = jax.jit(lambda: {name: run() for name, run in made.items()})
+            results = jax.block_until_ready(every())
     except Exception:  # which of them was it?
         for name, run in made.items():
             try:
                 with trial.full.precision():
-                    results[name] = jax.jit(run)()
-            except Exception as error:
+                    compiled = jax.jit(run).lower().compile()
+            except Exception as error:  # it says itself that it has no such rule
                 trial.row(name, "left out", f"raises {type(error).__name__}")
                 trial.note(f"{name} of the gradient raises {type(error).__name__}")
+                continue
+            try:
+                results[name] = jax.block_until_ready(compiled())
+            except Exception as error:
+                _raises(trial, name, error)
+                return
     for name, found in results.items():
         gap = farthest(to_numpy(found), truths[name])
         wrong = gap > limit
@@ -92,6 +99,15 @@ def _compare(
             trial.findings.append(
                 Finding(kind, f"{SAYS[kind]} (relative {gap:.1e}){which}", stage=name)
             )
+
+
+def _raises(trial: Trial, name: str, error: Exception) -> None:
+    """A transformation that can be traced and compiled but fails when it runs."""
+    kind = name.split()[0]
+    last = (str(error).strip() or "no message").splitlines()[-1]
+    message = f"{name} of the gradient compiles, but raises {type(error).__name__}: {last}"
+    trial.findings.append(Finding(kind, message[:300], stage=name))
+    trial.row(name, "wrong", f"raises {type(error).__name__}")
 
 
 def _whole(trial: Trial, batch: Point) -> dict[str, Callable[[], Any]]:

@@ -105,13 +105,11 @@ class Evaluation:
 
         return run
 
-    def graph(self, point: Point) -> Any:
-        """The jaxpr of claim and reference together; None where they cannot be traced."""
-        if not self.subject.traceable:
-            return None
+    def graph(self, point: Point) -> tuple[Any, Sequence[Any]]:
+        """The jaxpr of claim and reference together, and its constants."""
         with self.precision():
             closed = jax.make_jaxpr(self.pair)(*point)
-        return _jax.open_jaxpr(closed)[0]
+        return _jax.open_jaxpr(closed)
 
     @cached_property
     def unit(self) -> float:

@@ -7,12 +7,14 @@ of equal entries, repeated indices, the neighbourhood of the thresholds that the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.check.arrays import Arrays, is_inexact, single
+from functional_bp.check.index_ranges import IndexRange
 
 Generator = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -66,11 +68,16 @@ CLASSES: dict[str, Generator] = {
     "shuffled": lambda x, rng: rng.permutation(x, axis=-1) if x.ndim else x,
     "shifted up": lambda x, rng: x + 10.0,
     "shifted down": lambda x, rng: x - 10.0,
+    "scales apart": lambda x, rng: x * 10.0 ** rng.uniform(-0.6, 0.6, x.shape),
 }
+# Classes of integers, with real arguments near the given ones.
+OF_INTEGERS = {"first index": "first", "last index": "last", "larger integers": "larger"}
+ALONE = {"a tenth as large": 0.1, "three times as large": 3.0, "thirty times as large": 30.0}
+ARGUMENTS = 4  # that are scaled alone
 # For functions whose loops may not end elsewhere, and for long arrays.
-CAREFUL = ("near", "10 times as large", "a tenth as large")
+CAREFUL = ("near", "10 times as large", "a tenth as large", "large", "tiny")
 FEW = ("near", "10 times as large", "between -10 and 10", "thresholds")
-INTEGERS = {"near": "drawn", "normal": "drawn", "heavy-tailed": "drawn", "all one": "equal",
+INTEGERS = {"near": "covering", "normal": "drawn", "heavy-tailed": "drawn", "all one": "equal",
             "between -10 and 10": "drawn", "ties": "equal"}  # fmt: skip
 
 
@@ -92,22 +99,51 @@ def candidates(
     thresholds: Sequence[float],
     rng: np.random.Generator,
     names: Sequence[str] | None = None,
+    *,
+    arguments: Sequence[str] = (),
+    ranges: Sequence[IndexRange | None] = (),
 ) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Each class's name, active leaves (float64, exact in float32) and other leaves."""
+    """Each class's name, active leaves (float64, exact in float32) and other leaves.
+
+    Args:
+        actives: the given leaves that are judged.
+        fixed: the others.
+        thresholds: the constants that the code compares with.
+        rng: for the draws.
+        names: these classes only.
+        arguments: the active leaves' names; with more than one, each is also scaled alone.
+        ranges: per other leaf, the integers that make sense there; None where that is not known.
+    """
     classes = dict(CLASSES)
     if thresholds:
         classes["thresholds"] = around(thresholds)
+    integers = INTEGERS
+    if any(map(_is_counting, fixed)):
+        classes |= dict.fromkeys(OF_INTEGERS, CLASSES["near"])
+        integers = INTEGERS | OF_INTEGERS
     for name, make in classes.items():
         if names is None or name in names:
-            yield name, *draw(make, INTEGERS.get(name, "kept"), actives, fixed, rng)
+            yield name, *draw(make, integers.get(name, "kept"), actives, fixed, rng, ranges)
+    if names is not None or len(actives) < 2:
+        return
+    for k, argument in enumerate(arguments[:ARGUMENTS]):
+        for words, factor in ALONE.items():
+            scaled = _exact(factor * np.asarray(actives[k]), np.asarray(actives[k]))
+            yield f"{argument} {words}", (*actives[:k], scaled, *actives[k + 1 :]), fixed
 
 
 def draw(
-    make: Generator, integers: str, actives: Arrays, fixed: Arrays, rng: np.random.Generator
+    make: Generator,
+    integers: str,
+    actives: Arrays,
+    fixed: Arrays,
+    rng: np.random.Generator,
+    ranges: Sequence[IndexRange | None] = (),
 ) -> tuple[Arrays, Arrays]:
     """Active and other leaves of one class."""
     drawn = tuple(_exact(make(x, rng), x) for x in map(np.asarray, actives))
-    return drawn, tuple(_other(x, make, integers, rng) for x in fixed)
+    lengths = ranges or [None] * len(fixed)
+    return drawn, tuple(_other(x, make, integers, rng, n) for x, n in zip(fixed, lengths))
 
 
 def _exact(drawn: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -115,18 +151,59 @@ def _exact(drawn: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(single(drawn).astype(like.dtype))
 
 
-def _other(x: object, make: Generator, integers: str, rng: np.random.Generator) -> object:
-    """A leaf that is not judged: real ones follow the class, integers stay in their range."""
+def _is_key(x: object) -> bool:
+    """Whether a leaf is a random key, old style or new."""
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return True
+    return np.asarray(x).dtype == np.uint32
+
+
+def other_key(x: Any) -> Any:
+    """Another random key where a leaf is one; any other leaf as it is."""
+    if not _is_key(x):
+        return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x if np.shape(x) else jax.random.fold_in(x, 1)
+    return np.asarray(x) ^ np.uint32(0x5A5A5A5A)
+
+
+def _is_counting(x: object) -> bool:
+    """Whether a leaf holds integers that may be drawn anew."""
+    return not _is_key(x) and np.asarray(x).dtype.kind in "iu" and np.asarray(x).size > 0
+
+
+def _other(
+    x: object, make: Generator, integers: str, rng: np.random.Generator, span: IndexRange | None
+) -> object:
+    """A leaf that is not judged: real ones follow the class, integers stay in their range."""
+    if _is_key(x):
         return x
     array = np.asarray(x)
     if is_inexact(array):
-        return _exact(make(array.astype(np.float64), rng), array) if integers == "drawn" else x
-    if integers == "kept" or not array.size or array.dtype == np.uint32:
+        drawn = integers in ("covering", "drawn")
+        return _exact(make(array.astype(np.float64), rng), array) if drawn else x
+    if integers == "kept" or not array.size:
         return x
     if array.dtype == bool:
         return np.ones_like(array) if integers == "equal" else rng.random(array.shape) < 0.5
-    low, high = int(array.min()), int(array.max())
-    if integers == "equal":
-        return np.full_like(array, low)
-    return rng.integers(low, high + 1, array.shape).astype(array.dtype)
+    return _integers(array, integers, rng, span)
+
+
+def _integers(
+    given: np.ndarray, how: str, rng: np.random.Generator, span: IndexRange | None
+) -> np.ndarray:
+    """Integers of one class: in their range, or between the given ones' smallest and largest."""
+    low, high = int(given.min()), int(given.max())
+    if span is not None and span.distinct:
+        return rng.permutation(given) if given.ndim else given
+    if span is not None and low >= 0:
+        low, high = 0, max(span.length - 1, high)
+    elif how == "larger":
+        high = 2 * high + 2
+    if how == "covering":  # every value once before one repeats
+        found = rng.permutation(np.resize(low + rng.permutation(high - low + 1), given.size))
+        return found.reshape(given.shape).astype(given.dtype)
+    if how in ("first", "last", "equal"):
+        value = {"first": low, "last": high}.get(how, int(rng.integers(low, high + 1)))
+        return np.full_like(given, value)
+    return rng.integers(low, high + 1, given.shape).astype(given.dtype)

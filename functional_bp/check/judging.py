@@ -207,7 +207,7 @@ class DifferenceJudge:
         self.full, self.rng = full, rng
         self.tolerance = 1e-4 if iterative else 1e-7
 
-    def judge(self, point: Point, *, given: bool, directions: int | None = None) -> Judgement:
+    def judge(self, point: Point, *, given: bool) -> Judgement:
         """The claim at a point, along random directions of each active leaf in turn."""
         result = self.full.both(point)
         here = self.full.outs(point.actives, point.fixed)
@@ -217,13 +217,15 @@ class DifferenceJudge:
         if gap > ITERATIVE:
             reason = f"the forward values differ by {gap:.1e} (relative)"
             return Judgement("value" if given else "outside", result, reason=reason)
-        count = directions or (6 if given else 2)
+        count = 6 if given else 2
         reasons: list[str] = []
         errors = [0.0] * len(point.actives)
         judged = [False] * len(point.actives)
         for leaf, x in enumerate(point.actives):
-            for k in range(count if x.size else 0):
-                direction = self._direction(x, sparse=k % 2 == 1)
+            directions = [self._direction(x, sparse=k % 2 == 1) for k in range(count)]
+            if len(np.unique(x)) < x.size:  # along this one equal entries stay equal
+                directions.append(np.full(x.shape, np.mean(np.abs(x)) or 1.0, x.dtype))
+            for direction in directions:
                 if not np.any(direction):
                     continue
                 error, reason = self._along(point, result, here, leaf, direction)
@@ -261,21 +263,24 @@ class DifferenceJudge:
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
             return 0.0, "the forward pass is not finite nearby"
+        outs = lambda h: list(  # noqa: E731
+            self.full.outs(_moved(point, leaf, h * direction), point.fixed)
+        )
+        height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
         if not np.isfinite(claimed):
-            sharp = found.resolved and found.error <= 1e-5 * abs(found.value)
+            close, far = (bend(outs, point.bars, h) for h in (1e-6, 1e-4))
+            if not close <= 0.2 * far + 1e-9 * height:
+                return 0.0, "a kink lies across the direction"
+            sharp = found.resolved and found.error <= 1e-5 * abs(found.value) + 1e-9 * height
             return np.inf, "wrong" if sharp else "neither claim nor differences are finite"
         if not found.resolved or found.error > 1e-5 * abs(found.value) + 1e-9 * abs(claimed):
             return 0.0, "finite differences do not settle"
         size = float(np.linalg.norm(bar * direction))
-        height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
         scale = max(abs(found.value), size)
         limit = 1e-11 * height + 30 * found.error + self.tolerance * scale
         error = abs(claimed - found.value)
         if error <= limit:
             return error / (scale + 1e-300), ""
-        outs = lambda h: list(  # noqa: E731
-            self.full.outs(_moved(point, leaf, h * direction), point.fixed)
-        )
         kink = max(bend(outs, point.bars, h) for h in (1e-6, 3e-8))
         if not kink < 0.3 * error:
             return 0.0, "a kink lies across the direction"

@@ -57,7 +57,13 @@ class Limits:
 
     def claim_noise(self, point: Point, claimed: Arrays) -> list[np.ndarray]:
         """The rounding error of the claim's own formula, which may be another than JAX's."""
-        return self._rounding(point, claimed, lambda result: result.claimed)
+        noise = self._rounding(point, claimed, lambda result: result.claimed)
+        for _ in range(2):
+            moved = self.full.both(point.cast(lambda a: nudged(self.rng, a, self.full.unit)))
+            with np.errstate(invalid="ignore"):
+                gaps = [np.abs(a - b) for a, b in zip(moved.claimed, claimed)]
+            noise = [np.maximum(n, np.where(np.isfinite(g), g, 0.0)) for n, g in zip(noise, gaps)]
+        return noise
 
     def _rounding(
         self, point: Point, full: Arrays, pick: Callable[..., Arrays]

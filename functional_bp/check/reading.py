@@ -125,7 +125,10 @@ def _custom_vjp(fun: Any, args: Sequence[Any]) -> Subject:
         found = backward(*given, unnamed(kept), output_bars(shapes[0], bars))
         return flat.cotangents(found, flat.actives)
 
-    return replace(subject, residuals=residuals, backward=pull_back, source=backward)
+    return replace(
+        subject, residuals=residuals, backward=pull_back, source=backward,
+        symbolic_zeros=bool(getattr(fun, "symbolic_zeros", False)),
+    )  # fmt: skip
 
 
 class _Perturbed:
@@ -151,7 +154,10 @@ def _operation(operation: Operation, args: Sequence[Any]) -> Subject:
     first = next(iter(operation.pullbacks.values()), None)
     source = first.function if first else operation.forward
     names = tuple(judged)
-    return replace(subject, names=names, residuals=residuals, backward=backward, source=source)
+    return replace(
+        subject, names=names, residuals=residuals, backward=backward, source=source,
+        symbolic_zeros=True,
+    )  # fmt: skip
 
 
 def _rule(rule: Rule, args: Sequence[Any]) -> Subject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,12 +12,15 @@ import numpy as np
 
 from functional_bp.check import graphs, inputs
 from functional_bp.check.arrays import Arrays, single
+from functional_bp.check.branches import Branches, holds_comparison
 from functional_bp.check.evaluation import Point
 from functional_bp.check.judging import Judgement
 from functional_bp.check.trial import Trial
 
 ASCENT_STEPS = 12
 SHRINK_SECONDS = 1.0
+ASCENT_SECONDS = 1.5
+BRANCH_SECONDS = 1.5
 OVERFLOWING = ("large", "very large", "heavy-tailed", "between -40 and 40", "tiny")
 
 
@@ -33,15 +37,19 @@ def searched_inputs(trial: Trial) -> None:
         names = inputs.FEW
     values = graphs.thresholds(trial.graph) if trial.graph is not None else []
     tried, outside, unresolved = 0, 0, 0
+    branches = _branches(trial)
     for name, actives, fixed in inputs.candidates(
-        trial.point.actives, trial.point.fixed, values, trial.rng, names
-    ):
+        trial.point.actives, trial.point.fixed, values, trial.rng, names,
+        arguments=trial.subject.names, ranges=trial.integer_ranges,
+    ):  # fmt: skip
         if trial.time_left < 0:
             trial.reasons.append("the time was up before every class of inputs was tried")
             break
         point = Point(actives, fixed, trial.new_bars())
         judgement = _judge(trial, point)
         tried += 1
+        if branches is not None and judgement is not None and judgement.outcome == "right":
+            branches.see(point)
         if judgement is None or judgement.outcome in ("outside", "unresolved"):
             outside += judgement is None or judgement.outcome == "outside"
             unresolved += judgement is not None and judgement.outcome == "unresolved"
@@ -50,6 +58,8 @@ def searched_inputs(trial: Trial) -> None:
         elif judgement.outcome == "wrong":
             _found(trial, point, judgement, name)
             return
+    if branches is not None and _crossed(trial, branches):
+        return
     climbed = None if trial.quick else _ascend(trial)
     if climbed is not None:
         _found(trial, *climbed, "found by ascent on the disagreement")
@@ -57,15 +67,42 @@ def searched_inputs(trial: Trial) -> None:
     said = f"{tried} classes of inputs"
     said += f", {outside} outside the domain" if outside else ""
     said += f", {unresolved} unresolved" if unresolved else ""
+    if branches is not None and branches.counts[1]:
+        said += "; {} of {} comparisons seen both ways".format(*branches.counts)
     trial.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
 
 
 def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | None:
     """The judgement, None where the forward pass raises on these inputs."""
     try:
-        return trial.judge.judge(point, given=given)
+        found = trial.judge.judge(point, given=given)
+        if found.outcome == "wrong" and not given and not trial.is_settled(point):
+            reason = "an iteration of the forward pass has not converged there"
+            return replace(found, outcome="outside", reason=reason)
+        return found
     except Exception:  # integers out of range, a shape that depends on values: not in the domain
         return None
+
+
+def _branches(trial: Trial) -> Branches | None:
+    """The comparisons in the claim's graph, None where no search drives inputs across them."""
+    leaves_out = trial.quick or trial.is_large or trial.iterative
+    if trial.graph is None or leaves_out or not holds_comparison(trial.graph):
+        return None
+    return Branches(trial.full, trial.graph, trial.consts)
+
+
+def _crossed(trial: Trial, branches: Branches) -> bool:
+    """Judge the claim beyond the thresholds that no class of inputs crossed."""
+    until = min(time.monotonic() + BRANCH_SECONDS, trial.deadline)
+    for point in branches.across(trial.point, until):
+        judgement = _judge(trial, point)
+        if judgement is not None and judgement.outcome == "wrong":
+            _found(trial, point, judgement, "beyond a threshold in the code")
+            return True
+        if judgement is not None and judgement.outcome == "right":
+            branches.see(point)
+    return False
 
 
 def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
@@ -157,11 +194,14 @@ def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
         scale = sum(jnp.sum(jnp.abs(t) ** 2) for t in true)
         return jnp.log(apart + 1e-300) - jnp.log(scale + 1e-300)
 
+    until = min(time.monotonic() + ASCENT_SECONDS, trial.deadline)
     try:
         with trial.full.precision():
             uphill = jax.jit(jax.grad(disagreement))
             actives = start.actives
             for step in range(ASCENT_STEPS):
+                if time.monotonic() > until:
+                    return None
                 slopes = [np.asarray(s) for s in uphill(actives, start.fixed, start.bars)]
                 if not all(np.all(np.isfinite(s)) for s in slopes):
                     return None

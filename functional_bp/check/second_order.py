@@ -50,6 +50,7 @@ def second_order(trial: Trial) -> None:
             noise = [np.zeros(t.shape) for t in true]
             moved = tuple(nudged(trial.rng, x, trial.full.unit) for x in point.actives)
             again = [np.asarray(a) for a in slopes(moved, *here[1:], False)]
+            again_claimed = [np.asarray(a) for a in slopes(moved, *here[1:], True)]
     except Exception:
         _by_differences(trial, directions, claimed)
         return
@@ -57,17 +58,35 @@ def second_order(trial: Trial) -> None:
         trial.row("second order", "left out", "the reference's is not finite here")
         return
     with np.errstate(invalid="ignore"):
-        noise = [NOISE * np.abs(a - b) for a, b in zip(again, true)]
+        noise = [
+            NOISE * np.maximum(np.abs(a - b), np.abs(c - d))
+            for a, b, c, d in zip(again, true, again_claimed, claimed)
+        ]
+    noise = [np.where(np.isfinite(n), n, 0.0) for n in noise]
     noise = [
         np.maximum(n, np.max(n, axis=-1, keepdims=True)) if n.ndim and n.size else n for n in noise
     ]
-    allowed = [trial.limits.allowed(t, n, 0.0, 1e3 * trial.full.unit) for t, n in zip(true, noise)]
+    natural = _natural(trial, directions)
+    allowed = [
+        trial.limits.allowed(t, n, natural, 1e3 * trial.full.unit) for t, n in zip(true, noise)
+    ]
     masks = list(map(exceeding, claimed, true, allowed))
     gap = farthest(claimed, true)
     if any_of(masks) and gap > (1e-3 if trial.iterative else TOLERANCE):
         _wrong(trial, [n for n, m in zip(trial.subject.names, masks) if m.any()], gap)
     else:
         trial.row("second order", "right", "the reference differentiated twice", error=gap)
+
+
+def _natural(trial: Trial, directions: Arrays) -> float:
+    """The first derivative's natural unit along the directions, of which the second is a rest.
+
+    Where a softmax is saturated the first derivative is what rounding left of a cancellation, and
+    that has no derivative.
+    """
+    here = trial.full.both(trial.point)
+    units = trial.limits.natural(trial.point, here.outs, here.claimed)
+    return sum(u * float(np.max(np.abs(v), initial=0.0)) for u, v in zip(units, directions))
 
 
 def _wrong(trial: Trial, names: list[str], gap: float) -> None:
@@ -96,6 +115,7 @@ def _by_differences(trial: Trial, directions: Arrays, claimed: list[np.ndarray])
 
     found, value = slope(first), pairing(ways, claimed)
     limit = 100 * found.error + 1e-4 * max(abs(found.value), abs(value)) + 1e-9 * abs(first(0.0))
+    limit += 1e-9 * _natural(trial, directions)
     step = 1e-6
     ahead, behind = first(step) - first(0.0), first(0.0) - first(-step)
     smooth = abs(ahead - behind) < 1e-2 * (abs(ahead) + abs(behind)) + 1e-12 * abs(first(0.0))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.backprop import unbroadcast
-from functional_bp.check.arrays import farthest, nudged, unit_of
+from functional_bp.check import inputs
+from functional_bp.check.arrays import all_finite, double, farthest, nudged, unit_of
 from functional_bp.check.evaluation import Point, to_numpy
 from functional_bp.check.findings import Finding, Place
 from functional_bp.check.trial import Trial
@@ -186,6 +189,32 @@ def _interleaved(trial: Trial, native: Point, alone: tuple[np.ndarray, ...]) -> 
     return False
 
 
+def _other_inputs(trial: Trial, native: Point) -> Point:
+    """Other arguments of the same shapes and dtypes: numbers, indices, keys."""
+    actives, fixed = inputs.draw(
+        inputs.CLASSES["near"], "drawn", tuple(np.asarray(x) for x in native.actives),
+        tuple(map(inputs.other_key, native.fixed)), np.random.default_rng(11), trial.integer_ranges,
+    )  # fmt: skip
+    cast = lambda new, old: jnp.asarray(new).astype(old.dtype)  # noqa: E731
+    return Point(tuple(map(cast, actives, native.actives)), tuple(map(cast, fixed, native.fixed)),
+                 native.bars)  # fmt: skip
+
+
+def _remembers(
+    trial: Trial, native: Point, compiled: Callable[..., Any], limit: float
+) -> float | None:
+    """How far a call without jit, after calls with other inputs, is from the same one under jit."""
+    other = _other_inputs(trial, native)
+    try:
+        alone, after = to_numpy(compiled(*other)), to_numpy(trial.subject.pull(*other)[1])
+    except Exception:  # the other inputs are outside the domain
+        return None
+    if not all_finite(alone):
+        return None
+    gap = farthest(after, alone)
+    return gap if gap > limit and gap > 30 * _movement(trial, limit / 1e4, other) else None
+
+
 def _jit(trial: Trial, native: Point, eager: tuple[np.ndarray, ...]) -> None:
     subject = trial.subject
     compiled = jax.jit(lambda *parts: subject.pull(*parts)[1])
@@ -205,13 +234,25 @@ def _jit(trial: Trial, native: Point, eager: tuple[np.ndarray, ...]) -> None:
             )
         )
         trial.row("jit", "wrong", "the same call without jit", error=gap, limit=limit)
-    else:
-        trial.row("jit", "right", "the same call without jit", error=gap, limit=limit)
+        return
+    trial.row("jit", "right", "the same call without jit", error=gap, limit=limit)
+    apart = _remembers(trial, native, compiled, limit)
+    if apart is not None:
+        trial.findings.append(
+            Finding(
+                "hidden state",
+                "on other inputs of the same shapes the gradient is not theirs "
+                f"(relative {apart:.1e} from the same call under jit): something of the first "
+                "call's is kept for the later ones",
+                stage="repeated calls",
+            )
+        )
+        trial.row("calls with other inputs", "wrong", "the same call under jit", error=apart)
 
 
-def _movement(trial: Trial, unit: float) -> float:
+def _movement(trial: Trial, unit: float, point: Point | None = None) -> float:
     """How far rounding to a coarser dtype alone moves the gradient, relative."""
-    point = trial.point
+    point = trial.point if point is None else point.cast(double)
     here = trial.full.both(point)
     moved = trial.full.both(point.cast(lambda a: nudged(trial.rng, a, unit)))
     return farthest(moved.true or moved.claimed, here.true or here.claimed)

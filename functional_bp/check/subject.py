@@ -41,6 +41,7 @@ class Subject:
             other claims.
         by_transform: ``pull`` is JAX's reverse mode of ``value``, so that wrapping ``value`` (in
             ``jax.checkpoint``) wraps the claim.
+        symbolic_zeros: the rule is told which arguments and outputs take part.
         source: the person's function whose lines are meant, for messages.
     """
 
@@ -59,6 +60,7 @@ class Subject:
     traceable: bool = True
     only_here: bool = False
     by_transform: bool = False
+    symbolic_zeros: bool = False
     rounding: tuple[float, ...] = ()
     source: Callable[..., Any] | None = None
 

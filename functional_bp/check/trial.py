@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp import _jax
-from functional_bp.check import graphs, inputs
-from functional_bp.check.arrays import normal, single
+from functional_bp.check import graphs, inputs, iterations
+from functional_bp.check.arrays import farthest, normal, single
 from functional_bp.check.diagnosis import diagnose
 from functional_bp.check.evaluation import Evaluation, Point, to_numpy
 from functional_bp.check.findings import Finding, Outcome, Row, worst_entries
+from functional_bp.check.index_ranges import IndexRange, index_ranges
 from functional_bp.check.judging import (
     DifferenceJudge,
     Judgement,
@@ -28,6 +30,7 @@ from functional_bp.errors import compose
 
 LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
 FRESH_TRIES = 6  # draws of a further failing sample
+SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
 
 class Trial:
@@ -56,7 +59,8 @@ class Trial:
         self.is_large = self.size > LARGE
         self.full, self.low, self.point = self._start()
         self.first_call = self._first_call()  # before the claim is traced, lest it remember that
-        self.graph = self._graph()
+        self.graph, self.consts = self._graph()
+        self.integer_ranges = self._integer_ranges()
         self.iterative = self.graph is not None and graphs.has_while(self.graph)
         self.limits = Limits(self.full, self.low, self.rng)
         self.has_reference = subject.reference is not None
@@ -109,17 +113,30 @@ class Trial:
         except Exception:
             return None
 
-    def _graph(self) -> Any:
+    def _graph(self) -> tuple[Any, Sequence[Any]]:
+        """The graph of claim and reference and its constants, None where there is no such thing."""
         subject = self.subject
         if not subject.traceable:
-            return None
+            return None, ()
         try:
             return self.full.graph(self.point)
         except Exception:  # a claim that cannot be traced is judged by the stages themselves
             fun = subject.reference or subject.value
             with self.full.precision():
                 closed = jax.make_jaxpr(fun)(self.point.actives, self.point.fixed)
-            return _jax.open_jaxpr(closed)[0]
+            return _jax.open_jaxpr(closed)
+
+    def _integer_ranges(self) -> list[IndexRange | None]:
+        """For each leaf that is not judged, the integers that make sense there, if it indexes."""
+        subject, point = self.subject, self.point
+        found: dict[int, IndexRange] = {}
+        if subject.fixed and subject.traceable:
+            fun = subject.reference or subject.value
+            with self.full.precision():
+                closed = jax.make_jaxpr(fun)(point.actives, point.fixed)
+            found = index_ranges(_jax.open_jaxpr(closed)[0])
+        first = len(subject.actives)
+        return [found.get(first + k) for k in range(len(subject.fixed))]
 
     @property
     def time_left(self) -> float:
@@ -136,6 +153,24 @@ class Trial:
         rng = np.random.default_rng(7)
         bars = tuple(jnp.asarray(normal(rng, np.zeros(o.shape), o.dtype)) for o in outs)
         return Point(subject.actives, subject.fixed, bars)
+
+    def is_settled(self, point: Point) -> bool:
+        """Whether the forward pass's iterations have converged, if they have at the given point."""
+        if self.graph is None or not iterations.holds_iteration(self.graph):
+            return True
+        with self.full.precision():
+            here, there = (
+                farthest(to_numpy(self._longer(*at.actives, *at.fixed)),
+                         self.full.outs(at.actives, at.fixed))
+                for at in (self.point, point)
+            )  # fmt: skip
+        return here > SETTLED or there <= SETTLED
+
+    @cached_property
+    def _longer(self) -> Callable[..., Any]:
+        """The forward pass with its iterations a step longer, on a flat list of leaves."""
+        fun, count = self.subject.reference or self.subject.value, len(self.subject.actives)
+        return jax.jit(iterations.one_step_more(lambda *xs: fun(xs[:count], xs[count:])))
 
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Random cotangents of the outputs, exact in float32."""
