@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -246,6 +247,9 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
             f"the reference {function_name(reference)} cannot be called with the given arguments",
             got=f"{type(problem).__name__}: {str(problem).splitlines()[0]}",
             expected="a JAX, NumPy or PyTorch function of the same arguments",
+            do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
+            if find_spec("torch") is None
+            else "",
         )
     )
 
