@@ -57,12 +57,8 @@ def gradient_function(
             outs = active_outputs(claimed(*flat.join(actives, fixed))[0])
         return outs, tuple(bars[0] * bar for bar in found(actives, fixed))
 
-    subject = Subject(
-        name=function_name(claimed),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    subject = flat.subject(
+        function_name(claimed),
         value=value,
         pull=pull,
         reference=value,
@@ -156,12 +152,8 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
         ]
         return value(actives, fixed), tuple(bars[0] * bar for bar in found)
 
-    return Subject(
-        name=function_name(fun),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    return flat.subject(
+        function_name(fun),
         value=value,
         pull=pull,
         reference=value,

@@ -88,12 +88,8 @@ def _callable(
     plain = None
     if reference is not None:
         plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))  # noqa: E731
-    return Subject(
-        name=function_name(fun),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    return flat.subject(
+        function_name(fun),
         value=value,
         pull=pull,
         reference=plain,
@@ -236,12 +232,8 @@ def _pair(
         return call(unnamed(kept), shapes[0], bars, flat.actives)
 
     value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])  # noqa: E731
-    subject = Subject(
-        name=function_name(forward),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    subject = flat.subject(
+        function_name(forward),
         value=value,
         pull=pull,
         reference=value,
