@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -223,6 +224,19 @@ def test_pytrees_integers_static_arguments_and_symbolic_zeros() -> None:
     product.defvjp(pair_fwd, lambda kept, z_bar: (z_bar * kept[1], z_bar * kept[0]),
                    symbolic_zeros=True)  # fmt: skip
     assert check(product, X, X + 1).ok
+
+
+def test_defaults_keywords_and_jit_around_a_rule() -> None:
+    @jax.custom_vjp
+    def scaled(x, scale=3.0):
+        return scale * jnp.sin(x)
+
+    scaled.defvjp(lambda x, scale=3.0: (scale * jnp.sin(x), (x, scale)),
+                  lambda kept, y_bar: (kept[1] * jnp.sin(kept[0]) * y_bar, None))  # fmt: skip
+    for subject in (scaled, jax.jit(scaled), functools.partial(scaled, scale=2.0)):
+        (finding,) = check(subject, X, quick=True).findings
+        assert finding.argument == "x"  # the scale's None is not judged: nobody gave one
+        assert finding.repair is not None and "cos" in finding.repair.after
 
 
 def test_complex_arguments() -> None:

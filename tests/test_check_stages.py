@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-import functional_bp.check.checker as checker
+from functional_bp.check import checker, trial
 from functional_bp.check.checker import check
 from functional_bp.check.findings import KINDS
 
@@ -186,14 +186,14 @@ def test_a_diagnosis_that_raises_changes_no_verdict(monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise RuntimeError("no idea")
 
-    monkeypatch.setattr("functional_bp.check.trial.diagnose", broken)
+    monkeypatch.setattr(trial, "diagnose", broken)
     report = check(square(lambda x, y_bar: (3 * x * y_bar,)), X)
     assert report.verdict == "wrong"
     assert "RuntimeError: no idea" in report.findings[0].message
 
 
 def test_a_stage_that_raises_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def second_order(trial: Any) -> None:
+    def second_order(_: Any) -> None:
         raise RuntimeError("no second order today")
 
     monkeypatch.setattr(checker, "FURTHER", (second_order,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -56,12 +57,8 @@ def gradient_function(
             outs = active_outputs(claimed(*flat.join(actives, fixed))[0])
         return outs, tuple(bars[0] * bar for bar in found(actives, fixed))
 
-    subject = Subject(
-        name=function_name(claimed),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    subject = flat.subject(
+        function_name(claimed),
         value=value,
         pull=pull,
         reference=value,
@@ -155,12 +152,8 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
         ]
         return value(actives, fixed), tuple(bars[0] * bar for bar in found)
 
-    return Subject(
-        name=function_name(fun),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    return flat.subject(
+        function_name(fun),
         value=value,
         pull=pull,
         reference=value,
@@ -246,6 +239,9 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
             f"the reference {function_name(reference)} cannot be called with the given arguments",
             got=f"{type(problem).__name__}: {str(problem).splitlines()[0]}",
             expected="a JAX, NumPy or PyTorch function of the same arguments",
+            do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
+            if find_spec("torch") is None
+            else "",
         )
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.dtypes import float0
 
 from functional_bp.check.arrays import Arrays, is_inexact
+from functional_bp.check.subject import Subject
 from functional_bp.graph.names import argument_names
 
 
@@ -74,6 +75,17 @@ class Flattening:
         for i in self.static:
             args[i] = self.args[i]
         return tuple(args)
+
+    def subject(self, name: str, **claim: Any) -> Subject:
+        """The subject of a check that has these leaves."""
+        return Subject(
+            name,
+            self.names,
+            self.actives,
+            self.others,
+            fixed_names=self.fixed_names,
+            **claim,
+        )
 
     def cotangents(self, found: Sequence[Any], actives: Sequence[Any]) -> Arrays:
         """The active leaves' cotangents, from one pytree per argument that is not static.

@@ -35,8 +35,13 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
     Raises:
         TypeError: it is nothing that claims a gradient.
     """
+    keywords: dict[str, Any] = {}
+    if isinstance(getattr(subject, "__wrapped__", None), jax.custom_vjp):  # under jax.jit
+        subject = subject.__wrapped__
+    if isinstance(subject, functools.partial) and isinstance(subject.func, jax.custom_vjp):
+        subject, args, keywords = subject.func, (*subject.args, *args), subject.keywords
     if isinstance(subject, jax.custom_vjp):
-        return _custom_vjp(subject, args)
+        return _custom_vjp(subject, args, keywords)
     if isinstance(subject, jax.custom_jvp):
         static = tuple(subject.nondiff_argnums)
         return _callable(subject, args, reference=subject.fun, static=static)
@@ -67,10 +72,11 @@ def _callable(
     *,
     reference: Callable[..., Any] | None,
     static: Sequence[int] = (),
+    judged: Sequence[int] | None = None,
     transform: Callable[..., Any] = jax.vjp,
 ) -> Subject:
     """A function that JAX (or ``transform``) differentiates by the rule to be checked."""
-    flat = Flattening(fun, args, static=static)
+    flat = Flattening(fun, args, judged, static)
 
     def value(actives: Arrays, fixed: Arrays) -> Arrays:
         return active_outputs(fun(*flat.join(actives, fixed)))
@@ -82,12 +88,8 @@ def _callable(
     plain = None
     if reference is not None:
         plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))  # noqa: E731
-    return Subject(
-        name=function_name(fun),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    return flat.subject(
+        function_name(fun),
         value=value,
         pull=pull,
         reference=plain,
@@ -96,15 +98,16 @@ def _callable(
     )
 
 
-def _custom_vjp(fun: Any, args: Sequence[Any]) -> Subject:
-    static = tuple(fun.nondiff_argnums)
-    subject = _callable(fun, args, reference=fun.fun, static=static)
+def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> Subject:
+    static, judged = tuple(fun.nondiff_argnums), range(len(args))
+    args = _with_defaults(fun.fun, args, keywords)  # as JAX hands them to the rule
+    subject = _callable(fun, args, reference=fun.fun, static=static, judged=judged)
     forward, backward = fun.fwd, fun.bwd
     if forward is None or backward is None:
         raise TypeError(
             compose(f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)")
         )
-    flat = Flattening(fun, args, static=static)
+    flat = Flattening(fun, args, judged, static)
     given = [args[i] for i in static]
     names: list[str] = returned_names(forward)
 
@@ -129,6 +132,18 @@ def _custom_vjp(fun: Any, args: Sequence[Any]) -> Subject:
         subject, residuals=residuals, backward=pull_back, source=backward,
         symbolic_zeros=bool(getattr(fun, "symbolic_zeros", False)),
     )  # fmt: skip
+
+
+def _with_defaults(
+    fun: Callable[..., Any], args: Sequence[Any], keywords: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The arguments by position, completed by the defaults of the function's parameters."""
+    try:
+        bound = inspect.signature(fun).bind(*args, **keywords)
+    except (TypeError, ValueError):  # no signature, or arguments that do not fit: told later
+        return tuple(args)
+    bound.apply_defaults()
+    return tuple(args) if bound.kwargs else bound.args
 
 
 class _Perturbed:
@@ -223,12 +238,8 @@ def _pair(
         return call(unnamed(kept), shapes[0], bars, flat.actives)
 
     value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])  # noqa: E731
-    subject = Subject(
-        name=function_name(forward),
-        names=flat.names,
-        actives=flat.actives,
-        fixed=flat.others,
-        fixed_names=flat.fixed_names,
+    subject = flat.subject(
+        function_name(forward),
         value=value,
         pull=pull,
         reference=value,

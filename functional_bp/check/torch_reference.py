@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.check.arrays import Arrays
@@ -21,9 +22,20 @@ def read(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> S
     except ImportError:
         return None
 
+    def tensor(array: Any) -> Any:
+        host = np.array(array)
+        if host.dtype == jnp.bfloat16:  # NumPy has it from JAX, PyTorch does not read it from there
+            return torch.from_numpy(host.astype(np.float32)).to(torch.bfloat16)
+        return torch.from_numpy(host)
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach().resolve_conj()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.float().numpy().astype(jnp.bfloat16)
+        return tensor.numpy()
+
     def tensors(arrays: Any, judged: bool) -> list[Any]:
-        made = [torch.from_numpy(np.array(a)) for a in arrays]
-        return [t.requires_grad_() if judged else t for t in made]
+        return [tensor(a).requires_grad_() if judged else tensor(a) for a in arrays]
 
     def outputs(actives: list[Any], fixed: list[Any]) -> list[Any]:
         found = jax.tree.leaves(reference(*flat.join(actives, fixed)))
@@ -31,16 +43,16 @@ def read(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> S
 
     def values(actives: Any, fixed: Any) -> list[np.ndarray]:
         with torch.no_grad():
-            return [t.numpy() for t in outputs(tensors(actives, False), tensors(fixed, False))]
+            return [array(t) for t in outputs(tensors(actives, False), tensors(fixed, False))]
 
     def pulled(actives: Any, fixed: Any, bars: Any) -> list[np.ndarray]:
         inputs = tensors(actives, True)
         outs = outputs(inputs, tensors(fixed, False))
-        seeds = [torch.from_numpy(np.array(b)).to(o.dtype) for b, o in zip(bars, outs)]
+        seeds = [tensor(b).to(o.dtype) for b, o in zip(bars, outs)]
         conjugate = [s.conj() if s.is_complex() else s for s in seeds]
         found = torch.autograd.grad(outs, inputs, conjugate, allow_unused=True)
         kept = [torch.zeros_like(x) if f is None else f for x, f in zip(inputs, found)]
-        return [np.conj(t.numpy()) if t.is_complex() else t.numpy() for t in kept]
+        return [np.conj(array(t)) for t in kept]  # PyTorch's complex gradients are conjugated
 
     try:
         values(subject.actives, subject.fixed)
