@@ -68,7 +68,7 @@ def _follow(
 def _selected(eqn: JaxprEqn, counting: Mapping[Var, int]) -> list[tuple[int, int]]:
     """The operands that select something, by position, and from how many."""
     name, params = eqn.primitive.name, eqn.params
-    shape: tuple[int, ...] = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+    shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
     if name == "gather":
         return [(1, min(shape[d] for d in params["dimension_numbers"].start_index_map))]
     if name.startswith("scatter"):
