@@ -48,7 +48,9 @@ def sites(
             before.append(slot)
     for index, equation in order:
         for body, inner in bodies(equation, values):
-            yield from sites(body, inner, -1, names, sizes, thresholds, (), within)
+            made = [s for e in program.equations[:index] if not is_alias(e) for s in e.results[:1]]
+            both = {**values, **inner}
+            yield from sites(body, both, -1, names, sizes, thresholds, (*before, *made), within)
         if within is not None and equation.key not in within:
             continue
         found = expression(equation.spans, home)
@@ -126,6 +128,11 @@ def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> fr
 
     walk(program, tainted)
     return frozenset(key for key, function in mine.items() if function in functions)
+
+
+def all_keys(program: Program) -> frozenset[int]:
+    """What the equations are known by, those in bodies included."""
+    return frozenset(key for e in program.equations for key in (e.key, *e.inside))
 
 
 def thresholds_of(program: Program) -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jax import lax
 
 from functional_bp.check.diagnosis.repairs.constants import shown
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
@@ -26,6 +27,10 @@ def _softmax(x: Any) -> Any:
     return e / e.sum(-1, keepdims=True)
 
 
+def _of_jax(name: str) -> Callable[..., Any]:
+    return lambda x: np.asarray(getattr(lax, name)(x))
+
+
 # fmt: off
 UNARY: dict[str, tuple[Callable[..., Any], str]] = {
     "exp": (np.exp, "jnp.exp({0})"), "log": (np.log, "jnp.log({0})"),
@@ -40,6 +45,12 @@ UNARY: dict[str, tuple[Callable[..., Any], str]] = {
     "1 -": (lambda x: 1 - x, "1 - {0}"), "1 /": (lambda x: 1 / x, "1 / {0}"),
     "1 - square": (lambda x: 1 - x * x, "1 - {0} ** 2"),
     "softmax": (_softmax, "jax.nn.softmax({0}, axis=-1)"),
+}
+SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
+    "digamma": (_of_jax("digamma"), "jax.scipy.special.digamma({0})"),
+    "lgamma": (_of_jax("lgamma"), "jax.scipy.special.gammaln({0})"),
+    "erf": (_of_jax("erf"), "jax.scipy.special.erf({0})"),
+    "erfc": (_of_jax("erfc"), "jax.scipy.special.erfc({0})"),
 }
 # fmt: on
 
@@ -173,12 +184,34 @@ def compare(site: Site) -> Iterator[Edit]:
 def unary(site: Site) -> Iterator[Edit]:
     """A function of one value: another one, or none."""
     yield site.edit("wrong function", "should not be applied", lambda x: x, 1, write="_a")
-    for name, (function, template) in UNARY.items():
+    known = {**UNARY, **SPECIAL} if site.equation.name in SPECIAL else UNARY
+    for name, (function, template) in known.items():
         if name != site.equation.name:
             yield site.edit(
                 "wrong function", f"should be {template.format('x')}, not {site.equation.name}(x)",
-                function, 0.6, write=template.format("_a"),
+                function, 2.2 if name == "softmax" else 0.6, write=template.format("_a"),
             )  # fmt: skip
+
+
+def conjugated(site: Site) -> Iterator[Edit]:
+    """A complex operand or result, conjugated."""
+    if site.result.dtype.kind == "c" and site.last and site.equation.name != "conj":
+        yield site.edit(
+            "wrong function", "{_e} should be conjugated", lambda *a: np.conj(site.again(a)), 1.2,
+            write="jnp.conj(_e)",
+        )  # fmt: skip
+    if site.equation.name in ("add", "sub", "mul", "div", "dot_general"):
+        for position, x in enumerate(site.operands):
+            if in_scope(x) and x.dtype.kind == "c":
+                yield site.operand_edit(
+                    position, "wrong function", "{x} should be conjugated", np.conj, 0.9,
+                    "jnp.conj(_x)",
+                )  # fmt: skip
+
+
+def plain(site: Site) -> Iterator[Edit]:
+    """A conjugate or a real part that does not belong there."""
+    yield site.edit("wrong function", "should not be conjugated", lambda x: x, 0.5, write="_a")
 
 
 def wrapped(site: Site) -> Iterator[Edit]:
@@ -192,9 +225,10 @@ def wrapped(site: Site) -> Iterator[Edit]:
             for position, x in enumerate(site.operands):
                 if in_scope(x) and np.ndim(x) > 0:
                     complement = name == "square" and site.equation.name == "sub"
+                    rank = 1.1 if complement else 3.5 if name == "softmax" else 3
                     yield site.operand_edit(
                         position, kind, f"{{x}} should be {template.format('{x}')}", function,
-                        1.1 if complement else 3, template.format("_x"),
+                        rank, template.format("_x"),
                     )  # fmt: skip
         elif site.last:
             yield site.edit(
