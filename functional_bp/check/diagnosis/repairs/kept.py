@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 
 from functional_bp.check.diagnosis.repairs.aliases import COPY
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span
@@ -25,7 +26,7 @@ def marked(kept: Any) -> Any:
     """The residuals, each under a name of its own."""
     leaves, tree = jax.tree_util.tree_flatten(kept)
     named = [
-        checkpoint_name(leaf, f"{PREFIX}{i}") if isinstance(leaf, jax.core.Tracer) else leaf
+        checkpoint_name(leaf, f"{PREFIX}{i}") if isinstance(leaf, Tracer) else leaf
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree_util.tree_unflatten(tree, named)

@@ -26,6 +26,7 @@ from functional_bp.check.diagnosis.repairs.repeats import twins
 from functional_bp.check.diagnosis.repairs.sites import (
     all_keys,
     backward_keys,
+    coarsest,
     sites,
     sizes_of,
     thresholds_of,
@@ -329,7 +330,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
 
     trial = Trial(program, draw, disagreement.argument, deadline)
     outs = program.outs(trial.point(0).values)
-    if not agrees(outs, given.claimed):
+    if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
     home = home_of(subject.source)
     right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
@@ -367,14 +368,17 @@ def _numeric(tree: Any) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, np.ndarray | np.generic)]
 
 
-def agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
+def agrees(outs: Sequence[Any], claimed: Sequence[Any], tolerance: float = 1e-4) -> bool:
     """Whether the program computes what was claimed, so that its faults are the claim's."""
     return len(outs) == len(claimed) and all(
         np.shape(a) == np.shape(b)
-        and np.allclose(a, b, 1e-4, 1e-6 * (1 + float(np.nan_to_num(np.abs(b)).max(initial=0.0))),
-                        equal_nan=True)
+        and np.allclose(a, b, tolerance, 1e-2 * tolerance * (1 + _largest(b)), equal_nan=True)
         for a, b in zip(outs, claimed)
-    )  # fmt: skip
+    )
+
+
+def _largest(x: Any) -> float:
+    return float(np.nan_to_num(np.abs(x)).max(initial=0.0))
 
 
 def _given_names(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from functional_bp._jax import scan_counts
@@ -133,6 +134,17 @@ def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> fr
 def all_keys(program: Program) -> frozenset[int]:
     """What the equations are known by, those in bodies included."""
     return frozenset(key for e in program.equations for key in (e.key, *e.inside))
+
+
+def coarsest(program: Program) -> float:
+    """The spacing of the coarsest floating-point format that values are cast to."""
+    found = 0.0
+    for equation in program.equations:
+        to = equation.params.get("new_dtype")
+        if equation.name == "convert_element_type" and jnp.issubdtype(to, np.inexact):
+            found = max(found, float(jnp.finfo(to).eps))
+        found = max([found, *map(coarsest, equation.bodies)])
+    return found
 
 
 def thresholds_of(program: Program) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -191,6 +192,18 @@ def unary(site: Site) -> Iterator[Edit]:
                 "wrong function", f"should be {template.format('x')}, not {site.equation.name}(x)",
                 function, 2.2 if name == "softmax" else 0.6, write=template.format("_a"),
             )  # fmt: skip
+
+
+def cast(site: Site) -> Iterator[Edit]:
+    """A cast to a coarser format, dropped."""
+    (x,), to = site.operands, np.dtype(site.equation.params["new_dtype"])
+    coarser = jnp.issubdtype(to, np.inexact) and to.itemsize < x.dtype.itemsize
+    if in_scope(x) and coarser:
+        is_cast = site.expression is not None and site.expression.spelling == "astype"
+        yield site.edit(
+            "precision", f"{{_e}} is rounded to {to.name}: leave out the cast", lambda x: x, -0.5,
+            write=(lambda e: e.written("_a")) if is_cast else "",
+        )  # fmt: skip
 
 
 def conjugated(site: Site) -> Iterator[Edit]:

@@ -25,6 +25,7 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     **{name: (arithmetic.compare,) for name in arithmetic.COMPARISONS},
     **{name: (arithmetic.unary,) for name in arithmetic.UNARY if name not in ("square", "neg")},
     **{name: (arithmetic.unary,) for name in arithmetic.SPECIAL}, "conj": (arithmetic.plain,),
+    "convert_element_type": (arithmetic.cast,),
     **{name: (arrangement.cumulative,) for name in (
         "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
     )},
