@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from functional_bp.check.diagnosis.corrections import correction
 from functional_bp.check.diagnosis.lines import line_of_cotangent, line_of_overflow, lines_of
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.diagnosis.repairs.drops import drops
 from functional_bp.check.diagnosis.repairs.search import Found, repairs
-from functional_bp.check.findings import Place
+from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
 
 __all__ = ["compose", "describe_values", "diagnose"]
 __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
 
+PLAIN = 1.5  # the cost of a hypothesis that needs no others
 SHARE_OF_NUMBERS, SHARE_OF_REPAIRS = 0.3, 0.8  # of the time, by the end of each search
 
 
@@ -36,7 +39,11 @@ def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
     now = time.monotonic()
     until = lambda share: now + share * (deadline - now)  # noqa: E731
     seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
-    edits: list[Found] = _guarded(repairs, disagreement, until(SHARE_OF_REPAIRS))
+    # What the numbers explain plainly is not two faults.
+    several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
+    edits: list[Found] = _guarded(
+        partial(repairs, several=several), disagreement, until(SHARE_OF_REPAIRS)
+    )
     lost: list[Found] = [] if edits else _guarded(drops, disagreement, deadline)
     return compose(disagreement, seen, edits, lost)
 
@@ -56,7 +63,18 @@ def compose(
     if edits:
         where = edits[0].place or _line(disagreement, first.kind)
         return Diagnosis(first.kind, message, others, where, edits[0].repair)
-    return Diagnosis(first.kind, message, others, _line(disagreement, first.kind))
+    repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
+    where = _line(disagreement, first.kind)
+    if repair is not None and where is None:
+        where = repair.place
+    return Diagnosis(first.kind, message, others, where, repair)
+
+
+def _corrected(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:
+    try:
+        return correction(disagreement, seen)
+    except Exception:  # a formula that cannot be written down is told in words alone
+        return None
 
 
 def _line(disagreement: Disagreement, kind: str) -> Place | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, trace
+from functional_bp.check.diagnosis.repairs.sites import thresholds_of
 from functional_bp.check.diagnosis.repairs.source import Source, expression, home_of, read
 from functional_bp.check.findings import Place
 from functional_bp.check.subject import Arrays, Subject
@@ -48,6 +50,24 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
             return place
     returned = _returns(subject)
     return returned[-1] if returned else None
+
+
+def cotangent_as_written(subject: Subject, name: str) -> tuple[Place, str] | None:
+    """The expression that an argument's cotangent is, and its line; None where it is not known."""
+    program, home = _program(subject), home_of(subject.source)
+    if program is None:
+        return None
+    judged = program.outputs[subject.names.index(name)]
+    maker = next((e for e in program.equations if judged in e.results), None)
+    made = None if maker is None else expression(maker.spans, home)
+    if made is not None and made.span.file == home and made.text:
+        return made.place, made.text
+    for place, node in _statements(subject):
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
+            parts = [part for part in node.value.elts if ast.unparse(part) != "None"]
+            if len(parts) == len(subject.names):
+                return place, ast.unparse(parts[subject.names.index(name)])
+    return None
 
 
 def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Place, ...]:
@@ -94,6 +114,12 @@ def line_of_overflow(
     return None
 
 
+def thresholds_in_code(subject: Subject) -> tuple[float, ...]:
+    """The numbers that the backward pass, or what it keeps, is compared with."""
+    program = _program(subject)
+    return () if program is None else tuple(thresholds_of(program))
+
+
 def _program(
     subject: Subject,
     actives: Arrays | None = None,
@@ -138,7 +164,7 @@ def _equations_of(
     wide: bool = False,
 ) -> Iterator[Place | None]:
     """The lines of certain equations that feed a cotangent, the last first."""
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
+    with jax.enable_x64(True) if wide else nullcontext():
         actives = tuple(_widened(x) for x in subject.actives) if wide else None
         program = _program(subject, actives)
         if program is None:

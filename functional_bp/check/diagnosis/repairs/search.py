@@ -6,7 +6,7 @@ import ast
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ from functional_bp.check.subject import Disagreement, Sample
 SHOWN = 3
 COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
 PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
+FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
 LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
 
 
@@ -68,10 +69,10 @@ class Candidate:
     rank: float
 
 
-def repairs(disagreement: Disagreement, deadline: float) -> list[Found]:
+def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
-    ``deadline`` is a time of ``time.monotonic()``.
+    ``deadline`` is a time of ``time.monotonic()``; two edits at once are looked for if ``several``.
     """
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[Search, list[Candidate]]] = []
@@ -79,14 +80,17 @@ def repairs(disagreement: Disagreement, deadline: float) -> list[Found]:
             search = _prepare(disagreement, deadline, whole)
             if search is None:
                 continue
-            searches.append((search, search.one()))
+            found = search.one()
+            if whole and searches:  # a fault in the backward pass is likelier
+                found = [replace(c, rank=c.rank + FARTHER) for c in found]
+            searches.append((search, found))
             if any(c.rank <= PLAUSIBLE for c in searches[-1][1]):
                 break
         best = min((c.rank for _, found in searches for c in found), default=np.inf)
         for search, found in searches:
             if found and found[0].rank == best:
                 return search.reported([(c,) for c in found])
-        return searches[0][0].two() if searches else []
+        return searches[0][0].two() if searches and several else []
 
 
 class Search:

@@ -49,14 +49,14 @@ def sites(
             before.append(slot)
     for index, equation in order:
         for body, inner in bodies(equation, values):
-            made = [s for e in program.equations[:index] if not is_alias(e) for s in e.results[:1]]
+            made = [s for e in program.equations[:index] if not is_alias(e) for s in e.results]
             both = {**values, **inner}
             yield from sites(body, both, -1, names, sizes, thresholds, (*before, *made), within)
         if within is not None and equation.key not in within:
             continue
         found = expression(equation.spans, home)
         earlier = [e for e in program.equations[:index] if not is_alias(e)]
-        made = [s for e in earlier for s in e.results[:1]]
+        made = [s for e in earlier for s in e.results]
         if found is not None and is_alias(equation):
             found = replace(found, alias=use_of(equation) is None)
         span = None if found is None else found.span
@@ -140,7 +140,7 @@ def coarsest(program: Program) -> float:
     """The spacing of the coarsest floating-point format that values are cast to."""
     found = 0.0
     for equation in program.equations:
-        to = equation.params.get("new_dtype")
+        to: Any = equation.params.get("new_dtype")
         if equation.name == "convert_element_type" and jnp.issubdtype(to, np.inexact):
             found = max(found, float(jnp.finfo(to).eps))
         found = max([found, *map(coarsest, equation.bodies)])

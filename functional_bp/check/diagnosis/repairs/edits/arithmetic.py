@@ -24,6 +24,8 @@ USUAL_THRESHOLDS = (0.0, 1.0, -1.0, 0.5, 2.0, 3.0, 6.0)
 
 
 def _softmax(x: Any) -> Any:
+    if np.ndim(x) == 0 or np.shape(x)[-1] < 2:
+        raise ValueError("the softmax of one entry is 1 whatever it is")
     e = np.exp(x - np.max(x, -1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
@@ -115,12 +117,17 @@ def extreme(site: Site) -> Iterator[Edit]:
     other, function = (
         ("minimum", np.minimum) if site.equation.name == "max" else ("maximum", np.maximum)
     )
+    bounded = site.is_literal(0) or site.is_literal(1)
     yield site.edit(
-        "wrong function", f"should be the {other}", function,
+        "wrong function", f"should be the {other}", function, 0.8 if bounded else 0.0,
         write=lambda e: e.called(other) if e.spelling.endswith("imum") else None,
     )  # fmt: skip
     for kept in (0, 1):
-        yield site.edit("region", "the bound does not belong here", lambda *x, k=kept: x[k], 1)
+        bound = site.is_literal(1 - kept)
+        yield site.edit(
+            "region", "the bound does not belong here", lambda *x, k=kept: x[k],
+            0.2 if bound else 1, write=f"_{'ab'[kept]}",
+        )  # fmt: skip
 
 
 def exponent(site: Site) -> Iterator[Edit]:
@@ -202,7 +209,7 @@ def cast(site: Site) -> Iterator[Edit]:
         is_cast = site.expression is not None and site.expression.spelling == "astype"
         yield site.edit(
             "precision", f"{{_e}} is rounded to {to.name}: leave out the cast", lambda x: x, -0.5,
-            write=(lambda e: e.written("_a")) if is_cast else "",
+            write=(lambda e: e.written("_a", {})) if is_cast else "",
         )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     "scan": (arrangement.scan,),
     "scatter": (arrangement.scatter,), "slice": (arrangement.gathered,),
     "pad": (arrangement.pad,), "concatenate": (arrangement.concatenate,),
+    "stack": (arrangement.concatenate,),
     "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
     "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
 }
