@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from functional_bp.check.diagnosis.patterns import hypotheses
-from functional_bp.check.diagnosis.samples import wrong_entries
 
+from functional_bp.check.diagnosis.numbers.samples import wrong_entries
+from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.findings import KINDS
 from functional_bp.check.subject import Disagreement, Sample, Subject
 

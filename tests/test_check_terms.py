@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
-from functional_bp.check.diagnosis.numbers import patterns
+from functional_bp.check.diagnosis.numbers import search as searches
 from functional_bp.check.diagnosis.numbers.samples import gather
 from functional_bp.check.subject import Disagreement
 
@@ -176,9 +176,9 @@ def test_a_target_that_was_forgotten() -> None:
     assert (found.kind, "missing: − 2/21 · t · y_bar" in found.message) == ("missing term", True)
 
 
-@pytest.mark.parametrize("search", [*patterns.PLAIN, *patterns.PARTIAL, *patterns.FORMULAS,
-                                    *patterns.LAST], ids=lambda search: search.__name__)
-def test_no_search_fails(search: patterns.Search) -> None:
+@pytest.mark.parametrize("search", [*searches.PLAIN, *searches.PARTIAL, *searches.FORMULAS,
+                                    *searches.LAST], ids=lambda search: search.__name__)
+def test_no_search_fails(search: searches.Search) -> None:
     """What a search raises is kept from the verdict, and would go unseen elsewhere."""
     centred = lambda x, gamma, beta: {"x": x, "mean": x.mean(-1, keepdims=True)}  # noqa: E731
     for disagreement in (

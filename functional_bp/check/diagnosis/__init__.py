@@ -11,22 +11,26 @@ Three searches, each verified on fresh inputs before it is told:
 
 from __future__ import annotations
 
-import linecache
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
-from functional_bp import _jax
+from functional_bp.check.diagnosis.corrections import correction
+from functional_bp.check.diagnosis.lines import line_of_cotangent, line_of_overflow, lines_of
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.diagnosis.repairs.drops import drops
 from functional_bp.check.diagnosis.repairs.search import Found, repairs
-from functional_bp.check.findings import Place
+from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
 
+__all__ = ["compose", "describe_values", "diagnose"]
+__all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
+
+PLAIN = 1.5  # the cost of a hypothesis that needs no others
 SHARE_OF_NUMBERS, SHARE_OF_REPAIRS = 0.3, 0.8  # of the time, by the end of each search
 
 
@@ -35,7 +39,11 @@ def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
     now = time.monotonic()
     until = lambda share: now + share * (deadline - now)  # noqa: E731
     seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
-    edits: list[Found] = _guarded(repairs, disagreement, until(SHARE_OF_REPAIRS))
+    # What the numbers explain plainly is not two faults.
+    several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
+    edits: list[Found] = _guarded(
+        partial(repairs, several=several), disagreement, until(SHARE_OF_REPAIRS)
+    )
     lost: list[Found] = [] if edits else _guarded(drops, disagreement, deadline)
     return compose(disagreement, seen, edits, lost)
 
@@ -47,16 +55,44 @@ def compose(
     told = [*(f.message for f in edits), *(h.message for h in seen), *(f.message for f in lost)]
     told = list(dict.fromkeys(told))
     if not told:
-        where = line_of_cotangent(disagreement.subject, _name(disagreement))
-        return Diagnosis(where=where)
+        return Diagnosis(where=_line(disagreement, "other"))
     first = edits[0] if edits else seen[0] if seen else lost[0]
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)
     if edits:
-        return Diagnosis(first.kind, message, others, edits[0].place, edits[0].repair)
-    where = line_of_cotangent(disagreement.subject, _name(disagreement))
-    return Diagnosis(first.kind, message, others, where)
+        where = edits[0].place or _line(disagreement, first.kind)
+        return Diagnosis(first.kind, message, others, where, edits[0].repair)
+    repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
+    where = _line(disagreement, first.kind)
+    if repair is not None and where is None:
+        where = repair.place
+    return Diagnosis(first.kind, message, others, where, repair)
+
+
+def _corrected(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:
+    try:
+        return correction(disagreement, seen)
+    except Exception:  # a formula that cannot be written down is told in words alone
+        return None
+
+
+def _line(disagreement: Disagreement, kind: str) -> Place | None:
+    """The line of a fault that no edit has named, as far as the graph tells."""
+    subject, given, name = disagreement.subject, disagreement.given, _name(disagreement)
+    try:
+        if kind in ("not finite", "overflow"):
+            place = line_of_overflow(subject, given.actives, given.fixed, given.bars)
+            if place is not None:
+                return place
+        if kind in ("region", "repeats", "precision", "wrong operand"):
+            places = lines_of(subject, kind, name)
+            if places:
+                return places[0]
+        right = [n for n, mask in zip(subject.names, disagreement.masks) if not np.any(mask)]
+        return line_of_cotangent(subject, name, right)
+    except Exception:  # a line is a help, and no more
+        return None
 
 
 def _guarded(search: Callable[..., list[Any]], disagreement: Disagreement, until: float) -> Any:
@@ -71,22 +107,6 @@ def _guarded(search: Callable[..., list[Any]], disagreement: Disagreement, until
 
 def _name(disagreement: Disagreement) -> str:
     return disagreement.subject.names[disagreement.argument]
-
-
-def line_of_cotangent(subject: Subject, name: str) -> Place | None:
-    """The line of the backward pass that makes an argument's cotangent, None if unknown."""
-    if subject.backward is None or subject.residuals is None:
-        return None
-    try:
-        outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
-        kept = jax.eval_shape(subject.residuals, subject.actives, subject.fixed)
-        closed = jax.make_jaxpr(subject.backward)(kept, subject.fixed, tuple(outs))
-    except Exception:  # a backward pass that cannot be traced has no graph to look in
-        return None
-    jaxpr, _ = _jax.open_jaxpr(closed)
-    wanted = jaxpr.outvars[subject.names.index(name)]
-    line = next((_jax.source_line(e) for e in jaxpr.eqns if wanted in e.outvars), None)
-    return None if line is None else Place(*line, linecache.getline(*line).strip())
 
 
 def describe_values(name: str, claimed: np.ndarray, true: np.ndarray) -> tuple[str, str]:

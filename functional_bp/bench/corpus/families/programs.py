@@ -209,7 +209,7 @@ SAFE_LOG = operation(
           elsewhere=lambda rng: (0 * uniform(rng, 0.3, 3.0, 8),)),
     fault(("precision", "extra term", "missing factor"), "x", "y_bar / jnp.where(inside, x, 1.0)",
           "y_bar / (jnp.where(inside, x, 1.0) + 1e-6)"),
-    fault("region", "x", "y_bar / jnp.where(inside, x, 1.0)",
+    fault(("region", "not linear"), "x", "y_bar / jnp.where(inside, x, 1.0)",
           "jnp.clip(y_bar / jnp.where(inside, x, 1.0), -1e3, 1e3)",
           elsewhere=lambda rng: (uniform(rng, 1e-6, 1e-5, 8),)),
 )  # fmt: skip

@@ -162,7 +162,7 @@ POWER_SPECTRUM = operation(
           "size * jnp.real(jnp.fft.ifft(full))", "size * jnp.fft.irfft(2.0 * y_bar * f, n=size)"),
     fault("wrong function", "x", "size * jnp.real(jnp.fft.ifft(full))",
           "size * jnp.imag(jnp.fft.ifft(full))"),
-    fault(("wrong operand", "missing factor"), "x", "set(2.0 * y_bar * f)",
+    fault(("wrong operand", "wrong function", "missing factor"), "x", "set(2.0 * y_bar * f)",
           "set(2.0 * y_bar * jnp.abs(f))"),
     fault("precision", "x", "set(2.0 * y_bar * f)", "set(2.0 * y_bar * f.astype(jnp.complex64))"),
 )  # fmt: skip

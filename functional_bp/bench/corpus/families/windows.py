@@ -159,7 +159,7 @@ MEAN_POOL = operation(
     fault(("mean or sum", "factor"), "x", " / 4.0", ""),
     fault("permutation", "x", "jnp.repeat(rows, 2, axis=1)", "jnp.tile(rows, (1, 2))"),
     fault("transpose", "x", "jnp.repeat(y_bar, 2, axis=0)", "jnp.repeat(y_bar.T, 2, axis=0)"),
-    fault("precision", "x", "jnp.repeat(y_bar, 2, axis=0)",
+    fault(("precision", "not linear"), "x", "jnp.repeat(y_bar, 2, axis=0)",
           "jnp.repeat(y_bar.astype(jnp.float16).astype(y_bar.dtype), 2, axis=0)"),
     fault(("not linear", "region"), "x", "axis=1) / 4.0,)", "axis=1).clip(-0.5, 0.5) / 4.0,)"),
 )  # fmt: skip

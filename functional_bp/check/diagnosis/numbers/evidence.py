@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from functional_bp.check.diagnosis.lines import thresholds_in_code
 from functional_bp.check.diagnosis.numbers.hypothesis import unexplained
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
@@ -79,6 +80,11 @@ class Evidence:
     def cases(self) -> tuple[Case, ...]:
         """All cases, the given one first."""
         return (self.given, *self.fresh)
+
+    @cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """The numbers that the claim compares with."""
+        return thresholds_in_code(self.subject)
 
     @property
     def large(self) -> bool:

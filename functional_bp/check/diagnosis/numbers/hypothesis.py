@@ -27,6 +27,7 @@ class Hypothesis:
         cost: how much was assumed; of two that explain, the cheaper is likelier the fault.
         fresh_samples: how many samples besides the given one it was verified on.
         details: further facts, one sentence each.
+        added: true − claimed as a formula, where that is what was found.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Hypothesis:
     cost: float = 1.0
     fresh_samples: int = 0
     details: tuple[str, ...] = ()
+    added: str = ""
 
 
 def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:

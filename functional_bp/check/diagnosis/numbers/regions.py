@@ -34,7 +34,7 @@ def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
         if pooled is None:
             continue
         values, wrong = pooled
-        for separation in separations(values, wrong):
+        for separation in separations(values, wrong, evidence.thresholds):
             if separation.chance * looked < CHANCE:
                 cost = 1.5 + 0.01 * looked + 3 * max(0.0, part - 0.5)
                 found.append(_region(evidence, separation.condition.format(text), cost))

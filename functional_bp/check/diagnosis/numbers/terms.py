@@ -190,7 +190,8 @@ def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
         kind, message = difference(evidence.argument, gap, true, claimed)
         # A part of a whole that is known is likelier, and most so one part in another's place.
         cost -= 0.3 if kind in ("missing term", "extra term") else 1.0
-    return [Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))]
+    count = len(evidence.fresh)
+    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=joined(gap))]
 
 
 def _compared(search: Search) -> list[Hypothesis]:
@@ -210,7 +211,9 @@ def _compared(search: Search) -> list[Hypothesis]:
     cost = 0.9 + 0.25 * (truths[0].cost + claims[0].cost)
     cost += 1.5 if true.term.difference or claimed.term.difference else 0.0
     cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
-    return [Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))]
+    gap = joined([true, search.weight(ends[1][0], -ends[1][1])])
+    count = len(evidence.fresh)
+    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=gap)]
 
 
 def _truth(search: Search, fit: Fit) -> Fit | None:

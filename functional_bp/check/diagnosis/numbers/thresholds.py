@@ -22,8 +22,13 @@ class Separation:
     chance: float
 
 
-def separations(values: np.ndarray, wrong: np.ndarray) -> Iterator[Separation]:
-    """The conditions on ``values`` that tell wrong entries from right ones."""
+def separations(
+    values: np.ndarray, wrong: np.ndarray, known: Sequence[float] = ()
+) -> Iterator[Separation]:
+    """The conditions on ``values`` that tell wrong entries from right ones.
+
+    ``known`` are thresholds that stand in the code: of all that separate, they are preferred.
+    """
     bad, good = values[wrong], values[~wrong]
     if bad.size == 0 or good.size == 0:
         return
@@ -43,26 +48,33 @@ def separations(values: np.ndarray, wrong: np.ndarray) -> Iterator[Separation]:
         return
     low, high = float(bad_levels[0]), float(bad_levels[-1])
     if high < good_levels[0]:
-        text = "{} < " + number(round_between(high, float(good_levels[0])))
+        text = "{} < " + number(round_between(high, float(good_levels[0]), known=known))
         yield Separation(text, 2 / ways)
     elif low > good_levels[-1]:
-        text = "{} > " + number(round_between(float(good_levels[-1]), low, up=False))
+        text = "{} > " + number(round_between(float(good_levels[-1]), low, up=False, known=known))
         yield Separation(text, 2 / ways)
     elif low == high:
         # An exact value is hit often or it is special; one entry in the middle is neither.
         special = low == 0 or bad.size > 2
         yield Separation("{} = " + number(low), 0.0 if special else 1.0)
     else:
-        start = round_between(float(good_levels[good_levels < low][-1]), low, up=False)
-        stop = round_between(high, float(good_levels[good_levels > high][0]))
+        before, after = good_levels[good_levels < low], good_levels[good_levels > high]
+        start = round_between(float(before[-1]), low, up=False, known=known)
+        stop = round_between(high, float(after[0]), known=known)
         text = f"{number(start)} < {{}} < {number(stop)}"
         yield Separation(text, (levels - wrongs + 1) / ways)
 
 
-def round_between(low: float, high: float, up: bool = True) -> float:
-    """The roundest number in ``(low, high]``, or in ``[low, high)`` where ``up`` is False."""
+def round_between(low: float, high: float, up: bool = True, known: Sequence[float] = ()) -> float:
+    """The roundest number in ``(low, high]``, or in ``[low, high)`` where ``up`` is False.
+
+    A ``known`` number that lies there comes first.
+    """
     if not up:
-        return -round_between(-high, -low)
+        return -round_between(-high, -low, known=[-k for k in known])
+    between = [k for k in known if low < k <= high]
+    if between:
+        return float(between[0])
     if low < 0 <= high:
         return 0.0
     exponent = math.floor(math.log10(max(abs(low), abs(high)))) + 1

@@ -67,9 +67,9 @@ def _dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
     free = [a.shape[i] for i in a_free], [b.shape[i] for i in b_free]
     inner = int(np.prod([a.shape[i] for i in a_sum], dtype=int))
     count = [int(np.prod(sizes, dtype=int)) for sizes in free]
-    a = a.transpose(*a_batch, *a_free, *a_sum).reshape(*batch, count[0], inner)
-    b = b.transpose(*b_batch, *b_sum, *b_free).reshape(*batch, inner, count[1])
-    return (a @ b).reshape(*batch, *free[0], *free[1])
+    a = a.transpose((*a_batch, *a_free, *a_sum)).reshape(*batch, count[0], inner)
+    b = b.transpose((*b_batch, *b_sum, *b_free)).reshape(*batch, inner, count[1])
+    return (a @ b).reshape((*batch, *free[0], *free[1]))
 
 
 def _reduction(function: Operation) -> Operation:

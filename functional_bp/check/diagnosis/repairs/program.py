@@ -82,9 +82,14 @@ class Program:
     literals: frozenset[int] = frozenset()
     names: dict[int, tuple[Name, ...]] = field(default_factory=dict)
 
-    def run(self, inputs: Sequence[Any], changes: Mapping[int, Change] | None = None) -> Values:
-        """The value of every slot outside the bodies."""
-        values = dict(self.constants)
+    def run(
+        self,
+        inputs: Sequence[Any],
+        changes: Mapping[int, Change] | None = None,
+        outer: Values | None = None,
+    ) -> Values:
+        """The value of every slot outside the bodies; a body's changes may read ``outer`` ones."""
+        values = {**(outer or {}), **self.constants}
         values.update(zip(self.inputs, inputs))
         for equation in self.equations:
             values.update(zip(equation.results, _step(equation, values, changes or {})))
@@ -114,21 +119,26 @@ def _step(equation: Equation, values: Values, changes: Mapping[int, Change]) -> 
     if change is not None:
         made = change(operands, values)
         return made if isinstance(made, list) else [np.asarray(made)]
-    return compute(equation, operands, changes)
+    return compute(equation, operands, changes, values)
 
 
 def compute(
-    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]
+    equation: Equation,
+    operands: Sequence[Any],
+    changes: Mapping[int, Change],
+    outer: Values | None = None,
 ) -> list[Any]:
     """The results of an equation, with changes inside its bodies."""
     if not equation.bodies:
         return evaluate(equation.primitive, equation.params, operands)
     if equation.inside.isdisjoint(changes):
-        changes = {}
-    return _STRUCTURES[equation.name](equation, operands, changes)
+        changes, outer = {}, None
+    return _STRUCTURES[equation.name](equation, operands, changes, outer)
 
 
-def _scan(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+def _scan(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
     (body,), params = equation.bodies, equation.params
     consts, carried = scan_counts(dict(params))
     fixed, carry = list(operands[:consts]), list(operands[consts : consts + carried])
@@ -136,7 +146,7 @@ def _scan(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Cha
     steps = range(params["length"])
     rows: list[list[Any]] = []
     for t in reversed(steps) if params["reverse"] else steps:
-        values = body.run([*fixed, *carry, *(np.asarray(x)[t] for x in stacked)], changes)
+        values = body.run([*fixed, *carry, *(np.asarray(x)[t] for x in stacked)], changes, outer)
         outs = body.outs(values)
         carry = outs[:carried]
         rows.append(outs[carried:])
@@ -147,19 +157,23 @@ def _scan(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Cha
     return [*carry, *(np.stack(column) for column in zip(*rows))]
 
 
-def _cond(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+def _cond(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
     branch = equation.bodies[int(np.clip(operands[0], 0, len(equation.bodies) - 1))]
-    return branch.outs(branch.run(operands[1:], changes))
+    return branch.outs(branch.run(operands[1:], changes, outer))
 
 
-def _while(equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change]) -> list[Any]:
+def _while(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
     test, body = equation.bodies
     a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
     for_test, for_body, carry = operands[:a], operands[a : a + b], list(operands[a + b :])
     for _ in range(10_000):
-        if not test.outs(test.run([*for_test, *carry], changes))[0]:
+        if not test.outs(test.run([*for_test, *carry], changes, outer))[0]:
             return carry
-        carry = body.outs(body.run([*for_body, *carry], changes))
+        carry = body.outs(body.run([*for_body, *carry], changes, outer))
     raise ValueError("a loop of more than 10,000 steps")
 
 

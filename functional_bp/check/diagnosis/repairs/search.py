@@ -6,7 +6,7 @@ import ast
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -18,12 +18,15 @@ from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
 from functional_bp.check.diagnosis.repairs.program import Change, Program, trace
 from functional_bp.check.diagnosis.repairs.repeats import twins
 from functional_bp.check.diagnosis.repairs.sites import (
+    all_keys,
     backward_keys,
+    coarsest,
     sites,
     sizes_of,
     thresholds_of,
@@ -35,6 +38,8 @@ from functional_bp.check.subject import Disagreement, Sample
 
 SHOWN = 3
 COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
+PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
+FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
 LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
 
 
@@ -64,14 +69,28 @@ class Candidate:
     rank: float
 
 
-def repairs(disagreement: Disagreement, deadline: float) -> list[Found]:
+def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
-    ``deadline`` is a time of ``time.monotonic()``.
+    ``deadline`` is a time of ``time.monotonic()``; two edits at once are looked for if ``several``.
     """
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        search = _prepare(disagreement, deadline)
-        return [] if search is None else search.run()
+        searches: list[tuple[Search, list[Candidate]]] = []
+        for whole in (False, True):  # the backward pass, then what the forward pass kept for it
+            search = _prepare(disagreement, deadline, whole)
+            if search is None:
+                continue
+            found = search.one()
+            if whole and searches:  # a fault in the backward pass is likelier
+                found = [replace(c, rank=c.rank + FARTHER) for c in found]
+            searches.append((search, found))
+            if any(c.rank <= PLAUSIBLE for c in searches[-1][1]):
+                break
+        best = min((c.rank for _, found in searches for c in found), default=np.inf)
+        for search, found in searches:
+            if found and found[0].rank == best:
+                return search.reported([(c,) for c in found])
+        return searches[0][0].two() if searches and several else []
 
 
 class Search:
@@ -100,12 +119,13 @@ class Search:
                 others.update(twin.key for twin in trial.twins.get(site.equation.key, ()))
         self.by_key = {site.equation.key: site for site in self.sites}
 
-    def run(self) -> list[Found]:
-        """Single edits, then two at once."""
+    def one(self) -> list[Candidate]:
+        """The single edits that explain it, likeliest first."""
         found = self.singles({})
-        if found:
-            near = [c for c in found if c.rank <= found[0].rank + COMPARABLE]
-            return self.reported([(candidate,) for candidate in near])
+        return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
+
+    def two(self) -> list[Found]:
+        """What two edits at once explain."""
         groups = pairs(self.trial, self.by_key, self.second)
         return self.reported(
             [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
@@ -118,41 +138,52 @@ class Search:
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
-        for source in (catalogue, borrowed, composed):
-            for candidate in self._likeliest_first(source, under):
+        for sources in ((catalogue, borrowed), (composed,)):
+            for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
                 if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
                     break
+                if best <= LIKELY and candidate.edit.reads:
+                    continue
                 found = self.trial.attempt(candidate.edit, under)
-                if found is not None:
+                if found is not None and len(passed) < 2 * SHOWN:
                     rank = candidate.rank - candidate.edit.rank + found.rank
-                    passed.append(Candidate(found, candidate.site, rank))
-            passed = self._verified(passed, under)
-            if passed and (source is not catalogue or passed[0].rank <= LIKELY):
+                    passed += self._verified(Candidate(found, candidate.site, rank), under)
+            if passed:
                 break
-        return passed
+        return sorted(passed, key=lambda c: c.rank)
 
     def _likeliest_first(
-        self, source: Callable[[Site], Iterator[Edit]], under: Mapping[int, Change]
+        self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Mapping[int, Change]
     ) -> list[Candidate]:
         made = [
             Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site))
             for distance, site in enumerate(self.sites)
             if site.equation.key not in under
+            for source in sources
             for edit in _without_failures(source(site))
         ]
         return sorted(made, key=lambda candidate: candidate.rank)
 
-    def _verified(
-        self, passed: Sequence[Candidate], under: Mapping[int, Change]
-    ) -> list[Candidate]:
-        kept: list[Candidate] = []
-        for candidate in sorted(passed, key=lambda c: c.rank):
-            changes = {**under, **self.trial.changes(candidate.edit)}
-            if len(kept) < 2 * SHOWN and self.trial.holds(changes):
-                whole = self.trial.holds(changes, whole=True)
-                kept.append(Candidate(candidate.edit, candidate.site, candidate.rank + (not whole)))
-        return sorted(kept, key=lambda c: c.rank)
+    def _verified(self, candidate: Candidate, under: Mapping[int, Change]) -> list[Candidate]:
+        """The candidate if it holds on fresh samples; less likely where more than it is wrong."""
+        changes = {**under, **self.trial.changes(candidate.edit)}
+        if not self.trial.holds(changes):
+            return []
+        whole = self.trial.holds(changes, whole=True)
+        if self._says_nothing(candidate):
+            return []
+        return [Candidate(candidate.edit, candidate.site, candidate.rank + (not whole))]
+
+    def _says_nothing(self, candidate: Candidate) -> bool:
+        """Whether the edit reads as no change: a stale value goes by the name of the right one."""
+        one = described(candidate.edit, candidate.site, self.names)
+        unchanged = (
+            one.repair is not None
+            and 0 < len(one.repair.before)
+            and (one.repair.before == one.repair.after)
+        )
+        return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
 
     def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Found]:
         """What to say of verified edits; those that say the same are said once."""
@@ -212,7 +243,8 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
         before = at.text
     place = None if at is None else at.place
     of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
-    said = f"{of}: {message}" if before and "{_e}" not in edit.message else message
+    is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
+    said = message if is_told else f"{of}: {message}"
     return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
 
 
@@ -265,18 +297,14 @@ def _joined(said: Sequence[Found]) -> Found:
     return Found(first.kind, message, first.place, repair)
 
 
-def _prepare(disagreement: Disagreement, deadline: float) -> Search | None:
-    """The trial of a disagreement; None where the claim cannot be run again as a program."""
-    for whole in (False, True):
-        if time.monotonic() > deadline:
-            return None
-        try:
-            search = _attempt(disagreement, deadline, whole)
-        except Exception:  # a claim that cannot be traced has no program
-            search = None
-        if search is not None:
-            return search
-    return None
+def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+    """The search in the backward pass, or in the ``whole``; None where there is no program."""
+    if time.monotonic() > deadline:
+        return None
+    try:
+        return _attempt(disagreement, deadline, whole)
+    except Exception:  # a claim that cannot be traced has no program
+        return None
 
 
 def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
@@ -291,9 +319,9 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         return (_arrays(kept), *rest)
 
     def claim(kept: Any, fixed: Any, bars: Any, actives: Any, outs: Any) -> Sequence[Any]:
-        if whole or backward is None:
+        if backward is None or residuals is None:
             return subject.pull(actives, fixed, bars)[1]
-        return backward(kept, fixed, bars)
+        return backward(marked(residuals(actives, fixed)) if whole else kept, fixed, bars)
 
     given = disagreement.given
     first = arguments(given)
@@ -306,10 +334,12 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
 
     trial = Trial(program, draw, disagreement.argument, deadline)
     outs = program.outs(trial.point(0).values)
-    if not agrees(outs, given.claimed):
+    if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
     home = home_of(subject.source)
     right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
+    if whole and backward is not None:
+        program = with_kept_lines(program, home)
     program = with_aliases(program, disagreement.argument, right, home)
     repeated = twins(program, home)
     trial = Trial(program, draw, disagreement.argument, deadline, twins=repeated)
@@ -321,6 +351,8 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         count = [len(_numeric(part)) for part in first]
         start = count[0] + count[1]
         within = backward_keys(program, program.inputs[start : start + count[2]], home)
+        if backward is not None and residuals is not None:  # the backward pass has been searched
+            within = all_keys(program) - within
     return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
 
 
@@ -340,14 +372,17 @@ def _numeric(tree: Any) -> list[Any]:
     return [leaf for leaf in leaves if isinstance(leaf, np.ndarray | np.generic)]
 
 
-def agrees(outs: Sequence[Any], claimed: Sequence[Any]) -> bool:
+def agrees(outs: Sequence[Any], claimed: Sequence[Any], tolerance: float = 1e-4) -> bool:
     """Whether the program computes what was claimed, so that its faults are the claim's."""
     return len(outs) == len(claimed) and all(
         np.shape(a) == np.shape(b)
-        and np.allclose(a, b, 1e-4, 1e-6 * (1 + float(np.nan_to_num(np.abs(b)).max(initial=0.0))),
-                        equal_nan=True)
+        and np.allclose(a, b, tolerance, 1e-2 * tolerance * (1 + _largest(b)), equal_nan=True)
         for a, b in zip(outs, claimed)
-    )  # fmt: skip
+    )
+
+
+def _largest(x: Any) -> float:
+    return float(np.nan_to_num(np.abs(x)).max(initial=0.0))
 
 
 def _given_names(

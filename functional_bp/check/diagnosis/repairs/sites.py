@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from functional_bp._jax import scan_counts
@@ -48,12 +49,14 @@ def sites(
             before.append(slot)
     for index, equation in order:
         for body, inner in bodies(equation, values):
-            yield from sites(body, inner, -1, names, sizes, thresholds, (), within)
+            made = [s for e in program.equations[:index] if not is_alias(e) for s in e.results]
+            both = {**values, **inner}
+            yield from sites(body, both, -1, names, sizes, thresholds, (*before, *made), within)
         if within is not None and equation.key not in within:
             continue
         found = expression(equation.spans, home)
         earlier = [e for e in program.equations[:index] if not is_alias(e)]
-        made = [s for e in earlier for s in e.results[:1]]
+        made = [s for e in earlier for s in e.results]
         if found is not None and is_alias(equation):
             found = replace(found, alias=use_of(equation) is None)
         span = None if found is None else found.span
@@ -126,6 +129,22 @@ def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> fr
 
     walk(program, tainted)
     return frozenset(key for key, function in mine.items() if function in functions)
+
+
+def all_keys(program: Program) -> frozenset[int]:
+    """What the equations are known by, those in bodies included."""
+    return frozenset(key for e in program.equations for key in (e.key, *e.inside))
+
+
+def coarsest(program: Program) -> float:
+    """The spacing of the coarsest floating-point format that values are cast to."""
+    found = 0.0
+    for equation in program.equations:
+        to: Any = equation.params.get("new_dtype")
+        if equation.name == "convert_element_type" and jnp.issubdtype(to, np.inexact):
+            found = max(found, float(jnp.finfo(to).eps))
+        found = max([found, *map(coarsest, equation.bodies)])
+    return found
 
 
 def thresholds_of(program: Program) -> list[float]:

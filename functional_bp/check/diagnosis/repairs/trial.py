@@ -165,7 +165,10 @@ class Trial:
         if keep and not under:
             self._note(edit, np.where(known, slope, 0.0))
         if rest <= AFFINE * float(np.linalg.norm(left)):
-            return self._settled(settle, start + step, under)
+            found = self._settled(settle, start + step, under)
+            if found is not None or self._is_affine(out, present, slope, start, changed):
+                return found
+            return self._settled(settle, self._newton(out, start), under)  # as for a divisor
         if start in GIVEN and edit.kind != "wrong constant":
             if square and rest > 0.999999 * float(np.linalg.norm(left)) and edit.start == 0.0:
                 return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from functional_bp.check.diagnosis.repairs.constants import shown
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
@@ -22,8 +24,14 @@ USUAL_THRESHOLDS = (0.0, 1.0, -1.0, 0.5, 2.0, 3.0, 6.0)
 
 
 def _softmax(x: Any) -> Any:
+    if np.ndim(x) == 0 or np.shape(x)[-1] < 2:
+        raise ValueError("the softmax of one entry is 1 whatever it is")
     e = np.exp(x - np.max(x, -1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def _of_jax(name: str) -> Callable[..., Any]:
+    return lambda x: np.asarray(getattr(lax, name)(x))
 
 
 # fmt: off
@@ -40,6 +48,12 @@ UNARY: dict[str, tuple[Callable[..., Any], str]] = {
     "1 -": (lambda x: 1 - x, "1 - {0}"), "1 /": (lambda x: 1 / x, "1 / {0}"),
     "1 - square": (lambda x: 1 - x * x, "1 - {0} ** 2"),
     "softmax": (_softmax, "jax.nn.softmax({0}, axis=-1)"),
+}
+SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
+    "digamma": (_of_jax("digamma"), "jax.scipy.special.digamma({0})"),
+    "lgamma": (_of_jax("lgamma"), "jax.scipy.special.gammaln({0})"),
+    "erf": (_of_jax("erf"), "jax.scipy.special.erf({0})"),
+    "erfc": (_of_jax("erfc"), "jax.scipy.special.erfc({0})"),
 }
 # fmt: on
 
@@ -103,12 +117,17 @@ def extreme(site: Site) -> Iterator[Edit]:
     other, function = (
         ("minimum", np.minimum) if site.equation.name == "max" else ("maximum", np.maximum)
     )
+    bounded = site.is_literal(0) or site.is_literal(1)
     yield site.edit(
-        "wrong function", f"should be the {other}", function,
+        "wrong function", f"should be the {other}", function, 0.8 if bounded else 0.0,
         write=lambda e: e.called(other) if e.spelling.endswith("imum") else None,
     )  # fmt: skip
     for kept in (0, 1):
-        yield site.edit("region", "the bound does not belong here", lambda *x, k=kept: x[k], 1)
+        bound = site.is_literal(1 - kept)
+        yield site.edit(
+            "region", "the bound does not belong here", lambda *x, k=kept: x[k],
+            0.2 if bound else 1, write=f"_{'ab'[kept]}",
+        )  # fmt: skip
 
 
 def exponent(site: Site) -> Iterator[Edit]:
@@ -173,12 +192,46 @@ def compare(site: Site) -> Iterator[Edit]:
 def unary(site: Site) -> Iterator[Edit]:
     """A function of one value: another one, or none."""
     yield site.edit("wrong function", "should not be applied", lambda x: x, 1, write="_a")
-    for name, (function, template) in UNARY.items():
+    known = {**UNARY, **SPECIAL} if site.equation.name in SPECIAL else UNARY
+    for name, (function, template) in known.items():
         if name != site.equation.name:
             yield site.edit(
                 "wrong function", f"should be {template.format('x')}, not {site.equation.name}(x)",
-                function, 0.6, write=template.format("_a"),
+                function, 2.2 if name == "softmax" else 0.6, write=template.format("_a"),
             )  # fmt: skip
+
+
+def cast(site: Site) -> Iterator[Edit]:
+    """A cast to a coarser format, dropped."""
+    (x,), to = site.operands, np.dtype(site.equation.params["new_dtype"])
+    coarser = jnp.issubdtype(to, np.inexact) and to.itemsize < x.dtype.itemsize
+    if in_scope(x) and coarser:
+        is_cast = site.expression is not None and site.expression.spelling == "astype"
+        yield site.edit(
+            "precision", f"{{_e}} is rounded to {to.name}: leave out the cast", lambda x: x, -0.5,
+            write=(lambda e: e.written("_a", {})) if is_cast else "",
+        )  # fmt: skip
+
+
+def conjugated(site: Site) -> Iterator[Edit]:
+    """A complex operand or result, conjugated."""
+    if site.result.dtype.kind == "c" and site.last and site.equation.name != "conj":
+        yield site.edit(
+            "wrong function", "{_e} should be conjugated", lambda *a: np.conj(site.again(a)), 1.2,
+            write="jnp.conj(_e)",
+        )  # fmt: skip
+    if site.equation.name in ("add", "sub", "mul", "div", "dot_general"):
+        for position, x in enumerate(site.operands):
+            if in_scope(x) and x.dtype.kind == "c":
+                yield site.operand_edit(
+                    position, "wrong function", "{x} should be conjugated", np.conj, 0.9,
+                    "jnp.conj(_x)",
+                )  # fmt: skip
+
+
+def plain(site: Site) -> Iterator[Edit]:
+    """A conjugate or a real part that does not belong there."""
+    yield site.edit("wrong function", "should not be conjugated", lambda x: x, 0.5, write="_a")
 
 
 def wrapped(site: Site) -> Iterator[Edit]:
@@ -192,9 +245,10 @@ def wrapped(site: Site) -> Iterator[Edit]:
             for position, x in enumerate(site.operands):
                 if in_scope(x) and np.ndim(x) > 0:
                     complement = name == "square" and site.equation.name == "sub"
+                    rank = 1.1 if complement else 3.5 if name == "softmax" else 3
                     yield site.operand_edit(
                         position, kind, f"{{x}} should be {template.format('{x}')}", function,
-                        1.1 if complement else 3, template.format("_x"),
+                        rank, template.format("_x"),
                     )  # fmt: skip
         elif site.last:
             yield site.edit(

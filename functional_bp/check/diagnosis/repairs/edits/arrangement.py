@@ -106,8 +106,13 @@ def pad(site: Site) -> Iterator[Edit]:
 
 
 def concatenate(site: Site) -> Iterator[Edit]:
-    """Two parts in the other order."""
-    if len(site.operands) == 2:
+    """Two parts in the other order; in a roll, by as much the other way."""
+    rolled = site.expression is not None and site.expression.spelling == "roll"
+    if len(site.operands) == 2 and rolled:
+        yield site.edit(
+            "off by one", "should be rolled the other way", lambda a, b: site.again([b, a]), 0.5
+        )
+    elif len(site.operands) == 2:
         yield site.edit(
             "permutation", "the parts should be in the other order",
             lambda a, b: site.again([b, a]), 0.5,

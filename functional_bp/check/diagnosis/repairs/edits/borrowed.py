@@ -22,6 +22,10 @@ FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("jnp.exp({0})", np.exp),
     ("jnp.sign({0})", np.sign),
     ("jnp.cos({0})", np.cos),
+    ("jax.nn.sigmoid({0})", UNARY["logistic"][0]),
+    ("jnp.tanh({0})", np.tanh),
+    ("jnp.sqrt({0})", np.sqrt),
+    ("jnp.log({0})", np.log),
     ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
 )
 MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
@@ -59,23 +63,25 @@ def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
 Fit = tuple[Callable[[Any], Any], str]
 
 
-def _fitted(w: Any, shape: tuple[int, ...]) -> Fit | None:
-    """How a value is broadcast to a shape, and how that is written."""
+def _fits(w: Any, shape: tuple[int, ...]) -> Iterator[Fit]:
+    """The ways in which a value is broadcast to a shape, NumPy's first, and how each is written."""
     rank = len(shape)
-    for axes in itertools.combinations(range(rank), np.ndim(w)):
+    for axes in reversed(list(itertools.combinations(range(rank), np.ndim(w)))):
         if all(n in (1, shape[i]) for i, n in zip(axes, np.shape(w))):
             if axes == tuple(range(rank - np.ndim(w), rank)):
-                return (lambda w: w), "{0}"
+                yield (lambda w: w), "{0}"
+                continue
             index = tuple(slice(None) if i in axes else None for i in range(rank))
             shown = ", ".join(":" if i in axes else "None" for i in range(rank))
-            return (lambda w, index=index: w[index]), f"{{0}}[{shown}]"
-    return None
+            yield (lambda w, index=index: w[index]), f"{{0}}[{shown}]"
 
 
 def _factor(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
-    fit = _fitted(w, np.shape(site.result))
-    if fit is None:
-        return
+    for fit in _fits(w, np.shape(site.result)):
+        yield from _one_factor(site, slot, weight, fit)
+
+
+def _one_factor(site: Site, slot: int, weight: float, fit: Fit) -> Iterator[Edit]:
     spread, text = fit
     key, shown = site.equation.key, text.format("_v")
     inside = slot in site.equation.operands
@@ -101,31 +107,36 @@ def _factor(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
 def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     """A factor or a term of one operand, where that is not one of the result."""
     for position, x in enumerate(site.operands):
-        fit = _fitted(w, np.shape(x)) if in_scope(x) else None
-        if fit is None or np.ndim(x) == 0:
-            continue
-        spread, text = fit
-        operand, shown = OPERAND[min(position, 3)], text.format("_v")
-        if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
-            for divide in (False, True):
-                yield Edit(
-                    site.equation.key, "missing factor",
-                    f"{operand} lacks a {'division by' if divide else 'factor'} "
-                    + text.format("{v}"),
-                    lambda a, v, _, p=position, f=spread, divide=divide: site.again(
-                        with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))
-                    ), 1.8 + weight + divide,
-                    reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
-                )  # fmt: skip
-        if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
-            yield _added(site, slot, spread, text, 2.0 + weight, position)
+        if in_scope(x) and np.ndim(x):
+            for fit in _fits(w, np.shape(x)):
+                yield from _one_inner(site, slot, w, weight, position, fit)
+
+
+def _one_inner(
+    site: Site, slot: int, w: Any, weight: float, position: int, fit: Fit
+) -> Iterator[Edit]:
+    spread, text = fit
+    operand, shown = OPERAND[min(position, 3)], text.format("_v")
+    if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
+        for divide in (False, True):
+            yield Edit(
+                site.equation.key, "missing factor",
+                f"{operand} lacks a {'division by' if divide else 'factor'} "
+                + text.format("{v}"),
+                lambda a, v, _, p=position, f=spread, divide=divide: site.again(
+                    with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))
+                ), 1.8 + weight + divide,
+                reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
+            )  # fmt: skip
+    if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
+        yield _added(site, slot, spread, text, 2.0 + weight, position)
 
 
 def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     shape = np.shape(site.result)
-    fit = _fitted(w, shape)
-    if fit is not None and (np.ndim(w) or not shape):
-        yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+    if np.ndim(w) or not shape:
+        for fit in _fits(w, shape):
+            yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
     if np.shape(w) != shape or weight:
         return
     for axis in range(len(shape)):

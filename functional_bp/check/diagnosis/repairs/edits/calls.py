@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from functional_bp.check.diagnosis.repairs.edits.arithmetic import SPECIAL, UNARY
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 from functional_bp.check.diagnosis.repairs.source import Expression
@@ -79,6 +81,28 @@ def calls(site: Site) -> Iterator[Edit]:
                     if e.spelling == name else None
                 ),
             )  # fmt: skip
+
+
+def functions(site: Site) -> Iterator[Edit]:
+    """Another function of the one array that a call of a library computes from."""
+    expression = site.expression
+    if expression is None or not site.last or not isinstance(expression.node, ast.Call):
+        return
+    if site.equation.name in UNARY or not in_scope(site.result):
+        return  # the equation by itself is the call
+    outside = _outside(site)
+    if len(outside) != 1 or np.shape(site.values[outside[0]]) != np.shape(site.result):
+        return
+    (slot,) = outside
+    if len([a for a in expression.node.args if not isinstance(a, ast.Constant)]) != 1:
+        return
+    for name, (function, template) in {**UNARY, **SPECIAL}.items():
+        said = template.format("{v}")
+        yield Edit(
+            site.equation.key, "wrong function", f"should be {said}, not {{_e}}",
+            lambda a, values, _, f=function: f(values[slot]),
+            2.0 if name in SPECIAL else 0.9, reads=(slot,), write=template.format("_v"),
+        )  # fmt: skip
 
 
 MODES = ("constant", "edge", "wrap", "reflect", "symmetric")

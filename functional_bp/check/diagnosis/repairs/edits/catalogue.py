@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement
-from functional_bp.check.diagnosis.repairs.edits.calls import calls, paddings
+from functional_bp.check.diagnosis.repairs.edits.calls import calls, functions, paddings
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
@@ -24,17 +24,26 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     "select_n": (arithmetic.select,),
     **{name: (arithmetic.compare,) for name in arithmetic.COMPARISONS},
     **{name: (arithmetic.unary,) for name in arithmetic.UNARY if name not in ("square", "neg")},
+    **{name: (arithmetic.unary,) for name in arithmetic.SPECIAL}, "conj": (arithmetic.plain,),
+    "convert_element_type": (arithmetic.cast,),
     **{name: (arrangement.cumulative,) for name in (
         "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
     )},
     "scan": (arrangement.scan,),
     "scatter": (arrangement.scatter,), "slice": (arrangement.gathered,),
     "pad": (arrangement.pad,), "concatenate": (arrangement.concatenate,),
+    "stack": (arrangement.concatenate,),
     "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
     "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
 }
 # fmt: on
-EVERYWHERE: tuple[Entry, ...] = (literals, scaled, arrangement.moved, arithmetic.wrapped)
+EVERYWHERE: tuple[Entry, ...] = (
+    literals,
+    scaled,
+    arithmetic.conjugated,
+    arrangement.moved,
+    arithmetic.wrapped,
+)
 
 
 def catalogue(site: Site) -> Iterator[Edit]:
@@ -43,6 +52,7 @@ def catalogue(site: Site) -> Iterator[Edit]:
         yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
         return
     yield from calls(site)
+    yield from functions(site)
     yield from paddings(site)
     for entry in CATALOGUE.get(site.equation.name, ()):
         yield from entry(site)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from functional_bp.check.diagnosis.repairs.constants import named
-from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 MOST = 12  # values with a name that are combined
@@ -28,6 +28,7 @@ def composed(site: Site) -> Iterator[Edit]:
         and in_scope(site.values[slot])
         and slot != site.equation.key
     ]
+    yield from _branches(site, usable)
     for one, two in itertools.combinations_with_replacement(usable[:MOST], 2):
         a, b = site.values[one], site.values[two]
         try:
@@ -48,6 +49,27 @@ def composed(site: Site) -> Iterator[Edit]:
                     lambda a, b, f=function, i=axis: a * f(a * b, axis=i, keepdims=True),
                     f"_v * (_v * _w).{name}({axis}, keepdims=True)", 2.6,
                 )  # fmt: skip
+
+
+def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
+    """A branch of a choice, as the product of two named values."""
+    if site.equation.name != "select_n" or len(site.operands) != 3:
+        return
+    shape = np.shape(site.result)
+    for one, two in itertools.combinations(usable[:MOST], 2):
+        try:
+            fits = np.broadcast_shapes(np.shape(site.values[one]), np.shape(site.values[two]))
+        except ValueError:
+            continue
+        for position, branch in ((1, "_b"), (2, "_c")) if fits == shape else ():
+            text = {"_b": "_c", "_c": "_b"}[branch]
+            parts = ("_v * _w", text) if branch == "_c" else (text, "_v * _w")
+            yield Edit(
+                site.equation.key, "region", f"{{{branch}}} should be {{v}} * {{w}}",
+                lambda a, v, _, p=position, u=one, w=two: site.again(
+                    with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))
+                ), 2.0, reads=(one, two), write=f"jnp.where(_a, {parts[0]}, {parts[1]})",
+            )  # fmt: skip
 
 
 def _term(
