@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from functional_bp.check.arrays import Arrays, all_finite, farthest, normal, nudged, pairing
 from functional_bp.check.differences import slope
+from functional_bp.check.evaluation import pull_reference
 from functional_bp.check.findings import Finding
 from functional_bp.check.limits import any_of, exceeding
 from functional_bp.check.trial import Trial
@@ -28,8 +30,8 @@ def second_order(trial: Trial) -> None:
     directions = tuple(normal(trial.rng, x) for x in point.actives)
 
     def along(actives: Arrays, bars: Arrays, fixed: Arrays, vs: Arrays, claim: bool) -> Any:
-        _, claimed, _, true = trial.full.pair(actives, fixed, bars)
-        found = claimed if claim else true
+        pull = subject.pull if claim else partial(pull_reference, subject)
+        _, found = pull(actives, fixed, bars)
         return sum(jnp.sum(jnp.real(v * bar)) for v, bar in zip(vs, found))
 
     try:
