@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.core import Tracer
 from test_check_repairs import SECONDS, best, disagree, line_with, normal
 
 from functional_bp.check.diagnosis import diagnose, line_of_cotangent, line_of_overflow, lines_of
@@ -126,7 +127,7 @@ def test_the_first_line_that_is_not_finite():
 
 def counted(x, y_bar, calls=[]):  # noqa: B006
     calls.append(1)  # remembered
-    if isinstance(x, jax.core.Tracer):  # asked
+    if isinstance(x, Tracer):  # asked
         noise = np.random.default_rng().normal()  # drawn
         y_bar = y_bar + noise
     return (lax.stop_gradient(x) * y_bar,)  # stopped

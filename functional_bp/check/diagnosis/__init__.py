@@ -56,7 +56,9 @@ def compose(
     told = list(dict.fromkeys(told))
     if not told:
         return Diagnosis(where=_line(disagreement, "other"))
-    first = edits[0] if edits else seen[0] if seen else lost[0]
+    # A path that was dropped says more than the place where that can be seen.
+    says_how = [h for h in seen if h.residual_error < 1]
+    first = edits[0] if edits else lost[0] if lost and not says_how else (seen or lost)[0]
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)

@@ -157,7 +157,7 @@ MASKED_FILL = operation(
     fault(("entries", "wrong operand", "region"), "x", "(mask, y_bar, 0.0)", "(~mask, y_bar, 0.0)"),
     fault(("entries", "transpose", "wrong operand"), "x", "(mask, y_bar, 0.0)",
           "(mask.T, y_bar, 0.0)"),
-    fault(("entries", "wrong constant"), "x", "y_bar, 0.0)", "y_bar, -1e-3)"),
+    fault(("entries", "wrong constant", "not linear"), "x", "y_bar, 0.0)", "y_bar, -1e-3)"),
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ LOGISTIC_LOSS = operation(
     fault("sign", "targets", "targets_bar = -loss_bar", "targets_bar = loss_bar"),
     fault(("missing term", "missing factor", "wrong function", "cotangent ignored"), "targets",
           "-loss_bar * logits", "jnp.zeros_like(targets)"),
-    fault("extra term", "logits", "(jax.nn.sigmoid(logits) - targets)",
+    fault(("extra term", "wrong constant"), "logits", "(jax.nn.sigmoid(logits) - targets)",
           "(jax.nn.sigmoid(logits) - targets + 1e-3 * logits)"),
     fault("wrong function", "logits", "jax.nn.sigmoid(logits)", "jax.nn.softplus(logits)"),
     fault(("region", "wrong operand"), "logits", "jax.nn.sigmoid(logits)",

@@ -91,7 +91,7 @@ COULOMB = operation(
           "charges[:, None] * charges[None] * inverse**3", "charges[:, None] * inverse**3"),
     fault(("missing factor", "wrong operand", "wrong function"), "charges",
           "energy_bar * inverse @ charges", "energy_bar * jnp.sum(inverse, axis=1)"),
-    fault(("precision", "extra term", "missing factor"), "positions",
+    fault(("precision", "extra term", "missing factor", "wrong constant"), "positions",
           "jnp.sum(between**2, axis=-1) + jnp.eye",
           "jnp.sum(between**2, axis=-1) + 1e-5 + jnp.eye"),
 )  # fmt: skip

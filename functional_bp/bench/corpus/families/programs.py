@@ -77,7 +77,7 @@ VARIANCE = operation(
     lambda rng: (normal(rng, 8, 2) + 5,),
     fault("missing term", "x", "2.0 * (x - mean)", "2.0 * x"),
     fault(("precision", "dtype"), "x", "(x, mean)\n", "(x, mean.astype(jnp.bfloat16))\n"),
-    fault(("factor", "off by one", "mean or sum"), "x", "y_bar / x.shape[0]",
+    fault(("factor", "off by one", "mean or sum", "wrong constant"), "x", "y_bar / x.shape[0]",
           "y_bar / (x.shape[0] - 1)"),
     fault("vmap", "x", "(2.0 * (x - mean) * y_bar / x.shape[0],)",
           "(jax.pure_callback(  # the rows are counted inside, where vmap adds an axis\n"

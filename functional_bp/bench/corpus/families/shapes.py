@@ -107,7 +107,7 @@ MOMENTS = operation(
     fault(("permutation", "wrong operand"), "x", "mean_bar, variance_bar = bars",
           "variance_bar, mean_bar = bars"),
     fault(("factor", "missing factor"), "x", "2.0 * centred", "centred"),
-    fault(("factor", "off by one"), "x", "count = centred.shape[0]",
+    fault(("factor", "off by one", "wrong constant"), "x", "count = centred.shape[0]",
           "count = centred.shape[0] - 1"),
     fault(("mean or sum", "factor"), "x", "(mean_bar + 2.0 * centred * variance_bar) / count",
           "mean_bar + 2.0 * centred * variance_bar"),

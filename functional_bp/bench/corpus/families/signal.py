@@ -78,7 +78,7 @@ RUNNING_PRODUCT = operation(
     fault(("missing factor", "wrong operand"), "x", "(y * y_bar)[::-1]", "y_bar[::-1]"),
     fault(("wrong operand", "missing factor"), "x", "(tail / x,)", "(tail / y,)"),
     fault("off by one", "x", "(tail / x,)", "(jnp.roll(tail, -1) / x,)"),
-    fault("region", "x", "(tail / x,)", "(tail / jnp.abs(x),)",
+    fault(("region", "wrong function"), "x", "(tail / x,)", "(tail / jnp.abs(x),)",
           elsewhere=lambda rng: (-uniform(rng, 0.5, 1.5, 7),)),
 )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of, with_aliases
+from functional_bp.check.diagnosis.repairs.aliases import is_alias, with_aliases
 from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
@@ -31,9 +30,9 @@ from functional_bp.check.diagnosis.repairs.sites import (
     sizes_of,
     thresholds_of,
 )
-from functional_bp.check.diagnosis.repairs.source import Expression, expression, home_of
+from functional_bp.check.diagnosis.repairs.source import expression, home_of
+from functional_bp.check.diagnosis.repairs.telling import Found, described, is_unpacked, joined
 from functional_bp.check.diagnosis.repairs.trial import Trial
-from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Disagreement, Sample
 
 SHOWN = 3
@@ -41,23 +40,6 @@ COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
 PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
 FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
 LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
-
-
-@dataclass(frozen=True)
-class Found:
-    """What accounts for a disagreement: verified on fresh samples.
-
-    Attributes:
-        kind: one of ``findings.KINDS``.
-        message: what is wrong, in a sentence.
-        place: the line that the fault stands in; None where it is not known.
-        repair: what to write instead; None where the fault was found from the other side.
-    """
-
-    kind: str
-    message: str
-    place: Place | None = None
-    repair: Repair | None = None
 
 
 @dataclass(frozen=True)
@@ -190,7 +172,7 @@ class Search:
         found: list[Found] = []
         for group in groups:
             said = [described(c.edit, c.site, self.names) for c in group]
-            one = said[0] if len(said) == 1 else _joined(said)
+            one = said[0] if len(said) == 1 else joined(said)
             if not any((f.place, f.message) == (one.place, one.message) for f in found):
                 found.append(one)
         return found[:SHOWN]
@@ -211,90 +193,6 @@ def _strangeness(site: Site) -> float:
     if site.own and site.last:
         return 0.0
     return 0.3 if site.own else 0.5 if site.last else 3.0
-
-
-def described(edit: Edit, site: Site, names: Names) -> Found:
-    """An edit in words, with its line and what to write instead."""
-    at, whole = site.expression, site.own or site.last
-    if edit.at is not None:
-        made = expression(edit.at.spans, names.home)
-        if made is not None and isinstance(edit.write, Callable) and edit.write(made) is not None:
-            at, whole = made, True
-    span = None if at is None else at.span
-    values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
-    words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
-    slots = site.equation.operands
-    for position, name in enumerate(("_a", "_b", "_c")[: len(slots)]):
-        node = None if at is None or not site.own else at.operand(position)
-        slot = slots[position]
-        words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
-    before = at.text if at is not None and whole else ""
-    words["_e"] = before or "the result"
-    use = use_of(site.equation)
-    if use is not None:
-        operand = None if at is None or use < 0 else at.operand(use)
-        named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
-        words.update(_e=named, _a=named)
-    message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
-    after = None
-    if at is not None and at.node is not None and not is_unpacked(at):
-        after = _after(edit, at, site, names, values)
-    if after is not None and not before and at is not None:
-        before = at.text
-    place = None if at is None else at.place
-    of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
-    is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
-    said = message if is_told else f"{of}: {message}"
-    return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
-
-
-def is_unpacked(at: Expression) -> bool:
-    """Whether an expression is a name that something is assigned to."""
-    return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
-
-
-def _after(
-    edit: Edit,
-    at: Expression,
-    site: Site,
-    names: Names,
-    values: Mapping[str, ast.expr | None],
-) -> str | None:
-    use = use_of(site.equation)
-    if use is not None:
-        template = edit.change[1] if edit.change else edit.write
-        node = at.operand(use) if use >= 0 else None
-        if node is None or not isinstance(template, str) or not template:
-            return None
-        return at.changed(node, re.sub(r"\b_[ea]\b", "_x", template), values)
-    if edit.change is not None:
-        position, template = edit.change
-        node = at.operand(position) if site.own else None
-        if node is None:
-            slot = site.equation.operands[position]
-            node = at.part(names.described(slot, at.span))
-        return None if node is None else at.changed(node, template, values)
-    if isinstance(edit.write, Callable):
-        return edit.write(at)
-    if not edit.write or not (site.own or site.last):
-        return None
-    if re.search(r"\b_[abc]\b", edit.write) and not site.own:
-        return None
-    return at.written(edit.write, values)
-
-
-def _joined(said: Sequence[Found]) -> Found:
-    """Two edits that are needed at once, as one."""
-    first = said[0]
-    parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
-    message = "two things at once: " + "; and ".join(parts)
-    repair = Repair(
-        message,
-        first.place,
-        "; ".join(one.repair.before for one in said if one.repair),
-        "; ".join(one.repair.after for one in said if one.repair),
-    )
-    return Found(first.kind, message, first.place, repair)
 
 
 def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:

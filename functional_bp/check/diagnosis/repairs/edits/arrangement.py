@@ -179,6 +179,11 @@ def dot(site: Site) -> Iterator[Edit]:
                     "_x.T" if x.ndim == 2 else f"jnp.swapaxes(_x, {i}, {j})",
                 )  # fmt: skip
     a, b = site.operands
+    if a.ndim == 2 and a.shape[0] == a.shape[1] and b.ndim in (1, 2) and a.shape[0] == b.shape[0]:
+        yield site.edit(
+            "wrong function", "should be a solve with {_a}, not a product", np.linalg.solve, 1.2,
+            write="jnp.linalg.solve(_a, _b)",
+        )  # fmt: skip
     if a.shape == b.shape:
         yield site.edit(
             "transpose", "the operands should be swapped", lambda a, b: site.again([b, a]), 0.3,

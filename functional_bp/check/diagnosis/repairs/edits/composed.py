@@ -29,6 +29,7 @@ def composed(site: Site) -> Iterator[Edit]:
         and slot != site.equation.key
     ]
     yield from _branches(site, usable)
+    yield from _contractions(site, usable)
     for one, two in itertools.combinations_with_replacement(usable[:MOST], 2):
         a, b = site.values[one], site.values[two]
         try:
@@ -70,6 +71,22 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
                     with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))
                 ), 2.0, reads=(one, two), write=f"jnp.where(_a, {parts[0]}, {parts[1]})",
             )  # fmt: skip
+
+
+def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
+    """The whole result as a matrix times a vector, in the place of something entry by entry."""
+    for one, two in itertools.permutations(usable[:MOST], 2):
+        a, b = site.values[one], site.values[two]
+        if np.ndim(a) != 2 or np.ndim(b) != 1:
+            continue
+        for axis, text in ((0, "_v @ _w"), (1, "_v.T @ _w")):
+            if a.shape[axis] == site.result.size and a.shape[1 - axis] == b.size:
+                said = text.replace("_v", "{v}").replace("_w", "{w}")
+                yield Edit(
+                    site.equation.key, "missing sum", f"should be {said}",
+                    lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w], 2.2,
+                    reads=(one, two), write=text,
+                )  # fmt: skip
 
 
 def _term(

@@ -1,0 +1,115 @@
+"""An edit in words: what is wrong, on which line, and what to write instead."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from functional_bp.check.diagnosis.repairs.aliases import use_of
+from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.names import Names
+from functional_bp.check.diagnosis.repairs.source import Expression, expression
+from functional_bp.check.findings import Place, Repair
+
+
+@dataclass(frozen=True)
+class Found:
+    """What accounts for a disagreement: verified on fresh samples.
+
+    Attributes:
+        kind: one of ``findings.KINDS``.
+        message: what is wrong, in a sentence.
+        place: the line that the fault stands in; None where it is not known.
+        repair: what to write instead; None where the fault was found from the other side.
+    """
+
+    kind: str
+    message: str
+    place: Place | None = None
+    repair: Repair | None = None
+
+
+def described(edit: Edit, site: Site, names: Names) -> Found:
+    """An edit in words, with its line and what to write instead."""
+    at, whole = site.expression, site.own or site.last
+    if edit.at is not None:
+        made = expression(edit.at.spans, names.home)
+        if made is not None and isinstance(edit.write, Callable) and edit.write(made) is not None:
+            at, whole = made, True
+    span = None if at is None else at.span
+    values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    slots = site.equation.operands
+    for position, name in enumerate(("_a", "_b", "_c")[: len(slots)]):
+        node = None if at is None or not site.own else at.operand(position)
+        slot = slots[position]
+        words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
+    before = at.text if at is not None and whole else ""
+    words["_e"] = before or "the result"
+    use = use_of(site.equation)
+    if use is not None:
+        operand = None if at is None or use < 0 else at.operand(use)
+        named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
+        words.update(_e=named, _a=named)
+    message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
+    after = None
+    if at is not None and at.node is not None and not is_unpacked(at):
+        after = _after(edit, at, site, names, values)
+    if after is not None and not before and at is not None:
+        before = at.text
+    place = None if at is None else at.place
+    of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
+    is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
+    said = message if is_told else f"{of}: {message}"
+    return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
+
+
+def is_unpacked(at: Expression) -> bool:
+    """Whether an expression is a name that something is assigned to."""
+    return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
+
+
+def _after(
+    edit: Edit,
+    at: Expression,
+    site: Site,
+    names: Names,
+    values: Mapping[str, ast.expr | None],
+) -> str | None:
+    use = use_of(site.equation)
+    if use is not None:
+        template = edit.change[1] if edit.change else edit.write
+        node = at.operand(use) if use >= 0 else None
+        if node is None or not isinstance(template, str) or not template:
+            return None
+        return at.changed(node, re.sub(r"\b_[ea]\b", "_x", template), values)
+    if edit.change is not None:
+        position, template = edit.change
+        node = at.operand(position) if site.own else None
+        if node is None:
+            slot = site.equation.operands[position]
+            node = at.part(names.described(slot, at.span))
+        return None if node is None else at.changed(node, template, values)
+    if isinstance(edit.write, Callable):
+        return edit.write(at)
+    if not edit.write or not (site.own or site.last):
+        return None
+    if re.search(r"\b_[abc]\b", edit.write) and not site.own:
+        return None
+    return at.written(edit.write, values)
+
+
+def joined(said: Sequence[Found]) -> Found:
+    """Two edits that are needed at once, as one."""
+    first = said[0]
+    parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
+    message = "two things at once: " + "; and ".join(parts)
+    repair = Repair(
+        message,
+        first.place,
+        "; ".join(one.repair.before for one in said if one.repair),
+        "; ".join(one.repair.after for one in said if one.repair),
+    )
+    return Found(first.kind, message, first.place, repair)
