@@ -11,6 +11,7 @@ import jax
 
 from functional_bp.check import claims as claiming
 from functional_bp.check.compositions import compositions, sharded_inputs
+from functional_bp.check.diagnosis.lines import line_of_overflow, lines_of
 from functional_bp.check.findings import Finding, Verdict
 from functional_bp.check.judging import Judgement
 from functional_bp.check.linearity import linearity, silent_outputs, single_cotangents
@@ -135,7 +136,7 @@ def run(
     elif trial.findings and not quick:
         trial.row("other inputs, second order, vmap, dtypes, …", "left out",
                   "until what is wrong above is right")  # fmt: skip
-    findings = tuple(trial.findings)
+    findings = tuple(_placed(trial, finding) for finding in trial.findings)
     if trial.kinks:
         trial.note("a valid subgradient, by another convention than the reference's, at kinks "
                    f"(inputs: {', '.join(trial.kinks)})")  # fmt: skip
@@ -201,6 +202,23 @@ def _first_order(trial: Trial) -> tuple[list[str], bool]:
     if judgement.outcome == "kink":
         trial.kinks.append("given")
     return [], True
+
+
+def _placed(trial: Trial, finding: Finding) -> Finding:
+    """The finding with the likeliest line, where its stage or the diagnosis named none."""
+    if finding.where is not None:
+        return finding
+    subject, example = trial.subject, finding.example
+    try:
+        if finding.kind == "overflow" and example:
+            actives = tuple(example[name] for name in subject.names)
+            fixed = tuple(example.get(n, x) for n, x in zip(subject.fixed_names, subject.fixed))
+            where = line_of_overflow(subject, actives, fixed, trial.point.bars)
+        else:
+            where = next(iter(lines_of(subject, finding.kind, finding.argument)), None)
+    except Exception:  # a place is a help, and no reason to lose the finding
+        return finding
+    return replace(finding, where=where)
 
 
 def _known_kind(trial: Trial) -> str | None:

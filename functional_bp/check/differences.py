@@ -52,11 +52,19 @@ def extrapolate(
     return best, error
 
 
-def slope(function: Callable[[float], float]) -> Slope:
-    """φ'(0) from tableaux that start at several steps; resolved where two of them agree."""
+def slope(function: Callable[[float], float], rounding: float = 0.0) -> Slope:
+    """φ'(0) from tableaux that start at several steps; resolved where two of them agree.
+
+    ``rounding`` is the absolute rounding error of φ: a difference over the step h is known to
+    rounding / h at best, however well its neighbours agree by chance.
+    """
     with np.errstate(all="ignore"):
         found = [extrapolate(function, step) for step in FIRST_STEPS]
-    finite = [(value, error) for value, error in found if np.isfinite(value)]
+    finite = [
+        (value, max(error, rounding / step))
+        for (value, error), step in zip(found, FIRST_STEPS)
+        if np.isfinite(value)
+    ]
     if not finite:
         return Slope(np.nan, np.inf, False)
     value, error = min(finite, key=lambda pair: pair[1])

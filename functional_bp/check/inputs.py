@@ -148,7 +148,7 @@ def draw(
 
 def _exact(drawn: np.ndarray, like: np.ndarray) -> np.ndarray:
     """In the dtype of ``like``, with values that float32 holds exactly."""
-    return np.ascontiguousarray(single(drawn).astype(like.dtype))
+    return np.asarray(single(drawn).astype(like.dtype), order="C")
 
 
 def _is_key(x: object) -> bool:

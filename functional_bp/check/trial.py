@@ -68,7 +68,7 @@ class Trial:
             ReferenceJudge(self.full, self.limits, self.rng, iterative=self.iterative,
                            declared=is_declared)
             if self.has_reference
-            else DifferenceJudge(self.full, self.rng, iterative=self.iterative)
+            else DifferenceJudge(self.full, self.limits, self.rng, iterative=self.iterative)
         )  # fmt: skip
 
     def _start(self) -> tuple[Evaluation, Evaluation | None, Point]:
