@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 
 from functional_bp.check import claims as claiming
 from functional_bp.check.compositions import compositions, sharded_inputs
@@ -192,7 +193,7 @@ def _first_order(trial: Trial) -> tuple[list[str], bool]:
         trial.find(
             point,
             judgement,
-            kind=found.kind if found else _known_kind(trial),
+            kind=found.kind if found else _known_kind(trial, judgement),
             message=found.message + "." if found else "",
             smallest=shrink(trial, point, judgement, given=True)[0],
         )
@@ -221,10 +222,13 @@ def _placed(trial: Trial, finding: Finding) -> Finding:
     return replace(finding, where=where)
 
 
-def _known_kind(trial: Trial) -> str | None:
+def _known_kind(trial: Trial, judgement: Judgement) -> str | None:
     """The kind where no diagnosis is needed to tell it."""
     if trial.is_declared:
         return "declaration"
+    claimed, mask = judgement.result.claimed[judgement.leaf], judgement.masks[judgement.leaf]
+    if not np.any(mask & np.isfinite(claimed)):
+        return "not finite"
     return "cotangent ignored" if silent_outputs(trial) else None
 
 

@@ -115,6 +115,8 @@ def _extremes(trial: Trial) -> None:
         trial.point.actives, trial.point.fixed, (), trial.rng, EXTREMES
     ):
         point = Point(tuple(single(a).astype(a.dtype) for a in actives), fixed, trial.point.bars)
+        if trial.leaves_domain(point):
+            continue
         try:
             coarse, fine = low.both(point.cast(single)), trial.full.both(point)
         except Exception:  # not in the domain

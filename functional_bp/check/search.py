@@ -79,6 +79,13 @@ def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | No
         if found.outcome == "wrong" and not given and not trial.is_settled(point):
             reason = "an iteration of the forward pass has not converged there"
             return replace(found, outcome="outside", reason=reason)
+        if found.outcome == "wrong" and not given and _is_lost_outside(trial, point, found):
+            name = trial.subject.names[found.leaf]
+            trial.note(
+                f"the cotangent of {name} is not finite for signs that the given inputs do not "
+                "have (zeros, negative numbers): no error if they are outside the domain"
+            )
+            return replace(found, outcome="outside")
         return found
     except Exception:  # integers out of range, a shape that depends on values: not in the domain
         return None
@@ -103,6 +110,19 @@ def _crossed(trial: Trial, branches: Branches) -> bool:
         if judgement is not None and judgement.outcome == "right":
             branches.see(point)
     return False
+
+
+def _is_lost_outside(trial: Trial, point: Point, judgement: Judgement) -> bool:
+    """Whether the claim is merely not finite, at inputs of a sign that no given input has."""
+    lost = ~np.isfinite(judgement.result.claimed[judgement.leaf])
+    if not lost.any() or np.any(judgement.masks[judgement.leaf] & ~lost & _has_truth(judgement)):
+        return False
+    return trial.leaves_domain(point)
+
+
+def _has_truth(judgement: Judgement) -> bool:
+    """Whether the mask tells entries apart; that of differences is a direction's."""
+    return judgement.result.true is not None
 
 
 def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:

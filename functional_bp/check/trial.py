@@ -172,6 +172,17 @@ class Trial:
         fun, count = self.subject.reference or self.subject.value, len(self.subject.actives)
         return jax.jit(iterations.one_step_more(lambda *xs: fun(xs[:count], xs[count:])))
 
+    def leaves_domain(self, point: Point) -> bool:
+        """Whether an argument changes sign although all its given entries are of one sign.
+
+        Arguments that are given as positive (or negative) throughout are taken to be meant so.
+        """
+        return any(
+            x.size and x.dtype.kind != "c" and np.all(s * x > 0) and not np.all(s * new > 0)
+            for x, new in zip(self.point.actives, point.actives)
+            for s in (1, -1)
+        )
+
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Random cotangents of the outputs, exact in float32."""
         return tuple(_draw_bar(self.rng, b) for b in (outs or self.point.bars))
