@@ -21,7 +21,10 @@ COMMANDS = {
     ),
     "demo": ("functional_bp.train.demo", "train a network and compare its gradients with JAX's"),
     "rules": ("functional_bp.commands.rules", "list the VJP rules, or show one in full"),
-    "bench": ("functional_bp.bench", "measure the engine beside JAX, and the check beside other checkers"),
+    "bench": (
+        "functional_bp.bench",
+        "measure engine and check beside JAX's and others",
+    ),
 }
 
 INTERRUPTED = 130  # as shells report a program that was stopped with Ctrl-C

@@ -339,3 +339,17 @@ def test_a_product_summed_over_axes_of_one_device_takes_them_as_one(
     same_gradient(summed_over_two_axes, w, x)
     batched = lambda w, x: jnp.sum(jnp.sin(jnp.einsum("btkh,hsk->btsh", x, w)))  # noqa: E731
     same_gradient(batched, draw(2, 3, 4), draw(3, 2, 4, 2, seed=1))
+
+
+def test_an_exchange_on_one_device_alone() -> None:
+    """JAX's own transpose raises there; only an axis of length 1 changes its place."""
+    mesh = jax.make_mesh((1,), ("i",), (AxisType.Auto,), devices=jax.devices()[:1])
+
+    def exchange(x):
+        blocks = x.reshape(x.shape[0], 1, -1)
+        return jnp.sin(jax.lax.all_to_all(blocks, "i", split_axis=1, concat_axis=2))
+
+    fun = jax.shard_map(exchange, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    x = jnp.arange(12.0).reshape(3, 4)
+    out, pullback = bp.vjp(fun, x)
+    np.testing.assert_allclose(pullback(jnp.ones_like(out))[0], jnp.cos(x), rtol=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from functional_bp.check import claims as claiming
 from functional_bp.check.compositions import compositions, sharded_inputs
 from functional_bp.check.diagnosis.lines import line_of_overflow, lines_of
+from functional_bp.check.evaluation import pull_reference
 from functional_bp.check.findings import Finding, Verdict
 from functional_bp.check.judging import Judgement
 from functional_bp.check.linearity import linearity, silent_outputs, single_cotangents
@@ -124,7 +126,10 @@ def run(
 ) -> Report:
     """Check a subject that has been read."""
     started = time.monotonic() if started is None else started
+    subject, problem = _with_usable_reference(subject)
     trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+    if problem:
+        trial.note(problem)
     unresolved, goes_on = _first_order(trial)
     if not trial.findings and goes_on:
         for stage in FURTHER:
@@ -153,6 +158,22 @@ def run(
         seconds=time.monotonic() - started,
         settings=_settings(trial, seed),
     )
+
+
+def _with_usable_reference(subject: Subject) -> tuple[Subject, str]:
+    """The subject without its reference where JAX cannot differentiate that, and a note of it."""
+    if subject.reference is None or not subject.traceable:
+        return subject, ""
+    try:
+        outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
+    except Exception:  # told where the forward pass is run
+        return subject, ""
+    try:
+        jax.eval_shape(partial(pull_reference, subject), subject.actives, subject.fixed, outs)
+    except Exception as error:
+        note = f"JAX cannot differentiate the reference ({type(error).__name__}): differences judge"
+        return replace(subject, reference=None, reference_pull=None), note
+    return subject, ""
 
 
 def _first_order(trial: Trial) -> tuple[list[str], bool]:
@@ -279,11 +300,11 @@ def _settings(trial: Trial, seed: int) -> dict[str, str]:
 def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) -> Report:
     """One report for a rule of the registry, from the cases that stand beside it."""
     reports = []
-    for k, case in enumerate(rule.cases):
-        args = case.draw(seed, jax.dtypes.canonicalize_dtype(float))
-        made = by_our_rules(case.function, args, case.reference)
-        if made.actives:
-            reports.append((f"case {k}", run(made, quick=quick, seed=seed, seconds=seconds)))
+    with jax.enable_x64(True):  # what cases are made for: 64-bit integers among them
+        for k, case in enumerate(rule.cases):
+            made = by_our_rules(case.function, case.draw(seed), case.reference)
+            if made.actives and jax.eval_shape(made.value, made.actives, made.fixed):
+                reports.append((f"case {k}", run(made, quick=quick, seed=seed, seconds=seconds)))
     return merged(rule.primitive.name, reports)
 
 

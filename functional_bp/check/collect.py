@@ -20,6 +20,8 @@ from functional_bp.errors import BackpropError, compose
 
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
 MAIN = "__main__"
+WITHOUT_GRADIENT = ("no tangent space", "piecewise constant")  # declared, not derived
+CORPUS = "functional_bp.bench.corpus"  # what the check itself is measured on
 PLUGIN = "functional_bp.check.plugin"  # needs pytest, and has no gradient in it
 
 
@@ -158,7 +160,7 @@ def _modules(module: ModuleType) -> Iterator[ModuleType | Target]:
         return
     prefix = module.__name__ + "."
     for entry in pkgutil.walk_packages(path, prefix, onerror=lambda name: None):
-        if entry.name.rpartition(".")[2] == MAIN or entry.name == PLUGIN:
+        if entry.name.rpartition(".")[2] == MAIN or entry.name.startswith((PLUGIN, CORPUS)):
             continue
         try:
             yield _import(entry.name)
@@ -274,7 +276,7 @@ def _rules(module: ModuleType) -> list[Any]:
 
     every = module.__name__ == "functional_bp"
     here = [rule for rule in rules.values() if every or rule.file == module.__file__]
-    return [rule for rule in here if rule.cases]
+    return [rule for rule in here if rule.cases and rule.kind not in WITHOUT_GRADIENT]
 
 
 def _in_a_case(module: ModuleType, value: Any) -> bool:

@@ -32,7 +32,12 @@ def lowest_precision(jaxpr: Jaxpr) -> float:
     """The coarsest relative spacing among the graph's real and complex values."""
     avals: list[Any] = [v.aval for eqn in equations(jaxpr) for v in eqn.outvars]
     units = [unit_of(a.dtype) for a in avals if hasattr(a, "dtype") and is_inexact(a) and a.size]
-    return max([UNIT64, *units])
+    rounded = [
+        2.0 ** -eqn.params["mantissa_bits"]
+        for eqn in equations(jaxpr)
+        if eqn.primitive.name == "reduce_precision"
+    ]
+    return max([UNIT64, *units, *rounded])
 
 
 def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:

@@ -17,7 +17,6 @@ from functional_bp.check.arrays import (
     Arrays,
     all_finite,
     distance,
-    farthest,
     normal,
     pairing,
 )
@@ -27,6 +26,7 @@ from functional_bp.check.kinks import is_valid_subgradient
 from functional_bp.check.limits import NOISE, Limits, any_of, exceeding
 
 ITERATIVE = 1e-6  # relative; two solvers that stop by a tolerance agree no better
+SMALL_OUTPUT = 1e-5  # of the largest output
 CANCELLED = 1e-8  # of Σ |x x̄|: what differences cannot see
 OFF_SAMPLE = 1e-6  # relative slack away from the given inputs, where conditioning may be bad
 
@@ -73,7 +73,7 @@ class ReferenceJudge:
         assert result.true is not None and result.true_outs is not None
         if not all_finite(result.true_outs):
             return Judgement("outside", result, reason="the function is not finite there")
-        gap = farthest(result.outs, result.true_outs)
+        gap = value_gap(result.outs, result.true_outs)
         if gap > ITERATIVE or (given and gap > self._value_limit(point, result)):
             reason = f"the forward values differ by {gap:.1e} (relative)"
             return Judgement("value" if given else "outside", result, reason=reason)
@@ -145,7 +145,22 @@ class ReferenceJudge:
         assert result.true_outs is not None and result.true is not None
         unit = self.full.unit
         moved = self.limits.nudged_outs(point)
-        return 1e2 * farthest(moved, result.true_outs) + 1e6 * unit
+        return 1e2 * value_gap(moved, result.true_outs) + 1e6 * unit
+
+
+def value_gap(claimed: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
+    """The largest relative distance of two forward passes' outputs.
+
+    An output that is zero but for rounding is measured by the size of the others.
+    """
+    sizes = [float(np.linalg.norm(t.ravel())) for t in true]
+    floor = SMALL_OUTPUT * max([0.0, *sizes])
+    found = [0.0]
+    for a, b, size in zip(claimed, true, sizes, strict=True):
+        with np.errstate(all="ignore"):
+            gap = float(np.linalg.norm((a - b).ravel())) / (max(size, floor) + 1e-300)
+        found.append(np.inf if np.isnan(gap) else gap)
+    return max(found)
 
 
 def _largest_gap(claimed: np.ndarray, true: np.ndarray) -> float:
@@ -217,7 +232,7 @@ class DifferenceJudge:
         here = self.full.outs(point.actives, point.fixed)
         if not all_finite(here):
             return Judgement("outside", result, reason="the function is not finite there")
-        gap = farthest(result.outs, here)
+        gap = value_gap(result.outs, here)
         if gap > ITERATIVE:
             reason = f"the forward values differ by {gap:.1e} (relative)"
             return Judgement("value" if given else "outside", result, reason=reason)

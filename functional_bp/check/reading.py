@@ -83,7 +83,7 @@ def _callable(
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
         outs, pullback = transform(lambda *xs: value(xs, fixed), *actives)
-        return outs, pullback(tuple(bars))
+        return outs, pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(bars, outs)))
 
     plain = None
     if reference is not None:

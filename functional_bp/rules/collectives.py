@@ -142,16 +142,18 @@ def reduce_scatter_x(y_bar, *, scatter_dimension, axis_name, axis_index_groups=N
     )
 
 
-def all_to_all_x(y_bar, *, axis_name, split_axis, concat_axis, axis_index_groups=None, tiled):
+def all_to_all_x(y_bar, x_t, *, axis_name, split_axis, concat_axis, axis_index_groups=None, tiled):
     """x̄ = the exchange with the two axes swapped.
 
     Derivation: block e of xᵈ becomes block d of yᵉ. That is a permutation of (device, block)
-    pairs; its transpose sends block d of ȳᵉ back to block e of x̄ᵈ.
+    pairs; its transpose sends block d of ȳᵉ back to block e of x̄ᵈ. On one device alone, an axis
+    of length 1 changes its place, and that by the reshape.
     """
-    return lax.all_to_all(
+    x_bar = lax.all_to_all(
         y_bar, axis_name, split_axis=concat_axis, concat_axis=split_axis,
         axis_index_groups=axis_index_groups, tiled=tiled,
     )  # fmt: skip
+    return x_bar if x_bar.shape == x_t.shape else lax.reshape(x_bar, x_t.shape)
 
 
 def received_at(offsets: Any, axis_name: Any) -> Any:
