@@ -58,8 +58,10 @@ def distance(claimed: Any, true: Any) -> float:
     with np.errstate(all="ignore"):
         errors = [float(np.linalg.norm((a - b).ravel())) for a, b in pairs]
         scales = [float(np.linalg.norm(b.ravel())) for _, b in pairs]
-        worst = max((e / (s + 1e-12 * max(scales)) if e else 0.0) for e, s in zip(errors, scales))
-    return worst if np.isfinite(worst) else np.inf
+    if not np.all(np.isfinite(errors)):
+        return np.inf
+    floor = 1e-12 * max(scales) + 1e-300
+    return max(e / (s + floor) for e, s in zip(errors, scales))
 
 
 def derivative(function: Any, args: Any, order: int, seed: int) -> list[Any]:
@@ -228,7 +230,8 @@ def assert_faults_show(operation: Operation) -> None:
             assert error(case) < ROUNDING, case.name
             assert error(case, "elsewhere") > VISIBLE, case.name
         else:
-            assert max(error(case, seed=seed) for seed in (0, 3)) > VISIBLE, case.name
+            # A scalar's cotangent has to be drawn negative for |ȳ| to show.
+            assert any(error(case, seed=seed) > VISIBLE for seed in (0, 3, 1, 2, 4, 5)), case.name
 
 
 def assert_malformed(case: Case) -> None:
