@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from functional_bp.check.marks import checked as checked
     from functional_bp.check.report import Report as Report
     from functional_bp.check.steps import check_steps as check_steps
+    from functional_bp.explain.explanation import Explanation as Explanation
+    from functional_bp.explain.explanation import cotangents as cotangents
+    from functional_bp.explain.explanation import explain as explain
     from functional_bp.graph import Graph as Graph
     from functional_bp.graph import name as name
     from functional_bp.graph import trace as trace
@@ -36,6 +39,7 @@ _HOMES = {
     "check.marks": ("checked",),
     "check.report": ("Report",),
     "check.steps": ("check_steps",),
+    "explain.explanation": ("Explanation", "cotangents", "explain"),
     "graph": ("Graph", "name", "trace"),
     "jacobians": ("hessian", "hvp", "jacfwd", "jacrev", "jvp", "linearize"),
     "operation": ("operation",),
@@ -65,7 +69,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """This package, where ``rules`` and ``check`` mean the registry and the function.
+    """This package, where ``rules``, ``check`` and ``explain`` mean the registry and functions.
 
     To import ``functional_bp.check.report`` would otherwise set the attribute ``check`` to the
     folder of that name. ``from functional_bp.check import report`` works as ever.

@@ -7,7 +7,7 @@ Everything here is pure JAX on values that may be tracers, so that the sweeps co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -85,13 +85,28 @@ def _forward_with_auxiliaries(
     return outs if eqn.primitive.multiple_results else [outs]
 
 
-def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list[Any]:
+class Record(NamedTuple):
+    """What a reverse sweep found on its way, for those who want to see it.
+
+    Attributes:
+        bars: the cotangent of each variable that has one.
+        shares: what each use of a variable added to its cotangent, by equation and operand.
+    """
+
+    bars: dict[Any, Any]
+    shares: dict[tuple[JaxprEqn, int], Any]
+
+
+def reverse(
+    plan: Plan, residuals: Residuals, cotangents: Sequence[Any], record: Record | None = None
+) -> list[Any]:
     """The reverse sweep: a cotangent per input of the graph, None where zero or not wanted.
 
     Args:
         plan: the plan that ``forward`` ran with.
         residuals: what ``forward`` returned.
         cotangents: one per output, None where zero.
+        record: is filled with what the sweep finds.
     """
     jaxpr = plan.jaxpr
     kept, structure_residuals = residuals
@@ -107,6 +122,9 @@ def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list
     for step in reversed(plan.steps):
         eqn = step.eqn
         out_bars = [bars.pop(v, None) for v in eqn.outvars]
+        if record is not None:
+            found = zip(eqn.outvars, out_bars)
+            record.bars.update((v, bar) for v, bar in found if bar is not None)
         if step.structure is not None:
             remaining -= 1
         if all(bar is None for bar in out_bars):
@@ -122,7 +140,12 @@ def reverse(plan: Plan, residuals: Residuals, cotangents: Sequence[Any]) -> list
             for i, bar in pairs:
                 atom = eqn.invars[i]
                 if bar is not None and not isinstance(atom, Literal) and has_tangent(atom.aval):
-                    accumulate(bars, atom, fit(bar, atom.aval, step))
+                    share = fit(bar, atom.aval, step)
+                    accumulate(bars, atom, share)
+                    if record is not None:
+                        record.shares[eqn, i] = share
+    if record is not None:
+        record.bars.update(bars)
     return [bars.get(v) if on else None for v, on in zip(jaxpr.invars, plan.reached)]
 
 

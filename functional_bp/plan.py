@@ -56,6 +56,7 @@ def plan_once(
     given: tuple[Var, ...] = (),
     also: tuple[Var, ...] = (),
     effects: bool = True,
+    sources: tuple[Var, ...] = (),
 ) -> Plan:
     """Plan both sweeps of ``jaxpr`` (without its constants' values).
 
@@ -71,8 +72,9 @@ def plan_once(
         given: variables whose values the forward sweep is handed and need not compute.
         also: variables to keep whatever the rules name; they come first in ``Plan.keep``.
         effects: run what has an effect (a print); False for an excerpt of a graph that runs too.
+        sources: intermediate values that want a cotangent as inputs do.
     """
-    varied, structures = _activity(jaxpr, active, options)
+    varied, structures = _activity(jaxpr, active, options, sources)
     on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
     values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
@@ -158,10 +160,11 @@ rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
 
 
 def _activity(
-    jaxpr: Jaxpr, active: Mask, options: Options
+    jaxpr: Jaxpr, active: Mask, options: Options, sources: Sequence[Var] = ()
 ) -> tuple[set[Var], dict[JaxprEqn, Structure]]:
-    """The variables that depend on an active input through operations with a derivative."""
+    """The variables that depend on an active input, or a source, by what has a derivative."""
     varied = {v for v, on in zip(jaxpr.invars, active) if on and has_tangent(v.aval)}
+    varied.update(v for v in sources if has_tangent(v.aval))
     structures: dict[JaxprEqn, Structure] = {}
     for eqn in jaxpr.eqns:
         on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)

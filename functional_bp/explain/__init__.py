@@ -1,0 +1,1 @@
+"""A function at a point, as a textbook shows it: every value, every gradient, every formula."""
