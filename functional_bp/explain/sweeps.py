@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
-from jax.extend.core import Literal
 
 from functional_bp import backprop
 from functional_bp.graph.inline import inlined, opened_jaxpr
