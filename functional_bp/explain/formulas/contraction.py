@@ -20,6 +20,7 @@ from functional_bp.explain.formulas.expression import (
     Symbol,
     Total,
     Transpose,
+    multiply,
 )
 from functional_bp.explain.formulas.unicode import MACRON
 
@@ -52,6 +53,8 @@ def contracted(out: str, first: Operand, second: Operand) -> tuple[str, Expressi
         The letters that the left-hand side needs ("" in the notation of matrices), and the
         product: of matrices and column vectors where it is one, else with a letter per axis.
     """
+    if "" in (first[1], second[1]) and out == first[1] + second[1]:
+        return "", multiply(first[0], second[0])
     for left, right in ((first, second), (second, first)):
         product = _matrices(out, left, right)
         if product is not None:

@@ -49,8 +49,9 @@ def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
     equations = [m for m in _EQUATION.finditer(line) if _stands_alone(line[: m.start()])]
     letters = {operand[0], operand[0].upper()}
     own = [m for m in equations if m[1][0] in letters]
-    if own or equations:
-        return _ended(line[(own or equations)[0].start() :])
+    start = (own or equations)[0].start() if equations else 0
+    if equations and (is_pullback or " = " not in line[:start]):
+        return _ended(line[start:])
     if (found := _STARTS.match(line)) and is_pullback and found[1][0] not in letters:
         return _ended(f"{barred(operand)} = {line}")
     return _ended(line) if MACRON in line else ""

@@ -120,6 +120,14 @@ class Indexed(Expression):
 
 
 @dataclass(frozen=True)
+class Item(Expression):
+    """A part of an array: x[1:3]."""
+
+    base: Expression
+    index: str
+
+
+@dataclass(frozen=True)
 class Total(Expression):
     """Σ over letters of the body, or (``over`` is "") over all entries."""
 
@@ -307,6 +315,8 @@ def power(base: Expression, exponent: Expression) -> Expression:
             return base
         case _, Number(Fraction() as n) if n == 0:
             return ONE
+        case Number(Fraction() as b), Number(Fraction(denominator=1) as n) if b != 0:
+            return Number(Fraction(b ** int(n)))
         case Power(inner, Number(Fraction(denominator=1) as m)), Number(Fraction(denominator=1) as n):
             return power(inner, Number(m * n))
         case Product(c, above, below), Number(Fraction(denominator=1) as n) if n > 0:
@@ -381,6 +391,8 @@ def substitute(expression: Expression, values: Mapping[Expression, Expression]) 
             return Transpose(again(base))
         case Indexed(base, subscript):
             return Indexed(again(base), subscript)
+        case Item(base, index):
+            return Item(again(base), index)
         case Total(over, body):
             return Total(over, again(body))
         case Comparison(left, sign, right):

@@ -86,14 +86,15 @@ def formula(
         >>> print(formula(bp.rules[lax.sin_p], "x", names={"x": "z", "y": "h"}))
         z̄ = h̄ · cos z
     """
-    trees = {_symbol(key): _named(value) for key, value in _with_bars(names or {}).items()}
+    names = {**_members(rule), **(names or {})}
+    trees = {_symbol(key): _named(value) for key, value in _with_bars(names).items()}
     bar = Symbol(operand, bar=True)
     left = trees.get(bar, bar)
     pullback = rule.joint or rule.pullbacks.get(operand)
     if pullback is None and rule.structure is None:
         return Formula(left, ZERO)
     if pullback is None:
-        return Formula(None, None, _renamed(_of_structure(rule.structure, operand), names or {}))
+        return Formula(None, None, _renamed(_of_structure(rule.structure, operand), names))
     right = _of_source(pullback, static or {})
     if right is not None and is_closed(right):
         return Formula(left, substitute(right, trees))
@@ -105,17 +106,23 @@ def formula(
         left = Indexed(left, letters) if letters else left
         return Formula(left, substitute(tree, trees))
     if line and not (right is not None and not _is_program(pullback)):
-        return Formula(None, None, _renamed(line, names or {}))
+        return Formula(None, None, _renamed(line, names))
     if right is not None and not any(isinstance(p, Choice) for p in walk(right)):
         made = Formula(left, substitute(right, trees))
         if len(made.text()) <= LONGEST or not rule.why:
             return made
     line = line or formula_line(rule.why, operand)
     if line:
-        return Formula(None, None, _renamed(line, names or {}))
+        return Formula(None, None, _renamed(line, names))
     if right is None:
         right = Call(f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values()))
     return Formula(left, substitute(right, trees))
+
+
+def _members(rule: Rule) -> dict[str, str]:
+    """One member of a starred operand or output: xₖ of ``*xs``."""
+    starred = [n.text for n in (*rule.operands, *rule.outputs) if n.starred]
+    return {text: f"{text[:-1]}ₖ" for text in starred if len(text) == 2 and text.endswith("s")}
 
 
 def _arguments(pullback: Pullback) -> dict[str, Expression]:

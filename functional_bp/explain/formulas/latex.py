@@ -66,6 +66,16 @@ _SUPER = {c: unicodedata.normalize("NFKD", c) for c in "⁰¹²³⁴⁵⁶⁷⁸
 _SUPER |= {"ᵀ": r"\top ", "ᴴ": r"\mathsf{H}", "*": "*"}
 
 
+ACCENTS = {MACRON: "bar", "\u0307": "dot", "\u0302": "hat", "\u0303": "tilde"}
+_WORDS = r"[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
+
+
+def _apart(c: str) -> str:
+    """A letter and its accent, where it has one."""
+    parts = unicodedata.normalize("NFD", c)
+    return parts if parts[1:] in ACCENTS else c
+
+
 def escaped(text: str) -> str:
     """Plain text with LaTeX's own characters escaped; mathematical ones go into formulas."""
     pieces = []
@@ -139,6 +149,8 @@ def _part(expression: Expression) -> Part:
             return rf"{_within(base, ATOM)}^{{\top}}", POWER
         case ex.Power(base, exponent):
             return f"{_within(base, ATOM)}^{{{written(exponent)}}}", POWER
+        case ex.Item(base, index):
+            return rf"{_within(base, ATOM)}\mathtt{{[{_typed(index)}]}}", ATOM
         case ex.Indexed(base, subscript):
             return f"{{{_within(base, ATOM)}}}_{{{subscript}}}", ATOM
         case ex.Total(over, body):
@@ -172,7 +184,7 @@ def _product(product: ex.Product) -> Part:
     second = ex.ONE if as_decimal else ex.Number(Fraction(c.denominator))
     above = in_order(product.above)
     bars = [f for f in above if isinstance(f, ex.Symbol) and f.bar]
-    top = [f for f in (*bars, first, *(f for f in above if f not in bars)) if f != ex.ONE]
+    top = [f for f in (first, *bars, *(f for f in above if f not in bars)) if f != ex.ONE]
     below = [f for f in (second, *in_order(product.below)) if f != ex.ONE]
     text = _joined(top) or "1"
     if below:
@@ -220,11 +232,13 @@ def _typed(text: str) -> str:
 
 def transliterated(text: str) -> str:
     """A line of Unicode mathematics in LaTeX; words in it are text."""
-    normal = unicodedata.normalize("NFD", text.replace("̇", "\u0307"))
-    pieces = re.split(r"(``[^`]*``|[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*)", normal)
+    normal = "".join(_apart(c) for c in text)
+    pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", normal)
     written_ = []
     for piece in pieces:
-        if piece.startswith("``"):
+        if OVERLINE in piece:
+            written_.append(name(piece.replace(OVERLINE, ""), bar=True))
+        elif piece.startswith("``"):
             written_.append(rf"\mathtt{{{_typed(piece.strip('`'))}}}")
         elif re.match(r"[A-Za-z]{2}", piece):
             written_.append(_words(piece))
@@ -245,9 +259,8 @@ def _mathematics(text: str) -> str:
     while k < len(text):
         c = text[k]
         mark = text[k + 1] if k + 1 < len(text) else ""
-        accents = {MACRON: "bar", OVERLINE: "overline", "\u0307": "dot", "\u0302": "hat", "\u0303": "tilde"}
-        if mark in accents and mark:
-            out.append(rf"\{accents[mark]}{{{SYMBOLS.get(c, c).strip()}}}")
+        if mark in ACCENTS:
+            out.append(rf"\{ACCENTS[mark]}{{{SYMBOLS.get(c, c).strip()}}}")
             k += 2
             continue
         for table, sign in ((_SUB, "_"), (_SUPER, "^")):

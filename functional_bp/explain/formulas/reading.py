@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.extend.core import Primitive
 
 from functional_bp.explain.formulas import expression as ex
@@ -202,7 +203,9 @@ class _Reader:
                     raise value
                 if isinstance(value, Local):
                     raise UnreadableError(name)
-                return value
+                known = self.static.get(name)
+                is_number = isinstance(known, int | float) and not isinstance(known, bool)
+                return ex.number(known) if is_number and isinstance(value, ex.Symbol) else value
             case ast.Constant(value=bool() | None | str() as value):
                 return Literal(value)
             case ast.Constant(value=int() | float() | complex() as value):
@@ -332,7 +335,7 @@ class _Reader:
             raise UnreadableError(ast.unparse(node))
         called = _Reader(reader.outside, dict(reader.values), dict(reader.static), self.depth + 1)
         for name, argument in pairs:
-            called.values[name] = self.argument(argument)
+            called.values[name] = self.argument(argument, shown=False)
             known, found = self.known(argument)
             called.static.pop(name, None)
             if known:
@@ -353,15 +356,15 @@ class _Reader:
         first = () if base is None else (base,)
         return Call(name, (*first, *arguments), shown, function=function)
 
-    def argument(self, node: ast.expr) -> Expression:
+    def argument(self, node: ast.expr, shown: bool = True) -> Expression:
+        """An argument; a parameter that is ``shown`` in a call is labelled with its name."""
         known, found = self.known(node)
-        if isinstance(node, ast.Name) and known and node.id in self.static:
-            if not hasattr(found, "dtype"):
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        if known and not _is_type(found):
+            if isinstance(node, ast.Name) and node.id in self.static and shown:
                 return Literal(found, node.id)
-        elif known and (isinstance(found, bool) or not isinstance(found, int | float)):
-            if callable(found):
-                return Verbatim(ast.unparse(node))
-            return Literal(found)
+            if not is_number:
+                return Verbatim(ast.unparse(node)) if callable(found) else Literal(found)
         try:
             return self.expression(node)
         except UnreadableError:
@@ -386,6 +389,12 @@ def _is_foreign(function: Any) -> bool:
         return False
     module = getattr(function, "__module__", None) or type(function).__module__
     return module.split(".")[0] in ("jax", "jaxlib", "numpy", "builtins", "math")
+
+
+def _is_type(value: Any) -> bool:
+    """Whether it is an array's type (of an operand), or several of them."""
+    members = value if isinstance(value, list) and value else [value]
+    return all(hasattr(m, "dtype") and not isinstance(m, np.ndarray) for m in members)
 
 
 def _is_numerics(test: ast.expr) -> bool:

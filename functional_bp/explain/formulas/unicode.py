@@ -26,6 +26,7 @@ JUXTAPOSED = {"sin", "cos", "tan", "sinh", "cosh", "ln", "log₂", "Re", "Im", "
 AROUND = {"abs": ("|", "|"), "floor": ("⌊", "⌋"), "ceil": ("⌈", "⌉")}
 Part = tuple[str, int]  # text, and how tightly it binds
 
+INDICES = "ᵢⱼₖₗₘₙ"  # subscripts that are letters
 _NUMBERED = re.compile(r"([^\W\d_])_?(\d+)")
 _COMPOUND = re.compile(r"[^\W\d]\w*")
 
@@ -47,13 +48,17 @@ def barred(text: str) -> str:
     ('x̄', True)
     """
     shown = name(text)
-    letters = len(re.findall(r"[^\W\d_]", shown))
-    if letters == 1:
+    if letter_count(shown) == 1:
         return re.sub(r"([^\W\d_])", r"\1" + MACRON, shown, count=1)
     if _COMPOUND.fullmatch(shown):
         return "".join(letter + OVERLINE for letter in shown)
     head, tail = re.match(r"(\w*)(.*)", shown, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
     return (barred(head) if head else "") + tail
+
+
+def letter_count(text: str) -> int:
+    """How many letters, subscripts not counted."""
+    return sum(c.isalpha() and c not in INDICES for c in text)
 
 
 def written(expression: Expression) -> str:
@@ -90,6 +95,8 @@ def _part(expression: Expression) -> Part:
             return f"{_within(base, ATOM)}ᵀ", POWER
         case ex.Power(base, exponent):
             return _power(base, exponent), POWER
+        case ex.Item(base, index):
+            return f"{_within(base, ATOM)}[{index}]", ATOM
         case ex.Indexed(base, subscript):
             return f"{_within(base, ATOM)}_{subscript}", ATOM
         case ex.Total(over, body):
@@ -157,7 +164,7 @@ def is_plain(factor: Expression) -> bool:
     """Whether a factor may stand beside another with a space between them alone."""
     match factor:
         case ex.Symbol(text):
-            return len(re.sub(r"[\W\d_]", "", name(text))) == 1
+            return letter_count(name(text)) == 1
         case ex.Power(base):
             return is_plain(base)
         case ex.Number() | ex.Constant() | ex.Sum() | ex.Truth():
