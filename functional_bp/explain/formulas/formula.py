@@ -36,7 +36,7 @@ class Formula:
 
     Attributes:
         left: the left-hand side; None where ``line`` says all.
-        right: the right-hand side.
+        right: the right-hand side; None where a value is given and not computed.
         line: where the rule is a program: the line of symbols and words that states it.
     """
 
@@ -46,15 +46,23 @@ class Formula:
 
     def text(self, sign: str = "=") -> str:
         """The formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
-        if self.left is None or self.right is None:
-            return self.line.replace(" = ", f" {sign} ", 1)
+        if self.left is None:
+            return self._signed(sign)
+        if self.right is None:
+            return unicode.written(self.left)
         return f"{unicode.written(self.left)} {sign} {unicode.written(self.right)}"
 
     def latex(self, sign: str = "=") -> str:
         """The formula in LaTeX's mathematics, without dollar signs."""
-        if self.left is None or self.right is None:
-            return latex.transliterated(self.line.replace(" = ", f" {sign} ", 1))
+        if self.left is None:
+            return latex.transliterated(self._signed(sign))
+        if self.right is None:
+            return latex.written(self.left)
         return f"{latex.written(self.left)} {sign} {latex.written(self.right)}"
+
+    def _signed(self, sign: str) -> str:
+        head, equals, tail = self.line.partition(" = ")
+        return f"{head} {sign} {tail}" if equals and " " not in head else self.line
 
     def __str__(self) -> str:
         return self.text()
