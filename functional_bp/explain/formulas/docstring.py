@@ -87,7 +87,9 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
             wanted[letter + mark + ("ₖ" if starred else "")] = new
     if not wanted:
         return text
-    plain = re.sub(rf"({'|'.join(k[0] for k in wanted if k.endswith('ₖ'))})({MACRON}?)[ᵢₖ]", r"\1\2ₖ", plain) if any(k.endswith("ₖ") for k in wanted) else plain  # fmt: skip
+    members = "".join(key[0] for key in wanted if key.endswith("ₖ"))
+    if members:
+        plain = re.sub(rf"([{members}])({MACRON}?)[ᵢₖ]", r"\1\2ₖ", plain)
     choices = "|".join(re.escape(k) for k in sorted(wanted, key=len, reverse=True))
     token = re.compile(rf"(?<![A-Za-z_{{])(?:{choices})(?![A-Za-z{MACRON}'’])")
 

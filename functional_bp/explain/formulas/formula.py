@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from functional_bp.explain.formulas import latex, unicode
+from functional_bp.explain.formulas.algebra import substitute
 from functional_bp.explain.formulas.contraction import contracted, parse
 from functional_bp.explain.formulas.docstring import formula_line, renamed
 from functional_bp.explain.formulas.expression import (
@@ -19,7 +20,6 @@ from functional_bp.explain.formulas.expression import (
     Indexed,
     Shape,
     Symbol,
-    substitute,
     walk,
 )
 from functional_bp.explain.formulas.reading import UnreadableError, is_closed, read

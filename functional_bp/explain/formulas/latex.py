@@ -1,6 +1,7 @@
 r"""Expressions as LaTeX: ``\bar{x} = \bar{y}\,\cos x``; formula lines of docstrings too.
 
->>> from functional_bp.explain.formulas.expression import Symbol, divide, multiply, number
+>>> from functional_bp.explain.formulas.algebra import (divide, multiply, number)
+from functional_bp.explain.formulas.expression import (Symbol)
 >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
 >>> print(written(divide(y_bar, multiply(number(2), x))))
 \frac{\bar{y}}{2\,x}
@@ -203,7 +204,9 @@ def _call(call: ex.Call) -> Part:
     if call.known and one is not None:
         if call.name in AROUND:
             left, right = AROUND[call.name]
-            return rf"\left{left}{written(one)}\right{right}".replace(r" \rightr", r"\right\r"), ATOM
+            return rf"\left{left}{written(one)}\right{right}".replace(
+                r" \rightr", r"\right\r"
+            ), ATOM
         if call.name in ("√", "∛"):
             return rf"\sqrt{'[3]' if call.name == '∛' else ''}{{{written(one)}}}", ATOM
         if call.name == "exp":

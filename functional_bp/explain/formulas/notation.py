@@ -11,14 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from functional_bp.explain.formulas.expression import (
-    IMAGINARY,
-    ONE,
-    ZERO,
-    Call,
-    Comparison,
-    Expression,
-    Number,
+from functional_bp.explain.formulas.algebra import (
     add,
     choose,
     divide,
@@ -27,6 +20,15 @@ from functional_bp.explain.formulas.expression import (
     opposite,
     power,
     subtract,
+)
+from functional_bp.explain.formulas.expression import (
+    IMAGINARY,
+    ONE,
+    ZERO,
+    Call,
+    Comparison,
+    Expression,
+    Number,
 )
 
 Builder = Callable[..., Expression]
@@ -114,4 +116,3 @@ FILLED: dict[str, Builder] = {
     "ones_like": lambda x: ONE,
     "full": lambda shape, value: value,
 }
-

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.explain.explanation import Explanation
-from functional_bp.explain.formulas import latex
-from functional_bp.explain.formulas import unicode
+from functional_bp.explain.formulas import latex, unicode
 from functional_bp.explain.numbers import format_number, format_shape, format_value, summarize
 from functional_bp.explain.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
 from functional_bp.explain.states import WORDS, State, state_of
@@ -116,12 +115,12 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     """Values as text: small ones written out, of others shape, norm, least and greatest entry."""
     if not values:
         return Cell()
-    states = [state for v in values if (state := state_of(v, is_cotangent))]
-    short = "; ".join(map(format_value, values))
+    states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
+    short = "; ".join(map(described, values, [False] * len(values)))
     return Cell("; ".join(map(described, values)), "", states[0] if states else "", short)
 
 
-def described(array: Any) -> str:
+def described(array: Any, with_range: bool = True) -> str:
     """A number, a short vector, or shape, norm and range; one number if all entries are equal.
 
     >>> described(np.array([1.0, 2.0])), described(np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -138,6 +137,8 @@ def described(array: Any) -> str:
         return text
     if summary.least == summary.greatest and not summary.nans + summary.infinities:
         return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
+    if not with_range:
+        return text
     return f"{text}, {format_number(summary.least)} … {format_number(summary.greatest)}"
 
 
@@ -195,6 +196,9 @@ def _formula(row: ReverseRow) -> Cell:
         return Cell(f"{bar} {sign} {described(row.downstream)}", "")
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
-        return Cell(f"{bar} = sum of {len(shares)} uses", rf"{bar_latex} = \text{{sum of {len(shares)} uses}}")
+        return Cell(
+            f"{bar} = sum of {len(shares)} uses",
+            rf"{bar_latex} = \text{{sum of {len(shares)} uses}}",
+        )
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
     return Cell(f"{bar} = {terms}", f"{bar_latex} = {latex.transliterated(terms)}")

@@ -39,8 +39,14 @@ def _rich(table: Table, width: int) -> Any:
     from rich.text import Text
 
     table = fitted(table, width)
-    made = RichTable(title=table.title, title_justify="left", title_style="bold",
-                     box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))  # fmt: skip
+    made = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in table.columns:
         justify = "right" if column.align == "right" else "left"
         most = LONGEST_FORMULA if not column.drop else None
