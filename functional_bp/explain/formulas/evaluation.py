@@ -32,6 +32,9 @@ from functional_bp.explain.formulas.notation import NUMERIC
 COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equal,
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
+# Random points do not tell whether these are the same: a condition may hold at a kink alone.
+UNCOMPARED = (Literal, Shape, Verbatim, Comparison, Truth, Choice)
+
 
 class NotNumericError(Exception):
     """A part of an expression has no value in NumPy."""
@@ -95,10 +98,7 @@ def same(left: Expression, right: Expression) -> bool:
     if left == right:
         return True
     parts = [*walk(left), *walk(right)]
-    if any(
-        isinstance(p, Literal | Shape | Verbatim) or (isinstance(p, Call) and not p.known)
-        for p in parts
-    ):
+    if any(isinstance(p, UNCOMPARED) or (isinstance(p, Call) and not p.known) for p in parts):
         return False
     rng = np.random.default_rng(0)
     symbols = dict.fromkeys(p for p in parts if isinstance(p, Symbol))

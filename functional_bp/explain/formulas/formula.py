@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ class Formula:
     def text(self, sign: str = "=") -> str:
         """The formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
         if self.left is None:
-            return self._signed(sign)
+            return unicodedata.normalize("NFC", self._signed(sign))
         if self.right is None:
             return unicode.written(self.left)
         return f"{unicode.written(self.left)} {sign} {unicode.written(self.right)}"

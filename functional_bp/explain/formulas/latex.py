@@ -64,11 +64,11 @@ SYMBOLS = {
 }  # fmt: skip
 _SUB = {c: unicodedata.normalize("NFKD", c) for c in "₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓₐₑₕ"}
 _SUPER = {c: unicodedata.normalize("NFKD", c) for c in "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱˣʸᵀᴴᵈᵉˢᵗᵏᵐᵃᵇᶜ"}
-_SUPER |= {"ᵀ": r"\top ", "ᴴ": r"\mathsf{H}", "*": "*"}
+_SUPER |= {"⁻": "-", "ᵀ": r"\top ", "ᴴ": r"\mathsf{H}", "*": "*"}
 
 
 ACCENTS = {MACRON: "bar", "\u0307": "dot", "\u0302": "hat", "\u0303": "tilde"}
-_WORDS = r"[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
+_WORDS = r"(?<![A-Za-z_^{])[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
 
 
 def _apart(c: str) -> str:
@@ -84,7 +84,7 @@ def escaped(text: str) -> str:
         if piece.isascii():
             pieces.append("".join(SPECIAL.get(c, c) for c in piece))
         else:
-            pieces.append(f"${transliterated(piece)}$")
+            pieces.append(f"${transliterated(piece).strip()}$")
     return "".join(pieces)
 
 
@@ -237,23 +237,26 @@ def transliterated(text: str) -> str:
     """A line of Unicode mathematics in LaTeX; words in it are text."""
     normal = "".join(_apart(c) for c in text)
     pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", normal)
-    written_ = []
-    for piece in pieces:
+    made = []
+    for k, piece in enumerate(pieces):
         if OVERLINE in piece:
-            written_.append(name(piece.replace(OVERLINE, ""), bar=True))
+            made.append(name(piece.replace(OVERLINE, ""), bar=True))
         elif piece.startswith("``"):
-            written_.append(rf"\mathtt{{{_typed(piece.strip('`'))}}}")
+            made.append(rf"\mathtt{{{_typed(piece.strip('`'))}}}")
         elif re.match(r"[A-Za-z]{2}", piece):
-            written_.append(_words(piece))
+            before, after = pieces[k - 1][-1:], pieces[k + 1][:1]
+            made.append(_words(piece, " " * (before == " "), " " * (after == " ")))
         else:
-            written_.append(_mathematics(piece))
-    return "".join(written_)
+            made.append(_mathematics(piece))
+    return "".join(made)
 
 
-def _words(words: str) -> str:
+def _words(words: str, before: str, after: str) -> str:
     if "\\" + words in FUNCTIONS.values():
         return f"\\{words} "
-    return rf"\text{{ {words} }}"
+    if not before and not after:
+        return rf"\mathrm{{{words}}}"
+    return rf"\text{{{before}{words}{after}}}"
 
 
 def _mathematics(text: str) -> str:

@@ -107,7 +107,7 @@ OPERATORS: dict[str, Builder] = {
 # Functions of which the formula shows the first argument alone: they change dtype or place.
 TRANSPARENT = {
     "convert_element_type", "asarray", "array", "stop_gradient", "astype", "copy", "stage",
-    "float", "tuple", "list", "reduce_precision", "optimization_barrier", "name",
+    "float", "tuple", "list", "optimization_barrier", "name",
 }  # fmt: skip
 # Functions of an array's type, whose value does not depend on it.
 FILLED: dict[str, Builder] = {

@@ -10,7 +10,10 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from functional_bp.explain.formulas import expression as ex
 from functional_bp.explain.formulas.algebra import (
@@ -310,9 +313,10 @@ class _Reader:
     def operator(self, name: str, function: Any, node: ast.Call) -> Expression:
         arguments = [self.expression(a) for a in node.args]
         try:
-            return OPERATORS[name](*arguments)
+            made = OPERATORS[name](*arguments)
         except TypeError:
             return self.left(name, node, function)
+        return replace(made, function=function) if isinstance(made, Call) else made
 
     def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
         """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
@@ -360,6 +364,7 @@ class _Reader:
     def argument(self, node: ast.expr, shown: bool = True) -> Expression:
         """An argument; a parameter that is ``shown`` in a call is labelled with its name."""
         known, found = self.known(node)
+        found = tuple(found.tolist()) if isinstance(found, np.ndarray) and found.ndim else found
         is_number = isinstance(found, int | float) and not isinstance(found, bool)
         if known and not is_type(found):
             if isinstance(node, ast.Name) and node.id in self.static and shown:

@@ -10,6 +10,7 @@ from functional_bp.explain.formulas.expression import (Symbol)
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -50,7 +51,8 @@ def barred(text: str) -> str:
     """
     shown = name(text)
     if letter_count(shown) == 1:
-        return re.sub(r"([^\W\d_])", r"\1" + MACRON, shown, count=1)
+        with_macron = re.sub(r"([^\W\d_])", r"\1" + MACRON, shown, count=1)
+        return unicodedata.normalize("NFC", with_macron)
     if _COMPOUND.fullmatch(shown):
         return "".join(letter + OVERLINE for letter in shown)
     head, tail = re.match(r"(\w*)(.*)", shown, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
