@@ -108,7 +108,7 @@ def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if eqn.primitive.name == "while":
         return _bounded_while(eqn, operands)
     if any(has_while(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return _rebuild(eqn, operands, _evaluate_bounded)
+        return rebuild(eqn, operands, _evaluate_bounded)
     return evaluate(eqn, operands)
 
 
@@ -117,11 +117,11 @@ def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if body is not None:
         return interpret(body.jaxpr, body.consts, operands, _evaluate_body)
     if any(holds_custom_rules(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return _rebuild(eqn, operands, _evaluate_body)
+        return rebuild(eqn, operands, _evaluate_body)
     return evaluate(eqn, operands)
 
 
-def _rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
+def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     """The equation, with ``run`` for the equations of the graphs that it holds."""
     inners = inner_graphs(eqn)
     name = eqn.primitive.name
