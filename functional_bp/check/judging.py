@@ -351,8 +351,8 @@ def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) ->
             unit = np.zeros_like(x)
             unit[place] = size = max(abs(float(x[place])), 0.1 * typical, 1e-6)
             exact = evaluation.analytic_slope(point, leaf, unit)
-            found = exact or directional(evaluation, point, leaf, unit)
-            bar[place] = found.value / size
+            known = exact or directional(evaluation, point, leaf, unit)
+            bar[place] = known.value / size
         found.append(bar)
     return tuple(found)
 
