@@ -136,7 +136,7 @@ class Trial:
 
     @cached_property
     def forward_graph(self) -> Any:
-        """The jaxpr of the forward pass, the reference's where there is one; None if untraceable."""
+        """The forward pass's jaxpr, or the reference's where there is one; None if untraceable."""
         if not self.subject.traceable:
             return None
         fun = self.subject.reference or self.subject.value
