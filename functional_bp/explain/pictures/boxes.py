@@ -9,11 +9,16 @@ Point = tuple[float, float]
 
 
 class Box(NamedTuple):
-    """Something with a place of its own; width and height in points."""
+    """Something with a place of its own; width and height in points.
+
+    Wires are attached to the sides that face other layers, within ``core`` points around their
+    middle; anywhere where it is 0.
+    """
 
     key: Hashable
     width: float
     height: float
+    core: float = 0
 
 
 class Wire(NamedTuple):

@@ -7,6 +7,7 @@ keeps nodes apart.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
 
@@ -20,24 +21,27 @@ def place(boxes: list[Box], wires: list[Wire], direction: str) -> Placed:
 
     rankdir, entry, way_out = HEADS[direction]
     labelled = any(wire.label_width > 0 for wire in wires)
-    drawing = pygraphviz.AGraph(
+    drawing: Any = pygraphviz.AGraph(
         strict=False, directed=True, rankdir=rankdir, splines="true",
         nodesep=16 / INCH, ranksep=(20 if labelled else 34) / INCH,
     )  # fmt: skip
     drawing.node_attr.update(shape="box", fixedsize="true", label="")
     drawing.edge_attr.update(arrowhead="none")
     number: dict[Hashable, str] = {}
+    cored = {box.key for box in boxes if box.core}
     for i, box in enumerate(boxes):
         number[box.key] = f"b{i}"
         drawing.add_node(f"b{i}", **_size(box.width, box.height))
     for i, wire in enumerate(wires):
         tail, head = number[wire.tail], number[wire.head]
+        start = {"tailport": way_out} if wire.tail in cored else {}
+        end = {"headport": entry} if wire.head in cored else {}
         if wire.label_width > 0:
             drawing.add_node(f"w{i}", **_size(wire.label_width, wire.label_height))
-            drawing.add_edge(tail, f"w{i}", key=f"{i}a", headport=entry, weight=2)
-            drawing.add_edge(f"w{i}", head, key=f"{i}b", tailport=way_out, weight=2)
+            drawing.add_edge(tail, f"w{i}", key=f"{i}a", headport=entry, weight=2, **start)
+            drawing.add_edge(f"w{i}", head, key=f"{i}b", tailport=way_out, weight=2, **end)
         else:
-            drawing.add_edge(tail, head, key=f"{i}a", minlen=2 if labelled else 1)
+            drawing.add_edge(tail, head, key=f"{i}a", minlen=2 if labelled else 1, **start, **end)
     drawing.layout("dot")
     at = {node: _point(node.attr["pos"]) for node in drawing.nodes()}
     curves = {key: _points(drawing.get_edge(u, v, key)) for u, v, key in drawing.edges(keys=True)}

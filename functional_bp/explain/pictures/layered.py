@@ -67,7 +67,7 @@ def place(boxes: list[Box], wires: list[Wire]) -> Placed:
             after[u].append(v)
             before[v].append(u)
     layers = ordered(layers, before, after)
-    ports = _ports(layers, chains, heights, len(boxes))
+    ports = _ports(layers, chains, [box.core or 0.8 * box.height for box in boxes])
     links = [
         Link(u, v, ports[i, k][0], ports[i, k][1], _stiffness(u, v, len(boxes)))
         for i, chain in enumerate(chains)
@@ -168,7 +168,7 @@ def _without_empty_layers(
 
 
 def _first_order(chains: list[list[int]], rank: list[int], boxes: int) -> list[list[int]]:
-    """Nodes by layer, in the order in which a walk along the wires, back from the ends, meets them."""
+    """Nodes by layer, as a walk along the wires meets them, back from the ends."""
     into: dict[int, list[int]] = defaultdict(list)
     out: set[int] = set()
     for chain in chains:
@@ -191,7 +191,7 @@ def _first_order(chains: list[list[int]], rank: list[int], boxes: int) -> list[l
 
 
 def _ports(
-    layers: list[list[int]], chains: list[list[int]], heights: list[float], boxes: int
+    layers: list[list[int]], chains: list[list[int]], cores: list[float]
 ) -> dict[tuple[int, int], tuple[float, float]]:
     """For each piece of each wire, how far from the middle of its ends it is attached."""
     position = {node: i for layer in layers for i, node in enumerate(layer)}
@@ -203,7 +203,7 @@ def _ports(
     found = {(i, k): [0.0, 0.0] for i, chain in enumerate(chains) for k in range(len(chain) - 1)}
     for side, ends in ((0, leaving), (1, coming)):
         for node, wires in ends.items():
-            gap = min(PORT, 0.8 * heights[node] / len(wires))
+            gap = min(PORT, cores[node] / len(wires))
             for place, (_, i, k) in enumerate(sorted(wires)):
                 found[i, k][side] = gap * (place - (len(wires) - 1) / 2)
     return {key: (at[0], at[1]) for key, at in found.items()}

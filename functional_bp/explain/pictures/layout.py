@@ -58,7 +58,7 @@ def layout(
     if direction == "right":
         return framed(place(boxes, wires), boxes, wires)
     turned = place(
-        [Box(b.key, b.height, b.width) for b in boxes],
+        [Box(b.key, b.height, b.width, b.core) for b in boxes],
         [w._replace(label_width=w.label_height, label_height=w.label_width) for w in wires],
     )
     return framed(transposed(turned), boxes, wires)

@@ -17,7 +17,8 @@ def ordered(layers: Layers, before: Neighbours, after: Neighbours) -> Layers:
 
     Args:
         layers: node numbers by layer, in a first order.
-        before, after: for each node its neighbours in the layer before and the layer after.
+        before: for each node its neighbours in the layer before.
+        after: the same in the layer after.
     """
     best, fewest = layers, _all_crossings(layers, after)
     current = layers
@@ -41,15 +42,12 @@ def _swept(layers: Layers, fixed: Neighbours, forward: bool, reverse_ties: bool)
     result = list(layers)
     position: dict[int, int] = {}
     for level in range(len(layers)) if forward else reversed(range(len(layers))):
-        here = {node: place for place, node in enumerate(layers[level])}
-
-        def key(node: int, here: dict[int, int] = here) -> tuple[float, int]:
+        wanted: dict[int, tuple[float, int]] = {}
+        for place, node in enumerate(layers[level]):
             near = [position[other] for other in fixed[node] if other in position]
-            place = here[node]
             mean = sum(near) / len(near) if near else float(place)
-            return mean, -place if reverse_ties else place
-
-        result[level] = sorted(layers[level], key=key)
+            wanted[node] = mean, -place if reverse_ties else place
+        result[level] = sorted(layers[level], key=wanted.__getitem__)
         position = {node: place for place, node in enumerate(result[level])}
     return result
 
