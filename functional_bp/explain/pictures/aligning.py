@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 Layers = list[list[int]]
 SWEEPS = 5
-LEVEL = 18.0  # a wire that is less oblique than this is made level if it can be
+LEVEL = 18.0  # a wire that climbs less than this is made level if it can be
+FAR = 60.0  # the same between two bends of a long wire
+STIFF = 8.0  # the weight of what is between two such bends
 
 
 class Link(NamedTuple):
@@ -104,28 +106,45 @@ def _level(
     pulls: Sequence[Sequence[_Pull]],
     position: list[float],
 ) -> None:
-    """Make wires that are almost level exactly so, where nothing stands in the way."""
+    """Make wires that are almost level exactly so, where nothing stands in the way.
+
+    What is joined by level wires moves together.
+    """
     place = {node: (level, i) for level, layer in enumerate(layers) for i, node in enumerate(layer)}
 
-    def room(node: int) -> tuple[float, float]:
-        level, i = place[node]
-        layer, gaps = layers[level], distance[level]
-        low = position[layer[i - 1]] + gaps[i] if i else -1e9
-        high = position[layer[i + 1]] - gaps[i + 1] if i + 1 < len(layer) else 1e9
-        return low, high
+    def group(start: int) -> set[int]:
+        found, waiting = {start}, [start]
+        while waiting:
+            node = waiting.pop()
+            for other, shift, _ in pulls[node]:
+                if other not in found and abs(position[other] + shift - position[node]) < 0.01:
+                    found.add(other)
+                    waiting.append(other)
+        return found
 
-    def straight(node: int, at: float) -> float:
-        return sum(p.weight for p in pulls[node] if abs(position[p.other] + p.shift - at) < 0.01)
+    def fits(moved: set[int], by: float) -> bool:
+        for node in moved:
+            level, i = place[node]
+            layer, gaps = layers[level], distance[level]
+            if i and layer[i - 1] not in moved:
+                if position[node] + by < position[layer[i - 1]] + gaps[i] - 0.001:
+                    return False
+            if i + 1 < len(layer) and layer[i + 1] not in moved:
+                if position[node] + by > position[layer[i + 1]] - gaps[i + 1] + 0.001:
+                    return False
+        return True
 
-    for sweep in range(4):
-        order = layers if sweep % 2 == 0 else layers[::-1]
-        for layer in order:
-            for node in sorted(layer, key=lambda n: -sum(p.weight for p in pulls[n])):
-                low, high = room(node)
-                here = position[node]
-                options = [position[p.other] + p.shift for p in pulls[node]]
-                options = [at for at in options if abs(at - here) < LEVEL and low <= at <= high]
-                if options:
-                    best = max(options, key=lambda at: (straight(node, at), -abs(at - here)))
-                    if straight(node, best) > straight(node, here):
-                        position[node] = best
+    for _ in range(3):
+        moves = 0
+        for layer in layers:
+            for node in layer:
+                for other, shift, weight in pulls[node]:
+                    by = position[other] + shift - position[node]
+                    if 0.01 <= abs(by) < (FAR if weight >= STIFF else LEVEL):
+                        moved = group(node)
+                        if other not in moved and fits(moved, by):
+                            moves += 1
+                            for each in moved:
+                                position[each] += by
+        if not moves:
+            break

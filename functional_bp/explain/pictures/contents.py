@@ -117,6 +117,7 @@ class _Reader:
         )
         self.fixed = self._fixed()
         self.names = self._names()
+        self.squeezed = self._squeezed()
         groups = {e: self._group(e) for e in self.graph if e in self.live and not self._is_fixed(e)}
         size = Counter(groups.values())
         # a scope with one equation is drawn as that equation, unless it was asked for by name
@@ -140,12 +141,12 @@ class _Reader:
                 closed[path] = self._closed(path, inside[path])
                 nodes.append(closed[path])
             elif not path:
-                if self._is_carrier(equation):
+                if self._is_carrier(equation) or self._is_joined(equation):
                     continue
                 nodes.append(Node("operator", self._symbol(equation), (equation,)))
             node = closed[path] if path else nodes[-1]
             for variable in equation.outputs:
-                maker[variable] = node
+                maker[self.squeezed.get(variable, variable)] = node
             for operand, variable in enumerate(equation.inputs):
                 if variable in self.fixed:
                     continue
@@ -260,8 +261,26 @@ class _Reader:
         """Whether the equation only brings one value, in another form, to one use."""
         if equation.operation not in CARRIERS or self.group.get(equation):
             return False
+        if self._is_joined(equation):
+            return False
         (out,) = equation.outputs
         return self.count[out] == 1 and out not in self.names
+
+    def _is_joined(self, equation: Equation) -> bool:
+        return equation.operation == "squeeze" and equation.inputs[0] in self.squeezed
+
+    def _squeezed(self) -> dict[Variable, Variable]:
+        """What ``x[0]`` makes and what is left of it without the axis: one operator makes both."""
+        found: dict[Variable, Variable] = {}
+        for equation in self.graph:
+            if equation.operation != "squeeze" or equation.inputs[0] in self.names:
+                continue
+            source = equation.inputs[0]
+            made_by = self.maker_equation.get(source)
+            sliced = made_by is not None and made_by.operation in ("slice", "dynamic_slice")
+            if sliced and self.count[source] == 1 and made_by.scope == equation.scope:
+                found[source] = equation.outputs[0]
+        return found
 
     def _origin(self, variable: Variable, share: Any) -> tuple[Variable, Any]:
         """The variable that carriers bring, and what the use adds to its cotangent."""

@@ -39,14 +39,14 @@ def draw(
         v: (value_line(explanation, v), gradient_line(explanation.bars.get(v)))
         for v in shown.variables
     }
-    names = dict(shown.names)
+    names = {v: node.label for v, node in shown.maker.items() if node.kind == "leaf"} | shown.names
     for output in shown.outputs:
         names.setdefault(output.variable, output.label)
     boxes = [operator_box(n) for n in shown.nodes if n.kind != "leaf"]
     wires = []
     for variable in shown.variables:
         maker = shown.maker[variable]
-        boxes.append(_variable_box(variable, names.get(variable, maker.label), lines[variable],
+        boxes.append(_variable_box(variable, names.get(variable, ()), lines[variable],
                                    direction))  # fmt: skip
         if maker.kind != "leaf":
             wires.append(Wire((variable, "made"), maker, variable))
@@ -61,7 +61,7 @@ def draw(
         if node.kind != "leaf":
             shapes[node] = _add_operator(scene, node, placed)
     for variable in shown.variables:
-        name = names.get(variable, shown.maker[variable].label)
+        name = names.get(variable, ())
         title = describe_variable(explanation, variable, name)
         shapes[variable] = _add_variable(scene, variable, name, lines[variable], placed,
                                          direction, title)  # fmt: skip

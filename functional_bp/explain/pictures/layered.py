@@ -1,6 +1,6 @@
-"""The built-in layout: layers by longest path, few crossings, level wires.
+"""The built-in layout: layers, few crossings, level wires.
 
-1. Boxes are put in layers along the direction of the wires, each near its uses.
+1. Boxes are put in layers along the direction of the wires, each near its uses (``ranking``).
 2. A wire that passes layers has a bend in each of them; its label stands in a layer between.
 3. The order inside each layer is chosen for few crossings (``ordering``), positions for level wires
    (``aligning``).
@@ -11,12 +11,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from itertools import pairwise
 
-from functional_bp.explain.pictures.aligning import Link, aligned
+from functional_bp.explain.pictures.aligning import STIFF, Link, aligned
 from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
 from functional_bp.explain.pictures.ordering import ordered
+from functional_bp.explain.pictures.ranking import back_edges, ranks
 
 BETWEEN_BOXES = 20.0  # the distance of neighbours in a layer
 BETWEEN_LABELS = 8.0
@@ -25,17 +25,16 @@ BETWEEN_LAYERS = 30.0
 MOST_BETWEEN_LAYERS = 72.0
 SLOPE = 0.45  # of the height that wires climb between two layers: what they get to do it in
 PORT = 12.0  # the distance of wires at a box
-Edge = tuple[int, int]
 
 
 def place(boxes: list[Box], wires: list[Wire]) -> Placed:
     """Lay out from left to right."""
     number = {box.key: i for i, box in enumerate(boxes)}
     edges = [(number[w.tail], number[w.head]) for w in wires]
-    turned = _back_edges(len(boxes), edges)
+    turned = back_edges(len(boxes), edges)
     edges = [(v, u) if i in turned else (u, v) for i, (u, v) in enumerate(edges)]
     step = 2 if any(w.label_width > 0 for w in wires) else 1
-    rank = _ranks(len(boxes), edges, step)
+    rank = ranks(len(boxes), edges, step)
 
     widths = [box.width for box in boxes]
     heights = [box.height for box in boxes]
@@ -99,60 +98,7 @@ def place(boxes: list[Box], wires: list[Wire]) -> Placed:
 
 def _stiffness(u: int, v: int, boxes: int) -> float:
     """Bends of a long wire are kept level before wires between boxes are."""
-    return (1.0, 2.0, 8.0)[(u >= boxes) + (v >= boxes)]
-
-
-def _back_edges(count: int, edges: Sequence[Edge]) -> set[int]:
-    """The edges to turn round so that there is no cycle."""
-    out: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    has_input = [False] * count
-    for i, (u, v) in enumerate(edges):
-        out[u].append((i, v))
-        has_input[v] = True
-    state = [0] * count  # 1: on the way, 2: done
-    back: set[int] = set()
-    for root in sorted(range(count), key=lambda node: has_input[node]):
-        if state[root]:
-            continue
-        state[root] = 1
-        stack = [(root, iter(out[root]))]
-        while stack:
-            node, rest = stack[-1]
-            for i, following in rest:
-                if state[following] == 1:
-                    back.add(i)
-                elif state[following] == 0:
-                    state[following] = 1
-                    stack.append((following, iter(out[following])))
-                    break
-            else:
-                state[node] = 2
-                stack.pop()
-    return back
-
-
-def _ranks(count: int, edges: Sequence[Edge], step: int) -> list[int]:
-    """Layers by longest path; then what has more uses than operands moves to its uses."""
-    out: list[list[int]] = [[] for _ in range(count)]
-    into: list[list[int]] = [[] for _ in range(count)]
-    for u, v in edges:
-        out[u].append(v)
-        into[v].append(u)
-    waiting = [len(near) for near in into]
-    order = [node for node in range(count) if not waiting[node]]
-    for node in order:
-        for following in out[node]:
-            waiting[following] -= 1
-            if not waiting[following]:
-                order.append(following)
-    rank = [0] * count
-    for node in order:
-        rank[node] = max((rank[u] + step for u in into[node]), default=0)
-    for node in reversed(order):
-        if len(out[node]) > len(into[node]):
-            rank[node] = min(rank[v] for v in out[node]) - step
-    first = min(rank)
-    return [r - first for r in rank]
+    return (1.0, 2.0, STIFF)[(u >= boxes) + (v >= boxes)]
 
 
 def _without_empty_layers(

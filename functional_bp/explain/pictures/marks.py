@@ -41,7 +41,7 @@ def operator_shape(node: Node, x: float, y: float, title: str) -> Shape:
     width = measure(node.label, SIGN_SIZE)
     if node.kind == "closed":
         return Shape("rectangle", x, y, round(width + 24), 40.0, 6.0, "closed", title)
-    if width <= CIRCLE - 6:
+    if width <= CIRCLE - 4:
         return Shape("ellipse", x, y, CIRCLE, CIRCLE, CIRCLE / 2, "operator", title)
     return Shape(
         "rectangle", x, y, round(width + 18), PILL_HEIGHT, PILL_HEIGHT / 2, "operator", title

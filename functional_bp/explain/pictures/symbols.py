@@ -1,11 +1,11 @@
-"""What stands in the circle of an operation: ``+``, ``∗ −1``, ``1/x``, ``exp``, ``σ``.
+"""What stands in the circle of an operation: ``+``, ``∗−1``, ``1/x``, ``exp``, ``σ``.
 
 >>> import jax.numpy as jnp, functional_bp as bp
 >>> graph = bp.trace(lambda x: 1 / (1 + jnp.exp(-x)), 0.5)
 >>> from functional_bp.explain.pictures.typeset import plain
 >>> [plain(symbol(e, {i: v.name for i, v in enumerate(e.inputs) if v.kind == "literal"}))
 ...  for e in graph]
-['∗ −1', 'exp', '+ 1.0', '1.0/x']
+['∗−1', 'exp', '+1.0', '1.0/x']
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SQUARE: Line = (X, Run("2", "roman", 1))
 # Operations whose sign is not their name.
 SIGNS: Mapping[str, Line] = {
     "add": roman("+"), "add_any": roman("+"), "sub": roman("−"), "mul": roman("∗"),
-    "div": roman("/"), "neg": roman("∗ −1"), "dot_general": roman("×"), "square": SQUARE,
+    "div": roman("/"), "neg": roman("∗−1"), "dot_general": roman("×"), "square": SQUARE,
     "sqrt": (Run("√"), X), "rsqrt": (Run("1/√"), X), "logistic": (Run("σ", "italic"),),
     "abs": (Run("|"), X, Run("|")), "reduce_sum": roman("Σ"), "reduce_prod": roman("∏"),
     "reduce_max": roman("max"), "reduce_min": roman("min"), "cumsum": roman("cumsum"),
@@ -107,18 +107,19 @@ def _binary(name: str, fixed: Mapping[int, str]) -> Line | None:
     ((place, number),) = fixed.items()
     if name in COMMUTATIVE:
         if COMMUTATIVE[name] == "+" and number.startswith("−"):
-            return roman(f"− {number[1:]}")
-        return roman(f"{COMMUTATIVE[name]} {number}")
+            return roman(f"−{number[1:]}")
+        space = " " if name in ("max", "min") else ""
+        return roman(f"{COMMUTATIVE[name]}{space}{number}")
     if name == "sub":
-        return roman(f"− {number}") if place == 1 else (Run(f"{number} − "), X)
+        return roman(f"−{number}") if place == 1 else (Run(f"{number}−"), X)
     if name == "div":
-        return roman(f"/ {number}") if place == 1 else (Run(f"{number}/"), X)
+        return roman(f"/{number}") if place == 1 else (Run(f"{number}/"), X)
     if name == "pow":
         power_run = Run(number, "roman", 1) if place == 1 else Run("x", "italic", 1)
         return (X if place == 1 else Run(number), power_run)
     if name in ("eq", "ne", "lt", "le", "gt", "ge"):
         sign = SIGNS[name][0].text
-        return roman(f"{sign} {number}") if place == 1 else roman(f"{number} {sign}")
+        return roman(f"{sign}{number}") if place == 1 else roman(f"{number}{sign}")
     return None
 
 
