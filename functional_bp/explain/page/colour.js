@@ -112,22 +112,22 @@ function legend(mode, most, found) {
   const box = $("legend");
   box.style.setProperty("--tint", TINT[mode] || "transparent");
   const ramp = (title, low, high) =>
-    `<b>${title}</b><div class="ramp"></div><div class="ends"><span>${low}</span><span>${high}</span></div>`;
+    `<b>${title}</b><div><div class="ramp"></div><div class="ends"><span>${low}</span><span>${high}</span></div></div>`;
   const key = (style, label) => `<span><i ${style}></i>${escaped(label)}</span>`;
   if (mode === "memory") box.innerHTML = ramp("Kept for the reverse sweep", "0 B", bytes(most));
   else if (mode === "flops") box.innerHTML = ramp("Floating-point operations", "0", amount(most));
   else if (mode === "gradient") {
     const middle = Math.sqrt(LEAST * MOST);
     const ends = SIZES.length ? [number(LEAST), number(middle), number(MOST)] : ["", "", ""];
-    box.innerHTML = `<b>Gradient, root mean square, log scale</b><div class="ramp"></div>
-      <div class="ends">${ends.map((e) => `<span>${e}</span>`).join("")}</div><div class="keys">
+    box.innerHTML = `<b>Gradient, root mean square, log scale</b><div><div class="ramp"></div>
+      <div class="ends">${ends.map((e) => `<span>${e}</span>`).join("")}</div></div><div class="keys">
       ${key('class="zero"', "zero")}${key('style="background:color-mix(in oklab, var(--background), var(--bad) 45%)"', "NaN or ∞")}
       ${key('style="opacity:.45"', "pale: no gradient")}</div>`;
   } else if (mode === "category") {
-    box.innerHTML = `<div class="keys" style="margin:0">${CATEGORIES.map((c) =>
+    box.innerHTML = `<div class="keys">${CATEGORIES.map((c) =>
       key(`style="background:color-mix(in oklab, var(--background), ${hue(c)} 45%)"`, c)).join("")}</div>`;
   } else {
-    box.innerHTML = `<div class="keys" style="margin:0">
+    box.innerHTML = `<div class="keys">
       ${key('style="background:var(--variable)"', "argument")}${key('style="background:var(--operator)"', "operation")}
       ${key('style="background:var(--closed)"', "scope, opens")}${key('style="border-style:dashed"', "from or to outside")}
       <span style="color:var(--value)">value</span><span style="color:var(--gradient)">gradient</span></div>`;

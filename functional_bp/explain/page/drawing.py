@@ -19,7 +19,7 @@ SIGN, TEXT, CAPTION = 14.0, 11.0, 10.0  # sizes of letters
 ROW, PAD, SIDE = 15.0, 10.0, 9.0
 NARROWEST = 36.0  # of a cell with a sign
 GRID = 6.0  # widths are multiples of it, so that scopes alike have one layout
-MOST_PIECES = 4  # lines of a sign cell are cut at this many runs
+BOLD = 1.1  # how much wider the bold letters of a scope are
 
 
 class Drawer:
@@ -125,19 +125,20 @@ class Drawer:
         above = _up(max(measure((*named, Run(value)), TEXT), measure(roman(bar), TEXT)))
         head = measure(sign, SIGN)
         beneath = measure(caption, CAPTION)
+        rows = bool(value) + bool(bar)
         if kind == "scope":
-            width = _up(max(head + 26, beneath, above) + 2 * PAD)
-            height = 2 * PAD + 17 + 13 + ROW * (bool(value) + bool(bar))
+            cell = _up(max(head * BOLD + 16, beneath) + 2 * PAD)
         else:
             cell = _up(max(NARROWEST, head + 2 * SIDE)) if sign else 0.0
-            width = max(cell + (above + 2 * SIDE if value or bar else 0), NARROWEST)
-            if kind == "stub":
-                width = max(width, _up(beneath + 2 * SIDE))
-            rows = bool(value) + bool(bar)
-            height = max(34.0, ROW * rows + 8) + (14 if caption else 0)
-            references["cell"] = round(cell, 1)
+        width = max(cell + (above + 2 * SIDE if rows else 0), NARROWEST)
+        height = max(34.0, ROW * rows + 8) + (8 if kind == "scope" else 0)
+        if kind == "stub":
+            width = max(width, _up(beneath + 2 * SIDE))
+            height += 14
+        references["cell"] = round(cell, 1)
         card = {"k": kind, "w": round(width, 1), "h": round(height, 1), **references}
-        for key, line, size in (("sign", sign, SIGN), ("cap", caption, CAPTION), ("name", named, TEXT)):
+        texts = (("sign", sign, SIGN), ("cap", caption, CAPTION), ("name", named, TEXT))
+        for key, line, size in texts:
             if line:
                 card[key] = spans(line, size)
         if kind == "result" or (kind in ("operator", "scope") and references.get("v", -1) < 0):

@@ -16,7 +16,7 @@ function ancestors(s) {
   return chain;
 }
 
-function open(s, { select = null, from = null, write = true } = {}) {
+function open(s, { select = null, from = null, write = true, fade = "in" } = {}) {
   const deeper = from !== null;
   const show = () => {
     state.scope = s;
@@ -26,7 +26,7 @@ function open(s, { select = null, from = null, write = true } = {}) {
     const to = fitted(view());
     if (deeper || from === null) place({ k: to.k * (deeper ? 0.86 : 1.1), x: to.x, y: to.y });
     refresh();
-    fly(to, () => select && revealSelected(), "in");
+    fly(to, () => select && revealSelected(), fade);
     if (write) writeHash();
   };
   if (!deeper || still.matches) return show();
@@ -290,10 +290,10 @@ function readHash() {
   const v = name === null ? -1 : DATA.variables.findIndex((x) => x.n === name);
   const path = wish.get("open");
   if (path === null && v >= 0) {
-    open(0, { write: false });
+    open(0, { write: false, fade: "none" });
     return go(`v${v}`);
   }
-  open(byPath.get(path || "") ?? 0, { select: v < 0 ? null : MAKER[v] >= 0 ? { e: MAKER[v] } : { v }, write: false });
+  open(byPath.get(path || "") ?? 0, { select: v < 0 ? null : MAKER[v] >= 0 ? { e: MAKER[v] } : { v }, write: false, fade: "none" });
 }
 
 let written = "";
@@ -309,6 +309,7 @@ function writeHash() {
   } catch { /* a page inside another may have no address of its own */ }
 }
 
+document.body.classList.toggle("single", DATA.scopes.length === 1);
 addEventListener("popstate", readHash);
 addEventListener("resize", () => place(fitted(view())));
 readHash();

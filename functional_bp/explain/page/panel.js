@@ -104,7 +104,7 @@ function aboutScope(s) {
     `<dd>${shown}${s && all ? ` <span class="quiet">${((100 * part) / all).toFixed(1)} %</span>` : ""}<div class="meter"><i style="width:${all ? (100 * part) / all : 0}%"></i></div></dd>`;
   const size = scope.size === undefined ? "none" : typeof scope.size === "number" ? `at most ${number(scope.size)} <span class="quiet">(root mean square)</span>` : { zero: "zero", nan: "NaN", inf: "infinite" }[scope.size];
   return `<h2 class="words">${escaped(scope.n || DATA.title)}</h2>
-    <p class="kind">${[scope.note, s ? scope.p : `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>
+    <p class="kind">${[scope.note, s ? scope.p : DATA.scopes.length > 1 && `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>
     <h3>In it</h3><dl><dt>Equations</dt>${share(scope.e.length, whole.e.length, scope.e.length)}
     <dt>Kept</dt>${share(scope.kept, whole.kept, bytes(scope.kept))}
     <dt>Flops</dt>${share(scope.flops, whole.flops, amount(scope.flops))}<dt>Gradients</dt><dd>${size}</dd></dl>

@@ -40,6 +40,7 @@ function drawCard(card, index) {
   group.append(body("body"));
   if (card.k === "scope") drawScope(group, card, left, top, value, gradient);
   else drawNode(group, card, left, top, value, gradient);
+  group.append(body("rim"));
   if (/NaN|∞/.test(value + gradient)) {
     group.classList.add("bad");
   }
@@ -47,13 +48,25 @@ function drawCard(card, index) {
 }
 
 function drawScope(group, card, left, top, value, gradient) {
-  const { x, w } = card;
-  let y = top + 18;
-  group.append(text("title", x - 8, y, 14, card.sign));
-  const at = left + w - 14;
+  const { w, h, cell } = card, middle = top + h / 2, rows = Boolean(value) + Boolean(gradient);
+  if (rows) {
+    group.append(side(left + cell, top, w - cell, h));
+    group.append(svg("line", { class: "edge", x1: left + cell, x2: left + cell, y1: top + 0.5, y2: top + h - 0.5 }));
+  }
+  group.append(text("title", left + cell / 2 - 7, middle - 8, 14, card.sign));
+  group.append(text("note", left + cell / 2, middle + 9, 10, card.cap));
+  const at = left + cell - 13, y = middle - 8;
   group.append(svg("path", { class: "open", d: `M${at - 4},${y}h8M${at},${y - 4}v8` }));
-  group.append(text("note", x, (y += 16), 10, card.cap));
-  drawLines(group, x, y + 15, card, value, gradient);
+  drawLines(group, left + cell + (w - cell) / 2, middle - (rows - 1) * 7.5, card, value, gradient);
+}
+
+// The right part of a card, rounded at its right corners.
+function side(x, y, w, h) {
+  const r = 6.5;
+  return svg("path", {
+    class: "side",
+    d: `M${x},${y + 0.5}H${x + w - 0.5 - r}a${r},${r} 0 0 1 ${r},${r}V${y + h - 0.5 - r}a${r},${r} 0 0 1 ${-r},${r}H${x}z`,
+  });
 }
 
 function drawNode(group, card, left, top, value, gradient) {
@@ -119,15 +132,15 @@ function place(next) {
 
 function fitted(view) {
   const { width, height } = picture.getBoundingClientRect();
-  const k = Math.min(1.5, (width - 56) / view.w, (height - 72) / view.h);
-  if (k >= 0.42) return { k, x: (width - k * view.w) / 2, y: Math.max(22, (height - 22 - k * view.h) / 2) };
-  const near = Math.max(k, Math.min(0.75, Math.max((width - 56) / view.w, 0.5)));
+  const k = Math.min(1.5, (width - 56) / view.w, (height - 48) / view.h);
+  if (k >= 0.5) return { k, x: (width - k * view.w) / 2, y: (height - k * view.h) / 2 };
+  const near = Math.max(k, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
   return { k: near, x: (width - near * view.w) / 2, y: 28 }; // the beginning, large enough to read
 }
 
 function fly(to, done, fade) {
   cancelAnimationFrame(flight);
-  if (still.matches || document.hidden) {
+  if (still.matches || document.hidden || fade === "none") {
     world.style.opacity = 1;
     place(to);
     done?.();
