@@ -98,6 +98,21 @@ class Explanation:
 
         return svg_of(self, style, theme, **options)
 
+    def html(self, title: str | None = None, colours: Mapping[str, str] | None = None) -> str:
+        """A page for a browser, one file that needs no network, in which scopes open.
+
+        Args:
+            title: of the page; by default the function's name.
+            colours: a category (a device, a stage) by the name of a variable or the path of a
+                scope; the page colours by it.
+
+        Raises:
+            PageError: ``colours`` names what is not in the graph.
+        """
+        from functional_bp.explain.page import page
+
+        return page(self, title, colours)
+
     def save(
         self,
         path: str | os.PathLike[str],
@@ -121,6 +136,11 @@ class Explanation:
         from functional_bp.explain.pictures.files import save
 
         save(self, path, style, theme, **options)
+
+    def _repr_html_(self) -> str | None:
+        from functional_bp.explain.page import frame
+
+        return frame(self)
 
     def _repr_svg_(self) -> str | None:
         from functional_bp.explain.pictures.picture import glance

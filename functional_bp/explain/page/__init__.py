@@ -4,6 +4,6 @@
 ``document`` puts both with ``page.html``, ``page.css`` and ``page.js`` into one file.
 """
 
-from functional_bp.explain.page.document import page
+from functional_bp.explain.page.document import frame, page
 
-__all__ = ["page"]
+__all__ = ["frame", "page"]

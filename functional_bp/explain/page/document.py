@@ -19,6 +19,7 @@ from functional_bp.explain.scopes import Scope, scopes, views
 from functional_bp.graph.parts import Equation, Variable
 
 NAME_SIZE = 14.0
+MOST_IN_NOTEBOOK = 800  # equations; about a megabyte
 SCRIPTS = ("picture.js", "colour.js", "panel.js", "page.js")
 
 
@@ -64,6 +65,19 @@ def page(
     pieces = document.split("{{")
     return pieces[0] + "".join(
         parts[key] + rest for key, _, rest in (piece.partition("}}") for piece in pieces[1:])
+    )
+
+
+def frame(explanation: Explanation) -> str | None:
+    """The page inside a notebook; None where it is too large for the notebook's file.
+
+    A notebook then shows the still picture, with scopes closed.
+    """
+    if len(explanation.graph) > MOST_IN_NOTEBOOK:
+        return None
+    return (
+        f'<iframe srcdoc="{escape(page(explanation))}" title="{escape(explanation.graph.name)}" '
+        'style="width:100%;height:620px;border:1px solid #8884;border-radius:8px"></iframe>'
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from functional_bp.explain.explanation import Explanation
 from functional_bp.explain.numbers import format_value
-from functional_bp.explain.pictures.boxes import Box, Placed, Wire
+from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
 from functional_bp.explain.pictures.contents import Contents, Node, Output
 from functional_bp.explain.pictures.layout import layout
 from functional_bp.explain.pictures.svg import path_data, spans
@@ -19,6 +20,8 @@ SIGN, TEXT, CAPTION = 14.0, 11.0, 10.0  # sizes of letters
 ROW, PAD, SIDE = 15.0, 10.0, 9.0
 NARROWEST = 36.0  # of a cell with a sign
 GRID = 6.0  # widths are multiples of it, so that scopes alike have one layout
+MANY_USES = 5  # of an argument that stands at the left, beside the rest
+COLUMN, FAN, BETWEEN = 34.0, 9.0, 18.0  # room for its wires, and between such arguments
 BOLD = 1.1  # how much wider the bold letters of a scope are
 
 
@@ -50,7 +53,8 @@ class Drawer:
         cards = [self._card(end, leaving.get(end, [])) for end in view.ends]
         place = {end: i for i, end in enumerate(view.ends)}
         joins = [(place[tail], place[head]) for tail, head in view.wires]
-        placed = self._placed(cards, joins)
+        shared = _shared(view.ends, joins)
+        placed = self._placed(cards, joins, shared)
         for i, card in enumerate(cards):
             x, y = placed.centers[i]
             card["x"], card["y"] = round(x, 1), round(y, 1)
@@ -59,14 +63,18 @@ class Drawer:
              "v": [self.number[v] for v in variables]}
             for i, ((a, b), variables) in enumerate(zip(joins, view.wires.values()))
         ]  # fmt: skip
+        for wire in wires:
+            if wire["a"] in shared:
+                wire["far"] = 1
         return {"w": placed.width, "h": placed.height, "cards": cards, "wires": wires}
 
-    def _placed(self, cards: list[dict[str, Any]], joins: list[tuple[int, int]]) -> Placed:
-        key = (tuple((card["w"], card["h"]) for card in cards), tuple(joins))
+    def _placed(
+        self, cards: list[dict[str, Any]], joins: list[tuple[int, int]], shared: list[int]
+    ) -> Placed:
+        key = (tuple((card["w"], card["h"]) for card in cards), tuple(joins), tuple(shared))
         if key not in self.known:
             boxes = [Box(i, card["w"], card["h"]) for i, card in enumerate(cards)]
-            wires = [Wire(i, tail, head) for i, (tail, head) in enumerate(joins)]
-            self.known[key] = layout(boxes, wires, "down")
+            self.known[key] = _arranged(boxes, joins, shared)
         return self.known[key]
 
     def _card(self, end: End, leaving: list[Variable]) -> dict[str, Any]:
@@ -105,7 +113,8 @@ class Drawer:
         caption = f"{count} equation{'' if count == 1 else 's'}"
         caption = f"{scope.note} · {caption}" if scope.note else caption
         single = leaving[0] if len(leaving) == 1 else None
-        lines = self._lines(single) if single else ("", "")
+        several = f"{len(leaving)} values" if len(leaving) > 1 else ""
+        lines = self._lines(single) if single else (several, "")
         name = self.shown.names.get(single, ()) if single else ()
         return self._sized("scope", roman(scope.name), lines, roman(caption), name,
                            s=self.scope_number[scope],
@@ -162,6 +171,56 @@ class Drawer:
 
     def _target(self, end: Scope | Node | Output) -> int:
         return self.scope_number[end] if isinstance(end, Scope) else -1
+
+
+def _shared(ends: list[End], joins: list[tuple[int, int]]) -> list[int]:
+    """Arguments, and values from outside, that are used in many places: a column at the left."""
+    uses = Counter(tail for tail, _ in joins)
+    kinds = (isinstance(e, Stub) or isinstance(e, Node) and e.kind == "leaf" for e in ends)
+    return [i for i, is_given in enumerate(kinds) if is_given and uses[i] >= MANY_USES]
+
+
+def _arranged(boxes: list[Box], joins: list[tuple[int, int]], shared: list[int]) -> Placed:
+    """The layout: what is shared at the left of the rest, with wires that bend to the left sides.
+
+    Wires to all places that use a weight would pull the rest apart.
+    """
+    wires = [Wire(i, a, b) for i, (a, b) in enumerate(joins) if a not in shared]
+    rest = [box for box in boxes if box.key not in shared]
+    placed = layout(rest, wires, "down")
+    if not shared:
+        return placed
+    left = max(boxes[i].width for i in shared) + COLUMN + FAN * len(shared)
+    centers: dict[Any, Point] = {key: (x + left, y) for key, (x, y) in placed.centers.items()}
+    routes = {k: [(x + left, y) for x, y in route] for k, route in placed.routes.items()}
+    y = 0.0
+    for place, i in enumerate(shared):
+        box = boxes[i]
+        centers[i] = (box.width / 2, y + box.height / 2)
+        y += box.height + BETWEEN
+        for wire, (a, b) in enumerate(joins):
+            if a == i:
+                offset = 5.0 * (place - (len(shared) - 1) / 2)
+                end = (centers[b][0] - boxes[b].width / 2, centers[b][1] + offset)
+                routes[wire] = _bent((box.width, centers[i][1]), end, left - FAN * (place + 1))
+    height = max(placed.height, y - BETWEEN)
+    return Placed(centers, routes, {}, placed.width + left, height)
+
+
+def _bent(start: Point, end: Point, x: float) -> list[Point]:
+    """From a right side to a left side, level at both, down along ``x``."""
+    (x0, y0), (x1, y1) = start, end
+    bend = min(24.0, abs(y1 - y0) / 2)
+    down = bend if y1 > y0 else -bend
+    x = max(x, x0 + 4)
+    turn = min(24.0, max(x - x0, 4.0))
+    return [
+        (x0, y0), (x - turn, y0), (x - turn, y0), (x - turn, y0),
+        (x, y0), (x, y0), (x, y0 + down),
+        (x, y0 + down), (x, y1 - down), (x, y1 - down),
+        (x, y1), (x, y1), (x + turn, y1),
+        (x + turn, y1), (x1, y1), (x1, y1),
+    ]  # fmt: skip
 
 
 def _up(width: float) -> float:

@@ -111,7 +111,7 @@ function drawView(view) {
   world.replaceChildren();
   const wires = svg("g", { class: "wires" }), cards = svg("g", {});
   view.wires.forEach((wire, index) => {
-    const many = wire.v.length > 1 ? " many" : "";
+    const many = (wire.v.length > 1 ? " many" : "") + (wire.far ? " far" : "");
     wires.append(svg("path", { class: "reach", d: wire.d, "data-wire": index }));
     wires.append(svg("path", { class: `wire${many}`, d: wire.d }));
   });
