@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,10 @@ from functional_bp.graph.parts import Equation, Variable
 from functional_bp.graph.trace import trace
 from functional_bp.graph.view import Graph
 from functional_bp.structure import has_tangent
+
+if TYPE_CHECKING:
+    from functional_bp.explain.pictures.picture import PictureOptions, Style
+    from functional_bp.explain.pictures.theme import ThemeName
 
 
 class ByName(Mapping[str, Any]):
@@ -71,6 +76,56 @@ class Explanation:
     def share(self, equation: Equation, operand: int) -> Any:
         """What one use of a variable adds to its cotangent; None where it adds nothing."""
         return self.shares.get((equation, operand))
+
+    def svg(
+        self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
+    ) -> str:
+        """A picture of the graph with its values and gradients, as the text of an SVG file.
+
+        Args:
+            style: "cs231n": values and gradients on the edges between operators; or "d2l": squares
+                are variables with value above and gradient below, circles are operators.
+            theme: "light", "dark", or "auto", as the viewer's own preference is.
+            **options: ``direction`` ("right" or "down"), ``depth`` (scopes deeper than that are
+                closed), ``gates`` (functions drawn as one operator, by name), ``branches`` (whether
+                the edges of a value with several uses show "shares" or the "total"), ``engine`` of
+                the layout ("graphviz" or "built-in").
+
+        Raises:
+            PictureError: too large for a picture, or a word that none of these knows.
+        """
+        from functional_bp.explain.pictures.picture import svg_of
+
+        return svg_of(self, style, theme, **options)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        style: Style = "cs231n",
+        theme: ThemeName = "light",
+        **options: Unpack[PictureOptions],
+    ) -> None:
+        """Write the explanation to a file, in the format that its suffix says.
+
+        Args:
+            path: ``.svg``, ``.png``, ``.pdf`` for a picture; ``.html`` for a page in which scopes
+                open; ``.md``, ``.tex``, ``.txt`` for the table of both sweeps.
+            style: of a picture; see ``svg``.
+            theme: of a picture or page.
+            **options: of a picture.
+
+        Raises:
+            PictureError: another suffix, or too large for a still picture.
+            PicturesExtraError: PNG or PDF without the extra ``pictures``.
+        """
+        from functional_bp.explain.pictures.files import save
+
+        save(self, path, style, theme, **options)
+
+    def _repr_svg_(self) -> str | None:
+        from functional_bp.explain.pictures.picture import glance
+
+        return glance(self)
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.graph.name}: {len(self.graph)} equations>"
