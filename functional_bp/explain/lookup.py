@@ -44,7 +44,7 @@ def _inside(graph: Graph, equation: Equation, name: str) -> str:
         do = f"make zeros an argument of the branch, add the {zeros}"
     else:
         what = (
-            f"{name} stands inside an operation of {graph.name} whose gradient is given as a whole"
+            f"{name} stands inside an operation of {graph.name} that is differentiated as a whole"
         )
         do = "name what goes into the operation, or what comes out of it"
     where = ":".join(map(str, equation.source or ()))
