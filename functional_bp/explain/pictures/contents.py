@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,12 +51,21 @@ class Node:
     variable: Variable | None = None
 
 
-class Use(NamedTuple):
-    """One use of a variable: by which node, and what it adds to the cotangent (None: nothing)."""
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One use of a variable.
+
+    Attributes:
+        variable: what is used.
+        head: by which node.
+        share: what the use adds to the variable's cotangent; None for nothing.
+        place: its number among all uses, in the order of execution.
+    """
 
     variable: Variable
     head: Node
     share: Any
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +101,11 @@ class Contents:
         ends = {output.variable for output in self.outputs}
         return [v for v in self.maker if self.uses.get(v) or v in ends]
 
+    @property
+    def uses_in_order(self) -> list[Use]:
+        """All uses, in the order of execution and of an operator's operands."""
+        return sorted((u for uses in self.uses.values() for u in uses), key=lambda u: u.place)
+
 
 def contents(
     explanation: Explanation, depth: int | None = None, gates: Collection[str] = ()
@@ -112,9 +127,9 @@ class _Reader:
         self.depth, self.gates = depth, gates
         self.maker_equation = {v: e for e in self.graph for v in e.outputs}
         self.live = self._live()
-        self.count = Counter(v for e in self.graph if e in self.live for v in e.inputs) + Counter(
-            self.graph.outputs
-        )
+        self.number_of_uses = Counter(
+            v for e in self.graph if e in self.live for v in e.inputs
+        ) + Counter(self.graph.outputs)
         self.fixed = self._fixed()
         self.names = self._names()
         self.squeezed = self._squeezed()
@@ -136,6 +151,7 @@ class _Reader:
                 inside[path].append(equation)
         closed: dict[str, Node] = {}
         merged: dict[tuple[Variable, Node], int] = {}
+        place = count()
         for equation, path in self.group.items():
             if path and path not in closed:
                 closed[path] = self._closed(path, inside[path])
@@ -158,11 +174,12 @@ class _Reader:
                     nodes.insert(len(nodes) - 1, leaf := self._leaf(source))
                     maker[source] = leaf
                 if path and (source, node) in merged:
-                    place = merged[source, node]
-                    uses[source][place] = Use(source, node, _sum(uses[source][place].share, share))
+                    i = merged[source, node]
+                    before = uses[source][i]
+                    uses[source][i] = replace(before, share=_sum(before.share, share))
                     continue
                 merged[source, node] = len(uses[source])
-                uses[source].append(Use(source, node, share))
+                uses[source].append(Use(source, node, share, next(place)))
         outputs = []
         for variable, label, seed in zip(
             self.graph.outputs, self._output_labels(), self.explanation.seeds
@@ -259,12 +276,19 @@ class _Reader:
 
     def _is_carrier(self, equation: Equation) -> bool:
         """Whether the equation only brings one value, in another form, to one use."""
-        if equation.operation not in CARRIERS or self.group.get(equation):
+        if not self._only_carries(equation) or self.group.get(equation):
             return False
         if self._is_joined(equation):
             return False
-        (out,) = equation.outputs
-        return self.count[out] == 1 and out not in self.names
+        out = equation.outputs[0]
+        return self.number_of_uses[out] == 1 and out not in self.names
+
+    def _only_carries(self, equation: Equation) -> bool:
+        if equation.operation == "max":  # with −∞, as in a reduction that may be empty
+            return (
+                equation.inputs[0].kind == "literal" and constant(equation.inputs[0].value) == "−∞"
+            )
+        return equation.operation in CARRIERS
 
     def _is_joined(self, equation: Equation) -> bool:
         return equation.operation == "squeeze" and equation.inputs[0] in self.squeezed
@@ -277,15 +301,18 @@ class _Reader:
                 continue
             source = equation.inputs[0]
             made_by = self.maker_equation.get(source)
-            sliced = made_by is not None and made_by.operation in ("slice", "dynamic_slice")
-            if sliced and self.count[source] == 1 and made_by.scope == equation.scope:
+            if made_by is None or made_by.operation not in ("slice", "dynamic_slice"):
+                continue
+            if self.number_of_uses[source] == 1 and made_by.scope == equation.scope:
                 found[source] = equation.outputs[0]
         return found
 
     def _origin(self, variable: Variable, share: Any) -> tuple[Variable, Any]:
         """The variable that carriers bring, and what the use adds to its cotangent."""
         while (equation := self.maker_equation.get(variable)) and self._is_carrier(equation):
-            variable, share = equation.inputs[0], self.explanation.share(equation, 0)
+            operand = len(equation.inputs) - 1
+            variable = equation.inputs[operand]
+            share = self.explanation.share(equation, operand)
         return variable, share
 
 

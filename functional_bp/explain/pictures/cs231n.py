@@ -6,6 +6,7 @@ edge branches: before the branch stands the gradient, behind it what each use co
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from functional_bp.explain.explanation import Explanation
@@ -34,10 +35,12 @@ PAD = 4.0  # text from the ends of its edge, or from the edge beside it
 
 
 class _Edge:
-    """One edge: what it joins, and what stands above and below it."""
+    """One edge: what it joins, what stands above and below it, its place among all edges."""
 
-    def __init__(self, tail: Any, head: Any, above: Line, below: Line, title: str) -> None:
-        self.tail, self.head, self.title = tail, head, title
+    def __init__(
+        self, tail: Any, head: Any, above: Line, below: Line, title: str, place: float
+    ) -> None:
+        self.tail, self.head, self.title, self.place = tail, head, title, place
         self.above, self.below = above, below
 
     def wire(self, direction: Direction) -> Wire:
@@ -97,17 +100,19 @@ def _edges(explanation: Explanation, shown: Contents, branches: Branches) -> lis
             value = (*name, Run(" = "), *value)
         total = gradient_line(explanation.bars.get(variable))
         title = describe_variable(explanation, variable, name)
-        ends: list[tuple[Any, Line]] = [
-            (use.head, gradient_line(use.share)) for use in shown.uses.get(variable, ())
+        ends: list[tuple[float, Any, Line]] = [
+            (use.place, use.head, gradient_line(use.share)) for use in shown.uses.get(variable, ())
         ]
-        ends += [(o, gradient_line(o.seed)) for o in shown.outputs if o.variable is variable]
+        for output in shown.outputs:
+            if output.variable is variable:
+                ends.append((math.inf, output, gradient_line(output.seed)))
         if len(ends) == 1 or branches == "total":
-            edges += [_Edge(maker, head, value, total, title) for head, _ in ends]
+            edges += [_Edge(maker, head, value, total, title, place) for place, head, _ in ends]
             continue
         branch = _Branch(variable)
-        edges.append(_Edge(maker, branch, value, total, title))
-        edges += [_Edge(branch, head, (), share, title) for head, share in ends]
-    return edges
+        edges.append(_Edge(maker, branch, value, total, title, ends[0][0]))
+        edges += [_Edge(branch, head, (), share, title, place) for place, head, share in ends]
+    return sorted(edges, key=lambda edge: edge.place)
 
 
 def _in_order(edges: list[_Edge], boxes: dict[Any, Box]) -> list[Any]:

@@ -43,17 +43,14 @@ def draw(
     for output in shown.outputs:
         names.setdefault(output.variable, output.label)
     boxes = [operator_box(n) for n in shown.nodes if n.kind != "leaf"]
-    wires = []
+    wires: list[Wire] = []
     for variable in shown.variables:
         maker = shown.maker[variable]
         boxes.append(_variable_box(variable, names.get(variable, ()), lines[variable],
                                    direction))  # fmt: skip
         if maker.kind != "leaf":
             wires.append(Wire((variable, "made"), maker, variable))
-        wires += [
-            Wire((variable, i), variable, use.head)
-            for i, use in enumerate(shown.uses.get(variable, ()))
-        ]
+    wires += [Wire(use, use.variable, use.head) for use in shown.uses_in_order]
     placed = layout(boxes, wires, direction, engine)
     scene = Scene(explanation.graph.name, 0, 0)
     shapes: dict[Any, Shape] = {}

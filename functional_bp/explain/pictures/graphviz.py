@@ -6,7 +6,9 @@ keeps nodes apart.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from itertools import combinations
 from typing import Any
 
 from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
@@ -51,12 +53,34 @@ def place(boxes: list[Box], wires: list[Wire], direction: str) -> Placed:
         if wire.label_width > 0:
             route = [*route, *_straight(route[-1], curves[f"{i}b"][0]), *curves[f"{i}b"][1:]]
         routes[wire.key] = route
-    return Placed(
+    placed = Placed(
         {box.key: at[number[box.key]] for box in boxes},
         routes,
         {wire.key: at[f"w{i}"] for i, wire in enumerate(wires) if wire.label_width > 0},
         0.0,
         0.0,
+    )
+    return _mirrored(placed, wires, direction)
+
+
+def _mirrored(placed: Placed, wires: list[Wire], direction: str) -> Placed:
+    """The same, or its mirror image if there more wires come in where their order says."""
+    across = 1 if direction == "right" else 0
+    coming: dict[Hashable, list[float]] = defaultdict(list)
+    for wire in wires:
+        coming[wire.head].append(placed.centers[wire.tail][across])
+    pairs = [pair for places in coming.values() for pair in combinations(places, 2)]
+    if sum(a < b for a, b in pairs) >= sum(a > b for a, b in pairs):
+        return placed
+    x, y = (1, -1) if direction == "right" else (-1, 1)
+
+    def turned(point: Point) -> Point:
+        return x * point[0], y * point[1]
+
+    return placed._replace(
+        centers={key: turned(point) for key, point in placed.centers.items()},
+        routes={key: [turned(point) for point in route] for key, route in placed.routes.items()},
+        labels={key: turned(point) for key, point in placed.labels.items()},
     )
 
 

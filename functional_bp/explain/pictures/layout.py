@@ -13,6 +13,7 @@ from typing import Literal
 
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explain.pictures.boxes import Box, Placed, Wire, framed, transposed
+from functional_bp.explain.pictures.clearance import is_clear
 
 Direction = Literal["right", "down"]
 Engine = Literal["graphviz", "built-in"]
@@ -36,7 +37,8 @@ def layout(
         wires: with keys that differ, from one box to another; cycles are allowed.
         direction: where the heads of wires are, seen from their tails.
         engine: "graphviz" (the extra ``pictures``) or "built-in"; by default Graphviz where it is
-            installed and the picture is small enough for it.
+            installed and the picture is small enough for it. Where Graphviz leads a wire over
+            something else, the built-in layout is taken, in which that cannot happen.
 
     Raises:
         LayoutError: a wire from a box to itself, or to a box that is not there; a key given twice.
@@ -52,7 +54,9 @@ def layout(
     if engine == "graphviz":
         from functional_bp.explain.pictures.graphviz import place as place_by_graphviz
 
-        return framed(place_by_graphviz(boxes, wires, direction), boxes, wires)
+        placed = place_by_graphviz(boxes, wires, direction)
+        if is_clear(placed, boxes, wires):
+            return framed(placed, boxes, wires)
     from functional_bp.explain.pictures.layered import place
 
     if direction == "right":

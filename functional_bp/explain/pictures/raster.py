@@ -16,6 +16,7 @@ DPI = 144
 FAMILIES = ["STIXGeneral", "DejaVu Serif", "DejaVu Sans"]
 _FACES = {"italic": r"\mathit", "bold": r"\mathbf", "roman": r"\mathrm"}
 _ESCAPES = {letter: "\\" + letter for letter in "$%#&_{}"} | {" ": r"\ "}
+_ESCAPES |= {sign: f"{{{sign}}}" for sign in "=+−×∗<>"}  # without the space of a formula
 _ACCENTS = {"\u0302": r"\hat", "\u0304": r"\bar", "\u0303": r"\tilde", "\u0307": r"\dot"}
 
 
