@@ -145,6 +145,38 @@ class Explanation:
 
         return glance(self)
 
+    def text(self, width: int | None = None, color: bool = False) -> str:
+        """Both sweeps step by step, as tables for a terminal.
+
+        Args:
+            width: characters per line; by default the terminal's.
+            color: with a terminal's colours: red for what is not finite, yellow for dead gradients.
+        """
+        from functional_bp.explain.tables import contents, text
+
+        return text.text(contents.tables(self), width, color)
+
+    def markdown(self) -> str:
+        """Both sweeps step by step, as Markdown tables."""
+        from functional_bp.explain.tables import contents, markdown
+
+        return markdown.markdown(contents.tables(self))
+
+    def latex(self, standalone: bool = False) -> str:
+        """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
+        from functional_bp.explain.tables import contents, latex
+
+        return latex.latex(contents.tables(self), standalone)
+
+    def table_html(self) -> str:
+        """Both sweeps step by step, as a piece of HTML for light and dark pages."""
+        from functional_bp.explain.tables import contents, html
+
+        return html.html(contents.tables(self))
+
+    def __str__(self) -> str:
+        return self.text()
+
     def __repr__(self) -> str:
         return f"<Explanation of {self.graph.name}: {len(self.graph)} equations>"
 
