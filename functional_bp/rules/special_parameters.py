@@ -193,7 +193,8 @@ rule(lax.polygamma_p, "m, x -> y",
      why="ψ⁽ᵐ⁾ is by definition the derivative of ψ⁽ᵐ⁻¹⁾;  at negative x:\n\n"
          + inspect.cleandoc(polygamma.__doc__ or "") + "\n\nin the order:\n\n"
          + inspect.cleandoc(pull_polygamma_order.__doc__ or ""),
-     cases=[case(lambda x: lax.polygamma(jnp.full_like(x, 2), x), real(3, low=0.4, high=4)),
+     cases=[case(lambda x: lax.polygamma(jnp.full_like(x, 2), x), real(3, low=0.4, high=4),
+                 reference=lambda x: polygamma(jnp.full_like(x, 2), x)),
             case(lambda x: lax.polygamma(jnp.ones_like(x), x), real(values=[-0.6, -2.4]),
                  reference=lambda x: (np.pi / jnp.sin(np.pi * x)) ** 2 - lax.polygamma(
                      jnp.ones_like(x), 1 - x), note="negative x"),

@@ -56,6 +56,15 @@ class Literal(Expression):
     value: Any
     label: str = ""
 
+    def __hash__(self) -> int:
+        return hash((repr(self.value), self.label))
+
+    def __eq__(self, other: object) -> bool:
+        # a value may be an array, which == does not compare as a whole
+        if not isinstance(other, Literal):
+            return NotImplemented
+        return (repr(self.value), self.label) == (repr(other.value), other.label)
+
 
 @dataclass(frozen=True)
 class Verbatim(Expression):
