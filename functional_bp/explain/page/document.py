@@ -163,7 +163,9 @@ def _drawn(explanation: Explanation, shown: Contents) -> dict[Equation, Any]:
 
 
 def _held(
-    equations: tuple[Equation, ...], drawn: Mapping[Equation, Any], home: Mapping[Any, Scope],
+    equations: tuple[Equation, ...],
+    drawn: Mapping[Equation, Any],
+    home: Mapping[Any, Scope],
     root: Scope,
 ) -> dict[Scope, list[Equation]]:
     """The equations of each scope, with those of the scopes inside; all are in the whole graph."""
