@@ -59,7 +59,7 @@ def measure(line: Line, size: float) -> float:
     for text, face, script in line:
         scale = (SCRIPT_SIZE if script else 1.0) * (BOLD if face == "bold" else 1.0)
         width += scale * sum(map(_advance, text))
-    return width * size
+    return round(width * size, 2)  # alike, however a platform sums
 
 
 def _advance(letter: str) -> float:
