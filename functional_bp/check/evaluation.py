@@ -12,6 +12,8 @@ import numpy as np
 from functional_bp import _jax
 from functional_bp.check import graphs
 from functional_bp.check.arrays import UNIT64, Arrays, double, single
+from functional_bp.check.complex_step import complex_slope, complex_step
+from functional_bp.check.differences import Slope
 from functional_bp.check.subject import Subject
 
 
@@ -66,6 +68,21 @@ class Evaluation:
             outs, claimed, true_outs, true = self._both(*point)
         reference = None if true is None else (to_numpy(true_outs), to_numpy(true))
         return Result(to_numpy(outs), to_numpy(claimed), *(reference or (None, None)))
+
+    def analytic_slope(self, point: Point, leaf: int, direction: np.ndarray) -> Slope | None:
+        """d/dh ⟨ȳ, f(x + h v)⟩ at 0 by the complex step; None where f is not analytic."""
+        with self.precision():
+            if self._complex is None:
+                return None
+            return complex_slope(self._complex, *point, leaf, direction)
+
+    @cached_property
+    def _complex(self) -> Callable[..., list[Any]] | None:
+        subject = self.subject
+        if not subject.traceable or subject.numeric is not None or self.bits != 64:
+            return None
+        fun = subject.reference or subject.value
+        return complex_step(fun, tuple(map(self.cast, subject.actives)), subject.fixed)
 
     @cached_property
     def _outs(self) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from functional_bp.check.arrays import UNIT64, is_inexact, unit_of
 from functional_bp.graph.nested import inner_graphs
 
 COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
+ORDERING = {"gt", "lt", "ge", "le", "eq", "ne"}
 STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outside the domain
 
 
@@ -55,6 +56,15 @@ def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
                 if np.isfinite(value) and 0 < abs(value) < 1e4:
                     found.add(value)
     return sorted(found, key=abs)[:most]
+
+
+def asks_for_sign(jaxpr: Jaxpr) -> bool:
+    """Whether a value is compared with zero: ``where(x > 0, …)`` gives both sides a meaning."""
+    return any(
+        eqn.primitive.name in ORDERING and isinstance(atom, Literal) and np.all(atom.val == 0)
+        for eqn in equations(jaxpr)
+        for atom in eqn.invars
+    )
 
 
 def has_while(jaxpr: Jaxpr) -> bool:
@@ -108,7 +118,7 @@ def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if eqn.primitive.name == "while":
         return _bounded_while(eqn, operands)
     if any(has_while(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return _rebuild(eqn, operands, _evaluate_bounded)
+        return rebuild(eqn, operands, _evaluate_bounded)
     return evaluate(eqn, operands)
 
 
@@ -117,11 +127,11 @@ def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if body is not None:
         return interpret(body.jaxpr, body.consts, operands, _evaluate_body)
     if any(holds_custom_rules(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return _rebuild(eqn, operands, _evaluate_body)
+        return rebuild(eqn, operands, _evaluate_body)
     return evaluate(eqn, operands)
 
 
-def _rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
+def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     """The equation, with ``run`` for the equations of the graphs that it holds."""
     inners = inner_graphs(eqn)
     name = eqn.primitive.name

@@ -60,15 +60,15 @@ def summarize(array: Any) -> Summary:
 
 def format_number(number: Any) -> str:
     """A number to two decimals, in powers of ten where that says nothing; integers as they are."""
-    plain = np.asarray(number)
+    plain: Any = np.asarray(number)
     if plain.dtype.kind == "b":
         return str(bool(plain))
     if plain.dtype.kind in "iu":
         return str(int(plain)).replace("-", "−")
     if plain.dtype.kind == "c":
-        imaginary = format_number(plain.imag)
+        imaginary = format_number(np.imag(plain))
         sign = "" if imaginary.startswith("−") else "+"
-        return f"{format_number(plain.real)}{sign}{imaginary}i"
+        return f"{format_number(np.real(plain))}{sign}{imaginary}i"
     value = float(plain)
     if not np.isfinite(value):
         return {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]

@@ -32,12 +32,15 @@ def save(
     path = Path(path)
     suffix = path.suffix.lower()
     check_word("theme", theme, ("light", "dark", "auto"))
+    if suffix == ".html":
+        path.write_text(explanation.html(), encoding="utf-8")
+        return
     if suffix not in STILL:
         raise PictureError(
             compose(
                 f"{path.name} names no format that an explanation can be saved in",
                 got=f"the suffix {suffix!r}",
-                expected=", ".join(STILL),
+                expected=", ".join((*STILL, ".html")),
             )
         )
     scene = scene_of(explanation, style, **options)

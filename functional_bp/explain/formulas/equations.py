@@ -1,0 +1,142 @@
+"""An equation of a graph as mathematics, forward and backward: ``h = tanh(z)``, ``z̄ = …``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from functional_bp.explain.formulas import expression as ex
+from functional_bp.explain.formulas.algebra import number, power
+from functional_bp.explain.formulas.contraction import contracted
+from functional_bp.explain.formulas.expression import Expression, Indexed, Symbol, Verbatim
+from functional_bp.explain.formulas.formula import Formula, formula
+from functional_bp.explain.formulas.notation import OPERATORS
+from functional_bp.explain.formulas.symbols import symbol
+from functional_bp.explain.formulas.unicode import written
+from functional_bp.explain.numbers import format_shape
+from functional_bp.graph.parts import Equation, Variable
+from functional_bp.steps import spread
+
+Known = Mapping[Variable, Expression]
+
+
+def forward(equation: Equation, known: Known) -> Formula:
+    """What an equation computes, in the person's names: ``z = W₁ x``, ``p = x + y``.
+
+    Args:
+        equation: an equation of a graph.
+        known: the graph's symbols (``symbols``).
+    """
+    operands = [symbol(v, known) for v in equation.inputs]
+    left = _several([symbol(v, known) for v in equation.outputs])
+    if (axes := _axes(equation)) and len(operands) == 2:
+        letters, product = contracted(axes[2], (operands[0], axes[0]), (operands[1], axes[1]))
+        return Formula(Indexed(left, letters) if letters else left, product)
+    return Formula(left, _value(equation, operands))
+
+
+def reverse(equation: Equation, operand: int, known: Known) -> Formula:
+    """What an equation adds to the cotangent of one of its operands.
+
+    Args:
+        equation: an equation of a graph.
+        operand: which of its inputs.
+        known: the graph's symbols.
+    """
+    rule = equation.rule.rule
+    variable = equation.inputs[operand]
+    bar = _bar(symbol(variable, known))
+    if rule is None:
+        ups = tuple(_bar(symbol(v, known)) for v in equation.outputs)
+        return Formula(bar, ex.Call(f"{equation.operation}_vjp", ups))
+    if not rule.operands:
+        first = symbol(equation.outputs[0], known)
+        names = {"x": symbol(variable, known), "y": first, "x_bar": bar, "y_bar": _bar(first)}
+        line = formula(rule, "x", names).line
+        is_own = not line or line.startswith(written(bar))
+        return Formula(None, None, line if is_own else f"{written(bar)}: {line}")
+    groups = (
+        spread(rule.operands, len(equation.inputs)),
+        spread(rule.outputs, len(equation.outputs)),
+    )
+    names: dict[str, str | Expression] = {}
+    static = dict(equation.eqn.params)
+    for group, variables in zip(groups, (equation.inputs, equation.outputs)):
+        for place, (name, v) in enumerate(zip(group, variables)):
+            is_this = v is variable and group is groups[0] and place == operand
+            if is_this or name.text not in names or not name.starred:
+                names[name.text] = symbol(v, known)
+                names[f"{name.text}_bar"] = _bar(symbol(v, known))
+            if not name.starred:
+                static |= {name.text: v.aval, f"{name.text}_t": v.aval, f"{name.text}_bar": v.aval}
+    for name in {n for n in groups[0] if n.starred}:
+        members = [v.aval for n, v in zip(groups[0], equation.inputs) if n == name]
+        static |= {name.text: members, f"{name.text}_t": members}
+    this = groups[0][operand]
+    static["index"] = [k for k, n in enumerate(groups[0]) if n == this].index(operand)
+    axes = _axes(equation)
+    letters = dict(zip((n.text for n in (*rule.operands, *rule.outputs)), axes)) if axes else None
+    return formula(rule, this.text, names, static, letters)
+
+
+def _bar(symbol: Expression) -> Expression:
+    return Symbol(symbol.name, bar=True) if isinstance(symbol, Symbol) else symbol
+
+
+def _several(symbols: list[Expression]) -> Expression:
+    return symbols[0] if len(symbols) == 1 else ex.Call("", tuple(symbols))
+
+
+def _axes(equation: Equation) -> list[str] | None:
+    """A letter per axis of operands and output, where the equation says so: ab, bc, ac."""
+    subscripts = equation.parameters.get("subscripts", "")
+    return subscripts.replace("→", ",").split(",") if "→" in subscripts else None
+
+
+def _value(equation: Equation, operands: list[Expression]) -> Expression:
+    """The right-hand side of an equation that is no contraction."""
+    name, params = equation.operation, equation.eqn.params
+    first = operands[0] if operands else ex.ZERO
+    shape = Verbatim(format_shape(equation.outputs[0].shape)) if equation.outputs else ex.ZERO
+    match name:
+        case "integer_pow":
+            return power(first, number(params["y"]))
+        case "reduce_sum" if len(params["axes"]) == len(equation.inputs[0].shape):
+            return ex.Total("", first)
+        case "transpose" if tuple(params["permutation"]) == (1, 0):
+            return ex.Transpose(first)
+        case "convert_element_type":
+            return ex.Call(np.dtype(params["new_dtype"]).name, (first,))
+        case "copy" | "name":
+            return first
+        case "broadcast_in_dim":
+            return ex.Call("broadcast", (first, shape))
+        case "reshape":
+            return ex.Call("reshape", (first, shape))
+        case "slice":
+            return ex.Item(first, _slices(equation))
+    shown = equation.parameters
+    if name in OPERATORS and not equation.nested and not shown:
+        return OPERATORS[name](*operands)
+    if name.startswith("reduce_") and set(shown) == {"axes"}:
+        axes = params["axes"]
+        which = "" if len(axes) == len(equation.inputs[0].shape) else ", ".join(map(str, axes))
+        over = (Verbatim(f"axis {which}"),) if which else ()
+        return ex.Call(name.removeprefix("reduce_"), (first, *over))
+    keywords = tuple((key, Verbatim(str(value))) for key, value in shown.items())
+    return ex.Call(equation.label or name, tuple(operands), () if equation.nested else keywords)
+
+
+def _slices(equation: Equation) -> str:
+    """``1:3, ::2`` of an equation ``slice``."""
+    params = equation.eqn.params
+    strides = params["strides"] or (1,) * len(params["start_indices"])
+    sizes = equation.inputs[0].shape
+    parts = []
+    for start, stop, step, size in zip(
+        params["start_indices"], params["limit_indices"], strides, sizes
+    ):
+        ends = f"{start or ''}:{'' if stop == size else stop}"
+        parts.append(ends + (f":{step}" if step != 1 else ""))
+    return ", ".join(parts)

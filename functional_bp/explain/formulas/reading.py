@@ -1,0 +1,379 @@
+"""From a pullback's source to an expression.
+
+Assignments are put into their place, functions of one's own are opened where what comes out is a
+formula, and a condition on types or parameters is decided where they are known. What differs only
+in rounding (a branch for half precision) is recognised by its value and left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from functional_bp.explain.formulas import expression as ex
+from functional_bp.explain.formulas.algebra import (
+    add,
+    choose,
+    divide,
+    multiply,
+    negate,
+    number,
+    opposite,
+    power,
+    subtract,
+)
+from functional_bp.explain.formulas.evaluation import same
+from functional_bp.explain.formulas.expression import (
+    Call,
+    Choice,
+    Expression,
+    Literal,
+    Verbatim,
+    walk,
+)
+from functional_bp.explain.formulas.notation import FILLED, OPERATORS, TRANSPARENT
+from functional_bp.explain.formulas.outside import (
+    is_foreign,
+    is_numerics,
+    is_type,
+    name_of,
+    surroundings,
+)
+from functional_bp.explain.formulas.source import syntax
+
+DEEPEST = 6  # functions and branches inside one another that are followed
+MOST_PARTS = 60  # of an expression that still counts as a formula
+
+
+class UnreadableError(Exception):
+    """A pullback is a program, not a formula."""
+
+
+class Local(NamedTuple):
+    """A lambda or function that a pullback defines inside itself."""
+
+    node: ast.Lambda | ast.FunctionDef
+    reader: _Reader
+
+
+def read(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Expression],
+    static: Mapping[str, Any] | None = None,
+) -> Expression:
+    """What a function returns, as an expression of its arguments.
+
+    Args:
+        function: written in Python, of which the source is there.
+        arguments: what stands for each of its parameters.
+        static: what is known of parameters beforehand: an equation's parameters, types of arrays.
+
+    Raises:
+        UnreadableError: it is no single formula.
+    """
+    node = syntax(function)
+    if node is None:
+        raise UnreadableError(f"no source of {function!r}")
+    return _Reader(surroundings(function), dict(arguments), dict(static or {}), 0).returned(node)
+
+
+def is_closed(expression: Expression) -> bool:
+    """Whether it is a formula: no choices, no functions without a name in mathematics."""
+    parts = list(walk(expression))
+    calls = any(isinstance(p, Call) and not p.known for p in parts)
+    return not calls and not any(isinstance(p, Choice) for p in parts) and len(parts) <= MOST_PARTS
+
+
+class _Reader:
+    """Reads one function's body; ``values`` are expressions by name, ``static`` Python values."""
+
+    def __init__(
+        self, outside: dict[str, Any], values: dict[str, Any], static: dict[str, Any], depth: int
+    ) -> None:
+        self.outside, self.values, self.static, self.depth = outside, values, static, depth
+        if depth > DEEPEST:
+            raise UnreadableError("too deep")
+
+    def branch(self) -> _Reader:
+        return _Reader(self.outside, dict(self.values), dict(self.static), self.depth + 1)
+
+    def returned(self, node: ast.Lambda | ast.FunctionDef) -> Expression:
+        """The value of a lambda or of a function's return statement."""
+        if isinstance(node, ast.Lambda):
+            return self.expression(node.body)
+        return self.statements(node.body)
+
+    def statements(self, body: Sequence[ast.stmt]) -> Expression:
+        for place, statement in enumerate(body):
+            match statement:
+                case ast.Return(value=ast.expr() as value):
+                    return self.expression(value)
+                case ast.Expr(value=ast.Constant()):  # a docstring
+                    continue
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    self.assign(name, value)
+                case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value):
+                    self.assign_several(targets, value)
+                case ast.FunctionDef():
+                    self.values[statement.name] = Local(statement, self)
+                case ast.If():
+                    return self.conditional(statement, body[place + 1 :])
+                case _:
+                    raise UnreadableError(ast.unparse(statement).splitlines()[0])
+        raise UnreadableError("it returns nothing")
+
+    def assign(self, name: str, value: ast.expr) -> None:
+        known, found = self.known(value)
+        self.static.pop(name, None)
+        if known:
+            self.static[name] = found
+        if isinstance(value, ast.Lambda):
+            self.values[name] = Local(value, self.branch())
+            return
+        try:
+            self.values[name] = self.expression(value)
+        except UnreadableError as error:
+            self.values[name] = error  # raised where the name is used
+
+    def assign_several(self, targets: Sequence[ast.expr], value: ast.expr) -> None:
+        items: Sequence[ast.expr | Expression] = []
+        match value:
+            case ast.Tuple(elts=items):
+                pass
+            case (
+                ast.GeneratorExp(elt=elt, generators=[one])
+                | ast.ListComp(elt=elt, generators=[one])
+            ) if isinstance(one.iter, ast.Tuple) and isinstance(one.target, ast.Name):
+                items = [self.bound(one.target.id, item).expression(elt) for item in one.iter.elts]
+        read = [i if isinstance(i, Expression) else self.expression(i) for i in items]
+        for k, target in enumerate(targets):
+            if isinstance(target, ast.Name):
+                fits = len(read) == len(targets)
+                self.static.pop(target.id, None)
+                self.values[target.id] = read[k] if fits else UnreadableError(target.id)
+
+    def bound(self, name: str, value: ast.expr) -> _Reader:
+        inner = self.branch()
+        inner.values[name] = self.expression(value)
+        return inner
+
+    def conditional(self, statement: ast.If, rest: Sequence[ast.stmt]) -> Expression:
+        """The rest of the body behind either branch; one of them if the condition is known."""
+        known, holds = self.known(statement.test)
+        if known:
+            return self.statements([*(statement.body if holds else statement.orelse), *rest])
+        otherwise = self.branch().statements([*statement.orelse, *rest])
+        try:
+            chosen = self.branch().statements([*statement.body, *rest])
+        except UnreadableError:
+            if not is_numerics(statement.test):
+                raise
+            return otherwise
+        if same(chosen, otherwise):
+            return otherwise
+        return choose(self.expression(statement.test), chosen, otherwise)
+
+    def known(self, node: ast.expr) -> tuple[bool, Any]:
+        """Whether a Python expression can be computed from what is known, and its value."""
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        if any(n in self.values and n not in self.static for n in names):
+            return False, None
+        try:
+            code = compile(ast.Expression(node), "<rule>", "eval")
+            return True, eval(code, {**self.outside, **self.static})
+        except Exception:  # whatever it raises, it is not known
+            return False, None
+
+    def object(self, node: ast.expr) -> Any:
+        """The Python object that a name or a dotted name outside stands for; None for no such."""
+        match node:
+            case ast.Name(id=name) if name not in self.values:
+                return self.outside.get(name)
+            case ast.Attribute(value=value, attr=attr):
+                holder = self.object(value)
+                return getattr(holder, attr, None) if holder is not None else None
+        return None
+
+    def expression(self, node: ast.expr) -> Expression:
+        match node:
+            case ast.Name(id=name) if name in self.values:
+                value = self.values[name]
+                if isinstance(value, UnreadableError):
+                    raise value
+                if isinstance(value, Local):
+                    raise UnreadableError(name)
+                known = self.static.get(name)
+                is_number = isinstance(known, int | float) and not isinstance(known, bool)
+                return number(known) if is_number and isinstance(value, ex.Symbol) else value
+            case ast.Constant(value=bool() | None | str() as value):
+                return Literal(value)
+            case ast.Constant(value=int() | float() | complex() as value):
+                return number(value)
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return negate(self.expression(operand))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return opposite(self.expression(operand))
+            case ast.BinOp(left=left, op=operator, right=right):
+                return self.binary(operator, left, right)
+            case ast.Compare(left=left, ops=[operator], comparators=[right]):
+                signs = {ast.Eq: "=", ast.NotEq: "≠", ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">",
+                         ast.GtE: "≥", ast.Is: "is", ast.IsNot: "is not"}  # fmt: skip
+                if type(operator) in signs:
+                    sides = self.expression(left), self.expression(right)
+                    return ex.Comparison(sides[0], signs[type(operator)], sides[1])
+            case ast.BoolOp(op=operator, values=values):
+                name = "and" if isinstance(operator, ast.And) else "or"
+                return Call(name, tuple(map(self.expression, values)), known=True)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                known, holds = self.known(test)
+                if known:
+                    return self.expression(body if holds else orelse)
+                chosen, otherwise = self.expression(body), self.expression(orelse)
+                if same(chosen, otherwise):
+                    return otherwise
+                return choose(self.expression(test), chosen, otherwise)
+            case ast.Call():
+                return self.call(node)
+            case ast.Attribute(value=value, attr="T" | "mT"):
+                return ex.Transpose(self.expression(value))
+            case ast.Subscript() | ast.Attribute() | ast.Name() | ast.Tuple() | ast.List():
+                return self.value(node)
+        raise UnreadableError(ast.unparse(node))
+
+    def binary(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Expression:
+        a, b = self.expression(left), self.expression(right)
+        match operator:
+            case ast.Add():
+                return add(a, b)
+            case ast.Sub():
+                return subtract(a, b)
+            case ast.Mult():
+                return multiply(a, b)
+            case ast.Div():
+                return divide(a, b)
+            case ast.Pow():
+                return power(a, b)
+            case ast.MatMult():
+                factors = a.factors if isinstance(a, ex.MatrixProduct) else (a,)
+                return ex.MatrixProduct((*factors, b))
+        raise UnreadableError(type(operator).__name__)
+
+    def value(self, node: ast.expr) -> Expression:
+        """A constant outside, or what is known: a number, or a Python value to be shown."""
+        found = self.object(node)
+        known = found is not None
+        if not known:
+            known, found = self.known(node)
+        if known:
+            if found == ex.PI.value:
+                return ex.PI
+            if isinstance(found, int | float | complex) and not isinstance(found, bool):
+                return number(found)
+            return Literal(found)
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        if names & set(self.values):
+            raise UnreadableError(ast.unparse(node))
+        return Verbatim(ast.unparse(node))
+
+    def call(self, node: ast.Call) -> Expression:
+        """A call: an operator, a function opened, or a call that stays one."""
+        if isinstance(node.func, ast.Name):
+            local = self.values.get(node.func.id)
+            if isinstance(local, Local):
+                return self.opened(local.node, local.reader, node)
+        function = self.object(node.func)
+        if function is None and isinstance(node.func, ast.Attribute):
+            return self.method(node.func, node)
+        if function is None:
+            raise UnreadableError(ast.unparse(node))
+        name = name_of(function)
+        if is_foreign(function):
+            if name in TRANSPARENT and node.args:
+                return self.expression(node.args[0])
+            if name in FILLED and len(node.args) <= 2:
+                rest = [ex.ZERO if k == 0 else self.expression(a) for k, a in enumerate(node.args)]
+                return FILLED[name](*rest)
+            if name in OPERATORS:
+                return self.operator(name, function, node)
+        elif callable(function) and (inner := syntax(inspect.unwrap(function))) is not None:
+            try:
+                reader = _Reader(surroundings(function), {}, {}, self.depth + 1)
+                found = self.opened(inner, reader, node)
+                if is_closed(found):
+                    return found
+            except UnreadableError:
+                pass
+        return self.left(name, node, function)
+
+    def operator(self, name: str, function: Any, node: ast.Call) -> Expression:
+        arguments = [self.expression(a) for a in node.args]
+        try:
+            made = OPERATORS[name](*arguments)
+        except TypeError:
+            return self.left(name, node, function)
+        return replace(made, function=function) if isinstance(made, Call) else made
+
+    def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
+        """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
+        holder = self.object(attribute.value)
+        if holder is None:
+            base = self.expression(attribute.value)
+            if attribute.attr in TRANSPARENT:
+                return base
+            if attribute.attr in OPERATORS and not node.args:
+                return OPERATORS[attribute.attr](base)
+            return self.left(attribute.attr, node, None, base)
+        raise UnreadableError(ast.unparse(node))
+
+    def opened(
+        self, inner: ast.Lambda | ast.FunctionDef, reader: _Reader, node: ast.Call
+    ) -> Expression:
+        """A function's formula with the call's arguments in it."""
+        names = [a.arg for a in (*inner.args.posonlyargs, *inner.args.args)]
+        pairs = [*zip(names, node.args), *((k.arg or "", k.value) for k in node.keywords)]
+        if len(node.args) > len(names) or any(isinstance(a, ast.Starred) for a in node.args):
+            raise UnreadableError(ast.unparse(node))
+        called = _Reader(reader.outside, dict(reader.values), dict(reader.static), self.depth + 1)
+        for name, argument in pairs:
+            called.values[name] = self.argument(argument, shown=False)
+            known, found = self.known(argument)
+            called.static.pop(name, None)
+            if known:
+                called.static[name] = found
+        return called.returned(inner)
+
+    def left(
+        self, name: str, node: ast.Call, function: Any, base: Expression | None = None
+    ) -> Expression:
+        """A call that stays one; options that are None are left out."""
+        if any(isinstance(a, ast.Starred) for a in node.args) or any(
+            k.arg is None for k in node.keywords
+        ):
+            raise UnreadableError(ast.unparse(node))
+        arguments = [self.argument(a) for a in node.args]
+        keywords = [(k.arg or "", self.argument(k.value)) for k in node.keywords]
+        shown = tuple((key, v) for key, v in keywords if v != Literal(None))
+        first = () if base is None else (base,)
+        return Call(name, (*first, *arguments), shown, function=function)
+
+    def argument(self, node: ast.expr, shown: bool = True) -> Expression:
+        """An argument; a parameter that is ``shown`` in a call is labelled with its name."""
+        known, found = self.known(node)
+        found = tuple(found.tolist()) if isinstance(found, np.ndarray) and found.ndim else found
+        is_number = isinstance(found, int | float) and not isinstance(found, bool)
+        if known and not is_type(found):
+            if isinstance(node, ast.Name) and node.id in self.static and shown:
+                return Literal(found, node.id)
+            if not is_number:
+                return Verbatim(ast.unparse(node)) if callable(found) else Literal(found)
+        try:
+            return self.expression(node)
+        except UnreadableError:
+            if isinstance(node, ast.Call | ast.BinOp | ast.Name):
+                raise
+            return Verbatim(ast.unparse(node))

@@ -1,0 +1,159 @@
+"""The two sweeps, step by step: forward by equation, backward by use of a variable."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from functional_bp.explain.explanation import Explanation
+from functional_bp.explain.formulas.equations import forward, reverse
+from functional_bp.explain.formulas.expression import Expression, Symbol
+from functional_bp.explain.formulas.formula import Formula
+from functional_bp.explain.formulas.symbols import symbol, symbols
+from functional_bp.explain.local_gradients import local_gradients
+from functional_bp.graph.parts import Equation, Variable
+from functional_bp.graph.view import Graph
+
+MOST_INSIDE = 4  # operations of a nested graph that are named
+
+
+@dataclass(frozen=True)
+class ForwardRow:
+    """One step of the forward sweep.
+
+    Attributes:
+        kind: "input" (constants too) or "equation".
+        formula: what is computed.
+        values: of its outputs.
+        kept: bytes that the reverse sweep keeps of them.
+        scope, source: where the equation stands: name scopes, and ``file.py:12``.
+        inside: what a graph that stays closed holds.
+    """
+
+    kind: Literal["input", "equation"]
+    formula: Formula
+    values: tuple[Any, ...]
+    kept: int
+    scope: str = ""
+    source: str = ""
+    inside: str = ""
+
+
+@dataclass(frozen=True)
+class ReverseRow:
+    """One step of the reverse sweep: upstream × local = downstream.
+
+    Attributes:
+        kind: "seed" (an output's cotangent), "share" (what one use adds), "sum" (of several uses).
+        formula: how the cotangent is computed.
+        is_share: whether another use adds to the same cotangent.
+        upstream: the cotangents of the equation's outputs.
+        local: ∂output/∂operand, where it is small enough to be shown.
+        downstream: what is added to the operand's cotangent; of a sum, the whole.
+        parts: of a sum, the shares.
+        scope, source: where the equation stands.
+    """
+
+    kind: Literal["seed", "share", "sum"]
+    variable: Expression
+    formula: Formula | None
+    is_share: bool
+    upstream: tuple[Any, ...]
+    local: Any
+    downstream: Any
+    parts: tuple[Any, ...] = ()
+    scope: str = ""
+    source: str = ""
+
+
+def forward_rows(explanation: Explanation) -> list[ForwardRow]:
+    """Inputs and constants, then the equations in execution order."""
+    graph, kept = explanation.graph, explanation.kept_bytes
+    known = symbols(graph)
+    rows = [
+        ForwardRow("input", Formula(known.get(v, Symbol(v.name)), None), (explanation.values[v],),
+                   kept.get(v, 0))
+        for v in (*graph.inputs, *graph.constants)
+    ]  # fmt: skip
+    for equation in graph:
+        values = tuple(explanation.values[v] for v in equation.outputs)
+        size = sum(kept.get(v, 0) for v in equation.outputs)
+        rows.append(
+            ForwardRow("equation", forward(equation, known), values, size, equation.scope,
+                       source_of(equation), inside_of(equation))
+        )  # fmt: skip
+    return rows
+
+
+def reverse_rows(explanation: Explanation) -> list[ReverseRow]:
+    """The outputs' cotangents, then every use of a variable, in reverse order of the equations.
+
+    Where a variable has several uses, its sum follows the last of them.
+    """
+    return list(_reverse(explanation))
+
+
+def _reverse(explanation: Explanation) -> Iterator[ReverseRow]:
+    graph, bars, shares = explanation.graph, explanation.bars, explanation.shares
+    known = symbols(graph)
+    local = local_gradients(shares, explanation.values)
+    counts = Counter(equation.inputs[k] for equation, k in shares)
+    seeds: dict[Variable, list[Any]] = {}
+    for variable, seed in zip(graph.outputs, explanation.seeds):
+        if seed is not None:
+            seeds.setdefault(variable, []).append(seed)
+            counts[variable] += 1
+    parts: dict[Variable, list[Any]] = {v: list(given) for v, given in seeds.items()}
+    for variable, given in seeds.items():
+        for seed in given:
+            yield ReverseRow(
+                "seed", _bar(variable, known), None, counts[variable] > 1, (), None, seed
+            )
+    for equation in reversed(graph.equations):
+        upstream = tuple(bars[v] for v in equation.outputs if v in bars)
+        source = source_of(equation)
+        for k, variable in enumerate(equation.inputs):
+            if (share := shares.get((equation, k))) is None:
+                continue
+            yield ReverseRow(
+                "share", _bar(variable, known), reverse(equation, k, known), counts[variable] > 1,
+                upstream, local.get((equation, k)), share, (), equation.scope, source,
+            )  # fmt: skip
+            added = parts.setdefault(variable, [])
+            added.append(share)
+            if len(added) == counts[variable] > 1 and variable in bars:
+                yield ReverseRow("sum", _bar(variable, known), None, False, (), None,
+                                 bars[variable], tuple(added), equation.scope)  # fmt: skip
+
+
+def _bar(variable: Variable, known: dict[Variable, Expression]) -> Expression:
+    shown = symbol(variable, known)
+    return Symbol(shown.name, bar=True) if isinstance(shown, Symbol) else shown
+
+
+def source_of(equation: Equation) -> str:
+    """``file.py:12``, the person's line."""
+    return f"{os.path.basename(equation.source[0])}:{equation.source[1]}" if equation.source else ""
+
+
+def inside_of(equation: Equation) -> str:
+    """What the graphs inside an equation hold: ``body × 3: mul, add``."""
+    said = []
+    for nested in equation.nested:
+        if nested.runs == 0:
+            continue
+        times = " × ?" if nested.runs is None else f" × {nested.runs}" if nested.runs > 1 else ""
+        names = [inner.operation for inner in _opened(nested.graph)]
+        more = ", …" if len(names) > MOST_INSIDE else ""
+        said.append(f"{nested.label}{times}: {', '.join(names[:MOST_INSIDE])}{more}")
+    return "; ".join(said)
+
+
+def _opened(graph: Graph) -> Graph:
+    """The graph inside, past calls that hold no more than one call."""
+    while len(graph) == 1 and len(graph.equations[0].nested) == 1:
+        graph = graph.equations[0].nested[0].graph
+    return graph

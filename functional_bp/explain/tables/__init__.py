@@ -1,0 +1,1 @@
+"""Both sweeps as tables: in the terminal, as Markdown, LaTeX and HTML."""

@@ -1,0 +1,57 @@
+r"""The tables as LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
+
+from __future__ import annotations
+
+from functional_bp.explain.formulas.latex import escaped
+from functional_bp.explain.tables.contents import Cell, Line, Table
+
+COLORS = {"nan": "red", "infinite": "red", "exploding": "magenta", "vanishing": "orange",
+          "zero": "orange"}  # fmt: skip
+PACKAGES = ("amsmath", "amssymb", "booktabs", "longtable", "xcolor")
+
+
+def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
+    """The tables.
+
+    Args:
+        tables: what to write.
+        standalone: a whole document; otherwise a piece of one that loads ``PACKAGES``.
+    """
+    body = "\n\n".join(map(_table, tables)) + "\n"
+    if not standalone:
+        return f"% needs: {', '.join(PACKAGES)}\n{body}"
+    uses = "".join(f"\\usepackage{{{package}}}\n" for package in PACKAGES)
+    margins = "\\usepackage[landscape,margin=15mm]{geometry}\n"
+    return (
+        "\\documentclass{article}\n" + uses + margins
+        + f"\\begin{{document}}\n\\small\n{body}\\end{{document}}\n"
+    )  # fmt: skip
+
+
+def _table(table: Table) -> str:
+    form = "".join("r" if column.align == "right" else "l" for column in table.columns)
+    heads = " & ".join(escaped(column.heading) for column in table.columns)
+    rows = [_line(line, len(table.columns)) for line in table.lines]
+    return "\n".join(
+        [
+            rf"\begin{{longtable}}{{{form}}}",
+            rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\textbf{{{escaped(table.title)}}}}} \\",
+            rf"\toprule {heads} \\ \midrule \endhead",
+            *rows,
+            r"\bottomrule",
+            r"\end{longtable}",
+        ]
+    )
+
+
+def _line(line: Line, count: int) -> str:
+    if line.kind == "scope":
+        inside = rf"\textit{{{escaped(line.cells[0].text)}}}"
+        return rf"\multicolumn{{{count}}}{{l}}{{{inside}}} \\"
+    return " & ".join(map(_cell, line.cells)) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    text = f"${cell.formula}$" if cell.formula else escaped(cell.text)
+    color = COLORS.get(cell.state)
+    return rf"\textcolor{{{color}}}{{{text}}}" if color and text else text
