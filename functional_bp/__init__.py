@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from functional_bp.check.marks import checked as checked
     from functional_bp.check.report import Report as Report
     from functional_bp.check.steps import check_steps as check_steps
+    from functional_bp.explain.cotangents import cotangents as cotangents
     from functional_bp.explain.explanation import Explanation as Explanation
-    from functional_bp.explain.explanation import cotangents as cotangents
     from functional_bp.explain.explanation import explain as explain
     from functional_bp.graph import Graph as Graph
     from functional_bp.graph import name as name
@@ -39,7 +39,8 @@ _HOMES = {
     "check.marks": ("checked",),
     "check.report": ("Report",),
     "check.steps": ("check_steps",),
-    "explain.explanation": ("Explanation", "cotangents", "explain"),
+    "explain.cotangents": ("cotangents",),
+    "explain.explanation": ("Explanation", "explain"),
     "graph": ("Graph", "name", "trace"),
     "jacobians": ("hessian", "hvp", "jacfwd", "jacrev", "jvp", "linearize"),
     "operation": ("operation",),

@@ -6,6 +6,7 @@ Nothing else in the package imports ``jax._src``. When JAX moves one of these, t
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -62,6 +63,16 @@ def name_scope(eqn: JaxprEqn) -> str:
 def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, list[Any]]:
     """A jaxpr and its constants, from a ``ClosedJaxpr`` (JAX 0.10) or a ``Jaxpr`` (0.12)."""
     return getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ()))
+
+
+def jaxpr_with_constants(consts: Sequence[Any], *parts: Any, **named: Any) -> Jaxpr:
+    """A jaxpr whose ``constvars`` stay apart from its ``invars``.
+
+    JAX 0.12 makes further inputs of them unless their values come along; 0.10 takes no values.
+    """
+    if "consts" in inspect.signature(Jaxpr).parameters:
+        named["consts"] = list(consts)
+    return Jaxpr(*parts, **named)
 
 
 def as_checkpoint(eqn: JaxprEqn) -> JaxprEqn:

@@ -104,7 +104,7 @@ def plan_once(
     for eqn in reversed(jaxpr.eqns):
         out_useful = tuple(v in useful for v in eqn.outvars)
         step = None
-        if any(out_useful):
+        if any(out_useful) and any(map(on, eqn.invars)):  # else it makes a source, no more
             if eqn in structures:
                 structure = structures[eqn]
                 structure.seed(out_useful, tuple(v in values for v in eqn.outvars))

@@ -9,20 +9,34 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.core import Tracer
 
-from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
+from functional_bp import _jax
+from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
+from functional_bp.explain.lookup import lookup
+from functional_bp.explain.seeds import seeds_of
 from functional_bp.explain.sweeps import Sweeps, flatten_taken, plan_of, sweep
 from functional_bp.graph import names
-from functional_bp.graph.inline import inlined
 from functional_bp.graph.parts import Equation, Variable
 from functional_bp.graph.trace import trace
 from functional_bp.graph.view import Graph
-from functional_bp.structure import has_tangent
 
 if TYPE_CHECKING:
+    from functional_bp.explain.nonfinite import FirstNonfinite
     from functional_bp.explain.pictures.picture import PictureOptions, Style
     from functional_bp.explain.pictures.theme import ThemeName
+
+GIVE_IT = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
+
+
+class NoValuesError(BackpropError, TypeError):
+    """A function was to be explained at arguments that have no values."""
+
+
+class UnreachedError(BackpropError, KeyError):
+    """No path leads from a value to the output, so that it has no cotangent."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
 
 
 class ByName(Mapping[str, Any]):
@@ -32,9 +46,11 @@ class ByName(Mapping[str, Any]):
         self._graph, self._arrays = graph, arrays
 
     def __getitem__(self, name: str | Variable) -> Any:
-        variable = self._graph[name]
+        variable = lookup(self._graph, name)
         if variable not in self._arrays:
-            raise KeyError(f"{variable.name} has no cotangent: no path leads from it to the output")
+            raise UnreachedError(
+                f"{variable} has no cotangent: no path with a derivative leads to the output"
+            )
         return self._arrays[variable]
 
     def __iter__(self) -> Iterator[str]:
@@ -59,23 +75,49 @@ class Explanation:
         kept_bytes: for each variable that ``bp.grad`` keeps from its forward sweep, the bytes.
     """
 
-    def __init__(self, graph: Graph, sweeps: Sweeps, seeds: Sequence[Any]) -> None:
+    def __init__(
+        self, graph: Graph, sweeps: Sweeps, seeds: Sequence[Any], max_steps: int | None = None
+    ) -> None:
         self.graph = graph
         self.values, self.bars, self.shares = sweeps
-        self.seeds = tuple(seeds)
-        self.value = ByName(graph, self.values)
+        self.seeds, self.max_steps = tuple(seeds), max_steps
+        literals = {v: v.value for v in graph.outputs if v.kind == "literal"}
+        self.value = ByName(graph, {**literals, **self.values})
         self.cotangent = ByName(graph, self.bars)
 
     @cached_property
     def kept_bytes(self) -> Mapping[Variable, int]:
         """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable."""
-        plan = plan_of(self.graph, [seed is not None for seed in self.seeds])
+        plan = plan_of(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
         kept = [self.graph.of_var[v] for v in plan.keep if v in self.graph.of_var]
         return {v: v.bytes for v in kept}
 
     def share(self, equation: Equation, operand: int) -> Any:
         """What one use of a variable adds to its cotangent; None where it adds nothing."""
         return self.shares.get((equation, operand))
+
+    def first_nonfinite(self) -> FirstNonfinite | None:
+        """The first equation that makes a NaN or an infinity, and why; None where all is finite.
+
+        Forward, what makes the output not finite; else what makes a cotangent so, as the masked
+        logarithm does; else a value that is masked out and harmless. An infinity that is put in, as
+        a mask of −∞, is no fault as long as nothing else becomes infinite from it. Loops are run
+        step by step: the step is named, and the equation in it.
+
+        Returns:
+            A frozen dataclass that prints well, with the equation, the entries that it reads, the
+            values of its inputs, the cause, what to do, and the source line.
+
+        Example:
+            >>> import jax.numpy as jnp, functional_bp as bp
+            >>> e = bp.explain(lambda x: jnp.log(x)[1], jnp.array([1.0, 0.0]))
+            >>> found = e.first_nonfinite()
+            >>> found.operation, str(found.operands[0]), found.cause
+            ('log', 'x[1] = 0.0', 'ln 0.0 = −∞: a pole')
+        """
+        from functional_bp.explain.nonfinite import first_nonfinite
+
+        return first_nonfinite(self)
 
     def svg(
         self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
@@ -203,6 +245,7 @@ def explain(
     Raises:
         NotDifferentiableError: the output is no real scalar, and no ``cotangent`` was given.
         CotangentError: ``cotangent`` does not fit the output.
+        NoValuesError: an argument is traced by ``jit``, ``vmap`` or another transform, or a shape.
 
     Example:
         >>> import functional_bp as bp
@@ -211,75 +254,37 @@ def explain(
         (4.0, -3.0, 4.0)
     """
     graph = trace(fun, *args)
-    leaves = [jnp.asarray(x) for x in jax.tree.leaves(args) if names.leaf_is_array(x)]
-    flat = flatten_taken(graph, leaves, unroll)
-    seeds = _seeds(graph, cotangent)
-    return Explanation(flat, sweep(flat, leaves, seeds, max_steps), seeds)
-
-
-def _seeds(graph: Graph, cotangent: Any) -> list[Any]:
-    """One cotangent per output; 1 for a real scalar that is the only output."""
-    outs = graph.outputs
-    if cotangent is None:
-        (only, *others) = outs or (None,)
-        floats = only is not None and only.shape == () and np.issubdtype(only.dtype, np.floating)
-        if others or only is None or not floats:
-            raise NotDifferentiableError(
-                compose(
-                    f"{graph.name} has no single gradient to explain",
-                    got="the output " + (", ".join(v.type for v in outs) or "()"),
-                    expected="a real scalar",
-                    do="give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)",
-                )
-            )
-        return [jnp.ones((), only.dtype)]
-    bars = jax.tree.leaves(cotangent, is_leaf=lambda x: x is None)
-    fits = len(bars) == len(outs) and all(
-        bar is None or np.shape(bar) == v.shape for bar, v in zip(bars, outs)
-    )
-    if not fits:
-        raise CotangentError(
+    leaves = [x for x in jax.tree.leaves(args) if names.leaf_is_array(x)]
+    for variable, leaf in zip((*graph.inputs, *graph.constants), (*leaves, *graph.consts)):
+        _check_value(graph, variable, leaf)
+    if _jax.makes_references(graph.jaxpr):
+        raise NotDifferentiableError(
             compose(
-                f"the cotangent does not fit the output of {graph.name}",
-                got=", ".join("None" if bar is None else describe(bar) for bar in bars) or "()",
-                expected=", ".join(v.type for v in outs),
+                f"{graph.name} cannot be explained: a mutable reference has no single value",
+                got="jax.new_ref in the function",
+                expected="a function of values",
+                do="write x = x.at[i].set(y) in the reference's place; bp.grad takes both",
             )
         )
-    on = [bar is not None and has_tangent(v.aval) for bar, v in zip(bars, outs)]
-    return [jnp.asarray(b, v.dtype) if o else None for b, v, o in zip(bars, outs, on)]
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    seeds = seeds_of(graph, cotangent, GIVE_IT)
+    flat = flatten_taken(graph, arrays, unroll)
+    return Explanation(flat, sweep(flat, arrays, seeds, max_steps), seeds, max_steps)
 
 
-def cotangents(
-    fun: Callable[..., Any], names_: Sequence[str], *, max_steps: int | None = None
-) -> Callable[..., dict[str, Any]]:
-    """A function with the arguments of ``fun`` that returns h̄ = ∂ fun/∂h for each named value.
-
-    Args:
-        fun: returns a real scalar.
-        names_: names of intermediates (``bp.name``) or of arguments, as ``bp.trace`` shows them.
-        max_steps: the bound of loops that decide when to stop.
-
-    Returns:
-        A pure function, to be called under ``jit``, ``vmap`` and the like: a dict by name. A value
-        that does not reach the output has zeros.
-
-    Raises:
-        UnknownVariableError: the graph has no variable of that name; near names are listed.
-        NotDifferentiableError: the output is no real scalar.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, functional_bp as bp
-        >>> loss = lambda x: jnp.sum(bp.name(jnp.sin(x), "h") ** 2)
-        >>> jax.jit(bp.cotangents(loss, ["h"]))(jnp.zeros(2))["h"].tolist()
-        [0.0, 0.0]
-    """
-
-    def cotangents_fun(*args: Any) -> dict[str, Any]:
-        graph = trace(fun, *args)
-        flat = inlined(graph)
-        leaves = [jnp.asarray(x) for x in jax.tree.leaves(args) if names.leaf_is_array(x)]
-        wanted = {name: flat[name] for name in names_}
-        bars = sweep(flat, leaves, _seeds(graph, None), max_steps).bars
-        return {n: bars[v] if v in bars else jnp.zeros(v.shape, v.dtype) for n, v in wanted.items()}
-
-    return cotangents_fun
+def _check_value(graph: Graph, variable: Variable, leaf: Any) -> None:
+    """Raise if an input or a constant is no array but stands for one."""
+    traced = isinstance(leaf, Tracer)
+    if traced or isinstance(leaf, jax.ShapeDtypeStruct):
+        raise NoValuesError(
+            compose(
+                f"{graph.name} cannot be explained here: {variable} has no value",
+                got=f"{describe(leaf)}, traced by jit, vmap or another transform"
+                if traced
+                else f"the shape {describe(leaf)}",
+                expected="an array",
+                do="call bp.explain outside the transform; bp.cotangents works inside"
+                if traced
+                else "draw one, as in jax.random.normal(key, shape)",
+            )
+        )

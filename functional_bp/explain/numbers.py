@@ -66,9 +66,9 @@ def format_number(number: Any) -> str:
     if plain.dtype.kind in "iu":
         return str(int(plain)).replace("-", "−")
     if plain.dtype.kind == "c":
-        imaginary = format_number(plain.imag)
+        imaginary = format_number(np.imag(plain))
         sign = "" if imaginary.startswith("−") else "+"
-        return f"{format_number(plain.real)}{sign}{imaginary}i"
+        return f"{format_number(np.real(plain))}{sign}{imaginary}i"
     value = float(plain)
     if not np.isfinite(value):
         return {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]

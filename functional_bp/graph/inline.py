@@ -17,7 +17,7 @@ insides are not what is differentiated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,8 @@ class _Inliner:
             self.taken.add(variable.name)
         self.equations_of(graph, known, _Place("", None), {}, self.branches)
         outs = [self.value(v, a, known) for v, a in zip(graph.outputs, graph.jaxpr.outvars)]
-        jaxpr = Jaxpr(
+        jaxpr = _jax.jaxpr_with_constants(
+            [value for _, _, value in self.constants],
             constvars=[var for _, var, _ in self.constants],
             invars=graph.jaxpr.invars,
             outvars=[atom for _, atom in outs],
@@ -119,6 +120,8 @@ class _Inliner:
         """Add a graph's equations; ``called`` says which variable of the caller an output is."""
         for variable, value in zip(graph.constants, graph.consts, strict=True):
             known[variable] = self.define(variable, None, value)
+        for equation in graph.equations:
+            self.scopes.update(_prefixes(_joined(place.scope, equation.scope)))
         for equation in graph.equations:
             pairs = zip(equation.inputs, equation.eqn.invars)
             operands = [self.value(v, a, known) for v, a in pairs]
@@ -254,6 +257,13 @@ def opened_jaxpr(graph: Graph) -> Jaxpr:
         effects=jaxpr.effects,
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """``"a/b/c"``, ``"a/b"``, ``"a"``."""
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def _joined(scope: str, inner: str) -> str:
