@@ -183,15 +183,25 @@ def test_a_function_that_is_not_finite_at_the_inputs_is_inconclusive() -> None:
 
 
 def test_signs_that_the_given_inputs_do_not_have_may_be_outside_the_domain() -> None:
-    def inverse_square(x):
-        return jnp.where(x > 0, lax.rsqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+    def inverse_root(x):
+        return lax.rsqrt(jnp.abs(x))
 
-    made = jax.custom_vjp(inverse_square)
-    made.defvjp(lambda x: (inverse_square(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
+    made = jax.custom_vjp(inverse_root)
+    made.defvjp(lambda x: (inverse_root(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
     positive = check(made, np.array([0.5, 1.0, 2.0], np.float32))
     assert positive.ok and "outside the domain" in positive.notes[0]
     mixed = check(made, np.array([0.5, -1.0, 2.0], np.float32))
     assert [f.kind for f in mixed.findings] == ["not finite"]
+
+
+def test_a_forward_pass_that_asks_for_the_sign_has_both_signs_in_its_domain() -> None:
+    def safe_inverse_root(x):
+        return jnp.where(x > 0, lax.rsqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+
+    made = jax.custom_vjp(safe_inverse_root)
+    made.defvjp(lambda x: (safe_inverse_root(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
+    report = check(made, np.array([0.5, 1.0, 2.0], np.float32))
+    assert [f.kind for f in report.findings] == ["not finite"]
 
 
 def test_a_diagnosis_that_raises_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

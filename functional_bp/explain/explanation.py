@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from functional_bp.explain.pictures.picture import PictureOptions, Style
     from functional_bp.explain.pictures.theme import ThemeName
 
-GIVE_IT = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
-
 
 class NoValuesError(BackpropError, TypeError):
     """A function was to be explained at arguments that have no values."""
@@ -267,7 +265,8 @@ def explain(
             )
         )
     arrays = [jnp.asarray(leaf) for leaf in leaves]
-    seeds = seeds_of(graph, cotangent, GIVE_IT)
+    do = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
+    seeds = seeds_of(graph, cotangent, do)
     flat = flatten_taken(graph, arrays, unroll)
     return Explanation(flat, sweep(flat, arrays, seeds, max_steps), seeds, max_steps)
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.explain.explanation import Explanation
-from functional_bp.explain.formulas import latex
-from functional_bp.explain.formulas import unicode
+from functional_bp.explain.formulas import latex, unicode
 from functional_bp.explain.numbers import format_number, format_shape, format_value, summarize
 from functional_bp.explain.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
 from functional_bp.explain.states import WORDS, State, state_of
@@ -107,8 +106,12 @@ def shortened(table: Table) -> Table:
 def tables(explanation: Explanation) -> tuple[Table, Table]:
     """The table of the forward sweep and that of the reverse sweep."""
     name = explanation.graph.name
-    forward = Table(f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation))))
-    reverse = Table(f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation))))
+    forward = Table(
+        f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation), name))
+    )
+    reverse = Table(
+        f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation), name))
+    )
     return forward.used(), reverse.used()
 
 
@@ -116,12 +119,12 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     """Values as text: small ones written out, of others shape, norm, least and greatest entry."""
     if not values:
         return Cell()
-    states = [state for v in values if (state := state_of(v, is_cotangent))]
-    short = "; ".join(map(format_value, values))
+    states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
+    short = "; ".join(map(described, values, [False] * len(values)))
     return Cell("; ".join(map(described, values)), "", states[0] if states else "", short)
 
 
-def described(array: Any) -> str:
+def described(array: Any, with_range: bool = True) -> str:
     """A number, a short vector, or shape, norm and range; one number if all entries are equal.
 
     >>> described(np.array([1.0, 2.0])), described(np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -138,19 +141,21 @@ def described(array: Any) -> str:
         return text
     if summary.least == summary.greatest and not summary.nans + summary.infinities:
         return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
+    if not with_range:
+        return text
     return f"{text}, {format_number(summary.least)} … {format_number(summary.greatest)}"
 
 
-def _scope(scope: str) -> Line:
-    return Line("scope", (Cell(scope or "at the top"),))
+def _scope(scope: str, name: str) -> Line:
+    return Line("scope", (Cell(scope or name),))
 
 
-def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
+def _forward(rows: list[ForwardRow], name: str) -> Iterable[Line]:
     scope, number = "", 0
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         is_equation = row.kind == "equation"
         number += is_equation
         value = value_cell(row.values)
@@ -165,12 +170,12 @@ def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
         ))  # fmt: skip
 
 
-def _reverse(rows: list[ReverseRow]) -> Iterable[Line]:
+def _reverse(rows: list[ReverseRow], name: str) -> Iterable[Line]:
     scope = ""
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         downstream = value_cell((row.downstream,), is_cotangent=True)
         words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
         note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
@@ -189,12 +194,16 @@ def _formula(row: ReverseRow) -> Cell:
     if row.formula is not None:
         sign = "+=" if row.is_share else "="
         tex = row.formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
-        return Cell(row.formula.text(sign), tex)
+        return Cell(row.formula.text(sign), tex, short=row.formula.brief(sign))
     if row.kind == "seed":
         sign = "+=" if row.is_share else "="
-        return Cell(f"{bar} {sign} {described(row.downstream)}", "")
+        value = described(row.downstream)
+        return Cell(f"{bar} {sign} {value}", f"{bar_latex} {sign} {latex.transliterated(value)}")
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
-        return Cell(f"{bar} = sum of {len(shares)} uses", rf"{bar_latex} = \text{{sum of {len(shares)} uses}}")
+        return Cell(
+            f"{bar} = sum of {len(shares)} uses",
+            rf"{bar_latex} = \text{{sum of {len(shares)} uses}}",
+        )
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
     return Cell(f"{bar} = {terms}", f"{bar_latex} = {latex.transliterated(terms)}")
