@@ -102,9 +102,7 @@ def _shared_depth(stacks: Sequence[tuple[Call, ...]]) -> int:
 
 def _calls(stacks: Sequence[tuple[Call, ...]], depth: int) -> list[tuple[int, int, str]]:
     """Where calls that the function at a depth makes begin and end; "" for its own equations."""
-    keys = [
-        (s[depth][1], s[depth + 1][0]) if len(s) > depth + 1 else None for s in stacks
-    ]
+    keys = [(s[depth][1], s[depth + 1][0]) if len(s) > depth + 1 else None for s in stacks]
     found: list[tuple[int, int, str]] = []
     start = 0
     for i in range(1, len(stacks) + 1):

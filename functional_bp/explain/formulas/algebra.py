@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -30,9 +30,11 @@ from functional_bp.explain.formulas.expression import (
     Power,
     Product,
     Sum,
+    Symbol,
     Total,
     Transpose,
     Truth,
+    walk,
 )
 
 
@@ -247,3 +249,22 @@ def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expr
             return choose(again(condition), again(chosen), again(otherwise))
         case _:
             return expression
+
+
+def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
+    """``substitute``, but a variable that would cancel stays: z − z is no 0 where z may be NaN."""
+    made = substitute(expression, values)
+    symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}  # noqa: E731
+    wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
+    return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
+
+
+def _put_as_it_stands(expression: Any, values: Mapping[Any, Expression]) -> Any:
+    if isinstance(expression, tuple):
+        return tuple(_put_as_it_stands(item, values) for item in expression)
+    if not isinstance(expression, Expression):
+        return expression
+    if expression in values:
+        return values[expression]
+    inner = {f.name: getattr(expression, f.name) for f in fields(expression)}  # pyright: ignore[reportArgumentType]
+    return replace(expression, **{k: _put_as_it_stands(v, values) for k, v in inner.items()})  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from functional_bp.explain.formulas import expression as ex
-from functional_bp.explain.formulas.algebra import number, power
+from functional_bp.explain.formulas.algebra import number, power, put
 from functional_bp.explain.formulas.contraction import contracted
 from functional_bp.explain.formulas.expression import Expression, Indexed, Symbol, Verbatim
 from functional_bp.explain.formulas.formula import Formula, formula
@@ -118,7 +118,8 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
             return ex.Item(first, _slices(equation))
     shown = equation.parameters
     if name in OPERATORS and not equation.nested and not shown:
-        return OPERATORS[name](*operands)
+        places = [Symbol(f"operand {k}") for k in range(len(operands))]
+        return put(OPERATORS[name](*places), dict(zip(places, operands)))
     if name.startswith("reduce_") and set(shown) == {"axes"}:
         axes = params["axes"]
         which = "" if len(axes) == len(equation.inputs[0].shape) else ", ".join(map(str, axes))

@@ -80,7 +80,8 @@ def _apart(c: str) -> str:
 def escaped(text: str) -> str:
     """Plain text with LaTeX's own characters escaped; mathematical ones go into formulas."""
     pieces = []
-    for piece in re.split(r"([^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
+    over = rf"(?:\w{OVERLINE})+"
+    for piece in re.split(rf"({over}|[^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
         if piece.isascii():
             pieces.append("".join(SPECIAL.get(c, c) for c in piece))
         else:
@@ -155,7 +156,8 @@ def _part(expression: Expression) -> Part:
         case ex.Indexed(base, subscript):
             return f"{{{_within(base, ATOM)}}}_{{{subscript}}}", ATOM
         case ex.Total(over, body):
-            return rf"\sum_{{{over}}} {_within(body, PRODUCT)}", PREFIX
+            under = f"_{{{over}}}" if over else ""
+            return rf"\sum{under} {_within(body, PRODUCT)}", PREFIX
         case ex.Comparison(left, sign, right):
             sign = SIGNS.get(sign, sign)
             return f"{_within(left, SUM)} {sign} {_within(right, SUM)}", ALTERNATIVE
@@ -229,8 +231,8 @@ def _call(call: ex.Call) -> Part:
 
 
 def _typed(text: str) -> str:
-    plain = "".join(SPECIAL.get(c, c) if c.isascii() else transliterated(c) for c in text)
-    return plain.replace(" ", r"\ ")
+    special = {**SPECIAL, " ": r"\ "}
+    return "".join(special.get(c, c) if c.isascii() else transliterated(c) for c in text)
 
 
 def transliterated(text: str) -> str:

@@ -127,7 +127,13 @@ def _number(value: Fraction | float) -> Part:
         return str(value).replace("-", "−"), level
     if value.denominator <= ex.LARGEST_DENOMINATOR:
         return str(value).replace("-", "−"), PRODUCT if value > 0 else SUM
-    return f"{float(value):.6g}".replace("-", "−"), ATOM if value > 0 else SUM
+    return decimal(float(value)), ATOM if value > 0 else SUM
+
+
+def decimal(value: float) -> str:
+    """Six digits at most: ``0.693147``, ``1e−9``."""
+    mantissa, e, exponent = f"{value:.6g}".partition("e")
+    return (mantissa + (f"e{int(exponent)}" if e else "")).replace("-", "−")
 
 
 def literal(entry: ex.Literal) -> str:

@@ -83,7 +83,7 @@ def frame(explanation: Explanation) -> str | None:
 
 def _own(file: str) -> str:
     """A file that stands beside this one."""
-    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    return resources.files("functional_bp.explain.page").joinpath(file).read_text(encoding="utf-8")
 
 
 def _palette() -> str:
@@ -163,7 +163,9 @@ def _drawn(explanation: Explanation, shown: Contents) -> dict[Equation, Any]:
 
 
 def _held(
-    equations: tuple[Equation, ...], drawn: Mapping[Equation, Any], home: Mapping[Any, Scope],
+    equations: tuple[Equation, ...],
+    drawn: Mapping[Equation, Any],
+    home: Mapping[Any, Scope],
     root: Scope,
 ) -> dict[Scope, list[Equation]]:
     """The equations of each scope, with those of the scopes inside; all are in the whole graph."""

@@ -18,9 +18,7 @@ from functional_bp.graph.parts import Equation, Variable
 MOST_IN_FULL = 64  # entries of an array that the page holds itself
 
 
-def variable_facts(
-    explanation: Explanation, variable: Variable, name: str
-) -> dict[str, Any]:
+def variable_facts(explanation: Explanation, variable: Variable, name: str) -> dict[str, Any]:
     """Name, type, value and gradient, size of the gradient, bytes kept.
 
     Args:

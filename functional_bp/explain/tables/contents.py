@@ -106,8 +106,12 @@ def shortened(table: Table) -> Table:
 def tables(explanation: Explanation) -> tuple[Table, Table]:
     """The table of the forward sweep and that of the reverse sweep."""
     name = explanation.graph.name
-    forward = Table(f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation))))
-    reverse = Table(f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation))))
+    forward = Table(
+        f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation), name))
+    )
+    reverse = Table(
+        f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation), name))
+    )
     return forward.used(), reverse.used()
 
 
@@ -142,16 +146,16 @@ def described(array: Any, with_range: bool = True) -> str:
     return f"{text}, {format_number(summary.least)} … {format_number(summary.greatest)}"
 
 
-def _scope(scope: str) -> Line:
-    return Line("scope", (Cell(scope or "at the top"),))
+def _scope(scope: str, name: str) -> Line:
+    return Line("scope", (Cell(scope or name),))
 
 
-def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
+def _forward(rows: list[ForwardRow], name: str) -> Iterable[Line]:
     scope, number = "", 0
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         is_equation = row.kind == "equation"
         number += is_equation
         value = value_cell(row.values)
@@ -166,12 +170,12 @@ def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
         ))  # fmt: skip
 
 
-def _reverse(rows: list[ReverseRow]) -> Iterable[Line]:
+def _reverse(rows: list[ReverseRow], name: str) -> Iterable[Line]:
     scope = ""
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         downstream = value_cell((row.downstream,), is_cotangent=True)
         words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
         note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
@@ -190,10 +194,11 @@ def _formula(row: ReverseRow) -> Cell:
     if row.formula is not None:
         sign = "+=" if row.is_share else "="
         tex = row.formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
-        return Cell(row.formula.text(sign), tex)
+        return Cell(row.formula.text(sign), tex, short=row.formula.brief(sign))
     if row.kind == "seed":
         sign = "+=" if row.is_share else "="
-        return Cell(f"{bar} {sign} {described(row.downstream)}", "")
+        value = described(row.downstream)
+        return Cell(f"{bar} {sign} {value}", f"{bar_latex} {sign} {latex.transliterated(value)}")
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
         return Cell(

@@ -28,8 +28,8 @@ def text(tables: tuple[Table, ...], width: int | None = None, color: bool = Fals
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=color, highlight=False,
                       color_system="standard" if color else None, emoji=False)  # fmt: skip
-    for table in tables:
-        console.print(_rich(table, width))
+    for k, table in enumerate(tables):
+        console.print(*([] if not k else [""]), _rich(table, width), sep="\n")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
