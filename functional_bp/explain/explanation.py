@@ -22,6 +22,7 @@ from functional_bp.graph.trace import trace
 from functional_bp.graph.view import Graph
 
 if TYPE_CHECKING:
+    from functional_bp.explain.nonfinite import FirstNonfinite
     from functional_bp.explain.pictures.picture import PictureOptions, Style
     from functional_bp.explain.pictures.theme import ThemeName
 
@@ -92,6 +93,29 @@ class Explanation:
     def share(self, equation: Equation, operand: int) -> Any:
         """What one use of a variable adds to its cotangent; None where it adds nothing."""
         return self.shares.get((equation, operand))
+
+    def first_nonfinite(self) -> FirstNonfinite | None:
+        """The first equation that makes a NaN or an infinity, and why; None where all is finite.
+
+        Forward, what makes the output not finite; else what makes a cotangent so, as the masked
+        logarithm does; else a value that is masked out and harmless. An infinity that is put in, as
+        a mask of −∞, is no fault as long as nothing else becomes infinite from it. Loops are run
+        step by step: the step is named, and the equation in it.
+
+        Returns:
+            A frozen dataclass that prints well, with the equation, the entries that it reads, the
+            values of its inputs, the cause, what to do, and the source line.
+
+        Example:
+            >>> import jax.numpy as jnp, functional_bp as bp
+            >>> e = bp.explain(lambda x: jnp.log(x)[1], jnp.array([1.0, 0.0]))
+            >>> found = e.first_nonfinite()
+            >>> found.operation, str(found.operands[0]), found.cause
+            ('log', 'x[1] = 0.0', 'ln 0.0 = −∞: a pole')
+        """
+        from functional_bp.explain.nonfinite import first_nonfinite
+
+        return first_nonfinite(self)
 
     def svg(
         self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
