@@ -35,7 +35,9 @@ from checked_package import call
         ("kit.ops:softplus --shape x=f32[a]", ["f32[a]: neither an array nor a Python literal"]),
         ("kit.ops:softplus --shape x=f31[3]", ["f31[3]: neither an array nor"]),
         ("kit.ops:softplus --inputs no.npz", ["no.npz cannot be read", "numpy.savez("]),
-        ("kit.ops:softplus --inputs kit/ops.py", ["kit/ops.py cannot be read"]),
+        ("kit.ops:softplus --inputs kit/ops.py", ["kit/ops.py has no inputs for kit.ops:softplus",
+                                                  "example_inputs(name) for 'softplus'"]),
+        ("kit.ops:softplus --inputs prose.npz", ["prose.npz cannot be read", "numpy.savez("]),
         ("kit.ops:softplus --inputs two.npz", ["the inputs do not fit kit.ops:softplus",
                                                "2 arguments: too many", "softplus(x)"]),
         ("kit.ops:softplus --inputs named.npz", ["kit.ops:softplus has no argument 'y'"]),
@@ -58,6 +60,7 @@ def test_wrong_calls(
     folder = Path("kit")
     (folder / "empty.py").write_text("one = 1\n")
     np.savez("two.npz", np.zeros(2), np.zeros(2))
+    Path("prose.npz").write_text("no archive")
     np.savez("named.npz", x=np.zeros(2), y=np.zeros(2))
     if "raising" in words or "needing" in words:
         (folder / "raising.py").write_text("\nraise ValueError('seven')\n")
