@@ -83,7 +83,7 @@ def frame(explanation: Explanation) -> str | None:
 
 def _own(file: str) -> str:
     """A file that stands beside this one."""
-    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+    return resources.files("functional_bp.explain.page").joinpath(file).read_text(encoding="utf-8")
 
 
 def _palette() -> str:
