@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from well_formed import check_latex
 
 import functional_bp as bp
 from functional_bp.backprop import evaluate as run_equation
@@ -144,23 +145,6 @@ def test_a_wrong_formula_is_seen() -> None:
 
 
 # LaTeX
-
-
-def check_latex(text: str) -> None:
-    """Braces and \\left…\\right balance; no character that TeX would refuse in mathematics."""
-    depth = 0
-    plain = text.replace(r"\{", "").replace(r"\}", "").replace("\\\\", "")
-    for c in plain:
-        depth += (c == "{") - (c == "}")
-        assert depth >= 0, text
-    assert depth == 0, text
-    assert text.count(r"\left") - text.count(r"\leftarrow") == text.count(r"\right") - text.count(
-        r"\rightarrow"
-    ), text
-    assert text.isascii(), text
-    outside = plain.replace(r"\_", "").replace(r"\#", "").replace(r"\$", "").replace(r"\%", "")
-    assert not set(outside) & set("#$%"), text
-    assert "__" not in outside and "^^" not in outside and "_^" not in outside, text
 
 
 def test_latex() -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.cells import cell_len
-from test_explain_formulas import check_latex
+from well_formed import check_latex
 
 import functional_bp as bp
 from functional_bp.explain.formulas import unicode

@@ -18,7 +18,7 @@ font:14px/1.5 "STIX Two Text","Cambria Math",Cambria,Georgia,serif}
 --bad:#cf222e;--warn:#9a6700;--loud:#8250df;--scope:#0969da}
 [data-theme=dark] .bp-sweeps{--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--band:#161b22;
 --bad:#ff7b72;--warn:#d29922;--loud:#d2a8ff;--scope:#58a6ff}
-.bp-sweeps table{border-collapse:collapse;margin:0 0 1.5em}
+.bp-sweeps table{color:inherit;font:inherit;border-collapse:collapse;margin:0 0 1.5em}
 .bp-sweeps caption{text-align:left;font-weight:bold;padding:.4em 0}
 .bp-sweeps th,.bp-sweeps td{padding:.2em .9em;text-align:left;vertical-align:baseline;
 border-bottom:1px solid var(--line)}
