@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
+from functional_bp.explain.numbers import format_number
 from functional_bp.explain.pictures import raster, svg
 from functional_bp.explain.pictures.contents import contents
 from functional_bp.explain.pictures.layout import has_graphviz
@@ -220,6 +221,22 @@ def test_gates_and_closed_scopes(models: dict[str, bp.Explanation]) -> None:
     assert signs(twice, depth=0) == ["sigmoid (4)", "∗2", "sigmoid_2 (4)"]
     assert len(signs(twice)) == 9
     assert signs(models["residual"], depth=0)[0] == "layernorm (16)"
+
+
+def test_the_arguments_of_a_closed_scope_are_drawn_as_one() -> None:
+    def block(p: Any, x: Any) -> Any:
+        with jax.named_scope("block"):
+            return jnp.tanh(x @ p["W"] + p["b"]) * p["gamma"] + p["beta"]
+
+    params = [{"W": normal(4, 4), "b": normal(4), "gamma": normal(4), "beta": normal(4)}] * 2
+    explanation = bp.explain(lambda params, x: jnp.sum(block(params[0], x)), params, normal(2, 4))
+    scene = scene_of(explanation, depth=0)
+    texts = {plain(t.line) for t in scene.texts}
+    assert {"params_0 (4)", "x", "block (8)"} <= texts
+    bars = [explanation.cotangent[f"params[0]['{n}']"] for n in ("W", "b", "gamma", "beta")]
+    norm = np.linalg.norm(np.concatenate([np.ravel(bar) for bar in bars]))
+    assert f"‖·‖ = {format_number(norm)}" in texts
+    assert "params_0 (4)" not in {plain(t.line) for t in scene_of(explanation).texts}
 
 
 def test_a_loop_is_folded_with_its_length_or_unrolled(models: dict[str, bp.Explanation]) -> None:
