@@ -7,7 +7,7 @@ import numpy as np
 from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
 
 SAMPLES = 16  # points of each curve that are looked at
-SLACK = 1.0  # points by which a wire may cut a corner of the space around something
+CLEARANCE = 2.0  # points that a wire stays away from what is not its own
 
 
 def is_clear(placed: Placed, boxes: list[Box], wires: list[Wire]) -> bool:
@@ -20,7 +20,7 @@ def is_clear(placed: Placed, boxes: list[Box], wires: list[Wire]) -> bool:
             keys.append(("label", wire.key))
             centers.append(placed.labels[wire.key])
             sizes.append((wire.label_width, wire.label_height))
-    middle, half = np.array(centers), np.array(sizes) / 2 - SLACK
+    middle, half = np.array(centers), np.array(sizes) / 2 + CLEARANCE
     for wire in wires:
         own = {("box", wire.tail), ("box", wire.head), ("label", wire.key)}
         foreign = np.array([key not in own for key in keys])
