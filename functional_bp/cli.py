@@ -20,6 +20,10 @@ COMMANDS = {
         "check hand-derived gradients, and say what is wrong",
     ),
     "demo": ("functional_bp.train.demo", "train a network and compare its gradients with JAX's"),
+    "explain": (
+        "functional_bp.commands.explain",
+        "show a function's graph with its values, gradients and formulas",
+    ),
     "rules": ("functional_bp.commands.rules", "list the VJP rules, or show one in full"),
     "bench": (
         "functional_bp.bench",

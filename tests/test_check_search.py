@@ -191,3 +191,18 @@ def test_arguments_and_outputs_are_taken_one_at_a_time() -> None:
 def test_the_range_of_an_index_is_read_off_the_graph(function: Callable, expected: Any) -> None:
     found = index_ranges(jax.make_jaxpr(function)(TABLE, TOKENS).jaxpr)
     assert found.get(1) == expected
+
+
+def test_a_finding_says_where_it_is_wrong_beside_what_is_wrong_there() -> None:
+    """Another function belongs there, but below zero alone: both are true of it, and are said."""
+
+    @jax.custom_vjp
+    def elu(x):
+        return jnp.where(x > 0, x, jnp.expm1(x))
+
+    elu.defvjp(
+        lambda x: (jnp.where(x > 0, x, jnp.expm1(x)), x),
+        lambda x, y_bar: (jnp.where(x > 0, y_bar, y_bar * jnp.expm1(x)),),
+    )
+    finding = check(elu, np.array([1.5, 2.0, -0.5, 0.25, -1.0, -3.0], np.float32)).findings[0]
+    assert (finding.kind, finding.also) == ("wrong function", ("region",))

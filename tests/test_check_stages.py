@@ -183,15 +183,30 @@ def test_a_function_that_is_not_finite_at_the_inputs_is_inconclusive() -> None:
 
 
 def test_signs_that_the_given_inputs_do_not_have_may_be_outside_the_domain() -> None:
-    def inverse_square(x):
-        return jnp.where(x > 0, lax.rsqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+    def inverse_root(x):
+        return lax.rsqrt(jnp.abs(x))
 
-    made = jax.custom_vjp(inverse_square)
-    made.defvjp(lambda x: (inverse_square(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
+    made = jax.custom_vjp(inverse_root)
+    made.defvjp(lambda x: (inverse_root(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
     positive = check(made, np.array([0.5, 1.0, 2.0], np.float32))
     assert positive.ok and "outside the domain" in positive.notes[0]
     mixed = check(made, np.array([0.5, -1.0, 2.0], np.float32))
     assert [f.kind for f in mixed.findings] == ["not finite"]
+
+
+@pytest.mark.parametrize("lost, verdict", [(jnp.nan, "wrong"), (-jnp.inf, "right")])
+def test_a_forward_pass_that_asks_for_the_sign_means_zero_to_be_met(lost, verdict) -> None:
+    """NaN is no limit of a derivative; an infinity may be one."""
+
+    def safe_log(x):
+        return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), 0.0)
+
+    made = jax.custom_vjp(safe_log)
+    made.defvjp(
+        lambda x: (safe_log(x), x),
+        lambda x, y_bar: (y_bar * jnp.where(x == 0, lost, jnp.where(x > 0, 1.0 / x, 0.0)),),
+    )
+    assert check(made, np.array([0.5, 1.0, 2.0], np.float32)).verdict == verdict
 
 
 def test_a_diagnosis_that_raises_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from jax.extend.core import Primitive
 
 import functional_bp as bp
 from functional_bp import cli
-from functional_bp.commands import rules as command
+from functional_bp.explain.gallery import facts as gallery
 from functional_bp.rules import improvements as declared
 
 PACKAGE = Path(bp.__file__).parent
@@ -122,7 +122,7 @@ def test_every_rule_is_listed_with_its_facts(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_file_and_line_are_where_the_rule_stands() -> None:
-    facts = command.describe_rule(bp.rules[lax.tanh_p])
+    facts = gallery.describe_rule(bp.rules[lax.tanh_p])
     assert facts["file"].startswith("functional_bp/rules/")
     line = (PACKAGE.parent / facts["file"]).read_text().splitlines()[facts["line"] - 1]
     assert "tanh_p" in line
@@ -133,15 +133,15 @@ def test_the_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
     status, out, _ = call(capsys, "rules", "an")
     lines = out.splitlines()
     assert status == 0 and max(map(len, lines)) < 180  # combining bars take no room
-    heading = ["primitive", "kind", "signature", "keeps", "rule", "derivation"]
-    assert lines[0].split() == heading
+    heading = "primitive formula keeps at kinks improves reference"
+    assert " ".join(lines[0].split()) == heading
     shown = {line.split()[0] for line in lines[2:-1] if line.split()}
     expected = {p.name for p in bp.rules if "an" in p.name}
     assert shown == expected
     assert lines[-1].startswith(f"{len(expected)} rules: ")
     monkeypatch.setenv("COLUMNS", "80")
     narrow = call(capsys, "rules", "an")[1].splitlines()
-    assert narrow[0].split() == ["primitive", "keeps", "derivation"]
+    assert narrow[0].split() == ["primitive", "formula", "keeps"]
 
 
 def test_one_rule_in_full(capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,16 +170,16 @@ def test_signature_and_keeps_of_every_form() -> None:
             kinks="none",
         )
         assert rule is not None
-        facts = command.describe_rule(rule)
+        facts = gallery.describe_rule(rule)
     finally:
         if made in bp.rules:
             bp.rules.remove(made)
     assert dict(bp.rules) == before
     assert facts["signature"] == "x, y -> z | r"
     assert facts["keeps"] == {"x, y": ["x", "r"]}
-    assert command._keeps(facts) == "x_bar, y_bar: x, r"
+    assert gallery.keeps(facts) == "x_bar, y_bar: x, r"
     assert facts["file"] == "tests/test_cli_rules.py"
-    code = command._code(facts)
+    code = gallery.code(facts)
     assert code.startswith("def test_signature_and_keeps_of_every_form") and '"x, y -> z' in code
 
 

@@ -125,7 +125,8 @@ def _ours(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
         objects=report.verdict == "wrong",
         unresolved=report.verdict == "inconclusive",
         kinds=tuple(dict.fromkeys(finding.kind for finding in findings)),
-        kind_named=fault is not None and any(f.kind in fault.kinds for f in findings),
+        kind_named=fault is not None
+        and any(kind in fault.kinds for f in findings for kind in (f.kind, *f.also)),
         line_named=any(
             place is not None and Path(place.file) == loaded.file and place.line in loaded.lines
             for place in places

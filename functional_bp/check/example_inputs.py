@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from functional_bp.check import annotations
-from functional_bp.check.collect import Target
+from functional_bp.check.collect import Target, load_file
 from functional_bp.errors import SHORT_DTYPES, BackpropError, compose
 
 DTYPES = {short: name for name, short in SHORT_DTYPES.items()}
@@ -33,15 +35,22 @@ class InputsError(BackpropError, ValueError):
 
 
 def inputs_for(
-    target: Target, *, file: str | None = None, shapes: Sequence[str] = (), seed: int = 0
+    target: Target,
+    *,
+    file: str | None = None,
+    shapes: Sequence[str] = (),
+    seed: int = 0,
+    what: str = "check it on",
 ) -> tuple[Any, ...]:
     """The arguments to check a target on, by the first of these ways that there is.
 
     Args:
         target: what is checked.
-        file: an ``.npz`` file with an array for every argument.
+        file: an ``.npz`` file with an array for every argument, or a ``.py`` file with a function
+            ``example_inputs``.
         shapes: ``x=f32[4,3]``, for every argument that has no default.
         seed: of the random numbers.
+        what: is done with them, for the message.
 
     Returns:
         From the file, from the shapes, of the target's mark, from ``example_inputs`` of its
@@ -69,7 +78,7 @@ def inputs_for(
     if example is None:
         raise InputsError(
             compose(
-                f"{target.name}: no inputs to check it on",
+                f"{target.name}: no inputs to {what}",
                 got=f"the signature {target.short_name}{_signature(function) or '(…)'}",
                 do=WAYS,
             )
@@ -149,6 +158,15 @@ def _literal(text: str) -> Any:
 def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:
     import jax.numpy as jnp
 
+    if file.endswith(".py"):
+        example = _from_module(dataclasses.replace(target, module=load_file(Path(file))))
+        if example is None:
+            raise InputsError(
+                compose(f"{file} has no inputs for {target.name}",
+                        expected=f"example_inputs(), or example_inputs(name) for "
+                        f"{target.short_name!r}", do="let it return a tuple of arguments")
+            )  # fmt: skip
+        return example
     try:
         with np.load(file) as stored:
             arrays = {name: jnp.asarray(stored[name]) for name in stored.files}

@@ -106,6 +106,8 @@ class Finding:
         where: the line of the backward pass that the fault stands in, if it could be told.
         repair: a verified edit, if one was found.
         explanations: everything that accounts for the disagreement, best first.
+        also: further kinds that hold of it: where it is wrong beside what is wrong there, or what
+            its numbers look like beside what to write.
         relative_error: ‖claimed − true‖ / ‖true‖ over the argument's entries.
         wrong_entries, size: how many entries are wrong, of how many.
         entries: the worst of them.
@@ -120,6 +122,7 @@ class Finding:
     where: Place | None = None
     repair: Repair | None = None
     explanations: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     relative_error: float | None = None
     wrong_entries: int | None = None
     size: int | None = None

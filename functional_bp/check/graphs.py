@@ -17,6 +17,7 @@ from functional_bp.check.arrays import UNIT64, is_inexact, unit_of
 from functional_bp.graph.nested import inner_graphs
 
 COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
+ORDERING = {"gt", "lt", "ge", "le", "eq", "ne"}
 STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outside the domain
 
 
@@ -55,6 +56,15 @@ def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
                 if np.isfinite(value) and 0 < abs(value) < 1e4:
                     found.add(value)
     return sorted(found, key=abs)[:most]
+
+
+def asks_for_sign(jaxpr: Jaxpr) -> bool:
+    """Whether a value is compared with zero: ``where(x > 0, …)`` gives both sides a meaning."""
+    return any(
+        eqn.primitive.name in ORDERING and isinstance(atom, Literal) and np.all(atom.val == 0)
+        for eqn in equations(jaxpr)
+        for atom in eqn.invars
+    )
 
 
 def has_while(jaxpr: Jaxpr) -> bool:

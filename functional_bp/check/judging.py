@@ -171,13 +171,10 @@ def _largest_gap(claimed: np.ndarray, true: np.ndarray) -> float:
 
 
 def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.ndarray) -> Slope:
-    """d/dh ⟨ȳ, f(x + h v)⟩ at 0, for the direction v of one active leaf.
+    """d/dh ⟨ȳ, f(x + h v)⟩ at 0 by differences, for the direction v of one active leaf.
 
-    By the complex step where the function is analytic, by central differences elsewhere.
+    At a kink this is the mean of both sides, where the complex step knows one alone.
     """
-    exact = evaluation.analytic_slope(point, leaf, direction)
-    if exact is not None:
-        return exact
     here = evaluation.outs(point.actives, point.fixed)
 
     def along(step: float) -> float:
@@ -287,13 +284,29 @@ class DifferenceJudge:
         claimed = float(np.sum(np.real(bar * direction)))
         if not np.isfinite(claimed):  # differences judge the entries that are not finite alone
             direction = np.where(np.isfinite(result.claimed[leaf]), 0.0, direction)
+        height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
+        size = float(np.linalg.norm(bar * direction))
+        # Rounding before a cancellation, in the function or in the claim, shows in neither output.
+        products = np.abs(point.actives[leaf] * result.claimed[leaf])
+        lost = CANCELLED * float(np.sum(np.where(np.isfinite(products), products, 0.0)))
+
+        def compared(known: Slope) -> tuple[float, float, float]:
+            """The error, what of it is rounding, and the scale of both."""
+            scale = max(abs(known.value), size)
+            limit = 1e-11 * height + lost + 30 * known.error + self.tolerance * scale
+            return abs(claimed - known.value), limit, scale + 1e-300
+
+        exact = self.full.analytic_slope(point, leaf, direction)
+        if exact is not None and np.isfinite(claimed):
+            error, limit, scale = compared(exact)
+            if error <= limit:
+                return error / scale, ""
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
             return 0.0, "the forward pass is not finite nearby"
         outs = lambda h: list(  # noqa: E731
             self.full.outs(_moved(point, leaf, h * direction), point.fixed)
         )
-        height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
         if not np.isfinite(claimed):
             close, far = (bend(outs, point.bars, h) for h in (1e-6, 1e-4))
             if not close <= 0.2 * far + 1e-9 * height:
@@ -301,19 +314,15 @@ class DifferenceJudge:
             sharp = found.resolved and found.error <= 1e-5 * abs(found.value) + 1e-9 * height
             return np.inf, "wrong" if sharp else "neither claim nor differences are finite"
         if not found.resolved or found.error > 1e-5 * abs(found.value) + 1e-9 * abs(claimed):
-            return 0.0, "finite differences do not settle"
-        size = float(np.linalg.norm(bar * direction))
-        scale = max(abs(found.value), size)
-        # Rounding before a cancellation, in the function or in the claim, shows in neither output.
-        products = np.abs(point.actives[leaf] * result.claimed[leaf])
-        lost = CANCELLED * float(np.sum(np.where(np.isfinite(products), products, 0.0)))
-        limit = 1e-11 * height + lost + 30 * found.error + self.tolerance * scale
-        error = abs(claimed - found.value)
+            if exact is None:
+                return 0.0, "finite differences do not settle"
+            found = exact
+        error, limit, scale = compared(found)
         if error <= limit:
-            return error / (scale + 1e-300), ""
+            return error / scale, ""
         own = self.limits.claim_noise(point, result.claimed)[leaf]
         if error <= limit + NOISE * float(np.sum(np.abs(own * direction))):
-            return error / (scale + 1e-300), ""  # the claim's own formula rounds as much
+            return error / scale, ""  # the claim's own formula rounds as much
         # A kink's bend stays as the step shrinks, that of a curve goes.
         near, far = (bend(outs, point.bars, h) for h in (3e-8, 1e-6))
         if not max(near, far) < 0.3 * error or (near > 0.01 * error and near > 0.3 * far):
@@ -325,11 +334,11 @@ class DifferenceJudge:
         rounding = 8 * UNIT64 * height / 1e-6
         if any(abs(s - found.value) > 0.3 * error + rounding for s in small):
             return 0.0, "finite differences depend on the step"
-        return error / (scale + 1e-300), "wrong"
+        return error / scale, "wrong"
 
 
 def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) -> tuple | None:
-    """All cotangents by differences, entry by entry; None where there are more than ``most``."""
+    """All cotangents by complex steps or differences; None for more than ``most`` entries."""
     if sum(x.size for x in point.actives) > most:
         return None
     found = []
@@ -341,7 +350,9 @@ def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) ->
         for place in np.ndindex(x.shape):
             unit = np.zeros_like(x)
             unit[place] = size = max(abs(float(x[place])), 0.1 * typical, 1e-6)
-            bar[place] = directional(evaluation, point, leaf, unit).value / size
+            exact = evaluation.analytic_slope(point, leaf, unit)
+            known = exact or directional(evaluation, point, leaf, unit)
+            bar[place] = known.value / size
         found.append(bar)
     return tuple(found)
 

@@ -209,7 +209,7 @@ def _remembers(
         alone, after = to_numpy(compiled(*other)), to_numpy(trial.subject.pull(*other)[1])
     except Exception:  # the other inputs are outside the domain
         return None
-    if not all_finite(alone):
+    if not all_finite((*alone, *after)):
         return None
     gap = farthest(after, alone)
     return gap if gap > limit and gap > 30 * _movement(trial, limit / 1e4, other) else None

@@ -109,3 +109,4 @@ class Diagnosis:
     explanations: tuple[str, ...] = ()
     where: Any = None
     repair: Any = None
+    also: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from functional_bp.errors import compose
 
 LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
 FRESH_TRIES = 6  # draws of a further failing sample
+REPEATING = {"ties", "all one", "equal rows", "constant rows", "whole numbers"}  # input classes
 SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
 
@@ -128,15 +129,20 @@ class Trial:
 
     def _integer_ranges(self) -> list[IndexRange | None]:
         """For each leaf that is not judged, the integers that make sense there, if it indexes."""
-        subject, point = self.subject, self.point
-        found: dict[int, IndexRange] = {}
-        if subject.fixed and subject.traceable:
-            fun = subject.reference or subject.value
-            with self.full.precision():
-                closed = jax.make_jaxpr(fun)(point.actives, point.fixed)
-            found = index_ranges(_jax.open_jaxpr(closed)[0])
-        first = len(subject.actives)
-        return [found.get(first + k) for k in range(len(subject.fixed))]
+        forward = self.forward_graph if self.subject.fixed else None
+        found: dict[int, IndexRange] = {} if forward is None else index_ranges(forward)
+        first = len(self.subject.actives)
+        return [found.get(first + k) for k in range(len(self.subject.fixed))]
+
+    @cached_property
+    def forward_graph(self) -> Any:
+        """The forward pass's jaxpr, or the reference's where there is one; None if untraceable."""
+        if not self.subject.traceable:
+            return None
+        fun = self.subject.reference or self.subject.value
+        with self.full.precision():
+            closed = jax.make_jaxpr(fun)(self.point.actives, self.point.fixed)
+        return _jax.open_jaxpr(closed)[0]
 
     @property
     def time_left(self) -> float:
@@ -172,16 +178,23 @@ class Trial:
         fun, count = self.subject.reference or self.subject.value, len(self.subject.actives)
         return jax.jit(iterations.one_step_more(lambda *xs: fun(xs[:count], xs[count:])))
 
-    def leaves_domain(self, point: Point) -> bool:
+    def leaves_domain(self, point: Point, *, closed: bool = False) -> bool:
         """Whether an argument changes sign although all its given entries are of one sign.
 
         Arguments that are given as positive (or negative) throughout are taken to be meant so.
+        ``closed`` takes zero for a part of the domain.
         """
+        within = np.greater_equal if closed else np.greater
         return any(
-            x.size and x.dtype.kind != "c" and np.all(s * x > 0) and not np.all(s * new > 0)
+            x.size and x.dtype.kind != "c" and np.all(s * x > 0) and not np.all(within(s * new, 0))
             for x, new in zip(self.point.actives, point.actives)
             for s in (1, -1)
         )
+
+    @cached_property
+    def asks_for_sign(self) -> bool:
+        """Whether the forward pass compares a value with zero."""
+        return self.forward_graph is not None and graphs.asks_for_sign(self.forward_graph)
 
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Random cotangents of the outputs, exact in float32."""
@@ -230,6 +243,10 @@ class Trial:
                 )
             diagnosis = self._diagnose(point, judgement, true, masks, inputs, seconds)
         name = self.subject.names[leaf]
+        known = [kind or diagnosis.kind, "other"]
+        also = [diagnosis.kind, *diagnosis.also]
+        if inputs != "given":
+            also.append("repeats" if inputs in REPEATING else "region")
         entries: dict[str, Any] = {}
         if true is not None:
             entries = {
@@ -248,6 +265,7 @@ class Trial:
                 where=diagnosis.where,
                 repair=diagnosis.repair,
                 explanations=diagnosis.explanations,
+                also=tuple(k for k in dict.fromkeys(also) if k not in known),
                 example=self.example(smallest or point),
                 **entries,
             )

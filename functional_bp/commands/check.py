@@ -26,9 +26,9 @@ What is checked:
   functional_bp               every rule and operation of this project
 
 On what inputs, the first of these that there is:
-  --inputs FILE.npz; --shape, for every argument; those of @bp.checked; the function
-  example_inputs() or example_inputs(NAME) in the module, which returns the arguments or a
-  dictionary of them by name; annotations such as x: Float[Array, "b d"]
+  --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
+  those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
+  returns the arguments or a dictionary of them by name; annotations such as x: Float[Array, "b d"]
 
 Exit status: 0 all right, 1 a gradient is wrong (with --strict: or not decided), 2 called wrongly.
 """
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("target", metavar="MODULE[:NAME]", help="what to check; also FILE.py or FILE.py:NAME")
     about = "draw this argument; also i32[5], bool[3], f32[4,3]:0..1, or a value: axis=-1"
     add("--shape", action="append", default=[], metavar="x=f32[4,3]", dest="shapes", help=about)
-    add("--inputs", metavar="FILE.npz", help="take the arguments from a file, by name")
+    add("--inputs", metavar="FILE", help="take the arguments from a file: .npz by name, or .py")
     which = parser.add_mutually_exclusive_group()
     about = "with --of: an argument that the gradient is for (default the first); may be repeated"
     which.add_argument(

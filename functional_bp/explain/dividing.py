@@ -42,7 +42,7 @@ def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
             if stop - start < CALL or not function:
                 scope.items += items[start:stop]
             else:
-                _enclose(scope, items[start:stop], function)
+                _enclose(scope, items[start:stop], function, _lines(items[start:stop]))
         for inner in scope.items:
             if isinstance(inner, Scope) and inner.divided:
                 _divide(inner, shown, most, depth + 1)
@@ -53,11 +53,10 @@ def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
             _enclose(scope, items[start:stop], f"part_{number + 1}", _lines(items[start:stop]))
 
 
-def _enclose(scope: Scope, items: Sequence[Item], name: str, lines: str = "") -> Scope:
+def _enclose(scope: Scope, items: Sequence[Item], name: str, lines: str) -> Scope:
     """Put items of a scope in one of their own."""
     part = scope.add_scope(name, divided=True)
-    if lines:
-        part.name = f"{part.name} ({lines})"
+    part.note = lines
     part.items = list(items)
     for item in items:
         if isinstance(item, Scope):
@@ -103,9 +102,7 @@ def _shared_depth(stacks: Sequence[tuple[Call, ...]]) -> int:
 
 def _calls(stacks: Sequence[tuple[Call, ...]], depth: int) -> list[tuple[int, int, str]]:
     """Where calls that the function at a depth makes begin and end; "" for its own equations."""
-    keys = [
-        (s[depth][1], s[depth + 1][0]) if len(s) > depth + 1 else None for s in stacks
-    ]
+    keys = [(s[depth][1], s[depth + 1][0]) if len(s) > depth + 1 else None for s in stacks]
     found: list[tuple[int, int, str]] = []
     start = 0
     for i in range(1, len(stacks) + 1):

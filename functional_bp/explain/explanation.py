@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from functional_bp.explain.pictures.theme import ThemeName
     from functional_bp.explain.signals import Signals
 
-GIVE_IT = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
-
 
 class NoValuesError(BackpropError, TypeError):
     """A function was to be explained at arguments that have no values."""
@@ -177,6 +175,21 @@ class Explanation:
 
         return svg_of(self, style, theme, **options)
 
+    def html(self, title: str | None = None, colours: Mapping[str, str] | None = None) -> str:
+        """A page for a browser, one file that needs no network, in which scopes open.
+
+        Args:
+            title: of the page; by default the function's name.
+            colours: a category (a device, a stage) by the name of a variable or the path of a
+                scope; the page colours by it.
+
+        Raises:
+            PageError: ``colours`` names what is not in the graph.
+        """
+        from functional_bp.explain.page import page
+
+        return page(self, title, colours)
+
     def save(
         self,
         path: str | os.PathLike[str],
@@ -200,6 +213,11 @@ class Explanation:
         from functional_bp.explain.pictures.files import save
 
         save(self, path, style, theme, **options)
+
+    def _repr_html_(self) -> str | None:
+        from functional_bp.explain.page import frame
+
+        return frame(self)
 
     def _repr_svg_(self) -> str | None:
         from functional_bp.explain.pictures.picture import glance
@@ -284,7 +302,8 @@ def explain(
             )
         )
     arrays = [jnp.asarray(leaf) for leaf in leaves]
-    seeds = seeds_of(graph, cotangent, GIVE_IT)
+    do = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
+    seeds = seeds_of(graph, cotangent, do)
     flat = flatten_taken(graph, arrays, unroll)
     return Explanation(flat, sweep(flat, arrays, seeds, max_steps), seeds, max_steps)
 

@@ -19,7 +19,9 @@ MOST_LOCALS = 400  # uses of variables; beyond that nobody reads numbers
 DIFFERENTIATED = ("custom_jvp_call", "custom_vjp_call")  # closed, and yet quick to run again
 
 
-def local_gradients(shares: Mapping[Share, Any], values: Mapping[Variable, Any]) -> dict[Share, Any]:
+def local_gradients(
+    shares: Mapping[Share, Any], values: Mapping[Variable, Any]
+) -> dict[Share, Any]:
     """For small operations, ∂output/∂operand with upstream × local = downstream entry by entry.
 
     That is so for operations with one number as output, and for elementwise ones: those whose

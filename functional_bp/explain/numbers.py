@@ -60,7 +60,7 @@ def summarize(array: Any) -> Summary:
 
 def format_number(number: Any) -> str:
     """A number to two decimals, in powers of ten where that says nothing; integers as they are."""
-    plain = np.asarray(number)
+    plain: Any = np.asarray(number)
     if plain.dtype.kind == "b":
         return str(bool(plain))
     if plain.dtype.kind in "iu":

@@ -1,4 +1,4 @@
-"""The two sweeps, step by step: one row per equation forward, one per use of a variable backward."""
+"""The two sweeps, step by step: forward by equation, backward by use of a variable."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def _reverse(explanation: Explanation) -> Iterator[ReverseRow]:
     parts: dict[Variable, list[Any]] = {v: list(given) for v, given in seeds.items()}
     for variable, given in seeds.items():
         for seed in given:
-            yield ReverseRow("seed", _bar(variable, known), None, counts[variable] > 1, (), None, seed)
+            yield ReverseRow(
+                "seed", _bar(variable, known), None, counts[variable] > 1, (), None, seed
+            )
     for equation in reversed(graph.equations):
         upstream = tuple(bars[v] for v in equation.outputs if v in bars)
         source = source_of(equation)

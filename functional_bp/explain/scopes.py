@@ -37,6 +37,7 @@ class Scope:
         parent: the scope that holds it, None of the whole graph.
         items: operators and scopes in it, in the order of execution.
         divided: whether it was made by dividing a larger scope.
+        note: what else is known of it: the lines that it comes from.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Scope:
     parent: Scope | None
     items: list[Scope | Node] = field(default_factory=list)
     divided: bool = False
+    note: str = ""
 
     def add_scope(self, name: str, divided: bool = False) -> Scope:
         """A new scope inside, under a path of its own."""

@@ -10,12 +10,13 @@ and tested: our gradient must be ``true`` to the stated tolerance.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Improvement:
     """One place where the gradient is not JAX's.
 
@@ -29,6 +30,7 @@ class Improvement:
         source: where the true value comes from.
         dtype: the dtype it is shown in.
         rtol: how near ours must be to the true value.
+        file: where it is declared, beside its rule.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Improvement:
     source: str
     dtype: str = "float64"
     rtol: float = 1e-6
+    file: str = ""
 
 
 improvements: list[Improvement] = []
@@ -58,4 +61,7 @@ def improvement(
     rtol: float = 1e-6,
 ) -> None:
     """Declare that our gradient of ``function`` at ``at`` is ``true`` where JAX's is not."""
-    improvements.append(Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol))
+    file = sys._getframe(1).f_code.co_filename
+    improvements.append(
+        Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol, file)
+    )

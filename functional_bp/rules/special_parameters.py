@@ -5,6 +5,7 @@ The incomplete beta and gamma functions, the Hurwitz zeta function, the polygamm
 
 from __future__ import annotations
 
+import inspect
 import math
 from fractions import Fraction
 from typing import Any
@@ -145,7 +146,7 @@ rule(lax.regularized_incomplete_beta_p, "a, b, x -> y",
      b=lambda y_bar, a, b, x: y_bar * beta_slope(a, b, x, "b").astype(y_bar.dtype),
      x=lambda y_bar, a, b, x: y_bar * beta_density(a, b, x).astype(y_bar.dtype),
      why="I_x(a, b) = ∫₀ˣ p(t) dt:  ∂/∂x is the density at x; in a and b:\n\n"
-         + (beta_slope.__doc__ or ""),
+         + inspect.cleandoc(beta_slope.__doc__ or ""),
      kinks="x = 0, a = 1 and x = 1, b = 1: the density's limit",
      cases=[case(lambda x: lax.betainc(jnp.full_like(x, 2.5), jnp.full_like(x, 1.5), x),
                  real(3, low=0.1, high=0.9)),
@@ -174,7 +175,8 @@ rule(lax.igammac_p, "a, x -> y",
 rule(lax.igamma_grad_a_p, "a, x -> y",
      a=lambda y_bar, a, x: y_bar * gamma_second(a, x).astype(y_bar.dtype),
      x=lambda y_bar, a, x: y_bar * gamma_cross(a, x).astype(y_bar.dtype),
-     why=(gamma_cross.__doc__ or "") + "\n\n" + (gamma_curvature.__doc__ or ""),
+     why=inspect.cleandoc(gamma_cross.__doc__ or "") + "\n\n"
+         + inspect.cleandoc(gamma_curvature.__doc__ or ""),
      cases=[case(lax.igamma_grad_a, real(3, low=0.5, high=4), real(3, low=0.3, high=5),
                  reference=lambda a, x: _igamma_slope_by_series(a, x), note="JAX has no rule")])
 rule(lax.zeta_p, "s, q -> y",
@@ -182,16 +184,17 @@ rule(lax.zeta_p, "s, q -> y",
      q=lambda y_bar, s, q: lax.neg(lax.mul(y_bar, lax.mul(s, lax.zeta(
          lax.add(s, np.asarray(1, s.dtype)), q)))),
      why="ζ(s, q) = Σ (q + k)⁻ˢ,  ∂/∂q = −s Σ (q + k)^(−s−1) = −s ζ(s + 1, q);  in s:\n\n"
-         + (zeta_slope.__doc__ or ""),
+         + inspect.cleandoc(zeta_slope.__doc__ or ""),
      cases=[case(lax.zeta, real(3, low=1.5, high=4), real(3, low=0.3, high=4),
                  reference=lambda s, q: _zeta_by_sum(s, q), note="JAX has no rule")])
 rule(lax.polygamma_p, "m, x -> y",
      m=pull_polygamma_order,
      x=lambda y_bar, m, x: lax.mul(y_bar, polygamma(lax.add(m, np.asarray(1, m.dtype)), x)),
      why="ψ⁽ᵐ⁾ is by definition the derivative of ψ⁽ᵐ⁻¹⁾;  at negative x:\n\n"
-         + (polygamma.__doc__ or "") + "\n\nin the order:\n\n"
-         + (pull_polygamma_order.__doc__ or ""),
-     cases=[case(lambda x: lax.polygamma(jnp.full_like(x, 2), x), real(3, low=0.4, high=4)),
+         + inspect.cleandoc(polygamma.__doc__ or "") + "\n\nin the order:\n\n"
+         + inspect.cleandoc(pull_polygamma_order.__doc__ or ""),
+     cases=[case(lambda x: lax.polygamma(jnp.full_like(x, 2), x), real(3, low=0.4, high=4),
+                 reference=lambda x: polygamma(jnp.full_like(x, 2), x)),
             case(lambda x: lax.polygamma(jnp.ones_like(x), x), real(values=[-0.6, -2.4]),
                  reference=lambda x: (np.pi / jnp.sin(np.pi * x)) ** 2 - lax.polygamma(
                      jnp.ones_like(x), 1 - x), note="negative x"),

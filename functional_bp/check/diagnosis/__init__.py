@@ -31,6 +31,7 @@ __all__ = ["compose", "describe_values", "diagnose"]
 __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
 
 PLAIN = 1.5  # the cost of a hypothesis that needs no others
+PLACES = ("region", "repeats", "border", "entries")  # kinds that say where, and not what
 SHARE_OF_NUMBERS, SHARE_OF_REPAIRS = 0.3, 0.8  # of the time, by the end of each search
 
 
@@ -62,14 +63,22 @@ def compose(
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)
+    also = tuple(k for k in _further_kinds(seen) if k != first.kind)
     if edits:
         where = edits[0].place or _line(disagreement, first.kind)
-        return Diagnosis(first.kind, message, others, where, edits[0].repair)
+        return Diagnosis(first.kind, message, others, where, edits[0].repair, also)
     repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
     where = _line(disagreement, first.kind)
     if repair is not None and where is None:
         where = repair.place
-    return Diagnosis(first.kind, message, others, where, repair)
+    return Diagnosis(first.kind, message, others, where, repair, also)
+
+
+def _further_kinds(seen: list[Hypothesis]) -> list[str]:
+    """Where the claim is wrong, by the likeliest place; and what explains all of it plainly."""
+    places = [h.kind for h in seen if h.kind in PLACES][:1]
+    plain = [h.kind for h in seen if h.residual_error < 1 and h.cost < PLAIN][:1]
+    return list(dict.fromkeys(places + plain))
 
 
 def _corrected(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:

@@ -101,6 +101,7 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     if data["repair"] is not None:
         fields["repair"] = Repair(**{**data["repair"], "place": _place(data["repair"]["place"])})
     fields["explanations"] = tuple(data["explanations"])
+    fields["also"] = tuple(data["also"])
     fields["entries"] = tuple(
         Entry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"])) for e in data["entries"]
     )

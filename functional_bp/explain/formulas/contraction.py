@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from functional_bp.explain.formulas.algebra import multiply
 from functional_bp.explain.formulas.docstring import decomposed
 from functional_bp.explain.formulas.expression import (
     Expression,
@@ -20,7 +21,6 @@ from functional_bp.explain.formulas.expression import (
     Symbol,
     Total,
     Transpose,
-    multiply,
 )
 from functional_bp.explain.formulas.unicode import MACRON
 
@@ -85,4 +85,3 @@ def _matrices(out: str, left: Operand, right: Operand) -> Expression | None:
     on_left = a if a_axes == rows + summed and (rows or not summed) else Transpose(a)
     on_right = b if b_axes == summed + columns and summed else Transpose(b)
     return MatrixProduct((on_left, on_right))
-

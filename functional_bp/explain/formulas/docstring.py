@@ -1,8 +1,8 @@
 """The formula line of a docstring, where a pullback is a program rather than a formula.
 
 >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
->>> print(formula_line(text, "x"))
-x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}
+>>> formula_line(text, "x") == decomposed(text.rstrip("."))
+True
 >>> print(renamed("x̄ᵢ = ȳ [xᵢ = y]", {"x": "s", "y": "m"}, {"x": "s̄", "y": "m̄"}))
 s̄ᵢ = m̄ [sᵢ = m]
 """
@@ -49,7 +49,8 @@ def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
     equations = [m for m in _EQUATION.finditer(line) if _stands_alone(line[: m.start()])]
     letters = {operand[0], operand[0].upper()}
     own = [m for m in equations if m[1][0] in letters]
-    start = (own or equations)[0].start() if equations else 0
+    is_first = bool(equations) and equations[0].start() == 0
+    start = (equations if is_first else own or equations)[0].start() if equations else 0
     if equations and (is_pullback or " = " not in line[:start]):
         return _ended(line[start:])
     if (found := _STARTS.match(line)) and is_pullback and found[1][0] not in letters:
@@ -87,7 +88,9 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
             wanted[letter + mark + ("ₖ" if starred else "")] = new
     if not wanted:
         return text
-    plain = re.sub(rf"({'|'.join(k[0] for k in wanted if k.endswith('ₖ'))})({MACRON}?)[ᵢₖ]", r"\1\2ₖ", plain) if any(k.endswith("ₖ") for k in wanted) else plain  # fmt: skip
+    members = "".join(key[0] for key in wanted if key.endswith("ₖ"))
+    if members:
+        plain = re.sub(rf"([{members}])({MACRON}?)[ᵢₖ]", r"\1\2ₖ", plain)
     choices = "|".join(re.escape(k) for k in sorted(wanted, key=len, reverse=True))
     token = re.compile(rf"(?<![A-Za-z_{{])(?:{choices})(?![A-Za-z{MACRON}'’])")
 
@@ -95,4 +98,4 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
         is_word = found[0] == "a" and _ARTICLE.match(plain, found.start())
         return found[0] if is_word else wanted[found[0]]
 
-    return token.sub(put, plain)
+    return unicodedata.normalize("NFC", token.sub(put, plain))

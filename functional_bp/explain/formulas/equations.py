@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from functional_bp.explain.formulas import expression as ex
+from functional_bp.explain.formulas.algebra import number, power, put
 from functional_bp.explain.formulas.contraction import contracted
 from functional_bp.explain.formulas.expression import Expression, Indexed, Symbol, Verbatim
 from functional_bp.explain.formulas.formula import Formula, formula
@@ -50,12 +51,15 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
         ups = tuple(_bar(symbol(v, known)) for v in equation.outputs)
         return Formula(bar, ex.Call(f"{equation.operation}_vjp", ups))
     if not rule.operands:
-        names = {"x": symbol(variable, known), "y": symbol(equation.outputs[0], known)}
-        names |= {f"{key}_bar": _bar(value) for key, value in names.items()}
+        first = symbol(equation.outputs[0], known)
+        names = {"x": symbol(variable, known), "y": first, "x_bar": bar, "y_bar": _bar(first)}
         line = formula(rule, "x", names).line
         is_own = not line or line.startswith(written(bar))
         return Formula(None, None, line if is_own else f"{written(bar)}: {line}")
-    groups = spread(rule.operands, len(equation.inputs)), spread(rule.outputs, len(equation.outputs))
+    groups = (
+        spread(rule.operands, len(equation.inputs)),
+        spread(rule.outputs, len(equation.outputs)),
+    )
     names: dict[str, str | Expression] = {}
     static = dict(equation.eqn.params)
     for group, variables in zip(groups, (equation.inputs, equation.outputs)):
@@ -97,7 +101,7 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
     shape = Verbatim(format_shape(equation.outputs[0].shape)) if equation.outputs else ex.ZERO
     match name:
         case "integer_pow":
-            return ex.power(first, ex.number(params["y"]))
+            return power(first, number(params["y"]))
         case "reduce_sum" if len(params["axes"]) == len(equation.inputs[0].shape):
             return ex.Total("", first)
         case "transpose" if tuple(params["permutation"]) == (1, 0):
@@ -114,7 +118,8 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
             return ex.Item(first, _slices(equation))
     shown = equation.parameters
     if name in OPERATORS and not equation.nested and not shown:
-        return OPERATORS[name](*operands)
+        places = [Symbol(f"operand {k}") for k in range(len(operands))]
+        return put(OPERATORS[name](*places), dict(zip(places, operands)))
     if name.startswith("reduce_") and set(shown) == {"axes"}:
         axes = params["axes"]
         which = "" if len(axes) == len(equation.inputs[0].shape) else ", ".join(map(str, axes))

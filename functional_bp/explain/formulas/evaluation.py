@@ -32,17 +32,20 @@ from functional_bp.explain.formulas.notation import NUMERIC
 COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equal,
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
+# Random points do not tell whether these are the same: a condition may hold at a kink alone.
+UNCOMPARED = (Literal, Shape, Verbatim, Comparison, Truth, Choice)
+
 
 class NotNumericError(Exception):
     """A part of an expression has no value in NumPy."""
 
 
-def evaluate(expression: Expression, values: Mapping[Expression, Any]) -> Any:
+def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
     """The value of the expression.
 
     Args:
         expression: the expression.
-        values: of its symbols, and for calls of functions that mathematics has no name for, of the
+        values: by symbol, and for calls of functions that mathematics has no name for, of the
             shapes (``Shape``) that they are given.
 
     Raises:
@@ -95,11 +98,13 @@ def same(left: Expression, right: Expression) -> bool:
     if left == right:
         return True
     parts = [*walk(left), *walk(right)]
-    if any(isinstance(p, Literal | Shape | Verbatim) or (isinstance(p, Call) and not p.known) for p in parts):
+    if any(isinstance(p, UNCOMPARED) or (isinstance(p, Call) and not p.known) for p in parts):
         return False
     rng = np.random.default_rng(0)
     symbols = dict.fromkeys(p for p in parts if isinstance(p, Symbol))
-    values = {symbol: rng.uniform(0.2, 0.9, 4) + 1j * rng.uniform(0.2, 0.9, 4) for symbol in symbols}
+    values = {
+        symbol: rng.uniform(0.2, 0.9, 4) + 1j * rng.uniform(0.2, 0.9, 4) for symbol in symbols
+    }
     try:
         with np.errstate(all="ignore"):
             return bool(np.allclose(evaluate(left, values), evaluate(right, values), rtol=1e-9))

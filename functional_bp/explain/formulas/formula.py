@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from functional_bp.explain.formulas import latex, unicode
+from functional_bp.explain.formulas.algebra import put
 from functional_bp.explain.formulas.contraction import contracted, parse
 from functional_bp.explain.formulas.docstring import formula_line, renamed
 from functional_bp.explain.formulas.expression import (
@@ -19,7 +22,6 @@ from functional_bp.explain.formulas.expression import (
     Indexed,
     Shape,
     Symbol,
-    substitute,
     walk,
 )
 from functional_bp.explain.formulas.reading import UnreadableError, is_closed, read
@@ -47,10 +49,16 @@ class Formula:
     def text(self, sign: str = "=") -> str:
         """The formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
         if self.left is None:
-            return self._signed(sign)
+            return unicodedata.normalize("NFC", self._signed(sign))
         if self.right is None:
             return unicode.written(self.left)
         return f"{unicode.written(self.left)} {sign} {unicode.written(self.right)}"
+
+    def brief(self, sign: str = "=") -> str:
+        """The formula without what is said about it: up to the first comma or colon."""
+        text = self.text(sign)
+        head = re.split(r"[,:;] ", text, maxsplit=1)[0]
+        return head if self.left is None and f" {sign} " in head else text
 
     def latex(self, sign: str = "=") -> str:
         """The formula in LaTeX's mathematics, without dollar signs."""
@@ -105,18 +113,18 @@ def formula(
         return Formula(None, None, _renamed(_of_structure(rule.structure, operand), names))
     right = _of_source(pullback, static or {})
     if right is not None and is_closed(right):
-        return Formula(left, substitute(right, trees))
+        return Formula(left, put(right, trees))
     line = _of_docstring(pullback, operand)
     product = parse(line)
     if product and axes:
         sides = [(s, axes[s.name]) for s in (product.left, product.right)]
         letters, tree = contracted(axes[operand], *sides)
         left = Indexed(left, letters) if letters else left
-        return Formula(left, substitute(tree, trees))
+        return Formula(left, put(tree, trees))
     if line and not (right is not None and not _is_program(pullback)):
         return Formula(None, None, _renamed(line, names))
     if right is not None and not any(isinstance(p, Choice) for p in walk(right)):
-        made = Formula(left, substitute(right, trees))
+        made = Formula(left, put(right, trees))
         if len(made.text()) <= LONGEST or not rule.why:
             return made
     line = line or formula_line(rule.why, operand)
@@ -124,7 +132,7 @@ def formula(
         return Formula(None, None, _renamed(line, names))
     if right is None:
         right = Call(f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values()))
-    return Formula(left, substitute(right, trees))
+    return Formula(left, put(right, trees))
 
 
 def _members(rule: Rule) -> dict[str, str]:

@@ -1,6 +1,7 @@
 r"""Expressions as LaTeX: ``\bar{x} = \bar{y}\,\cos x``; formula lines of docstrings too.
 
->>> from functional_bp.explain.formulas.expression import Symbol, divide, multiply, number
+>>> from functional_bp.explain.formulas.algebra import divide, multiply, number
+>>> from functional_bp.explain.formulas.expression import Symbol
 >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
 >>> print(written(divide(y_bar, multiply(number(2), x))))
 \frac{\bar{y}}{2\,x}
@@ -63,11 +64,11 @@ SYMBOLS = {
 }  # fmt: skip
 _SUB = {c: unicodedata.normalize("NFKD", c) for c in "₀₁₂₃₄₅₆₇₈₉₊₋ᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓₐₑₕ"}
 _SUPER = {c: unicodedata.normalize("NFKD", c) for c in "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱˣʸᵀᴴᵈᵉˢᵗᵏᵐᵃᵇᶜ"}
-_SUPER |= {"ᵀ": r"\top ", "ᴴ": r"\mathsf{H}", "*": "*"}
+_SUPER |= {"⁻": "-", "ᵀ": r"\top ", "ᴴ": r"\mathsf{H}", "*": "*"}
 
 
 ACCENTS = {MACRON: "bar", "\u0307": "dot", "\u0302": "hat", "\u0303": "tilde"}
-_WORDS = r"[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
+_WORDS = r"(?<![A-Za-z_^{])[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
 
 
 def _apart(c: str) -> str:
@@ -79,11 +80,12 @@ def _apart(c: str) -> str:
 def escaped(text: str) -> str:
     """Plain text with LaTeX's own characters escaped; mathematical ones go into formulas."""
     pieces = []
-    for piece in re.split(r"([^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
+    over = rf"(?:\w{OVERLINE})+"
+    for piece in re.split(rf"({over}|[^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
         if piece.isascii():
             pieces.append("".join(SPECIAL.get(c, c) for c in piece))
         else:
-            pieces.append(f"${transliterated(piece)}$")
+            pieces.append(f"${transliterated(piece).strip()}$")
     return "".join(pieces)
 
 
@@ -154,7 +156,8 @@ def _part(expression: Expression) -> Part:
         case ex.Indexed(base, subscript):
             return f"{{{_within(base, ATOM)}}}_{{{subscript}}}", ATOM
         case ex.Total(over, body):
-            return rf"\sum_{{{over}}} {_within(body, PRODUCT)}", PREFIX
+            under = f"_{{{over}}}" if over else ""
+            return rf"\sum{under} {_within(body, PRODUCT)}", PREFIX
         case ex.Comparison(left, sign, right):
             sign = SIGNS.get(sign, sign)
             return f"{_within(left, SUM)} {sign} {_within(right, SUM)}", ALTERNATIVE
@@ -203,7 +206,9 @@ def _call(call: ex.Call) -> Part:
     if call.known and one is not None:
         if call.name in AROUND:
             left, right = AROUND[call.name]
-            return rf"\left{left}{written(one)}\right{right}".replace(r" \rightr", r"\right\r"), ATOM
+            return rf"\left{left}{written(one)}\right{right}".replace(
+                r" \rightr", r"\right\r"
+            ), ATOM
         if call.name in ("√", "∛"):
             return rf"\sqrt{'[3]' if call.name == '∛' else ''}{{{written(one)}}}", ATOM
         if call.name == "exp":
@@ -226,31 +231,34 @@ def _call(call: ex.Call) -> Part:
 
 
 def _typed(text: str) -> str:
-    plain = "".join(SPECIAL.get(c, c) if c.isascii() else transliterated(c) for c in text)
-    return plain.replace(" ", r"\ ")
+    special = {**SPECIAL, " ": r"\ "}
+    return "".join(special.get(c, c) if c.isascii() else transliterated(c) for c in text)
 
 
 def transliterated(text: str) -> str:
     """A line of Unicode mathematics in LaTeX; words in it are text."""
     normal = "".join(_apart(c) for c in text)
     pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", normal)
-    written_ = []
-    for piece in pieces:
+    made = []
+    for k, piece in enumerate(pieces):
         if OVERLINE in piece:
-            written_.append(name(piece.replace(OVERLINE, ""), bar=True))
+            made.append(name(piece.replace(OVERLINE, ""), bar=True))
         elif piece.startswith("``"):
-            written_.append(rf"\mathtt{{{_typed(piece.strip('`'))}}}")
+            made.append(rf"\mathtt{{{_typed(piece.strip('`'))}}}")
         elif re.match(r"[A-Za-z]{2}", piece):
-            written_.append(_words(piece))
+            before, after = pieces[k - 1][-1:], pieces[k + 1][:1]
+            made.append(_words(piece, " " * (before == " "), " " * (after == " ")))
         else:
-            written_.append(_mathematics(piece))
-    return "".join(written_)
+            made.append(_mathematics(piece))
+    return "".join(made)
 
 
-def _words(words: str) -> str:
+def _words(words: str, before: str, after: str) -> str:
     if "\\" + words in FUNCTIONS.values():
         return f"\\{words} "
-    return rf"\text{{ {words} }}"
+    if not before and not after:
+        return rf"\mathrm{{{words}}}"
+    return rf"\text{{{before}{words}{after}}}"
 
 
 def _mathematics(text: str) -> str:

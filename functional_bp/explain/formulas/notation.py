@@ -11,14 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from functional_bp.explain.formulas.expression import (
-    IMAGINARY,
-    ONE,
-    ZERO,
-    Call,
-    Comparison,
-    Expression,
-    Number,
+from functional_bp.explain.formulas.algebra import (
     add,
     choose,
     divide,
@@ -27,6 +20,15 @@ from functional_bp.explain.formulas.expression import (
     opposite,
     power,
     subtract,
+)
+from functional_bp.explain.formulas.expression import (
+    IMAGINARY,
+    ONE,
+    ZERO,
+    Call,
+    Comparison,
+    Expression,
+    Number,
 )
 
 Builder = Callable[..., Expression]
@@ -105,7 +107,7 @@ OPERATORS: dict[str, Builder] = {
 # Functions of which the formula shows the first argument alone: they change dtype or place.
 TRANSPARENT = {
     "convert_element_type", "asarray", "array", "stop_gradient", "astype", "copy", "stage",
-    "float", "tuple", "list", "reduce_precision", "optimization_barrier", "name",
+    "float", "tuple", "list", "optimization_barrier", "name",
 }  # fmt: skip
 # Functions of an array's type, whose value does not depend on it.
 FILLED: dict[str, Builder] = {
@@ -114,4 +116,3 @@ FILLED: dict[str, Builder] = {
     "ones_like": lambda x: ONE,
     "full": lambda shape, value: value,
 }
-

@@ -8,16 +8,25 @@ in rounding (a branch for half precision) is recognised by its value and left ou
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Primitive
 
 from functional_bp.explain.formulas import expression as ex
+from functional_bp.explain.formulas.algebra import (
+    add,
+    choose,
+    divide,
+    multiply,
+    negate,
+    number,
+    opposite,
+    power,
+    subtract,
+)
 from functional_bp.explain.formulas.evaluation import same
 from functional_bp.explain.formulas.expression import (
     Call,
@@ -28,6 +37,13 @@ from functional_bp.explain.formulas.expression import (
     walk,
 )
 from functional_bp.explain.formulas.notation import FILLED, OPERATORS, TRANSPARENT
+from functional_bp.explain.formulas.outside import (
+    is_foreign,
+    is_numerics,
+    is_type,
+    name_of,
+    surroundings,
+)
 from functional_bp.explain.formulas.source import syntax
 
 DEEPEST = 6  # functions and branches inside one another that are followed
@@ -63,7 +79,7 @@ def read(
     node = syntax(function)
     if node is None:
         raise UnreadableError(f"no source of {function!r}")
-    return _Reader(_surroundings(function), dict(arguments), dict(static or {}), 0).returned(node)
+    return _Reader(surroundings(function), dict(arguments), dict(static or {}), 0).returned(node)
 
 
 def is_closed(expression: Expression) -> bool:
@@ -71,19 +87,6 @@ def is_closed(expression: Expression) -> bool:
     parts = list(walk(expression))
     calls = any(isinstance(p, Call) and not p.known for p in parts)
     return not calls and not any(isinstance(p, Choice) for p in parts) and len(parts) <= MOST_PARTS
-
-
-def _surroundings(function: Callable[..., Any]) -> dict[str, Any]:
-    """What the names in a function stand for that are not its own."""
-    function = inspect.unwrap(function)
-    seen = {**vars(builtins), **getattr(function, "__globals__", {})}
-    code = getattr(function, "__code__", None)
-    for name, cell in zip(code.co_freevars if code else (), function.__closure__ or ()):  # pyright: ignore[reportFunctionMemberAccess]
-        try:
-            seen[name] = cell.cell_contents
-        except ValueError:
-            continue
-    return seen
 
 
 class _Reader:
@@ -143,7 +146,8 @@ class _Reader:
             case ast.Tuple(elts=items):
                 pass
             case (
-                ast.GeneratorExp(elt=elt, generators=[one]) | ast.ListComp(elt=elt, generators=[one])
+                ast.GeneratorExp(elt=elt, generators=[one])
+                | ast.ListComp(elt=elt, generators=[one])
             ) if isinstance(one.iter, ast.Tuple) and isinstance(one.target, ast.Name):
                 items = [self.bound(one.target.id, item).expression(elt) for item in one.iter.elts]
         read = [i if isinstance(i, Expression) else self.expression(i) for i in items]
@@ -167,12 +171,12 @@ class _Reader:
         try:
             chosen = self.branch().statements([*statement.body, *rest])
         except UnreadableError:
-            if not _is_numerics(statement.test):
+            if not is_numerics(statement.test):
                 raise
             return otherwise
         if same(chosen, otherwise):
             return otherwise
-        return ex.choose(self.expression(statement.test), chosen, otherwise)
+        return choose(self.expression(statement.test), chosen, otherwise)
 
     def known(self, node: ast.expr) -> tuple[bool, Any]:
         """Whether a Python expression can be computed from what is known, and its value."""
@@ -205,15 +209,15 @@ class _Reader:
                     raise UnreadableError(name)
                 known = self.static.get(name)
                 is_number = isinstance(known, int | float) and not isinstance(known, bool)
-                return ex.number(known) if is_number and isinstance(value, ex.Symbol) else value
+                return number(known) if is_number and isinstance(value, ex.Symbol) else value
             case ast.Constant(value=bool() | None | str() as value):
                 return Literal(value)
             case ast.Constant(value=int() | float() | complex() as value):
-                return ex.number(value)
+                return number(value)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return ex.negate(self.expression(operand))
+                return negate(self.expression(operand))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return ex.opposite(self.expression(operand))
+                return opposite(self.expression(operand))
             case ast.BinOp(left=left, op=operator, right=right):
                 return self.binary(operator, left, right)
             case ast.Compare(left=left, ops=[operator], comparators=[right]):
@@ -232,7 +236,7 @@ class _Reader:
                 chosen, otherwise = self.expression(body), self.expression(orelse)
                 if same(chosen, otherwise):
                     return otherwise
-                return ex.choose(self.expression(test), chosen, otherwise)
+                return choose(self.expression(test), chosen, otherwise)
             case ast.Call():
                 return self.call(node)
             case ast.Attribute(value=value, attr="T" | "mT"):
@@ -245,15 +249,15 @@ class _Reader:
         a, b = self.expression(left), self.expression(right)
         match operator:
             case ast.Add():
-                return ex.add(a, b)
+                return add(a, b)
             case ast.Sub():
-                return ex.subtract(a, b)
+                return subtract(a, b)
             case ast.Mult():
-                return ex.multiply(a, b)
+                return multiply(a, b)
             case ast.Div():
-                return ex.divide(a, b)
+                return divide(a, b)
             case ast.Pow():
-                return ex.power(a, b)
+                return power(a, b)
             case ast.MatMult():
                 factors = a.factors if isinstance(a, ex.MatrixProduct) else (a,)
                 return ex.MatrixProduct((*factors, b))
@@ -269,7 +273,7 @@ class _Reader:
             if found == ex.PI.value:
                 return ex.PI
             if isinstance(found, int | float | complex) and not isinstance(found, bool):
-                return ex.number(found)
+                return number(found)
             return Literal(found)
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if names & set(self.values):
@@ -287,8 +291,8 @@ class _Reader:
             return self.method(node.func, node)
         if function is None:
             raise UnreadableError(ast.unparse(node))
-        name = _name(function)
-        if _is_foreign(function):
+        name = name_of(function)
+        if is_foreign(function):
             if name in TRANSPARENT and node.args:
                 return self.expression(node.args[0])
             if name in FILLED and len(node.args) <= 2:
@@ -298,7 +302,7 @@ class _Reader:
                 return self.operator(name, function, node)
         elif callable(function) and (inner := syntax(inspect.unwrap(function))) is not None:
             try:
-                reader = _Reader(_surroundings(function), {}, {}, self.depth + 1)
+                reader = _Reader(surroundings(function), {}, {}, self.depth + 1)
                 found = self.opened(inner, reader, node)
                 if is_closed(found):
                     return found
@@ -309,9 +313,10 @@ class _Reader:
     def operator(self, name: str, function: Any, node: ast.Call) -> Expression:
         arguments = [self.expression(a) for a in node.args]
         try:
-            return OPERATORS[name](*arguments)
+            made = OPERATORS[name](*arguments)
         except TypeError:
             return self.left(name, node, function)
+        return replace(made, function=function) if isinstance(made, Call) else made
 
     def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
         """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
@@ -359,8 +364,9 @@ class _Reader:
     def argument(self, node: ast.expr, shown: bool = True) -> Expression:
         """An argument; a parameter that is ``shown`` in a call is labelled with its name."""
         known, found = self.known(node)
+        found = tuple(found.tolist()) if isinstance(found, np.ndarray) and found.ndim else found
         is_number = isinstance(found, int | float) and not isinstance(found, bool)
-        if known and not _is_type(found):
+        if known and not is_type(found):
             if isinstance(node, ast.Name) and node.id in self.static and shown:
                 return Literal(found, node.id)
             if not is_number:
@@ -371,32 +377,3 @@ class _Reader:
             if isinstance(node, ast.Call | ast.BinOp | ast.Name):
                 raise
             return Verbatim(ast.unparse(node))
-
-
-def _name(function: Any) -> str:
-    name = function.name if isinstance(function, Primitive) else None
-    owner = getattr(function, "__self__", None)
-    if isinstance(owner, Primitive):  # primitive.bind
-        name = owner.name
-    return name or getattr(function, "__name__", None) or type(function).__name__
-
-
-def _is_foreign(function: Any) -> bool:
-    """Whether a function is JAX's, NumPy's or Python's own: named, not opened."""
-    if isinstance(getattr(function, "__self__", function), Primitive):
-        return True
-    if isinstance(function, ModuleType):
-        return False
-    module = getattr(function, "__module__", None) or type(function).__module__
-    return module.split(".")[0] in ("jax", "jaxlib", "numpy", "builtins", "math")
-
-
-def _is_type(value: Any) -> bool:
-    """Whether it is an array's type (of an operand), or several of them."""
-    members = value if isinstance(value, list) and value else [value]
-    return all(hasattr(m, "dtype") and not isinstance(m, np.ndarray) for m in members)
-
-
-def _is_numerics(test: ast.expr) -> bool:
-    """Whether a condition asks for the dtype alone: another way to compute the same."""
-    return any(isinstance(n, ast.Attribute) and n.attr in ("dtype", "itemsize") for n in ast.walk(test))

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from functional_bp.explain.formulas.expression import Expression, Symbol, Verbatim, number
+from functional_bp.explain.formulas.algebra import number
+from functional_bp.explain.formulas.expression import Expression, Symbol, Verbatim
 from functional_bp.explain.numbers import format_value
 from functional_bp.graph.parts import Variable
 from functional_bp.graph.view import Graph

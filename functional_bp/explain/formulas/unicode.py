@@ -1,6 +1,7 @@
 """Expressions as Unicode text: ``x̄ = ȳ · cos x``, ``x̄ = ȳ / (2 y)``.
 
->>> from functional_bp.explain.formulas.expression import Symbol, divide, multiply, number
+>>> from functional_bp.explain.formulas.algebra import divide, multiply, number
+>>> from functional_bp.explain.formulas.expression import Symbol
 >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
 >>> print(written(divide(y_bar, multiply(number(2), x))), written(multiply(x, number(-3), y_bar)))
 ȳ / (2 x) −ȳ · 3 x
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -49,7 +51,8 @@ def barred(text: str) -> str:
     """
     shown = name(text)
     if letter_count(shown) == 1:
-        return re.sub(r"([^\W\d_])", r"\1" + MACRON, shown, count=1)
+        with_macron = re.sub(r"([^\W\d_])", r"\1" + MACRON, shown, count=1)
+        return unicodedata.normalize("NFC", with_macron)
     if _COMPOUND.fullmatch(shown):
         return "".join(letter + OVERLINE for letter in shown)
     head, tail = re.match(r"(\w*)(.*)", shown, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -100,13 +103,17 @@ def _part(expression: Expression) -> Part:
         case ex.Indexed(base, subscript):
             return f"{_within(base, ATOM)}_{subscript}", ATOM
         case ex.Total(over, body):
-            return f"Σ_{over} {_within(body, PRODUCT)}" if over else f"Σ {_within(body, PREFIX)}", PREFIX
+            return (
+                f"Σ_{over} {_within(body, PRODUCT)}" if over else f"Σ {_within(body, PREFIX)}",
+                PREFIX,
+            )
         case ex.Comparison(left, sign, right):
             return f"{_within(left, SUM)} {sign} {_within(right, SUM)}", ALTERNATIVE
         case ex.Truth(condition):
             return f"[{written(condition)}]", ATOM
         case ex.Choice(condition, chosen, otherwise):
-            return f"{_within(chosen, ALTERNATIVE)} where {written(condition)}, else {written(otherwise)}", CHOICE
+            head = f"{_within(chosen, ALTERNATIVE)} where {written(condition)}"
+            return f"{head}, else {written(otherwise)}", CHOICE
         case ex.Call():
             return _call(expression)
     raise TypeError(type(expression).__name__)
@@ -120,7 +127,13 @@ def _number(value: Fraction | float) -> Part:
         return str(value).replace("-", "−"), level
     if value.denominator <= ex.LARGEST_DENOMINATOR:
         return str(value).replace("-", "−"), PRODUCT if value > 0 else SUM
-    return f"{float(value):.6g}".replace("-", "−"), ATOM if value > 0 else SUM
+    return decimal(float(value)), ATOM if value > 0 else SUM
+
+
+def decimal(value: float) -> str:
+    """Six digits at most: ``0.693147``, ``1e−9``."""
+    mantissa, e, exponent = f"{value:.6g}".partition("e")
+    return (mantissa + (f"e{int(exponent)}" if e else "")).replace("-", "−")
 
 
 def literal(entry: ex.Literal) -> str:
@@ -198,7 +211,7 @@ def _product(product: ex.Product) -> str:
     first = [ex.Number(abs(c))] if as_decimal else [ex.Number(Fraction(abs(c.numerator)))]
     second = [] if as_decimal else [ex.Number(Fraction(c.denominator))]
     above = in_order(product.above)
-    bars = [f for f in above if isinstance(f, ex.Symbol) and f.bar]
+    bars: list[Expression] = [f for f in above if isinstance(f, ex.Symbol) and f.bar]
     local = [f for f in (*first, *(f for f in above if f not in bars)) if f != ex.ONE]
     below = [f for f in (*second, *in_order(product.below)) if f != ex.ONE]
     if local == [ex.IMAGINARY] and bars:

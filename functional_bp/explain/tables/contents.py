@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from functional_bp.explain.explanation import Explanation
-from functional_bp.explain.formulas import latex
-from functional_bp.explain.formulas import unicode
+from functional_bp.explain.formulas import latex, unicode
 from functional_bp.explain.numbers import format_number, format_shape, format_value, summarize
 from functional_bp.explain.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
 from functional_bp.explain.states import WORDS, State, state_of
 from functional_bp.graph.text import format_bytes
+
+RANGE = " … "  # between the least and the greatest entry
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,12 @@ def shortened(table: Table) -> Table:
 def tables(explanation: Explanation) -> tuple[Table, Table]:
     """The table of the forward sweep and that of the reverse sweep."""
     name = explanation.graph.name
-    forward = Table(f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation))))
-    reverse = Table(f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation))))
+    forward = Table(
+        f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation), name))
+    )
+    reverse = Table(
+        f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation), name))
+    )
     return forward.used(), reverse.used()
 
 
@@ -116,9 +121,10 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     """Values as text: small ones written out, of others shape, norm, least and greatest entry."""
     if not values:
         return Cell()
-    states = [state for v in values if (state := state_of(v, is_cotangent))]
-    short = "; ".join(map(format_value, values))
-    return Cell("; ".join(map(described, values)), "", states[0] if states else "", short)
+    states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
+    texts = [described(v) for v in values]
+    short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
+    return Cell("; ".join(texts), "", states[0] if states else "", short)
 
 
 def described(array: Any) -> str:
@@ -130,27 +136,26 @@ def described(array: Any) -> str:
     '2×3, all 0.00'
     """
     text = format_value(array)
-    host = np.asarray(array)
-    if "‖" not in text or not host.size:
+    if "‖" not in text:
         return text
-    summary = summarize(host)
+    summary = summarize(array)
     if np.isnan(summary.least):
         return text
     if summary.least == summary.greatest and not summary.nans + summary.infinities:
         return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
-    return f"{text}, {format_number(summary.least)} … {format_number(summary.greatest)}"
+    return f"{text}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}"
 
 
-def _scope(scope: str) -> Line:
-    return Line("scope", (Cell(scope or "at the top"),))
+def _scope(scope: str, name: str) -> Line:
+    return Line("scope", (Cell(scope or name),))
 
 
-def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
+def _forward(rows: list[ForwardRow], name: str) -> Iterable[Line]:
     scope, number = "", 0
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         is_equation = row.kind == "equation"
         number += is_equation
         value = value_cell(row.values)
@@ -165,12 +170,12 @@ def _forward(rows: list[ForwardRow]) -> Iterable[Line]:
         ))  # fmt: skip
 
 
-def _reverse(rows: list[ReverseRow]) -> Iterable[Line]:
+def _reverse(rows: list[ReverseRow], name: str) -> Iterable[Line]:
     scope = ""
     for row in rows:
         if row.scope != scope:
             scope = row.scope
-            yield _scope(scope)
+            yield _scope(scope, name)
         downstream = value_cell((row.downstream,), is_cotangent=True)
         words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
         note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
@@ -189,12 +194,16 @@ def _formula(row: ReverseRow) -> Cell:
     if row.formula is not None:
         sign = "+=" if row.is_share else "="
         tex = row.formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
-        return Cell(row.formula.text(sign), tex)
+        return Cell(row.formula.text(sign), tex, short=row.formula.brief(sign))
     if row.kind == "seed":
         sign = "+=" if row.is_share else "="
-        return Cell(f"{bar} {sign} {described(row.downstream)}", "")
+        value = described(row.downstream)
+        return Cell(f"{bar} {sign} {value}", f"{bar_latex} {sign} {latex.transliterated(value)}")
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
-        return Cell(f"{bar} = sum of {len(shares)} uses", rf"{bar_latex} = \text{{sum of {len(shares)} uses}}")
+        return Cell(
+            f"{bar} = sum of {len(shares)} uses",
+            rf"{bar_latex} = \text{{sum of {len(shares)} uses}}",
+        )
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
     return Cell(f"{bar} = {terms}", f"{bar_latex} = {latex.transliterated(terms)}")

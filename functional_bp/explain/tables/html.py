@@ -41,9 +41,9 @@ def html(tables: tuple[Table, ...]) -> str:
 
 
 def shown(text: str) -> str:
-    """Text for a page: longer names that carry a bar are overlined as one.
+    r"""Text for a page: longer names that carry a bar are overlined as one.
 
-    >>> print(shown("a<b"), shown("l\\u0305o\\u0305"))
+    >>> print(shown("a<b"), shown("l\u0305o\u0305"))
     a&lt;b <span class="bar">lo</span>
     """
     over = re.compile(rf"(?:\w{OVERLINE})+")

@@ -28,8 +28,8 @@ def text(tables: tuple[Table, ...], width: int | None = None, color: bool = Fals
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=color, highlight=False,
                       color_system="standard" if color else None, emoji=False)  # fmt: skip
-    for table in tables:
-        console.print(_rich(table, width))
+    for k, table in enumerate(tables):
+        console.print(*([] if not k else [""]), _rich(table, width), sep="\n")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -39,8 +39,14 @@ def _rich(table: Table, width: int) -> Any:
     from rich.text import Text
 
     table = fitted(table, width)
-    made = RichTable(title=table.title, title_justify="left", title_style="bold",
-                     box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))  # fmt: skip
+    made = RichTable(
+        title=table.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
     for column in table.columns:
         justify = "right" if column.align == "right" else "left"
         most = LONGEST_FORMULA if not column.drop else None

@@ -113,6 +113,8 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
         return "axis", f"{stands}: the factors stand on the other side of the reduction"
     if t.final != c.final and "sum" in t.final and "sum" in c.final:
         return "axis", f"{stands}: summed over another axis"
+    if t.relation != c.relation and {t.kind, c.kind} == {"reversal"}:  # two cumulative sums
+        return "axis", f"{stands}: along another axis"
     if t.relation != c.relation:
         return "wrong operand", f"{stands}: another array belongs in this product"
     if t.axes or t.final != c.final:

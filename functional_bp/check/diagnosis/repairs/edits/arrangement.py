@@ -66,8 +66,13 @@ def scatter(site: Site) -> Iterator[Edit]:
         numbers, mode = params["dimension_numbers"], params["mode"]
         return lax.scatter_add(*operands, dimension_numbers=numbers, mode=mode)
 
+    places = np.reshape(site.operands[1], (-1, np.shape(site.operands[1])[-1] or 1))
+    repeat = len(np.unique(places, axis=0)) < len(places)
     yield site.edit(
-        "repeats", "should add where an index repeats, not overwrite", adding,
+        "repeats" if repeat else "entries",
+        "should add where an index repeats, not overwrite" if repeat
+        else "should add to the entries, not overwrite them",
+        adding,
         write=lambda e: e.called("add"),
     )  # fmt: skip
 

@@ -64,6 +64,8 @@ def _literal(site: Site, position: int, now: float) -> Edit:
         if abs(value - now) <= 1e-12 * abs(now) or product and abs(value - 1) < 1e-9:
             return None  # nothing changed, or the factor should go
         kind, rank = "wrong constant", 0.4 + 0.5 * (constant.simple if constant else 6)
+        if value == 0 and not product:
+            kind = "extra term"
         if now and value == -now:
             kind, rank = "sign", 1.2
         to = constant.name if constant else shown(c)

@@ -1,0 +1,1 @@
+"""The gallery of rules: each with formula, residuals, conventions, derivation, improvements."""

@@ -1,0 +1,135 @@
+// Colours by bytes kept, by operations, by the size of the gradient, by category.
+
+const MODES = { plain: "Plain", memory: "Bytes kept", flops: "Flops", gradient: "Gradient" };
+if (DATA.colours) MODES.category = "Category";
+const PALETTE = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbbbbb"];
+const CATEGORIES = [...new Set(Object.values(DATA.colours || {}))];
+
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+
+function bytes(count) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (count >= 1024 && unit < 4) (count /= 1024), unit++;
+  return `${unit ? count.toFixed(1) : count} ${units[unit]}`;
+}
+
+function amount(count) {
+  for (const [size, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+    if (count >= size) return `${(count / size).toFixed(1)}${letter}`;
+  }
+  return String(count);
+}
+
+function number(value) {
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const shown = size >= 0.01 && size < 1e4 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
+  return shown.replace("e+", "e").replace(/-/g, "−");
+}
+
+// Bytes kept of what an equation makes; operations; sizes of gradients.
+const keptOf = (e) => sum(DATA.equations[e].y.map((v) => DATA.variables[v].b || 0));
+const flopsOf = (e) => DATA.equations[e].c || 0;
+const sizesOf = (e) => DATA.equations[e].y.map((v) => DATA.variables[v].z).filter((z) => z !== undefined);
+
+for (const scope of DATA.scopes) {
+  scope.kept = sum(scope.e.map(keptOf));
+  scope.flops = sum(scope.e.map(flopsOf));
+  scope.size = worst(scope.e.flatMap(sizesOf));
+}
+
+// The size that a set of gradients is shown with: what is not finite first, then the greatest.
+function worst(sizes) {
+  for (const word of ["nan", "inf"]) if (sizes.includes(word)) return word;
+  const found = sizes.filter((z) => z !== "zero");
+  return found.length ? Math.max(...found) : sizes.length ? "zero" : undefined;
+}
+
+const SIZES = DATA.variables.map((v) => v.z).filter((z) => typeof z === "number");
+const LEAST = Math.min(...SIZES), MOST = Math.max(...SIZES);
+
+function measured(card, mode) {
+  if (mode === "category") return categoryOf(card);
+  const variable = DATA.variables[card.v], scope = DATA.scopes[card.s];
+  if (mode === "gradient") {
+    if (scope) return scope.size;
+    return card.v === -1 && card.e !== undefined ? worst(sizesOf(card.e)) : variable?.z;
+  }
+  if (mode === "memory") return scope ? scope.kept : card.e !== undefined ? keptOf(card.e) : variable?.b || 0;
+  return scope ? scope.flops : card.e !== undefined ? flopsOf(card.e) : 0;
+}
+
+function categoryOf(card) {
+  const names = [];
+  const variable = DATA.variables[card.v], scope = DATA.scopes[card.s];
+  if (variable && !scope) names.push(variable.n);
+  const paths = scope ? [scope.p, DATA.equations[scope.e[0]]?.s] : card.e !== undefined
+    ? [DATA.equations[card.e].s, DATA.scopes[state.scope].p] : [];
+  for (let path of paths) {
+    while (path) {
+      names.push(path);
+      path = path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
+    }
+  }
+  return names.map((n) => DATA.colours[n]).find((c) => c !== undefined);
+}
+
+const hue = (category) => PALETTE[CATEGORIES.indexOf(category) % PALETTE.length];
+const TINT = { memory: "var(--memory)", flops: "var(--flops)", gradient: "var(--size)" };
+
+function paint() {
+  const view = DATA.scopes[state.scope], mode = state.colour;
+  const found = view.cards.map((card) => (mode === "plain" ? 0 : measured(card, mode)));
+  const most = Math.max(0, ...found.filter((x) => typeof x === "number"));
+  view.cards.forEach((card, index) => {
+    const element = cardElement(index), size = found[index];
+    element.classList.remove("tinted", "zero", "nothing", "broken");
+    element.querySelector(".badge")?.remove();
+    if (mode === "plain") return;
+    let part = 0, tint = TINT[mode];
+    if (mode === "category") {
+      if (size === undefined) return element.classList.add("nothing");
+      [part, tint] = [0.62, hue(size)];
+    } else if (mode === "gradient") {
+      if (size === undefined) return element.classList.add("nothing");
+      if (size === "zero") return element.classList.add("zero");
+      if (size === "nan" || size === "inf") {
+        element.classList.add("broken");
+        element.append(svg("text", { class: "badge", x: card.x, y: card.y - card.h / 2 - 4 }, size === "nan" ? "NaN" : "∞"));
+        return;
+      }
+      part = MOST > LEAST ? 0.06 + (0.94 * Math.log(size / LEAST)) / Math.log(MOST / LEAST) : 0.5;
+    } else part = most && size ? 0.04 + (0.96 * size) / most : 0;
+    element.classList.add("tinted");
+    element.style.setProperty("--tint", tint);
+    element.style.setProperty("--part", part.toFixed(3));
+  });
+  legend(mode, most, found);
+}
+
+function legend(mode, most, found) {
+  const box = $("legend");
+  box.style.setProperty("--tint", TINT[mode] || "transparent");
+  const ramp = (title, low, high) =>
+    `<b>${title}</b><div><div class="ramp"></div><div class="ends"><span>${low}</span><span>${high}</span></div></div>`;
+  const key = (style, label) => `<span><i ${style}></i>${escaped(label)}</span>`;
+  if (mode === "memory") box.innerHTML = ramp("Kept for the reverse sweep", "0 B", bytes(most));
+  else if (mode === "flops") box.innerHTML = ramp("Floating-point operations", "0", amount(most));
+  else if (mode === "gradient") {
+    const middle = Math.sqrt(LEAST * MOST);
+    const ends = SIZES.length ? [number(LEAST), number(middle), number(MOST)] : ["", "", ""];
+    box.innerHTML = `<b>Gradient, root mean square, log scale</b><div><div class="ramp"></div>
+      <div class="ends">${ends.map((e) => `<span>${e}</span>`).join("")}</div></div><div class="keys">
+      ${key('class="zero"', "zero")}${key('style="background:color-mix(in oklab, var(--background), var(--bad) 45%)"', "NaN or ∞")}
+      ${key('style="opacity:.45"', "pale: no gradient")}</div>`;
+  } else if (mode === "category") {
+    box.innerHTML = `<div class="keys">${CATEGORIES.map((c) =>
+      key(`style="background:color-mix(in oklab, var(--background), ${hue(c)} 45%)"`, c)).join("")}</div>`;
+  } else {
+    box.innerHTML = `<div class="keys">
+      ${key('style="background:var(--variable)"', "argument")}${key('style="background:var(--operator)"', "operation")}
+      ${key('style="background:var(--closed)"', "scope, opens")}${key('style="border-style:dashed"', "from or to outside")}
+      <span style="color:var(--value)">value</span><span style="color:var(--gradient)">gradient</span></div>`;
+  }
+}

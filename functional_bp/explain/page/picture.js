@@ -1,0 +1,208 @@
+"use strict";
+// The picture of the scope that is open: cards, wires, pan and zoom.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const picture = $("picture"), world = $("world");
+const BASE = 0.33; // of a text's size: how far below its middle letters stand
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+const escaped = (text) => String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+
+function svg(tag, attributes, inside = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  if (inside) element.innerHTML = inside;
+  return element;
+}
+
+// What a card says: [value, gradient].
+function linesOf(card) {
+  if (card.t) return card.t;
+  const variable = DATA.variables[card.v];
+  return variable ? [variable.v?.[0] ?? "", variable.g?.[0] ?? ""] : ["", ""];
+}
+
+function text(role, x, y, size, inside) {
+  return svg("text", { class: role, x, y: (y + BASE * size).toFixed(1), "font-size": size }, inside);
+}
+
+function drawCard(card, index) {
+  const { x, y, w, h } = card, left = x - w / 2, top = y - h / 2;
+  const [value, gradient] = linesOf(card);
+  const group = svg("g", {
+    class: `card ${card.k}`, tabindex: 0, role: "button", "data-card": index,
+    "aria-label": spoken(card, value, gradient),
+  });
+  const body = (role, dx = 0, dy = 0) =>
+    svg("rect", { class: role, x: left + dx, y: top + dy, width: w, height: h, rx: 7 });
+  if (card.k === "scope") group.append(body("sheet", 4, 4));
+  group.append(body("body"));
+  if (card.k === "scope") drawScope(group, card, left, top, value, gradient);
+  else drawNode(group, card, left, top, value, gradient);
+  group.append(body("rim"));
+  if (/NaN|∞/.test(value + gradient)) {
+    group.classList.add("bad");
+  }
+  return group;
+}
+
+function drawScope(group, card, left, top, value, gradient) {
+  const { w, h, cell } = card, middle = top + h / 2, rows = Boolean(value) + Boolean(gradient);
+  if (rows) {
+    group.append(side(left + cell, top, w - cell, h));
+    group.append(svg("line", { class: "edge", x1: left + cell, x2: left + cell, y1: top + 0.5, y2: top + h - 0.5 }));
+  }
+  group.append(text("title", left + cell / 2 - 7, middle - 8, 14, card.sign));
+  group.append(text("note", left + cell / 2, middle + 9, 10, card.cap));
+  const at = left + cell - 13, y = middle - 8;
+  group.append(svg("path", { class: "open", d: `M${at - 4},${y}h8M${at},${y - 4}v8` }));
+  drawLines(group, left + cell + (w - cell) / 2, middle - (rows - 1) * 7.5, card, value, gradient);
+}
+
+// The right part of a card, rounded at its right corners.
+function side(x, y, w, h) {
+  const r = 6.5;
+  return svg("path", {
+    class: "side",
+    d: `M${x},${y + 0.5}H${x + w - 0.5 - r}a${r},${r} 0 0 1 ${r},${r}V${y + h - 0.5 - r}a${r},${r} 0 0 1 ${-r},${r}H${x}z`,
+  });
+}
+
+function drawNode(group, card, left, top, value, gradient) {
+  const { w, h } = card, cell = card.cell || 0, foot = card.cap ? 14 : 0;
+  const inner = h - foot, middle = top + inner / 2;
+  const only = !value && !gradient;
+  if (cell) {
+    const width = only ? w : cell, r = 6.5, l = left + 0.5, t = top + 0.5, b = top + h - 0.5;
+    const right = left + width - (only ? 0.5 : 0);
+    const shape = only
+      ? `M${l + r},${t}H${right - r}a${r},${r} 0 0 1 ${r},${r}V${b - r}a${r},${r} 0 0 1 ${-r},${r}H${l + r}`
+      : `M${l + r},${t}H${right}V${b}H${l + r}`;
+    group.append(svg("path", { class: "cell", d: `${shape}a${r},${r} 0 0 1 ${-r},${-r}V${t + r}a${r},${r} 0 0 1 ${r},${-r}z` }));
+    if (!only && card.k !== "stub") {
+      group.append(svg("line", { class: "edge", x1: right, x2: right, y1: top + 0.5, y2: top + h - 0.5 }));
+    }
+    group.append(text("sign", left + width / 2, middle, 14, card.sign));
+  }
+  const rows = Boolean(value) + Boolean(gradient);
+  drawLines(group, left + cell + (w - cell) / 2, middle - (rows - 1) * 7.5, card, value, gradient);
+  if (card.cap) group.append(text("note", card.x, top + h - 11, 10, card.cap));
+}
+
+function drawLines(group, x, y, card, value, gradient) {
+  const name = card.name ? `<tspan class="ink">${card.name}</tspan>` : "";
+  if (value || name) group.append(text("value", x, y, 11, name + escaped(value)));
+  if (gradient) group.append(text("gradient", x, value ? y + 15 : y, 11, escaped(gradient)));
+}
+
+
+function spoken(card, value, gradient) {
+  const plain = (markup) => (markup || "").replace(/<[^>]*>/g, "");
+  const parts = [plain(card.name).replace(/ = $/, ""), plain(card.sign), plain(card.cap)];
+  if (value) parts.push(`value ${value}`);
+  if (gradient) parts.push(`gradient ${gradient}`);
+  if (card.k === "scope") parts.push("opens");
+  return parts.filter(Boolean).join(", ");
+}
+
+// Draws a scope; its cards are answered for by page.js.
+function drawView(view) {
+  world.replaceChildren();
+  const wires = svg("g", { class: "wires" }), cards = svg("g", {});
+  view.wires.forEach((wire, index) => {
+    const many = (wire.v.length > 1 ? " many" : "") + (wire.far ? " far" : "");
+    wires.append(svg("path", { class: "reach", d: wire.d, "data-wire": index }));
+    wires.append(svg("path", { class: `wire${many}`, d: wire.d }));
+  });
+  view.cards.forEach((card, index) => cards.append(drawCard(card, index)));
+  world.append(wires, cards);
+}
+
+const cardElement = (index) => world.querySelector(`[data-card="${index}"]`);
+
+// Pan and zoom: `at` is the scale and the place of the world's origin on the screen.
+
+let at = { k: 1, x: 0, y: 0 }, flight = 0;
+
+function place(next) {
+  at = next;
+  world.setAttribute("transform", `translate(${at.x.toFixed(2)} ${at.y.toFixed(2)}) scale(${at.k.toFixed(4)})`);
+}
+
+function fitted(view) {
+  const { width, height } = picture.getBoundingClientRect();
+  const k = Math.min(1.5, (width - 56) / view.w, (height - 48) / view.h);
+  if (k >= 0.5) return { k, x: (width - k * view.w) / 2, y: (height - k * view.h) / 2 };
+  const near = Math.max(k, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
+  return { k: near, x: (width - near * view.w) / 2, y: 28 }; // the beginning, large enough to read
+}
+
+function fly(to, done, fade) {
+  cancelAnimationFrame(flight);
+  if (still.matches || document.hidden || fade === "none") {
+    world.style.opacity = 1;
+    place(to);
+    done?.();
+    return;
+  }
+  const from = at, start = performance.now(), time = 210;
+  const step = (now) => {
+    const part = Math.min(1, Math.max(0, now - start) / time), ease = 1 - (1 - part) ** 3;
+    const mix = (key) => from[key] + (to[key] - from[key]) * ease;
+    place({ k: mix("k"), x: mix("x"), y: mix("y") });
+    if (fade) world.style.opacity = fade === "out" ? 1 - ease : ease;
+    if (part < 1) flight = requestAnimationFrame(step);
+    else done?.();
+  };
+  flight = requestAnimationFrame(step);
+}
+
+function zoomBy(factor, x, y) {
+  const box = picture.getBoundingClientRect();
+  const px = x === undefined ? box.width / 2 : x - box.left, py = y === undefined ? box.height / 2 : y - box.top;
+  const k = Math.min(6, Math.max(0.08, at.k * factor)), f = k / at.k;
+  place({ k, x: px - (px - at.x) * f, y: py - (py - at.y) * f });
+}
+
+// Brings a card into sight without moving more than is needed.
+function reveal(card) {
+  const { width, height } = picture.getBoundingClientRect(), edge = 40;
+  const x = at.x + at.k * card.x, y = at.y + at.k * card.y, half = (at.k * card.w) / 2, rise = (at.k * card.h) / 2;
+  const shift = (low, high, size) => (low < edge ? edge - low : high > size - edge ? size - edge - high : 0);
+  const dx = shift(x - half, x + half, width), dy = shift(y - rise, y + rise, height);
+  if (dx || dy) fly({ k: at.k, x: at.x + dx, y: at.y + dy });
+}
+
+const fingers = new Map();
+picture.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  const step = event.deltaMode ? event.deltaY * 16 : event.deltaY;
+  if (event.shiftKey) place({ ...at, x: at.x - step });
+  else zoomBy(Math.exp(-step * (event.ctrlKey ? 0.01 : 0.0016)), event.clientX, event.clientY);
+}, { passive: false });
+picture.addEventListener("pointerdown", (event) => {
+  fingers.set(event.pointerId, [event.clientX, event.clientY]);
+  picture.dataset.dragged = "";
+});
+picture.addEventListener("pointermove", (event) => {
+  const before = fingers.get(event.pointerId);
+  if (!before) return;
+  const dx = event.clientX - before[0], dy = event.clientY - before[1];
+  if (!picture.dataset.dragged && Math.hypot(dx, dy) < 4) return;
+  if (!picture.dataset.dragged) picture.setPointerCapture(event.pointerId);
+  picture.dataset.dragged = "yes";
+  picture.classList.add("moving");
+  if (fingers.size === 2) {
+    const [, other] = [...fingers].find(([id]) => id !== event.pointerId);
+    const far = (p) => Math.hypot(p[0] - other[0], p[1] - other[1]);
+    zoomBy(far([event.clientX, event.clientY]) / Math.max(1, far(before)), other[0], other[1]);
+  } else place({ ...at, x: at.x + dx, y: at.y + dy });
+  fingers.set(event.pointerId, [event.clientX, event.clientY]);
+});
+for (const end of ["pointerup", "pointercancel"]) {
+  picture.addEventListener(end, (event) => {
+    fingers.delete(event.pointerId);
+    picture.classList.remove("moving");
+  });
+}
