@@ -87,9 +87,8 @@ def _stacks(items: Sequence[Item]) -> list[tuple[Call, ...]]:
 def _stack(node: Node) -> tuple[Call, ...]:
     frames = _jax.source_spans(node.equations[0].eqn)
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    outer = [(function.rpartition(".")[2], tuple(extent))
-             for file, function, *extent in reversed(frames) if not file.startswith(package)]  # fmt: skip
-    return tuple(outer)
+    outer = [f for f in reversed(frames) if not f[0].startswith(package)]
+    return tuple((function.rpartition(".")[2], tuple(extent)) for _, function, *extent in outer)
 
 
 def _shared_depth(stacks: Sequence[tuple[Call, ...]]) -> int:
