@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from functional_bp.explain.nonfinite import FirstNonfinite
     from functional_bp.explain.pictures.picture import PictureOptions, Style
     from functional_bp.explain.pictures.theme import ThemeName
+    from functional_bp.explain.signals import Signals
 
 
 class NoValuesError(BackpropError, TypeError):
@@ -116,6 +117,42 @@ class Explanation:
         from functional_bp.explain.nonfinite import first_nonfinite
 
         return first_nonfinite(self)
+
+    def signals(self) -> Signals:
+        """What is notable about the gradients of inputs, parameters and named values.
+
+        ================  ========================================================================
+        kind              is said of a variable whose gradient
+        ================  ========================================================================
+        ``nan``           has a NaN (or whose value has); the first one of the graph is named
+        ``infinite``      has an infinity
+        ``dead``          is all zero, though a path leads to the output; where it ends is named
+        ``underflow``     is zero in float16 and is not once the loss is scaled by 1024
+        ``exploding``     has a norm above 1000 × the usual one and 10⁴ × the value's, or grows
+                          10⁶-fold through a ``scan``
+        ``vanishing``     has a norm below 10⁻⁶ × the greatest one and 10⁻⁶ × the value's, or
+                          shrinks 10⁻⁶-fold through a ``scan``, or is too small for its dtype
+        ``partly dead``   is zero for units (columns of a weight) that a relu or its like has shut
+                          in all n examples, clearly and for more units than 2 in n + 1
+        ================  ========================================================================
+
+        The usual norm is the median over the cotangents of all intermediate values, the greatest
+        one that of the variables looked at: the loss's own scale does not matter. What is small
+        only since it cancels, as a key's bias in attention, does not vanish. Of each variable the
+        gravest is told.
+
+        Returns:
+            A sequence, gravest first, empty where nothing is notable; it prints as a list.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, functional_bp as bp
+            >>> loss = lambda b: jnp.sum(jax.nn.relu(jnp.ones(3) + b))
+            >>> [(s.kind, s.name) for s in bp.explain(loss, jnp.full(3, -100.0)).signals()]
+            [('dead', 'b')]
+        """
+        from functional_bp.explain.signals import signals
+
+        return signals(self)
 
     def svg(
         self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
