@@ -201,3 +201,42 @@ def test_save_writes_the_page(tmp_path):
     e = explained()
     e.save(tmp_path / "network.html")
     assert (tmp_path / "network.html").read_text(encoding="utf-8") == e.html()
+
+
+def broken(x, w):
+    h = bp.name(jnp.log(x), "h")
+    return jnp.sum(jnp.where(x > 0, h, 0.0) * w)
+
+
+def test_the_first_nan_is_told_with_its_equation():
+    e = bp.explain(broken, np.array([1.0, 0.0]), np.array([1.0, 2.0]))
+    first = data_of(page(e))["first"]
+    assert first["what"] == "gradient" and first["entry"] == "x̄[1] = NaN"
+    assert e.graph.equations[first["e"]].operation == "log"
+    assert first["rows"]["line"].startswith("test_explain_page.py:")
+
+
+def test_a_nan_inside_a_loop_leads_to_the_loop():
+    def loop(x):
+        return jax.lax.scan(lambda h, t: (jnp.sqrt(h - t), None), x, jnp.array([0.1, 9.0]))[0]
+
+    e = bp.explain(loop, 4.0)
+    first = data_of(page(e))["first"]
+    assert e.graph.equations[first["e"]].operation == "scan"
+    assert "step 1" in first["rows"]["inside"]
+
+
+def test_what_is_notable_is_told_by_variable():
+    e = bp.explain(broken, np.array([1.0, 2.0]), np.array([0.0, 0.0]))
+    data = data_of(page(e))
+    assert "first" not in data
+    told = [[kind, data["variables"][v]["n"]] for kind, v, *_ in data["signals"]]
+    assert told == [[s.kind, s.name] for s in e.signals()] and ["dead", "x"] in told
+
+
+def test_a_histogram_shows_where_entries_lie():
+    e = bp.explain(lambda x: jnp.sum(x * x), np.repeat([0.0, 1.0, 2.0], [80, 20, 40]))
+    x = next(v for v in data_of(page(e))["variables"] if v["n"] == "x")
+    _, described, bars = x["v"]
+    assert described == "from 0.00 to 2.00, 80 of 140 zero"
+    assert [(i, int(bar)) for i, bar in enumerate(bars) if bar != "0"] == [(0, 9), (12, 3), (24, 5)]

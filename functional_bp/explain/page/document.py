@@ -15,6 +15,7 @@ from functional_bp.explain.page.facts import (
     equation_facts,
     first_facts,
     graph_symbols,
+    signal_facts,
     variable_facts,
 )
 from functional_bp.explain.pictures.contents import Contents, contents
@@ -144,6 +145,7 @@ def _data(
             for scope in every
         ],
         **({"first": first} if first else {}),
+        "signals": signal_facts(explanation, number),
         **({"colours": _categories(explanation, every, colours)} if colours else {}),
     }
 

@@ -143,6 +143,11 @@ def first_facts(explanation: Explanation) -> dict[str, Any] | None:
     }
 
 
+def signal_facts(explanation: Explanation, number: Mapping[Variable, int]) -> list[list[Any]]:
+    """What is notable about gradients: kind, variable, message and line."""
+    return [[s.kind, number[s.variable], s.message, s.line] for s in explanation.signals()]
+
+
 def graph_symbols(explanation: Explanation) -> Any:
     """The symbols with which formulas name the graph's variables."""
     return symbols(explanation.graph)

@@ -40,7 +40,7 @@ function amounts(variable) {
   if (variable.v) text += `<h3 class="value">Value</h3><div class="number">${escaped(variable.v[0])}</div><div class="value">${entries(variable.v)}</div>`;
   if (variable.g) text += `<h3 class="gradient">Gradient</h3><div class="number">${escaped(variable.g[0])}</div><div class="gradient">${entries(variable.g)}</div>`;
   else if (variable.v) text += `<h3 class="gradient">Gradient</h3><div class="quiet">none: no path leads from here to the output</div>`;
-  return text;
+  return text + notable(DATA.variables.indexOf(variable));
 }
 
 const USERS = DATA.variables.map(() => []), MAKER = DATA.variables.map(() => -1);
@@ -112,6 +112,20 @@ function aboutFirst() {
     <p>${escaped(first.cause)}</p><dl>${rows}</dl>${first.advice ? `<p class="quiet">${escaped(first.advice)}</p>` : ""}</section>`;
 }
 
+// What is notable about gradients: in the whole graph, or in a scope.
+function aboutSignals(s) {
+  const inside = new Set(DATA.scopes[s].e);
+  const found = DATA.signals.filter(([, v]) => s === 0 || inside.has(MAKER[v]) || USERS[v].some((e) => inside.has(e)));
+  if (!found.length) return "";
+  const rows = found.slice(0, 8).map(([kind, v, message]) =>
+    `<li><i class="sort ${SORT[kind]}">${escaped(BADGE[kind] || kind)}</i><span>${link(`v${v}`, called(DATA.variables[v]))} <span class="quiet">${escaped(message)}</span></span></li>`);
+  const more = found.length > 8 ? `<li class="quiet">and ${found.length - 8} more</li>` : "";
+  return `<h3>Notable</h3><ul class="signals">${rows.join("")}${more}</ul>`;
+}
+
+const notable = (v) => DATA.signals.filter(([, of]) => of === v).map(([kind, , message, line]) =>
+  `<p class="notable"><i class="sort ${SORT[kind]}">${escaped(BADGE[kind] || kind)}</i> ${escaped(message)}${line ? ` <span class="code">${escaped(line)}</span>` : ""}</p>`).join("");
+
 function aboutScope(s) {
   const scope = DATA.scopes[s], whole = DATA.scopes[0];
   const counts = new Map();
@@ -121,7 +135,7 @@ function aboutScope(s) {
     `<dd>${shown}${s && all ? ` <span class="quiet">${((100 * part) / all).toFixed(1)} %</span>` : ""}<div class="meter"><i style="width:${all ? (100 * part) / all : 0}%"></i></div></dd>`;
   const size = scope.size === undefined ? "none" : typeof scope.size === "number" ? `at most ${number(scope.size)} <span class="quiet">(root mean square)</span>` : { zero: "zero", nan: "NaN", inf: "infinite" }[scope.size];
   return `<h2 class="words">${escaped(scope.n || DATA.title)}</h2>
-    <p class="kind">${[scope.note, s ? scope.p : DATA.scopes.length > 1 && `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>${s ? "" : aboutFirst()}
+    <p class="kind">${[scope.note, s ? scope.p : DATA.scopes.length > 1 && `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>${s ? "" : aboutFirst()}${aboutSignals(s)}
     <h3>In it</h3><dl><dt>Equations</dt>${share(scope.e.length, whole.e.length, scope.e.length)}
     <dt>Kept</dt>${share(scope.kept, whole.kept, bytes(scope.kept))}
     <dt>Flops</dt>${share(scope.flops, whole.flops, amount(scope.flops))}<dt>Gradients</dt><dd>${size}</dd></dl>
