@@ -108,3 +108,24 @@ def test_enter_opens_a_scope(page):
 def test_light_and_dark(page):
     assert 'data-theme="light"' in shown(page, theme="light")
     assert 'data-theme="dark"' in shown(page, theme="dark")
+
+
+@pytest.mark.parametrize(
+    "typed, best", [("params w", "params['dense'][0]['W']"), ("dense[0].w", "params['dense'][0]['W']")]
+)
+def test_a_parameter_is_found_by_the_words_of_its_path(tmp_path, typed, best):
+    params = {"dense": [{"W": np.ones((2, 2))}, {"W": np.ones((2, 2))}]}
+
+    def layers(params, x):
+        for p in params["dense"]:
+            x = jnp.sin(x @ p["W"])
+        return jnp.sum(x)
+
+    file = tmp_path / "page.html"
+    file.write_text(bp.explain(layers, params, np.ones(2)).html(), encoding="utf-8")
+    script = f'find("{typed}"); document.title = document.querySelector("#found li b").textContent'
+    assert f"<title>{best}</title>" in shown(file, script=script)
+
+
+def test_a_name_that_is_not_there_is_said_to_be_missing(page):
+    assert "nothing of that name" in shown(page, script='find("decoder")').split("<main")[0]
