@@ -127,7 +127,7 @@ class Explanation:
         ``nan``           has a NaN (or whose value has); the first one of the graph is named
         ``infinite``      has an infinity
         ``dead``          is all zero, though a path leads to the output; where it ends is named
-        ``underflow``     is zero in float16 and is not once the loss is scaled by 1024
+        ``underflow``     is zero in float16 and is not once the loss is scaled by 4096
         ``exploding``     has a norm above 1000 × the usual one and 10⁴ × the value's, or grows
                           10⁶-fold through a ``scan``
         ``vanishing``     has a norm below 10⁻⁶ × the greatest one and 10⁻⁶ × the value's, or

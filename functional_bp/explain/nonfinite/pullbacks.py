@@ -34,8 +34,8 @@ from functional_bp.steps import Auxiliary
 from functional_bp.structure import Options, has_tangent
 
 MASKED = (
-    "The upstream cotangent is 0, as of an entry that is masked out further on, but the rule "
-    "multiplies it by the local gradient there, and 0 · ∞ = NaN"
+    "The upstream cotangent is 0, as of an entry that is masked out further on (or saturates), but "
+    "the rule multiplies it by the local gradient there, and 0 · ∞ = NaN"
 )
 MASK_INPUT = (
     "mask the input of the operation as well as its result: "

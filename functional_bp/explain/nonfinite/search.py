@@ -16,7 +16,7 @@ from functional_bp.explain.nonfinite.causes import cause_of, operands_of
 from functional_bp.explain.nonfinite.entries import entry_at, first_bad, is_bad
 from functional_bp.explain.nonfinite.finding import FirstNonfinite, Inside
 from functional_bp.explain.nonfinite.loops import Loop, Step, is_loop
-from functional_bp.explain.nonfinite.origins import Origin, Values, made_anywhere, origin
+from functional_bp.explain.nonfinite.origins import Origin, Values, made_anywhere, makes, origin
 from functional_bp.explain.nonfinite.pullbacks import MASK_INPUT, bar, made_in_reverse
 from functional_bp.explain.sweeps import flatten_taken, sweep
 from functional_bp.graph.parts import Equation, Variable
@@ -154,11 +154,12 @@ def _by_rule(explanation: Explanation, equation: Equation, operand: int) -> Firs
         found = origin(graph, values, [v for v in equation.inputs if v.kind != "literal"])
         if found is not None and found.given is None:
             first = _forward(graph, values, found, explanation.max_steps)
-            then = (
-                f"It is masked out in the forward sweep, but in the reverse sweep {made.formula} "
-            )
-            then += f"makes {made.entry} of it, for 0 · ∞ = NaN"
+            then = "It does not reach the output, but in the reverse sweep the rule of "
+            then += f"{made.formula} makes {made.entry} of it, for 0 · ∞ = NaN"
             return replace(first, cause=f"{first.cause}. {then}", advice=MASK_INPUT)
+    if makes(equation, values):
+        first = _forward(graph, values, Origin(equation), explanation.max_steps)
+        return replace(made, cause=f"{made.cause}. Forward, {first.cause}")
     return made
 
 

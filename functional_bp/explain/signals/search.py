@@ -32,8 +32,8 @@ CANCELS = 1e-4
 EXPLODING, EXPLODING_OF_VALUE = 1e3, 1e4
 # Of n examples all are zero by chance in one unit of n + 1, if nothing is known of its gate.
 BY_CHANCE = 2.0
-# The share of a dtype's exponents by which a loss is scaled to see what underflows: float16 by 2¹⁰.
-SCALE = 0.625
+# The share of a dtype's exponents by which a loss is scaled to see what underflows: float16 by 2¹².
+SCALE = 0.75
 MOST_LISTED = 6  # units that a message names
 
 
