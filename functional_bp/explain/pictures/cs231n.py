@@ -22,6 +22,7 @@ from functional_bp.explain.pictures.marks import (
     gradient_line,
     operator_box,
     operator_shape,
+    total_line,
     value_line,
 )
 from functional_bp.explain.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
@@ -98,7 +99,7 @@ def _edges(explanation: Explanation, shown: Contents, branches: Branches) -> lis
         value = value_line(explanation, variable)
         if name and maker.kind != "leaf" and value:
             value = (*name, Run(" = "), *value)
-        total = gradient_line(explanation.bars.get(variable))
+        total = total_line(explanation, variable)
         title = describe_variable(explanation, variable, name)
         ends: list[tuple[float, Any, Line]] = [
             (use.place, use.head, gradient_line(use.share)) for use in shown.uses.get(variable, ())

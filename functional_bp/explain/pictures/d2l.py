@@ -17,9 +17,9 @@ from functional_bp.explain.pictures.marks import (
     VALUE_SIZE,
     describe_node,
     describe_variable,
-    gradient_line,
     operator_box,
     operator_shape,
+    total_line,
     value_line,
 )
 from functional_bp.explain.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
@@ -35,10 +35,7 @@ def draw(
     explanation: Explanation, shown: Contents, direction: Direction, engine: Engine | None
 ) -> Scene:
     """Lay out and draw."""
-    lines = {
-        v: (value_line(explanation, v), gradient_line(explanation.bars.get(v)))
-        for v in shown.variables
-    }
+    lines = {v: (value_line(explanation, v), total_line(explanation, v)) for v in shown.variables}
     names = {v: node.label for v, node in shown.maker.items() if node.kind == "leaf"} | shown.names
     for output in shown.outputs:
         names.setdefault(output.variable, output.label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -19,6 +20,13 @@ from functional_bp.explain.pictures.picture import (
 from functional_bp.explain.pictures.theme import ThemeName
 
 STILL = (".svg", ".png", ".pdf")
+WRITTEN: Mapping[str, Callable[[Explanation], str]] = {
+    ".html": lambda explanation: explanation.html(),
+    ".md": lambda explanation: explanation.markdown(),
+    ".tex": lambda explanation: explanation.latex(standalone=True),
+    ".txt": lambda explanation: explanation.text(width=TEXT_WIDTH),
+}
+TEXT_WIDTH = 120  # characters of a line, in a file
 
 
 def save(
@@ -32,15 +40,15 @@ def save(
     path = Path(path)
     suffix = path.suffix.lower()
     check_word("theme", theme, ("light", "dark", "auto"))
-    if suffix == ".html":
-        path.write_text(explanation.html(), encoding="utf-8")
+    if suffix in WRITTEN:
+        path.write_text(WRITTEN[suffix](explanation), encoding="utf-8")
         return
     if suffix not in STILL:
         raise PictureError(
             compose(
                 f"{path.name} names no format that an explanation can be saved in",
                 got=f"the suffix {suffix!r}",
-                expected=", ".join((*STILL, ".html")),
+                expected=", ".join((*STILL, *WRITTEN)),
             )
         )
     scene = scene_of(explanation, style, **options)

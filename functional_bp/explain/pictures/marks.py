@@ -8,6 +8,7 @@ from typing import Any
 from functional_bp.explain.explanation import Explanation
 from functional_bp.explain.numbers import format_value
 from functional_bp.explain.pictures.boxes import Box
+from functional_bp.explain.pictures.bundles import Bundle, norm_of
 from functional_bp.explain.pictures.contents import Node
 from functional_bp.explain.pictures.scene import Shape
 from functional_bp.explain.pictures.typeset import Line, Run, measure, plain
@@ -21,6 +22,9 @@ PILL_HEIGHT = 28.0
 
 def value_line(explanation: Explanation, variable: Variable) -> Line:
     """The forward value in green."""
+    if isinstance(variable, Bundle):
+        norm = norm_of([explanation.values[v] for v in variable.members])
+        return (Run(norm),) if norm else ()
     held = variable.value if variable.kind == "literal" else explanation.values.get(variable)
     return () if held is None else (Run(format_value(held)),)
 
@@ -28,6 +32,15 @@ def value_line(explanation: Explanation, variable: Variable) -> Line:
 def gradient_line(cotangent: Any) -> Line:
     """The cotangent in red; nothing where there is none."""
     return () if cotangent is None else (Run(format_value(cotangent)),)
+
+
+def total_line(explanation: Explanation, variable: Variable) -> Line:
+    """The cotangent of a variable, all uses together, in red."""
+    if isinstance(variable, Bundle):
+        bars = [explanation.bars[v] for v in variable.members if v in explanation.bars]
+        norm = norm_of(bars)
+        return (Run(norm),) if norm else ()
+    return gradient_line(explanation.bars.get(variable))
 
 
 def operator_box(node: Node) -> Box:
@@ -58,6 +71,8 @@ def describe_node(node: Node) -> str:
 
 def describe_variable(explanation: Explanation, variable: Variable, name: Line) -> str:
     """What hovering over a variable tells: type, value, gradient, bytes kept."""
+    if isinstance(variable, Bundle):
+        return "\n".join(f"{v.name}: {v.type}" for v in variable.members)
     lines = [f"{plain(name) or variable.name}: {variable.type}"]
     value = value_line(explanation, variable)
     if value:

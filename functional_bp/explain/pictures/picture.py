@@ -8,6 +8,7 @@ from typing import Literal, TypedDict, Unpack
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explain.explanation import Explanation
 from functional_bp.explain.pictures import cs231n, d2l, svg
+from functional_bp.explain.pictures.bundles import bundled
 from functional_bp.explain.pictures.contents import Contents, contents
 from functional_bp.explain.pictures.layout import Direction, Engine
 from functional_bp.explain.pictures.scene import Scene
@@ -46,7 +47,7 @@ def scene_of(
     check_word("style", style, ("cs231n", "d2l"))
     check_word("direction", direction, ("right", "down"))
     check_word("branches", branches, ("shares", "total"))
-    shown = contents(explanation, depth, gates)
+    shown = bundled(contents(explanation, depth, gates))
     _check_size(explanation, shown)
     if style == "d2l":
         return d2l.draw(explanation, shown, direction, engine)

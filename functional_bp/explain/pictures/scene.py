@@ -12,6 +12,7 @@ from functional_bp.explain.pictures.typeset import Line, measure
 
 MARGIN = 14.0
 ARROW_LENGTH, ARROW_WIDTH = 7.0, 5.2
+SHORT_GAP = 3.0  # between the space of a shape and the shape itself
 LINE_HEIGHT = 1.2  # of the size of a text
 
 Form = Literal["rectangle", "ellipse"]
@@ -82,14 +83,17 @@ def contains(shape: Shape, point: Point) -> bool:
 
 def attached(route: Sequence[Point], tail: Shape, head: Shape) -> tuple[Point, ...]:
     """The route, prolonged from the space that was reserved for its ends to what is drawn there."""
-    start = _prolonged(route[1], route[0], tail)
-    end = _prolonged(route[-2], route[-1], head)
-    first, last = route[0], route[-1]
-    points = list(route)
-    if math.dist(start, first) > 0.01:
-        points = [start, _between(start, first, 1 / 3), _between(start, first, 2 / 3), *points]
-    if math.dist(end, last) > 0.01:
-        points += [_between(last, end, 1 / 3), _between(last, end, 2 / 3), end]
+    points = [*route]
+    for inner, outer, shape in ((1, 0, tail), (-2, -1, head)):
+        before, at = points[inner], points[outer]
+        end = _prolonged(before, at, shape)
+        gap = math.dist(end, at)
+        if gap < SHORT_GAP:  # the last curve is moved
+            points[inner] = (before[0] + end[0] - at[0], before[1] + end[1] - at[1])
+            points[outer] = end
+            continue
+        piece = [end, _between(end, at, 1 / 3), _between(end, at, 2 / 3)]
+        points = [*piece, *points] if outer == 0 else [*points, *piece[::-1]]
     return tuple(points)
 
 
@@ -101,10 +105,17 @@ def _prolonged(before: Point, at: Point, shape: Shape) -> Point:
     if away > 1e-6:
         ways.append(((shape.x - at[0]) / away, (shape.y - at[1]) / away))
     for dx, dy in ways:
-        steps = [i * 0.25 for i in range(int(away / 0.25) + 1)]
-        hit = next((s for s in steps if contains(shape, (at[0] + dx * s, at[1] + dy * s))), None)
-        if hit is not None:
-            return (at[0] + dx * hit, at[1] + dy * hit)
+        steps = [i * 0.5 for i in range(int(away / 0.5) + 2)]
+        inside = next((s for s in steps if contains(shape, (at[0] + dx * s, at[1] + dy * s))), None)
+        if inside is not None:
+            outside = max(0.0, inside - 0.5)
+            while inside - outside > 0.005:
+                middle = (outside + inside) / 2
+                if contains(shape, (at[0] + dx * middle, at[1] + dy * middle)):
+                    inside = middle
+                else:
+                    outside = middle
+            return (at[0] + dx * outside, at[1] + dy * outside)
     return at
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -54,12 +55,12 @@ def roman(text: str) -> Line:
 
 
 def measure(line: Line, size: float) -> float:
-    """How wide the line is at most, in points."""
+    """How wide the line is at most, in points and halves of them."""
     width = 0.0
     for text, face, script in line:
         scale = (SCRIPT_SIZE if script else 1.0) * (BOLD if face == "bold" else 1.0)
         width += scale * sum(map(_advance, text))
-    return width * size
+    return math.ceil(2 * width * size - 1e-6) / 2  # alike, however a platform sums
 
 
 def _advance(letter: str) -> float:
