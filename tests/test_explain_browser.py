@@ -111,7 +111,8 @@ def test_light_and_dark(page):
 
 
 @pytest.mark.parametrize(
-    "typed, best", [("params w", "params['dense'][0]['W']"), ("dense[0].w", "params['dense'][0]['W']")]
+    "typed, best",
+    [("params w", "params['dense'][0]['W']"), ("dense[0].w", "params['dense'][0]['W']")],
 )
 def test_a_parameter_is_found_by_the_words_of_its_path(tmp_path, typed, best):
     params = {"dense": [{"W": np.ones((2, 2))}, {"W": np.ones((2, 2))}]}
