@@ -1,6 +1,6 @@
 """The graphs of two textbooks, drawn with every value and every gradient.
 
-Run: python examples/textbook_pictures.py [FOLDER]   (docs/pictures holds what it writes)
+Run: python examples/textbook_pictures.py [FOLDER]   (examples/pictures holds what it writes)
 """
 
 import sys

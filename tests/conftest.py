@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax  # noqa: E402  (reads XLA_FLAGS)
+from checked_package import calls, ops  # noqa: E402, F401  (fixtures)
 from hypothesis import settings  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)

@@ -10,7 +10,8 @@ import numpy as np
 from functional_bp.check.findings import Entry, Finding, Place, Repair, Row
 from functional_bp.check.report import Report
 
-LINE = Place("mypackage/ops.py", 19, "x_bar = r * (a - a.mean(-1, keepdims=True))")
+LINE_TEXT = "x_bar = r * (a - a.mean(-1, keepdims=True))"
+LINE = Place("mypackage/ops.py", 19, LINE_TEXT)
 
 MISSING_TERM = Finding(
     kind="missing term",
@@ -96,3 +97,30 @@ def with_example(**example: np.ndarray) -> Report:
     """A wrong report whose finding fails on this input."""
     finding = dataclasses.replace(MISSING_TERM, example=example)
     return dataclasses.replace(WRONG, findings=(finding,))
+
+
+NASTY = '<b>&"|`_*[x](y)%0A\n::error::, \x07'  # what each format has to escape
+
+
+def nasty() -> Report:
+    place = Place(f"{NASTY}.py", 1, NASTY)
+    finding = Finding("sign", NASTY, NASTY, NASTY, NASTY, place, Repair(NASTY, place, "a", NASTY))
+    row = Row(NASTY, "wrong", 1.0, 0.1, NASTY)
+    return Report(NASTY, "wrong", (finding,), (row,), (NASTY,), (NASTY,), 1.0, {"jax": NASTY})
+
+
+ARRAYS = {
+    "scalar": np.float32(0.1),
+    "f64": np.linspace(-1, 1, 7).reshape(7, 1) / 3,
+    "f32": np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32),
+    "f16": np.array([0.1, 65504], np.float16),
+    "bf16": np.array([[0.1, 1e30]], ml_dtypes.bfloat16),
+    "special": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], np.float32),
+    "all_nan": np.full(4, np.nan),
+    "complex": np.array([1 + 2j, complex(np.nan, -np.inf), 0.1j], np.complex64),
+    "integers": np.array([[1, -2], [3, 2**31 - 1]], np.int32),
+    "unsigned": np.array(7, np.uint8),
+    "booleans": np.array([True, False, True]),
+    "constant": np.full((64, 64), -2.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+}

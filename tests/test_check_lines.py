@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.core import Tracer
-from test_check_repairs import SECONDS, best, disagree, line_with, normal
+from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
 from functional_bp.check.diagnosis import diagnose, line_of_cotangent, line_of_overflow, lines_of
 from functional_bp.check.diagnosis.numbers.thresholds import round_between

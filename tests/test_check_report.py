@@ -1,40 +1,33 @@
-"""The report of a check in every form: complete, readable, escaped, and not cut."""
+"""The report of a check in text, and the words of all forms: complete, readable, and not cut."""
 
 from __future__ import annotations
 
 import dataclasses
-import html.parser
 import io
-import json
 import re
 from typing import Any
-from xml.etree import ElementTree
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
-from sample_reports import ALL, MISSING_TERM, OPEN, REGION, RIGHT, WRONG, with_example
+from sample_reports import (
+    ALL,
+    ARRAYS,
+    LINE_TEXT,
+    MISSING_TERM,
+    OPEN,
+    RIGHT,
+    WRONG,
+    with_example,
+)
 
 from functional_bp import errors
 from functional_bp.check import formats
 from functional_bp.check.findings import KINDS, Entry, Finding, Place, Repair, Row
-from functional_bp.check.formats import github, junit, markdown, text, words
-from functional_bp.check.formats import html as html_format
-from functional_bp.check.formats import json as json_format
+from functional_bp.check.formats import text, words
 from functional_bp.check.report import Report
-
-NASTY = '<b>&"|`_*[x](y)%0A\n::error::, \x07'  # what each format has to escape
-
-
-def nasty() -> Report:
-    place = Place(f"{NASTY}.py", 1, NASTY)
-    finding = Finding("sign", NASTY, NASTY, NASTY, NASTY, place, Repair(NASTY, place, "a", NASTY))
-    row = Row(NASTY, "wrong", 1.0, 0.1, NASTY)
-    return Report(NASTY, "wrong", (finding,), (row,), (NASTY,), (NASTY,), 1.0, {"jax": NASTY})
-
 
 # Text
 
@@ -182,25 +175,6 @@ def test_a_repair_elsewhere_names_its_own_line() -> None:
         assert "return y, r**2" in shown and shown.count(LINE_TEXT) == 1
 
 
-LINE_TEXT = "x_bar = r * (a - a.mean(-1, keepdims=True))"
-
-ARRAYS = {
-    "scalar": np.float32(0.1),
-    "f64": np.linspace(-1, 1, 7).reshape(7, 1) / 3,
-    "f32": np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32),
-    "f16": np.array([0.1, 65504], np.float16),
-    "bf16": np.array([[0.1, 1e30]], ml_dtypes.bfloat16),
-    "special": np.array([np.nan, np.inf, -np.inf, -0.0, 1e-40], np.float32),
-    "all_nan": np.full(4, np.nan),
-    "complex": np.array([1 + 2j, complex(np.nan, -np.inf), 0.1j], np.complex64),
-    "integers": np.array([[1, -2], [3, 2**31 - 1]], np.int32),
-    "unsigned": np.array(7, np.uint8),
-    "booleans": np.array([True, False, True]),
-    "constant": np.full((64, 64), -2.5, np.float32),
-    "empty": np.zeros((0, 3), np.float32),
-}
-
-
 @pytest.mark.parametrize("width", [60, 100])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_the_failing_input_can_be_pasted(name: str, width: int) -> None:
@@ -229,211 +203,6 @@ def test_a_command_is_broken_as_a_shell_reads_it() -> None:
         assert broken.replace("\\\n", "").split() == command.split()
     assert words.broken(command, 100) == command
     assert words.broken(command, 45).count(" \\\n    --") == 1
-
-
-# JSON
-
-
-@pytest.mark.parametrize("report", [*ALL, nasty()], ids=lambda report: report.verdict)
-def test_json_holds_everything(report: Report) -> None:
-    written = report.to_json()
-    read = Report.from_json(written)
-    assert read.to_json() == written
-    bare = lambda r: dataclasses.replace(r, findings=())  # noqa: E731
-    assert bare(read) == bare(report)
-    assert [f.where for f in read.findings] == [f.where for f in report.findings]
-    assert [f.repair for f in read.findings] == [f.repair for f in report.findings]
-    json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-
-
-def test_json_arrays_come_back_as_they_were() -> None:
-    read = Report.from_json(with_example(**{k: np.asarray(v) for k, v in ARRAYS.items()}).to_json())
-    for name, array in ARRAYS.items():
-        got = read.findings[0].example[name]
-        assert got.dtype == np.asarray(array).dtype
-        assert np.array_equal(got, np.asarray(array), equal_nan=got.dtype.kind in "fc")
-
-
-def test_json_entries_keep_what_is_not_finite() -> None:
-    entry = Report.from_json(WRONG.to_json()).findings[1].entries[0]
-    assert entry.claimed != entry.claimed and entry.claimed.imag == 2.0 and entry.true == 1 - 3j
-
-
-@pytest.mark.parametrize(
-    ("written", "got"),
-    [
-        ("[]", "list"),
-        ("{}", "no version"),
-        (json_format.render(ALL), "version 1"),
-        ('{"version": 99, "verdict": "right"}', "version 99"),
-    ],
-)
-def test_json_that_is_no_report_is_refused(written: str, got: str) -> None:
-    with pytest.raises(ValueError, match="this is not the JSON of one report") as refused:
-        Report.from_json(written)
-    assert f"got:      {got}" in str(refused.value) and "report.to_json()" in str(refused.value)
-
-
-def test_json_of_several() -> None:
-    every = json.loads(json_format.render(ALL))["reports"]
-    assert [r["verdict"] for r in every] == ["wrong", "right", "inconclusive"]
-
-
-# HTML
-
-
-class Balance(html.parser.HTMLParser):
-    """Fails where a tag is closed that is not the one last opened; collects the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        assert not [name for name, value in attrs if name in ("src", "onclick", "onload")]
-        links = [value or "" for name, value in attrs if name == "href"]
-        assert all(link.startswith("#") for link in links)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if "style" not in self.open else ""
-
-
-@pytest.mark.parametrize("page", [html_format.render(ALL), WRONG._repr_html_(), nasty().to_html()])
-def test_html_is_well_formed_and_fetches_nothing(page: str) -> None:
-    parser = Balance()
-    parser.feed(page)
-    assert parser.open == []
-    assert not re.search(r"https?:|url\(|@import", page)
-    assert "b" not in parser.tags and "script" not in parser.tags
-    assert "prefers-color-scheme: dark" in page
-
-
-def test_html_says_what_the_text_says() -> None:
-    parser = Balance()
-    parser.feed(WRONG.to_html())
-    for part in (
-        words.summary(WRONG), words.title(MISSING_TERM), MISSING_TERM.message, REGION.message,
-        *MISSING_TERM.explanations, words.edits(MISSING_TERM.repair or Repair(""))[1],
-        "−3.113791", "took longer than 20 s", words.numpy_code(MISSING_TERM.example),
-        "mypackage/ops.py:23", *WRONG.notes, words.rerun(WRONG),
-    ):  # fmt: skip
-        assert part in parser.text
-    assert "<title>mypackage.ops:layer_norm – functional-bp check</title>" in WRONG.to_html()
-
-
-def test_every_class_of_the_html_is_styled() -> None:
-    page = html_format.render(ALL)
-    used = {name for names in re.findall(r'class="([^"]*)"', page) for name in names.split()}
-    unstyled = {name for name in used if f".{name}" not in html_format.STYLE}
-    assert unstyled <= {"entries"}, unstyled
-
-
-# Markdown
-
-
-def test_markdown_tables_are_tables() -> None:
-    for report in (WRONG, nasty()):
-        rows = [line for line in report.to_markdown().splitlines() if line.startswith("|")]
-        assert len(rows) > 2
-        counts = [len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows]
-        assert set(counts) <= {4, 5}
-
-
-def test_markdown_says_what_the_text_says() -> None:
-    shown = WRONG.to_markdown()
-    for part in (
-        "## mypackage.ops:layer\\_norm\n",
-        "### ✗ cotangent of x: a term is missing",
-        "| ✗ | cotangent of x | 0.53 | 1e-6 | jax.vjp and finite differences |",
-        "| \\[1, 2\\] | −3.113791 | −0.279384 | −2.834407 |",
-        "Written at `mypackage/ops.py:19`",
-        "```diff\n- x_bar = r * (a - a.mean(-1, keepdims=True))\n+ x_bar",
-        "```python\nx = np.array([[1.0, 2.0, 0.1]], dtype=np.float32)\n",
-        "**Notes**\n\n- at x = 0",
-        "```console\nfunctional-bp check",
-    ):
-        assert part in shown
-    assert "**Not decided**\n\n- no witness settled" in OPEN.to_markdown()
-    several = markdown.render(ALL)
-    assert several.startswith("## 3 gradients: 1 right, 1 wrong, 1 not decided\n")
-    assert "| ✓ | mypackage.ops:softplus |  |" in several
-
-
-def test_markdown_escapes() -> None:
-    assert '\\<b\\>&"\\|\\`\\_\\*\\[x\\](y)%0A ::error::' in nasty().to_markdown()
-    code = dataclasses.replace(WRONG, settings={"rerun": "a ``` b"}).to_markdown()
-    assert "````console\na ``` b\n````" in code
-
-
-# JUnit
-
-
-def test_junit_has_a_case_for_every_row_and_finding() -> None:
-    root = ElementTree.fromstring(junit.render(ALL))
-    assert [suite.get("name") for suite in root] == [report.name for report in ALL]
-    layer_norm = root[0]
-    cases = {case.get("name"): case for case in layer_norm.iter("testcase")}
-    assert list(cases) == [*(row.checked for row in WRONG.rows), words.title(REGION)]
-    failure = cases["cotangent of x"].find("failure")
-    assert failure is not None and failure.get("type") == "missing term"
-    assert "+ x_bar = r * (a" in (failure.text or "")
-    assert (cases["cotangent of x"].get("file"), cases["cotangent of x"].get("line")) == (
-        "mypackage/ops.py", "19")  # fmt: skip
-    assert cases["value"].find("failure") is None
-    skipped = [cases[name].find("skipped") for name in ("vmap", "sharding")]
-    assert [s.get("message") for s in skipped if s is not None] == [
-        "not decided: took longer than 20 s", "left out: one device only"]  # fmt: skip
-    counts = {name: layer_norm.get(name) for name in ("tests", "failures", "skipped")}
-    assert counts == {"tests": "9", "failures": "2", "skipped": "2"}
-    assert {name: root.get(name) for name in counts} == {
-        "tests": "12", "failures": "2", "skipped": "4"}  # fmt: skip
-    verdict = root[2].findall("testcase")[-1].find("skipped")
-    assert verdict is not None and verdict.get("message", "").startswith("no witness settled")
-
-
-def test_junit_of_a_wrong_row_without_finding() -> None:
-    report = dataclasses.replace(WRONG, findings=())
-    failure = ElementTree.fromstring(report.to_junit()).find(".//failure")
-    assert failure is not None and failure.get("message") == (
-        "cotangent of x is wrong: error 0.53, limit 1e-6, against jax.vjp and finite differences"
-    )
-
-
-def test_junit_escapes() -> None:
-    root = ElementTree.fromstring(nasty().to_junit())  # raises for a character XML has not
-    assert root[0].get("name") == NASTY.replace("\x07", "�")
-
-
-# Annotations
-
-
-def test_github_lines() -> None:
-    finding = Finding("sign", "50 % wrong\nnamely half", "x", where=Place("a,b:c.py", 7, "x = 1"))
-    report = Report("m:f", "wrong", (finding,))
-    first, *rest = github.render([report, OPEN, RIGHT]).splitlines()
-    assert first == (
-        "::error file=a%2Cb%3Ac.py,line=7,title=m%3Af%3A cotangent of x%3A the sign is wrong::"
-        "50 %25 wrong%0Anamely half%0Aon the given inputs%0Aat a,b:c.py:7  x = 1"
-    )
-    assert rest == [
-        "::warning title=mypackage.ops%3Aslow%3A not decided::"
-        "no witness settled: finite differences of x differ by 3e-2",
-        "3 gradients: 1 right, 1 wrong, 1 not decided",
-    ]
-    assert WRONG.to_github().splitlines()[2].startswith("::notice title=mypackage.ops%3Alayer_norm")
-
-
-def test_github_escapes() -> None:
-    lines = nasty().to_github().splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["::error", "::warning", "::notice", "1"]
 
 
 # Raising

@@ -194,14 +194,19 @@ def test_signs_that_the_given_inputs_do_not_have_may_be_outside_the_domain() -> 
     assert [f.kind for f in mixed.findings] == ["not finite"]
 
 
-def test_a_forward_pass_that_asks_for_the_sign_has_both_signs_in_its_domain() -> None:
-    def safe_inverse_root(x):
-        return jnp.where(x > 0, lax.rsqrt(jnp.where(x > 0, x, 1.0)), 0.0)
+@pytest.mark.parametrize("lost, verdict", [(jnp.nan, "wrong"), (-jnp.inf, "right")])
+def test_a_forward_pass_that_asks_for_the_sign_means_zero_to_be_met(lost, verdict) -> None:
+    """NaN is no limit of a derivative; an infinity may be one."""
 
-    made = jax.custom_vjp(safe_inverse_root)
-    made.defvjp(lambda x: (safe_inverse_root(x), x), lambda x, y_bar: (-0.5 * y_bar * x**-1.5,))
-    report = check(made, np.array([0.5, 1.0, 2.0], np.float32))
-    assert [f.kind for f in report.findings] == ["not finite"]
+    def safe_log(x):
+        return jnp.where(x > 0, jnp.log(jnp.where(x > 0, x, 1.0)), 0.0)
+
+    made = jax.custom_vjp(safe_log)
+    made.defvjp(
+        lambda x: (safe_log(x), x),
+        lambda x, y_bar: (y_bar * jnp.where(x == 0, lost, jnp.where(x > 0, 1.0 / x, 0.0)),),
+    )
+    assert check(made, np.array([0.5, 1.0, 2.0], np.float32)).verdict == verdict
 
 
 def test_a_diagnosis_that_raises_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from functional_bp.explain.numbers import format_number, format_value
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "textbook_pictures.py"
-COMMITTED = sorted((ROOT / "docs" / "pictures").glob("*.svg"))
+COMMITTED = sorted((ROOT / "examples" / "pictures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -218,5 +218,5 @@ def test_every_picture_is_committed(drawn: Path) -> None:
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_pictures_are_what_the_script_draws(path: Path, drawn: Path) -> None:
     assert path.read_text(encoding="utf-8") == (drawn / path.name).read_text(encoding="utf-8"), (
-        "draw them again: python examples/textbook_pictures.py docs/pictures"
+        "draw them again: python examples/textbook_pictures.py examples/pictures"
     )

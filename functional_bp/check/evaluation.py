@@ -74,7 +74,11 @@ class Evaluation:
         with self.precision():
             if self._complex is None:
                 return None
-            return complex_slope(self._complex, *point, leaf, direction)
+            try:
+                return complex_slope(self._complex, *point, leaf, direction)
+            except (ValueError, TypeError, NotImplementedError):  # no code for complex numbers
+                self._complex = None
+                return None
 
     @cached_property
     def _complex(self) -> Callable[..., list[Any]] | None:

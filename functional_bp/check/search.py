@@ -113,8 +113,16 @@ def _crossed(trial: Trial, branches: Branches) -> bool:
 
 
 def _is_lost_outside(trial: Trial, point: Point, judgement: Judgement) -> bool:
-    """Whether the claim is merely not finite, at inputs of a sign that no given input has."""
-    lost = ~np.isfinite(judgement.result.claimed[judgement.leaf])
+    """Whether the claim is merely not finite, at inputs of a sign that no given input has.
+
+    At zero, the edge of the domain, an infinity may be the limit of the derivative, NaN is none:
+    a forward pass that asks for the sign means zero to be met.
+    """
+    claimed = judgement.result.claimed[judgement.leaf]
+    lost = ~np.isfinite(claimed)
+    if trial.asks_for_sign and np.isnan(claimed).any():
+        if not trial.leaves_domain(point, closed=True):
+            return False
     if not lost.any() or np.any(judgement.masks[judgement.leaf] & ~lost & _has_truth(judgement)):
         return False
     return trial.leaves_domain(point)

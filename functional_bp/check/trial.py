@@ -178,20 +178,23 @@ class Trial:
         fun, count = self.subject.reference or self.subject.value, len(self.subject.actives)
         return jax.jit(iterations.one_step_more(lambda *xs: fun(xs[:count], xs[count:])))
 
-    def leaves_domain(self, point: Point) -> bool:
+    def leaves_domain(self, point: Point, *, closed: bool = False) -> bool:
         """Whether an argument changes sign although all its given entries are of one sign.
 
-        Arguments that are given as positive (or negative) throughout are taken to be meant so,
-        unless the forward pass itself asks for the sign of a value.
+        Arguments that are given as positive (or negative) throughout are taken to be meant so.
+        ``closed`` takes zero for a part of the domain.
         """
-        forward = self.forward_graph
-        if forward is not None and graphs.asks_for_sign(forward):
-            return False
+        within = np.greater_equal if closed else np.greater
         return any(
-            x.size and x.dtype.kind != "c" and np.all(s * x > 0) and not np.all(s * new > 0)
+            x.size and x.dtype.kind != "c" and np.all(s * x > 0) and not np.all(within(s * new, 0))
             for x, new in zip(self.point.actives, point.actives)
             for s in (1, -1)
         )
+
+    @cached_property
+    def asks_for_sign(self) -> bool:
+        """Whether the forward pass compares a value with zero."""
+        return self.forward_graph is not None and graphs.asks_for_sign(self.forward_graph)
 
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
         """Random cotangents of the outputs, exact in float32."""

@@ -23,12 +23,12 @@ def state_of(array: Any, is_cotangent: bool = False) -> State:
     >>> state_of(np.array([1.0, np.nan])), state_of(0.0), state_of(0.0, is_cotangent=True)
     ('nan', '', 'zero')
     """
-    host = np.asarray(array)
-    if host.dtype.kind not in "fcV" or not host.size:
-        return ""
     try:
+        host = np.asarray(array)
+        if host.dtype.kind not in "fcV" or not host.size:
+            return ""
         summary = summarize(host)
-    except (TypeError, ValueError):  # a key
+    except (TypeError, ValueError):  # a key, a token
         return ""
     if summary.nans:
         return "nan"

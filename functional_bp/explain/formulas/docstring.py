@@ -1,8 +1,8 @@
 """The formula line of a docstring, where a pullback is a program rather than a formula.
 
 >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
->>> print(formula_line(text, "x"))
-x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}
+>>> formula_line(text, "x") == decomposed(text.rstrip("."))
+True
 >>> print(renamed("x̄ᵢ = ȳ [xᵢ = y]", {"x": "s", "y": "m"}, {"x": "s̄", "y": "m̄"}))
 s̄ᵢ = m̄ [sᵢ = m]
 """

@@ -1,7 +1,7 @@
 r"""Expressions as LaTeX: ``\bar{x} = \bar{y}\,\cos x``; formula lines of docstrings too.
 
->>> from functional_bp.explain.formulas.algebra import (divide, multiply, number)
-from functional_bp.explain.formulas.expression import (Symbol)
+>>> from functional_bp.explain.formulas.algebra import divide, multiply, number
+>>> from functional_bp.explain.formulas.expression import Symbol
 >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
 >>> print(written(divide(y_bar, multiply(number(2), x))))
 \frac{\bar{y}}{2\,x}

@@ -1,7 +1,7 @@
 """Expressions as Unicode text: ``x̄ = ȳ · cos x``, ``x̄ = ȳ / (2 y)``.
 
->>> from functional_bp.explain.formulas.algebra import (divide, multiply, number)
-from functional_bp.explain.formulas.expression import (Symbol)
+>>> from functional_bp.explain.formulas.algebra import divide, multiply, number
+>>> from functional_bp.explain.formulas.expression import Symbol
 >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
 >>> print(written(divide(y_bar, multiply(number(2), x))), written(multiply(x, number(-3), y_bar)))
 ȳ / (2 x) −ȳ · 3 x

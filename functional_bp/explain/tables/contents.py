@@ -15,6 +15,8 @@ from functional_bp.explain.rows import ForwardRow, ReverseRow, forward_rows, rev
 from functional_bp.explain.states import WORDS, State, state_of
 from functional_bp.graph.text import format_bytes
 
+RANGE = " … "  # between the least and the greatest entry
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -120,11 +122,12 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     if not values:
         return Cell()
     states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
-    short = "; ".join(map(described, values, [False] * len(values)))
-    return Cell("; ".join(map(described, values)), "", states[0] if states else "", short)
+    texts = [described(v) for v in values]
+    short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
+    return Cell("; ".join(texts), "", states[0] if states else "", short)
 
 
-def described(array: Any, with_range: bool = True) -> str:
+def described(array: Any) -> str:
     """A number, a short vector, or shape, norm and range; one number if all entries are equal.
 
     >>> described(np.array([1.0, 2.0])), described(np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -133,17 +136,14 @@ def described(array: Any, with_range: bool = True) -> str:
     '2×3, all 0.00'
     """
     text = format_value(array)
-    host = np.asarray(array)
-    if "‖" not in text or not host.size:
+    if "‖" not in text:
         return text
-    summary = summarize(host)
+    summary = summarize(array)
     if np.isnan(summary.least):
         return text
     if summary.least == summary.greatest and not summary.nans + summary.infinities:
         return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
-    if not with_range:
-        return text
-    return f"{text}, {format_number(summary.least)} … {format_number(summary.greatest)}"
+    return f"{text}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}"
 
 
 def _scope(scope: str, name: str) -> Line:

@@ -1,0 +1,182 @@
+"""On what inputs ``functional-bp check`` checks, from options, files, marks or annotations."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from checked_package import shapes, target_of
+
+from functional_bp.check import annotations, example_inputs
+from functional_bp.check.collect import Target
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("softplus", ["x=f32[4,3]"], ["float32[4, 3]"]),
+        ("softplus", ["x=bf16[4]"], ["bfloat16[4]"]),
+        ("softplus", ["x=float64"], ["float64[]"]),
+        ("softplus", ["x=c64[]"], ["complex64[]"]),
+        ("softplus", ["x=bool[3]"], ["bool[3]"]),
+        ("softplus", ["x=key"], ["key<fry>[]"]),
+        ("softplus", ["x=key[2,3]"], ["key<fry>[2, 3]"]),
+        ("softplus", ["x=1.5"], ["1.5"]),
+        ("shifted", ["x=f32[2,3]"], ["float32[2, 3]"]),
+        ("shifted", ["axis=0", "x=i32[2,3]"], ["int32[2, 3]", "0"]),
+        ("dense", ["x=f32[1,2]", "b=f32[3]", "w=f32[2, 3]"],
+         ["float32[1, 2]", "float32[2, 3]", "float32[3]"]),
+    ],
+)  # fmt: skip
+def test_shapes(ops: ModuleType, name: str, given: list[str], expected: list[str]) -> None:
+    inputs = example_inputs.inputs_for(target_of(ops, name), shapes=given)
+    assert shapes(inputs) == expected
+
+
+def test_ranges_are_kept_and_the_seed_decides(ops: ModuleType) -> None:
+    draw = lambda text, seed=0: example_inputs.draw(text, np.random.default_rng(seed))  # noqa: E731
+    drawn = np.asarray(draw("f32[1000]:-1..0.5"))
+    assert -1 <= drawn.min() < -0.9 and 0.4 < drawn.max() <= 0.5
+    assert set(np.asarray(draw("i32[1000]:2..4")).tolist()) == {2, 3, 4}
+    assert set(np.asarray(draw("i32[1000]")).tolist()) == {0, 1, 2, 3}
+    assert abs(np.asarray(draw("c64[1000]:0..1")).imag).max() <= 1
+    assert np.asarray(draw("f32[1000]")).std() == pytest.approx(1, rel=0.1)  # 4 standard errors
+    assert np.array_equal(draw("f32[5]", 1), draw("f32[5]", 1))
+    assert not np.array_equal(draw("f32[5]", 1), draw("f32[5]", 2))
+
+
+def test_files(ops: ModuleType) -> None:
+    x, w, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.ones(4, np.float32)
+    np.savez("named.npz", b=b, w=w, x=x)
+    np.savez("in_order.npz", x, w, b)
+    for file in ("named.npz", "in_order.npz"):
+        inputs = example_inputs.inputs_for(target_of(ops, "dense"), file=file)
+        assert shapes(inputs) == ["float32[2, 3]", "float32[3, 4]", "float32[4]"]
+    np.savez("nested.npz", **{"params/w": x, "params/deep/b": b})
+    (params,) = example_inputs.inputs_for(target_of(ops, "with_a_dictionary"), file="nested.npz")
+    assert shapes((params["w"], params["deep"]["b"])) == ["float32[2, 3]", "float32[4]"]
+
+
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        (lambda name: {"softplus": (1.0,)}[name], (1.0,)),
+        (lambda: (1.0,), (1.0,)),
+        (lambda: [1.0], (1.0,)),
+        (lambda: 1.0, (1.0,)),
+        (lambda: {"softplus": (1.0,), "cube": (2.0,)}, (1.0,)),
+    ],
+)
+def test_example_inputs(ops: Any, example: Any, expected: tuple[Any, ...]) -> None:
+    ops.example_inputs = example
+    assert example_inputs.inputs_for(target_of(ops, "softplus")) == expected
+
+
+def test_marks_give_arrays_or_a_function_that_makes_them(ops: ModuleType) -> None:
+    inputs = lambda *arguments: example_inputs.inputs_for(  # noqa: E731
+        Target("m:softplus", ops.softplus, ops, arguments)
+    )
+    assert inputs(1.0) == (1.0,) == inputs(lambda: (1.0,)) == inputs(lambda: 1.0)
+
+
+def test_the_order_of_the_ways(ops: Any) -> None:
+    np.savez("x.npz", x=np.zeros(7))
+    ops.example_inputs = lambda: (np.zeros(4),)
+    marked = Target("m:softplus", ops.softplus, ops, (np.zeros(5),))
+    plain = Target("m:softplus", ops.softplus, ops)
+    size = lambda target, **ways: example_inputs.inputs_for(target, **ways)[0].size  # noqa: E731
+    assert size(marked, file="x.npz", shapes=["x=f32[6]"]) == 7
+    assert size(marked, shapes=["x=f32[6]"]) == 6
+    assert size(marked) == 5
+    assert size(plain) == 4
+
+
+class Float:
+    """Annotations with the attributes of jaxtyping's."""
+
+    def __init__(self, dim_str: str, *dtypes: str) -> None:
+        self.dim_str, self.dtypes = dim_str, list(dtypes)
+
+
+def of_objects(
+    x: Float("b d", "float16", "float32", "float64"),  # type: ignore[valid-type]  # noqa: F722
+    ids: Float("b", "int8", "int32"),  # type: ignore[valid-type]  # noqa: F821
+    scale: Float("d", "bfloat16"),  # type: ignore[valid-type]  # noqa: F821
+    half: float,
+    axis: int = -1,
+) -> Any: ...
+
+
+of_objects.__annotations__ = {
+    "x": Float("b d", "float16", "float32", "float64"),
+    "ids": Float("b", "int8", "int32"),
+    "scale": Float("d", "bfloat16"),
+    "half": float,
+    "axis": int,
+}
+
+
+def of_texts(x, ids, scale, half, axis=-1): ...  # type: ignore[no-untyped-def]
+
+
+of_texts.__annotations__ = {
+    "x": 'jt.Float[Array, "b d"]', "ids": 'Int[jax.Array, "b"]', "half": "float",
+    "scale": "BFloat16[Array, 'd']", "axis": "int", "return": 'Float[Array, "b"]',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [of_objects, of_texts])
+def test_annotations(function: Any) -> None:
+    inputs = example_inputs.inputs_for(Target("m:f", function))
+    assert shapes(inputs) == ["float32[3, 4]", "int32[3]", "bfloat16[4]", "float32[]", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("dims", "expected"),
+    [
+        ("", ()),
+        ("b t d", (3, 4, 5)),
+        ("b b", (3, 3)),
+        ("3 b=4", (3, 4)),
+        ("n=b n2=b", (3, 3)),
+        ("#b ?d", (3, 4)),
+        ("*batch d", (3, 4)),
+        ("... d", (3, 4)),
+        ("_ _", (3, 4)),
+        ("b 2*b b-1 b+d", (3, 6, 2, 7)),
+    ],
+)
+def test_dimensions(dims: str, expected: tuple[int, ...]) -> None:
+    assert annotations.shape_of(dims, annotations.Sizes()) == expected
+
+
+def test_sizes_are_all_different_and_shared() -> None:
+    sizes = annotations.Sizes()
+    names = [f"axis{k}" for k in range(20)]
+    assert len({sizes[name] for name in names}) == 20
+    assert annotations.shape_of("axis3 axis0", sizes) == (sizes["axis3"], sizes["axis0"])
+
+
+def test_annotations_that_cannot_be_read() -> None:
+    def f(x): ...  # type: ignore[no-untyped-def]
+
+    f.__annotations__ = {"x": 'Float[Array, "b 2**b"]'}
+    with pytest.raises(example_inputs.InputsError, match="the annotation of x cannot be read"):
+        example_inputs.inputs_for(Target("m:f", f))
+
+
+def test_names_of_arguments_that_are_not_known() -> None:
+    class Odd:
+        __signature__ = "none"
+
+        def __call__(self, x: Any) -> Any: ...
+
+    with pytest.raises(example_inputs.InputsError, match="names of its arguments are not known"):
+        example_inputs.inputs_for(Target("m:f", Odd()), shapes=["x=f32[3]"])
+
+
+def test_jnp_is_used() -> None:
+    assert isinstance(example_inputs.draw("f32[2]", np.random.default_rng(0)), jnp.ndarray)

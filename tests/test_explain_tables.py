@@ -1,0 +1,266 @@
+"""Both sweeps step by step: the textbooks' numbers, sums, what is remarkable, and every format."""
+
+from __future__ import annotations
+
+import html.parser
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from test_explain_formulas import check_latex
+
+import functional_bp as bp
+from functional_bp.explain.formulas import unicode
+from functional_bp.explain.rows import ReverseRow, forward_rows, reverse_rows
+from functional_bp.explain.states import state_of
+from functional_bp.explain.tables import contents
+from functional_bp.explain.tables.latex import PACKAGES
+from functional_bp.explain.tables.text import fitted
+
+
+def product_of_sum(x: Any, y: Any, z: Any) -> Any:
+    return bp.name(x + y, "p") * z
+
+
+def neuron(w: Any, x: Any) -> Any:
+    return 1 / (1 + jnp.exp(-(w[0] * x[0] + w[1] * x[1] + w[2])))
+
+
+def network(params: Any, x: Any, y: Any) -> Any:
+    h = bp.name(jax.nn.relu(x @ params["W1"] + params["b1"]), "h")
+    with jax.named_scope("head"):
+        p = jax.nn.softmax(h @ params["W2"])
+    return -jnp.mean(jnp.sum(y * jnp.log(p), axis=-1)) + 0.1 * jnp.sum(params["W1"] ** 2)
+
+
+def explained_network() -> Any:
+    rng = np.random.default_rng(0)
+    params = {"W1": rng.normal(size=(3, 4)), "b1": np.zeros(4), "W2": rng.normal(size=(4, 2))}
+    return bp.explain(network, params, rng.normal(size=(5, 3)), np.full((5, 2), 0.5))
+
+
+def by_formula(explanation: Any) -> dict[str, ReverseRow]:
+    return {str(row.formula): row for row in reverse_rows(explanation) if row.formula}
+
+
+def numbers(row: ReverseRow) -> tuple[float, float, float]:
+    (upstream,) = row.upstream
+    return float(upstream), float(row.local), float(row.downstream)
+
+
+# The textbooks' numbers
+
+
+def test_dives_product_of_a_sum() -> None:
+    explanation = bp.explain(product_of_sum, 1.0, 3.0, -3.0)
+    ahead = [(row.formula.text(), float(row.values[0])) for row in forward_rows(explanation)]
+    assert ahead == [("x", 1), ("y", 3), ("z", -3), ("p = x + y", 4), ("result = p z", -12)]
+    rows = by_formula(explanation)
+    bar = unicode.barred("result")
+    assert numbers(rows[f"p̄ = {bar} · z"]) == (1, -3, -3)
+    assert numbers(rows[f"z̄ = {bar} · p"]) == (1, 4, 4)
+    assert numbers(rows["x̄ = p̄"]) == numbers(rows["ȳ = p̄"]) == (-3, 1, -3)
+
+
+def test_the_lectures_neuron() -> None:
+    """CS231n's sigmoid neuron: every gradient of the slide, in its order, to its two digits."""
+    explanation = bp.explain(neuron, jnp.array([2.0, -3.0, -3.0]), jnp.array([-1.0, -2.0]))
+    rows = reverse_rows(explanation)
+    scalars = [row for row in rows if row.local is not None and np.ndim(row.downstream) == 0]
+    downstream = [round(float(row.downstream), 2) for row in scalars]
+    assert downstream[:6] == [-0.53, -0.53, -0.2, 0.2, 0.2, 0.2]
+    assert [round(float(row.local), 2) for row in scalars[:5]] == [-0.53, 1, 0.37, -1, 1]
+    sums = {unicode.written(row.variable): row for row in rows if row.kind == "sum"}
+    assert np.round(sums["w̄"].downstream, 2).tolist() == [-0.2, -0.39, 0.2]
+    assert np.round(sums["x̄"].downstream, 2).tolist() == [0.39, -0.59]
+    assert len(sums["w̄"].parts) == 3
+
+
+def test_upstream_times_local_is_downstream() -> None:
+    """Wherever a local gradient is shown, for the whole of a program with many operations."""
+
+    def fun(x: Any, s: Any) -> Any:
+        a = jnp.tanh(x) * jnp.exp(s) + jnp.sqrt(jnp.abs(x)) / s
+        return jnp.max(jax.nn.relu(a) ** 3) + jnp.sum(jnp.where(x > 0, a, s) * x)
+
+    explanation = bp.explain(fun, jnp.array([0.5, -1.0, 2.0]), 1.3)
+    shown = [row for row in reverse_rows(explanation) if row.local is not None]
+    assert len(shown) > 10
+    for row in shown:
+        (upstream,) = row.upstream
+        # one rounding of float32 more or less
+        np.testing.assert_allclose(upstream * row.local, row.downstream, rtol=1e-6)
+
+
+def test_what_is_not_elementwise_has_no_local_gradient() -> None:
+    explanation = bp.explain(lambda x: jnp.sum(jnp.flip(x) * x), jnp.array([1.0, 2.0]))
+    (row,) = [r for r in reverse_rows(explanation) if r.formula and "rev(" in r.formula.text()]
+    assert row.local is None
+    large = bp.explain(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(9))
+    locals_ = [row.local for row in reverse_rows(large) if row.kind == "share"]
+    assert locals_ == [None, None]
+
+
+def test_branches_sum() -> None:
+    explanation = bp.explain(lambda x: x * x + 3 * x, 2.0)
+    rows = [row for row in reverse_rows(explanation) if unicode.written(row.variable) == "x̄"]
+    assert [row.kind for row in rows] == ["share", "share", "share", "sum"]
+    assert sum(float(part) for part in rows[-1].parts) == float(rows[-1].downstream) == 7.0
+    text = explanation.text(100)
+    assert "x̄ = 3.00 + 2.00 + 2.00" in text and text.count("x̄ += ") == 3
+    assert "branches sum" in text
+    assert "+=" not in bp.explain(jnp.sin, 1.0).text(100)
+
+
+def test_an_output_that_is_used_again_adds_its_seed() -> None:
+    def fun(x: Any) -> tuple[Any, Any]:
+        y = jnp.sin(x)
+        return y, y * y
+
+    explanation = bp.explain(fun, 0.5, cotangent=(1.0, 1.0))
+    (total,) = [row for row in reverse_rows(explanation) if row.kind == "sum"]
+    assert len(total.parts) == 3
+    assert float(sum(total.parts)) == pytest.approx(1 + 2 * np.sin(0.5), rel=1e-6)
+
+
+def test_kept_bytes_and_sources() -> None:
+    explanation = explained_network()
+    rows = {row.formula.text().split(" = ")[0]: row for row in forward_rows(explanation)}
+    assert rows["h"].kept == explanation.kept_bytes[explanation.graph["h"]] == 5 * 4 * 8
+    assert rows["h"].source.startswith("test_explain_tables.py:") and rows["h"].inside
+    assert any(row.scope == "head" for row in rows.values())
+
+
+def test_what_stays_closed_is_one_row_with_what_is_inside() -> None:
+    def fun(x: Any) -> Any:
+        y = jax.lax.scan(lambda c, t: (c * t, c), x, jnp.array([1.0, 2.0]))[0]
+        return jax.lax.while_loop(lambda v: v < 9, lambda v: v * v, y)
+
+    explanation = bp.explain(fun, 2.0, max_steps=8)
+    inside = [row.inside for row in forward_rows(explanation) if row.inside]
+    assert len(inside) == 2 and inside[0].startswith("body × 2: ") and "mul" in inside[0]
+    assert "body × ?: mul" in inside[1] and "condition" in inside[1]
+    assert "body × 2" in explanation.text(180)
+
+
+# What a reader must not overlook
+
+
+def exploding(x: Any) -> Any:
+    return jnp.exp(200 * x) * 0.0 + 1e-12 * x + 1e9 * x
+
+
+def test_states() -> None:
+    assert state_of(np.array([1.0, np.inf])) == "infinite"
+    assert state_of(np.array([1.0, np.inf, np.nan])) == "nan"
+    assert state_of(np.zeros(3), is_cotangent=True) == "zero" and state_of(np.zeros(3)) == ""
+    assert state_of(np.full(3, 1e-9), is_cotangent=True) == "vanishing"
+    assert state_of(np.full(3, 1e9), is_cotangent=True) == "exploding"
+    assert state_of(np.ones(3), is_cotangent=True) == state_of(jax.random.key(0)) == ""
+    assert state_of(np.arange(3)) == state_of(np.ones(0)) == ""
+
+
+def test_what_is_remarkable_is_said_and_coloured() -> None:
+    explanation = bp.explain(exploding, jnp.float32(3.0))
+    plain, coloured = explanation.text(140), explanation.text(140, color=True)
+    for word in ("NaN", "infinite", "exploding", "zero gradient"):
+        assert word in plain
+    assert "\x1b[" not in plain and "\x1b[1;31m" in coloured and "\x1b[1;35m" in coloured
+    assert "\x1b[33m" in coloured
+    page = explanation.table_html()
+    for state in ("nan", "infinite", "exploding", "zero"):
+        assert f'class="right {state}"' in page or f'class="left {state}"' in page
+    assert r"\textcolor{red}{NaN}" in explanation.latex() and "⚠ NaN" in explanation.markdown()
+
+
+def test_values_that_are_no_numbers() -> None:
+    def fun(key: Any, x: Any) -> Any:
+        return jnp.sum(x * jax.random.uniform(key, (3,)))
+
+    explanation = bp.explain(fun, jax.random.key(0), jnp.ones(3))
+    assert "key<fry>" in explanation.text(140) and "NaN" not in explanation.text(140)
+
+
+# Formats
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 180])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    for explanation in (explained_network(), bp.explain(neuron, jnp.ones(3), jnp.ones(2))):
+        lines = explanation.text(width).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert any(line.startswith("formula") for line in lines)
+        assert not any("…" == line.strip()[-1:] for line in lines), "nothing is cut"
+
+
+def test_columns_go_as_the_width_shrinks() -> None:
+    table = contents.tables(explained_network())[1]
+    wide, narrow = fitted(table, 240), fitted(table, 60)
+    assert [c.heading for c in wide.columns][-2:] == ["source", "note"] or len(wide.columns) == 5
+    kept = [c.heading for c in narrow.columns]
+    assert kept[0] == "formula" and "downstream" in kept and "source" not in kept
+
+
+def test_markdown_is_a_table() -> None:
+    blocks = explained_network().markdown().strip().split("\n\n")
+    assert len(blocks) == 4
+    for table in blocks[1::2]:
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(counts) == 1, "every row has the same number of cells"
+    assert r"test\_explain\_tables.py" in blocks[1]
+
+
+def test_latex_is_well_formed() -> None:
+    explanation = explained_network()
+    text = explanation.latex(standalone=True)
+    assert text.count(r"\begin{") == text.count(r"\end{")
+    for package in PACKAGES:
+        assert rf"\usepackage{{{package}}}" in text
+    rows = [line for line in explanation.latex().splitlines() if line.endswith(r"\\")]
+    assert len(rows) > 30
+    for row in rows:
+        formulas = re.findall(r"(?<!\\)\$(.*?)(?<!\\)\$", row)
+        for formula in formulas:
+            check_latex(formula)
+        outside = re.sub(r"(?<!\\)\$.*?(?<!\\)\$", "", row)
+        assert outside.isascii() and not re.search(r"(?<!\\)[%#_^~]", outside), outside
+        if not row.startswith((r"\multicolumn", r"\toprule")):
+            columns = len(re.findall(r"(?<!\\)&", outside)) + 1
+            assert columns in (6, 5)
+    assert r"$h = \mathrm{relu}\left(z\right)$" in text or r"\mathrm{relu}" in text
+
+
+class Balanced(html.parser.HTMLParser):
+    """Raises where a tag closes that is not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.open.append(tag)
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_a_fragment() -> None:
+    page = explained_network().table_html()
+    reader = Balanced()
+    reader.feed(page)
+    assert not reader.open and {"div", "style", "table", "tr", "td"} <= reader.seen
+    assert "prefers-color-scheme:dark" in page and "<body" not in page and "http" not in page
+    assert '<span class="bar">result</span>' in page and "&lt;" not in page
+    assert "&lt;lambda&gt;" in bp.explain(lambda x: x * x, 1.0).table_html()
+
+
+def test_str_is_the_table() -> None:
+    explanation = bp.explain(product_of_sum, 1.0, 3.0, -3.0)
+    assert str(explanation) == explanation.text()
+    assert str(explanation).startswith("product_of_sum: forward sweep")
