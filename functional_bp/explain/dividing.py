@@ -20,7 +20,7 @@ FEWEST, USUAL = 6, 24  # items of a part that is cut out
 EVENNESS = 0.15  # what one item more or less than usual counts, in values that pass
 CALL = 3  # operators that a call must have made to be a part
 
-Call = tuple[str, int]  # a function and the line in it that runs
+Call = tuple[str, tuple[int, ...]]  # a function, and the expression in it that runs
 Item = Scope | Node
 
 
@@ -87,9 +87,8 @@ def _stacks(items: Sequence[Item]) -> list[tuple[Call, ...]]:
 def _stack(node: Node) -> tuple[Call, ...]:
     frames = _jax.source_spans(node.equations[0].eqn)
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    outer = [(function.rpartition(".")[2], line) for file, function, line, *_ in reversed(frames)
-             if not file.startswith(package)]  # fmt: skip
-    return tuple(outer)
+    outer = [f for f in reversed(frames) if not f[0].startswith(package)]
+    return tuple((function.rpartition(".")[2], tuple(extent)) for _, function, *extent in outer)
 
 
 def _shared_depth(stacks: Sequence[tuple[Call, ...]]) -> int:

@@ -11,6 +11,8 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -180,11 +182,10 @@ class _Reader:
 
     def known(self, node: ast.expr) -> tuple[bool, Any]:
         """Whether a Python expression can be computed from what is known, and its value."""
-        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        names, code = _code(node)
         if any(n in self.values and n not in self.static for n in names):
             return False, None
         try:
-            code = compile(ast.Expression(node), "<rule>", "eval")
             return True, eval(code, {**self.outside, **self.static})
         except Exception:  # whatever it raises, it is not known
             return False, None
@@ -377,3 +378,10 @@ class _Reader:
             if isinstance(node, ast.Call | ast.BinOp | ast.Name):
                 raise
             return Verbatim(ast.unparse(node))
+
+
+@lru_cache(maxsize=4096)
+def _code(node: ast.expr) -> tuple[frozenset[str], CodeType]:
+    """The names in an expression, and the expression compiled; a rule is read many times."""
+    names = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+    return names, compile(ast.Expression(node), "<rule>", "eval")

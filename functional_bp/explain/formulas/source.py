@@ -18,7 +18,13 @@ def syntax(function: Callable[..., Any]) -> Node | None:
     if not isinstance(code, CodeType):
         return None
     linecache.checkcache(code.co_filename)
-    text = "".join(linecache.getlines(code.co_filename, getattr(function, "__globals__", None)))
+    lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))
+    return _syntax(code, tuple(lines))
+
+
+@lru_cache(maxsize=2048)
+def _syntax(code: CodeType, lines: tuple[str, ...]) -> Node | None:
+    text = "".join(lines)
     found = [n for n in _functions(text) if _first_line(n) == code.co_firstlineno]
     if code.co_name != "<lambda>":
         named = [n for n in found if isinstance(n, ast.FunctionDef) and n.name == code.co_name]

@@ -4,6 +4,6 @@
 ``document`` puts both with ``page.html``, ``page.css`` and ``page.js`` into one file.
 """
 
-from functional_bp.explain.page.document import frame, page
+from functional_bp.explain.page.document import PageError, frame, page
 
-__all__ = ["frame", "page"]
+__all__ = ["PageError", "frame", "page"]

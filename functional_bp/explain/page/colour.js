@@ -5,6 +5,23 @@ if (DATA.colours) MODES.category = "Category";
 const PALETTE = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbbbbb"];
 const CATEGORIES = [...new Set(Object.values(DATA.colours || {}))];
 
+// How the kinds of findings about gradients are shown.
+const SORT = { nan: "broken", infinite: "broken", dead: "dead", "partly dead": "dead", underflow: "weak", vanishing: "weak", exploding: "strong" };
+const KIND = new Map(DATA.signals.map(([kind, v]) => [v, kind]));
+const BADGE = { nan: "NaN", infinite: "∞" };
+
+// The gravest finding about what a card shows; of a scope, about what is made or first used in it.
+function kindOf(card) {
+  const scope = DATA.scopes[card.s];
+  if (!scope) {
+    const z = DATA.variables[card.v]?.z;
+    return KIND.get(card.v) || (z === "nan" ? "nan" : z === "inf" ? "infinite" : undefined);
+  }
+  const inside = new Set(scope.e);
+  const found = DATA.signals.find(([, v]) => inside.has(MAKER[v] < 0 ? USERS[v][0] : MAKER[v]));
+  return found?.[0];
+}
+
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 
 function bytes(count) {
@@ -87,6 +104,12 @@ function paint() {
     element.classList.remove("tinted", "zero", "nothing", "broken");
     element.querySelector(".badge")?.remove();
     if (mode === "plain") return;
+    const kind = mode === "gradient" ? kindOf(card) : undefined;
+    if (kind) {
+      const left = card.x - card.w / 2 + 2;
+      const badge = svg("text", { class: `badge ${SORT[kind]}`, x: left, y: card.y - card.h / 2 - 4 }, BADGE[kind] || kind);
+      element.append(badge);
+    }
     let part = 0, tint = TINT[mode];
     if (mode === "category") {
       if (size === undefined) return element.classList.add("nothing");
@@ -96,7 +119,6 @@ function paint() {
       if (size === "zero") return element.classList.add("zero");
       if (size === "nan" || size === "inf") {
         element.classList.add("broken");
-        element.append(svg("text", { class: "badge", x: card.x, y: card.y - card.h / 2 - 4 }, size === "nan" ? "NaN" : "∞"));
         return;
       }
       part = MOST > LEAST ? 0.06 + (0.94 * Math.log(size / LEAST)) / Math.log(MOST / LEAST) : 0.5;
@@ -122,7 +144,8 @@ function legend(mode, most, found) {
     box.innerHTML = `<b>Gradient, root mean square, log scale</b><div><div class="ramp"></div>
       <div class="ends">${ends.map((e) => `<span>${e}</span>`).join("")}</div></div><div class="keys">
       ${key('class="zero"', "zero")}${key('style="background:color-mix(in oklab, var(--background), var(--bad) 45%)"', "NaN or ∞")}
-      ${key('style="opacity:.45"', "pale: no gradient")}</div>`;
+      ${key('style="opacity:.45"', "pale: no gradient")}
+      ${[...new Set(DATA.signals.map(([kind]) => kind))].map((kind) => `<span class="sort ${SORT[kind]}">${BADGE[kind] || kind}</span>`).join("")}</div>`;
   } else if (mode === "category") {
     box.innerHTML = `<div class="keys">${CATEGORIES.map((c) =>
       key(`style="background:color-mix(in oklab, var(--background), ${hue(c)} 45%)"`, c)).join("")}</div>`;

@@ -11,7 +11,13 @@ from typing import Any
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explain.explanation import Explanation
 from functional_bp.explain.page.drawing import Drawer
-from functional_bp.explain.page.facts import equation_facts, graph_symbols, variable_facts
+from functional_bp.explain.page.facts import (
+    equation_facts,
+    first_facts,
+    graph_symbols,
+    signal_facts,
+    variable_facts,
+)
 from functional_bp.explain.pictures.contents import Contents, contents
 from functional_bp.explain.pictures.svg import spans
 from functional_bp.explain.pictures.theme import DARK, LIGHT
@@ -115,6 +121,7 @@ def _data(
     drawer = Drawer(explanation, shown, number, scope_number, counts)
     seen = views(root, shown)
     known = graph_symbols(explanation)
+    first = first_facts(explanation)
     lines = {v: spans(line, NAME_SIZE) for v, line in shown.names.items()}
     equations = [equation_facts(explanation, e, number, known) for e in graph]
     for equation, facts in zip(graph, equations):
@@ -137,6 +144,8 @@ def _data(
             }
             for scope in every
         ],
+        **({"first": first} if first else {}),
+        "signals": signal_facts(explanation, number),
         **({"colours": _categories(explanation, every, colours)} if colours else {}),
     }
 

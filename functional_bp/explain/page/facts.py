@@ -16,6 +16,7 @@ from functional_bp.explain.numbers import Summary, format_number, format_value, 
 from functional_bp.graph.parts import Equation, Variable
 
 MOST_IN_FULL = 64  # entries of an array that the page holds itself
+BARS = 25  # of a histogram
 
 
 def variable_facts(explanation: Explanation, variable: Variable, name: str) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def variable_facts(explanation: Explanation, variable: Variable, name: str) -> d
 
 
 def array_facts(array: Any) -> list[Any]:
-    """Text, and what there is beside: entries of a small array, least and greatest of a large."""
+    """Text, and what there is beside: entries of a small array, of a large one its distribution."""
     text = format_value(array)
     host = _numbers(array)
     if host is None or host.ndim == 0:
@@ -50,7 +51,24 @@ def array_facts(array: Any) -> list[Any]:
     if host.size <= MOST_IN_FULL:
         return [text, [_entry(x) for x in host.reshape(-1)], list(host.shape)]
     summary = summarize(host)
-    return [text, _described(summary)]
+    return [text, _described(summary), *histogram(host, summary)]
+
+
+def histogram(array: np.ndarray, summary: Summary) -> list[str]:
+    """How the finite entries lie between the least and the greatest: one digit for each bar.
+
+    >>> x = np.array([0.0, 0.0, 0.0, 1.0])
+    >>> histogram(x, summarize(x))
+    ['9000000000000000000000003']
+    """
+    if not summary.greatest > summary.least or not np.isfinite(summary.greatest - summary.least):
+        return []
+    plain = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
+    plain = plain[np.isfinite(plain)]
+    place = (plain - summary.least) / (summary.greatest - summary.least)
+    counts = np.bincount(np.minimum((BARS * place).astype(int), BARS - 1).ravel(), minlength=BARS)
+    heights = np.ceil(9 * counts / counts.max()).astype(int)  # what is there is seen
+    return ["".join(map(str, heights))]
 
 
 def size_of(array: Any) -> float | str:
@@ -98,6 +116,36 @@ def equation_facts(
     if rule.rule is None or rule.kind not in ("pullback", "joint"):
         facts["r"] = rule.kind
     return facts
+
+
+def first_facts(explanation: Explanation) -> dict[str, Any] | None:
+    """The first NaN or infinity: the equation, or the loop that holds it, the entry, the cause."""
+    found = explanation.first_nonfinite()
+    if found is None:
+        return None
+    equation = found.inside[0].equation if found.inside else found.equation
+    rows = {
+        "in": found.formula,
+        "inside": "; ".join(map(str, found.inside)),
+        "rule": found.rule,
+        "upstream": ", ".join(map(str, found.upstream)),
+        "kept": ", ".join(map(str, found.kept)),
+        "operands": ", ".join(map(str, found.operands)),
+        "line": found.line,
+    }
+    return {
+        "e": -1 if equation is None else equation.index,
+        "what": "value" if found.direction == "forward" else "gradient",
+        "entry": str(found.entry),
+        "rows": {label: text for label, text in rows.items() if text},
+        "cause": found.cause,
+        "advice": found.advice,
+    }
+
+
+def signal_facts(explanation: Explanation, number: Mapping[Variable, int]) -> list[list[Any]]:
+    """What is notable about gradients: kind, variable, message and line."""
+    return [[s.kind, number[s.variable], s.message, s.line] for s in explanation.signals()]
 
 
 def graph_symbols(explanation: Explanation) -> Any:

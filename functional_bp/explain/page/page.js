@@ -150,19 +150,26 @@ const INDEX = [
   ...DATA.equations.map((q, i) => [`${q.y.map((v) => DATA.variables[v].n).join(", ")} = ${q.o}`, `e${i}`, q.s || q.w || ""]),
 ];
 
-function find(word) {
-  const wanted = word.trim().toLowerCase(), found = [];
+// The words of a name: those of "params['blocks'][7].up" are params, blocks, 7, up.
+const wordsOf = (name) => name.toLowerCase().split(/[\s'"[\]./]+/).filter(Boolean);
+
+function find(text) {
+  const wanted = text.trim().toLowerCase(), words = wordsOf(text), found = [];
   if (wanted) {
     for (const entry of INDEX) {
-      const at = entry[0].toLowerCase().indexOf(wanted);
-      if (at >= 0) found.push([at + entry[0].length / 100, entry]);
+      const name = entry[0].toLowerCase(), at = name.indexOf(wanted);
+      if (at >= 0) found.push([at + name.length / 100, entry]);
+      else if (words.length > 1 && words.every((word) => wordsOf(name).some((has) => has.startsWith(word)))) {
+        found.push([1000 + name.length / 100, entry]);
+      }
     }
   }
   found.sort((a, b) => a[0] - b[0]);
   const list = $("found");
   list.innerHTML = found.slice(0, 30).map(([, [name, target, what]], i) =>
     `<li role="option" data-go="${target}" aria-selected="${i === 0}"><b>${escaped(name)}</b><span>${escaped(what)}</span></li>`).join("");
-  list.hidden = !found.length;
+  if (wanted && !found.length) list.innerHTML = '<li aria-disabled="true"><span>nothing of that name</span></li>';
+  list.hidden = !wanted;
 }
 
 function closeSearch() {
@@ -179,7 +186,7 @@ $("search").addEventListener("keydown", (event) => {
     options.forEach((o) => (o.ariaSelected = String(o === next)));
     next?.scrollIntoView({ block: "nearest" });
     event.preventDefault();
-  } else if (event.key === "Enter" && options[now]) {
+  } else if (event.key === "Enter" && options[now]?.dataset.go) {
     go(options[now].dataset.go);
     closeSearch();
     event.target.blur();

@@ -17,7 +17,7 @@ function mathematics(markup) {
 const called = (variable) => (variable.m ? mathematics(variable.m) : escaped(variable.n));
 
 function entries(facts) {
-  if (!Array.isArray(facts[1])) return facts[1] ? `<div class="quiet">${escaped(facts[1])}</div>` : "";
+  if (!Array.isArray(facts[1])) return (facts[1] ? `<div class="quiet">${escaped(facts[1])}</div>` : "") + histogram(facts[2]);
   const [, cells, shape] = facts;
   if (shape.length === 1 && cells.length <= 4) return "";
   const width = shape.length ? shape[shape.length - 1] : 1;
@@ -28,12 +28,19 @@ function entries(facts) {
   return `<div class="entries"><table>${rows}</table></div>`;
 }
 
+// How entries lie between the least and the greatest: a string with a digit for each bar.
+function histogram(digits) {
+  if (!digits) return "";
+  const bars = [...digits].map((d, i) => (d > 0 ? `<rect x="${i * 8}" y="${27 - 3 * d}" width="7" height="${3 * d}"/>` : "")).join("");
+  return `<svg class="histogram" preserveAspectRatio="none" viewBox="0 0 ${8 * digits.length - 1} 28" role="img" aria-label="histogram">${bars}<path d="M0,27.5h${8 * digits.length - 1}"/></svg>`;
+}
+
 function amounts(variable) {
   let text = "";
-  if (variable.v) text += `<h3 class="value">Value</h3><div class="number">${escaped(variable.v[0])}</div>${entries(variable.v)}`;
-  if (variable.g) text += `<h3 class="gradient">Gradient</h3><div class="number">${escaped(variable.g[0])}</div>${entries(variable.g)}`;
+  if (variable.v) text += `<h3 class="value">Value</h3><div class="number">${escaped(variable.v[0])}</div><div class="value">${entries(variable.v)}</div>`;
+  if (variable.g) text += `<h3 class="gradient">Gradient</h3><div class="number">${escaped(variable.g[0])}</div><div class="gradient">${entries(variable.g)}</div>`;
   else if (variable.v) text += `<h3 class="gradient">Gradient</h3><div class="quiet">none: no path leads from here to the output</div>`;
-  return text;
+  return text + notable(DATA.variables.indexOf(variable));
 }
 
 const USERS = DATA.variables.map(() => []), MAKER = DATA.variables.map(() => -1);
@@ -95,6 +102,30 @@ function aboutVariable(v) {
   return `<h2>${called(variable)}</h2><p class="kind">${path}${escaped(variable.t)} · ${kind}</p>${amounts(variable)}${usesOf(v)}${kept}`;
 }
 
+// The first NaN or infinity, with what made it.
+function aboutFirst() {
+  const first = DATA.first;
+  if (!first) return "";
+  const rows = Object.entries(first.rows).map(([k, v]) => `<dt>${k}</dt><dd>${escaped(v)}</dd>`).join("");
+  const entry = first.e < 0 ? escaped(first.entry) : link(`e${first.e}`, escaped(first.entry));
+  return `<section class="alarm"><h3>The first ${first.what} that is not finite</h3><div class="number">${entry}</div>
+    <p>${escaped(first.cause)}</p><dl>${rows}</dl>${first.advice ? `<p class="quiet">${escaped(first.advice)}</p>` : ""}</section>`;
+}
+
+// What is notable about gradients: in the whole graph, or in a scope.
+function aboutSignals(s) {
+  const inside = new Set(DATA.scopes[s].e);
+  const found = DATA.signals.filter(([, v]) => s === 0 || inside.has(MAKER[v]) || USERS[v].some((e) => inside.has(e)));
+  if (!found.length) return "";
+  const rows = found.slice(0, 8).map(([kind, v, message]) =>
+    `<li><i class="sort ${SORT[kind]}">${escaped(BADGE[kind] || kind)}</i><span>${link(`v${v}`, called(DATA.variables[v]))} <span class="quiet">${escaped(message)}</span></span></li>`);
+  const more = found.length > 8 ? `<li class="quiet">and ${found.length - 8} more</li>` : "";
+  return `<h3>Notable</h3><ul class="signals">${rows.join("")}${more}</ul>`;
+}
+
+const notable = (v) => DATA.signals.filter(([, of]) => of === v).map(([kind, , message, line]) =>
+  `<p class="notable"><i class="sort ${SORT[kind]}">${escaped(BADGE[kind] || kind)}</i> ${escaped(message)}${line ? ` <span class="code">${escaped(line)}</span>` : ""}</p>`).join("");
+
 function aboutScope(s) {
   const scope = DATA.scopes[s], whole = DATA.scopes[0];
   const counts = new Map();
@@ -104,7 +135,7 @@ function aboutScope(s) {
     `<dd>${shown}${s && all ? ` <span class="quiet">${((100 * part) / all).toFixed(1)} %</span>` : ""}<div class="meter"><i style="width:${all ? (100 * part) / all : 0}%"></i></div></dd>`;
   const size = scope.size === undefined ? "none" : typeof scope.size === "number" ? `at most ${number(scope.size)} <span class="quiet">(root mean square)</span>` : { zero: "zero", nan: "NaN", inf: "infinite" }[scope.size];
   return `<h2 class="words">${escaped(scope.n || DATA.title)}</h2>
-    <p class="kind">${[scope.note, s ? scope.p : DATA.scopes.length > 1 && `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>
+    <p class="kind">${[scope.note, s ? scope.p : DATA.scopes.length > 1 && `${DATA.scopes.length - 1} scopes`].filter(Boolean).map(escaped).join(" · ")}</p>${s ? "" : aboutFirst()}${aboutSignals(s)}
     <h3>In it</h3><dl><dt>Equations</dt>${share(scope.e.length, whole.e.length, scope.e.length)}
     <dt>Kept</dt>${share(scope.kept, whole.kept, bytes(scope.kept))}
     <dt>Flops</dt>${share(scope.flops, whole.flops, amount(scope.flops))}<dt>Gradients</dt><dd>${size}</dd></dl>

@@ -132,10 +132,11 @@ function place(next) {
 
 function fitted(view) {
   const { width, height } = picture.getBoundingClientRect();
-  const k = Math.min(1.5, (width - 56) / view.w, (height - 48) / view.h);
-  if (k >= 0.5) return { k, x: (width - k * view.w) / 2, y: (height - k * view.h) / 2 };
-  const near = Math.max(k, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
-  return { k: near, x: (width - near * view.w) / 2, y: 28 }; // the beginning, large enough to read
+  const whole = Math.min((width - 56) / view.w, (height - 48) / view.h);
+  const k = whole >= 0.42 ? Math.min(1.5, whole) : Math.max(whole, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
+  // what is too large to be read as a whole is shown from its beginning
+  const at = (room, size, edge) => (k * size <= room - edge + 1 ? (room - k * size) / 2 : edge / 2);
+  return { k, x: at(width, view.w, 56), y: at(height, view.h, 48) };
 }
 
 function fly(to, done, fade) {
