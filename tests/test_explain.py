@@ -92,6 +92,14 @@ def test_shares_sum_to_the_cotangent(case: str) -> None:
     assert set(explanation.values) == set(graph.variables)
 
 
+@pytest.mark.parametrize("case", ["network", "branching"])
+def test_what_is_kept_is_what_the_pullback_holds(case: str) -> None:
+    fun = lambda W, x: FUNCTIONS[case](bp.name, W, x)  # noqa: E731
+    _, pullback = bp.vjp(fun, W, X)
+    held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pullback)}  # one array may serve two
+    assert sum(bp.explain(fun, W, X).kept_bytes.values()) == sum(held.values()) > 0
+
+
 def test_textbook_numbers() -> None:
     def neuron(w: Any, x: Any) -> Any:
         return 1.0 / (1.0 + jnp.exp(-(w[0] * x[0] + w[1] * x[1] + w[2])))
