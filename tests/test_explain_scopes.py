@@ -148,3 +148,25 @@ def test_outputs_stand_at_the_top():
     _, root, found = seen(tower, *ARGUMENTS[tower])
     ends = [end for view in found.values() for end in view.ends if isinstance(end, Output)]
     assert ends == [end for end in found[root].ends if isinstance(end, Output)] and len(ends) == 1
+
+
+def cell(h, x):
+    return jnp.tanh(h * x) + jnp.sin(x) * h
+
+
+def unrolled(h, xs):
+    for t in range(16):
+        h = cell(h, xs[t])
+    return jnp.sum(h) + xs[0, 0]
+
+
+def test_a_slice_that_one_call_alone_is_given_belongs_to_the_call():
+    _, root, found = seen(unrolled, np.ones(2), np.ones((16, 2)))
+    cells = [item for item in root.items if isinstance(item, Scope)]
+    assert len(cells) == 16 and all(scope.name.startswith("cell") for scope in cells)
+    for scope in cells:
+        assert sum(n.equations[0].operation == "slice" for n in scope.operators) == 1
+    # the slice that the loss takes is of no call
+    assert any(n.equations[0].operation == "slice" for n in root.items if isinstance(n, Node))
+    inputs = [end for end in found[root].ends if isinstance(end, Node) and end.kind == "leaf"]
+    assert [str(node.variable) for node in inputs] == ["xs"]  # h is used in the first call alone

@@ -1,6 +1,7 @@
 """Large scopes in parts that can be looked at: by the functions called, or where few values pass.
 
-1. Equations that one call of a person's Python function made are a part, under its name.
+1. Equations that one call of a person's Python function made are a part, under its name; slices
+   that it alone is given (``step(h, xs[t])``) belong to it.
 2. What is still too much is cut, in the order of execution, where the fewest values pass from one
    part to the next: in a network, between its blocks.
 """
@@ -15,10 +16,12 @@ from itertools import accumulate
 from functional_bp import _jax
 from functional_bp.explain.pictures.contents import Contents, Node
 from functional_bp.explain.scopes import Scope
+from functional_bp.graph.parts import Variable
 
 FEWEST, USUAL = 6, 24  # items of a part that is cut out
 EVENNESS = 0.15  # what one item more or less than usual counts, in values that pass
 CALL = 3  # operators that a call must have made to be a part
+SLICES = frozenset({"slice", "dynamic_slice", "squeeze", "gather"})
 
 Call = tuple[str, tuple[int, ...]]  # a function, and the expression in it that runs
 Item = Scope | Node
@@ -43,6 +46,7 @@ def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
                 scope.items += items[start:stop]
             else:
                 _enclose(scope, items[start:stop], function, _lines(items[start:stop]))
+        _give_slices(scope, shown)
         for inner in scope.items:
             if isinstance(inner, Scope) and inner.divided:
                 _divide(inner, shown, most, depth + 1)
@@ -62,6 +66,31 @@ def _enclose(scope: Scope, items: Sequence[Item], name: str, lines: str) -> Scop
         if isinstance(item, Scope):
             _move(item, part)
     return part
+
+
+def _give_slices(scope: Scope, shown: Contents) -> None:
+    """Put slices without a name, of which one part alone makes use, in that part."""
+    part_of = {
+        node: item
+        for item in scope.items
+        if isinstance(item, Scope) and item.divided
+        for node in item.operators
+    }
+    made: dict[Node, list[Variable]] = {}
+    for variable, node in shown.maker.items():
+        made.setdefault(node, []).append(variable)
+    ends = {output.variable for output in shown.outputs}
+    for item in reversed(scope.items):
+        if not isinstance(item, Node) or item.equations[0].operation not in SLICES:
+            continue
+        variables = made.get(item, [])
+        users = {part_of.get(use.head) for v in variables for use in shown.uses.get(v, ())}
+        user = users.pop() if len(users) == 1 else None
+        if user is None or any(v in ends or v in shown.names for v in variables):
+            continue
+        user.items.insert(0, item)
+        part_of[item] = user
+    scope.items = [item for item in scope.items if item not in part_of]
 
 
 def _move(scope: Scope, parent: Scope) -> None:

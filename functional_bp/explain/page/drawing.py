@@ -8,9 +8,9 @@ from typing import Any
 
 from functional_bp.explain.explanation import Explanation
 from functional_bp.explain.numbers import format_value
-from functional_bp.explain.pictures.boxes import Box, Placed, Point, Wire
+from functional_bp.explain.page.arranging import Arranged, arranged
+from functional_bp.explain.pictures.boxes import Box
 from functional_bp.explain.pictures.contents import Contents, Node, Output
-from functional_bp.explain.pictures.layout import layout
 from functional_bp.explain.pictures.svg import path_data, spans
 from functional_bp.explain.pictures.typeset import Line, Run, measure, roman
 from functional_bp.explain.scopes import End, Scope, Stub, View
@@ -21,7 +21,6 @@ ROW, PAD, SIDE = 15.0, 10.0, 9.0
 NARROWEST = 36.0  # of a cell with a sign
 GRID = 6.0  # widths are multiples of it, so that scopes alike have one layout
 MANY_USES = 5  # of an argument that stands at the left, beside the rest
-COLUMN, FAN, BETWEEN = 34.0, 9.0, 18.0  # room for its wires, and between such arguments
 BOLD = 1.1  # how much wider the bold letters of a scope are
 
 
@@ -38,7 +37,7 @@ class Drawer:
     ) -> None:
         self.explanation, self.shown = explanation, shown
         self.number, self.scope_number, self.counts = number, scope_number, counts
-        self.known: dict[Any, Placed] = {}
+        self.known: dict[Any, Arranged] = {}
         self.made: dict[Node, list[Variable]] = {}
         for variable, node in shown.maker.items():
             self.made.setdefault(node, []).append(variable)
@@ -54,7 +53,7 @@ class Drawer:
         place = {end: i for i, end in enumerate(view.ends)}
         joins = [(place[tail], place[head]) for tail, head in view.wires]
         shared = _shared(view.ends, joins)
-        placed = self._placed(cards, joins, shared)
+        placed, frames = self._arranged(cards, joins, shared)
         for i, card in enumerate(cards):
             x, y = placed.centers[i]
             card["x"], card["y"] = round(x, 1), round(y, 1)
@@ -66,15 +65,16 @@ class Drawer:
         for wire in wires:
             if wire["a"] in shared:
                 wire["far"] = 1
-        return {"w": placed.width, "h": placed.height, "cards": cards, "wires": wires}
+        size = {"w": placed.width, "h": placed.height}
+        return {**size, "cards": cards, "wires": wires, **({"frames": frames} if frames else {})}
 
-    def _placed(
+    def _arranged(
         self, cards: list[dict[str, Any]], joins: list[tuple[int, int]], shared: list[int]
-    ) -> Placed:
+    ) -> Arranged:
         key = (tuple((card["w"], card["h"]) for card in cards), tuple(joins), tuple(shared))
         if key not in self.known:
             boxes = [Box(i, card["w"], card["h"]) for i, card in enumerate(cards)]
-            self.known[key] = _arranged(boxes, joins, shared)
+            self.known[key] = arranged(boxes, joins, shared)
         return self.known[key]
 
     def _card(self, end: End, leaving: list[Variable]) -> dict[str, Any]:
@@ -84,8 +84,7 @@ class Drawer:
                 return self._scope(end, leaving)
             case Stub():
                 name = self.shown.names.get(end.variable, ())
-                where = "from" if end.side == "in" else "to"
-                caption = f"{where} {self._called(end.elsewhere)}"
+                caption = self._where(end)
                 return self._sized("stub", name, self._lines(end.variable),
                                    roman(caption), v=self.number[end.variable], side=end.side,
                                    go=self._target(end.elsewhere))  # fmt: skip
@@ -163,6 +162,12 @@ class Drawer:
                                     "" if bar is None else format_value(bar))  # fmt: skip
         return self.texts[variable]
 
+    def _where(self, stub: Stub) -> str:
+        """Where a value comes from or goes to: "from block_1", "argument"."""
+        if isinstance(stub.elsewhere, Node) and stub.elsewhere.kind == "leaf":
+            return "argument" if stub.variable.kind == "input" else "constant"
+        return f"{'from' if stub.side == 'in' else 'to'} {self._called(stub.elsewhere)}"
+
     def _called(self, end: Scope | Node | Output) -> str:
         plain: Callable[[Line], str] = lambda line: "".join(run.text for run in line)  # noqa: E731
         if isinstance(end, Scope):
@@ -178,49 +183,6 @@ def _shared(ends: list[End], joins: list[tuple[int, int]]) -> list[int]:
     uses = Counter(tail for tail, _ in joins)
     kinds = (isinstance(e, Stub) or isinstance(e, Node) and e.kind == "leaf" for e in ends)
     return [i for i, is_given in enumerate(kinds) if is_given and uses[i] >= MANY_USES]
-
-
-def _arranged(boxes: list[Box], joins: list[tuple[int, int]], shared: list[int]) -> Placed:
-    """The layout: what is shared at the left of the rest, with wires that bend to the left sides.
-
-    Wires to all places that use a weight would pull the rest apart.
-    """
-    wires = [Wire(i, a, b) for i, (a, b) in enumerate(joins) if a not in shared]
-    rest = [box for box in boxes if box.key not in shared]
-    placed = layout(rest, wires, "down")
-    if not shared:
-        return placed
-    left = max(boxes[i].width for i in shared) + COLUMN + FAN * len(shared)
-    centers: dict[Any, Point] = {key: (x + left, y) for key, (x, y) in placed.centers.items()}
-    routes = {k: [(x + left, y) for x, y in route] for k, route in placed.routes.items()}
-    y = 0.0
-    for place, i in enumerate(shared):
-        box = boxes[i]
-        centers[i] = (box.width / 2, y + box.height / 2)
-        y += box.height + BETWEEN
-        for wire, (a, b) in enumerate(joins):
-            if a == i:
-                offset = 5.0 * (place - (len(shared) - 1) / 2)
-                end = (centers[b][0] - boxes[b].width / 2, centers[b][1] + offset)
-                routes[wire] = _bent((box.width, centers[i][1]), end, left - FAN * (place + 1))
-    height = max(placed.height, y - BETWEEN)
-    return Placed(centers, routes, {}, placed.width + left, height)
-
-
-def _bent(start: Point, end: Point, x: float) -> list[Point]:
-    """From a right side to a left side, level at both, down along ``x``."""
-    (x0, y0), (x1, y1) = start, end
-    bend = min(24.0, abs(y1 - y0) / 2)
-    down = bend if y1 > y0 else -bend
-    x = max(x, x0 + 4)
-    turn = min(24.0, max(x - x0, 4.0))
-    return [
-        (x0, y0), (x - turn, y0), (x - turn, y0), (x - turn, y0),
-        (x, y0), (x, y0), (x, y0 + down),
-        (x, y0 + down), (x, y1 - down), (x, y1 - down),
-        (x, y1), (x, y1), (x + turn, y1),
-        (x + turn, y1), (x1, y1), (x1, y1),
-    ]  # fmt: skip
 
 
 def _up(width: float) -> float:

@@ -115,6 +115,9 @@ function drawView(view) {
     wires.append(svg("path", { class: "reach", d: wire.d, "data-wire": index }));
     wires.append(svg("path", { class: `wire${many}`, d: wire.d }));
   });
+  for (const [x, y, width, height] of view.frames || []) {
+    cards.append(svg("rect", { class: "frame", x, y, width, height, rx: 10 }));
+  }
   view.cards.forEach((card, index) => cards.append(drawCard(card, index)));
   world.append(wires, cards);
 }
@@ -133,7 +136,8 @@ function place(next) {
 function fitted(view) {
   const { width, height } = picture.getBoundingClientRect();
   const whole = Math.min((width - 56) / view.w, (height - 48) / view.h);
-  const k = whole >= 0.42 ? Math.min(1.5, whole) : Math.max(whole, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
+  const wide = view.w * (height - 48) > view.h * (width - 56);
+  const k = whole >= (wide ? 0.28 : 0.42) ? Math.min(1.5, whole) : Math.max(whole, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
   // what is too large to be read as a whole is shown from its beginning
   const at = (room, size, edge) => (k * size <= room - edge + 1 ? (room - k * size) / 2 : edge / 2);
   return { k, x: at(width, view.w, 56), y: at(height, view.h, 48) };
