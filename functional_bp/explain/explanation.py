@@ -86,7 +86,12 @@ class Explanation:
 
     @cached_property
     def kept_bytes(self) -> Mapping[Variable, int]:
-        """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable."""
+        """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
+
+        That of the flat graph: a value inside ``jax.checkpoint`` counts as kept, though ``bp.grad``
+        computes it again; what an operation that stays closed (a loop, a ``custom_jvp``) keeps
+        inside, its operands included, is no variable of the graph and does not count.
+        """
         plan = plan_of(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
         kept = [self.graph.of_var[v] for v in plan.keep if v in self.graph.of_var]
         return {v: v.bytes for v in kept}
