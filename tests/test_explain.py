@@ -92,9 +92,22 @@ def test_shares_sum_to_the_cotangent(case: str) -> None:
     assert set(explanation.values) == set(graph.variables)
 
 
-@pytest.mark.parametrize("case", ["network", "branching"])
+def looping(mark: Mark, W: Any, x: Any) -> Any:
+    return jnp.sum(lax.scan(lambda h, t: (jnp.tanh(W[:, 0] * h + t), h), W[:, 1], x)[1])
+
+
+def closed(mark: Mark, W: Any, x: Any) -> Any:
+    h = jax.nn.gelu(jax.nn.relu(W) * jnp.maximum(W, 0.1))
+    return jnp.sum(jnp.sort(jax.nn.silu(h), axis=0) * W)
+
+
+KEEPING = {**FUNCTIONS, "looping": looping, "closed": closed}
+
+
+@pytest.mark.parametrize("case", ["network", "branching", "looping", "closed"])
 def test_what_is_kept_is_what_the_pullback_holds(case: str) -> None:
-    fun = lambda W, x: FUNCTIONS[case](bp.name, W, x)  # noqa: E731
+    """What loops and closed operations keep inside is counted too."""
+    fun = lambda W, x: KEEPING[case](bp.name, W, x)  # noqa: E731
     _, pullback = bp.vjp(fun, W, X)
     held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pullback)}  # one array may serve two
     assert sum(bp.explain(fun, W, X).kept_bytes.values()) == sum(held.values()) > 0

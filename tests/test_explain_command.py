@@ -154,7 +154,7 @@ def test_cotangents(call: Call, batch: dict[str, np.ndarray]) -> None:
     h = np.tanh(batch["params/W"] @ batch["x"])
     shown = re.findall(r"[−\d.]+\d", lines[0][-1])
     bars = [float(number.replace("−", "-")) for number in shown]
-    np.testing.assert_allclose(bars, 2 * h / 3, atol=0.005)
+    np.testing.assert_allclose(bars, 2 * h / 3, atol=0.005)  # two decimals are printed
     assert "f64[3,4]" in out
 
 

@@ -165,7 +165,7 @@ def test_the_check_of_latex_can_fail(text: str) -> None:
 
 def test_mathtext_reads_the_formulas() -> None:
     """matplotlib's reader of TeX takes every formula without words and cases."""
-    mathtext = pytest.importorskip("matplotlib.mathtext")
+    mathtext = pytest.importorskip("matplotlib.mathtext", reason="of the extra pictures")
     parser = mathtext.MathTextParser("path")
     read_ = 0
     for rule in RULES:

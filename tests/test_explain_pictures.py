@@ -128,7 +128,7 @@ def test_svg_holds_names_that_xml_would_misread() -> None:
 
 
 def test_png_has_the_size_of_the_picture(models: dict[str, bp.Explanation], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="of the extra pictures")
     scene = scene_of(models["neuron"])
     for theme, page in (("light", 255), ("dark", 13)):
         path = tmp_path / f"{theme}.png"
@@ -148,7 +148,7 @@ def test_png_has_the_size_of_the_picture(models: dict[str, bp.Explanation], tmp_
 def test_pdf_has_one_page_of_the_right_size(
     models: dict[str, bp.Explanation], tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="of the extra pictures")
     path = tmp_path / "neuron.pdf"
     models["neuron"].save(path, style="d2l")
     scene, data = scene_of(models["neuron"], "d2l"), path.read_bytes()
@@ -159,7 +159,7 @@ def test_pdf_has_one_page_of_the_right_size(
 def test_drawing_leaves_matplotlib_as_it_was(
     models: dict[str, bp.Explanation], tmp_path: Path
 ) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib", reason="of the extra pictures")
     before = dict(matplotlib.rcParams)
     models["neuron"].save(tmp_path / "neuron.png")
     assert dict(matplotlib.rcParams) == before

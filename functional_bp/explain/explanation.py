@@ -15,7 +15,7 @@ from functional_bp import _jax
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
 from functional_bp.explain.lookup import lookup
 from functional_bp.explain.seeds import seeds_of
-from functional_bp.explain.sweeps import Sweeps, flatten_taken, plan_of, sweep
+from functional_bp.explain.sweeps import Sweeps, flatten_taken, kept_bytes, sweep
 from functional_bp.graph import names
 from functional_bp.graph.parts import Equation, Variable
 from functional_bp.graph.trace import trace
@@ -88,13 +88,11 @@ class Explanation:
     def kept_bytes(self) -> Mapping[Variable, int]:
         """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
 
-        That of the flat graph: a value inside ``jax.checkpoint`` counts as kept, though ``bp.grad``
-        computes it again; what an operation that stays closed (a loop, a ``custom_jvp``) keeps
-        inside, its operands included, is no variable of the graph and does not count.
+        What an operation that stays closed keeps inside (a loop, of all its steps) counts at its
+        first output. A value inside ``jax.checkpoint`` counts as kept, though ``bp.grad`` computes
+        it again: the flat graph has opened the checkpoint.
         """
-        plan = plan_of(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
-        kept = [self.graph.of_var[v] for v in plan.keep if v in self.graph.of_var]
-        return {v: v.bytes for v in kept}
+        return kept_bytes(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
 
     def share(self, equation: Equation, operand: int) -> Any:
         """What one use of a variable adds to its cotangent; None where it adds nothing."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import JaxprEqn
 
 from functional_bp import backprop
 from functional_bp.graph.inline import inlined, opened_jaxpr
@@ -110,19 +111,62 @@ def sweep(
 
 
 def plan_of(
-    flat: Graph, seeded: Sequence[bool], max_steps: int | None = None, keep_all: bool = False
+    flat: Graph,
+    seeded: Sequence[bool],
+    max_steps: int | None = None,
+    *,
+    keep_all: bool = False,
+    constants: bool = True,
 ) -> Plan:
-    """The plan of both sweeps, constants (as further inputs) and inputs active."""
+    """The plan of both sweeps, inputs active, and constants (as further inputs) if ``constants``."""
     jaxpr = opened_jaxpr(flat)
+    first = 0 if constants else len(flat.consts)
     every = (*jaxpr.invars, *(v for e in flat for v in e.eqn.outvars))
     return plan_once(
         jaxpr,
-        tuple(has_tangent(v.aval) for v in jaxpr.invars),
+        tuple(i >= first and has_tangent(v.aval) for i, v in enumerate(jaxpr.invars)),
         tuple(seeded),
         (True,) * len(jaxpr.outvars),
         Options(max_steps=max_steps),
         also=every if keep_all else (),
     )
+
+
+def kept_bytes(
+    flat: Graph, seeded: Sequence[bool], max_steps: int | None = None
+) -> dict[Variable, int]:
+    """The bytes that the reverse sweep to the inputs needs from the forward sweep, by variable.
+
+    What an operation keeps beside variables (a loop its steps', a ``max`` who won) counts at its
+    first output.
+    """
+    plan = plan_of(flat, seeded, max_steps, constants=False)
+    variables = {flat.of_var[v]: flat.of_var[v].bytes for v in plan.keep if v in flat.of_var}
+    if all(v in flat.of_var for v in plan.keep) and not any(s.structure for s in plan.steps):
+        return variables
+    every = plan_of(flat, seeded, max_steps, keep_all=True, constants=False)
+    held: dict[JaxprEqn, dict[int, int]] = {}  # by equation: the bytes of each array, by identity
+
+    def run(*inputs: Any) -> None:
+        kept, residuals = backprop.forward(every, (), inputs)[1]
+        of_array = {id(x): flat.of_var[v] for v, x in zip(every.keep, kept) if v in flat.of_var}
+        beside = [(v.eqn, x) for v, x in zip(every.keep, kept) if v not in flat.of_var]
+        closed = [e for e in every.live if e in every.augmented and every.augmented[e].structure]
+        for eqn, tree in [*beside, *zip(closed, residuals, strict=True)]:
+            for array in jax.tree.leaves(tree):
+                variable, aval = of_array.get(id(array)), jax.typeof(array)
+                if variable is not None:
+                    variables[variable] = variable.bytes
+                elif hasattr(aval.dtype, "itemsize"):
+                    held.setdefault(eqn, {})[id(array)] = aval.size * aval.dtype.itemsize
+
+    jax.eval_shape(
+        run, *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in every.jaxpr.invars)
+    )
+    for eqn, sizes in held.items():
+        first = flat.of_var[eqn.outvars[0]]
+        variables[first] = variables.get(first, 0) + sum(sizes.values())
+    return variables
 
 
 def _quickest(run: Callable[..., Any], flat: Graph) -> Callable[..., Any]:
