@@ -118,7 +118,7 @@ def plan_of(
     keep_all: bool = False,
     constants: bool = True,
 ) -> Plan:
-    """The plan of both sweeps, inputs active, and constants (as further inputs) if ``constants``."""
+    """The plan of both sweeps, the inputs active, and constants where ``constants`` says so."""
     jaxpr = opened_jaxpr(flat)
     first = 0 if constants else len(flat.consts)
     every = (*jaxpr.invars, *(v for e in flat for v in e.eqn.outvars))
@@ -154,8 +154,8 @@ def kept_bytes(
         closed = [e for e in every.live if e in every.augmented and every.augmented[e].structure]
         for eqn, tree in [*beside, *zip(closed, residuals, strict=True)]:
             for array in jax.tree.leaves(tree):
-                variable, aval = of_array.get(id(array)), jax.typeof(array)
-                if variable is not None:
+                aval: Any = jax.typeof(array)
+                if (variable := of_array.get(id(array))) is not None:
                     variables[variable] = variable.bytes
                 elif hasattr(aval.dtype, "itemsize"):
                     held.setdefault(eqn, {})[id(array)] = aval.size * aval.dtype.itemsize
