@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
 
 import functional_bp as bp
 from functional_bp import cli
@@ -29,7 +30,7 @@ def parts(text: str) -> dict[str, str]:
 
 def own_page() -> str:
     """The page of the rules of the package; a test may have declared others."""
-    return page.page(rule for rule in RULES if facts.short_path(rule.file).startswith("functional"))
+    return page.page(RULES)
 
 
 def made_with(text: str) -> str:
@@ -111,6 +112,11 @@ def test_references_are_read_from_the_derivation() -> None:
     made = Rule(lax.sin_p, "pullback", why="sin′ = cos.\n\nReferences:\n    A book,\n    page 3.\n")
     assert facts.references(made) == "A book, page 3."
     assert facts.references(bp.rules[lax.sin_p]) == ""
+
+
+def test_a_rule_of_a_persons_own_is_not_on_the_page(tmp_path: Path) -> None:
+    stranger = Rule(Primitive("stranger"), "pullback", why="y = x", file=str(tmp_path / "notes.md"))
+    assert page.page([*RULES, stranger]) == own_page()
 
 
 def test_the_command_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:

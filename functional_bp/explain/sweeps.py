@@ -160,9 +160,8 @@ def kept_bytes(
                 elif hasattr(aval.dtype, "itemsize"):
                     held.setdefault(eqn, {})[id(array)] = aval.size * aval.dtype.itemsize
 
-    jax.eval_shape(
-        run, *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in every.jaxpr.invars)
-    )
+    given = (*flat.constants, *flat.inputs)
+    jax.eval_shape(run, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in given))
     for eqn, sizes in held.items():
         first = flat.of_var[eqn.outvars[0]]
         variables[first] = variables.get(first, 0) + sum(sizes.values())

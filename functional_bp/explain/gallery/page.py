@@ -13,6 +13,7 @@ from functional_bp.explain.gallery.improved import improvements_of
 from functional_bp.explain.tables.markdown import escaped
 from functional_bp.rule import Rule
 
+PACKAGE = Path(__file__).parents[2]
 HEAD = """# The rules
 
 One section per file of this folder. A formula is read from the rule's own source; **keeps** names
@@ -28,13 +29,14 @@ WITHOUT = {
 
 
 def page(rules: Iterable[Rule]) -> str:
-    """The page of these rules, by chapter.
+    """The page of those of the rules that stand in this package, by chapter.
 
     Returns:
         Markdown. Nothing in it depends on where in its file a rule stands.
     """
     chapters: dict[str, list[Rule]] = {}
-    for rule in sorted(rules, key=lambda r: (Path(r.file).stem, r.line, r.primitive.name)):
+    own = [rule for rule in rules if Path(rule.file).is_relative_to(PACKAGE)]
+    for rule in sorted(own, key=lambda r: (Path(r.file).stem, r.line, r.primitive.name)):
         chapters.setdefault(rule.file, []).append(rule)
     total = sum(map(len, chapters.values()))
     links = " · ".join(f"[{Path(f).stem}](#{anchor(f)})" for f in chapters)
