@@ -6,6 +6,7 @@ import ast
 import functools
 import inspect
 import textwrap
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -362,7 +363,7 @@ def returned_names(forward: Callable[..., Any]) -> list[str]:
     try:
         inner = inspect.unwrap(functools.partial(forward).func)
         tree = ast.parse(textwrap.dedent(inspect.getsource(inner)))
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # no file, or not one of Python
         return []
     returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
     lambdas = [node.body for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
