@@ -356,3 +356,15 @@ def test_the_command_and_the_function_agree(call: Call) -> None:
     bars = [float(line.split()[-1].replace("−", "-")) for line in out.splitlines()]
     assert bars == [float(explanation.cotangent[name]) for name in "xyzp"] == [-3, -3, 4, -3]
     assert jnp.isfinite(explanation.value["result"])
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("functional_bp.commands.explain._print_tables", broken)
+    monkeypatch.setattr(cli, "_run", lambda args: args.run(args))
+    with pytest.raises(BrokenPipeError):  # which the command line answers with a quiet 0
+        call(*GATE)

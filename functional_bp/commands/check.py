@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     kind = args.format or _format_of(args.output)
     try:
         _show(reports, kind, args.output)
+    except BrokenPipeError:  # the reader has seen enough
+        raise
     except OSError as error:
         return _refuse(error)
     verdicts = {report.verdict for report in reports}

@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             return _print_nonfinite(explanation)
         if not args.files and not args.cotangents:
             _print_tables(explanation)
+    except BrokenPipeError:  # the reader has seen enough, as in `functional-bp explain … | head`
+        raise
     except (BackpropError, OSError) as error:
         message = f"functional-bp explain: {error}"
         for in_python, here in IN_WORDS_OF_THE_COMMAND.items():
