@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
@@ -93,6 +94,12 @@ class Explanation:
         it again: the flat graph has opened the checkpoint.
         """
         return kept_bytes(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
+
+    @cached_property
+    def share_counts(self) -> Counter[Variable]:
+        """How many shares each cotangent is the sum of: uses, and the output's own cotangent."""
+        seeded = [v for v, seed in zip(self.graph.outputs, self.seeds) if seed is not None]
+        return Counter([*seeded, *(equation.inputs[k] for equation, k in self.shares)])
 
     def share(self, equation: Equation, operand: int) -> Any:
         """What one use of a variable adds to its cotangent; None where it adds nothing."""

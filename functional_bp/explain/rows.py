@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -100,12 +99,11 @@ def _reverse(explanation: Explanation) -> Iterator[ReverseRow]:
     graph, bars, shares = explanation.graph, explanation.bars, explanation.shares
     known = symbols(graph)
     local = local_gradients(shares, explanation.values)
-    counts = Counter(equation.inputs[k] for equation, k in shares)
+    counts = explanation.share_counts
     seeds: dict[Variable, list[Any]] = {}
     for variable, seed in zip(graph.outputs, explanation.seeds):
         if seed is not None:
             seeds.setdefault(variable, []).append(seed)
-            counts[variable] += 1
     parts: dict[Variable, list[Any]] = {v: list(given) for v, given in seeds.items()}
     for variable, given in seeds.items():
         for seed in given:

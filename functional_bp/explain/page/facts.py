@@ -99,7 +99,8 @@ def equation_facts(
     for operand in range(len(equation.inputs)):
         share = explanation.share(equation, operand)
         if share is not None:
-            line = reverse(equation, operand, known).text("+=")
+            sign = "+=" if explanation.share_counts[equation.inputs[operand]] > 1 else "="
+            line = reverse(equation, operand, known).text(sign)
             pulls.append([operand, line, format_value(share)])
     if pulls:
         facts["p"] = pulls
