@@ -148,9 +148,19 @@ def multiply_taus(y_bar, a, taus, c, *, left, transpose):
 
 
 def multiply_c(y_bar, a, taus, *, left, transpose):
-    """C̄ = Qᴴ Ȳ for Y = Q C: the same product with the adjoint; Q is not formed."""
-    y_bar = linalg.ormqr(a, taus, conj(y_bar), left=left, transpose=not transpose)
-    return conj(y_bar)
+    """C̄ = Qᴴ Ȳ = Ȳ − V Tᴴ Vᴴ Ȳ for Y = Q C; C̄ = Ȳ Qᴴ for Y = C Q. Q is not formed.
+
+    The compact form rather than ``ormqr`` with the adjoint: LAPACK's unblocked ``ormqr`` writes 1
+    on the diagonal of ``a`` while it runs (Reference-LAPACK issue 1011), so that on a CPU two of
+    them on one ``a`` in one program can spoil each other's result.
+    """
+    y_bar = conj(y_bar)
+    if not left:
+        y_bar, transpose = adjoint(y_bar), not transpose
+    v = unpack(a, taus.shape[-1])
+    t, _, _ = compact(v, taus)
+    c_bar = y_bar - dot(dot(v, t, "nn" if transpose else "nh"), dot(v, y_bar, "hn"))
+    return conj(c_bar if left else adjoint(c_bar))
 
 
 def bar_of_columns(v: Array, taus: Array, v_bar: Array, taus_bar: Array | None) -> Any:
