@@ -19,7 +19,7 @@ COMMANDS = {
         "functional_bp.commands.check",
         "check hand-derived gradients, and say what is wrong",
     ),
-    "demo": ("functional_bp.train.demo", "train a network and compare its gradients with JAX's"),
+    "demo": ("functional_bp.demo.command", "train a network and compare its gradients with JAX's"),
     "explain": (
         "functional_bp.commands.explain",
         "show a function's graph with its values, gradients and formulas",

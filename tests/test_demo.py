@@ -9,20 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from functional_bp.train import demo, network
-from functional_bp.train.compare import RELATIVE_TOLERANCE, compare
-from functional_bp.train.digits import batches, load_digits
-from functional_bp.train.step import DataParallel, State, make_step
+from functional_bp.demo import command, network
+from functional_bp.demo.compare import RELATIVE_TOLERANCE, compare
+from functional_bp.demo.digits import batches, load_digits
 
 
 def run(*options: str) -> int:
     parser = argparse.ArgumentParser("functional-bp demo")
-    demo.add_arguments(parser)
+    command.add_arguments(parser)
     with jax.enable_x64(False):
-        return demo.run(parser.parse_args(options))
+        return command.run(parser.parse_args(options))
 
 
 def test_trains_to_97_percent_over_eight_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +58,7 @@ def test_a_wrong_gradient_ends_with_status_1(
     def scaled(fun: Any) -> Any:
         return lambda *args: jax.tree.map(lambda x: x * 1.0001, jax.grad(fun)(*args))
 
-    monkeypatch.setattr(demo, "grad", scaled)
+    monkeypatch.setattr(command, "grad", scaled)
     assert run("--devices", "1", "--epochs", "1", "--width", "4") == 1
     assert "DIFFERS" in capsys.readouterr().out
 
@@ -158,25 +156,6 @@ def test_compare_sees_a_difference_and_not_a_number() -> None:
     assert all(row.agrees and row.largest == 0 for row in same)
     off = compare(ours, {"a": jnp.ones(3) * (1 + 2 * RELATIVE_TOLERANCE), "b": {"c": jnp.nan}})
     assert not any(row.agrees for row in off)
-
-
-def test_step_over_devices_equals_step_on_one() -> None:
-    def objective(params: Any, batch: Any) -> Any:
-        return jnp.mean((batch @ params["w"] + params["b"]) ** 2)
-
-    optimizer = optax.adam(0.1)
-    params = {"w": jnp.arange(3.0), "b": jnp.float64(1)}
-    batch = np.random.default_rng(0).normal(size=(16, 3))
-    step = make_step(objective, optimizer)
-    found = []
-    for count in (1, 8):
-        layout = DataParallel.over(jax.devices()[:count])
-        state = State(layout.replicate(params), layout.replicate(optimizer.init(params)))
-        for _ in range(3):
-            state, value = step(state, layout.split(batch))
-        found.append((value, state.params))
-        assert len(state.params["w"].sharding.device_set) == count
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *found)
 
 
 def test_no_file_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ LAYERS = [
     ["memory"],
     ["shard"],
     ["train"],
+    ["demo"],
     ["functional_bp"],  # the package itself, which gathers the public names
     ["bench", "commands"],
     ["cli"],

@@ -48,7 +48,7 @@ def load_digits(seed: int, validation: float = 0.1, held_out: float = 0.2) -> Di
             "the digits come with scikit-learn, which is not installed\n"
             "  to do:    pip install 'functional-bp[demo]'"
         ) from error
-    images, labels = datasets.load_digits(return_X_y=True)
+    images, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
 
     def split(part: Part, share: float) -> tuple[Part, Part]:
         rows = np.arange(len(part))

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 import optax
 
-from functional_bp.train import network
-from functional_bp.train.compare import Difference, compare
-from functional_bp.train.digits import Digits, MissingExtraError, Part, batches, load_digits
-from functional_bp.train.report import Report, Result
-from functional_bp.train.step import DataParallel, State, make_step
+from functional_bp.demo import network
+from functional_bp.demo.compare import Difference, compare
+from functional_bp.demo.digits import Digits, MissingExtraError, Part, batches, load_digits
+from functional_bp.demo.report import Report, Result
+from functional_bp.errors import NonFiniteError
+from functional_bp.train import Callback, DataParallel, EarlyStopping, fit
 from functional_bp.transforms import grad
 
 SMALLEST_GAIN = 1e-4  # in nats; a smaller fall of the validation loss counts as none
@@ -154,52 +155,67 @@ def train(
     report: Report,
 ) -> Result:
     """Compare the gradients, then train until the validation loss stops falling."""
-    rng = np.random.default_rng(args.seed)
     weights = network.initial_weights(args.seed, args.width)
     first = next(batches(digits.training, batch_size, np.random.default_rng(args.seed)))
     comparison = compare_gradients(weights, first, args.weight_decay, layout)
     report.comparison(*comparison)
 
-    optimizer = optax.adam(args.learning_rate)
-    step = make_step(partial(network.objective, weight_decay=args.weight_decay), optimizer)
-    validation_loss, accuracy = jax.jit(network.loss), jax.jit(network.accuracy)
-    params = layout.replicate(weights)
-    state = State(params, layout.replicate(optimizer.init(params)))
-    validation = layout.replicate(digits.validation)
-    best, best_loss, best_epoch, value = state.params, math.inf, 0, math.nan
+    def objective(weights: network.Weights, batch: Part) -> Any:
+        return network.objective(weights, batch, args.weight_decay), {
+            "L": network.loss(weights, batch)
+        }
 
-    started, compile_seconds, epoch, steps = time.perf_counter(), 0.0, 0, 0
+    stopping = EarlyStopping("val_L", patience=args.patience, min_delta=SMALLEST_GAIN, mode="min")
+    value = math.nan
     with report.progress(args.epochs) as advance:
-        for epoch in range(1, args.epochs + 1):
-            values = []
-            for batch in batches(digits.training, batch_size, rng):
-                state, value = step(state, layout.split(batch))
-                values.append(value)
-                if steps == 0:
-                    jax.block_until_ready(value)
-                    compile_seconds = time.perf_counter() - started
-                steps += 1
-            value = float(np.mean(jax.device_get(values)))
-            current = float(validation_loss(state.params, validation))
-            advance(epoch, value, current)
-            if not math.isfinite(value + current):
-                break
-            if current < best_loss - SMALLEST_GAIN:
-                best, best_loss, best_epoch = state.params, current, epoch
-            elif epoch - best_epoch >= args.patience:
-                break
-    seconds = time.perf_counter() - started
+        watch = Watch(advance)
+        try:
+            state, history = fit(
+                objective, weights, digits.training, optimizer=optax.adam(args.learning_rate),
+                epochs=args.epochs, batch_size=batch_size, drop_last=True, seed=args.seed,
+                validation_data=digits.validation, callbacks=[stopping, watch], verbose=0,
+                devices=list(layout.mesh.devices.flat),
+            )  # fmt: skip
+            value = history["loss"][-1]
+        except NonFiniteError as error:
+            state, history = error.state, error.history
     return Result(
         comparison=comparison.with_jax + comparison.by_hand,
-        epochs=epoch,
-        best_epoch=best_epoch,
-        steps=steps,
+        epochs=watch.epochs,
+        best_epoch=(stopping.best_epoch or 0) + 1,
+        steps=int(state.step),
         objective=value,
-        validation_loss=best_loss,
-        held_out_accuracy=float(accuracy(best, layout.replicate(digits.held_out))),
+        validation_loss=math.nan if stopping.best is None else stopping.best,
+        held_out_accuracy=float(network.accuracy(state.params, digits.held_out)),
         held_out_images=len(digits.held_out),
-        compile_seconds=compile_seconds,
-        train_seconds=seconds,
-        devices=len(layout.mesh.devices),
-        patience_ended=epoch - best_epoch >= args.patience,
+        compile_seconds=watch.compile_seconds,
+        train_seconds=watch.seconds,
+        devices=layout.mesh.size,
+        patience_ended=stopping.stopped_epoch is not None,
     )
+
+
+class Watch(Callback):
+    """Moves the bar of the report, and looks at the clock."""
+
+    def __init__(self, advance: Callable[[int, float, float], None]) -> None:
+        self._advance, self._started = advance, time.perf_counter()
+        self.epochs, self.compile_seconds, self.seconds = 0, 0.0, 0.0
+
+    def on_step_end(self, run: Any, step: int) -> None:
+        """The first step was compiled before it ran."""
+        if not self.compile_seconds:
+            jax.block_until_ready(run.state.params)
+            self.compile_seconds = time.perf_counter() - self._started
+
+    def on_epoch_begin(self, run: Any, epoch: int) -> None:
+        """Count it."""
+        self.epochs = epoch + 1
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Show J of the epoch and the validation loss behind it."""
+        self._advance(epoch + 1, logs["loss"], logs["val_L"])
+
+    def on_fit_end(self, run: Any) -> None:
+        """Stop the clock."""
+        self.seconds = time.perf_counter() - self._started

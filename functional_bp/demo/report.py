@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from functional_bp.train.compare import RELATIVE_TOLERANCE, Difference
-from functional_bp.train.digits import Digits
+from functional_bp.demo.compare import RELATIVE_TOLERANCE, Difference
+from functional_bp.demo.digits import Digits
 
 LINES_WITHOUT_TERMINAL = 10  # of progress, over all epochs
 
