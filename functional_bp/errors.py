@@ -47,6 +47,30 @@ class StepBoundError(BackpropError, RuntimeError):
     """A loop took more steps than the bound ``max_steps`` that was given for it."""
 
 
+class TrainingError(BackpropError, ValueError):
+    """Something that training was given does not fit: data, a loss, an option, a state."""
+
+
+class NonFiniteError(BackpropError, ArithmeticError):
+    """Training met a loss or a gradient that is not finite.
+
+    Attributes:
+        finding: the first equation that made it, or None.
+        state: the last good state.
+        history: of the epochs before.
+    """
+
+    def __init__(self, message: str, finding: Any = None) -> None:
+        super().__init__(message)
+        self.finding = finding
+        self.state: Any = None
+        self.history: Any = None
+
+
+class CheckpointError(BackpropError, RuntimeError):
+    """A checkpoint is missing, broken, or of another state than the one asked for."""
+
+
 class WrongGradientError(BackpropError, AssertionError):
     """A check found a hand-derived gradient wrong; ``report`` has everything it found.
 

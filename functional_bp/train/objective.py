@@ -1,0 +1,319 @@
+"""What is minimised: a function of parameters and a batch, or a model with a loss.
+
+Any function ``loss(params, batch)`` is an objective. It is given ``rng``, ``model_state`` and
+``training`` if it has keyword arguments of these names, and returns the loss, the loss and a
+dictionary of metrics, or an ``Output``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.train.losses import LOSSES
+from functional_bp.train.metrics import METRICS
+
+KEYWORDS = ("rng", "model_state", "training")
+RESERVED = ("loss", "grad_norm", "nonfinite")  # names in the logs of a step
+
+
+class Output(NamedTuple):
+    """What an objective returns.
+
+    Attributes:
+        loss: what is minimised, a scalar.
+        metrics: further scalars, by name.
+        model_state: what the model keeps beside its parameters, after this batch.
+        weight: how many examples the loss and the metrics are means of; by default the length of
+            the batch's first axis. The mean over an epoch weighs batches by it.
+    """
+
+    loss: Any
+    metrics: Mapping[str, Any] = {}
+    model_state: Any = None
+    weight: Any = None
+
+
+class Context(NamedTuple):
+    """What an objective may ask for beside parameters and batch."""
+
+    rng: Any = None
+    model_state: Any = None
+    training: bool = False
+    cast: Callable[[Any], Any] = lambda tree: tree  # to the dtype of the computation
+
+    def keywords_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """Those of rng, model_state and training that the function names."""
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):  # a builtin
+            return {}
+        return {name: getattr(self, name) for name in KEYWORDS if name in parameters}
+
+
+Objective = Callable[[Any, Any, Context], Output]
+
+
+def as_objective(loss: Callable[..., Any]) -> Objective:
+    """The function in the one form that steps call: ``(params, batch, context) -> Output``.
+
+    Raises:
+        TrainingError: when called, if the loss is no real scalar, or a metric is none or has a
+            name that a step uses itself.
+    """
+    if not callable(loss):
+        raise TrainingError(
+            compose("a loss must be a function of params and batch", got=describe(loss),
+                    expected="loss(params, batch), or train.supervised(model, loss)")
+        )  # fmt: skip
+
+    def objective(params: Any, batch: Any, context: Context) -> Output:
+        if isinstance(loss, Supervised):
+            output = loss.output(params, batch, context)
+        else:
+            keywords = context.keywords_of(loss)
+            output = _output(loss(context.cast(params), context.cast(batch), **keywords))
+        if "model_state" not in context.keywords_of(_model_of(loss)):
+            output = output._replace(model_state=context.model_state)
+        weight = output.weight
+        return Output(
+            _loss(output.loss),
+            {str(k): _metric(str(k), v) for k, v in output.metrics.items()},
+            output.model_state,
+            jnp.asarray(batch_length(batch) if weight is None else weight, jnp.float32),
+        )
+
+    return objective
+
+
+def batch_length(batch: Any) -> int:
+    """The length of the first axis of the batch's first array; 1 where there is none."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def _model_of(loss: Any) -> Callable[..., Any]:
+    return loss.model if isinstance(loss, Supervised) else loss
+
+
+def _output(value: Any) -> Output:
+    if isinstance(value, Output):
+        return value
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Mapping):
+        return Output(*value)
+    return Output(value)
+
+
+def _loss(value: Any) -> Any:
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, int) or (dtype is not None and dtype.kind in "biu"):
+        raise TrainingError(
+            compose("the loss has no gradient", got=describe(value), expected="f32[]",
+                    do="a count is a metric; minimise a smooth function, as a cross entropy")
+        )  # fmt: skip
+    return _real_scalar("the loss", value)
+
+
+def _metric(name: str, value: Any) -> Any:
+    if name in RESERVED:
+        raise TrainingError(
+            compose("a metric has the name of another number in the logs", got=repr(name),
+                    expected="another name than " + ", ".join(RESERVED))
+        )  # fmt: skip
+    return _real_scalar(f"metric {name!r}", value)
+
+
+def _real_scalar(what: str, value: Any) -> Any:
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    is_number = dtype is not None or isinstance(value, bool | int | float)
+    if not is_number or shape != () or (dtype is not None and dtype.kind == "c"):
+        raise TrainingError(
+            compose(f"{what} is not one real number", got=describe(value), expected="f32[]",
+                    do="return its mean over the batch, or (loss, {'name': metric})")
+        )  # fmt: skip
+    value = jnp.asarray(value)
+    return value if value.dtype in ("float32", "float64") else value.astype(jnp.float32)
+
+
+class Supervised:
+    """A model and a loss of its predictions; see ``supervised``."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        loss: Callable[..., Any],
+        metrics: Mapping[str, Callable[..., Any]],
+        class_weight: np.ndarray | None,
+    ) -> None:
+        self.model, self.loss, self.metrics = model, loss, metrics
+        self.class_weight = class_weight
+
+    def __call__(self, params: Any, batch: Any, **keywords: Any) -> Any:
+        """The loss of a batch ``(x, y)`` or ``(x, y, weight)``."""
+        return self.output(params, batch, Context(**keywords)).loss
+
+    def predict(self, params: Any, x: Any, model_state: Any = None) -> Any:
+        """The model's predictions outside training."""
+        return self.apply(params, x, Context(model_state=model_state))[0]
+
+    def apply(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+        """The predictions, and the model's state after them or None."""
+        keywords = context.keywords_of(self.model)
+        predictions = self.model(context.cast(params), context.cast(x), **keywords)
+        if "model_state" not in keywords:
+            return predictions, None
+        if not (isinstance(predictions, tuple) and len(predictions) == 2):
+            raise TrainingError(
+                compose("a model that takes model_state must give it back",
+                        got=describe(predictions), expected="(predictions, new model_state)")
+            )  # fmt: skip
+        return predictions
+
+    def output(self, params: Any, batch: Any, context: Context) -> Output:
+        """Loss, metrics and model state of a batch."""
+        x, y, weight = _unpacked(batch)
+        predictions, model_state = self.apply(params, x, context)
+        predictions = jax.tree.map(_at_least_float32, predictions)
+        values = self.loss(predictions, y)
+        metrics = {name: jnp.mean(f(predictions, y)) for name, f in self.metrics.items()}
+        return Output(self._mean(values, y, weight), metrics, model_state)
+
+    def _mean(self, values: Any, y: Any, weight: Any) -> Any:
+        """Σ w l / n over all n entries of l: a weight of 2 counts an example twice in the sum."""
+        if self.class_weight is not None:
+            factors = jnp.asarray(self.class_weight, values.dtype)
+            by_class = factors.at[_labels(y, values)].get(mode="fill", fill_value=1)
+            weight = by_class if weight is None else _along(weight, by_class) * by_class
+        if weight is None:
+            return jnp.mean(values)
+        return jnp.mean(values * _along(weight, values).astype(values.dtype))
+
+
+def _labels(y: Any, values: Any) -> Any:
+    """Integer labels, one for every value of the loss: as they are, of a column or one-hot."""
+    y = jnp.asarray(y)
+    if y.ndim == values.ndim + 1:
+        y = y[..., 0] if y.shape[-1] == 1 else jnp.argmax(y, axis=-1)
+    return y.astype(jnp.int32)
+
+
+def _at_least_float32(x: Any) -> Any:
+    return x.astype(jnp.float32) if x.dtype in ("bfloat16", "float16") else x
+
+
+def _along(weight: Any, values: Any) -> Any:
+    """Weights of the first axes as a factor of all of them."""
+    weight = jnp.asarray(weight)
+    if weight.shape != values.shape[: weight.ndim]:
+        raise TrainingError(
+            compose("sample weights do not fit the values of the loss", got=describe(weight),
+                    expected=f"the first axes of {describe(values)}")
+        )  # fmt: skip
+    return weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
+
+
+def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        got = f"{len(batch)} entries" if isinstance(batch, tuple | list) else describe(batch)
+        raise TrainingError(
+            compose("a supervised batch has inputs and targets", got=got,
+                    expected="(x, y) or (x, y, sample weights)",
+                    do="give fit x and y, or a loader that yields such tuples")
+        )  # fmt: skip
+    x, y, *rest = batch
+    return x, y, rest[0] if rest else None
+
+
+def supervised(
+    model: Callable[..., Any],
+    loss: str | Callable[..., Any],
+    metrics: Sequence[str | Callable[..., Any]] | Mapping[str, Any] = (),
+    *,
+    class_weight: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
+) -> Supervised:
+    """The objective mean(weight · loss(model(params, x), y)) over a batch ``(x, y[, weight])``.
+
+    Args:
+        model: ``model(params, x) -> predictions``. Arguments named ``rng``, ``training`` and
+            ``model_state`` are given to it; with the last it returns
+            ``(predictions, new model_state)``.
+        loss: a name of ``train.LOSSES`` or a function ``(predictions, y) -> values[b, ...]``. Those
+            of several classes take logits, under Keras' names too: leave a softmax layer out.
+        metrics: names of ``train.METRICS`` or functions like the loss; a mapping gives names.
+        class_weight: a factor for every class, ``{label: factor}`` or an array; 1 for the others.
+
+    Raises:
+        TrainingError: a name is not known, two metrics have one, or class weights are neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from functional_bp import train
+        >>> line = train.supervised(lambda params, x: x @ params, "mse", ["mae"])
+        >>> float(line(jnp.array([2.0]), (jnp.array([[1.0], [3.0]]), jnp.array([1.0, 4.0]))))
+        2.5
+    """
+    named = _named(metrics)
+    return Supervised(
+        model,
+        _find(loss, LOSSES, "loss"),
+        {str(name): _find(m, METRICS, "metric") for name, m in named.items()},
+        _factors(class_weight),
+    )
+
+
+def _named(metrics: Any) -> Mapping[str, Any]:
+    if isinstance(metrics, Mapping):
+        return metrics
+    metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
+    names = [_name(metric) for metric in metrics]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise TrainingError(
+            compose("two metrics have one name", got=repr(twice[0]),
+                    expected="a name for each", do="give a mapping {name: metric}")
+        )  # fmt: skip
+    return dict(zip(names, metrics, strict=True))
+
+
+def _name(metric: Any) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
+
+
+def _find(given: Any, table: Mapping[str, Any], what: str) -> Callable[..., Any]:
+    if callable(given):
+        return given
+    if not isinstance(given, str) or given not in table:
+        raise TrainingError(
+            compose(f"no {what} has this name", got=repr(given),
+                    expected="one of " + ", ".join(sorted(table)),
+                    do=f"or give a function (predictions, y) -> values[b], as a {what}")
+        )  # fmt: skip
+    return table[given]
+
+
+def _factors(class_weight: Any) -> np.ndarray | None:
+    if class_weight is None:
+        return None
+    if isinstance(class_weight, Mapping):
+        if not all(isinstance(label, int | np.integer) and label >= 0 for label in class_weight):
+            raise _no_factors(f"labels {list(class_weight)}")
+        factors = np.ones(max(class_weight, default=0) + 1)
+        factors[list(class_weight)] = list(class_weight.values())
+        return factors
+    factors = np.asarray(class_weight)
+    if factors.ndim != 1 or factors.dtype.kind not in "biuf":
+        raise _no_factors(describe(factors))
+    return factors
+
+
+def _no_factors(got: str) -> TrainingError:
+    return TrainingError(
+        compose("class weights are no factor for every class", got=got,
+                expected="{label: factor} with labels 0, 1, 2, ..., or an array f32[classes]")
+    )  # fmt: skip

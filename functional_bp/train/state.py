@@ -1,0 +1,167 @@
+"""What training carries from step to step: one pytree, state in, state out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.train.precision import LossScale, Precision
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+        params: the parameters, a pytree of floating arrays.
+        opt_state: the state of the optax optimizer.
+        step: how many steps were taken, ``i32[]``.
+        rng: a typed random key; step k draws from ``jax.random.fold_in(rng, k)``, so that the
+            numbers of a step depend on nothing but the seed and the step.
+        model_state: what a model keeps beside its parameters, as running statistics of a batch
+            normalisation; None where it keeps nothing.
+        loss_scale: of float16 computations; None otherwise.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    rng: jax.Array
+    model_state: Any = None
+    loss_scale: LossScale | None = None
+
+    def replace(self, **changes: Any) -> TrainState:
+        """The same state with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def step_rng(self) -> jax.Array:
+        """The random key of the step that comes next."""
+        return jax.random.fold_in(self.rng, self.step)
+
+
+def init(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int | jax.Array = 0,
+    model_state: Any = None,
+    precision: str | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        params: a pytree of arrays of a floating or complex dtype. They are copied: steps donate
+            their state's buffers, and a person's own arrays stay as they are.
+        optimizer: any gradient transformation of optax.
+        seed: a number or a random key, for whatever a model draws (dropout).
+        model_state: what the model keeps beside its parameters; copied, too.
+        precision: as for ``step``; "float16" brings a loss scale. Half precision parameters become
+            float32 with it.
+
+    Raises:
+        TrainingError: a parameter has no gradient (integers, strings) or there are none, or the
+            seed is neither a number nor a key.
+
+    Example:
+        >>> import optax
+        >>> from functional_bp import train
+        >>> state = train.init({"w": 1.0}, optax.sgd(0.1))
+        >>> int(state.step), float(state.params["w"])
+        (0, 1.0)
+    """
+    params = _copied(params)
+    leaves = jax.tree.leaves_with_path(params)
+    if not leaves:
+        raise TrainingError(
+            compose("there is nothing to train", got="params without an array",
+                    expected="a pytree of arrays, such as {'w': ..., 'b': ...}")
+        )  # fmt: skip
+    for path, leaf in leaves:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TrainingError(
+                compose("a parameter has no gradient", where=_path("params", path),
+                        got=describe(leaf), expected="a floating or complex dtype",
+                        do="keep what is not trained in model_state, or close over it")
+            )  # fmt: skip
+    precise = Precision.of(precision)
+    params = precise.masters(params)
+    return TrainState(
+        params=params,
+        opt_state=_copied(optimizer.init(params)),  # an optimizer may hold params twice
+        step=jnp.zeros((), jnp.int32),
+        rng=_key(seed),
+        model_state=_copied(model_state),
+        loss_scale=precise.first_scale(),
+    )
+
+
+def _key(seed: int | jax.Array) -> jax.Array:
+    dtype, shape = getattr(seed, "dtype", None), getattr(seed, "shape", ())
+    if isinstance(seed, int):
+        return jax.random.key(seed)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ():
+        return jnp.copy(seed)
+    if dtype == jnp.uint32 and len(shape) == 1:  # an old-style key
+        return jax.random.wrap_key_data(jnp.array(seed))
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
+        return jax.random.key(seed)
+    raise TrainingError(
+        compose("the seed is neither a number nor a random key", got=describe(seed),
+                expected="an int, or one key of jax.random.key(...)")
+    )  # fmt: skip
+
+
+def _copied(tree: Any) -> Any:
+    """New strongly typed arrays (a weakly typed one would be compiled for again after a step)."""
+
+    def copy(path: Any, leaf: Any) -> jax.Array:
+        try:
+            strong = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+            array = jnp.array(strong, copy=True)
+        except TypeError as error:
+            raise TrainingError(
+                compose("a leaf of the state is no array", where=_path("params", path),
+                        got=describe(leaf), expected="numbers or an array")
+            ) from error  # fmt: skip
+        return jax.lax.convert_element_type(array, array.dtype)
+
+    return jax.tree.map_with_path(copy, tree)
+
+
+def settled(part: str, new: Any, old: Any) -> Any:
+    """A part of the state after a step, in the structure, shapes and dtypes it had before.
+
+    Strongly typed, so that the next step is not compiled for again.
+
+    Raises:
+        TrainingError: it has another structure, or a leaf another shape.
+    """
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise TrainingError(
+            compose(f"a step changes the structure of {part}",
+                    got=str(jax.tree.structure(new)), expected=str(jax.tree.structure(old)),
+                    do="give the state what the loss or the optimizer returns, and return what "
+                    "it takes")
+        )  # fmt: skip
+
+    def settle(path: Any, new: Any, old: Any) -> Any:
+        if jnp.shape(new) != jnp.shape(old):
+            raise TrainingError(
+                compose(f"a step changes the shape of {_path(part, path)}", got=describe(new),
+                        expected=describe(old))
+            )  # fmt: skip
+        return jax.lax.convert_element_type(new, old.dtype)
+
+    return jax.tree.map_with_path(settle, new, old)
+
+
+def _path(root: str, path: Any) -> str:
+    return root + jax.tree_util.keystr(path)
