@@ -1,0 +1,3 @@
+"""Progress of training while it goes on."""
+
+from functional_bp.train.progress.meter import progress as progress
