@@ -1,0 +1,165 @@
+"""Processes that are killed, interrupted or end while a checkpoint is being written."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train_checkpoint import state_of
+
+from functional_bp.train.checkpoints import Checkpoints, storage
+
+COMMON = """
+import os, sys
+import jax, jax.numpy as jnp
+from functional_bp.train.checkpoints import Checkpoints
+from functional_bp.train.state import TrainState
+
+def state(step, size=200_000):
+    params = {"a": jnp.full(size, step, jnp.float32), "b": jnp.full((3, size // 8), -step)}
+    return TrainState(params, (), jnp.int32(step), jax.random.key(step))
+
+checkpoints = Checkpoints(sys.argv[1], keep=2)
+"""
+SAVES_ALL_THE_TIME = """
+step = checkpoints.latest() or 0
+print(step, flush=True)
+while True:
+    step += 1
+    checkpoints.save(step, state(step), {"step": step}, metrics={"val_loss": 100.0 - step % 10})
+    print(step - 1, flush=True)  # the one before has been waited for
+"""
+ENDS_AT_ONCE = "checkpoints.save(5, state(5, 3_000_000), {'step': 5})\n"
+
+
+def start(script, folder, **options):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", COMMON + script, str(folder)]
+    return subprocess.Popen(command, env=environment, text=True, **options)
+
+
+def check_whole(checkpoints, step):
+    size = 200_000
+    params = {"a": jnp.zeros(size, jnp.float32), "b": jnp.zeros((3, size // 8), jnp.int32)}
+    found = checkpoints.restore(state_of(params), step=step)
+    assert found.loop == {"step": step} and int(found.state.step) == step
+    np.testing.assert_array_equal(found.state.params["a"], np.full(size, step, np.float32))
+    np.testing.assert_array_equal(found.state.params["b"], np.full((3, size // 8), -step))
+    key = jax.random.key_data(found.state.rng)
+    np.testing.assert_array_equal(key, jax.random.key_data(jax.random.key(step)))
+
+
+def kill_at_random(folder, times, seed):
+    draw, leftovers = random.Random(seed), 0
+    for _ in range(times):
+        process = start(SAVES_ALL_THE_TIME, folder, stdout=subprocess.PIPE)
+        first = int(process.stdout.readline())  # it has started
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.3, 1.2))
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        told = int([first, *process.communicate()[0].split()][-1])
+        leftovers += any(name.startswith(".") for name in os.listdir(folder))
+        checkpoints = Checkpoints(folder, keep=2)
+        names = sorted(os.listdir(folder))
+        assert all(storage.NAME.fullmatch(name) for name in names)  # nothing is left over
+        steps = checkpoints.steps()
+        assert steps == sorted(set(steps)) and len(steps) >= min(2, told)
+        assert max(steps, default=0) >= told  # whatever was saved is there
+        for step in steps:
+            check_whole(checkpoints, step)
+        best = max(((step % 10, -step) for step in steps), default=(0, 0))
+        assert (checkpoints.best() or 0) == -best[1]
+    return leftovers
+
+
+def test_killed_at_random_moments_every_checkpoint_is_whole(tmp_path):
+    kill_at_random(tmp_path, 2, seed=0)
+
+
+@pytest.mark.long
+def test_killed_thirty_times_every_checkpoint_is_whole(tmp_path):
+    assert kill_at_random(tmp_path, 30, seed=1) > 3  # some of them in the middle of a save
+
+
+def test_a_leftover_is_removed_but_no_save_in_progress(tmp_path):
+    for name in (".saving-000009-step-3", ".deleting-000001-step-1", ".saving-mine", "9-step-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("text")
+    with storage._made(tmp_path / ".saving-000010-step-4"):
+        Checkpoints(tmp_path)
+        left = {".saving-mine", "9-step-3", ".saving-000010-step-4"}
+        assert set(os.listdir(tmp_path)) == left
+    Checkpoints(tmp_path)
+    assert set(os.listdir(tmp_path)) == {".saving-mine", "9-step-3"}
+
+
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 2)"])
+def test_a_program_that_ends_after_a_save_has_saved(tmp_path, end):
+    process = start(ENDS_AT_ONCE + end, tmp_path, stderr=subprocess.PIPE)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode in ((-2, 130) if end else (0,))
+    assert said.count("Traceback") == (1 if end else 0)
+    if not end:
+        assert said == ""  # nothing of Orbax, absl or JAX
+    else:
+        assert said.rstrip().endswith("KeyboardInterrupt")
+    assert os.listdir(tmp_path) == ["000001-step-5"]
+    size = 3_000_000
+    params = {"a": jnp.zeros(size, jnp.float32), "b": jnp.zeros((3, size // 8), jnp.int32)}
+    found = Checkpoints(tmp_path).restore(state_of(params))
+    assert found.loop == {"step": 5} and bool((found.state.params["a"] == 5).all())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a __del__
+def test_ctrl_c_at_any_moment_leaves_saving_as_it_was(tmp_path):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    checkpoints, draw = Checkpoints(tmp_path, keep=2), random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    begun = interrupted = 0
+    try:
+        for _ in range(12):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.002, 0.15), 1)
+                while True:
+                    begun += 1
+                    checkpoints.save(begun, state_of(jnp.full(50, begun)), {"step": begun})
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                interrupted += 1
+            checkpoints.save(begun + 1, state_of(jnp.full(50, begun + 1)), {"step": begun + 1})
+            begun += 1
+            assert checkpoints.latest() == begun
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted == 12
+    for step in checkpoints.steps():
+        found = checkpoints.restore(state_of(jnp.full(50, 0)), step=step)
+        assert found.loop == {"step": step} and int(found.state.params[7]) == step
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_two_processes_may_look_and_save_at_once(tmp_path):
+    process = start(SAVES_ALL_THE_TIME, tmp_path, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            Checkpoints(tmp_path)  # would remove a leftover
+        first = int(process.stdout.readline())
+        time.sleep(0.5)
+        assert process.poll() is None  # its saves were not spoilt
+    finally:
+        process.kill()
+        last = int(process.communicate()[0].split()[-1])
+    assert last > first
