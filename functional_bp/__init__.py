@@ -49,13 +49,14 @@ _HOMES = {
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 _WITHOUT_JAX = {"checked", "Report"}
+_MODULES = ("errors", "train")
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module(f"{__name__}.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _WITHOUT_JAX:
@@ -66,7 +67,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "errors"})
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 class _Package(types.ModuleType):

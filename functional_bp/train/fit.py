@@ -1,0 +1,149 @@
+"""The training loop: batches in, one compiled step each, until the stopping criterion is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from functional_bp import transforms
+from functional_bp.train import door
+from functional_bp.train.callbacks import Callback, Callbacks
+from functional_bp.train.checkpoints import Checkpoints
+from functional_bp.train.evaluate import gather
+from functional_bp.train.history import History
+from functional_bp.train.layout import layout_of
+from functional_bp.train.loop import Loop, Validation
+from functional_bp.train.state import TrainState, init
+from functional_bp.train.step import step
+
+
+def fit(
+    loss: Callable[..., Any],
+    params: Any,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    optimizer: optax.GradientTransformation,
+    epochs: int = 1,
+    steps_per_epoch: int | None = None,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    validation_freq: int = 1,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    verbose: str | int = "auto",
+    checkpoints: str | Path | Checkpoints | None = None,
+    resume: bool = True,
+    model_state: Any = None,
+    devices: int | Sequence[Any] | None = None,
+    value_and_grad: Callable[..., Any] = transforms.value_and_grad,
+    gradient: Callable[..., Any] | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    precision: str | None = None,
+    nonfinite: str | None = "stop",
+) -> tuple[TrainState, History]:
+    """Train, and give back the last state and the numbers of every epoch.
+
+    Args:
+        loss: ``train.supervised(model, loss, metrics)``, or any function ``loss(params, batch)``;
+            see ``train.step``.
+        params: the first parameters, or a ``TrainState`` to go on from. They are copied.
+        x: inputs, an array or a pytree of arrays with one first axis; or a pytree of arrays that
+            the loss takes as a batch; or an iterable of batches (a loader of Grain or PyTorch, a
+            function that returns an iterator).
+        y: targets; the batch is then ``(x, y)``.
+        sample_weight: a factor of every example's loss; the batch is ``(x, y, sample_weight)``.
+        optimizer: any gradient transformation of optax.
+        epochs: how many in all, those before a resumed checkpoint included.
+        steps_per_epoch: end an epoch after so many batches, and go on there in the next; by
+            default it ends with the data.
+        batch_size: examples a step, of arrays. The last batch of an epoch may be smaller: the step
+            is compiled for it once more. ``drop_last`` leaves it out.
+        validation_data: as ``x``, or a tuple ``(x, y)`` or ``(x, y, sample_weight)``.
+        validation_split: the share at the end of the arrays that is kept for validation.
+        validation_freq: validate after every so many epochs.
+        shuffle: draw a new order of the arrays' examples for every epoch, from ``seed`` and the
+            number of the epoch alone.
+        drop_last: leave a last partial batch out.
+        seed: of the order of the examples, and of the random key of the state.
+        callbacks: see ``train.callbacks``.
+        verbose: "auto"; 0 silent, 1 a bar, 2 a line for every epoch.
+        checkpoints: a folder, or ``train.Checkpoints``. A run that finds a checkpoint there goes
+            on from it, and ends in the state, bit for bit, that it had reached uninterrupted.
+        resume: False refuses a folder that holds checkpoints already.
+        model_state: the first state that the model keeps beside its parameters.
+        devices: train on so many devices, or on these: each takes a slice of every batch.
+        value_and_grad: the transform that differentiates.
+        gradient: a gradient derived by hand in its place; see ``train.step``.
+        accumulate: microbatches a step.
+        clip_norm: the largest norm of the gradient.
+        clip_value: the largest entry of the gradient.
+        precision: "bfloat16" or "float16" for the computation.
+        nonfinite: "stop" ends the run at the first step whose loss or gradient is not finite,
+            "skip" leaves such steps out, None does not look.
+
+    Returns:
+        The state after the last step, and the history: ``history["loss"]`` and the metrics hold a
+        number for every epoch, ``history["val_loss"]`` those of validation.
+
+    Raises:
+        TrainingError: data, options and state do not fit; before anything is compiled.
+        NonFiniteError: a number was not finite. The message names parameter, step and the first
+            equation; ``error.state`` and ``error.history`` are those of the last good step.
+        CheckpointError: the folder's checkpoint is of another run, or broken.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np, optax
+        >>> from functional_bp import train
+        >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+        >>> line = train.supervised(lambda p, x: p["w"] * x + p["b"], "mse")
+        >>> state, history = train.fit(line, {"w": 0.0, "b": 0.0}, x, 3 * x - 1,
+        ...                            optimizer=optax.sgd(0.3), epochs=40, verbose=0)
+        >>> print(f"{state.params['w']:.3f} {state.params['b']:.3f}")
+        3.000 -1.000
+    """
+    stepper = step(
+        loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
+        clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
+    )  # fmt: skip
+    door.check_counts(epochs=epochs, batch_size=batch_size, validation_freq=validation_freq)
+    layout = layout_of(devices, batch_size)
+    data, held_out = door.admit(
+        gather(x, y, sample_weight), validation_data, validation_split,
+        batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
+        steps=steps_per_epoch,
+    )  # fmt: skip
+    door.check_passes(data, held_out, epochs, validation_freq)
+    if isinstance(params, TrainState):
+        state = jax.tree.map(jnp.copy, params)
+    else:
+        state = init(params, optimizer, seed=seed, model_state=model_state, precision=precision)
+    logs = door.check_step(stepper, loss, state, data, held_out)
+    if layout is not None:
+        state = layout.replicate(state)
+    identity = {
+        "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last,
+        "examples": data.examples, "steps_per_epoch": data.steps,
+    }  # fmt: skip
+    loop = Loop(
+        stepper,
+        state,
+        data,
+        list(logs),
+        validation=Validation(loss, held_out, validation_freq, layout) if held_out else None,
+        callbacks=Callbacks(callbacks),
+        saver=door.saver(checkpoints, resume, identity),
+        layout=layout,
+    )
+    return loop.run(epochs, verbose)
