@@ -1,4 +1,4 @@
-"""Benchmarks that anyone can run: ``functional-bp bench engine`` and ``bench check``."""
+"""Benchmarks that anyone can run: ``functional-bp bench engine``, ``check`` and ``train``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 SUITES = {
     "engine": "bp.value_and_grad beside jax.value_and_grad",
     "check": "our check of gradients beside others, on known faults and on right gradients",
+    "train": "training steps and fit beside plain JAX, Keras, Flax NNX and PyTorch",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The suites of ``functional-bp bench``, and the options of each."""
-    from functional_bp.bench import check
+    from functional_bp.bench import check, train
 
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE", title="suites")
     engine = suites.add_parser("engine", help=SUITES["engine"], description=SUITES["engine"])
@@ -24,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_arguments(
         suites.add_parser("check", help=SUITES["check"], description=SUITES["check"])
     )
+    train.add_arguments(
+        suites.add_parser("train", help=SUITES["train"], description=SUITES["train"])
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
         from functional_bp.bench import check
 
         return check.run(args)
+    if args.suite == "train":
+        from functional_bp.bench import train
+
+        return train.run(args)
     return _run_engine(args)
 
 
