@@ -13,6 +13,10 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OF_LIBRARIES = [
+    pytest.param(file, marks=pytest.mark.libraries)
+    for file in sorted((ROOT / "examples" / "libraries").glob("*.py"))
+]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -20,7 +24,7 @@ def name(file: Path) -> str:
     return file.stem
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=name)
+@pytest.mark.parametrize("file", [*EXAMPLES, *OF_LIBRARIES], ids=name)
 def test_example(file: Path, tmp_path: Path) -> None:
     # As a person starts it: in another folder, in a fresh interpreter, in JAX's default precision.
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
@@ -30,7 +34,7 @@ def test_example(file: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=name)
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").rglob("*.py")), ids=name)
 def test_example_is_short_and_ends_in_an_assertion(file: Path) -> None:
     source = file.read_text()
     assert len(source.splitlines()) <= 80
