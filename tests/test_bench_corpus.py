@@ -171,7 +171,14 @@ def test_a_kind_must_be_known() -> None:
         fault("signs", "x", "a", "b")
 
 
-@by_operation
+@pytest.mark.parametrize(
+    "operation",
+    [
+        pytest.param(op, marks=[pytest.mark.long] if k % 6 else [])
+        for k, op in enumerate(operations())
+    ],
+    ids=lambda op: op.name,
+)
 def test_right_gradients_are_right(operation: Operation) -> None:
     case = Case(operation.name, operation)
     if operation.kink:  # another convention: right where nothing is equal or zero

@@ -12,7 +12,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = [
+    pytest.param(file, marks=pytest.mark.long) if file.stem == "small_gpt" else file
+    for file in sorted((ROOT / "examples").glob("*.py"))
+]
 OF_LIBRARIES = [
     pytest.param(file, marks=pytest.mark.libraries)
     for file in sorted((ROOT / "examples" / "libraries").glob("*.py"))

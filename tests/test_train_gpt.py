@@ -59,7 +59,7 @@ def looped(params: Any, tokens: np.ndarray) -> np.ndarray:
     return np.stack([norm(x, params["g"], params["s"]) @ head for x in xs])
 
 
-@pytest.mark.parametrize("length", [4, 6])
+@pytest.mark.parametrize("length", [4, pytest.param(6, marks=pytest.mark.long)])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_logits(tied: bool, length: int) -> None:
     params, tokens = drawn(tied), TOKENS[:, :length]
@@ -108,7 +108,9 @@ def greedy(params: Any, tokens: np.ndarray, count: int) -> np.ndarray:
     return tokens
 
 
-@pytest.mark.parametrize(("begun", "count"), [(2, 9), (6, 2), (1, 0)])
+@pytest.mark.parametrize(
+    ("begun", "count"), [(2, 9), pytest.param(6, 2, marks=pytest.mark.long), (1, 0)]
+)
 def test_generate_at_temperature_zero_takes_the_likeliest(begun: int, count: int) -> None:
     params, tokens = drawn(tied=True), TOKENS[:, :begun]
     text = gpt.generate(params, tokens, count, KEY, 0.0)
@@ -141,6 +143,7 @@ def test_keys_decide() -> None:
     assert np.any(texts[0] != texts[2])
 
 
+@pytest.mark.long
 def test_it_learns_to_count() -> None:
     params = gpt.init(KEY, 5, width=16, layers=1, heads=2, context=8)
     text = (np.arange(9) + np.arange(5)[:, None]) % 5

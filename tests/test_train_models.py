@@ -68,7 +68,7 @@ def pooled(x: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("size", [(12, 12), (15, 18)])
+@pytest.mark.parametrize("size", [pytest.param((12, 12), marks=pytest.mark.long), (15, 18)])
 def test_lenet_is_two_convolutions_and_three_layers(size: tuple[int, int]) -> None:
     params = drawn(lenet.init, size, channels=1, classes=4)
     p, x = arrays(params), RNG.normal(size=(2, *size, 1))
@@ -205,6 +205,7 @@ def test_gradients_are_jax_s(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.long
 def test_models_learn_twelve_labels(name: str) -> None:
     init, model, shape = MODELS[name]
     x, y = np.random.default_rng(4).normal(size=shape).astype(np.float32), np.arange(12) % 3

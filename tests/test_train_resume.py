@@ -136,7 +136,8 @@ def test_the_last_good_state_is_saved(tmp_path: Path) -> None:
 # Processes
 
 PROGRAM = """
-import sys, hashlib, numpy as np, jax, optax
+import sys, hashlib, signal, numpy as np, jax, optax
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, sys.argv[1])
 from test_train_resume import fit
 from functional_bp import train
@@ -187,7 +188,15 @@ def test_ctrl_c_saves_and_gives_the_history_back(tmp_path: Path) -> None:
     assert start(tmp_path / "stopped", 200).communicate(timeout=300)[0].split()[1:] == expected
 
 
-def test_an_interrupt_ends_the_run_between_two_steps(tmp_path: Path) -> None:
+@pytest.fixture
+def listening() -> Any:
+    """Ctrl-C as in a terminal: a process in the background may have been started ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_the_run_between_two_steps(tmp_path: Path, listening: None) -> None:
     class Interrupt(train.Callback):
         def on_step_end(self, run: Any, step: int) -> None:
             if step == 5:

@@ -54,8 +54,9 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Listen while the block runs; only a main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        """Listen while the block runs; only a main thread can, and what is ignored stays so."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             yield
             return
         before = signal.signal(signal.SIGINT, self._handle)
