@@ -87,7 +87,8 @@ class Loop:
     def _advanced(self, state: Any, sums: Any, bad: Any, batch: Any) -> Any:
         """The next state, the epoch's sums, and the step that was not finite, or −1."""
         self._compilations += 1  # this body runs when it is traced
-        after, logs, weight = self.stepper.advance(state, batch, bad < 0)
+        stops = self.stepper.options.nonfinite == "stop"
+        after, logs, weight = self.stepper.advance(state, batch, bad < 0 if stops else True)
         failed = logs.pop("nonfinite", None)
         if failed is None:
             return after, {**Sums.add(sums, logs, weight), "skipped": sums["skipped"]}, bad
@@ -97,7 +98,7 @@ class Loop:
             **Sums.add(sums, logs, jnp.where(good, weight, 0)),
             "skipped": sums["skipped"] + (failed & (bad < 0)),
         }
-        if self.stepper.options.nonfinite == "stop":
+        if stops:
             bad = jnp.where((bad < 0) & failed, state.step, bad)
         return after, sums, bad
 

@@ -96,10 +96,7 @@ class Step:
             )  # fmt: skip
         found = self.gradients(state, batch)
         logs = {"loss": found.loss, **found.metrics}
-        params, opt_state = self._updated(state, found, self._clipped(found.params_bar, logs))
-        after = {"params": params, "opt_state": opt_state, "model_state": found.model_state}
-        before = {name: getattr(state, name) for name in after}
-        after = {name: settled(name, after[name], before[name]) for name in after}
+        params_bar = self._clipped(found.params_bar, logs)
         scale, taken, counted = state.loss_scale, bound, bound
         if self.options.nonfinite or scale is not None:
             finite = is_finite(found)
@@ -108,8 +105,16 @@ class Step:
             if self.options.nonfinite == "stop":
                 counted = ~bad & bound
             scale = None if scale is None else scale.after(finite)
+
+        def update() -> dict[str, Any]:
+            params, opt_state = self._updated(state, found, params_bar)
+            after = {"params": params, "opt_state": opt_state, "model_state": found.model_state}
+            return {name: settled(name, after[name], before[name]) for name in after}
+
+        before = {name: getattr(state, name) for name in ("params", "opt_state", "model_state")}
+        after = update() if taken is True else lax.cond(taken, update, lambda: before)
         step, scale = _where(counted, (state.step + 1, scale), (state.step, state.loss_scale))
-        after_step = state.replace(step=step, loss_scale=scale, **_where(taken, after, before))
+        after_step = state.replace(step=step, loss_scale=scale, **after)
         return after_step, logs, found.weight
 
     def _clipped(self, params_bar: Any, logs: dict[str, Any]) -> Any:
