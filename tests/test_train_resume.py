@@ -108,6 +108,30 @@ def test_other_data_or_options_are_refused(tmp_path: Path) -> None:
     assert "batch_size=16" in str(caught.value)
 
 
+def test_a_broken_checkpoint_is_left_for_the_one_before_on_request(tmp_path: Path) -> None:
+    fit(tmp_path, epochs=3)
+    newest = max(path for path in tmp_path.iterdir() if path.is_dir() and "-step-" in path.name)
+    file = max(
+        (path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="fallback=True"):
+        fit(tmp_path)
+    with pytest.warns(UserWarning, match="taken instead: the checkpoint of step 6"):
+        state, _ = fit(tmp_path, resume="fallback")
+    same(state, undisturbed()[0])
+
+
+def test_a_checkpoint_saved_by_hand_is_no_run(tmp_path: Path) -> None:
+    state, _ = undisturbed()
+    with train.Checkpoints(tmp_path) as folder:
+        folder.save(3, state)
+    with pytest.raises(CheckpointError, match="was not saved by fit"):
+        fit(tmp_path)
+    with pytest.raises(TrainingError, match="True, False or 'fallback'"):
+        fit(tmp_path, resume="yes")
+
+
 def test_a_folder_in_use_can_be_refused(tmp_path: Path) -> None:
     fit(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="holds checkpoints already"):

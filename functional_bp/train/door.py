@@ -113,14 +113,20 @@ def _check_labels(
 
 def saver(
     checkpoints: str | Path | Checkpoints | None,
-    resume: bool,
+    resume: bool | str,
     identity: dict[str, Any],
 ) -> Saver | None:
     """What saves the run, or None.
 
     Raises:
-        TrainingError: the folder holds checkpoints, and ``resume`` is False.
+        TrainingError: the folder holds checkpoints, and ``resume`` is False; or it is something
+            else than True, False or "fallback".
     """
+    if resume not in (True, False, "fallback"):
+        raise TrainingError(
+            compose("resume cannot be this", got=repr(resume),
+                    expected="True, False or 'fallback'")
+        )  # fmt: skip
     if checkpoints is None:
         return None
     owned = not isinstance(checkpoints, Checkpoints)
@@ -131,4 +137,4 @@ def saver(
                     expected="an empty folder, with resume=False",
                     do="give another folder, or resume=True to go on from the last of them")
         )  # fmt: skip
-    return Saver(folder, identity, owned)
+    return Saver(folder, identity, owned, fallback=resume == "fallback")

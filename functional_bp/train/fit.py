@@ -42,7 +42,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     verbose: str | int = "auto",
     checkpoints: str | Path | Checkpoints | None = None,
-    resume: bool = True,
+    resume: bool | str = True,
     model_state: Any = None,
     devices: int | Sequence[Any] | None = None,
     value_and_grad: Callable[..., Any] = transforms.value_and_grad,
@@ -81,7 +81,8 @@ def fit(
         verbose: "auto"; 0 silent, 1 a bar, 2 a line for every epoch.
         checkpoints: a folder, or ``train.Checkpoints``. A run that finds a checkpoint there goes
             on from it, and ends in the state, bit for bit, that it had reached uninterrupted.
-        resume: False refuses a folder that holds checkpoints already.
+        resume: False refuses a folder that holds checkpoints already. "fallback" takes the newest
+            checkpoint that is whole where the newest one is not, with a warning; True refuses.
         model_state: the first state that the model keeps beside its parameters.
         devices: train on so many devices, or on these: each takes a slice of every batch.
         value_and_grad: the transform that differentiates.

@@ -20,9 +20,15 @@ class Saver:
         identity: what a run must share with the one that it goes on from.
     """
 
-    def __init__(self, checkpoints: Checkpoints, identity: dict[str, Any], owned: bool) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        identity: dict[str, Any],
+        owned: bool,
+        fallback: bool = False,
+    ) -> None:
         self.checkpoints, self.identity, self._owned = checkpoints, identity, owned
-        self._saved = -1
+        self._fallback, self._saved = fallback, -1
 
     def is_due(self, step: int) -> bool:
         """Whether to save in the middle of an epoch, before this step is taken.
@@ -84,8 +90,15 @@ class Saver:
         """
         if self.checkpoints.latest() is None:
             return 0, 0
-        found = self.checkpoints.restore(loop.present.state)
+        found = self.checkpoints.restore(loop.present.state, fallback=self._fallback)
         record, run = found.loop, loop.present
+        if "identity" not in record:
+            raise CheckpointError(
+                compose(f"the checkpoint of step {found.step} was not saved by fit",
+                        where=str(self.checkpoints.directory),
+                        do="give the state of checkpoints.restore(...) as params, and another "
+                        "folder")
+            )  # fmt: skip
         self._check_identity(record["identity"], found.step)
         run.state, run.step = found.state, int(found.state.step)
         run.history = History.from_dict(record["history"])

@@ -156,8 +156,8 @@ class Folder:
         do = "begin anew in another folder"
         if others:
             do = (
-                f"restore with fallback=True, or with step= one of {sorted(others)},\n"
-                f"            and delete the folder {entry.path.name}"
+                "restore with fallback=True (resume='fallback' in fit), or with step= one of\n"
+                f"            {sorted(others)}, and delete the folder {entry.path.name}"
             )
         return BrokenError(
             compose(f"the checkpoint of step {entry.step} is not whole", where=str(path),
