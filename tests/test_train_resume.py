@@ -185,11 +185,10 @@ def killed_and_resumed(folder: Path, epochs: int, kills: int, seed: int) -> None
     expected = start(folder / "whole", epochs).communicate(timeout=120)[0].split()[1:]
     draw = random.Random(seed)
     for _ in range(kills):
-        process = start(folder / "killed", epochs)
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(draw.uniform(0.2, 4.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        with start(folder / "killed", epochs) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(draw.uniform(0.2, 4.0))
+            process.send_signal(signal.SIGKILL)
     assert start(folder / "killed", epochs).communicate(timeout=120)[0].split()[1:] == expected
 
 
