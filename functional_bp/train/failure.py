@@ -42,9 +42,9 @@ def nonfinite_error(
         where=where,
         got="; ".join(lines),
         expected="finite loss and gradients",
-        do="mend the equation below; a smaller learning rate or clip_norm=1.0 helps where numbers "
-        "grow,\n            and nonfinite='skip' leaves such steps out. The state is the last good "
-        "one.",
+        do=("mend the equation below; " if first is not None else "")
+        + "a smaller learning rate or clip_norm=1.0 helps where numbers grow,\n"
+        "            and nonfinite='skip' leaves such steps out. The state is the last good one.",
     )
     if first is not None:
         text += "\n\n" + str(first)
