@@ -196,7 +196,7 @@ class History(Mapping[str, list[float]]):
             PlotExtraError: pandas is not installed.
         """
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise PlotExtraError(
                 compose(
