@@ -26,7 +26,9 @@ from functional_bp.check.search import searched_inputs, shrink
 from functional_bp.check.second_order import adjoint_identity, second_order
 from functional_bp.check.structure import place_of, repeated_calls, shapes
 from functional_bp.check.subject import Subject
-from functional_bp.check.trial import Trial
+from functional_bp.check.trial import Trial, overtime
+from functional_bp.check.watchdog import TimeUp, watchdog
+from functional_bp.graph.names import function_name
 from functional_bp.rule import Rule
 
 # Stages that run once the first derivative at the given inputs is right.
@@ -73,7 +75,9 @@ def check(
         argnums: for a gradient function, the arguments that the gradient is for.
         quick: given inputs and a short search only; under a second.
         seed: of every random draw; the same seed gives the same report.
-        seconds: the time after which no further stage begins.
+        seconds: the time after which no further stage begins. One that goes on for half as long
+            again (at least ten seconds) is interrupted: a claim that never returns makes no check
+            that never ends.
         name: what to call the subject in the report.
 
     Returns:
@@ -95,17 +99,12 @@ def check(
     started = time.monotonic()
     if isinstance(subject, Rule) and not args:
         return _rule_on_its_cases(subject, quick=quick, seed=seed, seconds=seconds)
-    fun: Any = subject
-    if claims is not None:
-        made = claiming.on_paper(fun, args, claims)
-    elif of is not None:
-        made = claiming.gradient_function(fun, args, of, argnums)
-    else:
-        made = read(subject, args)
-    if reference is not None and (reference is not False or expect is None):
-        made = claiming.with_reference(made, reference, args)
-    if expect is not None:
-        made = claiming.declared(made, expect, args)
+    try:
+        with watchdog(seconds + overtime(seconds)):
+            made = _read(subject, args, reference, of, claims, expect, argnums)
+    except TimeUp as error:
+        reason = _not_ended("calling it", error, seconds + overtime(seconds))
+        return _unanswered(name or function_name(subject), reason, started)
     if name:
         made = replace(made, name=name)
     if not made.actives:
@@ -113,6 +112,27 @@ def check(
                         "no gradient to check")  # fmt: skip
     return run(made, quick=quick, seed=seed, seconds=seconds, started=started,
                is_declared=expect is not None)  # fmt: skip
+
+
+def _read(
+    subject: Any,
+    args: Sequence[Any],
+    reference: Any,
+    of: Callable[..., Any] | None,
+    claims: Mapping[str, Any] | None,
+    expect: Any,
+    argnums: int | Sequence[int] | None,
+) -> Subject:
+    """The claim that ``check`` was given."""
+    if claims is not None:
+        made = claiming.on_paper(subject, args, claims)
+    elif of is not None:
+        made = claiming.gradient_function(subject, args, of, argnums)
+    else:
+        made = read(subject, args)
+    if reference is not None and (reference is not False or expect is None):
+        made = claiming.with_reference(made, reference, args)
+    return made if expect is None else claiming.declared(made, expect, args)
 
 
 def run(
@@ -126,11 +146,21 @@ def run(
 ) -> Report:
     """Check a subject that has been read."""
     started = time.monotonic() if started is None else started
-    subject, problem = _with_usable_reference(subject)
-    trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+    try:
+        with watchdog(seconds + overtime(seconds)):
+            subject, problem = _with_usable_reference(subject)
+            trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+    except TimeUp as error:
+        reason = _not_ended("the first call", error, seconds + overtime(seconds))
+        return _unanswered(subject.name, reason, started)
     if problem:
         trial.note(problem)
-    unresolved, goes_on = _first_order(trial)
+    try:
+        with watchdog(trial.patience):
+            unresolved, goes_on = _first_order(trial)
+    except TimeUp as error:
+        reason = _not_ended("the check at the given inputs", error, time.monotonic() - started)
+        unresolved, goes_on = [reason], False
     if not trial.findings and goes_on:
         for stage in FURTHER:
             if trial.time_left < 0:
@@ -274,12 +304,30 @@ def _rows_of(trial: Trial, judgement: Judgement) -> None:
 
 def _guarded(trial: Trial, stage: Callable[[Trial], None]) -> None:
     """A stage that raises is reported as left out: it is no fault of the claim's."""
+    began = time.monotonic()
     try:
-        stage(trial)
+        with watchdog(trial.patience):
+            stage(trial)
+    except TimeUp as error:
+        trial.row(_title(stage), "left out", "it did not end")
+        trial.reasons.append(_not_ended(_title(stage), error, time.monotonic() - began))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         trial.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
         trial.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
+
+
+def _not_ended(what: str, error: BaseException, seconds: float) -> str:
+    """The reason for no verdict where the watchdog had to interrupt."""
+    place = place_of(error)
+    where = f", at {place.file}:{place.line}: {place.text}" if place else ""
+    return f"{what} had not ended after {seconds:.3g} s and was interrupted{where}"
+
+
+def _unanswered(name: str, reason: str, started: float) -> Report:
+    """The report on what did not get as far as a first call."""
+    return Report(name=name, verdict="inconclusive", findings=(), rows=(), notes=(),
+                  reasons=(reason,), seconds=time.monotonic() - started, settings={})  # fmt: skip
 
 
 def _title(stage: Callable[[Trial], None]) -> str:

@@ -56,6 +56,11 @@ def _in_dtype(trial: Trial, dtype: np.dtype) -> None:
         trial.row(label, "left out", f"raises {type(error).__name__}")
         return
     assert coarse.true is not None and fine.true is not None
+    if trial.iterative and not all_finite(coarse.outs):
+        trial.row(label, "left out", "a loop does not end")
+        trial.note(f"in {dtype.name} a while_loop of the forward pass does not end: is its "
+                   "tolerance finer than that dtype resolves?")  # fmt: skip
+        return
     unit = unit_of(dtype)
     moved = [_movement(trial, rounded, fine, unit / 4) for _ in range(2)]
     factor = CARELESS["fine" if unit < 1e-4 else "coarse"]

@@ -26,6 +26,7 @@ from functional_bp.check.judging import (
 )
 from functional_bp.check.limits import Limits
 from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
+from functional_bp.check.watchdog import TimeUp
 from functional_bp.errors import compose
 
 LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
@@ -50,6 +51,7 @@ class Trial:
     ) -> None:
         self.subject, self.quick, self.is_declared = subject, quick, is_declared
         self.deadline = time.monotonic() + seconds
+        self.overtime = overtime(seconds)
         self.rng = np.random.default_rng([seed, 20240607])
         self.findings: list[Finding] = []
         self.rows: list[Row] = []
@@ -148,6 +150,11 @@ class Trial:
     def time_left(self) -> float:
         """Seconds until no further stage begins."""
         return self.deadline - time.monotonic()
+
+    @property
+    def patience(self) -> float:
+        """Seconds until what is under way is interrupted."""
+        return self.time_left + self.overtime
 
     @property
     def native(self) -> Point:
@@ -303,7 +310,7 @@ class Trial:
         )  # fmt: skip
         try:
             return diagnose(disagreement, time.monotonic() + min(seconds, max(0.5, self.time_left)))
-        except Exception as error:  # a diagnosis must never change a verdict
+        except (Exception, TimeUp) as error:  # a diagnosis must never change a verdict
             return Diagnosis(message=f"(the diagnosis raised {type(error).__name__}: {error})")
 
     def _fresh(self, point: Point, name: str) -> Callable[[], Sample]:
@@ -337,6 +344,11 @@ class Trial:
             return {}
         items = dict(found).items() if isinstance(found, dict) else []
         return {n: np.asarray(v) for n, v in items if hasattr(v, "dtype")}
+
+
+def overtime(seconds: float) -> float:
+    """How long what is under way when a check's time is up may go on."""
+    return max(10.0, seconds / 2)
 
 
 def _draw_bar(rng: np.random.Generator, out: Any) -> np.ndarray:
