@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -104,7 +104,8 @@ def check(
             made = _read(subject, args, reference, of, claims, expect, argnums)
     except TimeUp as error:
         reason = _not_ended("calling it", error, seconds + overtime(seconds))
-        return _unanswered(name or function_name(subject), reason, started)
+        called = subject[0] if isinstance(subject, tuple) and subject else subject
+        return _unanswered(name or function_name(cast(Any, called)), reason, started)
     if name:
         made = replace(made, name=name)
     if not made.actives:
