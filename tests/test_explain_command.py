@@ -143,7 +143,10 @@ def test_a_terminal_gets_colours(call: Call, monkeypatch: pytest.MonkeyPatch) ->
     assert call(*GATE)[0] == 0
     monkeypatch.setenv("NO_COLOR", "1")
     assert call(*GATE)[0] == 0
-    assert seen == [{"width": 77, "color": True}, {"width": 77, "color": False}]
+    assert seen == [
+        {"width": 77, "color": True, "rows": 200},
+        {"width": 77, "color": False, "rows": 200},
+    ]
 
 
 def test_cotangents(call: Call, batch: dict[str, np.ndarray]) -> None:
@@ -368,3 +371,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     monkeypatch.setattr(cli, "_run", lambda args: args.run(args))
     with pytest.raises(BrokenPipeError):  # which the command line answers with a quiet 0
         call(*GATE)
+
+
+def test_of_a_long_table_so_many_rows_are_printed(call: Call) -> None:
+    status, out, err = call(*GATE, "--rows", "2")
+    assert status == 0 and out.count("rows are left out") == 2
+    assert "--rows 0 prints all of them" in err
+    assert "left out" not in call(*GATE, "--rows", "0")[1]

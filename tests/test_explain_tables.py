@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import re
+import sys
 from typing import Any
 
 import jax
@@ -267,3 +268,38 @@ def test_str_is_the_table() -> None:
     explanation = bp.explain(product_of_sum, 1.0, 3.0, -3.0)
     assert str(explanation) == explanation.text()
     assert str(explanation).startswith("product_of_sum: forward sweep")
+
+
+def long_chain(x):
+    for i in range(50):
+        with jax.named_scope(f"block{i // 10}"):
+            x = jnp.sin(x)
+    return x
+
+
+def test_of_a_long_table_the_first_and_last_rows_are_shown() -> None:
+    explanation = bp.explain(long_chain, 0.5)
+    text = explanation.text(width=120, rows=6)
+    ahead, back = text.split("reverse sweep")
+    assert "⋮ 45 rows are left out ⋮" in ahead and "⋮ 45 rows are left out ⋮" in back
+    numbers = [line.split()[0] for line in ahead.splitlines() if "sin" in line]
+    assert numbers == ["1", "2", "48", "49", "50"]
+    assert "left out" not in explanation.text(width=120)
+    assert explanation.text(width=120, rows=51) == explanation.text(width=120)
+    assert explanation.markdown(rows=4).count("\n| ") < explanation.markdown().count("\n| ")
+    assert "rows are left out" in explanation.latex(rows=3)
+    assert "rows are left out" in explanation.table_html(rows=0)
+
+
+def test_printing_a_large_graph_takes_its_ends(monkeypatch) -> None:
+    module = sys.modules["functional_bp.explain.explanation"]
+    monkeypatch.setattr(module, "MOST_ROWS", 10)
+    explanation = bp.explain(long_chain, 0.5)
+    assert str(explanation).count("left out") == 2
+    assert str(explanation) == explanation.text(rows=10)
+
+
+def test_a_rule_is_read_anew_for_other_parameters() -> None:
+    texts = [str(bp.explain(lambda x, n=n: jax.lax.integer_pow(x, n), 3.0)) for n in (2, 3, 2)]
+    assert texts[0] == texts[2]
+    assert "2 x" in texts[0] and "3 x²" in texts[1]

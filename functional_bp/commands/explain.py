@@ -67,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--depth", type=int, metavar="N", help=about)
     add("--unroll", action="store_true", help="write scan loops out, step by step")
     add("--max-steps", type=int, metavar="N", help="the bound of loops that decide when to stop")
+    about = "of each table that is printed, the first and last (default 200 in a terminal; 0: all)"
+    add("--rows", type=int, metavar="N", help=about)
     about = "print the gradients at these values instead: names of arguments and of bp.name"
     add("--cotangents", metavar="NAME,...", help=about)
     about = "print the first equation that makes a NaN or an infinity instead"
@@ -87,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         if args.nonfinite:
             return _print_nonfinite(explanation)
         if not args.files and not args.cotangents:
-            _print_tables(explanation)
+            _print_tables(explanation, args.rows)
     except BrokenPipeError:  # the reader has seen enough, as in `functional-bp explain … | head`
         raise
     except (BackpropError, OSError) as error:
@@ -280,9 +282,17 @@ def _print_nonfinite(explanation: Explanation) -> int:
     return int(found is not None)
 
 
-def _print_tables(explanation: Explanation) -> None:
+def _print_tables(explanation: Explanation, rows: int | None) -> None:
+    from functional_bp.explain.explanation import MOST_ROWS
+
     width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
-    print(explanation.text(width=width, color=_is_terminal() and "NO_COLOR" not in os.environ))
+    if rows is None and _is_terminal():
+        rows = MOST_ROWS
+    color = _is_terminal() and "NO_COLOR" not in os.environ
+    text = explanation.text(width=width, color=color, rows=rows or None)
+    print(text)
+    if "rows are left out" in text:
+        print("functional-bp explain: --rows 0 prints all of them", file=sys.stderr)
 
 
 def _is_terminal() -> bool:

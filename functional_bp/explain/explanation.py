@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from functional_bp.explain.signals import Signals
 
 
+MOST_ROWS = 200  # of a table that is printed without being asked for all of it
+
+
 class NoValuesError(BackpropError, TypeError):
     """A function was to be explained at arguments that have no values."""
 
@@ -234,37 +237,39 @@ class Explanation:
 
         return glance(self)
 
-    def text(self, width: int | None = None, color: bool = False) -> str:
+    def text(self, width: int | None = None, color: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as tables for a terminal.
 
         Args:
             width: characters per line; by default the terminal's.
             color: with a terminal's colours: red for what is not finite, yellow for dead gradients.
+            rows: of each table at most, the first and the last ones; None for all of them.
         """
         from functional_bp.explain.tables import contents, text
 
-        return text.text(contents.tables(self), width, color)
+        return text.text(contents.tables(self, rows), width, color)
 
-    def markdown(self) -> str:
-        """Both sweeps step by step, as Markdown tables."""
+    def markdown(self, rows: int | None = None) -> str:
+        """Both sweeps step by step, as Markdown tables of at most so many rows."""
         from functional_bp.explain.tables import contents, markdown
 
-        return markdown.markdown(contents.tables(self))
+        return markdown.markdown(contents.tables(self, rows))
 
-    def latex(self, standalone: bool = False) -> str:
+    def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
         from functional_bp.explain.tables import contents, latex
 
-        return latex.latex(contents.tables(self), standalone)
+        return latex.latex(contents.tables(self, rows), standalone)
 
-    def table_html(self) -> str:
+    def table_html(self, rows: int | None = None) -> str:
         """Both sweeps step by step, as a piece of HTML for light and dark pages."""
         from functional_bp.explain.tables import contents, html
 
-        return html.html(contents.tables(self))
+        return html.html(contents.tables(self, rows))
 
     def __str__(self) -> str:
-        return self.text()
+        """The tables, of a large graph their first and last rows; ``text()`` has all."""
+        return self.text(rows=MOST_ROWS)
 
     def __repr__(self) -> str:
         return f"<Explanation of {self.graph.name}: {len(self.graph)} equations>"

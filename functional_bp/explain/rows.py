@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from functional_bp.explain.explanation import Explanation
@@ -25,20 +26,27 @@ class ForwardRow:
 
     Attributes:
         kind: "input" (constants too) or "equation".
-        formula: what is computed.
+        read: the formula of what is computed, from the rules.
         values: of its outputs.
         kept: bytes that the reverse sweep keeps of them.
         scope, source: where the equation stands: name scopes, and ``file.py:12``.
         inside: what a graph that stays closed holds.
+        number: of the equation, from 1; 0 for an input.
     """
 
     kind: Literal["input", "equation"]
-    formula: Formula
+    read: Callable[[], Formula]
     values: tuple[Any, ...]
     kept: int
     scope: str = ""
     source: str = ""
     inside: str = ""
+    number: int = 0
+
+    @cached_property
+    def formula(self) -> Formula:
+        """What is computed."""
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class ReverseRow:
 
     Attributes:
         kind: "seed" (an output's cotangent), "share" (what one use adds), "sum" (of several uses).
-        formula: how the cotangent is computed.
+        read: the formula of how the cotangent is computed, from the rules.
         is_share: whether another use adds to the same cotangent.
         upstream: the cotangents of the equation's outputs.
         local: ∂output/∂operand, where it is small enough to be shown.
@@ -58,7 +66,7 @@ class ReverseRow:
 
     kind: Literal["seed", "share", "sum"]
     variable: Expression
-    formula: Formula | None
+    read: Callable[[], Formula] | None
     is_share: bool
     upstream: tuple[Any, ...]
     local: Any
@@ -67,22 +75,27 @@ class ReverseRow:
     scope: str = ""
     source: str = ""
 
+    @cached_property
+    def formula(self) -> Formula | None:
+        """How the cotangent is computed."""
+        return self.read() if self.read else None
+
 
 def forward_rows(explanation: Explanation) -> list[ForwardRow]:
     """Inputs and constants, then the equations in execution order."""
     graph, kept = explanation.graph, explanation.kept_bytes
     known = symbols(graph)
     rows = [
-        ForwardRow("input", Formula(known.get(v, Symbol(v.name)), None), (explanation.values[v],),
-                   kept.get(v, 0))
+        ForwardRow("input", partial(Formula, known.get(v, Symbol(v.name)), None),
+                   (explanation.values[v],), kept.get(v, 0))
         for v in (*graph.inputs, *graph.constants)
     ]  # fmt: skip
-    for equation in graph:
+    for number, equation in enumerate(graph, 1):
         values = tuple(explanation.values[v] for v in equation.outputs)
         size = sum(kept.get(v, 0) for v in equation.outputs)
         rows.append(
-            ForwardRow("equation", forward(equation, known), values, size, equation.scope,
-                       source_of(equation), inside_of(equation))
+            ForwardRow("equation", partial(forward, equation, known), values, size,
+                       equation.scope, source_of(equation), inside_of(equation), number)
         )  # fmt: skip
     return rows
 
@@ -117,8 +130,9 @@ def _reverse(explanation: Explanation) -> Iterator[ReverseRow]:
             if (share := shares.get((equation, k))) is None:
                 continue
             yield ReverseRow(
-                "share", _bar(variable, known), reverse(equation, k, known), counts[variable] > 1,
-                upstream, local.get((equation, k)), share, (), equation.scope, source,
+                "share", _bar(variable, known), partial(reverse, equation, k, known),
+                counts[variable] > 1, upstream, local.get((equation, k)), share, (),
+                equation.scope, source,
             )  # fmt: skip
             added = parts.setdefault(variable, [])
             added.append(share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 import unicodedata
@@ -161,7 +162,20 @@ def _of_source(pullback: Pullback, static: Mapping[str, Any]) -> Expression | No
     arguments = _arguments(pullback)
     known = {key: value for key, value in static.items() if key in arguments}
     try:
-        return read(pullback.function, arguments, known)
+        # 1 equals True and 1.0, and reads differently
+        return _read_once(pullback, tuple((k, type(v), v) for k, v in known.items()))
+    except TypeError:  # a parameter that cannot be hashed
+        return _read(pullback, known)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_once(pullback: Pullback, known: tuple[tuple[str, type, Any], ...]) -> Expression | None:
+    return _read(pullback, {key: value for key, _, value in known})
+
+
+def _read(pullback: Pullback, known: Mapping[str, Any]) -> Expression | None:
+    try:
+        return read(pullback.function, _arguments(pullback), known)
     except UnreadableError:
         return None
 

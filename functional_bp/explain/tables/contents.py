@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from functional_bp.explain.states import WORDS, State, state_of
 from functional_bp.graph.text import format_bytes
 
 RANGE = " … "  # between the least and the greatest entry
+Row = TypeVar("Row", ForwardRow, ReverseRow)
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,20 @@ class Cell:
 
     Attributes:
         text: in Unicode.
-        formula: in LaTeX's mathematics, if it is a formula.
+        write: writes it in LaTeX's mathematics, if it is a formula.
         state: what is remarkable about the value.
         short: the text where there is less room, "" for the same.
     """
 
     text: str = ""
-    formula: str = ""
+    write: Callable[[], str] | None = None
     state: State = ""
     short: str = ""
+
+    @property
+    def formula(self) -> str:
+        """The formula in LaTeX, "" if it is none."""
+        return self.write() if self.write else ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Line:
     kind: str
     cells: tuple[Cell, ...]
 
+    @property
+    def is_heading(self) -> bool:
+        """Whether it has one cell, as long as the table is wide."""
+        return self.kind in ("scope", "more")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -68,18 +79,18 @@ class Table:
 
     def used(self) -> Table:
         """Without the columns in which nothing stands."""
-        on = [any(line.cells[k].text for line in self.lines if line.kind != "scope")
+        on = [any(line.cells[k].text for line in self.lines if not line.is_heading)
               for k in range(len(self.columns))]  # fmt: skip
         return self.only([k for k, used in enumerate(on) if used])
 
     def only(self, chosen: Iterable[int]) -> Table:
-        """With the chosen columns alone; a scope's line keeps its one cell."""
+        """With the chosen columns alone; a heading keeps its one cell."""
         chosen = list(chosen)
         return Table(
             self.title,
             tuple(self.columns[k] for k in chosen),
             tuple(
-                line if line.kind == "scope"
+                line if line.is_heading
                 else Line(line.kind, tuple(line.cells[k] for k in chosen))
                 for line in self.lines
             ),
@@ -105,16 +116,51 @@ def shortened(table: Table) -> Table:
     return replace(table, lines=lines)
 
 
-def tables(explanation: Explanation) -> tuple[Table, Table]:
-    """The table of the forward sweep and that of the reverse sweep."""
-    name = explanation.graph.name
-    forward = Table(
-        f"{name}: forward sweep", FORWARD, tuple(_forward(forward_rows(explanation), name))
+def tables(explanation: Explanation, rows: int | None = None) -> tuple[Table, Table]:
+    """The table of the forward sweep and that of the reverse sweep.
+
+    Args:
+        explanation: the function at a point.
+        rows: of each table at most, the first and the last; None for all.
+    """
+    name, cells = explanation.graph.name, _Cells()
+    ahead, back = forward_rows(explanation), reverse_rows(explanation)
+    forward = [_forward(part, name, cells) for part in _ends(ahead, rows)]
+    reverse = [_reverse(part, name, cells) for part in _ends(back, rows)]
+    return (
+        Table(f"{name}: forward sweep", FORWARD, _joined(forward, len(ahead), rows)).used(),
+        Table(f"{name}: reverse sweep", REVERSE, _joined(reverse, len(back), rows)).used(),
     )
-    reverse = Table(
-        f"{name}: reverse sweep", REVERSE, tuple(_reverse(reverse_rows(explanation), name))
-    )
-    return forward.used(), reverse.used()
+
+
+def _ends(rows: Sequence[Row], most: int | None) -> list[Sequence[Row]]:
+    """All rows, or the first and the last of too many."""
+    if most is None or len(rows) <= max(most, 2):
+        return [rows]
+    most = max(most, 2)
+    return [rows[: (most + 1) // 2], rows[len(rows) - most // 2 :]]
+
+
+def _joined(parts: Sequence[Iterable[Line]], count: int, most: int | None) -> tuple[Line, ...]:
+    if len(parts) == 1:
+        return tuple(parts[0])
+    most = max(most or 0, 2)
+    gap = Line("more", (Cell(f"⋮ {count - most:,} rows are left out ⋮"),))
+    return (*parts[0], gap, *parts[1])
+
+
+class _Cells:
+    """The cells of values; what stands in several rows is described once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Any, Cell]] = {}
+
+    def __call__(self, values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
+        """The cell; arrays are told apart by identity, and held so that it stays theirs."""
+        key = (*map(id, values), is_cotangent)
+        if key not in self._made:
+            self._made[key] = values, value_cell(values, is_cotangent)
+        return self._made[key][1]
 
 
 def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
@@ -124,7 +170,7 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
     texts = [described(v) for v in values]
     short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
-    return Cell("; ".join(texts), "", states[0] if states else "", short)
+    return Cell("; ".join(texts), None, states[0] if states else "", short)
 
 
 def described(array: Any) -> str:
@@ -150,19 +196,17 @@ def _scope(scope: str, name: str) -> Line:
     return Line("scope", (Cell(scope or name),))
 
 
-def _forward(rows: list[ForwardRow], name: str) -> Iterable[Line]:
-    scope, number = "", 0
+def _forward(rows: Sequence[ForwardRow], name: str, cells: _Cells) -> Iterable[Line]:
+    scope = ""
     for row in rows:
         if row.scope != scope:
             scope = row.scope
             yield _scope(scope, name)
-        is_equation = row.kind == "equation"
-        number += is_equation
-        value = value_cell(row.values)
+        value = cells(row.values)
         notes = [row.inside, WORDS.get(value.state, "")]
         yield Line(row.kind, (
-            Cell(str(number) if is_equation else ""),
-            Cell(row.formula.text(), row.formula.latex()),
+            Cell(str(row.number) if row.number else ""),
+            Cell(row.formula.text(), row.formula.latex),
             value,
             Cell(format_bytes(row.kept) if row.kept else ""),
             Cell(row.source),
@@ -170,19 +214,19 @@ def _forward(rows: list[ForwardRow], name: str) -> Iterable[Line]:
         ))  # fmt: skip
 
 
-def _reverse(rows: list[ReverseRow], name: str) -> Iterable[Line]:
+def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[Line]:
     scope = ""
     for row in rows:
         if row.scope != scope:
             scope = row.scope
             yield _scope(scope, name)
-        downstream = value_cell((row.downstream,), is_cotangent=True)
+        downstream = cells((row.downstream,), is_cotangent=True)
         words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
         note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
         yield Line(row.kind, (
             _formula(row),
-            value_cell(row.upstream, is_cotangent=True),
-            Cell() if row.local is None else value_cell((row.local,)),
+            cells(row.upstream, is_cotangent=True),
+            Cell() if row.local is None else cells((row.local,)),
             downstream,
             Cell(row.source),
             Cell(note),
@@ -190,20 +234,20 @@ def _reverse(rows: list[ReverseRow], name: str) -> Iterable[Line]:
 
 
 def _formula(row: ReverseRow) -> Cell:
-    bar, bar_latex = unicode.written(row.variable), latex.written(row.variable)
-    if row.formula is not None:
-        sign = "+=" if row.is_share else "="
-        tex = row.formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
-        return Cell(row.formula.text(sign), tex, short=row.formula.brief(sign))
+    bar, sign = unicode.written(row.variable), "+=" if row.is_share else "="
+    bar_latex = lambda: latex.written(row.variable)  # noqa: E731
+    if (formula := row.formula) is not None:
+        tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)  # noqa: E731
+        return Cell(formula.text(sign), tex, short=formula.brief(sign))
     if row.kind == "seed":
-        sign = "+=" if row.is_share else "="
         value = described(row.downstream)
-        return Cell(f"{bar} {sign} {value}", f"{bar_latex} {sign} {latex.transliterated(value)}")
+        return Cell(f"{bar} {sign} {value}",
+                    lambda: f"{bar_latex()} {sign} {latex.transliterated(value)}")  # fmt: skip
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
         return Cell(
             f"{bar} = sum of {len(shares)} uses",
-            rf"{bar_latex} = \text{{sum of {len(shares)} uses}}",
+            lambda: rf"{bar_latex()} = \text{{sum of {len(shares)} uses}}",
         )
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
-    return Cell(f"{bar} = {terms}", f"{bar_latex} = {latex.transliterated(terms)}")
+    return Cell(f"{bar} = {terms}", lambda: f"{bar_latex()} = {latex.transliterated(terms)}")

@@ -62,7 +62,7 @@ def _table(table: Table) -> str:
 
 
 def _line(line: Line, aligns: list[str]) -> str:
-    if line.kind == "scope":
+    if line.is_heading:
         cells = f'<td colspan="{len(aligns)}">{shown(line.cells[0].text)}</td>'
     else:
         cells = "".join(_cell(cell, align) for cell, align in zip(line.cells, aligns))

@@ -45,7 +45,7 @@ def _table(table: Table) -> str:
 
 
 def _line(line: Line, count: int) -> str:
-    if line.kind == "scope":
+    if line.is_heading:
         inside = rf"\textit{{{escaped(line.cells[0].text)}}}"
         return rf"\multicolumn{{{count}}}{{l}}{{{inside}}} \\"
     return " & ".join(map(_cell, line.cells)) + r" \\"

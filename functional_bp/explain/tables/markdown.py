@@ -30,7 +30,7 @@ def _table(table: Table) -> str:
 
 
 def _line(line: Line, count: int, place: int) -> str:
-    if line.kind == "scope":
+    if line.is_heading:
         cells = [""] * count
         cells[place] = f"*{escaped(line.cells[0].text)}*"
     else:

@@ -53,7 +53,7 @@ def _rich(table: Table, width: int) -> Any:
         made.add_column(column.heading, justify=justify, overflow="fold", max_width=most)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     for line in table.lines:
-        if line.kind == "scope":
+        if line.is_heading:
             blank = [Text("") for _ in table.columns]
             blank[place] = Text(line.cells[0].text, style="cyan")
             made.add_row(*blank)
@@ -84,7 +84,7 @@ def fitted(table: Table, width: int) -> Table:
 def _natural_width(table: Table) -> int:
     from rich.cells import cell_len
 
-    lines = [line for line in table.lines if line.kind != "scope"]
+    lines = [line for line in table.lines if not line.is_heading]
     total = 0
     for k, column in enumerate(table.columns):
         longest = max([cell_len(column.heading), *(cell_len(line.cells[k].text) for line in lines)])
