@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html.parser
 import re
+import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -303,3 +305,24 @@ def test_a_rule_is_read_anew_for_other_parameters() -> None:
     texts = [str(bp.explain(lambda x, n=n: jax.lax.integer_pow(x, n), 3.0)) for n in (2, 3, 2)]
     assert texts[0] == texts[2]
     assert "2 x" in texts[0] and "3 x²" in texts[1]
+
+
+def test_latex_is_as_wide_as_the_page() -> None:
+    def pieces(x):
+        a, b, c, d = jnp.split(x * x, 4)
+        return jnp.sum(a * b + c * d)
+
+    text = bp.explain(pieces, jnp.linspace(1.0, 2.0, 64)).latex(standalone=True)
+    assert r">{\raggedright\arraybackslash}p{" in text or r">{\raggedleft\arraybackslash}p{" in text
+    assert r"\textless{}lambda\textgreater{}" in bp.explain(lambda x: x * x, 2.0).latex()
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no LaTeX on this machine")
+def test_latex_compiles(tmp_path) -> None:
+    for k, explanation in enumerate((explained_network(), bp.explain(lambda x: x * x, 2.0))):
+        file = tmp_path / f"sweeps{k}.tex"
+        file.write_text(explanation.latex(standalone=True))
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", file.name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout[-500:]
+        assert file.with_suffix(".pdf").exists()

@@ -46,6 +46,7 @@ FUNCTIONS = {
 AROUND = {"abs": ("|", "|"), "floor": (r"\lfloor ", r" \rfloor"), "ceil": (r"\lceil ", r" \rceil")}
 SIGNS = {"≠": r"\ne", "≤": r"\le", "≥": r"\ge", "is not": r"\ne", "is": "="}
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+           "<": r"\textless{}", ">": r"\textgreater{}",
            **{c: "\\" + c for c in "&%$#_{}"}}  # fmt: skip
 SYMBOLS = {
     "·": r"\cdot ", "−": "-", "×": r"\times ", "∘": r"\circ ", "Σ": r"\sum ", "Π": r"\prod ",

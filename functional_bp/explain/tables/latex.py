@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from functional_bp.explain.formulas.latex import escaped
 from functional_bp.explain.tables.contents import Cell, Line, Table
+from functional_bp.explain.tables.text import fitted
 
 COLORS = {"nan": "red", "infinite": "red", "exploding": "magenta", "vanishing": "orange",
           "zero": "orange"}  # fmt: skip
-PACKAGES = ("amsmath", "amssymb", "booktabs", "longtable", "xcolor")
+PACKAGES = ("amsmath", "amssymb", "array", "booktabs", "longtable", "xcolor")
+PAGE_WIDTH = 165  # characters on a landscape page, with the formulas' letters counted once
+LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of longer ones
 
 
 def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
@@ -24,12 +27,13 @@ def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
     margins = "\\usepackage[landscape,margin=15mm]{geometry}\n"
     return (
         "\\documentclass{article}\n" + uses + margins
-        + f"\\begin{{document}}\n\\small\n{body}\\end{{document}}\n"
+        + f"\\begin{{document}}\n\\footnotesize\n{body}\\end{{document}}\n"
     )  # fmt: skip
 
 
 def _table(table: Table) -> str:
-    form = "".join("r" if column.align == "right" else "l" for column in table.columns)
+    table = fitted(table, PAGE_WIDTH)
+    form = "".join(_form(table, k) for k in range(len(table.columns)))
     heads = " & ".join(escaped(column.heading) for column in table.columns)
     rows = [_line(line, len(table.columns)) for line in table.lines]
     return "\n".join(
@@ -42,6 +46,16 @@ def _table(table: Table) -> str:
             r"\end{longtable}",
         ]
     )
+
+
+def _form(table: Table, k: int) -> str:
+    """A column's alignment; long cells are broken into lines."""
+    right = table.columns[k].align == "right"
+    lengths = (len(line.cells[k].text) for line in table.lines if not line.is_heading)
+    if max(lengths, default=0) <= LONGEST:
+        return "r" if right else "l"
+    ragged = r"\raggedleft" if right else r"\raggedright"
+    return rf">{{{ragged}\arraybackslash}}p{{{LONG}}}"
 
 
 def _line(line: Line, count: int) -> str:
