@@ -34,7 +34,7 @@ function open(s, { select = null, from = null, write = true, fade = "in" } = {})
     state.selected = select;
     ancestors(s).forEach((a) => listed.add(a));
     redraw();
-    const to = fitted(shown);
+    const to = fit();
     if (deeper || from === null) place({ k: to.k * (deeper ? 0.86 : 1.1), x: to.x, y: to.y });
     fly(to, () => select && revealSelected(), fade);
     if (write) writeHash();
@@ -79,10 +79,10 @@ const inSight = ({ w, h }) => {
 
 // All of the picture, if it was seen before and can still be read; or else the frame.
 function roomFor(card, frame, whole) {
-  const all = fitted(shown), { width, height } = picture.getBoundingClientRect();
+  const all = fit(), { width, height } = picture.getBoundingClientRect();
   if (whole && all.k >= READABLE && all.k * shown.w <= width && all.k * shown.h <= height) return all;
-  const fit = Math.min((width - 80) / frame.w, (height - 80) / frame.h);
-  const k = Math.min(at.k, Math.max(fit, READABLE));
+  const scale = Math.min((width - 80) / frame.w, (height - 80) / frame.h);
+  const k = Math.min(at.k, Math.max(scale, READABLE));
   const x = at.x + at.k * card.x - k * frame.x;
   const y = at.y + at.k * (card.y - card.h / 2) - k * (frame.y - frame.h / 2);
   return sighted(frame, { k, x, y }, 30);
@@ -91,7 +91,7 @@ function roomFor(card, frame, whole) {
 // To where the picture was, unless it was moved since; or else the card comes where the title was.
 function backTo(s, frame, card) {
   const [before, after] = places.get(s) || [];
-  if (after && after.k === at.k && after.x === at.x && after.y === at.y) return before;
+  if (after === at) return before;
   const title = spot(frame);
   return sighted(card, { k: at.k, x: at.x + at.k * (title.x - card.x), y: at.y + at.k * (title.y - card.y) });
 }
@@ -110,7 +110,7 @@ function opensOnTheWay(s) {
     chain.slice(start + 1).forEach((a) => state.open.add(a));
     state.scope = base;
     redraw();
-    moved ? place(fitted(shown)) : moveFrom(former);
+    moved ? place(fit()) : moveFrom(former);
     return true;
   }
   return false;
@@ -135,7 +135,7 @@ function changeAll() {
   const former = shown;
   redraw();
   moveFrom(former);
-  fly(fitted(shown));
+  fly(fit());
   writeHash();
 }
 

@@ -259,7 +259,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "c") closeAll();
   else if (event.key === "+" || event.key === "=") zoomBy(1.25);
   else if (event.key === "-") zoomBy(0.8);
-  else if (event.key === "0") fly(fitted(shown));
+  else if (event.key === "0") fly(fit());
   else if (index >= 0 && (event.key === "Enter" || event.key === " ")) act(index, { jump: event.key === "Enter", alone: event.shiftKey });
   else if (arrows[event.key] && (card || document.activeElement === document.body)) {
     const next = card ? nearest(index, ...arrows[event.key]) : 0;
@@ -273,7 +273,7 @@ world.addEventListener("focusin", (event) => {
 });
 $("zoom").addEventListener("click", (event) => {
   const action = event.target.dataset.do;
-  if (action === "fit") fly(fitted(shown));
+  if (action === "fit") fly(fit());
   else if (action) zoomBy(action === "in" ? 1.25 : 0.8);
 });
 
@@ -340,5 +340,5 @@ function writeHash() {
 
 document.body.classList.toggle("single", DATA.scopes.length === 1);
 addEventListener("popstate", readHash);
-addEventListener("resize", () => place(fitted(shown)));
+addEventListener("resize", () => (at === rest ? place(fit()) : moveMap()));
 readHash();

@@ -186,7 +186,20 @@ function fitted(view) {
   const k = whole >= (wide ? 0.28 : 0.42) ? Math.min(1.5, whole) : Math.max(whole, Math.min(0.85, Math.max((width - 56) / view.w, 0.5)));
   // what is too large to be read as a whole is shown from its beginning
   const at = (room, size, edge) => (k * size <= room - edge + 1 ? (room - k * size) / 2 : edge / 2);
-  return { k, x: at(width, view.w, 56), y: at(height, view.h, 48) };
+  let x = at(width, view.w, 56);
+  if (k * view.w > width && k * view.h > height) {
+    const first = view.cards.reduce((a, b) => (b.y - b.h / 2 < a.y - a.h / 2 ? b : a));
+    x = Math.min(28, Math.max(width - 28 - k * view.w, width / 2 - k * spot(first).x));
+  }
+  return { k, x, y: at(height, view.h, 48) };
+}
+
+// Shows all of it; `rest` is where the picture then is, as long as nobody moves it.
+let rest = null;
+
+function fit() {
+  rest = fitted(shown);
+  return rest;
 }
 
 function fly(to, done, fade) {
