@@ -95,11 +95,13 @@ function categoryOf(card) {
 const hue = (category) => PALETTE[CATEGORIES.indexOf(category) % PALETTE.length];
 const TINT = { memory: "var(--memory)", flops: "var(--flops)", gradient: "var(--size)" };
 
+let tinted = false; // whether cards have other colours than they were drawn with
+
 function paint() {
   const mode = state.colour, { cards } = shown;
   const found = cards.map((card) => (mode === "plain" || card.k === "frame" ? 0 : measured(card, mode)));
   const most = Math.max(0, ...found.filter((x) => typeof x === "number"));
-  cards.forEach((card, index) => {
+  if (tinted || mode !== "plain") cards.forEach((card, index) => {
     if (card.k === "frame") return; // what is in it has the colours
     const element = cardElements[index], size = found[index];
     element.classList.remove("tinted", "zero", "nothing", "broken");
@@ -128,6 +130,7 @@ function paint() {
     element.style.setProperty("--tint", tint);
     element.style.setProperty("--part", part.toFixed(3));
   });
+  tinted = mode !== "plain";
   legend(mode, most, found);
 }
 

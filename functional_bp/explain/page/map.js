@@ -24,7 +24,7 @@ function drawMap() {
 }
 
 function moveMap() {
-  const { width, height } = picture.getBoundingClientRect();
+  const { width, height } = room;
   const larger = at.k * shown.w > width + 1 || at.k * shown.h > height + 1;
   chart.classList.toggle("needed", larger);
   if (!larger) return;
@@ -39,7 +39,7 @@ function moveMap() {
 
 // The point of the map under the pointer comes into the middle of the window.
 function goOnMap(event) {
-  const box = chart.getBoundingClientRect(), { width, height } = picture.getBoundingClientRect();
+  const box = chart.getBoundingClientRect(), { width, height } = room;
   const x = (event.clientX - box.left) / chartScale, y = (event.clientY - box.top) / chartScale;
   cancelAnimationFrame(flight);
   place({ k: at.k, x: width / 2 - at.k * x, y: height / 2 - at.k * y });

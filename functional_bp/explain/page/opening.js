@@ -19,10 +19,11 @@ const below = (s) => inside.get(s).flatMap((child) => [child, ...below(child)]);
 const opened = () => shown.cards.filter((card) => card.k === "frame").map((card) => card.s);
 const cardOf = (s) => shown.cards.findIndex((card) => card.s === s);
 
-// Draws what is open now.
-function redraw() {
+// Draws what is open now, and tells of what is selected or of a scope.
+function redraw(about = null) {
   drawPicture(composed(DATA.scopes, state.scope, (s) => state.open.has(s)));
-  refresh();
+  tinted = false;
+  refresh(about);
 }
 
 // One scope alone
@@ -40,7 +41,7 @@ function open(s, { select = null, from = null, write = true, fade = "in" } = {})
     if (write) writeHash();
   };
   if (!deeper || still.matches) return show();
-  const { width, height } = picture.getBoundingClientRect();
+  const { width, height } = room;
   const k = Math.min(width / from.w, height / from.h, at.k * 4);
   fly({ k, x: width / 2 - k * from.x, y: height / 2 - k * from.y }, show, "out");
 }
@@ -61,25 +62,24 @@ function toggle(s) {
   const before = at, former = shown, card = former.cards[cardOf(s)];
   const whole = inSight(former), focus = document.activeElement?.closest?.(".card");
   state.open.has(s) ? state.open.delete(s) : state.open.add(s);
-  redraw();
+  redraw(s);
   const index = cardOf(s), now = shown.cards[index];
   if (focus) cardElements[index].focus({ preventScroll: true });
   moveFrom(former);
   const to = state.open.has(s) ? roomFor(card, now, whole) : backTo(s, card, now);
   if (state.open.has(s)) places.set(s, [before, to]);
   fly(to);
-  showPanel(aboutScope(s));
   writeHash();
 }
 
 const inSight = ({ w, h }) => {
-  const { width, height } = picture.getBoundingClientRect();
+  const { width, height } = room;
   return at.x >= -1 && at.y >= -1 && at.x + at.k * w <= width + 1 && at.y + at.k * h <= height + 1;
 };
 
 // All of the picture, if it was seen before and can still be read; or else the frame.
 function roomFor(card, frame, whole) {
-  const all = fit(), { width, height } = picture.getBoundingClientRect();
+  const all = fit(), { width, height } = room;
   if (whole && all.k >= READABLE && all.k * shown.w <= width && all.k * shown.h <= height) return all;
   const scale = Math.min((width - 80) / frame.w, (height - 80) / frame.h);
   const k = Math.min(at.k, Math.max(scale, READABLE));

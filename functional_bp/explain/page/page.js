@@ -8,14 +8,16 @@ const isCard = (key) => (card) =>
 
 // Selecting
 
-function refresh() {
+function refresh(about = null) {
   paint();
   crumbs();
   overview();
   controls();
   mark();
-  showPanel(state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
+  showPanel(about !== null ? aboutScope(about) : aboutShown());
 }
+
+const aboutShown = () => (state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
 
 function aboutSelected() {
   const card = shown.cards.find(isCard(state.selected));
@@ -44,7 +46,7 @@ function select(key, instead = null) {
   state.selected = key;
   state.shown = instead;
   mark();
-  showPanel(key ? aboutSelected() : aboutScope(state.scope) + HELP);
+  showPanel(aboutShown());
   writeHash();
 }
 
@@ -105,6 +107,8 @@ function crumbs() {
   }).join("<i>/</i>");
 }
 
+let current = null; // the scope that the list showed last as the one gone into
+
 function overview() {
   const measure = { memory: (s) => s.kept, flops: (s) => s.flops }[state.colour];
   const rows = [], levels = new Set(shown.levels.map((level) => level.s));
@@ -120,10 +124,9 @@ function overview() {
     if (isOpen) children.forEach((child) => add(child, depth + 1));
   };
   add(0, 0);
-  const top = $("overview").scrollTop;
   $("overview").innerHTML = rows.join("");
-  $("overview").scrollTop = top;
-  $("overview").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+  if (state.scope !== current) $("overview").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+  current = state.scope;
 }
 
 // Finding by name
@@ -227,7 +230,7 @@ picture.addEventListener("pointerover", (event) => {
   const card = event.target.closest(".card"), wire = event.target.closest(".reach");
   if (card) showPanel(aboutCard(shown.cards[card.dataset.card]));
   else if (wire) showPanel(aboutWire(shown.wires[wire.dataset.wire]));
-  else if (state.preview) showPanel(state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
+  else if (state.preview) showPanel(aboutShown());
   state.preview = card || wire;
 });
 
@@ -340,5 +343,4 @@ function writeHash() {
 
 document.body.classList.toggle("single", DATA.scopes.length === 1);
 addEventListener("popstate", readHash);
-addEventListener("resize", () => (at === rest ? place(fit()) : moveMap()));
 readHash();

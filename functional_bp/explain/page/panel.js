@@ -165,7 +165,11 @@ function aboutCard(card) {
   return aboutVariable(card.v) + (card.side === "out" && card.go < 0 ? "" : go);
 }
 
+let scrolled = false;
+$("panel").addEventListener("scroll", () => (scrolled = true));
+
 function showPanel(html) {
   $("panel").innerHTML = html;
-  $("panel").scrollTop = 0;
+  if (scrolled) $("panel").scrollTop = 0; // which lays the page out
+  scrolled = false;
 }
