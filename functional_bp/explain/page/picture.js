@@ -159,15 +159,19 @@ const wireClass = (wire) =>
 // After a change, what was there before moves from where it was, and what is new appears.
 function moveFrom(former) {
   if (still.matches || document.hidden || shown.cards.length > MOST_MOVING) return;
-  const places = new Map(former.cards.map((card) => [card.id, card])), timing = { duration: 200, easing: "cubic-bezier(0.33, 1, 0.68, 1)" };
+  const timing = { duration: 200, easing: "cubic-bezier(0.33, 1, 0.68, 1)" };
   const appear = (element) => element.animate([{ opacity: 0 }, { opacity: 0, offset: 0.4 }, {}], timing);
+  const places = new Map(former.cards.map((card) => [card.id, card]));
   shown.cards.forEach((card, i) => {
-    const old = places.get(card.id);
-    if (!old || (old.k === "frame") !== (card.k === "frame")) return appear(cardElements[i]);
-    const dx = old.x - card.x, dy = old.y - card.y;
-    if (dx || dy) cardElements[i].animate([{ transform: `translate(${dx}px, ${dy}px)` }, { transform: "none" }], timing);
+    const old = places.get(card.id), parts = [cardElements[i]];
+    if (card.k === "frame") parts.push(cardElements[i].previousSibling); // its ground
+    if (!old || old.k !== card.k) return parts.forEach(appear);
+    const [dx, dy] = card.k === "frame" // its corner is what moves
+      ? [old.x - old.w / 2 - card.x + card.w / 2, old.y - old.h / 2 - card.y + card.h / 2] : [old.x - card.x, old.y - card.y];
+    if (!dx && !dy) return;
+    parts.forEach((part) => part.animate([{ transform: `translate(${dx}px, ${dy}px)` }, { transform: "none" }], timing));
   });
-  world.querySelectorAll(".wires, .ground, .twins").forEach(appear);
+  world.querySelectorAll(".wires, .twins").forEach(appear);
 }
 
 // Pan and zoom: `at` is the scale and the place of the world's origin on the screen.
