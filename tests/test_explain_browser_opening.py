@@ -33,7 +33,8 @@ function overlapping() {
   const inside = (a, b) => b.card.k === "frame" && ancestors(a.card.of).includes(b.card.s)
     && a.left > b.left && a.right < b.right && a.top > b.top + TITLE && a.bottom < b.bottom;
   return rims.flatMap((a, i) => rims.slice(i + 1).filter((b) =>
-    a.left < b.right - 0.1 && b.left < a.right - 0.1 && a.top < b.bottom - 0.1 && b.top < a.bottom - 0.1
+    a.left < b.right - 0.1 && b.left < a.right - 0.1
+    && a.top < b.bottom - 0.1 && b.top < a.bottom - 0.1
     && !inside(a, b) && !inside(b, a)).map((b) => [a.card.id, b.card.id]));
 }
 const tell = (found) => (document.title = "told " + JSON.stringify(found));
@@ -75,8 +76,9 @@ def test_a_click_opens_a_scope_where_it_stands(page):
         page,
         """const outer = shown.cards.map((card) => card.id);
         click(cardFor("network"));
-        const drawn = [...world.querySelectorAll(".card")].map((e) => shown.cards[e.dataset.card].id);
-        tell([outer, drawn, paths(shown.levels.map((l) => l.s)), location.hash]);""",
+        const drawn = [...world.querySelectorAll(".card")].map((e) => e.dataset.card);
+        const inner = drawn.map((i) => shown.cards[i].id);
+        tell([outer, inner, paths(shown.levels.map((l) => l.s)), location.hash]);""",
     )
     assert set(before) < set(after)
     assert names == ["", "network"] and address == "#open=network"
@@ -85,11 +87,12 @@ def test_a_click_opens_a_scope_where_it_stands(page):
 def test_closed_again_the_picture_is_the_same(page):
     one, two, same = told(
         page,
-        """const former = world.innerHTML, place = world.getAttribute("transform");
+        """const where = () => world.getAttribute("transform");
+        const former = world.innerHTML, before = where();
         click(cardFor("network"));
         const opened = world.innerHTML;
         click(world.querySelector('.card.frame [data-do="close"] rect'));
-        tell([former === world.innerHTML, former === opened, place === world.getAttribute("transform")]);""",
+        tell([former === world.innerHTML, former === opened, before === where()]);""",
     )
     assert one and not two and same
 
@@ -120,7 +123,8 @@ def test_shift_enter_and_two_clicks_show_a_scope_alone(page):
 
 
 def test_the_title_of_a_frame_leads_into_its_scope(page):
-    script = """click(world.querySelector('.frame [data-do="alone"] rect')); tell([view().p, shown.cards.length]);"""
+    script = """click(world.querySelector('.frame [data-do="alone"] rect'));
+    tell([view().p, shown.cards.length]);"""
     path, count = told(page, script, open="network/layer_1")
     assert path == "network" and count > 3
 
@@ -131,7 +135,8 @@ def test_nothing_overlaps(page, wish):
 
 
 def test_the_witness_of_overlaps_sees_one(page):
-    script = """const [a, b] = shown.cards; drawPicture({ ...shown, cards: [{ ...a, x: b.x, y: b.y }, ...shown.cards.slice(1)] });
+    script = """const [a, b, ...others] = shown.cards;
+    drawPicture({ ...shown, cards: [{ ...a, x: b.x, y: b.y }, b, ...others] });
     tell(overlapping());"""
     assert told(page, script)
 
@@ -139,7 +144,8 @@ def test_the_witness_of_overlaps_sees_one(page):
 def test_two_scopes_side_by_side_and_one_inside_do_not_overlap(page):
     names, bad = told(
         page,
-        """for (const path of ["network", "loss", "network/layer_0", "network/layer_0/norm"]) toggle(at_path(path));
+        """const wanted = ["network", "loss", "network/layer_0", "network/layer_0/norm"];
+        for (const path of wanted) toggle(at_path(path));
         tell([paths(opened()), overlapping()]);""",
     )
     assert set(names) == {"network", "loss", "network/layer_0", "network/layer_0/norm"}
@@ -153,8 +159,9 @@ def test_what_was_left_and_above_stays_and_sizes_are_kept(page):
         const { x, y, w, h } = shown.cards[cardOf(s)];
         toggle(s);
         const now = shown.cards.filter((c) => former.has(c.id) && c.s !== s);
-        tell([now.filter((c) => { const old = former.get(c.id);
-          return (old.x <= x - w / 2 && old.x !== c.x) || (old.y <= y - h / 2 && old.y !== c.y); }).length,
+        const strayed = (c, old) =>
+          (old.x <= x - w / 2 && old.x !== c.x) || (old.y <= y - h / 2 && old.y !== c.y);
+        tell([now.filter((c) => strayed(c, former.get(c.id))).length,
           now.every((c) => c.w === former.get(c.id).w && c.h === former.get(c.id).h)]);""",
     )
     assert moved == 0 and sizes
@@ -166,9 +173,12 @@ def test_wires_go_on_inside_to_the_cards_that_stand_for_their_values(page):
         """const inner = shown.wires.filter((wire) => wire.inner);
         const frame = shown.cards[cardOf(at_path("network"))];
         tell(inner.map(({ a, b, v, points }) => {
-          const stub = [a, b].map((i) => shown.cards[i]).find((c) => c.k === "stub" && c.of === frame.s);
-          const [end, edge] = stub.side === "in" ? [points.at(-1), points[0]] : [points[0], points.at(-1)];
-          const touches = (c, [x, y]) => Math.abs(x - c.x) <= c.w / 2 + 1 && Math.abs(y - c.y) <= c.h / 2 + 1;
+          const ends = [shown.cards[a], shown.cards[b]];
+          const stub = ends.find((c) => c.k === "stub" && c.of === frame.s);
+          const [first, last] = [points[0], points.at(-1)];
+          const [end, edge] = stub.side === "in" ? [last, first] : [first, last];
+          const touches = (c, [x, y]) =>
+            Math.abs(x - c.x) <= c.w / 2 + 1 && Math.abs(y - c.y) <= c.h / 2 + 1;
           return stub.v === v[0] && touches(stub, end) && touches(frame, edge);
         }));""",
         open="network",
@@ -179,7 +189,8 @@ def test_wires_go_on_inside_to_the_cards_that_stand_for_their_values(page):
 def test_the_ends_of_wires_are_at_their_cards(page):
     far = told(
         page,
-        """const off = (c, [x, y]) => Math.max(Math.abs(x - c.x) - c.w / 2, Math.abs(y - c.y) - c.h / 2);
+        """const off = (c, [x, y]) =>
+          Math.max(Math.abs(x - c.x) - c.w / 2, Math.abs(y - c.y) - c.h / 2);
         tell(shown.wires.flatMap(({ a, b, points, inner }) => inner ? [] :
           [off(shown.cards[a], points[0]), off(shown.cards[b], points.at(-1))]));""",
         open="*",
@@ -232,6 +243,17 @@ def test_a_found_value_opens_the_scopes_around_it(page):
     assert "made by" in panel
 
 
+def test_what_is_selected_lights_its_wires_through_frames(page):
+    script = """const lit = () => shown.wires.filter((_, i) =>
+      wireElements[i].classList.contains("lit"));
+    select({ v: DATA.variables.findIndex((v) => v.n === "h_layer_0") });
+    const none = lit().filter((w) => w.inner).length;
+    select({ e: MAKER[state.selected.v] });
+    tell([none, lit().filter((w) => w.inner).length, paths(opened())]);"""
+    _, through, names = told(page, script, open="network/layer_0")
+    assert through == 1 and names == ["network", "network/layer_0"]
+
+
 def test_escape_closes_the_scope_around(page):
     script = """const inner = shown.cards.findIndex((c) => c.of === at_path("network"));
     press(cardElements[inner], "Escape"); tell(paths(opened()));"""
@@ -241,8 +263,9 @@ def test_escape_closes_the_scope_around(page):
 def test_colours_are_those_of_what_is_inside(page):
     found = told(
         page,
-        """tell([world.querySelectorAll(".frame.tinted").length,
-        [...world.querySelectorAll(".tinted")].filter((e) => shown.cards[e.dataset.card].of > 0).length]);""",
+        """const tinted = [...world.querySelectorAll(".tinted")];
+        tell([tinted.filter((e) => e.classList.contains("frame")).length,
+          tinted.filter((e) => shown.cards[e.dataset.card].of > 0).length]);""",
         open="network",
         colour="memory",
     )
@@ -256,14 +279,15 @@ def test_the_map_is_there_where_the_picture_is_larger_than_the_window(page):
     const seen = () => Number($("map").lastChild.getAttribute("y")), first = seen();
     const box = $("map").getBoundingClientRect();
     $("map").setPointerCapture = () => {};
-    $("map").dispatchEvent(new PointerEvent("pointerdown", { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }));
+    const clientX = box.left + box.width / 2, clientY = box.top + box.height / 2;
+    $("map").dispatchEvent(new PointerEvent("pointerdown", { clientX, clientY }));
     const middle = (room.height / 2 - at.y) / at.k / shown.h;
     tell([small, $("map").classList.contains("needed"), seen() > first, middle.toFixed(2)]);"""
     assert told(page, script) == [False, True, True, "0.50"]
 
 
 def test_spans_get_their_size_and_nothing_comes_closer(page):
-    script = """const spans = [[0, 10, 100], [4, 30, 60], [50, 60, 40], [52, 58, 40], [100, 110, 5]];
+    script = """const spans = [[0, 10, 100], [4, 30, 60], [50, 60, 40], [52, 58, 40], [99, 110, 5]];
     const map = stretched(spans), xs = Array.from({ length: 121 }, (_, x) => x - 5);
     tell([spans.every(([a, b, size]) => map(b) - map(a) >= size - 1e-9),
       xs.slice(1).every((x, i) => map(x) - map(xs[i]) >= 1 - 1e-9), map(-5), map(115) - 115]);"""
