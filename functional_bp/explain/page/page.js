@@ -50,10 +50,10 @@ function select(key, instead = null) {
   writeHash();
 }
 
-function revealSelected() {
+function revealSelected(opening = false) {
   const found = shown.cards.filter(isCard(state.shown || state.selected));
   const card = found.find(({ k }) => k !== "stub") || found[0];
-  if (card) reveal(card);
+  if (card) opening ? center(card) : reveal(card);
 }
 
 // Goes to an equation ("e12"), a variable ("v3") or a scope ("s4"): in this picture, in which the
@@ -70,12 +70,13 @@ function go(target) {
     [key, home] = [{ e }, place];
     if (drawn !== e) instead = { e: drawn };
   }
-  if (home >= 0 && !shown.levels.some((level) => level.s === home) && !opensOnTheWay(home)) {
+  const opening = home >= 0 && !shown.levels.some((level) => level.s === home);
+  if (opening && !opensOnTheWay(home)) {
     state.shown = instead;
     return open(home, { select: key });
   }
   select(key, instead);
-  revealSelected();
+  revealSelected(opening);
 }
 
 // What a click or a key does to a card.

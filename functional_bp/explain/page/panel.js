@@ -154,7 +154,7 @@ function aboutWire(wire) {
 const HELP = `<h3>Keys</h3><div class="keys-help"><kbd>Enter</kbd><span>open or close a scope where it stands, select a value</span>
   <kbd>Shift Enter</kbd><span>a scope alone, also by a double click</span>
   ${DATA.scopes.length > 1 ? "<kbd>E C</kbd><span>open, close all scopes</span>" : ""}
-  <kbd>Esc</kbd><span>let go, then one scope up</span><kbd>← ↑ ↓ →</kbd><span>to the next card</span>
+  <kbd>Esc</kbd><span>let go, close the scope around, one scope up</span><kbd>← ↑ ↓ →</kbd><span>to the next card</span>
   <kbd>/</kbd><span>find by name</span><kbd>+ − 0</kbd><span>closer, farther, all of it</span></div>`;
 
 function aboutCard(card) {

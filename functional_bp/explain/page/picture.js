@@ -266,6 +266,12 @@ new ResizeObserver(() => {
   at === rest ? place(fit()) : moveMap();
 }).observe(picture);
 
+// Brings a card into the middle, large enough to be read.
+function center(card) {
+  const k = Math.max(at.k, 0.8);
+  fly({ k, x: room.width / 2 - k * card.x, y: room.height / 2 - k * card.y });
+}
+
 const fingers = new Map();
 picture.addEventListener("wheel", (event) => {
   event.preventDefault();
