@@ -64,8 +64,8 @@ def test_the_whole_graph_is_drawn_with_its_scopes(page):
     assert "The first value that is not finite" in document
 
 
-def test_a_scope_opens(page):
-    document = shown(page, open="encoder")
+def test_a_scope_is_shown_alone(page):
+    document = shown(page, **{"in": "encoder"})
     assert 'class="card scope' not in document and document.count('class="card operator') == 2
     assert "tanh" in document and "to loss" in document
 
@@ -95,14 +95,6 @@ def test_each_colour_has_a_legend(page, colour):
         "category": "stage 1",
     }
     assert words[colour] in legend
-
-
-def test_enter_opens_a_scope(page):
-    script = """const card = document.querySelector(".card.scope");
-    card.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
-    document.title = DATA.scopes[state.scope].p + location.hash;"""
-    document = shown(page, script=script)
-    assert "<title>encoder#open=encoder</title>" in document
 
 
 def test_light_and_dark(page):

@@ -189,7 +189,7 @@ class Explanation:
         return svg_of(self, style, theme, **options)
 
     def html(self, title: str | None = None, colours: Mapping[str, str] | None = None) -> str:
-        """A page for a browser, one file that needs no network, in which scopes open.
+        """A page for a browser, one file that needs no network, in which scopes open and close.
 
         Args:
             title: of the page; by default the function's name.

@@ -82,7 +82,7 @@ function categoryOf(card) {
   const variable = DATA.variables[card.v], scope = DATA.scopes[card.s];
   if (variable && !scope) names.push(variable.n);
   const paths = scope ? [scope.p, DATA.equations[scope.e[0]]?.s] : card.e !== undefined
-    ? [DATA.equations[card.e].s, DATA.scopes[state.scope].p] : [];
+    ? [DATA.equations[card.e].s, DATA.scopes[card.of].p] : [];
   for (let path of paths) {
     while (path) {
       names.push(path);
@@ -95,12 +95,15 @@ function categoryOf(card) {
 const hue = (category) => PALETTE[CATEGORIES.indexOf(category) % PALETTE.length];
 const TINT = { memory: "var(--memory)", flops: "var(--flops)", gradient: "var(--size)" };
 
+let tinted = false; // whether cards have other colours than they were drawn with
+
 function paint() {
-  const view = DATA.scopes[state.scope], mode = state.colour;
-  const found = view.cards.map((card) => (mode === "plain" ? 0 : measured(card, mode)));
+  const mode = state.colour, { cards } = shown;
+  const found = cards.map((card) => (mode === "plain" || card.k === "frame" ? 0 : measured(card, mode)));
   const most = Math.max(0, ...found.filter((x) => typeof x === "number"));
-  view.cards.forEach((card, index) => {
-    const element = cardElement(index), size = found[index];
+  if (tinted || mode !== "plain") cards.forEach((card, index) => {
+    if (card.k === "frame") return; // what is in it has the colours
+    const element = cardElements[index], size = found[index];
     element.classList.remove("tinted", "zero", "nothing", "broken");
     element.querySelector(".badge")?.remove();
     if (mode === "plain") return;
@@ -127,6 +130,7 @@ function paint() {
     element.style.setProperty("--tint", tint);
     element.style.setProperty("--part", part.toFixed(3));
   });
+  tinted = mode !== "plain";
   legend(mode, most, found);
 }
 

@@ -26,7 +26,15 @@ from functional_bp.graph.parts import Equation, Variable
 
 NAME_SIZE = 14.0
 MOST_IN_NOTEBOOK = 800  # equations; about a megabyte
-SCRIPTS = ("picture.js", "colour.js", "panel.js", "page.js")
+SCRIPTS = (
+    "unfolding.js",
+    "picture.js",
+    "map.js",
+    "opening.js",
+    "colour.js",
+    "panel.js",
+    "page.js",
+)
 
 
 class PageError(BackpropError, ValueError):

@@ -1,110 +1,101 @@
-// What is open, what is selected, and how the two change.
+// What is selected, where one can go from here, pointer and keys.
 
-const state = { scope: 0, colour: "plain", selected: null, preview: null };
 const byPath = new Map(DATA.scopes.map((scope, s) => [scope.p, s]));
-const unfolded = new Set([0]);
+const listed = new Set([0]); // scopes whose inner scopes the list shows
 
-const view = () => DATA.scopes[state.scope];
 const isCard = (key) => (card) =>
   key && ((key.v !== undefined && card.v === key.v && card.s === undefined) || (key.e !== undefined && card.e === key.e));
 
-// Opening
-
-function ancestors(s) {
-  const chain = [];
-  for (; s >= 0; s = DATA.scopes[s].u) chain.unshift(s);
-  return chain;
-}
-
-function open(s, { select = null, from = null, write = true, fade = "in" } = {}) {
-  const deeper = from !== null;
-  const show = () => {
-    state.scope = s;
-    state.selected = select;
-    ancestors(s).forEach((a) => unfolded.add(a));
-    drawView(view());
-    const to = fitted(view());
-    if (deeper || from === null) place({ k: to.k * (deeper ? 0.86 : 1.1), x: to.x, y: to.y });
-    refresh();
-    fly(to, () => select && revealSelected(), fade);
-    if (write) writeHash();
-  };
-  if (!deeper || still.matches) return show();
-  const { width, height } = picture.getBoundingClientRect();
-  const k = Math.min(width / from.w, height / from.h, at.k * 4);
-  fly({ k, x: width / 2 - k * from.x, y: height / 2 - k * from.y }, show, "out");
-}
-
-function up() {
-  if (state.scope === 0) return;
-  const child = state.scope;
-  open(DATA.scopes[child].u);
-  const index = view().cards.findIndex((card) => card.s === child);
-  if (index >= 0) cardElement(index).focus({ preventScroll: true });
-}
-
 // Selecting
 
-function refresh() {
+function refresh(about = null) {
   paint();
   crumbs();
   overview();
+  controls();
   mark();
-  showPanel(state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
+  showPanel(about !== null ? aboutScope(about) : aboutShown());
 }
 
+const aboutShown = () => (state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
+
 function aboutSelected() {
-  const card = view().cards.find(isCard(state.selected));
+  const card = shown.cards.find(isCard(state.selected));
   if (state.selected.e !== undefined && card?.e !== state.selected.e) return aboutEquation(state.selected.e);
   return card ? aboutCard(card) : aboutVariable(state.selected.v);
 }
 
+// Marks what is selected, and the wires that carry it, through the frames of opened scopes.
 function mark() {
-  const chosen = view().cards.findIndex(isCard(state.shown || state.selected));
-  world.querySelectorAll(".chosen").forEach((element) => element.classList.remove("chosen"));
-  if (chosen >= 0) cardElement(chosen).classList.add("chosen");
-  const wires = world.querySelectorAll(".wire");
-  view().wires.forEach((wire, i) => wires[i].classList.toggle("lit", wire.a === chosen || wire.b === chosen));
+  const isChosen = isCard(state.shown || state.selected), chosen = new Set(), carriers = new Set(), made = new Set();
+  shown.cards.forEach((card, i) => {
+    const is = Boolean(isChosen(card));
+    cardElements[i].classList.toggle("chosen", is);
+    if (!is) return;
+    chosen.add(i);
+    (card.e !== undefined ? DATA.equations[card.e].y : [card.v]).forEach((v) => made.add(v));
+  });
+  if (chosen.size) shown.cards.forEach((card, i) => card.k === "stub" && made.has(card.v) && carriers.add(i));
+  shown.wires.forEach((wire, i) => {
+    const along = (carriers.has(wire.a) || carriers.has(wire.b)) && wire.v.some((v) => made.has(v));
+    wireElements[i].classList.toggle("lit", along || chosen.has(wire.a) || chosen.has(wire.b));
+  });
 }
 
-function select(key, shown = null) {
+function select(key, instead = null) {
   state.selected = key;
-  state.shown = shown;
+  state.shown = instead;
   mark();
-  showPanel(key ? aboutSelected() : aboutScope(state.scope) + HELP);
+  showPanel(aboutShown());
   writeHash();
 }
 
-function revealSelected() {
-  const card = view().cards.find(isCard(state.shown || state.selected));
-  if (card) reveal(card);
+function revealSelected(opening = false) {
+  const found = shown.cards.filter(isCard(state.shown || state.selected));
+  const card = found.find(({ k }) => k !== "stub") || found[0];
+  if (card) opening ? center(card) : reveal(card);
 }
 
-// Goes to an equation ("e12"), a variable ("v3") or a scope ("s4"), wherever it is drawn.
+// Goes to an equation ("e12"), a variable ("v3") or a scope ("s4"): in this picture, in which the
+// scopes around it then open, or in a picture of its own scope.
 function go(target) {
   const kind = target[0], index = Number(target.slice(1));
   if (kind === "s") return open(index);
+  let key = { v: index }, home = -1, instead = null;
   if (kind === "v" && MAKER[index] < 0) {
-    const home = DATA.scopes.findIndex((s) => s.cards.some((c) => c.v === index && c.k === "leaf"));
-    if (home >= 0 && home !== state.scope) return open(home, { select: { v: index } });
-    select({ v: index });
-    return revealSelected();
+    home = DATA.scopes.findIndex((s) => s.cards.some((c) => c.v === index && c.k === "leaf"));
+  } else {
+    const e = kind === "v" ? MAKER[index] : index;
+    const [place, drawn] = DATA.equations[e].d || [state.scope, e];
+    [key, home] = [{ e }, place];
+    if (drawn !== e) instead = { e: drawn };
   }
-  const e = kind === "v" ? MAKER[index] : index;
-  const [home, drawn] = DATA.equations[e].d || [state.scope, e];
-  state.shown = drawn === e ? null : { e: drawn };
-  if (home !== state.scope) return open(home, { select: { e } });
-  select({ e }, state.shown);
-  revealSelected();
+  const opening = home >= 0 && !shown.levels.some((level) => level.s === home);
+  if (opening && !opensOnTheWay(home)) {
+    state.shown = instead;
+    return open(home, { select: key });
+  }
+  select(key, instead);
+  revealSelected(opening);
 }
 
-function act(index, jump) {
-  const card = view().cards[index];
-  if (card.k === "scope") return open(card.s, { from: card });
-  if (card.k === "stub" && jump) return card.side === "in" ? go(`v${card.v}`) : card.go >= 0 && open(card.go);
+// What a click or a key does to a card.
+function act(index, { jump = false, alone = false } = {}) {
+  const card = shown.cards[index];
+  if (card.s !== undefined) return alone ? open(card.s, { from: card }) : toggle(card.s);
+  if (card.k === "stub" && jump) return jumpFrom(card);
   const key = card.e !== undefined ? { e: card.e } : { v: card.v };
   const same = state.selected && isCard(state.selected)(card);
   select(same ? null : key);
+}
+
+function jumpFrom(stub) {
+  if (stub.side === "in") return go(`v${stub.v}`);
+  if (stub.go < 0) return;
+  const index = cardOf(stub.go);
+  if (index < 0) return open(stub.go);
+  cardElements[index].focus({ preventScroll: true });
+  reveal(shown.cards[index]);
 }
 
 // Breadcrumbs and the list of scopes
@@ -117,26 +108,26 @@ function crumbs() {
   }).join("<i>/</i>");
 }
 
+let current = null; // the scope that the list showed last as the one gone into
+
 function overview() {
-  const inside = new Map();
-  DATA.scopes.forEach((scope, s) => inside.set(scope.u, [...(inside.get(scope.u) || []), s]));
   const measure = { memory: (s) => s.kept, flops: (s) => s.flops }[state.colour];
-  const rows = [];
+  const rows = [], levels = new Set(shown.levels.map((level) => level.s));
   const add = (s, depth) => {
-    const scope = DATA.scopes[s], children = inside.get(s) || [], isOpen = unfolded.has(s);
+    const scope = DATA.scopes[s], children = inside.get(s), isOpen = listed.has(s);
     const twist = children.length ? `<span class="twist" data-twist="${s}">${isOpen ? "▼" : "▶"}</span>` : '<span class="twist"></span>';
     const count = state.colour === "memory" ? bytes(scope.kept) : state.colour === "flops" ? amount(scope.flops) : scope.e.length;
     const part = measure && measure(DATA.scopes[0]) ? measure(scope) / measure(DATA.scopes[0]) : 0;
     const bar = part ? `<span class="bar" style="--tint:${TINT[state.colour]};width:calc((100% - 16px) * ${part.toFixed(4)})"></span>` : "";
-    rows.push(`<button type="button" class="row" data-go="s${s}" aria-current="${s === state.scope}" style="padding-left:${8 + 13 * depth}px">
+    const seen = levels.has(s) && s !== state.scope ? " seen" : "";
+    rows.push(`<button type="button" class="row${seen}" data-go="s${s}" aria-current="${s === state.scope}" style="padding-left:${8 + 13 * depth}px">
       ${twist}<span class="label">${escaped(scope.n || DATA.title)}</span><span class="count">${count}</span>${bar}</button>`);
     if (isOpen) children.forEach((child) => add(child, depth + 1));
   };
   add(0, 0);
-  const top = $("overview").scrollTop;
   $("overview").innerHTML = rows.join("");
-  $("overview").scrollTop = top;
-  $("overview").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+  if (state.scope !== current) $("overview").querySelector('[aria-current="true"]')?.scrollIntoView({ block: "nearest" });
+  current = state.scope;
 }
 
 // Finding by name
@@ -200,7 +191,7 @@ document.addEventListener("click", (event) => {
   const twist = event.target.closest("[data-twist]");
   if (twist) {
     const s = Number(twist.dataset.twist);
-    unfolded.has(s) ? unfolded.delete(s) : unfolded.add(s);
+    listed.has(s) ? listed.delete(s) : listed.add(s);
     return overview();
   }
   const target = event.target.closest("[data-go]");
@@ -209,31 +200,56 @@ document.addEventListener("click", (event) => {
     return closeSearch();
   }
   if (!picture.contains(event.target) || picture.dataset.dragged) return;
-  const card = event.target.closest(".card");
-  if (card) act(Number(card.dataset.card), false);
+  const card = event.target.closest(".card"), control = event.target.closest("[data-do]");
+  if (event.detail > 1) {
+    // the second click of two: the scope that the first one opened is shown alone
+    if (event.detail === 2 && touched !== null) alone(touched);
+    touched = null;
+    return;
+  }
+  touched = card ? shown.cards[card.dataset.card].s ?? null : null;
+  if (control?.dataset.do === "close") touched = null;
+  if (card) act(Number(card.dataset.card), { alone: control?.dataset.do === "alone" });
   else if (state.selected) select(null);
 });
+
+let touched = null; // the scope whose card or title was clicked last
+
+function alone(s) {
+  const card = shown.cards[cardOf(s)];
+  if (!card) return;
+  state.open.delete(s);
+  open(s, { from: card });
+}
+
 picture.addEventListener("dblclick", (event) => {
   const card = event.target.closest(".card");
-  if (card && view().cards[card.dataset.card]?.k === "stub") act(Number(card.dataset.card), true);
+  if (card && shown.cards[card.dataset.card]?.k === "stub") act(Number(card.dataset.card), { jump: true });
 });
 picture.addEventListener("pointerover", (event) => {
   if (fingers.size) return;
   const card = event.target.closest(".card"), wire = event.target.closest(".reach");
-  if (card) showPanel(aboutCard(view().cards[card.dataset.card]));
-  else if (wire) showPanel(aboutWire(view().wires[wire.dataset.wire]));
-  else if (state.preview) showPanel(state.selected ? aboutSelected() : aboutScope(state.scope) + HELP);
+  if (card) showPanel(aboutCard(shown.cards[card.dataset.card]));
+  else if (wire) showPanel(aboutWire(shown.wires[wire.dataset.wire]));
+  else if (state.preview) showPanel(aboutShown());
   state.preview = card || wire;
 });
 
 function nearest(index, dx, dy) {
-  const { cards } = view(), here = cards[index];
+  const spots = shown.cards.map(spot), here = spots[index];
   let best = -1, least = Infinity;
-  cards.forEach((card, i) => {
-    const x = card.x - here.x, y = card.y - here.y, along = x * dx + y * dy, beside = Math.abs(x * dy) + Math.abs(y * dx);
+  spots.forEach((there, i) => {
+    const x = there.x - here.x, y = there.y - here.y, along = x * dx + y * dy, beside = Math.abs(x * dy) + Math.abs(y * dx);
     if (i !== index && along > 4 && along + 2 * beside < least) [best, least] = [i, along + 2 * beside];
   });
   return best;
+}
+
+// Lets go of what is selected; or else closes the scope around a card, or goes one scope up.
+function back(card) {
+  if (state.selected) return select(null);
+  const around = card?.k === "frame" ? card.s : card?.of;
+  around === undefined || around === state.scope ? up() : toggle(around);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -241,27 +257,32 @@ document.addEventListener("keydown", (event) => {
   const card = event.target.closest?.(".card"), index = card ? Number(card.dataset.card) : -1;
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   if (event.key === "/") $("search").focus();
-  else if (event.key === "Escape") state.selected ? select(null) : up();
+  else if (event.key === "Escape") back(shown.cards[index]);
   else if (event.key === "Backspace") up();
+  else if (event.key === "e") openAll();
+  else if (event.key === "c") closeAll();
   else if (event.key === "+" || event.key === "=") zoomBy(1.25);
   else if (event.key === "-") zoomBy(0.8);
-  else if (event.key === "0") fly(fitted(view()));
-  else if (index >= 0 && (event.key === "Enter" || event.key === " ")) act(index, event.key === "Enter");
+  else if (event.key === "0") fly(fit());
+  else if (index >= 0 && (event.key === "Enter" || event.key === " ")) act(index, { jump: event.key === "Enter", alone: event.shiftKey });
   else if (arrows[event.key] && (card || document.activeElement === document.body)) {
     const next = card ? nearest(index, ...arrows[event.key]) : 0;
-    if (next >= 0) cardElement(next).focus({ preventScroll: true }), reveal(view().cards[next]);
+    if (next >= 0) cardElements[next].focus({ preventScroll: true }), reveal(shown.cards[next]);
   } else return;
   event.preventDefault();
 });
 world.addEventListener("focusin", (event) => {
   const card = event.target.closest(".card");
-  if (card?.matches(":focus-visible")) showPanel(aboutCard(view().cards[card.dataset.card]));
+  if (card?.matches(":focus-visible")) showPanel(aboutCard(shown.cards[card.dataset.card]));
 });
 $("zoom").addEventListener("click", (event) => {
   const action = event.target.dataset.do;
-  if (action === "fit") fly(fitted(view()));
+  if (action === "fit") fly(fit());
   else if (action) zoomBy(action === "in" ? 1.25 : 0.8);
 });
+
+$("open-all").addEventListener("click", openAll);
+$("close-all").addEventListener("click", closeAll);
 
 // Colours and theme
 
@@ -287,7 +308,7 @@ const darkness = matchMedia("(prefers-color-scheme: dark)");
 darkness.addEventListener("change", () => theme(darkness.matches ? "dark" : "light"));
 $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 
-// The address: #open=encoder/block_2&colour=memory&select=h
+// The address: #in=encoder&open=encoder/block_2&colour=memory&select=h
 
 function readHash() {
   const wish = new URLSearchParams(location.hash.slice(1));
@@ -295,18 +316,23 @@ function readHash() {
   colourBy(wish.get("colour") || "plain");
   const name = wish.get("select");
   const v = name === null ? -1 : DATA.variables.findIndex((x) => x.n === name);
-  const path = wish.get("open");
-  if (path === null && v >= 0) {
-    open(0, { write: false, fade: "none" });
-    return go(`v${v}`);
-  }
-  open(byPath.get(path || "") ?? 0, { select: v < 0 ? null : MAKER[v] >= 0 ? { e: MAKER[v] } : { v }, write: false, fade: "none" });
+  const selected = v < 0 ? null : MAKER[v] >= 0 ? { e: MAKER[v] } : { v };
+  const s = byPath.get(wish.get("in") || "") ?? 0, wanted = wish.getAll("open");
+  state.open = new Set(wanted.includes("*") ? below(s) : wanted.flatMap((path) => ancestors(byPath.get(path) ?? -1)));
+  const placed = wish.has("in") || wanted.length;
+  open(s, { select: placed ? selected : null, write: false, fade: "none" });
+  if (selected && !placed) go(`v${v}`);
 }
 
 let written = "";
 function writeHash() {
   const parts = [];
-  if (state.scope) parts.push(`open=${encodeURI(view().p).replace(/[&#+]/g, encodeURIComponent)}`);
+  const path = (s) => encodeURI(DATA.scopes[s].p).replace(/[&#+]/g, encodeURIComponent);
+  if (state.scope) parts.push(`in=${path(state.scope)}`);
+  const all = opened(), around = new Set(all.map((s) => DATA.scopes[s].u));
+  // a scope that is open stands for those around it
+  if (all.length > 1 && all.length === below(state.scope).length) parts.push("open=*");
+  else all.filter((s) => !around.has(s)).forEach((s) => parts.push(`open=${path(s)}`));
   if (state.colour !== "plain") parts.push(`colour=${state.colour}`);
   const v = state.selected ? state.selected.v ?? DATA.equations[state.selected.e].y[0] : undefined;
   if (v !== undefined && DATA.variables[v]) parts.push(`select=${encodeURIComponent(DATA.variables[v].n)}`);
@@ -318,5 +344,4 @@ function writeHash() {
 
 document.body.classList.toggle("single", DATA.scopes.length === 1);
 addEventListener("popstate", readHash);
-addEventListener("resize", () => place(fitted(view())));
 readHash();

@@ -151,8 +151,10 @@ function aboutWire(wire) {
     }).join("");
 }
 
-const HELP = `<h3>Keys</h3><div class="keys-help"><kbd>Enter</kbd><span>open a scope, select a value</span>
-  <kbd>Esc</kbd><span>let go, then one scope up</span><kbd>← ↑ ↓ →</kbd><span>to the next card</span>
+const HELP = `<h3>Keys</h3><div class="keys-help"><kbd>Enter</kbd><span>open or close a scope where it stands, select a value</span>
+  <kbd>Shift Enter</kbd><span>a scope alone, also by a double click</span>
+  ${DATA.scopes.length > 1 ? "<kbd>E C</kbd><span>open, close all scopes</span>" : ""}
+  <kbd>Esc</kbd><span>let go, close the scope around, one scope up</span><kbd>← ↑ ↓ →</kbd><span>to the next card</span>
   <kbd>/</kbd><span>find by name</span><kbd>+ − 0</kbd><span>closer, farther, all of it</span></div>`;
 
 function aboutCard(card) {
@@ -163,7 +165,11 @@ function aboutCard(card) {
   return aboutVariable(card.v) + (card.side === "out" && card.go < 0 ? "" : go);
 }
 
+let scrolled = false;
+$("panel").addEventListener("scroll", () => (scrolled = true));
+
 function showPanel(html) {
   $("panel").innerHTML = html;
-  $("panel").scrollTop = 0;
+  if (scrolled) $("panel").scrollTop = 0; // which lays the page out
+  scrolled = false;
 }
