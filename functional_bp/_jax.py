@@ -23,6 +23,8 @@ from jax.extend.core import (
 from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
+OPERATION = __file__.replace("_jax.py", "operation.py")
+
 
 def find_primitive(path: str) -> Primitive | None:
     """The primitive at ``path`` ("lax.lax.tile_p", below ``jax._src``), None if this JAX lacks it.
@@ -51,8 +53,15 @@ def emitting(eqn: JaxprEqn) -> AbstractContextManager[Any]:
 
 def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
     """The person's file and line that made the equation, None if none is known."""
-    frame = _source.user_frame(eqn.source_info.traceback)
-    return None if frame is None else (frame.file_name, frame.start_line)
+    for frame in _source.user_frames(eqn.source_info.traceback):
+        if frame.file_name != OPERATION:  # that an operation is called there says nothing
+            return frame.file_name, frame.start_line
+    return None
+
+
+def custom_backward(eqn: JaxprEqn) -> Any:
+    """The backward function that was given to ``defvjp``; None of any other equation."""
+    return getattr(eqn.params.get("bwd"), "f", None)
 
 
 def name_scope(eqn: JaxprEqn) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.backprop import match_axes, match_sharding, unbroadcast, vary, zeros
@@ -94,11 +95,8 @@ class Operation:
         run = lambda *operands: self.values(operands, **parameters)[0]  # noqa: E731
         run.__name__ = self.__name__
         made = jax.custom_vjp(run)
-        made.defvjp(
-            lambda *primals: self._forward(primals, parameters),
-            lambda kept, bars: self._reverse(kept, bars, parameters),
-            symbolic_zeros=True,
-        )
+        forward = lambda *primals: self._forward(primals, parameters)  # noqa: E731
+        made.defvjp(forward, _Backward(self, parameters), symbolic_zeros=True)
         return made
 
     def values(self, operands: Sequence[Any], **parameters: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -188,6 +186,22 @@ class Operation:
                         got=describe(bar), expected=describe(expected))
             )  # fmt: skip
         return match_axes(match_sharding(fitted.astype(expected.dtype), expected), expected)
+
+
+class _Backward:
+    """The backward function of an operation, in a graph that holds a call of it."""
+
+    def __init__(self, operation: Operation, parameters: dict[str, Any]) -> None:
+        self.operation, self.parameters = operation, parameters
+
+    def __call__(self, kept: _Kept, bars: Any) -> tuple[Any, ...]:
+        return self.operation._reverse(kept, bars, self.parameters)
+
+
+def operation_of(eqn: JaxprEqn) -> Operation | None:
+    """The operation that an equation calls, None if it calls none."""
+    backward = _jax.custom_backward(eqn)
+    return backward.operation if isinstance(backward, _Backward) else None
 
 
 class _Hidden:

@@ -326,3 +326,18 @@ def test_latex_compiles(tmp_path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout[-500:]
         assert file.with_suffix(".pdf").exists()
+
+
+def test_an_operation_shows_its_own_pullbacks() -> None:
+    def softplus(x, *, scale=1.0):
+        return scale * jnp.logaddexp(x, 0.0)
+
+    fused = bp.operation(
+        "x -> y", softplus, x=lambda y_bar, x, *, scale=1.0: y_bar * scale * jax.nn.sigmoid(x)
+    )
+    explanation = bp.explain(lambda x: bp.name(fused(x, scale=3.0), "h") ** 2, 1.0)
+    text = explanation.text(width=140)
+    assert "h = softplus(x)" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("x̄ = ")]
+    assert "h̄" in row and "σ(x)" in row and "as the person wrote it" not in text
+    assert "operation.py" not in text and text.count("test_explain_tables.py") >= 2

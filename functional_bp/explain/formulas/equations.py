@@ -16,6 +16,8 @@ from functional_bp.explain.formulas.symbols import symbol
 from functional_bp.explain.formulas.unicode import written
 from functional_bp.explain.numbers import format_shape
 from functional_bp.graph.parts import Equation, Variable
+from functional_bp.operation import operation_of
+from functional_bp.rule import Rule
 from functional_bp.steps import spread
 
 Known = Mapping[Variable, Expression]
@@ -44,7 +46,7 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
         operand: which of its inputs.
         known: the graph's symbols.
     """
-    rule = equation.rule.rule
+    rule = _operation_rule(equation) or equation.rule.rule
     variable = equation.inputs[operand]
     bar = _bar(symbol(variable, known))
     if rule is None:
@@ -78,6 +80,17 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
     axes = _axes(equation)
     letters = dict(zip((n.text for n in (*rule.operands, *rule.outputs)), axes)) if axes else None
     return formula(rule, this.text, names, static, letters)
+
+
+def _operation_rule(equation: Equation) -> Rule | None:
+    """The rule that an operation states, where the equation is a call of one."""
+    operation = operation_of(equation.eqn)
+    if operation is None or len(operation.operands) != len(equation.inputs):
+        return None
+    return Rule(
+        equation.eqn.primitive, "pullback", operation.operands, operation.outputs,
+        operation.auxiliaries, operation.pullbacks, why=operation.why,
+    )  # fmt: skip
 
 
 def _bar(symbol: Expression) -> Expression:
