@@ -94,6 +94,7 @@ def attention(params: Any, tokens: Any) -> Any:
     return -jnp.mean(jnp.take_along_axis(scores, tokens[..., None], -1))
 
 
+@pytest.mark.long
 def test_nor_has_a_transformer_or_a_recurrent_network() -> None:
     block = {"Q": draw(1, 16, 16) / 4, "K": draw(2, 16, 16) / 4, "V": draw(3, 16, 16) / 4,
              "W1": draw(4, 16, 64) / 4, "W2": draw(5, 64, 16) / 8,
