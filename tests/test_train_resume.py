@@ -38,8 +38,8 @@ def scores(params: Any, x: Any, *, rng: Any, model_state: Any, training: bool) -
 TASK = train.supervised(scores, "cross_entropy", ["accuracy"])
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
+class Killed(BaseException):
+    """Stands for the end of the process, behind which nothing is done."""
 
 
 class KillAt(train.Callback):
@@ -136,6 +136,41 @@ def test_a_folder_in_use_can_be_refused(tmp_path: Path) -> None:
     fit(tmp_path, epochs=1)
     with pytest.raises(TrainingError, match="holds checkpoints already"):
         fit(tmp_path, resume=False)
+
+
+class RaiseAt(KillAt):
+    """A mistake in a person's callback."""
+
+    def on_step_end(self, run: Any, step: int) -> None:
+        if step == self.step:
+            raise ZeroDivisionError("a person's mistake")
+
+
+def test_what_a_callback_raises_takes_no_work_with_it(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        fit(tmp_path, callbacks=[RaiseAt(5)])
+    assert int(caught.value.state.step) == 5  # type: ignore[attr-defined]
+    assert len(caught.value.history.rows) == 1  # type: ignore[attr-defined]
+    (note,) = caught.value.__notes__
+    assert "epoch 2, after step 5" in note and str(tmp_path) in note
+    assert train.Checkpoints(tmp_path).latest() == 5
+    same(fit(tmp_path)[0], undisturbed()[0])
+
+
+def test_what_a_loader_raises_takes_no_work_with_it() -> None:
+    def batches(epoch: int) -> Any:
+        yield X[:16], Y[:16]
+        yield X[16:32], Y[16:32]
+        if epoch:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        train.fit(
+            TASK, PARAMS, batches, optimizer=optax.adam(1e-2), verbose=0, epochs=3,
+            model_state=np.zeros(4, np.float32),
+        )  # fmt: skip
+    assert int(caught.value.state.step) == 4  # type: ignore[attr-defined]
+    assert "error.state and error.history" in caught.value.__notes__[0]
 
 
 def test_the_last_good_state_is_saved(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def fit(
         NonFiniteError: a number was not finite. The message names parameter, step and the first
             equation; ``error.state`` and ``error.history`` are those of the last good step.
         CheckpointError: the folder's checkpoint is of another run, or broken.
+        Any error of the data or of a callback, with ``error.state`` and ``error.history`` of the
+            last step, which is saved where the run saves.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np, optax

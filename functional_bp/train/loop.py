@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from functional_bp.errors import NonFiniteError
 from functional_bp.train.callbacks import Callbacks
 from functional_bp.train.data import Source
 from functional_bp.train.evaluate import Evaluator, Sums
@@ -69,6 +70,7 @@ class Loop:
         self._interrupts, self._window, self._compilations = Interrupts(), Window(), 0
         self._advance = jax.jit(self._advanced, donate_argnums=(0, 1))
         self.sums = self._zeros()
+        self._done = 0
         self._bad: Any = self.on_devices(jnp.int32(-1))
 
     def on_devices(self, tree: Any) -> Any:
@@ -126,7 +128,13 @@ class Loop:
         run, started = self.present, time.perf_counter()
         shown.epoch(run.epoch, start=done)
         self.callbacks.on_epoch_begin(run, run.epoch)
-        batches = self._steps(done, shown)
+        self._done = done
+        try:
+            self._steps(shown)
+        except Exception as error:
+            self._rescue(error)
+            raise
+        batches = self._done
         self.settle()
         if self._interrupts.asked:
             run.stop("interrupted")
@@ -149,10 +157,10 @@ class Loop:
             self._saver.after_epoch(self, logs)
         return True
 
-    def _steps(self, batches: int, shown: Any) -> int:
-        """Run through the rest of an epoch; how many batches of it are behind then."""
+    def _steps(self, shown: Any) -> None:
+        """Run through the rest of an epoch; ``_done`` counts the batches of it that are behind."""
         run, interrupts, window, saver = self.present, self._interrupts, self._window, self._saver
-        reading, stepping = self.source.epoch(run.epoch, batches), self.callbacks.stepping
+        reading, stepping = self.source.epoch(run.epoch, self._done), self.callbacks.stepping
         while not (run.stopped or interrupts.asked):
             due = saver is not None and saver.is_due(run.step)
             place = self.source.state() if due else None
@@ -167,18 +175,37 @@ class Loop:
             if batch is None:
                 break
             if saver is not None and due:
-                saver.save(self, run.epoch, batches, place)
+                saver.save(self, run.epoch, self._done, place)
             placed = self._layout.split(batch) if self._layout else batch
             state, self.sums, self._bad = self._advance(run.state, self.sums, self._bad, placed)
             run.state = state
-            started = Started(run.step, self._bad, placed, batches)
+            started = Started(run.step, self._bad, placed, self._done)
             self._check(window.add(started))
             run.step += 1
-            batches += 1
-            shown.step(batches, batch_length(batch))
+            self._done += 1
+            shown.step(self._done, batch_length(batch))
             for callback in stepping:
                 callback.on_step_end(run, run.step)
-        return batches
+
+    def _rescue(self, error: Exception) -> None:
+        """What a person's loader or callback raised takes no work with it that was done.
+
+        The state is saved where the run saves; it and the history are attached to the error.
+        """
+        run = self.present
+        if isinstance(error, NonFiniteError) or any(x.is_deleted() for x in _arrays(run.state)):
+            return
+        told = f"training ended in epoch {run.epoch + 1}, after step {run.step}: the state and the "
+        told += "history until then are error.state and error.history"
+        with contextlib.suppress(Exception):  # the first error is the one to be told
+            self.settle()
+            if self._saver and self.source.state() is None:
+                self._saver.save(self, run.epoch, self._done)
+                told += f"; the same call goes on from there ({self._saver.checkpoints.directory})"
+        run.history.stopped = f"{type(error).__name__} in epoch {run.epoch + 1}"
+        with contextlib.suppress(AttributeError):  # an exception with slots
+            vars(error).update(state=run.state, history=run.history)
+            error.add_note(told)
 
     def settle(self) -> None:
         """Wait for the device, and end the run if a step was not finite.
@@ -203,3 +230,7 @@ class Loop:
         error.state, error.history = run.state, run.history
         run.history.stopped = run.stopped
         raise error
+
+
+def _arrays(tree: Any) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
