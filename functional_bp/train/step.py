@@ -153,10 +153,14 @@ class Step:
 
 
 def is_finite(found: Pass) -> jax.Array:
-    """Whether loss and every entry of the gradient are."""
+    """Whether loss and every entry of the gradient are.
+
+    A sum is finite if its terms are, scaled so far down that it cannot overflow; adding floats
+    takes a processor half the time of testing each of them.
+    """
     finite = jnp.isfinite(found.loss)
     for leaf in jax.tree.leaves(found.params_bar):
-        finite &= jnp.all(jnp.isfinite(leaf))
+        finite &= jnp.isfinite(jnp.sum(leaf * 2.0**-64))
     return finite
 
 
