@@ -11,13 +11,13 @@ Three searches, each verified on fresh inputs before it is told:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.corrections import correction
 from functional_bp.check.diagnosis.lines import line_of_cotangent, line_of_overflow, lines_of
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
@@ -36,9 +36,9 @@ SHARE_OF_NUMBERS, SHARE_OF_REPAIRS = 0.3, 0.8  # of the time, by the end of each
 
 
 def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
-    """Search for what explains a disagreement, until ``time.monotonic()`` is ``deadline``."""
-    now = time.monotonic()
-    until = lambda share: now + share * (deadline - now)  # noqa: E731
+    """Search for what explains a disagreement, until ``clock.now()`` is ``deadline``."""
+    started = now()
+    until = lambda share: started + share * (deadline - started)  # noqa: E731
     seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
     several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
@@ -108,7 +108,7 @@ def _line(disagreement: Disagreement, kind: str) -> Place | None:
 
 def _guarded(search: Callable[..., list[Any]], disagreement: Disagreement, until: float) -> Any:
     """A search; one that raises has found nothing, and the others go on."""
-    if time.monotonic() > until:
+    if now() > until:
         return []
     try:
         return search(disagreement, until)
@@ -127,7 +127,7 @@ def describe_values(name: str, claimed: np.ndarray, true: np.ndarray) -> tuple[s
     subject = Subject(name, (name,), nothing, (), lambda *_: (), lambda *_: ((), ()))
     masks = (np.abs(claimed - true) > 1e-9 * np.max(np.abs(true), initial=0.0),)
     disagreement = Disagreement(subject, 0, sample, masks, _no_other)
-    found = _guarded(hypotheses, disagreement, time.monotonic() + 1.0)
+    found = _guarded(hypotheses, disagreement, now() + 1.0)
     if not found:
         return "other", "its values differ in no simple way"
     return found[0].kind, found[0].message

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.lines import thresholds_in_code
 from functional_bp.check.diagnosis.numbers.hypothesis import unexplained
 from functional_bp.check.subject import Disagreement, Sample, Subject
@@ -56,7 +56,7 @@ class Evidence:
         disagreement: what is to be explained.
         given: the case on which the claim was found wrong.
         fresh: further cases of the same class of inputs; empty where none can be drawn.
-        deadline: when to stop, in ``time.monotonic()`` seconds.
+        deadline: when to stop, in ``clock.now()`` seconds.
         kept: the known arrays that are residuals, under whatever name.
     """
 
@@ -94,7 +94,7 @@ class Evidence:
     @property
     def late(self) -> bool:
         """Whether time is up."""
-        return time.monotonic() > self.deadline
+        return now() > self.deadline
 
     @property
     def here(self) -> str:

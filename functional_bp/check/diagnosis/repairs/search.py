@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.aliases import is_alias, with_aliases
 from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
@@ -54,7 +54,7 @@ class Candidate:
 def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
-    ``deadline`` is a time of ``time.monotonic()``; two edits at once are looked for if ``several``.
+    ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
     """
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[Search, list[Candidate]]] = []
@@ -197,7 +197,7 @@ def _strangeness(site: Site) -> float:
 
 def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
     """The search in the backward pass, or in the ``whole``; None where there is no program."""
-    if time.monotonic() > deadline:
+    if now() > deadline:
         return None
     try:
         return _attempt(disagreement, deadline, whole)

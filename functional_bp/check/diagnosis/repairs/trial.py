@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit
 from functional_bp.check.diagnosis.repairs.program import Change, Program, Values
 from functional_bp.check.diagnosis.repairs.repeats import Renamed, Renaming, Twin
@@ -72,7 +72,7 @@ class Trial:
     @property
     def late(self) -> bool:
         """Whether the time is over."""
-        return time.monotonic() > self.deadline
+        return now() > self.deadline
 
     def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
         """The edits in the form that a program applies, each in every turn of a loop."""
