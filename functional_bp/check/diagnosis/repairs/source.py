@@ -29,6 +29,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "reduce_min": ("min", "amin"), "gt": ("Gt", "greater", "Lt"), "lt": ("Lt", "less", "Gt"),
     "ge": ("GtE", "greater_equal"), "le": ("LtE", "less_equal"), "logistic": ("sigmoid", "expit"),
     "max": ("maximum",), "min": ("minimum",), "slice": ("Slice",), "pad": ("pad",),
+    "stack": ("stack", "array"),
     "concatenate": ("concatenate", "stack", "hstack", "vstack", "roll"),
     "scatter": ("set",), "scatter-add": ("add",), "sign": ("sign",), "squeeze": ("Slice",),
     "broadcast_in_dim": ("Slice", "broadcast_to", "expand_dims"),
