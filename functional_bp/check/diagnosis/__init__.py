@@ -12,7 +12,7 @@ Three searches, each verified on fresh inputs before it is told:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from functional_bp.check.diagnosis.lines import line_of_cotangent, line_of_overf
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.diagnosis.repairs.drops import drops
-from functional_bp.check.diagnosis.repairs.search import Found, repairs
+from functional_bp.check.diagnosis.repairs.search import Found, single_repairs
 from functional_bp.check.findings import Place, Repair
 from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
 
@@ -32,7 +32,8 @@ __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
 
 PLAIN = 1.5  # the cost of a hypothesis that needs no others
 PLACES = ("region", "repeats", "border", "entries")  # kinds that say where, and not what
-SHARE_OF_NUMBERS, SHARE_OF_REPAIRS = 0.3, 0.8  # of the time, by the end of each search
+# Of the time, by when each search ends at the latest.
+SHARE_OF_NUMBERS, SHARE_OF_REPAIRS, SHARE_OF_ANOTHER = 0.3, 0.75, 0.85
 
 
 def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
@@ -42,11 +43,25 @@ def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
     seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
     several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
-    edits: list[Found] = _guarded(
-        partial(repairs, several=several), disagreement, until(SHARE_OF_REPAIRS)
-    )
+    singles = _guarded(single_repairs, disagreement, until(SHARE_OF_REPAIRS))
+    edits, search = singles if singles else ([], None)
+    if not edits:
+        edits = _of_another(disagreement, until(SHARE_OF_ANOTHER))
     lost: list[Found] = [] if edits else _guarded(drops, disagreement, deadline)
+    if not edits and several and search is not None:
+        edits = _guarded(lambda _, until: search.two(until), disagreement, deadline)
     return compose(disagreement, seen, edits, lost)
+
+
+def _of_another(disagreement: Disagreement, until: float) -> list[Found]:
+    """Edits that make another argument's cotangent right, which is wrong too."""
+    for argument, mask in enumerate(disagreement.masks):
+        if argument != disagreement.argument and np.any(mask):
+            other = replace(disagreement, argument=argument)
+            singles = _guarded(single_repairs, other, until)
+            if singles and singles[0]:
+                return singles[0]
+    return []
 
 
 def compose(
@@ -63,7 +78,9 @@ def compose(
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)
-    also = tuple(k for k in _further_kinds(seen) if k != first.kind)
+    further = [*_further_kinds(seen), *(f.kind for f in lost[:1] if edits)]
+    further += [f.also for f in edits[:1] if f.also]
+    also = tuple(k for k in dict.fromkeys(further) if k != first.kind)
     if edits:
         where = edits[0].place or _line(disagreement, first.kind)
         return Diagnosis(first.kind, message, others, where, edits[0].repair, also)

@@ -93,12 +93,23 @@ class Names:
         made = self.makers.get(slot)
         if made is None or where is None or made.file != where.file:
             return None
-        if made.function != where.function or made.line > where.line:
+        if made.function != where.function:
             return None
         node = read(made.file).node(made)
         if not isinstance(node, ast.expr) or len(ast.unparse(node)) > LONGEST:
             return None
+        if made.line > where.line and not _is_known(node, where):
+            return None
         return node
+
+
+def _is_known(node: ast.expr, where: Span) -> bool:
+    """Whether everything that an expression names is there before a place."""
+    function = read(where.file).function(where.line)
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return isinstance(function, ast.FunctionDef) and all(
+        _last_binding(function, name) < where.line for name in names
+    )
 
 
 def _last_binding(function: ast.FunctionDef | ast.Lambda, name: str) -> int:

@@ -17,6 +17,7 @@ from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.edits.regular import borrowed_borders
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
@@ -56,6 +57,14 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
 
     ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
     """
+    found, search = single_repairs(disagreement, deadline)
+    return search.two(deadline) if not found and several and search is not None else found
+
+
+def single_repairs(
+    disagreement: Disagreement, deadline: float
+) -> tuple[list[Found], Search | None]:
+    """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[Search, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
@@ -71,8 +80,8 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
         best = min((c.rank for _, found in searches for c in found), default=np.inf)
         for search, found in searches:
             if found and found[0].rank == best:
-                return search.reported([(c,) for c in found])
-        return searches[0][0].two() if searches and several else []
+                return search.reported([(c,) for c in found]), search
+        return [], searches[0][0] if searches else None
 
 
 class Search:
@@ -106,12 +115,14 @@ class Search:
         found = self.singles({})
         return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
 
-    def two(self) -> list[Found]:
+    def two(self, deadline: float) -> list[Found]:
         """What two edits at once explain."""
-        groups = pairs(self.trial, self.by_key, self.second)
-        return self.reported(
-            [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
-        )
+        self.trial.deadline = deadline
+        with jax.enable_x64(True), np.errstate(all="ignore"):
+            groups = pairs(self.trial, self.by_key, self.second)
+            return self.reported(
+                [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in g) for g in groups]
+            )
 
     def second(self, first: Edit) -> list[Edit]:
         """The edits that make the program right once a first one is made."""
@@ -120,7 +131,7 @@ class Search:
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
-        for sources in ((catalogue, borrowed), (composed,)):
+        for sources in ((catalogue, borrowed, borrowed_borders), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
                 if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:

@@ -31,7 +31,8 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "max": ("maximum",), "min": ("minimum",), "slice": ("Slice",), "pad": ("pad",),
     "stack": ("stack", "array"),
     "concatenate": ("concatenate", "stack", "hstack", "vstack", "roll"),
-    "scatter": ("set",), "scatter-add": ("add",), "sign": ("sign",), "squeeze": ("Slice",),
+    "triangular_solve": ("solve_triangular",), "scatter": ("set",), "scatter-add": ("add",),
+    "sign": ("sign",), "squeeze": ("Slice",),
     "broadcast_in_dim": ("Slice", "broadcast_to", "expand_dims"),
 }  # fmt: skip
 
@@ -263,6 +264,15 @@ class Expression:
             held = nested if isinstance(nested, ast.Tuple | ast.List) else held
         new = ast.parse(repr(width), mode="eval").body
         return self.finished(copy.deepcopy(self.node, {id(held): new}))
+
+    def rolled(self, shift: int) -> str | None:
+        """The same call of ``roll`` by another shift."""
+        if not isinstance(self.node, ast.Call):
+            return None
+        named = next((k.value for k in self.node.keywords if k.arg == "shift"), None)
+        held = named or (self.node.args[1] if len(self.node.args) > 1 else None)
+        new = ast.parse(repr(shift), mode="eval").body
+        return None if held is None else self.finished(copy.deepcopy(self.node, {id(held): new}))
 
     def changed(
         self, old: ast.expr, template: str, values: Mapping[str, ast.expr | None]

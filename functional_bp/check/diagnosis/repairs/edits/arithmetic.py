@@ -243,9 +243,11 @@ def wrapped(site: Site) -> Iterator[Edit]:
         kind = "missing factor" if name == "square" else "wrong function"
         if binary:
             for position, x in enumerate(site.operands):
-                if in_scope(x) and np.ndim(x) > 0:
-                    complement = name == "square" and site.equation.name == "sub"
-                    rank = 1.1 if complement else 3.5 if name == "softmax" else 3
+                complement = name == "1 -" and site.equation.name != "dot_general"
+                if in_scope(x) and (np.ndim(x) > 0 or complement) and not site.is_literal(position):
+                    squared = name == "square" and site.equation.name == "sub"
+                    rank = 1.1 if squared else 1.9 if complement else 3
+                    rank = 3.5 if name == "softmax" else rank
                     yield site.operand_edit(
                         position, kind, f"{{x}} should be {template.format('{x}')}", function,
                         rank, template.format("_x"),

@@ -82,9 +82,11 @@ def gathered(site: Site) -> Iterator[Edit]:
     params = site.equation.params
     lows, highs = params["start_indices"], params["limit_indices"]
     shape = np.shape(site.operands[0])
-    for axis, shift in itertools.product(range(len(shape)), (1, -1, 2, -2)):
-        low, high = lows[axis] + shift, highs[axis] + shift
-        if low >= 0 and high <= shape[axis]:
+    for axis in range(len(shape)):
+        for shift in dict.fromkeys((1, -1, 2, -2, -lows[axis], shape[axis] - highs[axis])):
+            low, high = lows[axis] + shift, highs[axis] + shift
+            if shift == 0 or low < 0 or high > shape[axis]:
+                continue
             starts = tuple(with_operand(lows, axis, low))
             limits = tuple(with_operand(highs, axis, high))
             yield site.edit(
@@ -111,13 +113,9 @@ def pad(site: Site) -> Iterator[Edit]:
 
 
 def concatenate(site: Site) -> Iterator[Edit]:
-    """Two parts in the other order; in a roll, by as much the other way."""
+    """Two parts in the other order."""
     rolled = site.expression is not None and site.expression.spelling == "roll"
-    if len(site.operands) == 2 and rolled:
-        yield site.edit(
-            "off by one", "should be rolled the other way", lambda a, b: site.again([b, a]), 0.5
-        )
-    elif len(site.operands) == 2:
+    if len(site.operands) == 2 and not rolled:
         yield site.edit(
             "permutation", "the parts should be in the other order",
             lambda a, b: site.again([b, a]), 0.5,

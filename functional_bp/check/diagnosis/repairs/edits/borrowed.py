@@ -28,6 +28,7 @@ FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("jnp.log({0})", np.log),
     ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
 )
+VIEWS = ("slice", "transpose", "rev", "reshape", "squeeze", "pad")
 MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
 
 
@@ -76,6 +77,18 @@ def _fits(w: Any, shape: tuple[int, ...]) -> Iterator[Fit]:
             yield (lambda w, index=index: w[index]), f"{{0}}[{shown}]"
 
 
+def _cuts(w: Any, shape: tuple[int, ...]) -> Iterator[Fit]:
+    """The first and the last part of a value that is longer than a shape along one axis."""
+    if np.ndim(w) != len(shape):
+        return
+    longer = [axis for axis, n in enumerate(shape) if np.shape(w)[axis] != n]
+    if len(longer) == 1 and 0 < shape[longer[0]] < np.shape(w)[longer[0]]:
+        axis, n = longer[0], shape[longer[0]]
+        for bounds, text in ((slice(n), f":{n}"), (slice(-n, None), f"-{n}:")):
+            index = (slice(None),) * axis + (bounds,)
+            yield (lambda w, index=index: w[index]), f"{{0}}[{':, ' * axis}{text}]"
+
+
 def _factor(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     for fit in _fits(w, np.shape(site.result)):
         yield from _one_factor(site, slot, weight, fit)
@@ -117,7 +130,7 @@ def _one_inner(
 ) -> Iterator[Edit]:
     spread, text = fit
     operand, shown = OPERAND[min(position, 3)], text.format("_v")
-    if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
+    if site.equation.name in (*MIXING, *VIEWS, *UNARY, "add", "sub"):
         for divide in (False, True):
             yield Edit(
                 site.equation.key, "missing factor",
@@ -128,7 +141,7 @@ def _one_inner(
                 ), 1.8 + weight + divide,
                 reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
             )  # fmt: skip
-    if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
+    if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *VIEWS, *UNARY):
         yield _added(site, slot, spread, text, 2.0 + weight, position)
 
 
@@ -137,6 +150,8 @@ def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     if np.ndim(w) or not shape:
         for fit in _fits(w, shape):
             yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+    for cut, text in () if weight else _cuts(w, shape):
+        yield _added(site, slot, cut, text, 1.9)
     if np.shape(w) != shape or weight:
         return
     for axis in range(len(shape)):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement
+from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement, regular
 from functional_bp.check.diagnosis.repairs.edits.calls import calls, functions, paddings
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled
+from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled, weighted
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 Entry = Callable[[Site], Iterator[Edit]]
@@ -30,9 +30,11 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
         "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
     )},
     "scan": (arrangement.scan,),
-    "scatter": (arrangement.scatter,), "slice": (arrangement.gathered,),
-    "pad": (arrangement.pad,), "concatenate": (arrangement.concatenate,),
-    "stack": (arrangement.concatenate,),
+    **{name: (regular.elsewhere,) for name in regular.INDEXED},
+    "scatter": (arrangement.scatter, regular.elsewhere), "slice": (arrangement.gathered,),
+    "pad": (arrangement.pad,), "stack": (arrangement.concatenate,),
+    "concatenate": (arrangement.concatenate, regular.rolled, regular.ends),
+    "conv_general_dilated": (regular.convolution,), "triangular_solve": (regular.triangular,),
     "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
     "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
 }
@@ -40,9 +42,13 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
 EVERYWHERE: tuple[Entry, ...] = (
     literals,
     scaled,
+    weighted,
     arithmetic.conjugated,
     arrangement.moved,
     arithmetic.wrapped,
+    regular.parts,
+    regular.reordered,
+    regular.borders,
 )
 
 
