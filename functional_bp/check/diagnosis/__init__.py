@@ -19,7 +19,12 @@ import numpy as np
 
 from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.corrections import correction
-from functional_bp.check.diagnosis.lines import line_of_cotangent, line_of_overflow, lines_of
+from functional_bp.check.diagnosis.lines import (
+    line_of_cotangent,
+    line_of_overflow,
+    line_of_shards,
+    lines_of,
+)
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.diagnosis.repairs.drops import drops
@@ -75,6 +80,8 @@ def compose(
     # A path that was dropped says more than the place where that can be seen.
     says_how = [h for h in seen if h.residual_error < 1]
     first = edits[0] if edits else lost[0] if lost and not says_how else (seen or lost)[0]
+    if seen and seen[0].kind == "sharding":  # an edit can only make up for it
+        first = seen[0]
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)
@@ -82,7 +89,8 @@ def compose(
     further += [f.also for f in edits[:1] if f.also]
     also = tuple(k for k in dict.fromkeys(further) if k != first.kind)
     if edits:
-        where = edits[0].place or _line(disagreement, first.kind)
+        where = None if first.kind == "sharding" else edits[0].place
+        where = where or _line(disagreement, first.kind)
         return Diagnosis(first.kind, message, others, where, edits[0].repair, also)
     repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
     where = _line(disagreement, first.kind)
@@ -94,7 +102,7 @@ def compose(
 def _further_kinds(seen: list[Hypothesis]) -> list[str]:
     """Where the claim is wrong, by the likeliest place; and what explains all of it plainly."""
     places = [h.kind for h in seen if h.kind in PLACES][:1]
-    plain = [h.kind for h in seen if h.residual_error < 1 and h.cost < PLAIN][:1]
+    plain = [h.kind for h in seen if h.residual_error < 1 and h.cost < PLAIN][:2]
     return list(dict.fromkeys(places + plain))
 
 
@@ -117,13 +125,15 @@ def _line(disagreement: Disagreement, kind: str) -> Place | None:
             places = lines_of(subject, kind, name)
             if places:
                 return places[0]
+        if kind == "sharding" and (place := line_of_shards(subject, name)) is not None:
+            return place
         right = [n for n, mask in zip(subject.names, disagreement.masks) if not np.any(mask)]
         return line_of_cotangent(subject, name, right)
     except Exception:  # a line is a help, and no more
         return None
 
 
-def _guarded(search: Callable[..., list[Any]], disagreement: Disagreement, until: float) -> Any:
+def _guarded(search: Callable[..., Any], disagreement: Disagreement, until: float) -> Any:
     """A search; one that raises has found nothing, and the others go on."""
     if now() > until:
         return []

@@ -19,12 +19,15 @@ from functional_bp.check.diagnosis.numbers.regions import not_finite, region_hyp
 from functional_bp.check.diagnosis.numbers.rows import row_hypotheses
 from functional_bp.check.diagnosis.numbers.samples import gather
 from functional_bp.check.diagnosis.numbers.scales import scale_hypotheses
+from functional_bp.check.diagnosis.numbers.shards import shard_hypotheses
 from functional_bp.check.diagnosis.numbers.terms import term_hypotheses
 from functional_bp.check.subject import Disagreement
 
 Search = Callable[[Evidence], list[Hypothesis]]
 
-PLAIN: tuple[Search, ...] = (cotangent_hypotheses, scale_hypotheses, layout_hypotheses)
+PLAIN: tuple[Search, ...] = (
+    shard_hypotheses, cotangent_hypotheses, scale_hypotheses, layout_hypotheses,
+)  # fmt: skip
 PARTIAL: tuple[Search, ...] = (place_hypotheses, region_hypotheses)
 FORMULAS: tuple[Search, ...] = (factor_hypotheses, term_hypotheses)
 LAST: tuple[Search, ...] = (row_hypotheses,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,29 @@ def scan(site: Site) -> Iterator[Edit]:
                 position, "off by one", f"{{x}}, which it scans over, should be shifted by {shift}",
                 lambda x, shift=shift: shifted(x, shift, 0), 1.5,
             )  # fmt: skip
+    for place in range(carried, len(site.equation.results)):
+        yield site.edit(
+            "reversal", "what it stacks should be reversed",
+            lambda *a, i=place: _with_result(site.again(a), i, lambda x: np.flip(x, 0)), 0.9,
+        )  # fmt: skip
+        for shift in (1, -1):
+            yield site.edit(
+                "off by one", f"what it stacks should be shifted by {shift}",
+                lambda *a, i=place, by=shift: _with_result(
+                    site.again(a), i, lambda x: shifted(x, by, 0)
+                ), 1.6,
+            )  # fmt: skip
     for position in range(consts, consts + carried):
         yield site.operand_edit(
             position, "wrong operand", "should start from zeros, not from {x}", np.zeros_like, 1.5,
             "jnp.zeros_like(_x)",
         )  # fmt: skip
+
+
+def _with_result(made: Any, position: int, function: Callable[[Any], Any]) -> list[Any]:
+    results = list(made) if isinstance(made, list) else [made]
+    results[position] = function(results[position])
+    return results
 
 
 def scatter(site: Site) -> Iterator[Edit]:

@@ -76,7 +76,8 @@ def reordered(site: Site) -> Iterator[Edit]:
         if shape[i] > 1 and shape[j] > 1:
             yield site.edit(
                 "reversal", f"{{_e}} should be reversed along axes {i} and {j}",
-                lambda *a, i=i, j=j: np.flip(site.again(a), (i, j)), 2.1,
+                lambda *a, i=i, j=j: np.flip(site.again(a), (i, j)),
+                1.3 if (i, j) == (len(shape) - 2, len(shape) - 1) else 2.1,
                 write=f"jnp.flip(_e, ({i}, {j}))",
             )  # fmt: skip
 
@@ -86,12 +87,14 @@ def convolution(site: Site) -> Iterator[Edit]:
     params = site.equation.params
     for position, spec in enumerate(params["dimension_numbers"][:2]):
         shape, spatial = np.shape(site.operands[position]), tuple(spec[2:])
+        made = site.equation.operands[position] in site.makers  # likelier wrong where it is made
+        later = (not position) + made
         every = [spatial, *((axis,) for axis in spatial if len(spatial) > 1)]
         for axes in every:
             shown, rank = (axes[0] if len(axes) == 1 else axes), 0.6 + 0.3 * (axes != spatial)
             yield site.operand_edit(
                 position, "reversal", f"{{x}} should be reversed along axis {shown}",
-                lambda x, axes=axes: np.flip(x, axes), rank + (not position),
+                lambda x, axes=axes: np.flip(x, axes), rank + later,
                 f"jnp.flip(_x, {shown})",
             )  # fmt: skip
         pairs = [tuple(spec[:2]), *itertools.combinations(spatial, 2)]
@@ -99,7 +102,7 @@ def convolution(site: Site) -> Iterator[Edit]:
             if shape[i] == shape[j]:
                 yield site.operand_edit(
                     position, "transpose", f"axes {i} and {j} of {{x}} should be swapped",
-                    lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.5 + (not position),
+                    lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.5 + later,
                     f"jnp.swapaxes(_x, {i}, {j})",
                 )  # fmt: skip
     for axis, (low, high) in enumerate(params["padding"]):
