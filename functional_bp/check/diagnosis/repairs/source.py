@@ -37,6 +37,9 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+JOINING = ("concatenate", "stack", "hstack", "vstack")  # calls with a list of operands
+
+
 class Source:
     """The lines of a file and its syntax tree, None where it cannot be read or parsed."""
 
@@ -179,6 +182,9 @@ class Expression:
             arguments = [*arguments[:1], *reversed(node.args[1:])]  # select_n: condition, no, yes
         elif self.spelling == "einsum":
             arguments = list(node.args[1:])
+        elif self.spelling in JOINING:
+            parts = node.args[0] if node.args else None
+            arguments = list(parts.elts) if isinstance(parts, ast.List | ast.Tuple) else []
         elif is_method(node):
             arguments = [node.func.value, *arguments]  # pyright: ignore[reportAttributeAccessIssue]
         return arguments[position] if position < len(arguments) else None
