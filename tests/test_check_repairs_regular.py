@@ -148,6 +148,49 @@ def last_step_comes_first(kept, y_bar):
     return lax.scan(step, jnp.zeros_like(h[0]), (a, before, y_bar), reverse=True)[1]
 
 
+def cell(u, x):
+    return lax.scan(lambda h, x_t: (jnp.tanh(h + u @ x_t), None), jnp.zeros(u.shape[0]), x)[0]
+
+
+def cell_fwd(u, x):
+    def step(h, x_t):
+        new = jnp.tanh(h + u @ x_t)
+        return new, new
+
+    last, after = lax.scan(step, jnp.zeros(u.shape[0]), x)
+    return last, (u, x, after)
+
+
+def weights_not_summed(kept, last_bar):
+    u, x, after = kept
+
+    def step(carry, inputs):
+        h_bar, u_bar = carry
+        x_t, after_t = inputs
+        inner_bar = h_bar * (1 - after_t**2)
+        u_bar = jnp.outer(inner_bar, x_t)  # here
+        return (inner_bar, u_bar), u.T @ inner_bar
+
+    (_, u_bar), x_bar = lax.scan(step, (last_bar, jnp.zeros_like(u)), (x, after), reverse=True)
+    return u_bar, x_bar
+
+
+def stale_operand(kept, last_bar):
+    u, x, after = kept
+    before = jnp.concatenate([jnp.zeros_like(after[:1]), after[:-1]])
+
+    def step(carry, inputs):
+        h_bar, u_bar = carry
+        x_t, before_t, after_t = inputs
+        inner_bar = h_bar * (1 - after_t**2)
+        u_bar = u_bar + jnp.outer(inner_bar, before_t)  # here
+        return (inner_bar, u_bar), u.T @ inner_bar
+
+    start = (last_bar, jnp.zeros_like(u))
+    (_, u_bar), x_bar = lax.scan(step, start, (x, before, after), reverse=True)
+    return u_bar, x_bar
+
+
 def gate(x, w):
     both = jnp.concatenate([x, w]) ** 2
     return both[:3] + both[3:] + x * w
@@ -167,6 +210,7 @@ def half_of_it_forgotten(kept, y_bar):
 
 IMAGES = (normal(2, 2, 5, 5), normal(2, 2, 3, 3))
 MATRIX = np.eye(4) + 0.1 * normal(4, 4) @ normal(4, 4).T
+CELL = (0.5 * normal(3, 3), normal(4, 3))
 DECAYS = (np.full((5, 3), 0.7) + 0.05 * normal(5, 3), normal(5, 3, seed=1))
 
 PLANTED = [
@@ -182,6 +226,9 @@ PLANTED = [
     (states, states_fwd, decay_not_carried, DECAYS, ("missing factor",), "h_bar * a_t"),
     (states, states_fwd, carry_not_added, DECAYS, ("missing term",), "+ carry_bar"),
     (states, states_fwd, last_step_comes_first, DECAYS, ("border",), "jnp.zeros_like(h[-1:])"),
+    (cell, cell_fwd, weights_not_summed, CELL, ("missing term",),
+     "jnp.outer(inner_bar, x_t) + u_bar"),
+    (cell, cell_fwd, stale_operand, CELL, ("wrong operand",), "jnp.outer(inner_bar, x_t)"),
     (gate, gate_fwd, half_of_it_forgotten, (normal(3), normal(3, seed=1)), ("missing term",),
      "both_bar[:3]"),
 ]  # fmt: skip

@@ -213,7 +213,8 @@ def _line_of(
     program: Program, slot: int, is_output: bool, home: str | None, unpacked: bool = True
 ) -> Span | None:
     """Where a value gets a second name, is returned, or is unpacked."""
-    named = [name for name in program.names.get(slot, ()) if is_own(name.file, home)]
+    held = [name for name in program.names.get(slot, ()) if name.part is None]
+    named = [name for name in held if is_own(name.file, home)]
     for name in named:
         function = read(name.file).starting(name.line)
         if function is None:

@@ -78,7 +78,13 @@ class Names:
             function = source.starting(name.line)
             if function is None or not function.lineno <= where.line <= (function.end_lineno or 0):
                 continue
-            if _last_binding(function, name.text) < where.line or isinstance(function, ast.Lambda):
+            if name.part is not None:
+                unpacked = _unpacked(function, name.text, name.part, where.line)
+                if unpacked is not None:
+                    return unpacked
+            elif _last_binding(function, name.text) < where.line or isinstance(
+                function, ast.Lambda
+            ):
                 return name.text
         made = self.makers.get(slot)
         if made is not None and made.file == where.file and made.function == where.function:
@@ -110,6 +116,27 @@ def _is_known(node: ast.expr, where: Span) -> bool:
     return isinstance(function, ast.FunctionDef) and all(
         _last_binding(function, name) < where.line for name in names
     )
+
+
+def _unpacked(
+    function: ast.FunctionDef | ast.Lambda, text: str, part: int, line: int
+) -> str | None:
+    """What a tuple's entry is called at a line: by ``a, b = text``, if not bound anew since."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Tuple):
+            continue
+        targets = node.targets[0].elts
+        if isinstance(node.value, ast.Name) and node.value.id == text and part < len(targets):
+            target = targets[part]
+            if isinstance(target, ast.Name) and node.lineno < line:
+                bound = (
+                    other.lineno
+                    for other in ast.walk(function)
+                    if isinstance(other, ast.Name) and isinstance(other.ctx, ast.Store)
+                    and other.id == target.id
+                )  # fmt: skip
+                return None if any(node.lineno < at < line for at in bound) else target.id
+    return None
 
 
 def _last_binding(function: ast.FunctionDef | ast.Lambda, name: str) -> int:

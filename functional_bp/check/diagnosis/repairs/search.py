@@ -37,6 +37,7 @@ from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.subject import Disagreement, Sample
 
 SHOWN = 3
+LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
 COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
 PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
 FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
@@ -150,7 +151,7 @@ class Search:
         self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Mapping[int, Change]
     ) -> list[Candidate]:
         made = [
-            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site))
+            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site, edit))
             for distance, site in enumerate(self.sites)
             if site.equation.key not in under
             for source in sources
@@ -197,12 +198,14 @@ def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
         return
 
 
-def _strangeness(site: Site) -> float:
+def _strangeness(site: Site, edit: Edit) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
         return 0.6
     if site.own and site.last:
         return 0.0
+    if edit.kind == "wrong operand" and site.equation.name in LAYING_OUT:
+        return 0.3  # what a call is given, laid out by the call
     return 0.3 if site.own else 0.5 if site.last else 3.0
 
 

@@ -61,6 +61,7 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
         after = _after(edit, at, site, names, values)
     if after is not None and not before and at is not None:
         before = at.text
+        words["_e"] = words["_e"] if use is not None else before
     place = None if at is None else at.place
     of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
     is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")

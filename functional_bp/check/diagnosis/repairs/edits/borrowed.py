@@ -50,13 +50,14 @@ def borrowed(site: Site) -> Iterator[Edit]:
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    twice = 0.8 * (site.equation.name == "scan" and slot in site.equation.operands)
     for position, x in enumerate(site.operands):
         same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
         if same and site.equation.operands[position] != slot:
             yield Edit(
                 site.equation.key, "wrong operand", f"{OPERAND[min(position, 3)]} should be {{v}}",
                 lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
-                1.4 + weight + 0.8 * site.is_literal(position),
+                1.4 + weight + twice + 0.8 * site.is_literal(position),
                 reads=(slot,), change=(position, "_v"),
             )  # fmt: skip
 
