@@ -17,7 +17,7 @@ from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.repairs.edits.regular import borrowed_borders
+from functional_bp.check.diagnosis.repairs.edits.regular import borrowed_borders, indexed
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
@@ -132,7 +132,7 @@ class Search:
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
-        for sources in ((catalogue, borrowed, borrowed_borders), (composed,)):
+        for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
                 if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
@@ -227,7 +227,8 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
 
     def arguments(sample: Sample) -> tuple[Any, ...]:
         rest = (tuple(sample.fixed), tuple(sample.bars), tuple(sample.actives), tuple(sample.outs))
-        kept = () if whole or residuals is None else residuals(sample.actives, sample.fixed)
+        given = jax.tree.map(_as_jax, (tuple(sample.actives), tuple(sample.fixed)))
+        kept = () if whole or residuals is None else residuals(*given)
         return (_arrays(kept), *rest)
 
     def claim(kept: Any, fixed: Any, bars: Any, actives: Any, outs: Any) -> Sequence[Any]:
@@ -266,6 +267,11 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         if backward is not None and residuals is not None:  # the backward pass has been searched
             within = all_keys(program) - within
     return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
+
+
+def _as_jax(leaf: Any) -> Any:
+    """An array as a person's code expects one, with ``.at`` and the like."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _arrays(tree: Any) -> Any:

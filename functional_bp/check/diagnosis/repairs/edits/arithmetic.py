@@ -150,6 +150,14 @@ def select(site: Site) -> Iterator[Edit]:
         "region", "the branches should be swapped", lambda c, no, yes: np.where(c, no, yes),
         write="jnp.where(_a, _b, _c)",
     )  # fmt: skip
+    for lost, write in ((1, "jnp.where(_a, _c, 0.0)"), (2, "jnp.where(_a, 0.0, _b)")):
+        if np.any(site.operands[lost]):
+            yield site.edit(
+                "region", f"zero belongs in the place of {{_{'abc'[lost]}}}",
+                lambda *a, lost=lost: site.again(
+                    [np.zeros_like(x) if i == lost else x for i, x in enumerate(a)]
+                ), 0.9, write=write,
+            )  # fmt: skip
     for kept, text in ((2, "_c"), (1, "_b")):
         yield site.edit(
             "region", f"one branch is right everywhere: {{{text}}}",

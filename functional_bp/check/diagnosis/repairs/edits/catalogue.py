@@ -56,10 +56,12 @@ def catalogue(site: Site) -> Iterator[Edit]:
     """Every edit of the equation by itself, without further values."""
     if not in_scope(site.result) and site.equation.name not in (*arithmetic.COMPARISONS, "scan"):
         yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
+        yield from regular.triangles(site)
         return
     yield from calls(site)
     yield from functions(site)
     yield from paddings(site)
+    yield from regular.triangles(site)
     for entry in CATALOGUE.get(site.equation.name, ()):
         yield from entry(site)
     if in_scope(site.result) and len(site.equation.results) == 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.check.diagnosis.repairs.edits.calls import outside_of
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
@@ -15,6 +16,9 @@ INDEXED = {  # the positions of the operands that say where
     "scatter": (1,), "scatter-add": (1,), "scatter-mul": (1,), "gather": (1,),
     "dynamic_slice": (1, 2, 3), "dynamic_update_slice": (2, 3, 4),
 }  # fmt: skip
+
+
+TRIANGLES = {"tril": np.tril, "triu": np.triu}
 
 
 def _transposed(x: Any) -> Any:
@@ -58,6 +62,28 @@ def parts(site: Site) -> Iterator[Edit]:
 def _is_square(x: Any) -> bool:
     shape = np.shape(x)
     return len(shape) >= 2 and shape[-1] == shape[-2] > 1
+
+
+def triangles(site: Site) -> Iterator[Edit]:
+    """Another triangle in the place of ``jnp.tril`` or ``jnp.triu``: one diagonal more or less."""
+    expression = site.expression
+    if expression is None or expression.spelling not in ("tril", "triu") or not site.last:
+        return
+    outside = [slot for slot in outside_of(site, False) if slot in site.scope]
+    if len(outside) != 1 or np.shape(site.values[outside[0]]) != np.shape(site.result):
+        return
+    (slot,) = outside
+    for (name, function), k in itertools.product(TRIANGLES.items(), (0, -1, 1)):
+        same = name == expression.spelling
+        if np.array_equal(function(site.values[slot], k), site.result):
+            continue
+        yield Edit(
+            site.equation.key, "entries" if same else "wrong function",
+            f"should be {name} from the diagonal {k} on",
+            lambda a, v, _, f=function, k=k: f(v[slot], k), 0.4 if same else 0.7,
+            write=f"jnp.{name}(_a, {k})" if k else f"jnp.{name}(_a)",
+            also="off by one" if same else "transpose",
+        )  # fmt: skip
 
 
 def reordered(site: Site) -> Iterator[Edit]:
@@ -235,6 +261,30 @@ def borrowed_borders(site: Site) -> Iterator[Edit]:
                 lambda a, v, _, i=index, s=slot: _replaced(site.again(a), i, v[s]),
                 1.8 + weight, reads=(slot,), write=f"_e.at[{at}].set(_v[{at}])",
             )  # fmt: skip
+
+
+def indexed(site: Site) -> Iterator[Edit]:
+    """The rows of a value that an array of indices names."""
+    if not in_scope(site.result) or not site.last or len(site.equation.results) > 1:
+        return
+    shape = np.shape(site.result)
+    near = [slot for slot in site.scope if site.names.get(slot, 1.0) <= 0.5]
+    places = [slot for slot in near if _is_index(site.values[slot], shape)]
+    for slot, at in itertools.product(near, places):
+        w, index = site.values[slot], site.values[at]
+        if not in_scope(w) or np.ndim(w) != len(shape) or np.shape(w)[1:] != shape[1:]:
+            continue
+        if index.min() >= -len(w) and index.max() < len(w):
+            yield Edit(
+                site.equation.key, "permutation", "should be {v}[{w}]",
+                lambda a, v, _, s=slot, i=at: v[s][v[i]], 1.5 + site.names.get(slot, 1.0),
+                reads=(slot, at), write="_v[_w]",
+            )  # fmt: skip
+
+
+def _is_index(x: Any, shape: tuple[int, ...]) -> bool:
+    kind = getattr(getattr(x, "dtype", None), "kind", "")
+    return kind in "iu" and kind != "" and np.ndim(x) == 1 and np.shape(x) == shape[:1]
 
 
 def _ends(site: Site) -> Iterator[tuple[int, tuple[Any, ...], str]]:
