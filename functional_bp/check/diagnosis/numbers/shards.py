@@ -68,10 +68,13 @@ def shard_hypotheses(evidence: Evidence) -> list[Hypothesis]:
 def _device_counts(evidence: Evidence) -> list[int]:
     """Over how many devices the claim's ``shard_map``s split something."""
     subject, sample = evidence.subject, evidence.given.sample
-    with jax.enable_x64(True):
-        closed = jax.make_jaxpr(lambda a, b: subject.pull(a, sample.fixed, b)[1])(
-            tuple(sample.actives), tuple(sample.bars)
-        )
+    try:
+        with jax.enable_x64(True):
+            closed = jax.make_jaxpr(lambda a, b: subject.pull(a, sample.fixed, b)[1])(
+                tuple(sample.actives), tuple(sample.bars)
+            )
+    except Exception:  # a claim that cannot be traced is not split
+        return []
     found: dict[int, None] = {}
     for equation in equations(_jax.open_jaxpr(closed)[0]):
         if equation.primitive.name == "shard_map":

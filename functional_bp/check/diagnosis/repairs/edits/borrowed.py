@@ -47,6 +47,7 @@ def borrowed(site: Site) -> Iterator[Edit]:
         yield from _inner(site, slot, w, weight)
         yield from _terms(site, slot, w, weight)
         yield from _sum(site, slot, w, weight)
+        yield from _matrix(site, slot, w, weight)
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -209,6 +210,29 @@ def _added(
         reads=(slot,), start=0.0, settle=settle,
     )  # fmt: skip
     return edit
+
+
+MATRICES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
+    ("{e} @ {v}", lambda x, w: x @ w), ("{e} @ {v}.T", lambda x, w: x @ w.T),
+    ("{v} @ {e}", lambda x, w: w @ x), ("{v}.T @ {e}", lambda x, w: w.T @ x),
+)  # fmt: skip
+
+
+def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    """The result times a square matrix, from either side."""
+    shape = np.shape(site.result)
+    square = np.ndim(w) == 2 and np.shape(w)[0] == np.shape(w)[1] > 1
+    if not square or not 1 <= len(shape) <= 2 or not site.last:
+        return
+    for template, function in MATRICES:
+        left = template.startswith("{e}")
+        if shape[-1 if left else 0] == np.shape(w)[0]:
+            yield Edit(
+                site.equation.key, "missing factor",
+                "{_e} should be " + template.replace("{e}", "{_e}"),
+                lambda a, v, _, f=function: f(site.again(a), v[slot]), 1.7 + weight,
+                reads=(slot,), write=template.format(e="_e", v="_v"),
+            )  # fmt: skip
 
 
 def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement, regular
 from functional_bp.check.diagnosis.repairs.edits.calls import calls, functions, paddings
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled, weighted
+from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled, shifted, weighted
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 Entry = Callable[[Site], Iterator[Edit]]
@@ -43,6 +43,7 @@ EVERYWHERE: tuple[Entry, ...] = (
     literals,
     scaled,
     weighted,
+    shifted,
     arithmetic.conjugated,
     arrangement.moved,
     arithmetic.wrapped,

@@ -46,6 +46,28 @@ def scaled(site: Site) -> Iterator[Edit]:
     yield edit
 
 
+def shifted(site: Site) -> Iterator[Edit]:
+    """The result plus a constant that a person would write."""
+    if not site.last or site.result.dtype.kind != "f":
+        return
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, site.sizes)
+        if constant is None or constant.value == 0 or constant.simple > 0:
+            return None
+        sign, size = "-" if constant.value < 0 else "+", constant.text.lstrip("-")
+        return replace(
+            edit, message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})",
+            compute=lambda a, v, _: site.again(a) + constant.value, start=None, settle=None,
+        )  # fmt: skip
+
+    edit = Edit(
+        site.equation.key, "missing term", "", lambda a, v, c: site.again(a) + c, 1.3,
+        start=0.0, settle=settle,
+    )  # fmt: skip
+    yield edit
+
+
 def weighted(site: Site) -> Iterator[Edit]:
     """A term of a sum times a constant, where nothing has computed that term on the spot."""
     if site.equation.name not in ("add", "sub", "add_any"):
