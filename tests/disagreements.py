@@ -1,11 +1,11 @@
 """Wrong gradients by hand, from NumPy functions: what a diagnosis is tried on."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.numbers.samples import wrong_entries
 from functional_bp.check.diagnosis.numbers.search import hypotheses
 from functional_bp.check.findings import KINDS
@@ -69,7 +69,7 @@ def planted(
 
 
 def best(disagreement: Disagreement) -> Any:
-    found = hypotheses(disagreement, time.monotonic() + SECONDS)
+    found = hypotheses(disagreement, now() + SECONDS)
     assert all(h.kind in KINDS for h in found)
     for h in found:
         print(h.kind, "|", h.message, "|", h.residual_error, h.cost)

@@ -38,7 +38,7 @@ CAUSED = {
     "off by one", "missing factor", "missing term", "extra term", "wrong operand",
     "wrong constant", "wrong function", "region", "repeats", "border", "entries", "not finite",
     "cotangent ignored", "not linear", "structure", "dtype", "second order", "hidden state",
-    "not deterministic", "jit", "vmap", "precision", "overflow",
+    "not deterministic", "jit", "vmap", "scan", "sharding", "precision", "overflow",
 }  # fmt: skip
 SAMPLE = ("silu", "embedding", "correlate", "modulate")  # the others take minutes
 

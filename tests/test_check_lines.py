@@ -1,6 +1,5 @@
 """The lines that a finding is about: of what is kept, in loops, of casts; from a graph or text."""
 
-import time
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis import diagnose, line_of_cotangent, line_of_overflow, lines_of
 from functional_bp.check.diagnosis.numbers.thresholds import round_between
 
@@ -107,7 +107,7 @@ def half_of_a_square(a, y_bar):
 
 def test_a_formula_for_what_is_missing_becomes_a_repair():
     wrong = disagree(lambda a: a @ a, lambda a: (a @ a, a), half_of_a_square, normal(4, 4))
-    found = diagnose(wrong, time.monotonic() + SECONDS)
+    found = diagnose(wrong, now() + SECONDS)
     assert found.kind == "missing term"
     assert found.repair is not None and found.repair.after == "y_bar @ a.T + a.T @ y_bar"
 

@@ -1,7 +1,6 @@
 """Faults planted in small backward passes: the kind, the line and the text of the repair."""
 
 import linecache
-import time
 from typing import Any
 
 import faulty_pairs
@@ -25,6 +24,7 @@ from faulty_pairs import (
 from jax import lax
 from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.constants import named
 from functional_bp.check.diagnosis.repairs.drops import drops
 from functional_bp.check.diagnosis.repairs.program import trace
@@ -64,7 +64,7 @@ def test_two_faults_at_once():
 
 def test_the_path_that_is_dropped_is_named_by_the_forward():
     disagreement = disagree(*NORM, layer_norm_without_correction, *ROWS)
-    (first, *_) = drops(disagreement, time.monotonic() + SECONDS)
+    (first, *_) = drops(disagreement, now() + SECONDS)
     assert first.kind == "missing term" and "is dropped" in first.message
     assert "jnp.sqrt(variance + 1e-05)" in first.message
     assert first.place is not None and "jnp.sqrt(variance + 1e-5)" in first.place.text
@@ -83,7 +83,7 @@ def test_a_path_inside_a_scan_is_named():
         return x_bar, h0_bar, W
 
     disagreement = disagree(rnn, rnn_fwd, without_inputs, *STEPS)
-    (first, *_) = drops(disagreement, time.monotonic() + SECONDS)
+    (first, *_) = drops(disagreement, now() + SECONDS)
     assert first.kind == "sign" and "`x_t` in `h @ W + x_t`" in first.message
 
 
@@ -92,8 +92,8 @@ def test_nothing_is_found_where_no_edit_helps():
         return (y_bar * jnp.sin(17 * x) ** 2 + jnp.cumsum(x),)
 
     disagreement = disagree(*GELU, noise, normal(7))
-    assert repairs(disagreement, time.monotonic() + 3) == []
-    assert drops(disagreement, time.monotonic() + 3) == []
+    assert repairs(disagreement, now() + 3) == []
+    assert drops(disagreement, now() + 3) == []
 
 
 def test_complex_intermediates():
@@ -110,8 +110,8 @@ def test_complex_intermediates():
 
 def test_no_time_is_no_repair():
     disagreement = disagree(*SOFTMAX, softmax_the_other_way, normal(3, 5))
-    assert repairs(disagreement, time.monotonic() - 1) == []
-    assert drops(disagreement, time.monotonic() - 1) == []
+    assert repairs(disagreement, now() - 1) == []
+    assert drops(disagreement, now() - 1) == []
 
 
 def test_without_source_the_place_has_no_text():

@@ -1,6 +1,5 @@
 """Terms that are missing, too many or wrong, named in a rule's own residuals."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.numbers import search as searches
 from functional_bp.check.diagnosis.numbers.samples import gather
 from functional_bp.check.subject import Disagreement
@@ -189,4 +189,4 @@ def test_no_search_fails(search: searches.Search) -> None:
         planted("x", normal((5, 5)), lambda x: (x**2, x.sum(0)),
                 lambda x, a, b: (2 * x * a + b,), lambda x, a, b: (x * a + b[:, None],)),
     ):
-        search(gather(disagreement, time.monotonic() + SECONDS))
+        search(gather(disagreement, now() + SECONDS))

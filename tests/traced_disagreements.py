@@ -1,7 +1,6 @@
 """Wrong gradients from hand-written pairs in JAX, whose lines a diagnosis can search."""
 
 import inspect
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.search import Found, repairs
 from functional_bp.check.findings import KINDS
 from functional_bp.check.subject import Disagreement, Sample, Subject
@@ -77,7 +77,7 @@ def line_with(function: Callable[..., Any], mark: str) -> int:
 
 
 def best(disagreement: Disagreement) -> Found:
-    found = repairs(disagreement, time.monotonic() + SECONDS)
+    found = repairs(disagreement, now() + SECONDS)
     assert found, "no repair found"
     assert all(one.kind in KINDS for one in found) and len(found) <= 3
     return found[0]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from functional_bp.bench.corpus import Case, cases
 from functional_bp.bench.scores import as_data, print_tables
-from functional_bp.bench.trials import OURS, Trial, checkers, run_trials
+from functional_bp.bench.trials import OURS, Trial, checkers, run_trials, simulate_devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; 1 if ours missed a fault or accused a right gradient; 2 if an option is wrong.
     """
+    simulate_devices()
     chosen = _chosen(args.only or (), args.limit)
     if args.list:
         print("\n".join(case.name for case in chosen))

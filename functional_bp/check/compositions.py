@@ -11,8 +11,11 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from functional_bp.check.arrays import Arrays, all_finite, farthest
+from functional_bp.check.diagnosis import lines_of
 from functional_bp.check.evaluation import Point, to_numpy
 from functional_bp.check.findings import Finding
+from functional_bp.check.structure import place_of
+from functional_bp.check.subject import Subject
 from functional_bp.check.trial import Trial
 
 BATCH = 3
@@ -27,6 +30,17 @@ SAYS = {
     "remat": "under jax.checkpoint the gradient is another: running the forward pass again gives "
     "other residuals",
 }
+WHERE = {
+    "scan": "in a scan that is differentiated",
+    "remat": "under jax.checkpoint (remat)",
+    "vmap": "under vmap",
+}
+SEPARATE = (
+    "the backward pass uses a value that the forward pass left in a Python variable or in a "
+    "closure; {where} the two passes run apart and that value is gone: return it among the "
+    "residuals"
+)
+LOST = (jax.errors.UnexpectedTracerError, KeyError, IndexError, AttributeError, NameError)
 
 
 def compositions(trial: Trial) -> None:
@@ -80,6 +94,10 @@ def _compare(
                 with trial.full.precision():
                     compiled = jax.jit(run).lower().compile()
             except Exception as error:  # it says itself that it has no such rule
+                if name in ("remat", "scan under grad") and (found := _left_behind(trial, name)):
+                    trial.findings.append(found)
+                    trial.row(name, "wrong", f"raises {type(error).__name__}")
+                    return
                 trial.row(name, "left out", f"raises {type(error).__name__}")
                 trial.note(f"{name} of the gradient raises {type(error).__name__}")
                 continue
@@ -104,10 +122,42 @@ def _compare(
 def _raises(trial: Trial, name: str, error: Exception) -> None:
     """A transformation that can be traced and compiled but fails when it runs."""
     kind = name.split()[0]
+    trial.row(name, "wrong", f"raises {type(error).__name__}")
+    if (found := _left_behind(trial, name)) is not None:
+        trial.findings.append(found)
+        return
     last = (str(error).strip() or "no message").splitlines()[-1]
     message = f"{name} of the gradient compiles, but raises {type(error).__name__}: {last}"
-    trial.findings.append(Finding(kind, message[:300], stage=name))
-    trial.row(name, "wrong", f"raises {type(error).__name__}")
+    trial.findings.append(Finding(kind, message[:300], where=place_of(error), stage=name))
+
+
+def _left_behind(trial: Trial, name: str) -> Finding | None:
+    """What to say where the backward pass needs more of the forward pass than its residuals.
+
+    The forward pass is run under jit, so that all it leaves elsewhere is out of date, and the
+    backward pass then on the residuals alone.
+    """
+    subject, point = trial.subject, trial.point
+    kept, backward = subject.residuals, subject.backward
+    if kept is None or backward is None:
+        return None
+    try:
+        with trial.full.precision():
+            actives = tuple(map(jnp.asarray, point.actives))
+            residuals = jax.jit(lambda xs: kept(xs, point.fixed))(actives)
+    except Exception:  # the forward pass cannot be run by itself
+        return None
+    try:
+        with trial.full.precision():
+            backward(residuals, point.fixed, tuple(map(jnp.asarray, point.bars)))
+    except LOST as error:
+        kind = name.split()[0]
+        message = SEPARATE.format(where=WHERE[kind])
+        also = tuple(other for other in ("scan", "remat") if other != kind)
+        return Finding(kind, message, where=place_of(error), stage=name, also=also)
+    except Exception:  # it counts on more than its arguments in another way
+        return None
+    return None
 
 
 def _whole(trial: Trial, batch: Point) -> dict[str, Callable[[], Any]]:
@@ -119,10 +169,21 @@ def _whole(trial: Trial, batch: Point) -> dict[str, Callable[[], Any]]:
         step = lambda carry, slice_: (carry, pull(*slice_))  # noqa: E731
         return jax.lax.scan(step, 0, (batch.actives, batch.bars))[1]
 
-    return {
-        "vmap": lambda: jax.vmap(pull)(batch.actives, batch.bars),
-        "scan": scan,
-    }
+    made = {"vmap": lambda: jax.vmap(pull)(batch.actives, batch.bars), "scan": scan}
+    if subject.by_transform:
+        made["scan under grad"] = lambda: _scan_under_grad(subject, batch)
+    return made
+
+
+def _scan_under_grad(subject: Subject, batch: Point) -> Any:
+    """The function in a scan, and that differentiated: its two passes are traced apart."""
+
+    def scanned(*actives: Any) -> Any:
+        step = lambda carry, slice_: (carry, subject.value(slice_, batch.fixed))  # noqa: E731
+        return jax.lax.scan(step, 0, actives)[1]
+
+    outs, pullback = jax.vjp(scanned, *batch.actives)
+    return pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(batch.bars, outs)))
 
 
 def _one_by_one(trial: Trial, batch: Point, first: Point) -> dict[str, Callable[[], Any]]:
@@ -184,19 +245,38 @@ def sharded_inputs(trial: Trial) -> None:
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec("d" if split else None)))
 
     expected = trial.full.both(point).claimed
-    limit = 1e-4 if trial.iterative else max(TOLERANCE, 1e2 * trial.full.unit)
-    try:
-        with trial.full.precision():
-            actives, bars = tuple(map(put, point.actives)), tuple(map(put, point.bars))
-            found = jax.jit(lambda a, b: subject.pull(a, point.fixed, b)[1])(actives, bars)
-    except Exception as error:
-        trial.row("sharded inputs", "left out", f"raises {type(error).__name__}")
+    if not all_finite(expected):
+        trial.row("sharded inputs", "left out", "not finite")
         return
-    gap = farthest(to_numpy(found), expected)
-    wrong = gap > limit and all_finite(expected)
-    trial.row("sharded inputs", "wrong" if wrong else "right", "one device", error=gap, limit=limit)
-    if wrong:
-        trial.findings.append(
-            Finding("sharding", f"inputs on two devices give another gradient (relative {gap:.1e})",
-                    stage="sharded inputs")
-        )  # fmt: skip
+    limit = 1e-4 if trial.iterative else max(TOLERANCE, 1e2 * trial.full.unit)
+    pull = lambda a, b: subject.pull(a, point.fixed, b)[1]  # noqa: E731
+    gap = 0.0
+    for way, run in (("under jit", jax.jit(pull)), ("without jit", pull)):
+        name = "sharded inputs" if way == "under jit" else f"sharded inputs, {way}"
+        try:
+            with trial.full.precision():
+                actives, bars = tuple(map(put, point.actives)), tuple(map(put, point.bars))
+                found = to_numpy(run(actives, bars))
+        except Exception as error:
+            place = place_of(error)
+            if way == "under jit" or place is None:  # it may not be made for these devices
+                trial.row(name, "left out", f"raises {type(error).__name__}")
+                return
+            trial.row(name, "wrong", f"raises {type(error).__name__}")
+            _shards_differ(trial, name, f"raise {type(error).__name__} where under jit and on "
+                           "one device they do not: ", place)  # fmt: skip
+            return
+        gap = farthest(found, expected)
+        wrong = gap > limit
+        trial.row(name, "wrong" if wrong else "right", "one device", error=gap, limit=limit)
+        if wrong:
+            _shards_differ(trial, name, f"give another gradient than on one (relative {gap:.1e}), "
+                           f"{way}: ", None)  # fmt: skip
+            return
+
+
+def _shards_differ(trial: Trial, name: str, what: str, place: Any) -> None:
+    advice = "something looks at where the arrays are, or counts the devices"
+    message = f"inputs that two devices share {what}{advice}"
+    place = place or next(iter(lines_of(trial.subject, "sharding")), None)
+    trial.findings.append(Finding("sharding", message, where=place, stage=name))

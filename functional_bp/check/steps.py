@@ -16,6 +16,7 @@ import numpy as np
 from functional_bp.check import inputs
 from functional_bp.check.arrays import distance, double, normal
 from functional_bp.check.claims import rounding_of
+from functional_bp.check.clock import now
 from functional_bp.check.cuts import Cut, evaluate_claims, given, parameters
 from functional_bp.check.diagnosis import describe_values, diagnose
 from functional_bp.check.findings import Finding, Row, worst_entries
@@ -209,9 +210,7 @@ def _of_function(
         source=claim,
     )  # fmt: skip
     masks = (wrong, *(np.zeros(np.shape(a), bool) for a in here.actives[1:]))
-    found = diagnose(
-        Disagreement(subject, 0, here, masks, fresh), time.monotonic() + DIAGNOSIS_SECONDS
-    )
+    found = diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)
     return _with_names(found, of_bars)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from functional_bp import _jax
 from functional_bp.check import graphs, inputs, iterations
 from functional_bp.check.arrays import farthest, normal, single
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis import diagnose
 from functional_bp.check.evaluation import Evaluation, Point, to_numpy
 from functional_bp.check.findings import Finding, Outcome, Row, worst_entries
@@ -309,7 +310,7 @@ class Trial:
             self._residuals(point), inputs,
         )  # fmt: skip
         try:
-            return diagnose(disagreement, time.monotonic() + min(seconds, max(0.5, self.time_left)))
+            return diagnose(disagreement, now() + min(seconds, max(0.5, self.time_left)))
         except (Exception, TimeUp) as error:  # a diagnosis must never change a verdict
             return Diagnosis(message=f"(the diagnosis raised {type(error).__name__}: {error})")
 

@@ -13,7 +13,7 @@ from functional_bp.check.findings import KINDS
 Draw = Callable[[np.random.Generator], tuple[Any, ...]]
 
 # Kinds that no single call at first order shows.
-OF_CALLS = ("hidden state", "not deterministic", "jit", "vmap", "scan", "remat")
+OF_CALLS = ("hidden state", "not deterministic", "jit", "vmap", "scan", "remat", "sharding")
 # Kinds that exact arithmetic does not show.
 OF_ROUNDING = ("precision",)
 # Kinds that raise, or would if JAX looked closer.

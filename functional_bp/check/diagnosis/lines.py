@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from functional_bp._jax import open_jaxpr, source_spans
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
-from functional_bp.check.diagnosis.repairs.program import Equation, Program, trace
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span, trace
 from functional_bp.check.diagnosis.repairs.sites import thresholds_of
 from functional_bp.check.diagnosis.repairs.source import Source, expression, home_of, read
 from functional_bp.check.findings import Place
@@ -31,6 +32,18 @@ WORDS = {
     "vmap": ("pure_callback", "custom_vmap", "shape", "size", "ndim", "len", "reshape"),
     "second order": ("stop_gradient", "pure_callback"),
     "scan": ("Tracer", "isinstance"),
+    "sharding": (
+        "addressable_shards",
+        "addressable_data",
+        "device_set",
+        "sharding",
+        "devices",
+        "device_count",
+        "local_device_count",
+        "psum",
+        "pmean",
+        "Tracer",
+    ),
 }
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp)
 
@@ -93,6 +106,23 @@ def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Plac
     if what in ("dtype", "region"):
         found += [line_of_cotangent(subject, name)] if name else []
     return tuple(dict.fromkeys(place for place in found if place is not None))
+
+
+def line_of_shards(subject: Subject, name: str) -> Place | None:
+    """The line in the body of a ``shard_map`` that makes an argument's cotangent."""
+    program, home = _program(subject), home_of(subject.source)
+    judged = None if program is None else program.outputs[subject.names.index(name)]
+    for equation in program.equations if program is not None else ():
+        if equation.name == "shard_map" and judged in equation.results:
+            body, _ = open_jaxpr(equation.params["jaxpr"])
+            made = body.outvars[equation.results.index(judged)]
+            makers = [e for e in body.eqns if any(out is made for out in e.outvars)]
+            spans = [Span(*frame) for e in makers for frame in source_spans(e)]
+            found = expression(spans, home) if spans else None
+            if found is not None:
+                return found.place
+    places = _mentioning(subject, ("psum", "pmean", "shard_map"))
+    return places[0] if places else None
 
 
 def line_of_overflow(

@@ -103,7 +103,7 @@ def _claim(evidence: Evidence, case: Case, scale: float, only: int | None = None
         bar * scale if only is None or only == k else bar for k, bar in enumerate(case.sample.bars)
     )
     with jax.enable_x64(True):
-        _, cotangents = evidence.subject.pull(case.sample.actives, case.sample.fixed, bars)
+        cotangents = evidence.pull(case.sample.actives, case.sample.fixed, bars)
     claimed = np.asarray(cotangents[evidence.disagreement.argument])
     return np.where(np.isfinite(case.sample.true[evidence.disagreement.argument]), claimed, 0)
 

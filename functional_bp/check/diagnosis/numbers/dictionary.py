@@ -142,7 +142,8 @@ def build(evidence: Evidence, cases: Sequence[Case], rows: np.ndarray) -> Dictio
     cache: Values = {}
     entries = sum(case.true.size for case in cases)
     most = max(LEAST_TERMS, min(MOST_TERMS, WORK // entries))
-    some = (term for term in _terms(evidence) if term.sensible)
+    in_time = itertools.takewhile(lambda _: not evidence.late, _terms(evidence))
+    some = (term for term in in_time if term.sensible)
     likely = sorted(some, key=lambda term: term.cost - _bonus(evidence, term))
     for term in itertools.islice(likely, most):
         if evidence.late:

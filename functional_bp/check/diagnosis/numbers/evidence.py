@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import jax
 import numpy as np
 
+from functional_bp._jax import open_jaxpr
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.lines import thresholds_in_code
 from functional_bp.check.diagnosis.numbers.hypothesis import unexplained
+from functional_bp.check.graphs import equations
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
 LARGE = 100_000  # entries of the argument, above which nothing is regressed
@@ -56,7 +60,7 @@ class Evidence:
         disagreement: what is to be explained.
         given: the case on which the claim was found wrong.
         fresh: further cases of the same class of inputs; empty where none can be drawn.
-        deadline: when to stop, in ``time.monotonic()`` seconds.
+        deadline: when to stop, in ``clock.now()`` seconds.
         kept: the known arrays that are residuals, under whatever name.
     """
 
@@ -86,6 +90,23 @@ class Evidence:
         """The numbers that the claim compares with."""
         return thresholds_in_code(self.subject)
 
+    @cached_property
+    def pull(self) -> Callable[..., Any]:
+        """The claim's cotangents; compiled where JAX would compile a loop anew at each call."""
+        subject, sample = self.subject, self.given.sample
+
+        def pull(actives: Any, fixed: Any, bars: Any) -> Any:
+            return subject.pull(actives, fixed, bars)[1]
+
+        if not subject.traceable or any(not hasattr(x, "dtype") for x in sample.fixed):
+            return pull
+        try:
+            graph = jax.make_jaxpr(pull)(sample.actives, sample.fixed, sample.bars)
+        except Exception:  # it runs on numbers alone
+            return pull
+        primitives = {e.primitive.name for e in equations(open_jaxpr(graph)[0])}
+        return jax.jit(pull) if primitives & {"scan", "while", "shard_map"} else pull
+
     @property
     def large(self) -> bool:
         """Whether the argument is too large for regressions."""
@@ -94,7 +115,7 @@ class Evidence:
     @property
     def late(self) -> bool:
         """Whether time is up."""
-        return time.monotonic() > self.deadline
+        return now() > self.deadline
 
     @property
     def here(self) -> str:

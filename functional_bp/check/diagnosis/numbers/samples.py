@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.numbers.evidence import LARGE, Case, Evidence
 from functional_bp.check.subject import Disagreement, Sample, Subject
 
@@ -24,7 +24,7 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
     fresh: list[Case] = []
     count = FRESH - 1 if mask.size > LARGE else FRESH if mask.size >= FEW else FRESH_OF_FEW
     for _ in range(count):
-        if time.monotonic() > deadline:
+        if now() > deadline:
             break
         try:
             sample = disagreement.fresh()

@@ -6,9 +6,9 @@ They run from the plain to the elaborate: a sign before a missing term.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.numbers.cotangents import cotangent_hypotheses
 from functional_bp.check.diagnosis.numbers.evidence import Evidence
 from functional_bp.check.diagnosis.numbers.factors import factor_hypotheses
@@ -19,12 +19,15 @@ from functional_bp.check.diagnosis.numbers.regions import not_finite, region_hyp
 from functional_bp.check.diagnosis.numbers.rows import row_hypotheses
 from functional_bp.check.diagnosis.numbers.samples import gather
 from functional_bp.check.diagnosis.numbers.scales import scale_hypotheses
+from functional_bp.check.diagnosis.numbers.shards import shard_hypotheses
 from functional_bp.check.diagnosis.numbers.terms import term_hypotheses
 from functional_bp.check.subject import Disagreement
 
 Search = Callable[[Evidence], list[Hypothesis]]
 
-PLAIN: tuple[Search, ...] = (cotangent_hypotheses, scale_hypotheses, layout_hypotheses)
+PLAIN: tuple[Search, ...] = (
+    shard_hypotheses, cotangent_hypotheses, scale_hypotheses, layout_hypotheses,
+)  # fmt: skip
 PARTIAL: tuple[Search, ...] = (place_hypotheses, region_hypotheses)
 FORMULAS: tuple[Search, ...] = (factor_hypotheses, term_hypotheses)
 LAST: tuple[Search, ...] = (row_hypotheses,)
@@ -35,7 +38,7 @@ def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
 
     Args:
         disagreement: a claim that is wrong in one argument's cotangent.
-        deadline: in ``time.monotonic()`` seconds; no search goes on beyond it.
+        deadline: in ``clock.now()`` seconds; no search goes on beyond it.
     """
     evidence = gather(disagreement, deadline)
     if not evidence.given.finite:
@@ -56,7 +59,7 @@ def _run(search: Search, evidence: Evidence) -> list[Hypothesis]:
 
     A diagnosis must never take a verdict down with it, and the other searches go on.
     """
-    if time.monotonic() > evidence.deadline:
+    if now() > evidence.deadline:
         return []
     try:
         return search(evidence)

@@ -16,7 +16,7 @@ from typing import Any
 from jax.extend.core import Primitive
 
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span
-from functional_bp.check.diagnosis.repairs.source import expression, is_own, read
+from functional_bp.check.diagnosis.repairs.source import expression, is_own, own_span, read
 
 COPY = Primitive("copy")
 Use = tuple[int, int]  # the equation's index, the operand's position
@@ -67,7 +67,8 @@ def with_aliases(
         is_output = slot == returned
         if slot in program.literals or not places and not is_output:
             continue
-        if not (slot in shared or slot not in made and (len(places) > 1 or is_output)):
+        again = slot not in made and _line_of(program, slot, False, home, unpacked=False)
+        if not (again or slot in shared or slot not in made and (len(places) > 1 or is_output)):
             continue
         span = _line_of(program, slot, is_output, home)
         new = copy(slot, places, () if span is None else (span,))
@@ -81,7 +82,96 @@ def with_aliases(
         equations.append(replace(equation, operands=operands))
         for slot in equation.results:
             equations.extend(after.get(slot, ()))
+    equations = _with_copies_in_loops(equations, numbers, names, home)
     return replace(program, equations=tuple(equations), outputs=tuple(outputs), names=names)
+
+
+def _with_copies_in_loops(
+    equations: Sequence[Equation], numbers: Iterator[int], names: dict[int, Any], home: str | None
+) -> list[Equation]:
+    """The equations; in the bodies of scans, copies stand for second names and returned values."""
+    found: list[Equation] = []
+    for equation in equations:
+        if equation.name == "scan":
+            (body,) = equation.bodies
+            body = _with_copies(body, numbers, names, home)
+            inner = _with_copies_in_loops(body.equations, numbers, names, home)
+            inside = frozenset(key for e in inner for key in (e.key, *e.inside))
+            bodies = (replace(body, equations=tuple(inner)),)
+            equation = replace(equation, bodies=bodies, inside=inside)
+        found.append(equation)
+    return found
+
+
+def _with_copies(
+    body: Program, numbers: Iterator[int], names: dict[int, Any], home: str | None
+) -> Program:
+    """A loop's body in which ``h = x`` is an equation, and ``return h`` where h is used besides."""
+    read = [slot for equation in body.equations for slot in equation.operands]
+    made = {slot for equation in body.equations for slot in equation.results}
+    told = replace(body, names=names)
+    heads: list[Equation] = []
+    after: dict[int, list[Equation]] = {}
+    second: dict[int, int] = {}
+
+    def copy(slot: int, shown: int, span: Span) -> int:
+        new = next(numbers)
+        equation = Equation(COPY, {"alias": True, "use": None}, (shown,), (new,), (span,))
+        (after.setdefault(slot, []) if slot in made else heads).append(equation)
+        names[new] = names.get(slot, ())
+        return new
+
+    for slot in dict.fromkeys((*body.inputs, *made)):
+        span = _line_of(told, slot, False, home, unpacked=False)
+        if span is not None and slot not in body.literals:
+            second[slot] = copy(slot, slot, span)
+    outputs: list[int] = []
+    returned = _returned(body, home)
+    for position, slot in enumerate(body.outputs):
+        held = second.get(slot, slot)
+        is_shared = slot in read or body.outputs.count(slot) > 1 or slot not in made
+        if is_shared and slot not in body.literals and position in returned:
+            held = copy(slot, held, returned[position])
+        outputs.append(held)
+    equations = list(heads)
+    for equation in body.equations:
+        operands = tuple(second.get(slot, slot) for slot in equation.operands)
+        equations.append(replace(equation, operands=operands))
+        for slot in equation.results:
+            equations.extend(after.get(slot, ()))
+    return replace(body, equations=tuple(equations), outputs=tuple(outputs))
+
+
+def _returned(body: Program, home: str | None) -> dict[int, Span]:
+    """The names that a loop's body returns, by the position of the output."""
+    for equation in body.equations:
+        span = own_span(equation.spans, home)
+        function = None if span is None else read(span.file).function(span.line)
+        if span is None or function is None:
+            continue
+        if isinstance(function, ast.Lambda):
+            whole: ast.expr | None = function.body
+        else:
+            last = function.body[-1]
+            whole = last.value if isinstance(last, ast.Return) else None
+        parts = [] if whole is None else list(_parts(whole))
+        if len(parts) != len(body.outputs):
+            return {}
+        return {
+            position: _span(span.file, span.function, node)
+            for position, node in enumerate(parts)
+            if isinstance(node, ast.Name)
+        }
+    return {}
+
+
+def _parts(node: ast.expr) -> Iterator[ast.expr]:
+    """The leaves of a tuple that is written down."""
+    if isinstance(node, ast.Tuple | ast.List):
+        for part in node.elts:
+            yield from _parts(part)
+    elif not (isinstance(node, ast.Constant) and node.value is None):
+        yield node
 
 
 def is_alias(equation: Equation) -> bool:
@@ -119,20 +209,25 @@ def _span(file: str, function: str, node: Any) -> Span:
     )
 
 
-def _line_of(program: Program, slot: int, is_output: bool, home: str | None) -> Span | None:
+def _line_of(
+    program: Program, slot: int, is_output: bool, home: str | None, unpacked: bool = True
+) -> Span | None:
     """Where a value gets a second name, is returned, or is unpacked."""
-    named = [name for name in program.names.get(slot, ()) if is_own(name.file, home)]
+    held = [name for name in program.names.get(slot, ()) if name.part is None]
+    named = [name for name in held if is_own(name.file, home)]
     for name in named:
         function = read(name.file).starting(name.line)
         if function is None:
             continue
         texts = {n.text for n in named if (n.file, n.line) == (name.file, name.line)}
-        for node in _candidates(function, texts, is_output):
+        for node in _candidates(function, texts, is_output, unpacked):
             return _span(name.file, name.function, node)
     return None
 
 
-def _candidates(function: ast.AST, texts: set[str], is_output: bool) -> Iterator[ast.expr]:
+def _candidates(
+    function: ast.AST, texts: set[str], is_output: bool, unpacked: bool
+) -> Iterator[ast.expr]:
     nodes = list(ast.walk(function))
 
     def among(node: Any) -> bool:
@@ -143,7 +238,7 @@ def _candidates(function: ast.AST, texts: set[str], is_output: bool) -> Iterator
             if isinstance(node, ast.Return) and node.value is not None:
                 yield from (part for part in ast.walk(node.value) if among(part))  # pyright: ignore
     yield from (n.value for n in nodes if isinstance(n, ast.Assign) and among(n.value))
-    for node in nodes:
+    for node in nodes if unpacked else ():
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
             yield from (target for target in node.targets[0].elts if among(target))
 

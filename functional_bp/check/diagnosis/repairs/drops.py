@@ -31,7 +31,7 @@ SHOWN = 2
 def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
     """Edits of the true backward pass that make it the claim, likeliest first, at most two.
 
-    ``deadline`` is a time of ``time.monotonic()``. Places are lines of the forward pass.
+    ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
     """
     if disagreement.subject.reference is None:
         return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence
     """The outputs of one equation; what the table lacks is run by JAX itself."""
     operation = TABLE.get(primitive.name)
     if operation is not None:
-        return [operation(*operands, **params)]
+        made = operation(*operands, **params)
+        return made if primitive.multiple_results else [made]
     bound: dict[str, Any] = primitive.get_bind_params(dict(params))  # pyright: ignore
     outs = primitive.bind(*operands, **bound)
     return [as_numpy(out) for out in (outs if primitive.multiple_results else [outs])]
@@ -59,14 +61,17 @@ def _broadcast(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any
 
 def _dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
     (a_sum, b_sum), (a_batch, b_batch) = dimension_numbers
+    if not a_batch and len(a_sum) == 1 and a.ndim and b.ndim and a.ndim <= 2 and b.ndim <= 2:
+        a = a.T if a_sum[0] != a.ndim - 1 else a
+        return a @ (b if b_sum[0] == 0 else b.T)
     a_free = [i for i in range(a.ndim) if i not in a_sum and i not in a_batch]
     b_free = [i for i in range(b.ndim) if i not in b_sum and i not in b_batch]
     if [a.shape[i] for i in (*a_sum, *a_batch)] != [b.shape[i] for i in (*b_sum, *b_batch)]:
         raise ValueError("shapes do not match")
     batch = [a.shape[i] for i in a_batch]
     free = [a.shape[i] for i in a_free], [b.shape[i] for i in b_free]
-    inner = int(np.prod([a.shape[i] for i in a_sum], dtype=int))
-    count = [int(np.prod(sizes, dtype=int)) for sizes in free]
+    inner = math.prod(a.shape[i] for i in a_sum)
+    count = [math.prod(sizes) for sizes in free]
     a = a.transpose((*a_batch, *a_free, *a_sum)).reshape(*batch, count[0], inner)
     b = b.transpose((*b_batch, *b_sum, *b_free)).reshape(*batch, inner, count[1])
     return (a @ b).reshape((*batch, *free[0], *free[1]))
@@ -90,6 +95,25 @@ def _cumulative(function: Operation) -> Operation:
 
 def _integer_power(x: Any, *, y: int, **_: Any) -> Any:
     return x**y if y >= 0 else 1 / x**-y
+
+
+def _split(x: Any, *, sizes: Any, axis: int, **_: Any) -> list[Any]:
+    return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+def _triangular_solve(
+    a: Any, b: Any, *, left_side: bool, lower: bool, transpose_a: bool, conjugate_a: bool,
+    unit_diagonal: bool, **_: Any,
+) -> Any:  # fmt: skip
+    a = np.tril(a) if lower else np.triu(a)
+    if unit_diagonal:
+        eye = np.eye(a.shape[-1], dtype=bool)
+        a = np.where(eye, np.ones_like(a), a)
+    a = np.conj(a) if conjugate_a else a
+    a = np.swapaxes(a, -1, -2) if transpose_a else a
+    if left_side:
+        return np.linalg.solve(a, b)
+    return np.swapaxes(np.linalg.solve(np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)), -1, -2)
 
 
 def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any) -> Any:
@@ -165,6 +189,9 @@ TABLE: dict[str, Operation] = {
     "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions)),
     "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, tuple(dimensions)),
     "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "stack": lambda *xs, axis, **_: np.stack(xs, axis),
+    "split": _split,
+    "triangular_solve": _triangular_solve,
     "rev": lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions)),
     "dot_general": _dot,
     "slice": _slice,

@@ -78,7 +78,13 @@ class Names:
             function = source.starting(name.line)
             if function is None or not function.lineno <= where.line <= (function.end_lineno or 0):
                 continue
-            if _last_binding(function, name.text) < where.line or isinstance(function, ast.Lambda):
+            if name.part is not None:
+                unpacked = _unpacked(function, name.text, name.part, where.line)
+                if unpacked is not None:
+                    return unpacked
+            elif _last_binding(function, name.text) < where.line or isinstance(
+                function, ast.Lambda
+            ):
                 return name.text
         made = self.makers.get(slot)
         if made is not None and made.file == where.file and made.function == where.function:
@@ -93,12 +99,44 @@ class Names:
         made = self.makers.get(slot)
         if made is None or where is None or made.file != where.file:
             return None
-        if made.function != where.function or made.line > where.line:
+        if made.function != where.function:
             return None
         node = read(made.file).node(made)
         if not isinstance(node, ast.expr) or len(ast.unparse(node)) > LONGEST:
             return None
+        if made.line > where.line and not _is_known(node, where):
+            return None
         return node
+
+
+def _is_known(node: ast.expr, where: Span) -> bool:
+    """Whether everything that an expression names is there before a place."""
+    function = read(where.file).function(where.line)
+    names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+    return isinstance(function, ast.FunctionDef) and all(
+        _last_binding(function, name) < where.line for name in names
+    )
+
+
+def _unpacked(
+    function: ast.FunctionDef | ast.Lambda, text: str, part: int, line: int
+) -> str | None:
+    """What a tuple's entry is called at a line: by ``a, b = text``, if not bound anew since."""
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Tuple):
+            continue
+        targets = node.targets[0].elts
+        if isinstance(node.value, ast.Name) and node.value.id == text and part < len(targets):
+            target = targets[part]
+            if isinstance(target, ast.Name) and node.lineno < line:
+                bound = (
+                    other.lineno
+                    for other in ast.walk(function)
+                    if isinstance(other, ast.Name) and isinstance(other.ctx, ast.Store)
+                    and other.id == target.id
+                )  # fmt: skip
+                return None if any(node.lineno < at < line for at in bound) else target.id
+    return None
 
 
 def _last_binding(function: ast.FunctionDef | ast.Lambda, name: str) -> int:

@@ -183,12 +183,16 @@ _BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "b
 
 @dataclass(frozen=True)
 class Name:
-    """A local variable of the function whose code starts at a line of a file."""
+    """A local variable of the function whose code starts at a line of a file.
+
+    ``part`` is the position in a tuple of that name, where the value is one entry of it.
+    """
 
     text: str
     file: str
     function: str
     line: int
+    part: int | None = None
 
 
 @dataclass
@@ -199,12 +203,18 @@ class Call:
     function: str
     line: int
     leaves: list[Any]
+    parts: list[tuple[str, int]] = field(default_factory=list)  # of each leaf: argument, position
     variables: list[tuple[str, Any]] = field(default_factory=list)
 
     def names_of(self, value: Any) -> list[Name]:
         """The variables that held a value when the function returned."""
         place = (self.file, self.function, self.line)
         return [Name(text, *place) for text, held in self.variables if held is value]
+
+    def name_of_part(self, leaf: int) -> list[Name]:
+        """The argument, a tuple, that a leaf is an entry of."""
+        text, position = self.parts[leaf]
+        return [Name(text, self.file, self.function, self.line, position)] if text else []
 
 
 def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
@@ -256,8 +266,9 @@ def _watching(calls: list[Call]) -> Iterator[None]:
         if event == "call":
             names = code.co_varnames[: code.co_argcount]
             held = [leaf for name in names for leaf in _leaves(variables.get(name))]
+            parts = [part for name in names for part in _parts(name, variables.get(name))]
             place = (code.co_filename, code.co_qualname, code.co_firstlineno)
-            open_calls[id(frame)] = Call(*place, held)
+            open_calls[id(frame)] = Call(*place, held, parts)
         elif (call := open_calls.pop(id(frame), None)) is not None:
             call.variables = [
                 (text, value)
@@ -292,6 +303,14 @@ def _leaves(value: Any) -> list[Any]:
         return []
 
 
+def _parts(name: str, value: Any) -> list[tuple[str, int]]:
+    """For each leaf of an argument: its name and position, if that is a tuple of leaves."""
+    leaves = _leaves(value)
+    if isinstance(value, tuple) and len(value) == len(leaves):
+        return [(name, position) for position in range(len(leaves))]
+    return [("", 0)] * len(leaves)
+
+
 def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any]) -> None:
     """Names of what a loop's body is given: the variables of the call that traced the body."""
     for equation in program.equations:
@@ -303,8 +322,9 @@ def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any])
                     continue
                 if not all(isinstance(leaf, Tracer) for leaf in call.leaves):
                     continue
-                for slot, leaf in zip(body.inputs[offset:], call.leaves):
-                    found = [*names.get(slot, ()), *call.names_of(leaf)]
+                for k, (slot, leaf) in enumerate(zip(body.inputs[offset:], call.leaves)):
+                    held = call.names_of(leaf) or call.name_of_part(k)
+                    found = [*names.get(slot, ()), *held]
                     names[slot] = tuple(dict.fromkeys(found))
             _name_inside(body, calls, names)
 

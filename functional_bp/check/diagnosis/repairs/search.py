@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.aliases import is_alias, with_aliases
 from functional_bp.check.diagnosis.repairs.edits.borrowed import borrowed
 from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.edits.regular import borrowed_borders, indexed
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
@@ -36,6 +37,7 @@ from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.subject import Disagreement, Sample
 
 SHOWN = 3
+LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
 COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
 PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
 FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
@@ -54,8 +56,16 @@ class Candidate:
 def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
-    ``deadline`` is a time of ``time.monotonic()``; two edits at once are looked for if ``several``.
+    ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
     """
+    found, search = single_repairs(disagreement, deadline)
+    return search.two(deadline) if not found and several and search is not None else found
+
+
+def single_repairs(
+    disagreement: Disagreement, deadline: float
+) -> tuple[list[Found], Search | None]:
+    """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[Search, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
@@ -71,8 +81,8 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
         best = min((c.rank for _, found in searches for c in found), default=np.inf)
         for search, found in searches:
             if found and found[0].rank == best:
-                return search.reported([(c,) for c in found])
-        return searches[0][0].two() if searches and several else []
+                return search.reported([(c,) for c in found]), search
+        return [], searches[0][0] if searches else None
 
 
 class Search:
@@ -106,12 +116,14 @@ class Search:
         found = self.singles({})
         return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
 
-    def two(self) -> list[Found]:
+    def two(self, deadline: float) -> list[Found]:
         """What two edits at once explain."""
-        groups = pairs(self.trial, self.by_key, self.second)
-        return self.reported(
-            [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in group) for group in groups]
-        )
+        self.trial.deadline = deadline
+        with jax.enable_x64(True), np.errstate(all="ignore"):
+            groups = pairs(self.trial, self.by_key, self.second)
+            return self.reported(
+                [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in g) for g in groups]
+            )
 
     def second(self, first: Edit) -> list[Edit]:
         """The edits that make the program right once a first one is made."""
@@ -120,7 +132,7 @@ class Search:
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
-        for sources in ((catalogue, borrowed), (composed,)):
+        for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
                 if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
@@ -139,7 +151,7 @@ class Search:
         self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Mapping[int, Change]
     ) -> list[Candidate]:
         made = [
-            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site))
+            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site, edit))
             for distance, site in enumerate(self.sites)
             if site.equation.key not in under
             for source in sources
@@ -186,18 +198,20 @@ def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
         return
 
 
-def _strangeness(site: Site) -> float:
+def _strangeness(site: Site, edit: Edit) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
         return 0.6
     if site.own and site.last:
         return 0.0
+    if edit.kind == "wrong operand" and site.equation.name in LAYING_OUT:
+        return 0.3  # what a call is given, laid out by the call
     return 0.3 if site.own else 0.5 if site.last else 3.0
 
 
 def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
     """The search in the backward pass, or in the ``whole``; None where there is no program."""
-    if time.monotonic() > deadline:
+    if now() > deadline:
         return None
     try:
         return _attempt(disagreement, deadline, whole)
@@ -213,7 +227,8 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
 
     def arguments(sample: Sample) -> tuple[Any, ...]:
         rest = (tuple(sample.fixed), tuple(sample.bars), tuple(sample.actives), tuple(sample.outs))
-        kept = () if whole or residuals is None else residuals(sample.actives, sample.fixed)
+        given = jax.tree.map(_as_jax, (tuple(sample.actives), tuple(sample.fixed)))
+        kept = () if whole or residuals is None else residuals(*given)
         return (_arrays(kept), *rest)
 
     def claim(kept: Any, fixed: Any, bars: Any, actives: Any, outs: Any) -> Sequence[Any]:
@@ -252,6 +267,11 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         if backward is not None and residuals is not None:  # the backward pass has been searched
             within = all_keys(program) - within
     return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
+
+
+def _as_jax(leaf: Any) -> Any:
+    """An array as a person's code expects one, with ``.at`` and the like."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _arrays(tree: Any) -> Any:

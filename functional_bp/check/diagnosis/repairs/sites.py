@@ -13,9 +13,11 @@ from functional_bp._jax import scan_counts
 from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of
 from functional_bp.check.diagnosis.repairs.edits.edit import Site
 from functional_bp.check.diagnosis.repairs.names import Names
-from functional_bp.check.diagnosis.repairs.program import Equation, Program, Values
+from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span, Values
 from functional_bp.check.diagnosis.repairs.source import expression, own_span
 
+VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
+NEAR = 0.25  # how far a part of a value with a name is from one
 WIDEST = 40  # values that an edit may bring in, the named ones first
 
 
@@ -57,10 +59,12 @@ def sites(
         found = expression(equation.spans, home)
         earlier = [e for e in program.equations[:index] if not is_alias(e)]
         made = [s for e in earlier for s in e.results]
+        if output >= 0:
+            made += _views(program.equations[index + 1 :], {*before, *made})
         if found is not None and is_alias(equation):
             found = replace(found, alias=use_of(equation) is None)
         span = None if found is None else found.span
-        named = {slot: names.distance(slot, span) for slot in (*before, *made)}
+        named = {slot: _distance(slot, makers, names, span) for slot in (*before, *made)}
         scope = sorted(named, key=lambda slot: named[slot])[:WIDEST]
         yield Site(
             equation,
@@ -78,6 +82,26 @@ def sites(
             thresholds=thresholds,
             names=named,
         )
+
+
+def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
+    """Parts and transposes of values that are there already, though they are taken later only."""
+    found: list[int] = []
+    for equation in later:
+        if equation.name in VIEWS and ready.issuperset(equation.operands):
+            ready.update(equation.results)
+            found.extend(equation.results)
+    return found
+
+
+def _distance(slot: int, makers: Mapping[int, Equation], names: Names, span: Span | None) -> float:
+    """How far a value is from a name; a part of one that has a name is near to it."""
+    found = names.distance(slot, span)
+    maker = makers.get(slot)
+    if found > NEAR and maker is not None and maker.name in VIEWS and names.at(slot, span):
+        if names.distance(maker.operands[0], span) == 0:
+            return NEAR
+    return found
 
 
 def _finals(program: Program, home: str | None) -> dict[Any, int]:

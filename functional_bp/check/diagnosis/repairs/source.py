@@ -29,10 +29,15 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "reduce_min": ("min", "amin"), "gt": ("Gt", "greater", "Lt"), "lt": ("Lt", "less", "Gt"),
     "ge": ("GtE", "greater_equal"), "le": ("LtE", "less_equal"), "logistic": ("sigmoid", "expit"),
     "max": ("maximum",), "min": ("minimum",), "slice": ("Slice",), "pad": ("pad",),
+    "stack": ("stack", "array"),
     "concatenate": ("concatenate", "stack", "hstack", "vstack", "roll"),
-    "scatter": ("set",), "scatter-add": ("add",), "sign": ("sign",), "squeeze": ("Slice",),
+    "triangular_solve": ("solve_triangular",), "scatter": ("set",), "scatter-add": ("add",),
+    "sign": ("sign",), "squeeze": ("Slice",),
     "broadcast_in_dim": ("Slice", "broadcast_to", "expand_dims"),
 }  # fmt: skip
+
+
+JOINING = ("concatenate", "stack", "hstack", "vstack")  # calls with a list of operands
 
 
 class Source:
@@ -177,6 +182,9 @@ class Expression:
             arguments = [*arguments[:1], *reversed(node.args[1:])]  # select_n: condition, no, yes
         elif self.spelling == "einsum":
             arguments = list(node.args[1:])
+        elif self.spelling in JOINING:
+            parts = node.args[0] if node.args else None
+            arguments = list(parts.elts) if isinstance(parts, ast.List | ast.Tuple) else []
         elif is_method(node):
             arguments = [node.func.value, *arguments]  # pyright: ignore[reportAttributeAccessIssue]
         return arguments[position] if position < len(arguments) else None
@@ -262,6 +270,15 @@ class Expression:
             held = nested if isinstance(nested, ast.Tuple | ast.List) else held
         new = ast.parse(repr(width), mode="eval").body
         return self.finished(copy.deepcopy(self.node, {id(held): new}))
+
+    def rolled(self, shift: int) -> str | None:
+        """The same call of ``roll`` by another shift."""
+        if not isinstance(self.node, ast.Call):
+            return None
+        named = next((k.value for k in self.node.keywords if k.arg == "shift"), None)
+        held = named or (self.node.args[1] if len(self.node.args) > 1 else None)
+        new = ast.parse(repr(shift), mode="eval").body
+        return None if held is None else self.finished(copy.deepcopy(self.node, {id(held): new}))
 
     def changed(
         self, old: ast.expr, template: str, values: Mapping[str, ast.expr | None]

@@ -23,12 +23,14 @@ class Found:
         message: what is wrong, in a sentence.
         place: the line that the fault stands in; None where it is not known.
         repair: what to write instead; None where the fault was found from the other side.
+        also: a further kind that holds of it.
     """
 
     kind: str
     message: str
     place: Place | None = None
     repair: Repair | None = None
+    also: str = ""
 
 
 def described(edit: Edit, site: Site, names: Names) -> Found:
@@ -59,11 +61,12 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
         after = _after(edit, at, site, names, values)
     if after is not None and not before and at is not None:
         before = at.text
+        words["_e"] = words["_e"] if use is not None else before
     place = None if at is None else at.place
     of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
     is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
     said = message if is_told else f"{of}: {message}"
-    return Found(edit.kind, said, place, Repair(message, place, before, after or ""))
+    return Found(edit.kind, said, place, Repair(message, place, before, after or ""), edit.also)
 
 
 def is_unpacked(at: Expression) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.check.clock import now
+from functional_bp.check.diagnosis.repairs.downstream import Downstream, Matrices
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit
 from functional_bp.check.diagnosis.repairs.program import Change, Program, Values
 from functional_bp.check.diagnosis.repairs.repeats import Renamed, Renaming, Twin
@@ -66,13 +67,14 @@ class Trial:
         finite = np.isfinite(self.missing)
         self.seen = np.flatnonzero(finite)
         self.size = float(np.linalg.norm(self.missing[self.seen]))
+        self.matrices = Matrices(program, self.vector)
         self.tried: list[Tried] = []
         self.attempts = 0
 
     @property
     def late(self) -> bool:
         """Whether the time is over."""
-        return time.monotonic() > self.deadline
+        return now() > self.deadline
 
     def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
         """The edits in the form that a program applies, each in every turn of a loop."""
@@ -126,16 +128,39 @@ class Trial:
         try:
             if edit.settle is not None:
                 return self._solve(edit, under, keep)
+            if keep and (out := self._predicted(edit, under)) is not None:
+                if not under:
+                    self._note(edit, out - self.present)
+                if not self._is_near(out):
+                    return None
             outs = self.outs({**under, **self.changes(edit)})
             wanted = self.point(0).wanted[self.judged]
             out = np.asarray(outs[self.judged])
             if out.shape != wanted.shape or out.dtype.kind != wanted.dtype.kind:
                 return None
-            if keep and not under:
+            if keep and not under and self._matrix(edit, under) is None:
                 self._note(edit, self.vector(outs) - self.present)
             return edit if self.is_right(outs) else None
         except Exception:  # whatever does not fit is no repair
             return None
+
+    def _matrix(self, edit: Edit, under: Mapping[int, Change]) -> Downstream | None:
+        """How the judged output depends on the edited equation, where that is known."""
+        if self.twins.get(edit.site):
+            return None
+        return self.matrices.of(edit.site, self.point(0).values, under)
+
+    def _predicted(
+        self, edit: Edit, under: Mapping[int, Change], constant: float = 0.0
+    ) -> np.ndarray | None:
+        """The judged output under an edit, without a run."""
+        found = self._matrix(edit, under)
+        return None if found is None else found.output(edit, constant)
+
+    def _is_near(self, out: np.ndarray) -> bool:
+        """Whether the judged output comes near to what is wanted, so that a run is worth it."""
+        wanted = self.present[self.seen] + self.missing[self.seen]
+        return bool(np.linalg.norm(out[self.seen] - wanted) <= 10 * NEAR * np.linalg.norm(wanted))
 
     def _note(self, edit: Edit, change: np.ndarray) -> None:
         if self.size == 0 or len(self.tried) > 6000:
@@ -152,6 +177,9 @@ class Trial:
         changed = 1.0 if start in GIVEN else max(abs(start), 1.0) * 0.5
 
         def out(c: float) -> np.ndarray:
+            found = self._predicted(edit, under, c)
+            if found is not None:
+                return found
             return self.vector(self.outs({**under, **self.changes(edit, constant=c)}))
 
         present = out(start) if under else self.present

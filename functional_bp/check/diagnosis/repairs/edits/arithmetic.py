@@ -150,6 +150,14 @@ def select(site: Site) -> Iterator[Edit]:
         "region", "the branches should be swapped", lambda c, no, yes: np.where(c, no, yes),
         write="jnp.where(_a, _b, _c)",
     )  # fmt: skip
+    for lost, write in ((1, "jnp.where(_a, _c, 0.0)"), (2, "jnp.where(_a, 0.0, _b)")):
+        if np.any(site.operands[lost]):
+            yield site.edit(
+                "region", f"zero belongs in the place of {{_{'abc'[lost]}}}",
+                lambda *a, lost=lost: site.again(
+                    [np.zeros_like(x) if i == lost else x for i, x in enumerate(a)]
+                ), 0.9, write=write,
+            )  # fmt: skip
     for kept, text in ((2, "_c"), (1, "_b")):
         yield site.edit(
             "region", f"one branch is right everywhere: {{{text}}}",
@@ -243,9 +251,11 @@ def wrapped(site: Site) -> Iterator[Edit]:
         kind = "missing factor" if name == "square" else "wrong function"
         if binary:
             for position, x in enumerate(site.operands):
-                if in_scope(x) and np.ndim(x) > 0:
-                    complement = name == "square" and site.equation.name == "sub"
-                    rank = 1.1 if complement else 3.5 if name == "softmax" else 3
+                complement = name == "1 -" and site.equation.name != "dot_general"
+                if in_scope(x) and (np.ndim(x) > 0 or complement) and not site.is_literal(position):
+                    squared = name == "square" and site.equation.name == "sub"
+                    rank = 1.1 if squared else 1.9 if complement else 3
+                    rank = 3.5 if name == "softmax" else rank
                     yield site.operand_edit(
                         position, kind, f"{{x}} should be {template.format('{x}')}", function,
                         rank, template.format("_x"),

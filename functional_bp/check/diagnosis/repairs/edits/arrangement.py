@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,29 @@ def scan(site: Site) -> Iterator[Edit]:
                 position, "off by one", f"{{x}}, which it scans over, should be shifted by {shift}",
                 lambda x, shift=shift: shifted(x, shift, 0), 1.5,
             )  # fmt: skip
+    for place in range(carried, len(site.equation.results)):
+        yield site.edit(
+            "reversal", "what it stacks should be reversed",
+            lambda *a, i=place: _with_result(site.again(a), i, lambda x: np.flip(x, 0)), 0.9,
+        )  # fmt: skip
+        for shift in (1, -1):
+            yield site.edit(
+                "off by one", f"what it stacks should be shifted by {shift}",
+                lambda *a, i=place, by=shift: _with_result(
+                    site.again(a), i, lambda x: shifted(x, by, 0)
+                ), 1.6,
+            )  # fmt: skip
     for position in range(consts, consts + carried):
         yield site.operand_edit(
             position, "wrong operand", "should start from zeros, not from {x}", np.zeros_like, 1.5,
             "jnp.zeros_like(_x)",
         )  # fmt: skip
+
+
+def _with_result(made: Any, position: int, function: Callable[[Any], Any]) -> list[Any]:
+    results = list(made) if isinstance(made, list) else [made]
+    results[position] = function(results[position])
+    return results
 
 
 def scatter(site: Site) -> Iterator[Edit]:
@@ -82,9 +100,11 @@ def gathered(site: Site) -> Iterator[Edit]:
     params = site.equation.params
     lows, highs = params["start_indices"], params["limit_indices"]
     shape = np.shape(site.operands[0])
-    for axis, shift in itertools.product(range(len(shape)), (1, -1, 2, -2)):
-        low, high = lows[axis] + shift, highs[axis] + shift
-        if low >= 0 and high <= shape[axis]:
+    for axis in range(len(shape)):
+        for shift in dict.fromkeys((1, -1, 2, -2, -lows[axis], shape[axis] - highs[axis])):
+            low, high = lows[axis] + shift, highs[axis] + shift
+            if shift == 0 or low < 0 or high > shape[axis]:
+                continue
             starts = tuple(with_operand(lows, axis, low))
             limits = tuple(with_operand(highs, axis, high))
             yield site.edit(
@@ -111,13 +131,9 @@ def pad(site: Site) -> Iterator[Edit]:
 
 
 def concatenate(site: Site) -> Iterator[Edit]:
-    """Two parts in the other order; in a roll, by as much the other way."""
+    """Two parts in the other order."""
     rolled = site.expression is not None and site.expression.spelling == "roll"
-    if len(site.operands) == 2 and rolled:
-        yield site.edit(
-            "off by one", "should be rolled the other way", lambda a, b: site.again([b, a]), 0.5
-        )
-    elif len(site.operands) == 2:
+    if len(site.operands) == 2 and not rolled:
         yield site.edit(
             "permutation", "the parts should be in the other order",
             lambda a, b: site.again([b, a]), 0.5,

@@ -28,6 +28,7 @@ FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("jnp.log({0})", np.log),
     ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
 )
+VIEWS = ("slice", "transpose", "rev", "reshape", "squeeze", "pad")
 MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
 
 
@@ -46,16 +47,18 @@ def borrowed(site: Site) -> Iterator[Edit]:
         yield from _inner(site, slot, w, weight)
         yield from _terms(site, slot, w, weight)
         yield from _sum(site, slot, w, weight)
+        yield from _matrix(site, slot, w, weight)
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    twice = 0.8 * (site.equation.name == "scan" and slot in site.equation.operands)
     for position, x in enumerate(site.operands):
         same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
         if same and site.equation.operands[position] != slot:
             yield Edit(
                 site.equation.key, "wrong operand", f"{OPERAND[min(position, 3)]} should be {{v}}",
                 lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
-                1.4 + weight + 0.8 * site.is_literal(position),
+                1.4 + weight + twice + 0.8 * site.is_literal(position),
                 reads=(slot,), change=(position, "_v"),
             )  # fmt: skip
 
@@ -74,6 +77,18 @@ def _fits(w: Any, shape: tuple[int, ...]) -> Iterator[Fit]:
             index = tuple(slice(None) if i in axes else None for i in range(rank))
             shown = ", ".join(":" if i in axes else "None" for i in range(rank))
             yield (lambda w, index=index: w[index]), f"{{0}}[{shown}]"
+
+
+def _cuts(w: Any, shape: tuple[int, ...]) -> Iterator[Fit]:
+    """The first and the last part of a value that is longer than a shape along one axis."""
+    if np.ndim(w) != len(shape):
+        return
+    longer = [axis for axis, n in enumerate(shape) if np.shape(w)[axis] != n]
+    if len(longer) == 1 and 0 < shape[longer[0]] < np.shape(w)[longer[0]]:
+        axis, n = longer[0], shape[longer[0]]
+        for bounds, text in ((slice(n), f":{n}"), (slice(-n, None), f"-{n}:")):
+            index = (slice(None),) * axis + (bounds,)
+            yield (lambda w, index=index: w[index]), f"{{0}}[{':, ' * axis}{text}]"
 
 
 def _factor(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -117,7 +132,7 @@ def _one_inner(
 ) -> Iterator[Edit]:
     spread, text = fit
     operand, shown = OPERAND[min(position, 3)], text.format("_v")
-    if site.equation.name in (*MIXING, *UNARY, "add", "sub"):
+    if site.equation.name in (*MIXING, *VIEWS, *UNARY, "add", "sub"):
         for divide in (False, True):
             yield Edit(
                 site.equation.key, "missing factor",
@@ -128,7 +143,7 @@ def _one_inner(
                 ), 1.8 + weight + divide,
                 reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
             )  # fmt: skip
-    if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *UNARY):
+    if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *VIEWS, *UNARY):
         yield _added(site, slot, spread, text, 2.0 + weight, position)
 
 
@@ -137,6 +152,8 @@ def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     if np.ndim(w) or not shape:
         for fit in _fits(w, shape):
             yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+    for cut, text in () if weight else _cuts(w, shape):
+        yield _added(site, slot, cut, text, 1.9)
     if np.shape(w) != shape or weight:
         return
     for axis in range(len(shape)):
@@ -193,6 +210,29 @@ def _added(
         reads=(slot,), start=0.0, settle=settle,
     )  # fmt: skip
     return edit
+
+
+MATRICES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
+    ("{e} @ {v}", lambda x, w: x @ w), ("{e} @ {v}.T", lambda x, w: x @ w.T),
+    ("{v} @ {e}", lambda x, w: w @ x), ("{v}.T @ {e}", lambda x, w: w.T @ x),
+)  # fmt: skip
+
+
+def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
+    """The result times a square matrix, from either side."""
+    shape = np.shape(site.result)
+    square = np.ndim(w) == 2 and np.shape(w)[0] == np.shape(w)[1] > 1
+    if not square or not 1 <= len(shape) <= 2 or not site.last:
+        return
+    for template, function in MATRICES:
+        left = template.startswith("{e}")
+        if shape[-1 if left else 0] == np.shape(w)[0]:
+            yield Edit(
+                site.equation.key, "missing factor",
+                "{_e} should be " + template.replace("{e}", "{_e}"),
+                lambda a, v, _, f=function: f(site.again(a), v[slot]), 1.7 + weight,
+                reads=(slot,), write=template.format(e="_e", v="_v"),
+            )  # fmt: skip
 
 
 def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:

@@ -90,7 +90,7 @@ def functions(site: Site) -> Iterator[Edit]:
         return
     if site.equation.name in UNARY or not in_scope(site.result):
         return  # the equation by itself is the call
-    outside = _outside(site)
+    outside = outside_of(site)
     if len(outside) != 1 or np.shape(site.values[outside[0]]) != np.shape(site.result):
         return
     (slot,) = outside
@@ -113,7 +113,7 @@ def paddings(site: Site) -> Iterator[Edit]:
     expression = site.expression
     if expression is None or expression.spelling != "pad" or not site.last:
         return
-    outside = _outside(site)
+    outside = outside_of(site)
     if len(outside) != 1:
         return
     x, result = site.values[outside[0]], site.result
@@ -184,11 +184,11 @@ def _group(site: Site) -> tuple[str, int] | None:
         return ("sum", site.equation.operands[0]) if site.equation.name == "reduce_sum" else None
     if not site.last or expression is None:
         return None
-    outside = _outside(site)
+    outside = outside_of(site)
     return (name, outside[0]) if len(outside) == 1 else None
 
 
-def _outside(site: Site) -> list[int]:
+def outside_of(site: Site, real: bool = True) -> list[int]:
     """The arrays that the person's expression is computed from, inside which the site stands."""
     expression = site.expression
     outside: dict[int, None] = {}
@@ -201,7 +201,7 @@ def _outside(site: Site) -> list[int]:
         maker = site.makers.get(slot)
         if maker is not None and expression is not None and expression.span in maker.spans:
             frontier.extend(maker.operands)
-        elif in_scope(site.values.get(slot)) and np.ndim(site.values[slot]) > 0:
+        elif (in_scope(site.values.get(slot)) or not real) and np.ndim(site.values[slot]) > 0:
             outside[slot] = None
     return list(outside)
 

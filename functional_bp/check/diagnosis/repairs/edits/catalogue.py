@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement
+from functional_bp.check.diagnosis.repairs.edits import arithmetic, arrangement, regular
 from functional_bp.check.diagnosis.repairs.edits.calls import calls, functions, paddings
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
-from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled
+from functional_bp.check.diagnosis.repairs.edits.scales import literals, scaled, shifted, weighted
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 Entry = Callable[[Site], Iterator[Edit]]
@@ -30,9 +30,11 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
         "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
     )},
     "scan": (arrangement.scan,),
-    "scatter": (arrangement.scatter,), "slice": (arrangement.gathered,),
-    "pad": (arrangement.pad,), "concatenate": (arrangement.concatenate,),
-    "stack": (arrangement.concatenate,),
+    **{name: (regular.elsewhere,) for name in regular.INDEXED},
+    "scatter": (arrangement.scatter, regular.elsewhere), "slice": (arrangement.gathered,),
+    "pad": (arrangement.pad,), "stack": (arrangement.concatenate,),
+    "concatenate": (arrangement.concatenate, regular.rolled, regular.ends),
+    "conv_general_dilated": (regular.convolution,), "triangular_solve": (regular.triangular,),
     "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
     "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
 }
@@ -40,9 +42,14 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
 EVERYWHERE: tuple[Entry, ...] = (
     literals,
     scaled,
+    weighted,
+    shifted,
     arithmetic.conjugated,
     arrangement.moved,
     arithmetic.wrapped,
+    regular.parts,
+    regular.reordered,
+    regular.borders,
 )
 
 
@@ -50,10 +57,12 @@ def catalogue(site: Site) -> Iterator[Edit]:
     """Every edit of the equation by itself, without further values."""
     if not in_scope(site.result) and site.equation.name not in (*arithmetic.COMPARISONS, "scan"):
         yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
+        yield from regular.triangles(site)
         return
     yield from calls(site)
     yield from functions(site)
     yield from paddings(site)
+    yield from regular.triangles(site)
     for entry in CATALOGUE.get(site.equation.name, ()):
         yield from entry(site)
     if in_scope(site.result) and len(site.equation.results) == 1:

@@ -13,6 +13,7 @@ from functional_bp.check.diagnosis.repairs.constants import named
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
+NEAR = 0.25  # how far from a name a value may be: a part of a named one
 MOST = 12  # values with a name that are combined
 
 
@@ -24,7 +25,7 @@ def composed(site: Site) -> Iterator[Edit]:
     usable = [
         slot
         for slot in site.scope
-        if site.names.get(slot, 1.0) == 0
+        if site.names.get(slot, 1.0) <= NEAR
         and in_scope(site.values[slot])
         and slot != site.equation.key
     ]

@@ -34,6 +34,7 @@ class Edit:
         start: the constant at which nothing is changed, where one is to be solved for.
         settle: the edit with its constant found; None if no one would have meant that number.
         at: an equation whose expression is the one to be written otherwise.
+        also: a further kind that the edit is an instance of.
     """
 
     site: int
@@ -47,6 +48,7 @@ class Edit:
     start: float | None = None
     settle: Callable[[float], Edit | None] | None = None
     at: Equation | None = None
+    also: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import ast
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from functional_bp.check.diagnosis.repairs.constants import Constant, named, shown
-from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
+from functional_bp.check.diagnosis.repairs.edits.edit import OPERAND, Edit, Site, with_operand
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 
 EXACT = 1e-7  # to which a number in the code is found
@@ -45,6 +46,59 @@ def scaled(site: Site) -> Iterator[Edit]:
     yield edit
 
 
+def shifted(site: Site) -> Iterator[Edit]:
+    """The result plus a constant that a person would write."""
+    if not site.last or site.result.dtype.kind != "f":
+        return
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, site.sizes)
+        if constant is None or constant.value == 0 or constant.simple > 0:
+            return None
+        sign, size = "-" if constant.value < 0 else "+", constant.text.lstrip("-")
+        return replace(
+            edit, message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})",
+            compute=lambda a, v, _: site.again(a) + constant.value, start=None, settle=None,
+        )  # fmt: skip
+
+    edit = Edit(
+        site.equation.key, "missing term", "", lambda a, v, c: site.again(a) + c, 1.3,
+        start=0.0, settle=settle,
+    )  # fmt: skip
+    yield edit
+
+
+def weighted(site: Site) -> Iterator[Edit]:
+    """A term of a sum times a constant, where nothing has computed that term on the spot."""
+    if site.equation.name not in ("add", "sub", "add_any"):
+        return
+    for position, slot in enumerate(site.equation.operands):
+        if site.names.get(slot, 1.0) == 0 and in_scope(site.values[slot]):
+            yield _weighted(site, position)
+
+
+def _weighted(site: Site, position: int) -> Edit:
+    operand = OPERAND[position]
+
+    def compute(a: Any, v: Any, c: float) -> Any:
+        return site.again(with_operand(a, position, c * a[position]))
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, site.sizes)
+        if constant is None or constant.value in (0.0, 1.0, -1.0):
+            return None
+        return replace(
+            edit, message=f"{operand} lacks a factor {constant.name}",
+            rank=1.1 + 0.5 * constant.simple, change=(position, f"_x * ({constant.text})"),
+            compute=lambda a, v, _: compute(a, v, constant.value), start=None, settle=None,
+        )  # fmt: skip
+
+    edit = Edit(
+        site.equation.key, "factor", "", compute, 1, start=1.0, settle=settle, also="wrong constant"
+    )
+    return edit
+
+
 def literals(site: Site) -> Iterator[Edit]:
     """A number that is written in the code, as another one."""
     if site.equation.name == "iota" or not site.own:
@@ -75,6 +129,7 @@ def _literal(site: Site, position: int, now: float) -> Edit:
             site.equation.key, kind, f"the constant should be {to}, not {shown(was)}",
             lambda a, v, _: site.again(with_operand(a, position, np.asarray(value))), rank,
             change=(position, text or (constant.text if constant else shown(c))),
+            also="factor" if product and kind == "wrong constant" else "",
         )  # fmt: skip
 
     return Edit(
