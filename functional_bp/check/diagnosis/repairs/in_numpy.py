@@ -15,7 +15,8 @@ Operation = Callable[..., Any]
 def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
     """The outputs of one equation; what the table lacks is run by JAX itself."""
     operation = TABLE.get(primitive.name)
-    if operation is not None:
+    groups = params.get("feature_group_count", 1) * params.get("batch_group_count", 1)
+    if operation is not None and groups == 1:
         made = operation(*operands, **params)
         return made if primitive.multiple_results else [made]
     bound: dict[str, Any] = primitive.get_bind_params(dict(params))  # pyright: ignore
@@ -136,6 +137,25 @@ def _pad(x: Any, value: Any, *, padding_config: Any, **_: Any) -> Any:
     return x
 
 
+def _convolve(
+    x: Any, kernel: Any, *, window_strides: Any, padding: Any, lhs_dilation: Any,
+    rhs_dilation: Any, dimension_numbers: Any, **_: Any,
+) -> Any:  # fmt: skip
+    of_x, of_kernel, of_out = dimension_numbers
+    count = len(window_strides)
+    spatial = tuple(range(2, 2 + count))
+    none = [(0, 0, 0)] * 2
+    widths = [(low, high, step - 1) for (low, high), step in zip(padding, lhs_dilation)]
+    x = _pad(np.transpose(x, of_x), 0, padding_config=[*none, *widths])
+    apart = [(0, 0, step - 1) for step in rhs_dilation]
+    kernel = _pad(np.transpose(kernel, of_kernel), 0, padding_config=[*none, *apart])
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], spatial)
+    windows = windows[(slice(None),) * 2 + tuple(slice(None, None, s) for s in window_strides)]
+    inside = tuple(range(2 + count, 2 + 2 * count))
+    out = np.tensordot(windows, kernel, ((1, *inside), (1, *spatial)))
+    return np.transpose(np.moveaxis(out, -1, 1), np.argsort(of_out))
+
+
 def _clamp(low: Any, x: Any, high: Any, **_: Any) -> Any:
     return np.minimum(np.maximum(x, low), high)
 
@@ -194,6 +214,7 @@ TABLE: dict[str, Operation] = {
     "triangular_solve": _triangular_solve,
     "rev": lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions)),
     "dot_general": _dot,
+    "conv_general_dilated": _convolve,
     "slice": _slice,
     "pad": _pad,
     "clamp": _clamp,
