@@ -128,3 +128,33 @@ def test_a_loop_that_ends_in_float64_alone():
     assert any(
         "in float32 a while_loop of the forward pass does not end" in n for n in report.notes
     )
+
+
+def test_inside_another_one_it_does_nothing():
+    with watchdog(60.0):
+        with watchdog(0.01):
+            time.sleep(0.1)
+        handler = signal.getsignal(signal.SIGALRM)
+        assert callable(handler), "the outer one still watches"
+    with pytest.raises(TimeUp), watchdog(0.2), watchdog(60.0):
+        spin()
+
+
+def test_a_diagnosis_in_a_thread_ends():
+    # it profiles the backward pass, where CPython 3.11 spins on a request that nothing answers
+    wrong = square_with(lambda x, y_bar: (3 * x * y_bar,))
+    report = in_a_thread(lambda: bp.check(wrong, jnp.ones(2)))
+    assert report.verdict == "wrong" and report.findings[0].repair is not None
+    again = in_a_thread(lambda: [_raced(k) for k in range(5)])
+    assert len(again) == 5
+
+
+def _raced(k: int) -> None:
+    """The end of the block and the end of its time fall together."""
+    try:
+        with watchdog(0.05):
+            time.sleep(0.045 + 0.002 * k)
+    except TimeUp:
+        pass
+    for _ in range(100):
+        time.sleep(0)

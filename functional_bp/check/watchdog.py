@@ -10,8 +10,10 @@ import ctypes
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
+
+WHILE_IT_ARRIVES = 10_000  # turns of a loop in which an exception that was sent is raised
 
 
 class TimeUp(BaseException):
@@ -21,18 +23,25 @@ class TimeUp(BaseException):
     """
 
 
-@contextmanager
-def watchdog(seconds: float) -> Iterator[None]:
+class _Here(threading.local):
+    """Whether this thread is watched already."""
+
+    watched = False
+
+
+_here = _Here()
+
+
+def watchdog(seconds: float) -> AbstractContextManager[None]:
     """Raises ``TimeUp`` in the code inside once it has run for ``seconds``.
 
     In the main thread by an alarm signal, which ends a wait in the operating system as well;
     elsewhere, or where a program has its own alarm, at the next step of the interpreter. A call of
-    compiled code is not interrupted before it returns.
+    compiled code is not interrupted before it returns. Inside another watchdog it does nothing.
     """
-    if _alarm_is_free():
-        yield from _by_alarm(seconds)
-    else:
-        yield from _by_thread(seconds)
+    if _here.watched:
+        return nullcontext()
+    return _by_alarm(seconds) if _alarm_is_free() else _by_thread(seconds)
 
 
 def _alarm_is_free() -> bool:
@@ -43,37 +52,55 @@ def _alarm_is_free() -> bool:
     )
 
 
+@contextmanager
 def _by_alarm(seconds: float) -> Iterator[None]:
     def raise_it(_: int, __: FrameType | None) -> None:
         raise TimeUp
 
     signal.signal(signal.SIGALRM, raise_it)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3))
+    _here.watched = True
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        _here.watched = False
 
 
+@contextmanager
 def _by_thread(seconds: float) -> Iterator[None]:
-    watched, lock, over = threading.get_ident(), threading.Lock(), False
+    watched, lock, over, sent = threading.get_ident(), threading.Lock(), False, False
 
     def raise_it() -> None:
+        nonlocal sent
         with lock:
             if not over:
+                sent = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
                     ctypes.c_ulong(watched), ctypes.py_object(TimeUp)
                 )
 
-    timer = threading.Timer(seconds, raise_it)
+    timer = threading.Timer(max(seconds, 1e-3), raise_it)
     timer.daemon = True
     timer.start()
+    _here.watched = True
+    arrived = False
     try:
         yield
+    except TimeUp:
+        arrived = True
+        raise
     finally:
+        _here.watched = False
         timer.cancel()
         with lock:
             over = True
-            # what was sent and has not arrived is taken back
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(watched), None)
+        if sent and not arrived:
+            # It is waited for. Taking it back leaves the interpreter's request for attention up,
+            # on which CPython 3.11 spins for ever in a function that is profiled.
+            try:
+                for _ in range(WHILE_IT_ARRIVES):
+                    pass
+            except TimeUp:
+                pass
