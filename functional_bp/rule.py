@@ -28,13 +28,14 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jax.extend.core import Primitive
 
 from functional_bp.errors import RuleError
 
 Kind = Literal["pullback", "joint", "structural", "piecewise constant", "no tangent space"]
+Held = TypeVar("Held")  # a class of structures
 
 
 @dataclass(frozen=True)
@@ -224,12 +225,12 @@ def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[
 
 def structure(
     primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
-) -> Callable[[type], type]:
+) -> Callable[[type[Held]], type[Held]]:
     """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
     frame = sys._getframe(1)
     file, line = frame.f_code.co_filename, frame.f_lineno
 
-    def register(cls: type) -> type:
+    def register(cls: type[Held]) -> type[Held]:
         if primitive is not None:
             rules.add(
                 Rule(primitive, "structural", structure=cls, why=why, kinks=kinks,

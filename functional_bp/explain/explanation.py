@@ -14,9 +14,10 @@ from jax.core import Tracer
 
 from functional_bp import _jax
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
+from functional_bp.explain.kept import kept_bytes
 from functional_bp.explain.lookup import lookup
 from functional_bp.explain.seeds import seeds_of
-from functional_bp.explain.sweeps import Sweeps, flatten_taken, kept_bytes, sweep
+from functional_bp.explain.sweeps import Sweeps, flatten_taken, sweep
 from functional_bp.graph import names
 from functional_bp.graph.parts import Equation, Variable
 from functional_bp.graph.trace import trace
@@ -93,8 +94,8 @@ class Explanation:
         """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
 
         What an operation that stays closed keeps inside (a loop, of all its steps) counts at its
-        first output. A value inside ``jax.checkpoint`` counts as kept, though ``bp.grad`` computes
-        it again: the flat graph has opened the checkpoint.
+        first output. What ``jax.checkpoint`` holds is computed again: of it, only the values
+        that its policy saves count.
         """
         return kept_bytes(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
 

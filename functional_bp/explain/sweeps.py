@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr
 
 from functional_bp import backprop
 from functional_bp.graph.inline import inlined, opened_jaxpr
@@ -80,7 +80,8 @@ def sweep(
         seeds: one cotangent per output, None for none.
         max_steps: the bound of loops without a static trip count.
     """
-    plan = plan_of(flat, [seed is not None for seed in seeds], max_steps, keep_all=True)
+    seeded = [seed is not None for seed in seeds]
+    plan = plan_of(opened_jaxpr(flat), seeded, max_steps, keep_all=True)
     uses: list[tuple[int, int]] = []
     with_bars: list[int] = []
     variables = flat.variables
@@ -111,61 +112,23 @@ def sweep(
 
 
 def plan_of(
-    flat: Graph,
+    jaxpr: Jaxpr,
     seeded: Sequence[bool],
     max_steps: int | None = None,
     *,
     keep_all: bool = False,
-    constants: bool = True,
+    closed_over: int = 0,
 ) -> Plan:
-    """The plan of both sweeps, the inputs active, and constants where ``constants`` says so."""
-    jaxpr = opened_jaxpr(flat)
-    first = 0 if constants else len(flat.consts)
-    every = (*jaxpr.invars, *(v for e in flat for v in e.eqn.outvars))
+    """The plan of both sweeps, the inputs active but for the first ``closed_over``."""
+    every = (*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars))
     return plan_once(
         jaxpr,
-        tuple(i >= first and has_tangent(v.aval) for i, v in enumerate(jaxpr.invars)),
+        tuple(i >= closed_over and has_tangent(v.aval) for i, v in enumerate(jaxpr.invars)),
         tuple(seeded),
         (True,) * len(jaxpr.outvars),
         Options(max_steps=max_steps),
         also=every if keep_all else (),
     )
-
-
-def kept_bytes(
-    flat: Graph, seeded: Sequence[bool], max_steps: int | None = None
-) -> dict[Variable, int]:
-    """The bytes that the reverse sweep to the inputs needs from the forward sweep, by variable.
-
-    What an operation keeps beside variables (a loop its steps', a ``max`` who won) counts at its
-    first output.
-    """
-    plan = plan_of(flat, seeded, max_steps, constants=False)
-    variables = {flat.of_var[v]: flat.of_var[v].bytes for v in plan.keep if v in flat.of_var}
-    if all(v in flat.of_var for v in plan.keep) and not any(s.structure for s in plan.steps):
-        return variables
-    every = plan_of(flat, seeded, max_steps, keep_all=True, constants=False)
-    held: dict[JaxprEqn, dict[int, int]] = {}  # by equation: the bytes of each array, by identity
-
-    def run(*inputs: Any) -> None:
-        kept, residuals = backprop.forward(every, (), inputs)[1]
-        of_array = {id(x): flat.of_var[v] for v, x in zip(every.keep, kept) if v in flat.of_var}
-        beside = [(v.eqn, x) for v, x in zip(every.keep, kept) if v not in flat.of_var]
-        closed = [e for e in every.live if e in every.augmented and every.augmented[e].structure]
-        for eqn, tree in [*beside, *zip(closed, residuals, strict=True)]:
-            for array in jax.tree.leaves(tree):
-                aval: Any = jax.typeof(array)
-                if (variable := of_array.get(id(array))) is not None:
-                    variables[variable] = variable.bytes
-                elif hasattr(aval.dtype, "itemsize"):
-                    held.setdefault(eqn, {})[id(array)] = aval.size * aval.dtype.itemsize
-
-    given = (*flat.constants, *flat.inputs)
-    jax.eval_shape(run, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in given))
-    for eqn, sizes in held.items():
-        first = flat.of_var[eqn.outvars[0]]
-        variables[first] = variables.get(first, 0) + sum(sizes.values())
-    return variables
 
 
 def _quickest(run: Callable[..., Any], flat: Graph) -> Callable[..., Any]:

@@ -27,19 +27,21 @@ from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 
 from functional_bp import _jax
 from functional_bp.graph import names
-from functional_bp.graph.parts import Equation, Variable
+from functional_bp.graph.parts import Equation, Recomputed, Variable
 from functional_bp.graph.trace import trace
 from functional_bp.graph.view import Graph
 
-CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint"})
+CHECKPOINTS = frozenset({"remat", "remat2", "checkpoint"})
+CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"}) | CHECKPOINTS
 Value = tuple[Variable, Any]  # a variable of the flat graph, and its atom in the flat jaxpr
 
 
 class _Place(NamedTuple):
-    """Where equations stand: their scope, and the source line of the call that holds them."""
+    """Where equations stand: their scope, the line of the call, the checkpoints around them."""
 
-    scope: str
-    source: tuple[str, int] | None
+    scope: str = ""
+    source: tuple[str, int] | None = None
+    recomputed: tuple[Recomputed, ...] = ()
 
 
 def inlined(
@@ -82,7 +84,7 @@ class _Inliner:
             known[variable] = (variable, var)
             self.of_var[var] = variable
             self.taken.add(variable.name)
-        self.equations_of(graph, known, _Place("", None), {}, self.branches)
+        self.equations_of(graph, known, _Place(), {}, self.branches)
         outs = [self.value(v, a, known) for v, a in zip(graph.outputs, graph.jaxpr.outvars)]
         jaxpr = _jax.jaxpr_with_constants(
             [value for _, _, value in self.constants],
@@ -127,13 +129,19 @@ class _Inliner:
             operands = [self.value(v, a, known) for v, a in pairs]
             inside, fed = self.opened(equation, operands, branches)
             source = None if (equation.source or ("",))[0] == __file__ else equation.source
-            here = _Place(_joined(place.scope, equation.scope), source or place.source)
+            here = _Place(
+                _joined(place.scope, equation.scope),
+                source or place.source,
+                place.recomputed + equation.recomputed,
+            )
             if inside is None:
                 self.add(equation, operands, known, here, called)
                 continue
             if len(inside.equations) > 1:
-                path = self.new_scope(here.scope, equation.label or equation.operation)
-                here = _Place(path, here.source)
+                path = self.new_scope(here.scope, _label(equation))
+                here = here._replace(scope=path)
+            if equation.operation in CHECKPOINTS:
+                here = here._replace(recomputed=(*here.recomputed, Recomputed(equation.eqn)))
             within = dict(zip(inside.inputs, fed, strict=True))
             outer = {inner: called.get(v, v) for inner, v in zip(inside.outputs, equation.outputs)}
             self.equations_of(inside, within, here, outer, {})
@@ -184,6 +192,7 @@ class _Inliner:
                 scope=place.scope,
                 source=place.source,
                 eqn=eqn,
+                recomputed=place.recomputed,
             )
         )
 
@@ -205,6 +214,13 @@ class _Inliner:
         if variable.kind == "constant":
             self.constants.append((made, var, value))
         return made, var
+
+
+def _label(equation: Equation) -> str:
+    """What a call's scope is called."""
+    if equation.operation in CHECKPOINTS:
+        return "checkpoint"
+    return equation.label or equation.operation
 
 
 def _unrolled(equation: Equation) -> Graph:

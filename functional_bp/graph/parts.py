@@ -103,6 +103,17 @@ class Nested:
 
 
 @dataclass(frozen=True, eq=False)
+class Recomputed:
+    """A call of ``jax.checkpoint`` that was opened: the reverse sweep runs its equations again.
+
+    Attributes:
+        eqn: the call.
+    """
+
+    eqn: JaxprEqn
+
+
+@dataclass(frozen=True, eq=False)
 class Equation:
     """One operation of a graph: ``outputs = operation(inputs, parameters)``.
 
@@ -116,6 +127,7 @@ class Equation:
         scope: the ``jax.named_scope`` path, "" at the top.
         source: the person's ``(file, line)``, None if unknown.
         eqn: the jaxpr's own equation.
+        recomputed: the calls of ``jax.checkpoint`` that it came out of, outermost first.
     """
 
     index: int
@@ -128,6 +140,7 @@ class Equation:
     scope: str
     source: tuple[str, int] | None
     eqn: JaxprEqn
+    recomputed: tuple[Recomputed, ...] = ()
 
     @property
     def rule(self) -> RuleOf:

@@ -168,16 +168,17 @@ def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
 
 def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
     """The loop as at most n steps in checkpointed segments of ⌈√n⌉; an error if c still holds."""
-    assert loop.steps is not None
-    length = max(1, math.isqrt(max(loop.steps - 1, 0)) + 1)
-    segments = -(-loop.steps // length)
+    bound = loop.steps
+    assert bound is not None
+    length = max(1, math.isqrt(max(bound - 1, 0)) + 1)
+    segments = -(-bound // length)
     start = jnp.zeros((), np.int32)
 
     def one(counted: Any, _: Any) -> Any:
         t, state = counted
         on = _goes_on(loop, operands, state)
         state = lax.cond(
-            lax.bitwise_and(lax.lt(t, np.int32(loop.steps)), _any(on)),
+            lax.bitwise_and(lax.lt(t, np.int32(bound)), _any(on)),
             lambda s: _where(on, _step(loop, operands, s), s),
             lambda s: list(s),
             state,
@@ -193,7 +194,7 @@ def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
         return lax.cond(on, segment, lambda c: c, counted), None
 
     (_, state), _ = lax.scan(outer, (start, list(operands[loop.groups[2]])), None, length=segments)
-    return _refuse_unfinished(_goes_on(loop, operands, state), state, loop.steps)
+    return _refuse_unfinished(_goes_on(loop, operands, state), state, bound)
 
 
 def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> list[Any]:
@@ -222,10 +223,11 @@ def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> lis
 
 def _trip_count(loop: While) -> int | None:
     """The number of steps, if the condition depends on literals alone; None otherwise."""
-    operands = loop.eqn.invars
+    operands: list[Any] = loop.eqn.invars
     starts = operands[loop.groups[2]]
     steers = _steering(loop)
-    if steers is None or loop.cond.outvars[0].aval.shape:
+    holds: Any = loop.cond.outvars[0].aval
+    if steers is None or holds.shape:
         return None
     fixed = [*operands[loop.groups[0]], *(starts[i] for i in steers)]
     if not all(isinstance(a, Literal) for a in fixed):

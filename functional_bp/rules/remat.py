@@ -50,7 +50,7 @@ class Remat(Structure):
         super().__init__(eqn, active, options)
         self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
         self.policy = eqn.params["policy"]
-        if self.policy is not None:
+        if self.policy is not None and any(map(_is_opened, self.jaxpr.eqns)):
             self.jaxpr, self.consts = _without_calls(self.jaxpr)
         self.out_active = out_activity(self.jaxpr, active, options)
 
@@ -94,6 +94,11 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
         if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
             saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
     return tuple(saved)
+
+
+def _is_opened(eqn: JaxprEqn) -> bool:
+    """Whether a policy is to see what the equation stands for, and not the equation."""
+    return eqn.primitive is primitives.jit_p or _jax.as_checkpoint(eqn) is not eqn
 
 
 @lru_cache(maxsize=256)

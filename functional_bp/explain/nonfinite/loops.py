@@ -83,7 +83,8 @@ class Loop:
         outs = self.body.outputs
         on = [bar is not None for bar in bars]
         while True:  # a carry's cotangent that a step makes goes to the step before
-            reached = plan_of(self.body, on, self.max_steps).reached[-len(self.body.inputs) :]
+            plan = plan_of(opened_jaxpr(self.body), on, self.max_steps)
+            reached = plan.reached[-len(self.body.inputs) :]
             grown = [a or b for a, b in zip(on, reached[first:last])] + on[self.carries :]
             if grown == on:
                 break
@@ -132,7 +133,7 @@ def _function(graph: Graph) -> Callable[..., list[Any]]:
 
 def _pullback(graph: Graph, seeded: Sequence[bool], max_steps: int | None) -> Callable[..., Any]:
     """The reverse sweep of a graph: its operands and seeds to the cotangents of its inputs."""
-    plan = plan_of(graph, seeded, max_steps)
+    plan = plan_of(opened_jaxpr(graph), seeded, max_steps)
 
     def pull(operands: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         rest = iter(given)
