@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import AxisType
 
 from functional_bp import transforms
 from functional_bp.errors import TrainingError, compose, describe
@@ -18,6 +19,8 @@ from functional_bp.train.precision import LossScale, Precision
 from functional_bp.train.state import TrainState, settled
 
 NONFINITE = (None, "skip", "stop")
+SCALE = 2.0**-64  # as many numbers of any size have a finite sum
+LARGE = 4096  # entries
 
 
 class Options(NamedTuple):
@@ -160,8 +163,29 @@ def is_finite(found: Pass) -> jax.Array:
     """
     finite = jnp.isfinite(found.loss)
     for leaf in jax.tree.leaves(found.params_bar):
-        finite &= jnp.isfinite(jnp.sum(leaf * 2.0**-64))
+        finite &= jnp.isfinite(_scaled_sum(leaf))
     return finite
+
+
+def _scaled_sum(leaf: jax.Array) -> jax.Array:
+    """The sum of the entries, scaled down.
+
+    On a CPU a large matrix is first multiplied by a vector: that reads it once and adds in all
+    lanes, where a sum alone adds one number after the other.
+    """
+
+    def plain(leaf: jax.Array) -> jax.Array:
+        return jnp.sum(leaf * SCALE)
+
+    def by_product(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(-1, leaf.shape[-1])
+        return plain(jnp.full(len(rows), SCALE, rows.dtype) @ rows)
+
+    is_explicit = AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+    is_large = leaf.ndim > 1 and leaf.size >= LARGE and leaf.dtype in (jnp.float32, jnp.float64)
+    if is_explicit or not is_large:
+        return plain(leaf)
+    return lax.platform_dependent(leaf, cpu=by_product, default=plain)
 
 
 def _is_hopeless(loss: jax.Array, finite: jax.Array, scale: LossScale | None) -> jax.Array:
