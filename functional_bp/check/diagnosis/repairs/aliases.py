@@ -54,7 +54,9 @@ def with_aliases(
         if not spans and places:
             spans = program.equations[places[0][0]].spans
             use = places[0][1] if len(places) == 1 else -1
-        equation = Equation(COPY, {"alias": True, "use": use}, (slot,), (new,), spans)
+        uses = tuple(program.equations[index].spans for index, _ in places)
+        params = {"alias": True, "use": use, "uses": uses}
+        equation = Equation(COPY, params, (slot,), (new,), spans)
         (after.setdefault(slot, []) if slot in made else heads).append(equation)
         renamed.update(dict.fromkeys(places, new))
         names[new] = names.get(slot, ())

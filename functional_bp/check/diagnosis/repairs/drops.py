@@ -7,7 +7,7 @@ gradient without that half is the claim, and that half belongs to a line of the 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from functional_bp.check.diagnosis.repairs.edits.arrangement import shifted
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 from functional_bp.check.diagnosis.repairs.marked import Edge, edge_of, marked_backward
+from functional_bp.check.diagnosis.repairs.pairs import sums
 from functional_bp.check.diagnosis.repairs.program import Program, Values
 from functional_bp.check.diagnosis.repairs.search import Found, agrees
 from functional_bp.check.diagnosis.repairs.sites import bodies, sizes_of
@@ -26,6 +27,7 @@ from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.subject import Disagreement
 
 SHOWN = 2
+DROPPED = "missing term"
 
 
 def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
@@ -33,7 +35,8 @@ def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
 
     ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
     """
-    if disagreement.subject.reference is None:
+    claimed = disagreement.given.claimed[disagreement.argument]
+    if disagreement.subject.reference is None or not np.all(np.isfinite(claimed)):
         return []
     with jax.enable_x64(True), np.errstate(all="ignore"):
         try:
@@ -66,13 +69,17 @@ def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found
     values = trial.point(0).values
     sizes = sizes_of(values)
     passed: list[tuple[float, Edit, Edge]] = []
+    of_slot: dict[int, Edge] = {}
     for order, (slot, value, edge) in enumerate(_marks(trial.program, values, edges)):
+        of_slot[slot] = edge
         for edit in _edits(slot, value, sizes):
             if trial.late:
                 break
-            found = trial.attempt(edit, {}, keep=False)
+            found = trial.attempt(edit, {}, keep=edit.kind == DROPPED)
             if found is not None:
                 passed.append((found.rank + 0.01 * order, found, edge))
+    if not passed and not trial.late:
+        return [_both(pair, of_slot, home) for pair in sums(trial)[:1]]
     said: list[Found] = []
     for _, edit, edge in sorted(passed, key=lambda one: one[0]):
         if len(said) < SHOWN and trial.holds(trial.changes(edit)):
@@ -80,6 +87,12 @@ def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found
             if all(one.message != other.message for other in said):
                 said.append(one)
     return said
+
+
+def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Found:
+    first, other = (_described(edit, of_slot[edit.site], home) for edit in pair)
+    message = f"two paths at once: {first.message}, and {other.message}"
+    return Found(first.kind, message, first.place)
 
 
 def _marks(
@@ -98,7 +111,7 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
     def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
         return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
 
-    yield edit("missing term", "is dropped", np.zeros_like, 0)
+    yield edit(DROPPED, "is dropped", np.zeros_like, 0)
     yield edit("sign", "has the wrong sign", np.negative, 0.5)
 
     def settle(c: float) -> Edit | None:

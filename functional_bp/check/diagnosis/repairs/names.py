@@ -140,12 +140,12 @@ def _unpacked(
 
 
 def _last_binding(function: ast.FunctionDef | ast.Lambda, name: str) -> int:
-    """The last line of a function on which a name is bound; that of its head for a parameter."""
+    """The last line of a function on which a name is bound; the one before it for a parameter."""
     return max(
         (
             node.lineno
             for node in ast.walk(function)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id == name
         ),
-        default=function.lineno,
+        default=function.lineno - 1,
     )

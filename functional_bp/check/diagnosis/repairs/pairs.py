@@ -21,7 +21,7 @@ def pairs(
     trial: Trial, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
-    found = list(_sums(trial))
+    found = list(sums(trial))
     if trial.late or any(_rank(pair) <= CONVINCING for pair in found):
         return sorted(found, key=_rank)
     for first in _promising(trial):
@@ -71,7 +71,7 @@ def _cosine(tried: Tried, trial: Trial) -> float:
     return 0.0 if size == 0 or not np.isfinite(size) else abs(float(out @ wanted)) / size
 
 
-def _sums(trial: Trial) -> list[tuple[Edit, Edit]]:
+def sums(trial: Trial) -> list[tuple[Edit, Edit]]:
     """Pairs whose changes add up, each possibly times a constant, to what is missing."""
     if trial.size == 0 or len(trial.tried) < 2:
         return []

@@ -73,6 +73,20 @@ class Source:
                 best = node
         return best
 
+    def holding(self, spans: Sequence[Span]) -> ast.expr | None:
+        """The smallest expression that holds all of the spans."""
+        first = min((span.line, span.column) for span in spans)
+        last = max((span.end_line, span.end_column) for span in spans)
+        holding = [
+            node
+            for end, nodes in self.ends.items()
+            for node in nodes
+            if (node.lineno, node.col_offset) <= first and end >= last
+        ]
+        latest = lambda n: (n.lineno, n.col_offset, -n.end_lineno, -n.end_col_offset)  # noqa: E731
+        inner = max(holding, key=latest, default=None)
+        return inner if isinstance(inner, ast.expr) else None
+
     def function(self, line: int) -> ast.FunctionDef | ast.Lambda | None:
         """The innermost function whose code holds a line."""
         holding = [f for f in self.functions if f.lineno <= line <= (f.end_lineno or 0)]
@@ -214,7 +228,9 @@ class Expression:
             return f"{ast.unparse(self.node.target)} = {text}"
         return text
 
-    def called(self, function: str | None = None, axis: object = None) -> str | None:
+    def called(
+        self, function: str | None = None, axis: object = None, keepdims: bool = False
+    ) -> str | None:
         """The same call along another axis, or of another function."""
         if not isinstance(self.node, ast.Call):
             return None
@@ -234,6 +250,8 @@ class Expression:
                 node.args[position] = value
             else:
                 node.keywords.insert(0, ast.keyword("axis", value))
+        if keepdims:
+            node.keywords.append(ast.keyword("keepdims", ast.Constant(True)))
         return self.finished(node)
 
     def with_keyword(self, name: str, value: object) -> str | None:
@@ -300,6 +318,15 @@ class Expression:
                 old = whole.left
         new = _Fill(parts).visit(tree)
         return self.finished(copy.deepcopy(whole, {id(old): new}))
+
+    def everywhere(self, name: str, template: str, count: int) -> str | None:
+        """The expression with a name ``_x`` written otherwise, if it stands there so often."""
+        uses = [n for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name]
+        if len(uses) != count:
+            return None
+        tree = ast.parse(template, mode="eval").body
+        new = {id(use): _Fill({"_x": use}).visit(copy.deepcopy(tree)) for use in uses}
+        return self.finished(copy.deepcopy(self.node, new))
 
     def part(self, text: str) -> ast.expr | None:
         """The first sub-expression with that text."""

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from functional_bp.check.diagnosis.repairs.aliases import use_of
+from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.repairs.names import Names
-from functional_bp.check.diagnosis.repairs.source import Expression, expression
+from functional_bp.check.diagnosis.repairs.source import Expression, expression, own_span, read
 from functional_bp.check.findings import Place, Repair
 
 
@@ -55,10 +55,17 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
         operand = None if at is None or use < 0 else at.operand(use)
         named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
         words.update(_e=named, _a=named)
+    several = is_alias(site.equation) and (use == -1 or at is not None and is_unpacked(at))
+    if several and (held := _holding_all(site, names.home)) is not None:
+        words.setdefault("_a", words["_e"])
+        at, before = held, held.text
     message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
     after = None
     if at is not None and at.node is not None and not is_unpacked(at):
-        after = _after(edit, at, site, names, values)
+        if several:
+            after = _everywhere(edit, at, site, words["_e"])
+        else:
+            after = _after(edit, at, site, names, values)
     if after is not None and not before and at is not None:
         before = at.text
         words["_e"] = words["_e"] if use is not None else before
@@ -66,7 +73,36 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
     is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
     said = message if is_told else f"{of}: {message}"
-    return Found(edit.kind, said, place, Repair(message, place, before, after or ""), edit.also)
+    return Found(
+        edit.kind,
+        said,
+        place,
+        Repair(message, place, before if after else "", after or ""),
+        edit.also,
+    )
+
+
+def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None:
+    """The expression with every use of a value in it written otherwise."""
+    template = edit.change[1] if edit.change else edit.write
+    if not isinstance(template, str) or not template or edit.reads:
+        return None
+    template = re.sub(r"\b_[ea]\b", "_x", template)
+    return at.everywhere(name, template, len(site.equation.params["uses"]))
+
+
+def _holding_all(site: Site, home: str | None) -> Expression | None:
+    """The expression that holds every use of a value that has no line of its own."""
+    spans = [own_span(each, home) for each in site.equation.params.get("uses", ())]
+    known = [span for span in spans if span is not None]
+    if (
+        not known
+        or len(known) < len(spans)
+        or len({(span.file, span.function) for span in known}) > 1
+    ):
+        return None
+    node = read(known[0].file).holding(known)
+    return None if node is None else Expression(known[0], node)
 
 
 def is_unpacked(at: Expression) -> bool:
@@ -109,10 +145,9 @@ def joined(said: Sequence[Found]) -> Found:
     first = said[0]
     parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
     message = "two things at once: " + "; and ".join(parts)
-    repair = Repair(
-        message,
-        first.place,
-        "; ".join(one.repair.before for one in said if one.repair),
-        "; ".join(one.repair.after for one in said if one.repair),
-    )
+    repairs = [one.repair for one in said if one.repair is not None and one.repair.after]
+    if len(repairs) < len(said):  # half of a repair is none
+        return Found(first.kind, message, first.place, Repair(message, first.place, "", ""))
+    before, after = ("; ".join(each) for each in zip(*((r.before, r.after) for r in repairs)))
+    repair = Repair(message, first.place, before, after)
     return Found(first.kind, message, first.place, repair)

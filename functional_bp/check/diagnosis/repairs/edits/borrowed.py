@@ -27,6 +27,7 @@ FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("jnp.sqrt({0})", np.sqrt),
     ("jnp.log({0})", np.log),
     ("({0} > 0)", lambda w: (w > 0).astype(w.dtype)),
+    ("({0} < 0)", lambda w: (w < 0).astype(w.dtype)),
 )
 VIEWS = ("slice", "transpose", "rev", "reshape", "squeeze", "pad")
 MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "gather")
@@ -41,6 +42,8 @@ def borrowed(site: Site) -> Iterator[Edit]:
             continue
         weight = site.names.get(slot, 1.0)
         yield from _operand(site, slot, w, weight)
+        if w.dtype == bool and not several and in_scope(site.result):
+            yield from _masked(site, slot, w, weight)
         if several or not in_scope(w) or not in_scope(site.result):
             continue
         yield from _factor(site, slot, w, weight)
@@ -116,6 +119,23 @@ def _one_factor(site: Site, slot: int, weight: float, fit: Fit) -> Iterator[Edit
                 key, "missing factor", f"the factor {template.format('{v}')} is missing",
                 lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])), 2.5,
                 reads=(slot,), write=f"_e * {template.format(shown)}",
+            )  # fmt: skip
+
+
+def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
+    """The result only where a condition holds, or where it does not."""
+    if not np.ndim(mask) or not site.last:
+        return
+    for spread, text in _fits(mask, np.shape(site.result)):
+        held, shown = text.format("{v}"), text.format("_v")
+        for kept, said, write in (
+            (True, f"should be 0 where not {held}", f"jnp.where({shown}, _e, 0)"),
+            (False, f"should be 0 where {held}", f"jnp.where({shown}, 0, _e)"),
+        ):
+            yield Edit(
+                site.equation.key, "region", said,
+                lambda a, v, _, kept=kept, f=spread: np.where(f(v[slot]) == kept, site.again(a), 0),
+                1.5 + weight, reads=(slot,), write=write, also="missing factor",
             )  # fmt: skip
 
 

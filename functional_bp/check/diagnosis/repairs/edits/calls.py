@@ -50,7 +50,7 @@ def calls(site: Site) -> Iterator[Edit]:
         return
     name, slot = group
     x = site.values[slot]
-    if not in_scope(x) or not 1 <= np.ndim(x) <= 4 or np.size(x) > 1_000_000:
+    if not in_scope(x) or not 1 <= np.ndim(x) <= 6 or np.size(x) > 1_000_000:
         return
     present = _present(name, x, site.result)
     if present is None:
@@ -68,16 +68,20 @@ def calls(site: Site) -> Iterator[Edit]:
             0.0 if averages else 1.5,
             lambda e, other=other: e.called(other) if e.spelling == name else None,
         )  # fmt: skip
+    total = not keepdims and len(axes) == np.ndim(x)  # a scalar goes with any shape
     for size in range(1, np.ndim(x) + 1):
+        if size != len(axes) and (np.ndim(x) > 4 or not (keepdims or total)):
+            continue
         for others in itertools.combinations(range(np.ndim(x)), size):
-            if others == axes or (not keepdims and size != len(axes)):
+            if others == axes:
                 continue
+            more = ", and keepdims=True" if total else ""
             yield _edit(
-                site, slot, name, others, keepdims, "axis",
-                f"the {name} should run along axis {_listed(others)}, not {_listed(axes)}",
+                site, slot, name, others, keepdims or total, "axis",
+                f"the {name} should run along axis {_listed(others)}, not {_listed(axes)}{more}",
                 0.05 if size == len(axes) else 0.5,
                 lambda e, others=others: (
-                    e.called(axis=others[0] if len(others) == 1 else others)
+                    e.called(axis=others[0] if len(others) == 1 else others, keepdims=total)
                     if e.spelling == name else None
                 ),
             )  # fmt: skip

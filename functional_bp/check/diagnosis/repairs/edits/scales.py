@@ -69,11 +69,13 @@ def shifted(site: Site) -> Iterator[Edit]:
 
 
 def weighted(site: Site) -> Iterator[Edit]:
-    """A term of a sum times a constant, where nothing has computed that term on the spot."""
-    if site.equation.name not in ("add", "sub", "add_any"):
+    """A term or a branch times a constant, where nothing has computed it on the spot."""
+    if site.equation.name not in ("add", "sub", "add_any", "select_n"):
         return
     for position, slot in enumerate(site.equation.operands):
-        if site.names.get(slot, 1.0) == 0 and in_scope(site.values[slot]):
+        maker = site.makers.get(slot)
+        held = maker.operands[0] if maker is not None and maker.name == "copy" else slot
+        if site.names.get(held, 1.0) == 0 and in_scope(site.values[slot]):
             yield _weighted(site, position)
 
 
