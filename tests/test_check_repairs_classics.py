@@ -142,3 +142,18 @@ def test_what_is_not_finite_is_no_forgotten_path() -> None:
 
     finding = bp.check((forward, backward), normal(8, 3, 6)).findings[0]
     assert finding.kind == "not finite" and "dropped" not in str(finding)
+
+
+def test_a_claim_that_is_nearly_right_is_told_as_such() -> None:
+    """The exact derivative of gelu, for the approximation by tanh."""
+
+    def forward(x: Any) -> Any:
+        return jax.nn.gelu(x, approximate=True), (x,)
+
+    def backward(kept: Any, y_bar: Any) -> Any:
+        (x,) = kept
+        return (y_bar * (jax.scipy.stats.norm.cdf(x) + x * jax.scipy.stats.norm.pdf(x)),)
+
+    finding = bp.check((forward, backward), normal(9, 5, 6)).findings[0]
+    assert finding.kind == "other" and "another approximation" in finding.message
+    assert finding.relative_error is not None and finding.relative_error < 1e-2

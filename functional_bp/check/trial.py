@@ -32,6 +32,7 @@ from functional_bp.errors import compose
 
 LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
 FRESH_TRIES = 6  # draws of a further failing sample
+NEARLY_RIGHT = 1e-2  # relative error below which a claim is close to the truth
 REPEATING = {"ties", "all one", "equal rows", "constant rows", "whole numbers"}  # input classes
 SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
@@ -267,7 +268,7 @@ class Trial:
         self.findings.append(
             Finding(
                 kind or diagnosis.kind,
-                told or "no simple edit or pattern explains the difference",
+                told or _unexplained(entries.get("relative_error", 1.0)),
                 argument=name,
                 inputs=inputs,
                 where=diagnosis.where,
@@ -362,6 +363,17 @@ def _widened(x: Any, full: Evaluation) -> Any:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return full.cast(np.asarray(x))
     return x
+
+
+def _unexplained(relative_error: float) -> str:
+    """What is said where no search has found anything."""
+    said = "no simple edit or pattern explains the difference"
+    if relative_error < NEARLY_RIGHT:
+        said += (
+            "; it is small, as where the derivative of another approximation of the function is "
+            "taken, or a constant has too few digits"
+        )
+    return said
 
 
 def _relative(claimed: np.ndarray, true: np.ndarray) -> float:
