@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402  (reads XLA_FLAGS)
 from checked_package import calls, ops  # noqa: E402, F401  (fixtures)
 from hypothesis import settings  # noqa: E402
+from keras_on_jax import keras  # noqa: E402, F401  (a fixture)
 
 jax.config.update("jax_enable_x64", True)
 settings.register_profile("default", deadline=None)

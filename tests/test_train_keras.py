@@ -13,7 +13,7 @@ import pytest
 from functional_bp import train
 from functional_bp.train.objective import Context, as_objective
 
-pytestmark = pytest.mark.libraries
+pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("keras")]
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(12, 4)).astype(np.float32)
@@ -29,19 +29,6 @@ WORD_LABELS = RNG.integers(0, 3, (12, 5))
 
 # Single precision on both sides, in another order: some roundings of 6e-8.
 TOLERANCE: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-7}
-
-
-@pytest.fixture(autouse=True)
-def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Keras, which chooses its backend when it is imported."""
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    import keras
-
-    assert keras.backend.backend() == "jax"
-    before = keras.config.floatx()
-    keras.config.set_floatx("float32")
-    yield keras
-    keras.config.set_floatx(before)
 
 
 def outputs(predictions: Any, batch: Any, loss: str, metrics: Any = ()) -> Any:

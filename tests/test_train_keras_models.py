@@ -10,25 +10,12 @@ import pytest
 
 from functional_bp.train.models import gpt, lenet, lstm, mlp, recurrent
 
-pytestmark = pytest.mark.libraries
+pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("keras")]
 
 # Single precision on both sides, sums of up to some hundred products in another order.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(5)
-
-
-@pytest.fixture(autouse=True)
-def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Keras, which chooses its backend when it is imported."""
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    import keras
-
-    assert keras.backend.backend() == "jax"
-    before = keras.config.floatx()
-    keras.config.set_floatx("float32")
-    yield keras
-    keras.config.set_floatx(before)
 
 
 def normal(*shape: int) -> np.ndarray:
