@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -157,3 +158,20 @@ def test_a_claim_that_is_nearly_right_is_told_as_such() -> None:
     finding = bp.check((forward, backward), normal(9, 5, 6)).findings[0]
     assert finding.kind == "other" and "another approximation" in finding.message
     assert finding.relative_error is not None and finding.relative_error < 1e-2
+
+
+def test_nobody_is_warned_of_numbers_that_the_search_meets() -> None:
+    """Logarithms of 0 and products of 0 and ∞ are what a search for bad inputs comes by."""
+
+    def forward(x: Any, p: Any) -> Any:
+        return x**p, (x, p)
+
+    def backward(kept: Any, y_bar: Any) -> Any:
+        x, p = kept
+        return y_bar * p * x ** (p - 1), y_bar * x**p * jnp.log(p * p)
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        report = bp.check((forward, backward), jnp.abs(normal(32, 5)) + 0.1, normal(33, 5))
+    assert report.findings[0].kind == "wrong operand"
+    assert not [str(w.message) for w in warned]

@@ -27,6 +27,7 @@ from functional_bp.graph.names import function_name
 DIAGNOSIS_SECONDS = 3.0
 
 
+@np.errstate(all="ignore")  # what is not finite is for the report
 def check_steps(
     fun: Callable[..., Any],
     *args: Any,

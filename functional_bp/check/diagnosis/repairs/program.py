@@ -296,7 +296,9 @@ def _is_foreign(file: str) -> bool:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """The leaves of an argument; of an object that is just being made, none."""
+    """The leaves of an argument; of an iterator, or an object that is just being made, none."""
+    if hasattr(value, "__next__"):
+        return []
     try:
         return jax.tree_util.tree_leaves(value)
     except Exception:
