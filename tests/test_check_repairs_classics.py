@@ -101,6 +101,28 @@ def inverse() -> Any:
     return forward, backward
 
 
+def backpropagation_through_time() -> Any:
+    """The weight's cotangent reads the state after the step in place of the one before."""
+
+    def forward(w: Any, h: Any, xs: Any) -> Any:
+        hs = [h]
+        for t in range(3):
+            hs.append(jnp.tanh(xs[t] + hs[-1] @ w))
+        return jnp.stack(hs[1:]), (w, jnp.stack(hs))
+
+    def backward(kept: Any, y_bar: Any) -> Any:
+        w, hs = kept
+        w_bar, h_bar, xs_bar = jnp.zeros_like(w), jnp.zeros_like(hs[0]), []
+        for t in reversed(range(3)):
+            z_bar = (y_bar[t] + h_bar) * (1 - hs[t + 1] ** 2)
+            w_bar = w_bar + hs[t + 1].T @ z_bar
+            h_bar = z_bar @ w.T
+            xs_bar.append(z_bar)
+        return w_bar, h_bar, jnp.stack(xs_bar[::-1])
+
+    return forward, backward
+
+
 CASES: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str, str]] = {
     "prelu": (prelu, (normal(1, 6, 3), normal(2, 3)), "missing factor", "y_bar * x * (x < 0)"),
     "huber": (huber, (normal(3, 6, 4),), "factor",
@@ -110,6 +132,8 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str, str]] = {
     "upsampling": (upsampling, (normal(5, 2, 4, 4, 3),), "mean or sum",
                    "y_bar.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))"),
     "inverse": (inverse, (normal(6, 4, 4),), "transpose", "-inv.T @ y_bar @ inv.T"),
+    "bptt": (backpropagation_through_time,
+             (normal(12, 4, 4), normal(13, 2, 4), normal(14, 3, 2, 4)), "off by one", "hs[t]"),
 }  # fmt: skip
 
 

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
+from functional_bp.check.diagnosis.repairs.expression import expression
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span, trace
 from functional_bp.check.diagnosis.repairs.sites import thresholds_of
-from functional_bp.check.diagnosis.repairs.source import Source, expression, home_of, read
+from functional_bp.check.diagnosis.repairs.source import Source, home_of, read
 from functional_bp.check.findings import Place
 from functional_bp.check.subject import Arrays, Subject
 

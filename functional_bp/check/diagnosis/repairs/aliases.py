@@ -15,8 +15,9 @@ from typing import Any
 
 from jax.extend.core import Primitive
 
+from functional_bp.check.diagnosis.repairs.expression import expression
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span
-from functional_bp.check.diagnosis.repairs.source import expression, is_own, own_span, read
+from functional_bp.check.diagnosis.repairs.source import is_own, own_span, read
 
 COPY = Primitive("copy")
 Use = tuple[int, int]  # the equation's index, the operand's position

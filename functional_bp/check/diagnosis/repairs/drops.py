@@ -16,13 +16,14 @@ import numpy as np
 from functional_bp.check.diagnosis.repairs.constants import named
 from functional_bp.check.diagnosis.repairs.edits.arrangement import shifted
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit
+from functional_bp.check.diagnosis.repairs.expression import expression
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
 from functional_bp.check.diagnosis.repairs.marked import Edge, edge_of, marked_backward
 from functional_bp.check.diagnosis.repairs.pairs import sums
 from functional_bp.check.diagnosis.repairs.program import Program, Values
 from functional_bp.check.diagnosis.repairs.search import Found, agrees
 from functional_bp.check.diagnosis.repairs.sites import bodies, sizes_of
-from functional_bp.check.diagnosis.repairs.source import expression, home_of
+from functional_bp.check.diagnosis.repairs.source import home_of
 from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.subject import Disagreement
 

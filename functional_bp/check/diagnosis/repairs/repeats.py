@@ -13,6 +13,7 @@ from typing import Any
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Values
 from functional_bp.check.diagnosis.repairs.source import own_span
 
+PLACES = ("start_indices", "limit_indices")  # of x[t], which each turn reads elsewhere
 Renaming = Mapping[int, int]  # slots of one turn of the loop to those of another
 
 
@@ -31,8 +32,13 @@ class Renamed:
 class Twin:
     """The same operation in another turn of the loop."""
 
-    key: int
+    equation: Equation
     renaming: Renaming
+
+    @property
+    def key(self) -> int:
+        """What the equation is known by."""
+        return self.equation.key
 
 
 def twins(program: Program, home: str | None) -> dict[int, list[Twin]]:
@@ -55,7 +61,7 @@ def twins(program: Program, home: str | None) -> dict[int, list[Twin]]:
         for column in columns:
             for at, equation in enumerate(column):
                 found[equation.key] = [
-                    Twin(column[t].key, _renaming(turn_of, t - at, count))
+                    Twin(column[t], _renaming(turn_of, t - at, count))
                     for t in range(count)
                     if t != at
                 ]
@@ -80,5 +86,6 @@ def _period(group: Sequence[Equation]) -> int:
 
 
 def _signature(equation: Equation) -> tuple[str, str]:
-    params = {k: v for k, v in equation.params.items() if k not in ("jaxpr", "branches")}
+    own = ("jaxpr", "branches", *(PLACES if equation.name == "slice" else ()))
+    params = {k: v for k, v in equation.params.items() if k not in own}
     return equation.name, repr(sorted((k, str(v)) for k, v in params.items()))

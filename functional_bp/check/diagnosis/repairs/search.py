@@ -18,6 +18,7 @@ from functional_bp.check.diagnosis.repairs.edits.catalogue import catalogue
 from functional_bp.check.diagnosis.repairs.edits.composed import composed
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
 from functional_bp.check.diagnosis.repairs.edits.regular import borrowed_borders, indexed
+from functional_bp.check.diagnosis.repairs.expression import expression
 from functional_bp.check.diagnosis.repairs.kept import marked, with_kept_lines
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.pairs import pairs
@@ -31,7 +32,7 @@ from functional_bp.check.diagnosis.repairs.sites import (
     sizes_of,
     thresholds_of,
 )
-from functional_bp.check.diagnosis.repairs.source import expression, home_of
+from functional_bp.check.diagnosis.repairs.source import home_of
 from functional_bp.check.diagnosis.repairs.telling import Found, described, is_unpacked, joined
 from functional_bp.check.diagnosis.repairs.trial import Trial
 from functional_bp.check.subject import Disagreement, Sample

@@ -12,9 +12,10 @@ import numpy as np
 from functional_bp._jax import scan_counts
 from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of
 from functional_bp.check.diagnosis.repairs.edits.edit import Site
+from functional_bp.check.diagnosis.repairs.expression import expression
 from functional_bp.check.diagnosis.repairs.names import Names
 from functional_bp.check.diagnosis.repairs.program import Equation, Program, Span, Values
-from functional_bp.check.diagnosis.repairs.source import expression, own_span
+from functional_bp.check.diagnosis.repairs.source import own_span
 
 VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
 NEAR = 0.25  # how far a part of a value with a name is from one

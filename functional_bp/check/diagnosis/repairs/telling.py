@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from functional_bp.check.diagnosis.repairs.aliases import is_alias, use_of
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.expression import Expression, expression
 from functional_bp.check.diagnosis.repairs.names import Names
-from functional_bp.check.diagnosis.repairs.source import Expression, expression, own_span, read
+from functional_bp.check.diagnosis.repairs.source import own_span, read
 from functional_bp.check.findings import Place, Repair
 
 

@@ -13,7 +13,7 @@ from functional_bp.check.clock import now
 from functional_bp.check.diagnosis.repairs.downstream import Downstream, Matrices
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit
 from functional_bp.check.diagnosis.repairs.program import Change, Program, Values
-from functional_bp.check.diagnosis.repairs.repeats import Renamed, Renaming, Twin
+from functional_bp.check.diagnosis.repairs.repeats import Renamed, Twin
 
 EXACT = 1e-7  # relative error of an output that counts as right
 NEAR = 1e-5  # the same where the edit took away all but a ten-thousandth of the error
@@ -82,7 +82,8 @@ class Trial:
         for edit in edits:
             made[edit.site] = partial(_applied, edit, constant)
             for twin in self.twins.get(edit.site, ()):
-                made[twin.key] = partial(_applied, edit, constant, renaming=twin.renaming)
+                if edit.by_turn is not None or twin.equation.name != "slice":
+                    made[twin.key] = partial(_applied, edit, constant, twin=twin)
         return made
 
     def vector(self, outs: Sequence[Any]) -> np.ndarray:
@@ -253,9 +254,11 @@ class Trial:
 
 
 def _applied(
-    edit: Edit, constant: float, operands: Any, values: Any, renaming: Renaming | None = None
+    edit: Edit, constant: float, operands: Any, values: Any, twin: Twin | None = None
 ) -> Any:
-    seen: Any = values if renaming is None else Renamed(values, renaming)
+    if twin is not None and edit.by_turn is not None:
+        return edit.by_turn(twin.equation, operands)
+    seen: Any = values if twin is None else Renamed(values, twin.renaming)
     return edit.compute(operands, seen, constant)
 
 

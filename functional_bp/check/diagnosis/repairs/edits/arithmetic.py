@@ -11,8 +11,8 @@ from jax import lax
 
 from functional_bp.check.diagnosis.repairs.constants import shown
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.expression import OPERATORS
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
-from functional_bp.check.diagnosis.repairs.source import OPERATORS
 
 COMPARISONS = {
     "gt": (">", np.greater),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from functional_bp._jax import scan_counts
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site, with_operand
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
+from functional_bp.check.diagnosis.repairs.program import Equation, compute
 
 
 def cumulative(site: Site) -> Iterator[Edit]:
@@ -96,23 +98,39 @@ def scatter(site: Site) -> Iterator[Edit]:
 
 
 def gathered(site: Site) -> Iterator[Edit]:
-    """A slice that starts elsewhere."""
+    """A slice that starts elsewhere; in a Python loop, elsewhere by as much in every turn."""
     params = site.equation.params
     lows, highs = params["start_indices"], params["limit_indices"]
     shape = np.shape(site.operands[0])
     for axis in range(len(shape)):
-        for shift in dict.fromkeys((1, -1, 2, -2, -lows[axis], shape[axis] - highs[axis])):
+        ends = (-lows[axis], shape[axis] - highs[axis])
+        for shift in dict.fromkeys((1, -1, 2, -2, *ends)):
             low, high = lows[axis] + shift, highs[axis] + shift
             if shift == 0 or low < 0 or high > shape[axis]:
                 continue
-            starts = tuple(with_operand(lows, axis, low))
-            limits = tuple(with_operand(highs, axis, high))
-            yield site.edit(
-                "off by one", f"the slice of axis {axis} should start at {low}, not {lows[axis]}",
-                lambda x, starts=starts, limits=limits: site.again(
-                    [x], start_indices=starts, limit_indices=limits
-                ), 0.3,
+
+            def moved(equation: Any, a: Any, axis: int = axis, shift: int = shift) -> Any:
+                return _sliced(equation, a[0], axis, shift)
+
+            message = f"the slice of axis {axis} should start at {low}, not {lows[axis]}"
+            if highs[axis] - lows[axis] == 1 and abs(shift) == 1:
+                message = f"the index should be one {'more' if shift > 0 else 'less'}"
+            yield Edit(
+                site.equation.key, "off by one", message,
+                lambda a, v, c, moved=moved: moved(site.equation, a), 0.3,
+                write=lambda e, axis=axis, shift=shift: e.indexed(axis, shift),
+                by_turn=moved if abs(shift) <= 2 else None,
             )  # fmt: skip
+
+
+def _sliced(equation: Equation, x: Any, axis: int, shift: int) -> Any:
+    """A slice of as many entries, ``shift`` further along an axis; raises past an end."""
+    params = dict(equation.params)
+    for name in ("start_indices", "limit_indices"):
+        params[name] = tuple(with_operand(params[name], axis, params[name][axis] + shift))
+    if params["start_indices"][axis] < 0 or params["limit_indices"][axis] > x.shape[axis]:
+        raise IndexError(f"axis {axis} has {x.shape[axis]} entries")
+    return compute(replace(equation, params=params), [x], {})[0]
 
 
 def pad(site: Site) -> Iterator[Edit]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from functional_bp.check.diagnosis.repairs.edits.arithmetic import SPECIAL, UNARY
 from functional_bp.check.diagnosis.repairs.edits.edit import Edit, Site
+from functional_bp.check.diagnosis.repairs.expression import Expression
 from functional_bp.check.diagnosis.repairs.in_numpy import in_scope
-from functional_bp.check.diagnosis.repairs.source import Expression
 
 Axes = tuple[int, ...]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from functional_bp.check.diagnosis.repairs.expression import Expression
 from functional_bp.check.diagnosis.repairs.program import Equation, Values, compute
-from functional_bp.check.diagnosis.repairs.source import Expression
 
 Write = str | Callable[[Expression], str | None]
 OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position
@@ -35,6 +35,8 @@ class Edit:
         settle: the edit with its constant found; None if no one would have meant that number.
         at: an equation whose expression is the one to be written otherwise.
         also: a further kind that the edit is an instance of.
+        by_turn: ``(equation, operands) -> result`` for the same line in another turn of a loop,
+            where its parameters are others.
     """
 
     site: int
@@ -49,6 +51,7 @@ class Edit:
     settle: Callable[[float], Edit | None] | None = None
     at: Equation | None = None
     also: str = ""
+    by_turn: Callable[[Equation, Sequence[Any]], Any] | None = None
 
 
 @dataclass(frozen=True)
