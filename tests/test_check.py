@@ -146,6 +146,11 @@ def test_numbers_on_paper() -> None:
     assert check(loss, PARAMS, X, claims={"b": rounded}).ok
     wrong = check(loss, PARAMS, X, claims={"W": gradient["W"], "b": 2 * gradient["b"]})
     assert [f.argument for f in wrong.findings] == ["params['b']"]
+    for claim, kind in ((2 * rounded, "factor"), (-gradient["b"], "sign")):
+        (finding,) = check(loss, PARAMS, X, claims={"b": claim}).findings
+        assert finding.kind == kind and finding.message.startswith("claimed = ")
+    single = np.round(np.asarray(gradient["b"], np.float32), 3)
+    assert check(loss, PARAMS, X, claims={"b": single}).ok
     with pytest.raises(ValueError, match=r"no value is called 'W9'[\s\S]*params\['W'\]"):
         check(loss, PARAMS, X, claims={"W9": 1.0})
 

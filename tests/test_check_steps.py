@@ -97,3 +97,29 @@ def test_bad_claims_are_refused() -> None:
         check_steps(jnp.sin, X, claims={"x": X})
     wrong_shape = check_steps(loss, PARAMS, X, Y, claims={"o": np.zeros(5)})
     assert [f.kind for f in wrong_shape.findings] == ["structure"]
+
+
+def on_paper(decimals: int, **signs: int) -> dict[str, Any]:
+    """The true cotangents of every step, rounded; some with another sign."""
+    found = bp.cotangents(loss, ["o", "h", "z"])(PARAMS, X, Y)
+    gradient = jax.grad(loss)(PARAMS, X, Y)
+    every = {**dict(zip(["o", "h", "z"], found.values())), **gradient}
+    return {
+        step: np.round(signs.get(step, 1) * np.asarray(bar), decimals)
+        for step, bar in every.items()
+    }
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 5])
+def test_a_derivation_in_rounded_numbers_is_right(decimals: int) -> None:
+    """What follows from rounded numbers is off by more than its own rounding."""
+    report = check_steps(loss, PARAMS, X, Y, claims=on_paper(decimals))
+    assert report.ok and not report.notes
+    assert max(row.error for row in report.rows) > 0.3 * 10.0**-decimals
+
+
+@pytest.mark.parametrize("decimals", [2, 4])
+def test_a_wrong_sign_among_rounded_numbers_is_named(decimals: int) -> None:
+    report = check_steps(loss, PARAMS, X, Y, claims=on_paper(decimals, h=-1, z=-1))
+    assert [(f.argument, f.kind) for f in report.findings][:1] == [("h", "sign")]
+    assert "z" not in [f.argument for f in report.findings]

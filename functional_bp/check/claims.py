@@ -167,21 +167,20 @@ def rounding_of(claim: Any) -> float:
     """How far a claim on paper may be off for having been rounded when it was written down.
 
     Numbers with two to six decimals count as rounded to those: half a unit of the last. Arrays in
-    float32 may carry the rounding error of a computation in float32.
+    float32 with more may carry the rounding error of a computation in float32.
     """
     if callable(claim):
         return 0.0
     array = np.asarray(claim)
     size = float(np.max(np.abs(array.astype(np.complex128)), initial=0.0))
-    if (
-        array.dtype.kind in "fc"
-        and array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1) < 8
-    ):
-        return 1e-5 * size
-    for decimals in range(7):
-        if np.array_equal(np.round(array, decimals), array):
-            return 0.5 * 10.0**-decimals if decimals >= 2 else 0.0
-    return 0.0
+    is_single = array.dtype.kind in "fc" and np.finfo(array.dtype).bits < 64
+    wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    for decimals in range(5 if is_single else 7):
+        rounded = np.round(wide, decimals)
+        if np.array_equal(rounded.astype(array.dtype), array):
+            least = 0.5 * 10.0**-decimals if decimals >= 2 else 0.0
+            return max(least, 1e-5 * size) if is_single else least
+    return 1e-5 * size if is_single else 0.0
 
 
 def resolve(name: str, names: Sequence[str]) -> str:

@@ -25,6 +25,8 @@ from functional_bp.check.subject import Diagnosis, Disagreement, Sample, Subject
 from functional_bp.graph.names import function_name
 
 DIAGNOSIS_SECONDS = 3.0
+DRAWS = 16  # of roundings
+DEVIATIONS = 3.0  # of ±r: five of the standard deviations of a rounding, which is less than r
 
 
 @np.errstate(all="ignore")  # what is not finite is for the report
@@ -74,13 +76,15 @@ def check_steps(
         fitting = {k: v for k, v in claimed.items() if v.shape == true[k].shape}
         seeds = {t: fitting.get(t, true[t]) for t in cut.order}
         following = cut.pull(seeds)
+        rounding = _roundings(cut, named, seeds, following)
         rows: list[Row] = []
         findings: list[Finding] = []
         notes: list[str] = []
         for step in _backwards(cut, claimed):
             ours, theirs = claimed[step], following[step]
-            wrong = _wrong_entries(ours, theirs, rounding_of(named[step]))
-            follows = wrong is None and distance(ours, true[step]) > 1e-6
+            wrong = _wrong_entries(ours, theirs, rounding[step])
+            is_true = _wrong_entries(ours, true[step], rounding[step]) is None
+            follows = wrong is None and not is_true and distance(ours, true[step]) > 1e-6
             rows.append(
                 Row(
                     f"cotangent of {step}",
@@ -97,7 +101,9 @@ def check_steps(
                     "wrong step before"
                 )
             if wrong is not None:
-                findings.append(_finding(cut, step, named[step], seeds, ours, theirs, wrong))
+                findings.append(
+                    _finding(cut, step, named[step], seeds, ours, theirs, wrong, rounding[step])
+                )
     if findings:
         notes.insert(0, f"the first wrong step is the cotangent of {findings[0].argument}")
     return Report(
@@ -118,7 +124,37 @@ def _backwards(cut: Cut, claimed: Mapping[str, Any]) -> list[str]:
     return first + [name for name in claimed if name not in cut.order]
 
 
-def _wrong_entries(claimed: np.ndarray, true: np.ndarray, rounding: float) -> np.ndarray | None:
+def _roundings(
+    cut: Cut,
+    claims: Mapping[str, Any],
+    seeds: Mapping[str, np.ndarray],
+    following: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """How far each step's entries may be off for the digits that were not written down.
+
+    A step's own numbers, and those of the steps before it that it follows from: roundings by ±r
+    move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard deviation.
+    """
+    own = {step: rounding_of(claim) for step, claim in claims.items()}
+    found = {step: np.full(following[step].shape, r) for step, r in own.items()}
+    if not any(own.get(step, 0.0) for step in cut.order):
+        return found
+    rng = np.random.default_rng(0)
+    squares = {step: np.zeros(bar.shape) for step, bar in found.items()}
+    for _ in range(DRAWS):
+        moved = {
+            step: bar + own.get(step, 0.0) * rng.choice([-1.0, 1.0], bar.shape)
+            for step, bar in seeds.items()
+        }
+        for step, bar in cut.pull(moved).items():
+            if step in squares:
+                squares[step] += (bar - following[step]) ** 2 / DRAWS
+    return {step: r + DEVIATIONS * np.sqrt(squares[step]) for step, r in found.items()}
+
+
+def _wrong_entries(
+    claimed: np.ndarray, true: np.ndarray, rounding: np.ndarray
+) -> np.ndarray | None:
     """Where a step's cotangent is wrong; None where it is right."""
     if claimed.shape != true.shape:
         return np.ones(true.shape, bool)
@@ -136,6 +172,7 @@ def _finding(
     claimed: np.ndarray,
     true: np.ndarray,
     wrong: np.ndarray,
+    rounding: np.ndarray,
 ) -> Finding:
     """What is wrong with one step, diagnosed where its claim is a function."""
     if claimed.shape != true.shape:
@@ -143,7 +180,7 @@ def _finding(
         return Finding("structure", message, argument=step, stage="cotangent")
     diagnosis = _of_function(cut, step, claim, seeds, wrong) if callable(claim) else None
     if diagnosis is None or not diagnosis.message:
-        kind, message = describe_values(step, claimed, true)
+        kind, message = describe_values(step, claimed, true, float(rounding.max(initial=0.0)))
         diagnosis = Diagnosis(kind, message)
     return Finding(
         diagnosis.kind,

@@ -321,6 +321,8 @@ class Trial:
         given = self.point.actives if make else point.actives
 
         def fresh() -> Sample:
+            if self.subject.only_here:
+                raise ValueError("the claim holds at the given inputs alone")
             for _ in range(FRESH_TRIES):
                 actives, fixed = inputs.draw(near, "kept", given, point.fixed, self.rng)
                 if make is not None:

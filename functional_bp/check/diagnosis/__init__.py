@@ -147,12 +147,17 @@ def _name(disagreement: Disagreement) -> str:
     return disagreement.subject.names[disagreement.argument]
 
 
-def describe_values(name: str, claimed: np.ndarray, true: np.ndarray) -> tuple[str, str]:
+def describe_values(
+    name: str, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
+) -> tuple[str, str]:
     """Kind and message of a wrong cotangent, from its values and the true ones alone."""
     nothing = (np.zeros_like(true),)
     sample = Sample(nothing, (), (), (), (claimed,), (true,))
-    subject = Subject(name, (name,), nothing, (), lambda *_: (), lambda *_: ((), ()))
-    masks = (np.abs(claimed - true) > 1e-9 * np.max(np.abs(true), initial=0.0),)
+    subject = Subject(
+        name, (name,), nothing, (), lambda *_: (), lambda *_: ((), ()),
+        only_here=True, rounding=(rounding,),
+    )  # fmt: skip
+    masks = (np.abs(claimed - true) > rounding + 1e-9 * np.max(np.abs(true), initial=0.0),)
     disagreement = Disagreement(subject, 0, sample, masks, _no_other)
     found = _guarded(hypotheses, disagreement, now() + 1.0)
     if not found:

@@ -64,18 +64,18 @@ def sizes(evidence: Evidence) -> dict[int, str]:
     return {n: what for n, what in found.items() if n > 1}
 
 
-def name_of(value: float, known: dict[int, str]) -> Constant:
-    """The name of a number, the plainest first."""
+def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> Constant:
+    """The name of a number, the plainest first; ``close`` is its relative error."""
     if value < 0:
-        constant = name_of(-value, known)
+        constant = name_of(-value, known, close)
         return Constant(
             value, "−" + constant.text, constant.why, constant.size, constant.named
         )  # fmt: skip
     for constant in _candidates(known):
-        if abs(constant.value - value) <= CLOSE * value:
+        if abs(constant.value - value) <= close * value:
             return constant
     ratio = Fraction(value).limit_denominator(12)
-    if ratio and ratio.numerator <= 16 and abs(float(ratio) - value) <= CLOSE * value:
+    if ratio and ratio.numerator <= 16 and abs(float(ratio) - value) <= close * value:
         return Constant(value, str(ratio))
     return Constant(value, f"{value:.6g}", named=False)
 

@@ -80,6 +80,12 @@ class Evidence:
         """The judged argument's name."""
         return self.subject.names[self.disagreement.argument]
 
+    @property
+    def rounding(self) -> float:
+        """How far the claim may be off because it was written down with few digits."""
+        given = self.subject.rounding
+        return given[self.disagreement.argument] if given else 0.0
+
     @cached_property
     def cases(self) -> tuple[Case, ...]:
         """All cases, the given one first."""
@@ -120,7 +126,8 @@ class Evidence:
     @property
     def here(self) -> str:
         """How a statement that fresh samples do not bear out has to begin."""
-        return "" if len(self.fresh) >= 2 else "on the given inputs, "
+        known = len(self.fresh) >= 2 or self.subject.only_here
+        return "" if known else "on the given inputs, "
 
     def explains(self, predict: Callable[[Case], np.ndarray | None]) -> float | None:
         """The unexplained part, over the cases at its largest; None where one is unexplained."""
@@ -128,7 +135,9 @@ class Evidence:
         for case in self.cases:
             with np.errstate(all="ignore"):
                 predicted = predict(case)
-            error = None if predicted is None else unexplained(predicted, case.claimed, case.true)
+            error = None
+            if predicted is not None:
+                error = unexplained(predicted, case.claimed, case.true, self.rounding)
             if error is None:
                 return None
             worst = max(worst, error)

@@ -47,12 +47,17 @@ def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
     return OF_THE_GAP * gap + OF_THE_LARGEST_GAP * largest + OF_THE_MAGNITUDE * magnitude
 
 
-def unexplained(predicted: np.ndarray, claimed: np.ndarray, true: np.ndarray) -> float | None:
-    """‖predicted − claimed‖ / ‖true − claimed‖, or None where some entry is not explained."""
+def unexplained(
+    predicted: np.ndarray, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
+) -> float | None:
+    """‖predicted − claimed‖ / ‖true − claimed‖, or None where some entry is not explained.
+
+    ``rounding`` is how far each entry may be off because it was written down with few digits.
+    """
     if predicted.shape != claimed.shape:
         return None
     with np.errstate(all="ignore"):
-        off = np.abs(predicted - claimed)
+        off = np.maximum(np.abs(predicted - claimed) - 1.001 * rounding, 0.0)
         if not np.all(off <= tolerance(claimed, true)):
             return None
     gap = float(np.linalg.norm(claimed - true))

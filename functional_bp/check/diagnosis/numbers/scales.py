@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from functional_bp.check.diagnosis.numbers.constants import Constant, name_of, sizes
+from functional_bp.check.diagnosis.numbers.constants import CLOSE, Constant, name_of, sizes
 from functional_bp.check.diagnosis.numbers.evidence import Case, Evidence
 from functional_bp.check.diagnosis.numbers.hypothesis import Hypothesis
 
@@ -62,7 +62,8 @@ def _factor(evidence: Evidence) -> Hypothesis | None:
     error = evidence.explains(lambda case: c * case.true)
     if error is None:
         return None
-    constant = name_of(c, sizes(evidence))
+    largest = float(np.abs(evidence.given.claimed).max(initial=0.0))
+    constant = name_of(c, sizes(evidence), max(CLOSE, evidence.rounding / largest))
     subject = f"the cotangent of {evidence.argument}"
     kind, message = factor_message(constant, subject, "claimed", "true")
     cost = 0.5 if constant.is_one else 1.0 if constant.named else 2.5

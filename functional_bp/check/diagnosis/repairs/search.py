@@ -203,6 +203,8 @@ def _strangeness(site: Site, edit: Edit) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
         return 0.6
+    if site.expression is None:
+        return 0.35  # of none of the person's lines
     if site.own and site.last:
         return 0.0
     if edit.kind == "wrong operand" and site.equation.name in LAYING_OUT:
