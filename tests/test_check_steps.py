@@ -123,3 +123,20 @@ def test_a_wrong_sign_among_rounded_numbers_is_named(decimals: int) -> None:
     report = check_steps(loss, PARAMS, X, Y, claims=on_paper(decimals, h=-1, z=-1))
     assert [(f.argument, f.kind) for f in report.findings][:1] == [("h", "sign")]
     assert "z" not in [f.argument for f in report.findings]
+
+
+def neuron(w0, x0, w1, x1, w2):
+    d = bp.name(w0 * x0 + w1 * x1 + w2, "d")
+    f = bp.name(jnp.exp(bp.name(-d, "e")), "f")
+    return 1 / bp.name(1 + f, "g")
+
+
+def test_the_numbers_that_a_textbook_prints_are_right() -> None:
+    """CS231n's sigmoid neuron, with two decimals: a float does not know that it was −0.20."""
+    args = (2.0, -1.0, -3.0, -2.0, -3.0)
+    claims = {"w0": -0.20, "x0": 0.39, "w1": -0.39, "x1": -0.59, "w2": 0.20}
+    steps = {"g": -0.53, "f": -0.53, "e": -0.20, "d": 0.20}
+    assert bp.check(neuron, *args, claims=claims).ok
+    assert check_steps(neuron, *args, claims={**steps, **claims}).ok
+    wrong = check_steps(neuron, *args, claims={**steps, **claims, "x1": 0.59})
+    assert [(f.argument, f.kind) for f in wrong.findings] == [("x1", "sign")]

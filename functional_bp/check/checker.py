@@ -69,7 +69,8 @@ def check(
             the function's own undecorated body; ``False`` for finite differences alone.
         of: the scalar function that ``subject`` claims to be the gradient of.
         claims: gradients on paper by argument name, ``{"W1": array}``; ``subject`` is then the
-            function that was differentiated.
+            function that was differentiated. Numbers that all have two to six decimals count as
+            rounded to those.
         expect: declares a gradient that is false on purpose: ``"straight-through"``, a number that
             multiplies the true gradient (−1: reversal), or a function whose gradient it is.
         argnums: for a gradient function, the arguments that the gradient is for.

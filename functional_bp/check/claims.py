@@ -158,29 +158,42 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
         pull=pull,
         reference=value,
         only_here=not all(map(callable, values)),
-        rounding=tuple(map(rounding_of, values)),
+        rounding=tuple(roundings_of(values)),
         source=fun,
     )
 
 
-def rounding_of(claim: Any) -> float:
-    """How far a claim on paper may be off for having been rounded when it was written down.
+def roundings_of(claims: Sequence[Any]) -> list[float]:
+    """How far each claim on paper may be off for having been rounded when it was written down.
 
-    Numbers with two to six decimals count as rounded to those: half a unit of the last. Arrays in
-    float32 with more may carry the rounding error of a computation in float32.
+    Where the numbers of all have two to six decimals, they count as rounded to those, by half a
+    unit of the last: beside 0.39, −0.2 is −0.20. Arrays in float32 with more may carry the rounding
+    error of a computation in float32.
     """
-    if callable(claim):
-        return 0.0
-    array = np.asarray(claim)
-    size = float(np.max(np.abs(array.astype(np.complex128)), initial=0.0))
-    is_single = array.dtype.kind in "fc" and np.finfo(array.dtype).bits < 64
+    arrays = [None if callable(claim) else np.asarray(claim) for claim in claims]
+    decimals = [None if array is None else _decimals(array) for array in arrays]
+    most = max((d for d in decimals if d is not None), default=0)
+    found: list[float] = []
+    for array, written in zip(arrays, decimals):
+        rounding = 0.5 * 10.0**-most if written is not None and most >= 2 else 0.0
+        if array is not None and _is_single(array):
+            size = float(np.max(np.abs(array.astype(np.complex128)), initial=0.0))
+            rounding = max(rounding, 1e-5 * size)
+        found.append(rounding)
+    return found
+
+
+def _decimals(array: np.ndarray) -> int | None:
+    """The decimals that all entries are written with; None where they have all their digits."""
     wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
-    for decimals in range(5 if is_single else 7):
-        rounded = np.round(wide, decimals)
-        if np.array_equal(rounded.astype(array.dtype), array):
-            least = 0.5 * 10.0**-decimals if decimals >= 2 else 0.0
-            return max(least, 1e-5 * size) if is_single else least
-    return 1e-5 * size if is_single else 0.0
+    for decimals in range(5 if _is_single(array) else 7):
+        if np.array_equal(np.round(wide, decimals).astype(array.dtype), array):
+            return decimals
+    return None
+
+
+def _is_single(array: np.ndarray) -> bool:
+    return array.dtype.kind in "fc" and np.finfo(array.dtype).bits < 64
 
 
 def resolve(name: str, names: Sequence[str]) -> str:

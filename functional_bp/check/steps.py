@@ -15,7 +15,7 @@ import numpy as np
 
 from functional_bp.check import inputs
 from functional_bp.check.arrays import distance, double, normal
-from functional_bp.check.claims import rounding_of
+from functional_bp.check.claims import roundings_of
 from functional_bp.check.clock import now
 from functional_bp.check.cuts import Cut, evaluate_claims, given, parameters
 from functional_bp.check.diagnosis import describe_values, diagnose
@@ -45,7 +45,9 @@ def check_steps(
         claims: cotangents by name, of intermediates and of arguments: ``{"o": o_bar, "h": …,
             "W1": …}``. A value is an array; or a function whose parameters say what it is given:
             values by name, claimed cotangents by name with ``_bar``
-            (``"h": lambda o_bar, W2: W2.T @ o_bar``).
+            (``"h": lambda o_bar, W2: W2.T @ o_bar``). Numbers that all have two to six decimals
+            count as rounded to those, and what follows from them may be off by as much as that
+            makes of it.
         name: what to call it in the report.
 
     Returns:
@@ -90,6 +92,7 @@ def check_steps(
                     f"cotangent of {step}",
                     "right" if wrong is None else "wrong",
                     distance(ours, theirs) if ours.shape == theirs.shape else None,
+                    distance(theirs + rounding[step], theirs) if rounding[step].any() else None,
                     against="follows from the steps before, as claimed"
                     if follows
                     else "the chain rule from the steps before",
@@ -135,7 +138,7 @@ def _roundings(
     A step's own numbers, and those of the steps before it that it follows from: roundings by ±r
     move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard deviation.
     """
-    own = {step: rounding_of(claim) for step, claim in claims.items()}
+    own = dict(zip(claims, roundings_of(list(claims.values()))))
     found = {step: np.full(following[step].shape, r) for step, r in own.items()}
     if not any(own.get(step, 0.0) for step in cut.order):
         return found
