@@ -112,11 +112,15 @@ def test_a_numpy_pair_is_judged_by_differences(sign: int) -> None:
 
     def backward(kept, y_bar):
         x, w = kept
-        return np.asarray(y_bar).dot(w.T), sign * x.T.dot(np.asarray(y_bar))
+        w_bar = sign * x.T.dot(np.asarray(y_bar))
+        return np.asarray(y_bar).dot(w.T), w_bar
 
     report = check((forward, backward), X, W)
     assert report.ok == (sign == 1)
-    assert sign == 1 or report.findings[0].argument == "w"
+    if sign == -1:
+        finding = report.findings[0]
+        assert finding.argument == "w" and finding.where is not None
+        assert finding.where.text.startswith("w_bar = sign")
 
 
 def loss(params, x):

@@ -52,8 +52,8 @@ CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp)
 def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) -> Place | None:
     """The last line that feeds an argument's cotangent, and none of those that are ``right``."""
     program = _program(subject)
-    if program is None:
-        return None
+    if program is None:  # in NumPy, say
+        return _assigned(subject, name)
     judged = program.outputs[subject.names.index(name)]
     others = [program.outputs[subject.names.index(n)] for n in right if n != name]
     home = home_of(subject.source)
@@ -299,6 +299,29 @@ def _remembering(subject: Subject) -> list[Place]:
         if isinstance(node, ast.Global | ast.Nonlocal):
             names.update(node.names)
     return _mentioning(subject, sorted(names))
+
+
+def _assigned(subject: Subject, name: str) -> Place | None:
+    """Where the variable is assigned that is returned for an argument, as far as code says it."""
+    statements = sorted(_statements(subject), key=lambda one: one[0].line)
+    for place, node in reversed(statements):
+        if not isinstance(node, ast.Return) or node.value is None:
+            continue
+        parts = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+        if len(parts) != len(subject.names):
+            return place
+        part = parts[subject.names.index(name)]
+        for before, statement in reversed(statements):
+            if before.line < place.line and isinstance(statement, ast.Assign | ast.AugAssign):
+                stored = {ast.unparse(n) for n in ast.walk(statement) if _is_stored(n)}
+                if ast.unparse(part) in stored:
+                    return before
+        return place
+    return None
+
+
+def _is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def _returns(subject: Subject) -> list[Place]:
