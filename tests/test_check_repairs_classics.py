@@ -1,4 +1,4 @@
-"""Faults of textbooks and bug trackers: what the report says of them, and what to write instead."""
+"""Faults that people make again and again: what the report says, and what to write instead."""
 
 from __future__ import annotations
 
