@@ -140,3 +140,17 @@ def test_the_numbers_that_a_textbook_prints_are_right() -> None:
     assert check_steps(neuron, *args, claims={**steps, **claims}).ok
     wrong = check_steps(neuron, *args, claims={**steps, **claims, "x1": 0.59})
     assert [(f.argument, f.kind) for f in wrong.findings] == [("x1", "sign")]
+
+
+def test_digits_that_are_too_few_decide_nothing() -> None:
+    """100 · (0.01 ± 0.005): neither 1.2 nor its half is right or wrong."""
+
+    def scaled(w: Any, x: Any) -> Any:
+        z = bp.name(100.0 * w, "z")
+        return jnp.sum(z * x)
+
+    w, x = jnp.float64(2.0), jnp.float64(0.012)
+    coarse = check_steps(scaled, w, x, claims={"z": 0.01, "w": 1.2})
+    assert coarse.verdict == "inconclusive" and "write down more" in coarse.reasons[0]
+    assert check_steps(scaled, w, x, claims={"z": 0.012, "w": 1.2}).ok
+    assert not check_steps(scaled, w, x, claims={"z": 0.012, "w": -1.2}).ok

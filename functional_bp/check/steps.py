@@ -26,6 +26,7 @@ from functional_bp.graph.names import function_name
 
 DIAGNOSIS_SECONDS = 3.0
 DRAWS = 16  # of roundings
+TOO_COARSE = 0.5  # of a cotangent: beyond that, roundings could hide a wrong one
 DEVIATIONS = 3.0  # of ±r: five of the standard deviations of a rounding, which is less than r
 
 
@@ -78,21 +79,30 @@ def check_steps(
         fitting = {k: v for k, v in claimed.items() if v.shape == true[k].shape}
         seeds = {t: fitting.get(t, true[t]) for t in cut.order}
         following = cut.pull(seeds)
-        rounding = _roundings(cut, named, seeds, following)
+        own, rounding = _roundings(cut, named, seeds, following)
         rows: list[Row] = []
         findings: list[Finding] = []
         notes: list[str] = []
+        reasons: list[str] = []
         for step in _backwards(cut, claimed):
             ours, theirs = claimed[step], following[step]
             wrong = _wrong_entries(ours, theirs, rounding[step])
             is_true = _wrong_entries(ours, true[step], rounding[step]) is None
             follows = wrong is None and not is_true and distance(ours, true[step]) > 1e-6
+            limit = distance(theirs + rounding[step], theirs) if rounding[step].any() else None
+            is_open = wrong is None and limit is not None and limit > TOO_COARSE
+            is_open = is_open and _wrong_entries(ours, theirs, own[step]) is not None
+            if is_open:
+                reasons.append(
+                    f"the cotangent of {step} is not decided: for the digits that the steps before "
+                    f"it lack, it may be off by {limit:.0%}; write down more of them"
+                )
             rows.append(
                 Row(
                     f"cotangent of {step}",
-                    "right" if wrong is None else "wrong",
+                    "unresolved" if is_open else "right" if wrong is None else "wrong",
                     distance(ours, theirs) if ours.shape == theirs.shape else None,
-                    distance(theirs + rounding[step], theirs) if rounding[step].any() else None,
+                    limit,
                     against="follows from the steps before, as claimed"
                     if follows
                     else "the chain rule from the steps before",
@@ -111,10 +121,11 @@ def check_steps(
         notes.insert(0, f"the first wrong step is the cotangent of {findings[0].argument}")
     return Report(
         name=name or function_name(fun),
-        verdict="wrong" if findings else "right",
+        verdict="wrong" if findings else "inconclusive" if reasons else "right",
         findings=tuple(findings),
         rows=tuple(rows),
         notes=tuple(notes),
+        reasons=tuple(reasons),
         seconds=time.monotonic() - started,
         settings={"jax": jax.__version__, "backend": jax.default_backend(),
                   "precision": "float64", "reference": "the chain rule"},
@@ -132,27 +143,28 @@ def _roundings(
     claims: Mapping[str, Any],
     seeds: Mapping[str, np.ndarray],
     following: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """How far each step's entries may be off for the digits that were not written down.
 
-    A step's own numbers, and those of the steps before it that it follows from: roundings by ±r
-    move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard deviation.
+    For those of the step's own numbers; and, besides, for those of the steps before it that it
+    follows from: roundings by ±r move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard
+    deviation.
     """
-    own = dict(zip(claims, roundings_of(list(claims.values()))))
-    found = {step: np.full(following[step].shape, r) for step, r in own.items()}
-    if not any(own.get(step, 0.0) for step in cut.order):
-        return found
+    units = dict(zip(claims, roundings_of(list(claims.values()))))
+    own = {step: np.full(following[step].shape, r) for step, r in units.items()}
+    if not any(units.get(step, 0.0) for step in cut.order):
+        return own, own
     rng = np.random.default_rng(0)
-    squares = {step: np.zeros(bar.shape) for step, bar in found.items()}
+    squares = {step: np.zeros(bar.shape) for step, bar in own.items()}
     for _ in range(DRAWS):
         moved = {
-            step: bar + own.get(step, 0.0) * rng.choice([-1.0, 1.0], bar.shape)
+            step: bar + units.get(step, 0.0) * rng.choice([-1.0, 1.0], bar.shape)
             for step, bar in seeds.items()
         }
         for step, bar in cut.pull(moved).items():
             if step in squares:
                 squares[step] += (bar - following[step]) ** 2 / DRAWS
-    return {step: r + DEVIATIONS * np.sqrt(squares[step]) for step, r in found.items()}
+    return own, {step: r + DEVIATIONS * np.sqrt(squares[step]) for step, r in own.items()}
 
 
 def _wrong_entries(
