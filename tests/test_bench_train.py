@@ -40,6 +40,8 @@ def measured(fit: Any = None) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         if fit is not None:
             patch.setitem(train.FITS, "fit", (fit, ""))
+            for part in train.PARTS:
+                patch.setitem(train.PARTS, part, fit)
         return train.measure({"mlp": tiny}, 1, sample_seconds=0.0, epoch_seconds=0.0)
 
 
@@ -57,7 +59,8 @@ def test_every_column_is_there() -> None:
     assert row["speed"]["jax"] == 1 and row["speed"]["step"] > 0
     assert min(row["step_seconds"].values()) > 0
     assert set(row["fit"]) == {"step_seconds", "speed", "added_seconds", "added_ratio", "steps"}
-    assert row["fit"]["step_seconds"] > 0 and row["fit"]["steps"] == 1
+    for each in ("fit", *train.PARTS):
+        assert row[each]["step_seconds"] > 0 and row[each]["steps"] == 1
 
 
 def test_all_sides_train_the_same() -> None:
@@ -142,6 +145,8 @@ def row(model: str, step: float) -> dict[str, Any]:
         "step_seconds": {"jax": 1e-3, "step": 1e-3 / step},
         "speed": {"jax": 1.0, "step": step},
         "fit": fit,
+        "ready": {**fit, "added_seconds": 2e-5},
+        "unchecked": {**fit, "added_seconds": -1e-6},
         "largest_difference": 1e-7,
     }
 
@@ -150,9 +155,10 @@ def test_the_table_has_a_line_per_model() -> None:
     rows = [row("mlp", 1.25), row("gpt", 0.75)]
     lines = train.table({"device": "cpu", "rows": rows, "left_out": {}}).splitlines()
     assert "above 1 is faster" in lines[0]
-    assert lines[4].split() == ["model", "jax", "step", "fit", "fit", "adds", "losses"]
-    assert lines[5].split() == "mlp 1.00 ms 1.25 0.50 +40 µs +2.0 % 1e-07".split()
-    assert [line.split()[0] for line in lines[5:]] == ["mlp", "gpt"]
+    head, first, *_ = table = lines[lines.index("") + 1 :]
+    assert head.split() == "model jax step fit fit adds ready unchecked losses".split()
+    assert first.split() == "mlp 1.00 ms 1.25 0.50 +40 µs +2.0 % +20 µs -1 µs 1e-07".split()
+    assert [line.split()[0] for line in table[1:]] == ["mlp", "gpt"]
 
 
 def test_batches_come_round() -> None:
@@ -168,6 +174,8 @@ def test_the_command_prints_json(
 ) -> None:
     monkeypatch.setitem(train.tasks, "mlp", tiny)
     monkeypatch.setitem(train.FITS, "fit", (quick, ""))
+    for part in train.PARTS:
+        monkeypatch.setitem(train.PARTS, part, quick)
     monkeypatch.setattr(train.measure, "__defaults__", (0.0, 0.0))
     assert main(["bench", "train", "--only", "mlp", "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

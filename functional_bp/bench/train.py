@@ -43,6 +43,7 @@ SIDES = {
     "torch compiled": Side(in_torch.compiled, "torch", "pip install torch"),
 }
 FITS = {"fit": (in_jax.fit_epochs, ""), "keras fit": (in_keras.fit_epochs, "keras")}
+PARTS = {"ready": in_jax.fit_ready, "unchecked": in_jax.fit_unchecked}  # fit that does less
 
 
 def measure(
@@ -105,6 +106,8 @@ def _row(
     for fit, (epochs, package) in FITS.items():
         if not package or package in trainers:
             row[fit] = _fit_seconds(task, epochs, bare, steps, repeats)
+    for part, epochs in PARTS.items():
+        row[part] = _fit_seconds(task, epochs, bare, steps, repeats)
     return row
 
 
@@ -178,7 +181,7 @@ def table(found: Mapping[str, Any]) -> str:
     """Steps a second as ratios to plain JAX's, and what ``fit`` adds to a step."""
     rows, fits = found["rows"], list(FITS)
     sides = [side for side in SIDES if any(side in row["speed"] for row in rows)]
-    lines = [["model", "jax", *sides[1:], *fits, "fit adds", "", "losses"]]
+    lines = [["model", "jax", *sides[1:], *fits, "fit adds", "", *PARTS, "losses"]]
     for row in rows:
         speeds = [row["speed"].get(side) for side in sides[1:]]
         speeds += [row[fit]["speed"] if fit in row else None for fit in fits]
@@ -186,12 +189,16 @@ def table(found: Mapping[str, Any]) -> str:
             [row["model"], f"{row['step_seconds']['jax'] * 1e3:.2f} ms",
              *("-" if speed is None else f"{speed:.2f}" for speed in speeds),
              f"{row['fit']['added_seconds'] * 1e6:+.0f} µs",
-             f"{row['fit']['added_ratio'] * 100:+.1f} %", f"{row['largest_difference']:.0e}"]
+             f"{row['fit']['added_ratio'] * 100:+.1f} %",
+             *(f"{row[part]['added_seconds'] * 1e6:+.0f} µs" for part in PARTS),
+             f"{row['largest_difference']:.0e}"]
         )  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     about = (
         f"Training steps a second over those of plain JAX with optax, jax {jax.__version__} on "
         f"{found['device']}; above 1 is faster.\n"
+        "ready: what fit adds where batches are on the device already\n"
+        "unchecked: the same, where no number is tested for being finite\n"
         f"losses: the largest difference of a side's loss from plain JAX's at step {AGREED}\n"
         "PyTorch runs with one thread or all of them, whichever is faster"
     )

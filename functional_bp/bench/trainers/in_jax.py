@@ -76,9 +76,32 @@ def fit_epochs(task: Task, steps: int, epochs: int, after_epoch: Callable[[], No
 
     With its defaults: shuffled, every loss and gradient looked at, sums of the loss kept.
     """
+    return _fit(task, task.tiled(steps), epochs, after_epoch, batch_size=task.batch_size)
+
+
+def fit_ready(task: Task, steps: int, epochs: int, after_epoch: Callable[[], None]) -> list[float]:
+    """The same with batches that are on the device already, so that none is cut and copied."""
+    return _fit(task, (_ready(task, steps),), epochs, after_epoch)
+
+
+def fit_unchecked(
+    task: Task, steps: int, epochs: int, after_epoch: Callable[[], None]
+) -> list[float]:
+    """The same with such batches, and no loss or gradient looked at."""
+    return _fit(task, (_ready(task, steps),), epochs, after_epoch, nonfinite=None)
+
+
+def _ready(task: Task, steps: int) -> list[Any]:
+    batch = cycle(jax.device_put(task.batches()))
+    return [batch() for _ in range(steps)]
+
+
+def _fit(
+    task: Task, data: Any, epochs: int, after_epoch: Callable[[], None], **options: Any
+) -> list[float]:
     _, history = train.fit(
-        train.supervised(task.model, "cross_entropy"), task.params, *task.tiled(steps),
-        optimizer=optax.adam(RATE), batch_size=task.batch_size, epochs=epochs, verbose=0,
-        callbacks=[Between(after_epoch)],
+        train.supervised(task.model, "cross_entropy"), task.params, *data,
+        optimizer=optax.adam(RATE), epochs=epochs, verbose=0, callbacks=[Between(after_epoch)],
+        **options,
     )  # fmt: skip
     return [row["seconds"] for row in history.rows]
