@@ -19,8 +19,8 @@ from functional_bp.train.precision import LossScale, Precision
 from functional_bp.train.state import TrainState, settled
 
 NONFINITE = (None, "skip", "stop")
-SCALE = 2.0**-64  # as many numbers of any size have a finite sum
-LARGE = 4096  # entries
+SCALE = 2.0**-64  # 2⁶⁴ finite numbers, scaled by it, have a finite sum
+LARGE = 4096  # entries, from which on a product is worth its call
 
 
 class Options(NamedTuple):

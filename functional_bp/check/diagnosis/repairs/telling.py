@@ -74,13 +74,8 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
     is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
     said = message if is_told else f"{of}: {message}"
-    return Found(
-        edit.kind,
-        said,
-        place,
-        Repair(message, place, before if after else "", after or ""),
-        edit.also,
-    )
+    repair = Repair(message, place, before if after else "", after or "")
+    return Found(edit.kind, said, place, repair, edit.also)
 
 
 def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None:
@@ -96,11 +91,8 @@ def _holding_all(site: Site, home: str | None) -> Expression | None:
     """The expression that holds every use of a value that has no line of its own."""
     spans = [own_span(each, home) for each in site.equation.params.get("uses", ())]
     known = [span for span in spans if span is not None]
-    if (
-        not known
-        or len(known) < len(spans)
-        or len({(span.file, span.function) for span in known}) > 1
-    ):
+    functions = {(span.file, span.function) for span in known}
+    if len(known) < len(spans) or len(functions) != 1:
         return None
     node = read(known[0].file).holding(known)
     return None if node is None else Expression(known[0], node)
