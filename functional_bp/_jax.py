@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
+from jax._src import core as _core  # traces and tracers of one's own, and which trace is current
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
 from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
 from jax.extend.core import (
@@ -19,11 +20,83 @@ from jax.extend.core import (
     Jaxpr,
     JaxprEqn,
     Primitive,
+    Var,
 )
 from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
 OPERATION = __file__.replace("_jax.py", "operation.py")
+
+for _module in ("_jax", "backprop", "define_by_run", "recording", "tangents"):
+    _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
+
+Trace, Tracer = _core.Trace, _core.Tracer
+under = _core.set_current_trace  # a context: operations inside belong to the trace
+concrete = _core.to_concrete_value  # the value behind a tracer, None if there is none
+
+
+def current_trace() -> Any:
+    """The trace that operations now belong to."""
+    return _core.trace_ctx.trace
+
+
+def is_staged_now() -> bool:
+    """Whether operations end up in a graph that is being traced, as under ``jit``."""
+    trace = current_trace()
+    while trace is not None and not isinstance(trace, _partial_eval.DynamicJaxprTrace):
+        trace = getattr(trace, "parent_trace", None)
+    return trace is not None
+
+
+def bind(trace: Any, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """Run an operation as part of a trace. Its parameters are those that a trace is given."""
+    avals = tuple(map(_core.typeof, operands))
+    return primitive.bind_with_trace(trace, tuple(operands), avals, dict(params))
+
+
+def out_types(
+    primitive: Primitive, avals: Sequence[Any], params: dict[str, Any]
+) -> tuple[list[Any], Any]:
+    """The types of an operation's outputs, and its effects."""
+    found, effects = primitive.abstract_eval(*avals, **params)
+    return (list(found) if primitive.multiple_results else [found]), effects
+
+
+def equation(
+    primitive: Primitive,
+    params: dict[str, Any],
+    operands: Sequence[Any],
+    out_avals: Sequence[Any],
+    effects: Any = frozenset(),
+    prefix: int = 0,
+) -> JaxprEqn:
+    """A new equation of the line that runs now; ``prefix`` name scopes are left out."""
+    source = _source.current()
+    scopes = source.name_stack
+    source = source.replace(name_stack=scopes[prefix:]) if prefix else source
+    outs = [Var(aval) for aval in out_avals]
+    return _core.new_jaxpr_eqn(list(operands), outs, primitive, params, effects, source)
+
+
+def scope_depth() -> int:
+    """How many name scopes are open."""
+    return len(_source.current_name_stack())
+
+
+def graph_of(
+    eqns: Sequence[JaxprEqn],
+    invars: Sequence[Any],
+    outvars: Sequence[Any],
+    constants: Mapping[Any, Any] | None = None,
+) -> Jaxpr:
+    """A jaxpr of equations at hand; ``constants`` maps its further variables to their values."""
+    names = ("",) * len(invars), ("",) * len(outvars)
+    fixed = constants or {}
+    return jaxpr_with_constants(
+        list(fixed.values()), constvars=list(fixed), invars=list(invars),
+        outvars=list(outvars), eqns=list(eqns),
+        effects=frozenset(), debug_info=_core.DebugInfo("functional_bp", "recorded", *names),
+    )  # fmt: skip
 
 
 def find_primitive(path: str) -> Primitive | None:

@@ -6,13 +6,13 @@ Everything here is pure JAX on values that may be tracers, so that the sweeps co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.sharding import AxisType, use_abstract_mesh
 
 from functional_bp import _jax
@@ -36,6 +36,19 @@ def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
             operands = [vary(x, frozenset[str]().union(*axes)) for x in operands]
             out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def run(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    step: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]] = evaluate,
+) -> list[Any]:
+    """The outputs of a graph, each equation by ``step``."""
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, step(eqn, [value_of(a, env) for a in eqn.invars])))
+    return [value_of(v, env) for v in jaxpr.outvars]
 
 
 def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
@@ -64,7 +77,7 @@ def forward(
                 outs, residuals = step.structure.forward(*operands)
             structure_residuals.append(residuals)
         else:
-            outs = _forward_with_auxiliaries(step, operands, plan, env)
+            outs = forward_with_auxiliaries(step, operands, env)
         env.update(zip(eqn.outvars, outs))
         for var in plan.last_uses[eqn]:
             env.pop(var, None)
@@ -73,9 +86,10 @@ def forward(
     return outs, (kept, structure_residuals)
 
 
-def _forward_with_auxiliaries(
-    step: Step, operands: Sequence[Any], plan: Plan, env: dict[Any, Any]
+def forward_with_auxiliaries(
+    step: Step, operands: Sequence[Any], env: dict[Any, Any]
 ) -> Sequence[Any]:
+    """An equation's outputs, by the rule's own forward; what it computes beside goes to ``env``."""
     rule, eqn = step.rule, step.eqn
     assert rule is not None and rule.forward is not None
     with _jax.emitting(eqn), eqn.ctx.manager:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
 
-from functional_bp import backprop
+from functional_bp import _jax, backprop
+from functional_bp.define_by_run import ByReference, split
 from functional_bp.errors import (
     CotangentError,
     MissingRuleError,
@@ -19,9 +20,9 @@ from functional_bp.errors import (
     compose,
     describe,
 )
-from functional_bp.staging import trace_flat
+from functional_bp.staging import Flat, explaining, stage_pure
 from functional_bp.structure import Options, has_tangent
-from functional_bp.tangents import forward_mode, transpose
+from functional_bp.tangents import Pusher, forward_mode, transpose
 from functional_bp.transforms import (
     as_arrays,
     check_inputs,
@@ -56,17 +57,29 @@ def jvp(
     Raises:
         CotangentError: a tangent's structure, shape or dtype does not match its primal.
     """
-    traced = trace_flat(fun, tuple(primals), has_aux)
-    dots = _check_tangents(tuple(tangents), traced.in_tree, traced.leaves)
-    outs, out_dots = forward_mode(
-        traced.jaxpr, traced.consts, as_arrays(traced.leaves), dots, Options(strict)
-    )
-    outs = literals_as_arrays(outs, traced.jaxpr)
-    count = traced.out_count
-    avals = [v.aval for v in traced.jaxpr.outvars[:count]]
-    out = jax.tree.unflatten(traced.out_tree, outs[:count])
-    out_dot = jax.tree.unflatten(traced.out_tree, list(map(_as_tangent, out_dots[:count], avals)))
-    return (out, out_dot, traced.rebuild_aux(outs[count:])) if has_aux else (out, out_dot)
+    flat = Flat(fun, tuple(primals), has_aux)
+    dots = _check_tangents(tuple(tangents), flat.in_tree, flat.leaves)
+    outs, out_dots = _pushed(flat, dots, Options(strict))
+    out, aux = flat.output(outs)
+    avals = map(jax.typeof, outs[: flat.out_count])
+    out_dot = jax.tree.unflatten(flat.out_tree, list(map(_as_tangent, out_dots, avals)))
+    return (out, out_dot, aux) if has_aux else (out, out_dot)
+
+
+def _pushed(flat: Flat, dots: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
+    """Outputs and tangents, by running the function; on its graph, if it makes references."""
+    leaves = as_arrays(flat.leaves)
+    pusher = Pusher(options)
+    try:
+        with explaining(is_staged=False), _jax.under(pusher):
+            found = flat(*pusher.pair(leaves, dots))
+    except ByReference:
+        jaxpr, consts, _ = stage_pure(flat)
+        outs, out_dots = forward_mode(jaxpr, consts, leaves, dots, options)
+        return literals_as_arrays(outs, jaxpr), out_dots
+    pusher.invalidate()
+    on, values = split(pusher, found)
+    return as_arrays(values), [x.tangent if o else None for x, o in zip(found, on)]
 
 
 def _as_tangent(dot: Any, aval: Any) -> Any:
@@ -102,12 +115,13 @@ def linearize(
     has_aux: bool = False,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Any:
     """Output and linear map: y = f(x), and ẋ ↦ J ẋ, with the forward sweep done once.
 
     As ``jax.linearize``: the map keeps what the rules name, and may be applied many times.
     """
-    options = Options(strict, max_steps)
+    options = Options(strict, max_steps, staged)
     leaves, in_tree = jax.tree.flatten(primals)
     wanted = tuple(has_tangent(jax.typeof(x)) for x in leaves)
     try:
@@ -150,13 +164,14 @@ def jacrev(
     *,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Callable[..., Any]:
     """The Jacobian, a row for each output entry, by reverse mode; as ``jax.jacrev``.
 
     Returns:
         A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
     """
-    options = Options(strict, max_steps)
+    options = Options(strict, max_steps, staged)
 
     @functools.wraps(fun)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
@@ -211,11 +226,11 @@ def hessian(
     *,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Callable[..., Any]:
     """The Hessian ∂²f/∂x∂x, forward over reverse; as ``jax.hessian``."""
-    reverse = jacrev(
-        fun, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict, max_steps=max_steps
-    )
+    how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
+    reverse = jacrev(fun, argnums, has_aux=has_aux, holomorphic=holomorphic, **how)
     return jacfwd(reverse, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict)
 
 
@@ -226,6 +241,7 @@ def hvp(
     *,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Any:
     """The Hessian-vector product H v = d/dε ∇f(x + ε v), forward over reverse.
 
@@ -235,6 +251,7 @@ def hvp(
         tangents: the direction v, of the same structure.
         strict: refuse an operation whose rule is not ours but its author's.
         max_steps: the bound of loops whose trip count is not known before they run.
+        staged: as for ``vjp``.
 
     Returns:
         H v, a tuple with one entry per argument, or that entry alone if there is one argument.
@@ -248,7 +265,7 @@ def hvp(
     from functional_bp.transforms import grad
 
     numbers = 0 if len(primals) == 1 else tuple(range(len(primals)))
-    gradient = grad(fun, numbers, strict=strict, max_steps=max_steps)
+    gradient = grad(fun, numbers, strict=strict, max_steps=max_steps, staged=staged)
     return jvp(gradient, primals, tangents, strict=strict)[1]
 
 

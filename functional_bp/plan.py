@@ -174,12 +174,12 @@ def _activity(
         if made is not None:
             structures[eqn] = made
             varied.update(v for v, o in zip(eqn.outvars, made.out_active) if o)
-        elif _has_pullback(eqn, on):
+        elif has_pullback(eqn, on):
             varied.update(v for v in eqn.outvars if has_tangent(v.aval))
     return varied, structures
 
 
-def _has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
+def has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
     """Whether the rule has a pullback for any of the active operands."""
     rule = rules[eqn.primitive]
     names = spread(rule.operands, len(eqn.invars))

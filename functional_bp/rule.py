@@ -24,6 +24,7 @@ accumulation belong to the engine (``backprop.py``).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +89,8 @@ class Rule:
     joint: Pullback | None = None
     forward: Callable[..., Any] | None = None
     structure: type | None = None
+    linear: tuple[tuple[str, ...], ...] = ()
+    is_pointwise: bool = False
     why: str = ""
     kinks: str = ""
     cases: tuple[Any, ...] = ()
@@ -148,6 +151,8 @@ def rule(
     *,
     joint: Callable[..., Any] | None = None,
     forward: Callable[..., Any] | None = None,
+    linear: str = "",
+    pointwise: bool = False,
     why: str = "",
     kinks: str = "",
     cases: Sequence[Any] = (),
@@ -163,6 +168,11 @@ def rule(
             ``wanted`` (a set of operand names) if it asks for it, and returns a dict by operand.
         forward: replaces the primitive in a forward sweep that needs an auxiliary: given operands
             and parameters, returns ``(output or list of outputs, auxiliary or tuple of them)``.
+        linear: the operands in which the operation is linear: ``"x, y"`` in both together (a
+            sum), ``"x; y"`` in each while the other is fixed (a product). Forward mode is then the
+            operation itself.
+        pointwise: an entry of the output depends on the same entry of the operands alone, so that
+            each pullback is its own transpose, and forward mode.
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
         cases: inputs that the rule is tested on (``functional_bp.cases``).
@@ -182,6 +192,12 @@ def rule(
             f"rule for {primitive.name!r}: pullback for {sorted(unknown)[0]!r}, which is not an "
             f"operand of the signature {signature!r}"
         )
+    groups = tuple(tuple(n.strip() for n in g.split(",")) for g in linear.split(";") if g.strip())
+    if strange := {n for group in groups for n in group} - {name.text for name in operands}:
+        raise RuleError(
+            f"rule for {primitive.name!r}: linear={linear!r} names {sorted(strange)[0]!r}, which "
+            f"is not an operand of the signature {signature!r}"
+        )
     if joint is not None and any(name.starred for name in operands):
         raise RuleError(f"rule for {primitive.name!r}: a joint rule has no starred operands")
     frame = sys._getframe(1)
@@ -195,6 +211,8 @@ def rule(
             pullbacks={name: parse(function) for name, function in pullbacks.items()},
             joint=parse(joint) if joint else None,
             forward=forward,
+            linear=groups,
+            is_pointwise=pointwise,
             why=why,
             kinks=kinks,
             cases=tuple(cases),
@@ -202,6 +220,10 @@ def rule(
             line=frame.f_lineno,
         )
     )
+
+
+pointwise = functools.partial(rule, pointwise=True)
+linear = functools.partial(rule, linear="x")
 
 
 def piecewise_constant(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal
 
 from functional_bp.errors import RuleError, compose
 from functional_bp.rule import Name, Pullback, Rule
@@ -133,10 +133,13 @@ def pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
     return Step(eqn, rule, tuple(pulls))
 
 
+def named(step: Step) -> list[Any]:
+    """The variables and auxiliaries that the step's pullbacks ask for."""
+    payloads = [p for pull in step.pulls for kind, p, _ in pull.arguments if kind == "value"]
+    every = [v for p in payloads for v in (p if isinstance(p, list) else [p])]
+    return [v for v in every if not isinstance(v, Literal)]
+
+
 def names_auxiliary(step: Step) -> bool:
     """Whether a pullback of the step asks for what the rule's ``forward`` computes beside."""
-    return any(
-        kind == "value" and isinstance(payload, Auxiliary)
-        for pull in step.pulls
-        for kind, payload, _ in pull.arguments
-    )
+    return any(isinstance(value, Auxiliary) for value in named(step))

@@ -1,8 +1,13 @@
-"""The forward-mode sweep: tangents by transposing each rule's pullback once more.
+"""Forward mode: y = f(x) and ẏ = J ẋ, one operation at a time, nothing kept from one to the next.
 
-A pullback ȳ ↦ x̄ = Jᵀ ȳ is linear; its transpose is ẋ ↦ ẏ = J ẋ, since ⟨J ẋ, ȳ⟩ = ⟨ẋ, Jᵀ ȳ⟩.
-So the hand-written reverse rules give forward mode too, one equation at a time, and nothing is
-kept from one equation to the next.
+Three ways from a rule of reverse mode to its tangents, the first that applies:
+
+- an operation that holds a graph, or brings a rule of its own, pushes the tangents through that;
+- of a **linear** operation the tangent is the operation itself, ẏ = f(ẋ); of a bilinear one the
+  sum over its factors, ẏ = f(ẋ₁, x₂) + f(x₁, ẋ₂);
+- the Jacobian of a **pointwise** operation is diagonal, so the pullback ȳ ↦ x̄ = Jᵀ ȳ is its own
+  transpose, ẏ = Jᵀ ẋ;
+- of any other the pullback is transposed, ⟨J ẋ, ȳ⟩ = ⟨ẋ, Jᵀ ȳ⟩, by the reverse sweep over it.
 """
 
 from __future__ import annotations
@@ -11,19 +16,95 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 
 from functional_bp import _jax, backprop
+from functional_bp.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.plan import plan_once
+from functional_bp.rule import Rule, rules
+from functional_bp.steps import Auxiliary, named, pull_step, spread
 from functional_bp.structure import Options, has_tangent, structure_of
 
 Tangents = list[Any]  # None where zero
 
 
+class Pushed(Follower):
+    """A value with its tangent."""
+
+    __slots__ = ("tangent",)
+
+    def __init__(self, trace: Pusher, primal: Any, tangent: Any) -> None:
+        super().__init__(trace, primal)
+        self.tangent = tangent
+
+
+class Pusher(DefineByRun):
+    """Runs each operation on values and tangents."""
+
+    def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """Run one operation."""
+        on, values = split(self, operands)
+        rule = rules.get(primitive)
+        if rule is not None and rule.kind in ("piecewise constant", "no tangent space"):
+            return _jax.bind(self.parent_trace, primitive, values, params)
+        atoms = [Var(jax.typeof(x)) for x in values]
+        avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+        eqn = _jax.equation(primitive, params, atoms, avals, effects)
+        found = self._push(eqn, operands)
+        return found if primitive.multiple_results else found[0]
+
+    def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        """The same for an operation that is traced already."""
+        return self._push(eqn, operands)
+
+    def _push(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+        on, values = split(self, operands)
+        dots = [x.tangent if o else None for x, o in zip(operands, on)]
+        with _jax.under(self.parent_trace):
+            outs, out_dots = push(eqn, values, dots, self.options)
+        return self.pair(outs, out_dots)
+
+    def apply_own_rule(
+        self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Run a function that brings a derivative of its own by that."""
+        on, values = split(self, operands)
+        dots = [x.tangent for x, o in zip(operands, on) if o]
+        with _jax.under(self.parent_trace):
+            call = chosen_call(primitive, params, values, on)
+            primals = [x for x, o in zip(values, on) if o]
+            if primitive is primitives.custom_jvp_call_p:
+                outs, out_dots = jax.jvp(call, primals, dots)
+            else:
+                outs, pull = jax.vjp(call, *primals)
+                floats = [has_tangent(jax.typeof(x)) for x in outs]
+                avals = [jax.typeof(x) for x, o in zip(outs, floats) if o]
+                full = lambda bars: pull(_spread_floats(bars, outs, floats))  # noqa: E731
+                found = iter(transpose(full, avals, self.options)(dots))
+                out_dots = [next(found) if o else None for o in floats]
+        return self.pair(outs, out_dots)
+
+    def pair(self, values: Sequence[Any], dots: Sequence[Any]) -> list[Any]:
+        """Values with their tangents; a value without one as it is."""
+        return [
+            x if dot is None or not has_tangent(jax.typeof(x)) else Pushed(self, x, dot)
+            for x, dot in zip(values, dots)
+        ]
+
+
+def _spread_floats(bars: Sequence[Any], outs: Sequence[Any], floats: Sequence[bool]) -> list[Any]:
+    remaining = iter(bars)
+    return [
+        next(remaining) if on else jax.numpy.zeros(x.shape, jax.dtypes.float0)
+        for x, on in zip(outs, floats)
+    ]
+
+
 def forward_mode(
     jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], dots: Sequence[Any], options: Options
 ) -> tuple[list[Any], Tangents]:
-    """Outputs y = f(x), and their tangents ẏ = J ẋ (None where zero)."""
+    """Outputs y = f(x) of a graph, and their tangents ẏ = J ẋ (None where zero)."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     tangent = {v: dot for v, dot in zip(jaxpr.invars, dots) if dot is not None}
     for eqn in jaxpr.eqns:
@@ -32,40 +113,106 @@ def forward_mode(
         if all(dot is None for dot in in_dots):
             outs, out_dots = backprop.evaluate(eqn, operands), [None] * len(eqn.outvars)
         else:
-            outs, out_dots = _push(eqn, operands, in_dots, options)
+            with _jax.emitting(eqn), eqn.ctx.manager:
+                outs, out_dots = push(eqn, operands, in_dots, options)
         env.update(zip(eqn.outvars, outs))
         tangent.update((v, dot) for v, dot in zip(eqn.outvars, out_dots) if dot is not None)
     outs = [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
     return outs, [None if isinstance(v, Literal) else tangent.get(v) for v in jaxpr.outvars]
 
 
-def _push(
+def push(
     eqn: JaxprEqn, operands: Sequence[Any], dots: Sequence[Any], options: Options
 ) -> tuple[Sequence[Any], Tangents]:
     """One equation: outputs and tangents."""
+    rule = rules.get(eqn.primitive)
+    if rule is not None and _is_linear(rule, dots):
+        return backprop.evaluate(eqn, operands), _push_linear(rule, eqn, operands, dots)
+    if rule is not None and rule.is_pointwise and _is_diagonal(eqn, dots):
+        return _push_pointwise(rule, eqn, operands, dots)
     active = tuple(dot is not None for dot in dots)
     structure = structure_of(eqn, active, options)
     if structure is not None and (own := getattr(structure, "tangents", None)) is not None:
-        with _jax.emitting(eqn), eqn.ctx.manager:
-            return own(forward_mode, operands, dots)
-    alone = jax.make_jaxpr(lambda *values: backprop.evaluate(eqn, values))(
-        *[a.aval for a in eqn.invars]
-    )
-    body, consts = _jax.open_jaxpr(alone)
-    out_float = tuple(has_tangent(v.aval) for v in eqn.outvars)
-    plan = plan_once(body, active, out_float, (True,) * len(out_float), options)
-    outs, residuals = backprop.forward(plan, consts, operands)
+        return own(forward_mode, operands, dots)
+    return _push_transposed(eqn, operands, dots, options)
+
+
+def _push_linear(rule: Rule, eqn: JaxprEqn, operands: Any, dots: Any) -> Tangents:
+    """ẏ = Σ over the groups of operands in which f is linear of f(…, ẋ, …)."""
+    names = [name.text for name in spread(rule.operands, len(operands))]
+    total: Tangents = [None] * len(eqn.outvars)
+    for group in rule.linear:
+        inside = [name in group for name in names]
+        if all(dot is None for dot, on in zip(dots, inside) if on):
+            continue
+        moved = [
+            x if not on else backprop.zeros(jax.typeof(x)) if dot is None else dot
+            for x, dot, on in zip(operands, dots, inside)
+        ]
+        parts = backprop.evaluate(eqn, moved)
+        total = [p if t is None else lax.add(t, p) for t, p in zip(total, parts)]
+    return [t if has_tangent(v.aval) else None for t, v in zip(total, eqn.outvars)]
+
+
+def _is_linear(rule: Rule, dots: Sequence[Any]) -> bool:
+    """Whether the operation is linear in each of its active operands."""
+    names = spread(rule.operands, len(dots)) if rule.linear else []
+    within = {name for group in rule.linear for name in group}
+    return bool(names) and all(n.text in within for n, dot in zip(names, dots) if dot is not None)
+
+
+def _is_diagonal(eqn: JaxprEqn, dots: Sequence[Any]) -> bool:
+    """Whether the active operands are arrays of the output's type, entry by entry."""
+    out: Any = eqn.outvars[0].aval
+    active: list[Any] = [a.aval for a, dot in zip(eqn.invars, dots) if dot is not None]
+    return all(a.shape == out.shape and a.dtype == out.dtype for a in active)
+
+
+def _push_pointwise(rule: Rule, eqn: JaxprEqn, operands: Any, dots: Any) -> Any:
+    """ẏ = Σ ẋᵢ · ∂f/∂xᵢ, by the pullbacks themselves."""
+    fresh = eqn.replace(invars=[Var(a.aval) for a in eqn.invars])
+    active = {v for v, dot in zip(fresh.invars, dots) if dot is not None}
+    step = pull_step(fresh, rule, active.__contains__, (True,))
+    have: dict[Any, Any] = {}
+    if rule.auxiliaries:
+        outs = backprop.forward_with_auxiliaries(step, operands, have)
+        have = {a: have[a.eqn, a.name] for a in named(step) if isinstance(a, Auxiliary)}
+    else:
+        outs = backprop.evaluate(eqn, operands)
+    have.update(zip((*fresh.invars, *fresh.outvars), (*operands, *outs)))
+    total = None
+    for pull in step.pulls:
+        for i in pull.operands:
+            for _, part in backprop.call(step, pull, [dots[i]], have):
+                total = part if total is None else lax.add(total, part)
+    return outs, [total]
+
+
+def _push_transposed(
+    eqn: JaxprEqn, operands: Sequence[Any], dots: Sequence[Any], options: Options
+) -> tuple[Sequence[Any], Tangents]:
+    """Transpose the pullback of a graph that holds this equation alone."""
+    atoms = [a if isinstance(a, Literal) else Var(a.aval) for a in eqn.invars]
+    outvars = [Var(v.aval) for v in eqn.outvars]
+    inputs = [a for a in atoms if not isinstance(a, Literal)]
+    args = [x for x, a in zip(operands, atoms) if not isinstance(a, Literal)]
+    in_dots = [dot for dot, a in zip(dots, atoms) if not isinstance(a, Literal)]
+    graph = _jax.graph_of([eqn.replace(invars=atoms, outvars=outvars)], inputs, outvars)
+    floats = tuple(has_tangent(v.aval) for v in outvars)
+    active = tuple(dot is not None for dot in in_dots)
+    plan = plan_once(graph, active, floats, (True,) * len(floats), options)
+    outs, residuals = backprop.forward(plan, (), args)
     if not plan.steps:
         return outs, [None] * len(outs)
 
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
         remaining = iter(bars)
-        full = [next(remaining) if on else None for on in out_float]
+        full = [next(remaining) if on else None for on in floats]
         return backprop.reverse(plan, residuals, full)
 
-    avals = [v.aval for v in eqn.outvars if has_tangent(v.aval)]
-    found = iter(transpose(pullback, avals, options)(dots))
-    return outs, [next(found) if on else None for on in out_float]
+    avals = [v.aval for v, on in zip(outvars, floats) if on]
+    found = iter(transpose(pullback, avals, options)(in_dots))
+    return outs, [next(found) if on else None for on in floats]
 
 
 def transpose(

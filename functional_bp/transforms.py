@@ -17,10 +17,13 @@ import numpy as np
 from jax import dtypes, lax
 from jax.extend.core import Jaxpr, Literal
 
-from functional_bp import backprop
+from functional_bp import _jax, backprop
+from functional_bp.backprop import Residuals
+from functional_bp.define_by_run import ByReference
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
 from functional_bp.plan import Plan, plan_once
-from functional_bp.staging import explaining_tracer_errors, trace_flat
+from functional_bp.recording import record
+from functional_bp.staging import Flat, explaining, stage_pure
 from functional_bp.structure import Mask, Options, has_tangent
 
 
@@ -121,6 +124,7 @@ def vjp(
     has_aux: bool = False,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Any:
     """Output and pullback: y = f(x), and ȳ ↦ Jᵀ ȳ; as ``jax.vjp``.
 
@@ -130,12 +134,16 @@ def vjp(
         has_aux: ``fun`` returns ``(output, auxiliary)``; the auxiliary is passed on.
         strict: refuse an operation whose rule is not ours but its author's.
         max_steps: the bound of loops whose trip count is not known before they run.
+        staged: trace the function to a graph first (True), or run it and record (False); by
+            default the first inside ``jit``, the second elsewhere, where Python may look at values.
 
     Returns:
         ``(output, pullback)``, or ``(output, pullback, auxiliary)``.
     """
     wanted = tuple(has_tangent(jax.typeof(x)) for x in jax.tree.leaves(primals))
-    out, pullback, aux = vjp_wanted(fun, primals, wanted, has_aux, Options(strict, max_steps))
+    out, pullback, aux = vjp_wanted(
+        fun, primals, wanted, has_aux, Options(strict, max_steps, staged)
+    )
     return (out, pullback, aux) if has_aux else (out, pullback)
 
 
@@ -143,22 +151,51 @@ def vjp_wanted(
     fun: Callable[..., Any], primals: Any, wanted: Mask, has_aux: bool, options: Options
 ) -> tuple[Any, PullbackFunction, Any]:
     """Output, pullback and auxiliary (None without one), with cotangents of the wanted inputs."""
-    traced = trace_flat(fun, primals, has_aux)
-    jaxpr = traced.jaxpr
-    seeded = tuple(
-        i < traced.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars)
-    )
-    plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
-    with explaining_tracer_errors():
-        outs, residuals = backprop.forward(plan, traced.consts, as_arrays(traced.leaves))
-    outs = literals_as_arrays(outs, jaxpr)
-    out_avals = tuple(v.aval for v in jaxpr.outvars[: traced.out_count])
-    in_avals = tuple(v.aval for v in jaxpr.invars)
+    flat = Flat(fun, primals, has_aux)
+    plan, outs, residuals, in_avals = _run(flat, wanted, options)
+    out_avals = tuple(v.aval for v in plan.jaxpr.outvars[: flat.out_count])
     name = getattr(fun, "__name__", type(fun).__name__)
-    static = _Static(plan, traced.in_tree, traced.out_tree, out_avals, in_avals, name)
-    out = jax.tree.unflatten(traced.out_tree, outs[: traced.out_count])
-    aux = traced.rebuild_aux(outs[traced.out_count :])
+    static = _Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
+    out, aux = flat.output(outs)
     return out, PullbackFunction(residuals, _Box(static)), aux
+
+
+def _run(
+    flat: Flat, wanted: Mask, options: Options
+) -> tuple[Plan, list[Any], Residuals, tuple[Any, ...]]:
+    """The forward sweep of a function, staged or recorded: plan, outputs, residuals, input types.
+
+    Inside ``jit`` the function is staged, so that the plan knows all before anything runs; where
+    nothing is traced around it, it is recorded, and Python sees values. Where the rule of a
+    function made inside holds a value of the staged graph, it is recorded as well. What a recorder
+    cannot follow, mutable references, is staged.
+    """
+    is_staged = _jax.is_staged_now() if options.staged is None else options.staged
+    if not is_staged:
+        try:
+            return _recorded(flat, wanted, options)
+        except ByReference:
+            if options.staged is False:
+                raise
+    jaxpr, consts, is_whole = stage_pure(flat)
+    if not is_whole and options.staged is None:
+        return _recorded(flat, wanted, options)
+    seeded = tuple(i < flat.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars))
+    plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
+    with explaining(is_staged=True):
+        outs, residuals = backprop.forward(plan, consts, as_arrays(flat.leaves))
+    return plan, literals_as_arrays(outs, jaxpr), residuals, tuple(v.aval for v in jaxpr.invars)
+
+
+def _recorded(
+    flat: Flat, wanted: Mask, options: Options
+) -> tuple[Plan, list[Any], Residuals, tuple[Any, ...]]:
+    leaves = as_arrays(flat.leaves)
+    with explaining(is_staged=False):
+        recorder, inputs, outs = record(flat, leaves, wanted, options)
+    seeded = tuple(i < flat.out_count for i in range(len(outs)))
+    plan, values, residuals = recorder.finish(inputs, outs, seeded)
+    return plan, as_arrays(values), residuals, tuple(map(jax.typeof, flat.leaves))
 
 
 def as_arrays(leaves: Sequence[Any]) -> list[Any]:
@@ -185,9 +222,10 @@ def value_and_grad(
     *,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Callable[..., Any]:
     """A function that returns ``(f(x), ∇f(x))``; as ``jax.value_and_grad``."""
-    options = Options(strict, max_steps)
+    options = Options(strict, max_steps, staged)
 
     @functools.wraps(fun)
     def value_and_grad_fun(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -212,11 +250,11 @@ def grad(
     *,
     strict: bool = False,
     max_steps: int | None = None,
+    staged: bool | None = None,
 ) -> Callable[..., Any]:
     """A function that returns ∇f(x); as ``jax.grad``."""
-    both = value_and_grad(
-        fun, argnums, has_aux, holomorphic, allow_int, strict=strict, max_steps=max_steps
-    )
+    how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
+    both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, **how)
 
     @functools.wraps(fun)
     def grad_fun(*args: Any, **kwargs: Any) -> Any:

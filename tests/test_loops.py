@@ -230,9 +230,9 @@ def residual_bytes(n: int, bounded: bool) -> int:
 
     x = jnp.linspace(0.1, 1.0, 1000)
     if bounded:  # an argument: the loop cannot know how many steps it will take
-        pullback = bp.vjp(loop, x, 3, max_steps=n)[1]
+        pullback = bp.vjp(loop, x, 3, max_steps=n, staged=True)[1]
     else:
-        pullback = bp.vjp(lambda x: loop(x, n), x)[1]
+        pullback = bp.vjp(lambda x: loop(x, n), x, staged=True)[1]
     leaves = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pullback)}
     return sum(leaves.values())
 

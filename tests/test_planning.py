@@ -35,7 +35,7 @@ def operations(function: Any, *args: Any) -> Counter[str]:
 def kept_bytes(function: Any, *args: Any) -> int:
     """The bytes of what the pullback holds, the arguments themselves not counted."""
     inputs = {id(x) for x in jax.tree.leaves(args)}
-    leaves = jax.tree.leaves(bp.vjp(function, *args)[1])
+    leaves = jax.tree.leaves(bp.vjp(function, *args, staged=True)[1])
     return sum(x.nbytes for x in {id(x): x for x in leaves}.values() if id(x) not in inputs)
 
 

@@ -18,7 +18,7 @@ from functional_bp.graph.parts import Variable
 from functional_bp.graph.trace import trace
 from functional_bp.graph.view import Graph
 from functional_bp.plan import plan_once
-from functional_bp.staging import explaining_tracer_errors
+from functional_bp.staging import explaining
 from functional_bp.structure import Options, has_tangent
 
 
@@ -106,7 +106,7 @@ def _bars_of(
         sources=tuple(v for e in flat for v in e.eqn.outvars if flat.of_var[v] in wanted),
     )
     record = backprop.Record({}, {})
-    with explaining_tracer_errors():
+    with explaining(is_staged=True):
         _, residuals = backprop.forward(plan, (), [*flat.consts, *args])
         backprop.reverse(plan, residuals, seeds, record)
     return {flat.of_var[var]: bar for var, bar in record.bars.items()}

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax, costs
-from functional_bp.errors import SHORT_DTYPES
+from functional_bp.errors import SHORT_DTYPES, compose
 from functional_bp.graph import names
 from functional_bp.graph.nested import Inner, inner_graphs
 from functional_bp.graph.parts import Equation, Nested, Variable
 from functional_bp.graph.view import Graph
+from functional_bp.recording import record_graph
+from functional_bp.staging import stage
 
 
 def name(x: Any, tag: str) -> Any:
@@ -38,14 +42,19 @@ def name(x: Any, tag: str) -> Any:
     return checkpoint_name(x, tag)
 
 
-def trace(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
+def trace(fun: Callable[..., Any], *args: Any, staged: bool | None = None, **kwargs: Any) -> Graph:
     """The computational graph of ``fun(*args, **kwargs)``; nothing is computed.
+
+    Where Python has to look at values (``if x > 0``), the function is run at the given arguments,
+    and the graph is what it did there (``Graph.staged`` is False).
 
     Args:
         fun: takes and returns pytrees of arrays.
         *args: its arguments: arrays, numbers, ``jax.ShapeDtypeStruct`` in their place, or pytrees
             of those. Leaves that are none of those (strings, functions) are passed on.
-        **kwargs: the same, by keyword.
+        staged: trace without values (True), or run and record (False); by default the first,
+            and the second where that cannot be.
+        **kwargs: further arguments, by keyword.
 
     Returns:
         A graph with one input per array, named by the argument and the path below it.
@@ -70,14 +79,36 @@ def trace(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
         paths[:] = names.output_paths(out)
         return jax.tree.leaves(out)
 
-    closed = jax.make_jaxpr(flat)(*(leaf for on, leaf in zip(traced, leaves) if on))
-    jaxpr, consts = _jax.open_jaxpr(closed)
+    arrays = [leaf for on, leaf in zip(traced, leaves) if on]
+    jaxpr, consts, is_staged = _graph_of(flat, arrays, staged)
     called = names.argument_names(fun, args, kwargs)
     inputs: list[str | None] = [n for on, n in zip(traced, called) if on]
     constants = names.closure_names(fun, consts)
     reserved = names.given_names(jaxpr) | set(filter(None, [*inputs, *constants]))
     title = names.function_name(fun)
-    return _Builder(reserved).graph(title, jaxpr, consts, inputs, constants, paths)
+    graph = _Builder(reserved).graph(title, jaxpr, consts, inputs, constants, paths)
+    return graph if is_staged else dataclasses.replace(graph, staged=False)
+
+
+def _graph_of(
+    flat: Callable[..., list[Any]], arrays: Sequence[Any], staged: bool | None
+) -> tuple[Jaxpr, list[Any], bool]:
+    """The graph of a flat function, its constants, and whether it was staged."""
+    is_known = not any(isinstance(x, jax.ShapeDtypeStruct | Tracer) for x in arrays)
+    if staged is not False:
+        try:
+            jaxpr, consts, is_whole = stage(flat, arrays)
+            if is_whole or staged or not is_known:
+                return jaxpr, consts, True
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+            if staged or not is_known:
+                raise
+    if not is_known:
+        raise TypeError(
+            compose("staged=False runs the function", got="arguments without values",
+                    expected="arrays", do="pass arrays, or leave staged out")
+        )  # fmt: skip
+    return *record_graph(flat, arrays), False
 
 
 class _Builder:

@@ -67,6 +67,7 @@ class Graph:
         equations: in an order in which they can run.
         jaxpr: JAX's own form of the graph.
         consts: the constants' values.
+        staged: the function was traced without values; False: it was run, and this is what it did.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Graph:
     jaxpr: Jaxpr
     consts: tuple[Any, ...]
     of_var: Mapping[Var, Variable] = field(repr=False)
+    staged: bool = True
 
     @cached_property
     def variables(self) -> tuple[Variable, ...]:

@@ -13,7 +13,7 @@ from jax.lax import add, div, mul, neg, square, sub
 
 from functional_bp import _jax
 from functional_bp.cases import boolean, case, cplx, integer, real
-from functional_bp.rule import rule
+from functional_bp.rule import pointwise, rule
 from functional_bp.rules.elementwise import constant
 from functional_bp.rules.improvements import improvement
 
@@ -39,19 +39,19 @@ def pull_divisor(z_bar: Any, x: Any, y: Any) -> Any:
 
 
 # fmt: off
-rule(lax.add_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: z_bar,
+pointwise(lax.add_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: z_bar,
      why="z = x + y, ż = ẋ + ẏ",
      cases=[case(lax.add, real(3), real(3)), case(lax.add, cplx(2), cplx(2)),
             case(lambda x, y: lax.add_p.bind(x, y), real(3), real(), note="a scalar operand")])
-rule(_jax.find_primitive("ad_util.add_any_p"), "x, y -> z",
+pointwise(_jax.find_primitive("ad_util.add_any_p"), "x, y -> z",
      x=lambda z_bar: z_bar, y=lambda z_bar: z_bar,
      why="z = x + y, ż = ẋ + ẏ",
      cases=[case(lambda x, y: _add_any.bind(x, y), real(3), real(3))])
-rule(lax.sub_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: neg(z_bar),
+pointwise(lax.sub_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: neg(z_bar),
      why="z = x − y, ż = ẋ − ẏ",
      cases=[case(lax.sub, real(3), real(3)), case(lax.sub, cplx(2), cplx(2)),
             case(lambda x, y: lax.sub_p.bind(x, y), real(), real(3), note="a scalar operand")])
-rule(lax.mul_p, "x, y -> z",
+pointwise(lax.mul_p, "x, y -> z",
      x=lambda z_bar, y: times(z_bar, y), y=lambda z_bar, x: times(z_bar, x),
      why="z = x y, ż = ẋ y + x ẏ",
      cases=[case(lax.mul, real(3), real(3)), case(lax.mul, cplx(2), cplx(2)),
@@ -61,7 +61,7 @@ rule(lax.mul_p, "x, y -> z",
                                       out_dtype=jnp.float32).astype(x.dtype),
                  real(values=[1.0, 2.0]), real(values=[3.0, -0.5]), second_order=False,
                  half=False, note="out_dtype")])
-rule(lax.div_p, "x, y -> z",
+pointwise(lax.div_p, "x, y -> z",
      x=lambda z_bar, y: div(z_bar, y), y=lambda z_bar, x, y: pull_divisor(z_bar, x, y),
      why=pull_divisor.__doc__ or "", kinks="y = 0: ±inf or nan",
      cases=[case(lax.div, real(3), real(3, low=0.5)), case(lax.div, cplx(2), cplx(2, low=0.5)),
@@ -69,21 +69,21 @@ rule(lax.div_p, "x, y -> z",
 improvement("division of small numbers in half precision", lax.div, at=(1e-3, 2e-3), wrt=1,
             true=-250.0, jax="-inf: −x/y² with y² below the smallest float16",
             source="−x/y² = −0.001/0.002²", dtype="float16", rtol=4e-3)
-rule(lax.nextafter_p, "x, y -> z", x=lambda z_bar: z_bar,
+pointwise(lax.nextafter_p, "x, y -> z", x=lambda z_bar: z_bar,
      why="z is x moved by one unit in the last place towards y: a step in y, x and a step in x",
      kinks="x = y: x̄ = z̄ as elsewhere",
      cases=[case(lax.nextafter, real(3), real(3), reference=lambda x, y: x + 0 * y,
                  note="JAX 0.10 has no rule")])
 improvement("nextafter", lax.nextafter, at=(1.5, 2.0), true=1.0, jax="raises in JAX 0.10",
             source="nextafter(x, y) − x is constant between powers of two")
-rule(lax.rem_p, "x, y -> z",
+pointwise(lax.rem_p, "x, y -> z",
      x=lambda z_bar: z_bar, y=lambda z_bar, x, y: neg(mul(z_bar, quotient(x, y))),
      why="z = x − y trunc(x/y), and trunc is piecewise constant",
      kinks="x a multiple of y: as on the side of the larger quotient",
      cases=[case(lax.rem, real(3, low=3, high=5), real(3, low=0.8, high=2)),
             case(lax.rem, real(values=[-5.3, 4.1]), real(values=[2.0, -1.3])),
             case(lax.rem, real(values=[4.0]), real(values=[2.0]), note="a multiple")])
-rule(lax.complex_p, "x, y -> z",
+rule(lax.complex_p, "x, y -> z", linear="x, y",
      x=lambda z_bar: lax.real(z_bar), y=lambda z_bar: neg(lax.imag(z_bar)),
      why="z = x + i y: Re(z̄ ż) = Re z̄ ẋ − Im z̄ ẏ",
      cases=[case(lax.complex, real(3), real(3), half=False, note="no half-precision complex")])
@@ -116,7 +116,7 @@ def pull_atan2(z_bar: Any, first: Any, second: Any) -> Any:
 
 
 # fmt: off
-rule(lax.atan2_p, "x, y -> z",
+pointwise(lax.atan2_p, "x, y -> z",
      x=lambda z_bar, x, y: pull_atan2(z_bar, x, y),
      y=lambda z_bar, x, y: neg(pull_atan2(z_bar, y, x)),
      why=pull_atan2.__doc__ or "", kinks="(0, 0): nan",
@@ -166,7 +166,7 @@ def pull_chosen(z_bar: Any, chosen: Any, operand: int) -> Any:
 for _function, _primitive, _precedes in (
     (lax.max, lax.max_p, lax.ge), (lax.min, lax.min_p, lax.le),
 ):  # fmt: skip
-    rule(
+    pointwise(
         _primitive,
         "x, y -> z | chosen",
         x=lambda z_bar, chosen: pull_chosen(z_bar, chosen, 1),
@@ -202,7 +202,7 @@ def where(condition: Any, y_bar: Any) -> Any:
 
 
 # fmt: off
-rule(lax.clamp_p, "low, x, high -> y | below, inside, above",
+pointwise(lax.clamp_p, "low, x, high -> y | below, inside, above",
      low=lambda y_bar, below: where(below, y_bar),
      x=lambda y_bar, inside: where(inside, y_bar),
      high=lambda y_bar, above: where(above, y_bar), forward=_clamped,
@@ -285,7 +285,7 @@ def pull_coefficient(y_bar: Any, x: Any, index: int) -> Any:
 
 
 # fmt: off
-rule(lax.pow_p, "x, y -> z", x=pull_base, y=pull_exponent,
+pointwise(lax.pow_p, "x, y -> z", x=pull_base, y=pull_exponent,
      cases=[case(lax.pow, real(3, low=0.2, high=3), real(3)), case(lax.pow, cplx(2), cplx(2)),
             case(lax.pow, real(4), integer(4)),
             case(lax.pow, real(values=[0.0, 0.0, 1.3]), integer(values=[0, 3, 0]),
@@ -293,7 +293,7 @@ rule(lax.pow_p, "x, y -> z", x=pull_base, y=pull_exponent,
             case(lax.pow, real(values=[0.0, 0.0, 2.0]), real(values=[0.0, 2.0, 0.0]),
                  second_order=False, note="the kinks"),
             case(lambda x, y: lax.pow_p.bind(x, y), real(3, low=0.2), real(), note="a scalar")])
-rule(lax.integer_pow_p, "x -> z", x=pull_power,
+pointwise(lax.integer_pow_p, "x -> z", x=pull_power,
      kinks="x = 0: 0 for y = 0, ±inf or nan for y < 0",
      cases=[case(lambda x, y=y: lax.integer_pow(x, y), real(3, low=0.5))
             for y in (-2, -1, 0, 1, 2, 3, 5)] + [
@@ -306,7 +306,7 @@ rule(_jax.find_primitive("lax.lax.polynomial_p"), "x, *coefficients -> y",
             case(lambda x, a, b: _polynomial(x, [a, b]), real(3), real(), real(3),
                  note="a straight line"),
             case(lambda x, a, b, c: _polynomial(x, [a, b, c, a], unroll=2), *4 * [cplx(2)])])
-rule(lax.select_n_p, "which, *xs -> y", xs=pull_case,
+rule(lax.select_n_p, "which, *xs -> y", linear="xs", xs=pull_case,
      why="y is a copy of one of the cases", kinks="none: which has no tangent space",
      cases=[case(lax.select_n, boolean(4), real(4), real(4)),
             case(lax.select_n, boolean(), real(4), real(4), note="a scalar predicate"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from functional_bp.cases import case, cplx, integer, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.elementwise import is_complex
 
 
@@ -28,7 +28,7 @@ def pull_convert(y_bar: Any, x_t: Any) -> Any:
 
 
 # fmt: off
-rule(lax.convert_element_type_p, "x -> y", x=pull_convert,
+linear(lax.convert_element_type_p, "x -> y", x=pull_convert,
      cases=[case(lambda x: lax.convert_element_type(x, jnp.float32), real(3)),
             case(lambda x: lax.convert_element_type(x, jnp.bfloat16), real(3), second_order=False,
                  note="rounded to half precision on the way"),
@@ -37,13 +37,13 @@ rule(lax.convert_element_type_p, "x -> y", x=pull_convert,
             case(lambda x: x * lax.convert_element_type(x, jnp.int32).astype(x.dtype),
                  real(values=[1.3, -2.2]), note="through an integer: nothing flows"),
             case(lambda m, x: lax.convert_element_type(m, x.dtype) * x, integer(3), real(3))])
-rule(lax.reduce_precision_p, "x -> y",
+linear(lax.reduce_precision_p, "x -> y",
      x=lambda y_bar, *, exponent_bits, mantissa_bits: lax.reduce_precision(
          y_bar, exponent_bits, mantissa_bits),
      why="rounding is passed straight through, and the cotangent is rounded to the same bits",
      cases=[case(lambda x: lax.reduce_precision(x, 8, 7), real(3), second_order=False,
                  note="the reverse sweep rounds too")])
-rule(lax.copy_p, "x -> y", x=lambda y_bar: y_bar,
+linear(lax.copy_p, "x -> y", x=lambda y_bar: y_bar,
      why="y = x",
      cases=[case(lambda x: lax.copy_p.bind(x), real(3)), case(lambda x: jnp.array(x), cplx(3))])
 rule(lax.stage_p, "x -> y", x=lambda y_bar: y_bar,

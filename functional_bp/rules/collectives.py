@@ -21,7 +21,7 @@ from jax import lax
 
 from functional_bp import _jax
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.sharded import REPLICATED, blockwise, mesh_size
 
@@ -249,20 +249,20 @@ def _times_whole_extremum(extremum):
     return of_whole
 
 
-rule(lax.psum_p, "x -> y", x=psum_x, cases=[
+linear(lax.psum_p, "x -> y", x=psum_x, cases=[
     case(blockwise(_psum, check_vma=False), real(4, 3)),
     case(blockwise(lambda x: lax.psum(x * x, "i") * x, check_vma=False), real(4)),
     case(blockwise(lambda x: lax.psum(x * x, (0, "i")) * x, check_vma=False), real(4, 3),
          note="an array axis and a mesh axis"),
 ])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.psum_invariant_p"), "x -> y",
+linear(_jax.find_primitive("lax.parallel.psum_invariant_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
      why="y = Σ_d xᵈ is one value, so x̄ᵈ = ȳ on every device d: a copy, no communication.",
      cases=[case(blockwise(lambda x: _psum(x) * x), real(4, 3)),
             case(blockwise(_psum, out=REPLICATED), real(4))])  # fmt: skip
 
-rule(_jax.find_primitive("core.pvary_p"), "x -> y",
+linear(_jax.find_primitive("core.pvary_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
      why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ.",
      cases=[case(blockwise(_vary), real(4, 3))])  # fmt: skip
@@ -295,36 +295,36 @@ improvement(
     source="y = (min over a column)²: 2 · min at the entry that attains it, 0 elsewhere",
 )
 
-rule(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
+linear(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
     case(blockwise(_turn), real(4, 3)),
     case(blockwise(_turn, check_vma=False), real(4)),
     case(blockwise(_to_first), real(4, 3), note="a partial permutation"),
 ])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.pbroadcast_p"), "x -> y", x=pbroadcast_x)
+linear(_jax.find_primitive("lax.parallel.pbroadcast_p"), "x -> y", x=pbroadcast_x)
 rule(_jax.find_primitive("lax.parallel.pbroadcast_dynamic_p"), "x, source -> y",
      x=pbroadcast_dynamic_x)  # fmt: skip
 
-rule(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
+linear(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
     case(blockwise(_gather(tiled=True)), real(4, 3)),
     case(blockwise(_gather(axis=1)), real(4, 3)),
     case(blockwise(_gather(axis=1, tiled=True), check_vma=False), real(4, 3)),
 ])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.all_gather_invariant_p"), "x -> y",
+linear(_jax.find_primitive("lax.parallel.all_gather_invariant_p"), "x -> y",
      x=all_gather_invariant_x, cases=[
     case(blockwise(_gather(to="invarying", tiled=True), out=REPLICATED), real(4, 3)),
     case(blockwise(_gather(to="invarying", axis=1), out=REPLICATED), real(4, 3)),
 ])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x, cases=[
+linear(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x, cases=[
     case(blockwise(_scatter()), real(4, 3)),
     case(blockwise(_scatter(), check_vma=False), real(4, 3)),
     case(blockwise(_scatter_rows), real(4, 3), batchable=False,
          note="not tiled, where JAX's vmap loses track of the batch axis"),
 ])  # fmt: skip
 
-rule(lax.all_to_all_p, "x -> y", x=all_to_all_x, cases=[
+linear(lax.all_to_all_p, "x -> y", x=all_to_all_x, cases=[
     case(blockwise(_exchange), real(4, 2)),
     case(blockwise(_exchange, check_vma=False), real(4, 2)),
     case(blockwise(_exchange_blocks), real(4, 2), note="not tiled"),

@@ -128,7 +128,8 @@ def _conv(*arguments: Any, **parameters: Any) -> Any:
 
 
 rule(
-    lax.conv_general_dilated_p, "x, w -> y", x=correlate_with_window, w=correlate_with_input,
+    lax.conv_general_dilated_p, "x, w -> y", linear="x; w",
+    x=correlate_with_window, w=correlate_with_input,
     cases=[
         case(_conv((1,), "SAME"), real(2, 3, 5), real(4, 3, 3)),
         case(_conv((2,), [(2, 1)], (3,), (2,)), real(1, 2, 4), real(2, 2, 3)),

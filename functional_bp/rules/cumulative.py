@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from functional_bp.cases import case, cplx, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 
 Partials = Callable[[Any, Any, Any], tuple[Any, Any]]
 
@@ -118,7 +118,7 @@ def _cases(function: Any, *more: Any) -> list[Any]:
     ]
 
 
-rule(
+linear(
     lax.cumsum_p, "x -> y",
     x=lambda y_bar, *, axis, reverse: lax.cumsum(y_bar, axis=axis, reverse=not reverse),
     why="yⱼ = Σ_{i≤j} xᵢ  ⇒  x̄ᵢ = Σ_{j≥i} ȳⱼ: the running sum from the other end",

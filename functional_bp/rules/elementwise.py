@@ -15,7 +15,7 @@ from jax.lax import add, div, exp, mul, neg, rsqrt, square, sub
 
 from functional_bp import _jax
 from functional_bp.cases import case, cplx, real
-from functional_bp.rule import rule, structure
+from functional_bp.rule import linear, pointwise, rule, structure
 from functional_bp.rules.improvements import improvement
 from functional_bp.structure import Mask, Options, Structure
 
@@ -51,22 +51,22 @@ def is_complex(x: Any) -> bool:
 
 
 # fmt: off
-rule(lax.neg_p, "x -> y", x=lambda y_bar: neg(y_bar),
+pointwise(lax.neg_p, "x -> y", x=lambda y_bar: neg(y_bar),
      why="y = −x",
      cases=[case(lax.neg, real(3)), case(lax.neg, cplx(2))])
-rule(lax.exp_p, "x -> y", x=lambda y_bar, y: mul(y_bar, y),
+pointwise(lax.exp_p, "x -> y", x=lambda y_bar, y: mul(y_bar, y),
      why="(eˣ)′ = eˣ = y",
      cases=[case(lax.exp, real(3)), case(lax.exp, cplx(2)), case(lax.exp, real(0))])
-rule(lax.exp2_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(constant(np.log(2), y), y)),
+pointwise(lax.exp2_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(constant(np.log(2), y), y)),
      why="(2ˣ)′ = 2ˣ ln 2 = y ln 2",
      cases=[case(lax.exp2, real(3)), case(lax.exp2, cplx(2))])
-rule(lax.expm1_p, "x -> y", x=lambda y_bar, x: mul(y_bar, exp(x)),
+pointwise(lax.expm1_p, "x -> y", x=lambda y_bar, x: mul(y_bar, exp(x)),
      why="(eˣ − 1)′ = eˣ; y + 1 would lose its digits for x ≪ 0",
      cases=[case(lax.expm1, real(3)), case(lax.expm1, cplx(2))])
-rule(lax.log_p, "x -> y", x=lambda y_bar, x: div(y_bar, x),
+pointwise(lax.log_p, "x -> y", x=lambda y_bar, x: div(y_bar, x),
      why="(ln x)′ = 1/x", kinks="x = 0: inf",
      cases=[case(lax.log, real(3, low=0.1, high=4)), case(lax.log, cplx(2))])
-rule(lax.log1p_p, "x -> y", x=lambda y_bar, x: div(y_bar, add(x, constant(1, x))),
+pointwise(lax.log1p_p, "x -> y", x=lambda y_bar, x: div(y_bar, add(x, constant(1, x))),
      why="(ln(1 + x))′ = 1/(1 + x)", kinks="x = −1: inf",
      cases=[case(lax.log1p, real(3, low=-0.9, high=4)), case(lax.log1p, cplx(2))])
 rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
@@ -74,40 +74,40 @@ rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
      why="log₂ x = ln x / ln 2, (log₂ x)′ = 1/(x ln 2)", kinks="x = 0: inf",
      cases=[case(jnp.log2, real(3, low=0.1, high=4)), case(jnp.log2, cplx(2))])
 
-rule(lax.tanh_p, "x -> y", x=lambda y_bar, y: pull_tanh(y_bar, y),
+pointwise(lax.tanh_p, "x -> y", x=lambda y_bar, y: pull_tanh(y_bar, y),
      why=pull_tanh.__doc__ or "",
      cases=[case(lax.tanh, real(3)), case(lax.tanh, cplx(2, low=-1, high=1))])
-rule(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
+pointwise(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
      why="σ(x) = 1/(1 + e⁻ˣ), σ′ = e⁻ˣ/(1 + e⁻ˣ)² = σ(1 − σ)",
      cases=[case(lax.logistic, real(3)), case(lax.logistic, cplx(2, low=-1, high=1))])
 
-rule(lax.sin_p, "x -> y",
+pointwise(lax.sin_p, "x -> y",
      x=lambda y_bar, x, *, accuracy=None: mul(y_bar, lax.cos(x, accuracy=accuracy)),
      why="sin′ = cos",
      cases=[case(lax.sin, real(3)), case(lax.sin, cplx(2))])
-rule(lax.cos_p, "x -> y",
+pointwise(lax.cos_p, "x -> y",
      x=lambda y_bar, x, *, accuracy=None: neg(mul(y_bar, lax.sin(x, accuracy=accuracy))),
      why="cos′ = −sin",
      cases=[case(lax.cos, real(3)), case(lax.cos, cplx(2))])
-rule(lax.tan_p, "x -> y", x=lambda y_bar, y: mul(y_bar, add(constant(1, y), square(y))),
+pointwise(lax.tan_p, "x -> y", x=lambda y_bar, y: mul(y_bar, add(constant(1, y), square(y))),
      why="tan′ = 1/cos² = 1 + tan² = 1 + y²",
      cases=[case(lax.tan, real(3, low=-1.2, high=1.2)), case(lax.tan, cplx(2, low=-1, high=1))])
-rule(lax.asin_p, "x -> y", x=lambda y_bar, x: mul(y_bar, rsqrt(one_minus_square(x))),
+pointwise(lax.asin_p, "x -> y", x=lambda y_bar, x: mul(y_bar, rsqrt(one_minus_square(x))),
      why="x = sin y, asin′ = 1/cos y = 1/√(1 − x²)", kinks="x = ±1: inf",
      cases=[case(lax.asin, real(3, low=-0.9, high=0.9)), case(lax.asin, cplx(2))])
-rule(lax.acos_p, "x -> y", x=lambda y_bar, x: neg(mul(y_bar, rsqrt(one_minus_square(x)))),
+pointwise(lax.acos_p, "x -> y", x=lambda y_bar, x: neg(mul(y_bar, rsqrt(one_minus_square(x)))),
      why="acos x = π/2 − asin x, acos′ = −1/√(1 − x²)", kinks="x = ±1: −inf",
      cases=[case(lax.acos, real(3, low=-0.9, high=0.9)), case(lax.acos, cplx(2))])
-rule(lax.atan_p, "x -> y", x=lambda y_bar, x: div(y_bar, add(constant(1, x), square(x))),
+pointwise(lax.atan_p, "x -> y", x=lambda y_bar, x: div(y_bar, add(constant(1, x), square(x))),
      why="x = tan y, atan′ = 1/(1 + tan² y) = 1/(1 + x²)",
      cases=[case(lax.atan, real(3)), case(lax.atan, cplx(2, low=-0.7, high=0.7))])
-rule(lax.sinh_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.cosh(x)),
+pointwise(lax.sinh_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.cosh(x)),
      why="sinh′ = cosh",
      cases=[case(lax.sinh, real(3)), case(lax.sinh, cplx(2))])
-rule(lax.cosh_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.sinh(x)),
+pointwise(lax.cosh_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.sinh(x)),
      why="cosh′ = sinh",
      cases=[case(lax.cosh, real(3)), case(lax.cosh, cplx(2))])
-rule(lax.acosh_p, "x -> y",
+pointwise(lax.acosh_p, "x -> y",
      x=lambda y_bar, x: mul(
          y_bar, mul(rsqrt(sub(x, constant(1, x))), rsqrt(add(x, constant(1, x))))),
      why="x = cosh y, acosh′ = 1/sinh y = 1/(√(x − 1) √(x + 1)): x² cannot overflow, and for "
@@ -115,22 +115,22 @@ rule(lax.acosh_p, "x -> y",
      kinks="x = 1: inf",
      cases=[case(lax.acosh, real(3, low=1.2, high=4)),
             case(lax.acosh, cplx(2, low=0.2, high=2))])
-rule(lax.atanh_p, "x -> y", x=lambda y_bar, x: div(y_bar, one_minus_square(x)),
+pointwise(lax.atanh_p, "x -> y", x=lambda y_bar, x: div(y_bar, one_minus_square(x)),
      why="x = tanh y, atanh′ = 1/(1 − tanh² y) = 1/(1 − x²)", kinks="x = ±1: inf",
      cases=[case(lax.atanh, real(3, low=-0.9, high=0.9)), case(lax.atanh, cplx(2))])
 
-rule(lax.sqrt_p, "x -> y", x=lambda y_bar, y: mul(y_bar, div(constant(0.5, y), y)),
+pointwise(lax.sqrt_p, "x -> y", x=lambda y_bar, y: mul(y_bar, div(constant(0.5, y), y)),
      why="y² = x, 2 y ẏ = ẋ, (√x)′ = ½/y", kinks="x = 0: inf",
      cases=[case(lax.sqrt, real(3, low=0.1, high=4)), case(lax.sqrt, cplx(2))])
-rule(lax.rsqrt_p, "x -> y",
+pointwise(lax.rsqrt_p, "x -> y",
      x=lambda y_bar, y: mul(constant(-0.5, y), mul(mul(y_bar, y), square(y))),
      why="y = x^(−½), y′ = −½ x^(−3/2) = −½ y³: the output alone is kept",
      kinks="x = 0: −inf",
      cases=[case(lax.rsqrt, real(3, low=0.1, high=4)), case(lax.rsqrt, cplx(2))])
-rule(lax.cbrt_p, "x -> y", x=lambda y_bar, y: div(mul(y_bar, constant(1 / 3, y)), square(y)),
+pointwise(lax.cbrt_p, "x -> y", x=lambda y_bar, y: div(mul(y_bar, constant(1 / 3, y)), square(y)),
      why="y³ = x, 3 y² ẏ = ẋ, (∛x)′ = ⅓/y²", kinks="x = 0: inf",
      cases=[case(lax.cbrt, real(values=[0.4, -1.3, 2.0]))])
-rule(lax.square_p, "x -> y", x=lambda y_bar, x: mul(y_bar, mul(constant(2, x), x)),
+pointwise(lax.square_p, "x -> y", x=lambda y_bar, x: mul(y_bar, mul(constant(2, x), x)),
      why="(x²)′ = 2 x",
      cases=[case(lax.square, real(3)), case(lax.square, cplx(2))])
 rule(_jax.find_primitive("lax.lax.one_minus_square_p"), "x -> y",
@@ -138,15 +138,15 @@ rule(_jax.find_primitive("lax.lax.one_minus_square_p"), "x -> y",
      why="(1 − x²)′ = −2 x",
      cases=[case(_one_minus_square, real(3)), case(_one_minus_square, cplx(2))])
 
-rule(lax.real_p, "x -> y",
+linear(lax.real_p, "x -> y",
      x=lambda y_bar: lax.complex(y_bar, lax.full_like(y_bar, 0)),
      why="Re(x̄ ẋ) = ȳ Re ẋ for every complex ẋ, so x̄ = ȳ + 0 i",
      cases=[case(lax.real, cplx(3))])
-rule(lax.imag_p, "x -> y",
+linear(lax.imag_p, "x -> y",
      x=lambda y_bar: lax.complex(lax.full_like(y_bar, 0), neg(y_bar)),
      why="Re(x̄ ẋ) = ȳ Im ẋ for every complex ẋ, so x̄ = −i ȳ",
      cases=[case(lax.imag, cplx(3))])
-rule(lax.conj_p, "x -> y",
+linear(lax.conj_p, "x -> y",
      x=lambda y_bar, x_t: lax.conj(y_bar) if is_complex(x_t) else lax.real(y_bar),
      why="Re(ȳ conj ẋ) = Re(conj(ȳ) ẋ), so x̄ = conj ȳ; its real part where x is real",
      cases=[case(lax.conj, cplx(3)), case(lax.conj, real(3), half=False)])
@@ -172,7 +172,7 @@ def pull_asinh(y_bar: Any, x: Any) -> Any:
     return mul(y_bar, lax.select(is_large, div(one, size), rsqrt(add(square(small), one))))
 
 
-rule(lax.asinh_p, "x -> y", x=pull_asinh,
+pointwise(lax.asinh_p, "x -> y", x=pull_asinh,
      cases=[case(lax.asinh, real(3)), case(lax.asinh, cplx(2, low=-0.7, high=0.7)),
             case(lax.asinh, real(values=[-3e2, 2e3]), note="beyond the square's range in half"),
      ])  # fmt: skip
@@ -213,7 +213,7 @@ def pull_abs(y_bar: Any, x_t: Any, direction: Any) -> Any:
     return lax.select(direction, y_bar, neg(y_bar))
 
 
-rule(lax.abs_p, "x -> y | direction", x=pull_abs, forward=_abs_with_direction,
+pointwise(lax.abs_p, "x -> y | direction", x=pull_abs, forward=_abs_with_direction,
      kinks="real x = 0: +1; complex x = 0: 0",
      cases=[case(lax.abs, real(3)), case(lax.abs, cplx(3)),
             case(lax.abs, real(values=[0.0, -1.0, 2.0]), second_order=False, note="at the kink"),

@@ -10,7 +10,7 @@ from jax import lax
 
 from functional_bp import _jax
 from functional_bp.cases import case, cplx, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear
 
 
 def _fft(x: Any, kind: Any, lengths: tuple[int, ...]) -> Any:
@@ -62,7 +62,7 @@ def _kind(kind: str, *lengths: int) -> Any:
 
 
 fft_p: Any = _jax.find_primitive("lax.fft.fft_p")
-rule(
+linear(
     fft_p, "x -> y", x=fourier,
     cases=[
         case(_kind("FFT", 5), cplx(2, 5), half=False, note="half precision: JAX has no FFT of it"),

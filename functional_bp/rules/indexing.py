@@ -14,7 +14,7 @@ from jax import lax
 
 from functional_bp.backprop import zeros
 from functional_bp.cases import case, cplx, integer, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 
 
 def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
@@ -31,7 +31,7 @@ def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
     return lax.dynamic_update_slice(zeros(x_t), y_bar, starts, allow_negative_indices=False)
 
 
-rule(
+linear(
     lax.dynamic_slice_p,
     "x, *starts -> y",
     x=sliced,
@@ -64,6 +64,7 @@ def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
 rule(
     lax.dynamic_update_slice_p,
     "x, u, *starts -> y",
+    linear="x, u",
     x=overwritten,
     u=written,
     cases=[
@@ -136,7 +137,7 @@ _batched = lax.GatherDimensionNumbers(
     offset_dims=(), collapsed_slice_dims=(1,), start_index_map=(1,),
     operand_batching_dims=(0,), start_indices_batching_dims=(0,))  # fmt: skip
 
-rule(
+linear(
     lax.gather_p,
     "x, indices -> y",
     x=gathered,

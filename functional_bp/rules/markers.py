@@ -9,12 +9,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from functional_bp import _jax
 from functional_bp.cases import case, cplx, integer, real
-from functional_bp.rule import rule, structure
+from functional_bp.rule import pointwise, rule, structure
 from functional_bp.structure import Mask, Options, Structure
 
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
 # fmt: off
-rule(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
+pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
      why="y = x; the name is for whoever reads the graph",
      cases=[case(lambda x: checkpoint_name(x, "h") * x, real(3)),
             case(lambda x: checkpoint_name(x, "h") * x, cplx(3))])

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.sharded import mesh_size
 
 sharding_constraint_p: Any = _jax.find_primitive("pjit.sharding_constraint_p")
@@ -78,10 +78,10 @@ def _column_major(x: Any) -> Any:
     return jnp.sin(constrain(x * x, layout(major_to_minor=(1, 0))))
 
 
-rule(primitives.device_put_p, "*xs -> *ys", xs=moved_back,
+rule(primitives.device_put_p, "*xs -> *ys", linear="xs", xs=moved_back,
      cases=[case(_put, real(3)), case(_put_pair, real(3), real(3))])  # fmt: skip
 
-rule(sharding_constraint_p, "x -> y",
+linear(sharding_constraint_p, "x -> y",
      x=lambda y_bar, *, sharding, layout, context_mesh, unconstrained_dims:
          sharding_constraint_p.bind(
              y_bar, sharding=sharding, layout=layout, context_mesh=context_mesh,
@@ -89,10 +89,10 @@ rule(sharding_constraint_p, "x -> y",
      why="y = x, laid out as asked; x̄ = ȳ, laid out likewise.",
      cases=[case(_constrain, real(4, 3))])  # fmt: skip
 
-rule(layout_constraint_p, "x -> y",
+linear(layout_constraint_p, "x -> y",
      x=lambda y_bar, *, layout: layout_constraint_p.bind(y_bar, layout=layout),
      why="y = x, in the memory layout asked for; x̄ = ȳ, likewise.",
      cases=[case(jax.jit(_column_major), real(4, 3), batchable=False)])  # fmt: skip
 
-rule(_jax.find_primitive("pjit.reshard_p"), "x -> y", x=resharded_back,
+linear(_jax.find_primitive("pjit.reshard_p"), "x -> y", x=resharded_back,
      cases=[case(_reshard, real(4, 3))])  # fmt: skip

@@ -111,7 +111,7 @@ def _dot(contract: Any, batch: Any = ((), ()), **parameters: Any) -> Any:
 
 
 rule(
-    lax.dot_general_p, "x, y -> z", x=dot_left, y=dot_right,
+    lax.dot_general_p, "x, y -> z", linear="x; y", x=dot_left, y=dot_right,
     cases=[
         case(_dot(((1,), (0,))), real(3, 4), real(4, 2)),
         case(_dot(((0,), (0,))), real(4, 3), real(4, 2)),

@@ -146,7 +146,7 @@ def _sizes(values: Any) -> Spec:
 
 
 rule(
-    find_primitive("lax.lax.ragged_dot_general_p"), "x, y, sizes -> z",
+    find_primitive("lax.lax.ragged_dot_general_p"), "x, y, sizes -> z", linear="x; y",
     x=ragged_left, y=ragged_right,
     cases=[
         case(_rows, real(5, 3), real(2, 3, 4), _sizes([2, 3]), batchable=False,

@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 
 from functional_bp.cases import case, cplx, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.shapes import layout, spread
 
-rule(
+linear(
     lax.reduce_sum_p, "x -> y", x=lambda y_bar, x_t, *, axes: spread(y_bar, x_t, axes),
     why="y = Σᵢ xᵢ  ⇒  x̄ᵢ = ȳ for every i that was summed",
     cases=[

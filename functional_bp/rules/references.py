@@ -35,6 +35,20 @@ OWN_RULE = {
 }  # their derivative does not look inside: they may keep references of their own
 
 
+def refuse_references(leaves: Sequence[Any]) -> None:
+    """An error where an argument is a mutable reference."""
+    for place, leaf in enumerate(leaves):
+        if _jax.is_reference(jax.typeof(leaf)):
+            raise NotDifferentiableError(
+                compose(
+                    "a mutable reference is an argument of the differentiated function",
+                    got=f"{jax.typeof(leaf)} at place {place} of the flat arguments",
+                    expected="arrays",
+                    do="pass its value, ref[...], or make the reference inside the function",
+                )
+            )
+
+
 def without_references(
     jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Jaxpr, list[Any]]:
@@ -47,16 +61,6 @@ def without_references(
 
     and an operation that holds a graph takes r_k as one more input and returns r_k+1.
     """
-    for place, var in enumerate(jaxpr.invars):
-        if _jax.is_reference(var.aval):
-            raise NotDifferentiableError(
-                compose(
-                    "a mutable reference is an argument of the differentiated function",
-                    got=f"{var.aval} at place {place} of the flat arguments",
-                    expected="arrays",
-                    do="pass its value, ref[...], or make the reference inside the function",
-                )
-            )
     if not _jax.makes_references(jaxpr):
         return jaxpr, list(consts)
     pure = jax.make_jaxpr(lambda *inputs: _run(jaxpr, consts, inputs))(*args)

@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 from jax.extend.core import JaxprEqn, primitives
+from jax.interpreters.ad import Zero
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.rule import structure
 from functional_bp.rules.remat import Remat
-from functional_bp.structure import Mask, Options, Structure, has_tangent
+from functional_bp.structure import Mask, Options, Structure
 
 
 class Registered(Structure):
@@ -28,24 +29,17 @@ class Registered(Structure):
         """Run the author's forward rule with respect to the wanted operands alone."""
         chosen = [x for x, on in zip(operands, self.wanted) if on]
 
-        def of_chosen(*values: Any) -> tuple[Any, Any]:
+        def of_chosen(*values: Any) -> list[Any]:
             remaining = iter(values)
             full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
-            outs = backprop.evaluate(self.eqn, full)
-            return [out for out, on in zip(outs, self._given) if on], outs
+            return list(backprop.evaluate(self.eqn, full))
 
-        _, residuals, outs = jax.vjp(of_chosen, *chosen, has_aux=True)
-        return outs, residuals
-
-    @property
-    def _given(self) -> list[bool]:
-        """The outputs that may get a cotangent; to the author's rule the others' are zero."""
-        return [on and has_tangent(v.aval) for v, on in zip(self.eqn.outvars, self.seeded)]
+        return jax.vjp(of_chosen, *chosen)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """Run the author's backward rule."""
-        pairs = zip(self.eqn.outvars, cotangents, self._given)
-        bars = [backprop.zeros(v.aval) if bar is None else bar for v, bar, on in pairs if on]
+        """Run the author's backward rule; it is told which cotangents are zero, if it asks."""
+        pairs = zip(self.eqn.outvars, cotangents)
+        bars = [Zero(v.aval.to_tangent_aval()) if bar is None else bar for v, bar in pairs]
         found = iter(residuals(bars))
         return [next(found) if on else None for on in self.wanted]
 

@@ -105,19 +105,12 @@ def _is_opened(eqn: JaxprEqn) -> bool:
 def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """The graph with every ``jit`` inside written out, so that a policy sees all it names."""
 
-    def run(body: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        env: dict[Any, Any] = dict(zip((*body.constvars, *body.invars), (*consts, *args)))
-        read = lambda a: backprop.value_of(a, env)  # noqa: E731
-        for eqn in body.eqns:
-            operands = [read(a) for a in eqn.invars]
-            if eqn.primitive is primitives.jit_p:
-                outs = run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands)
-            else:
-                plain = _jax.as_checkpoint(eqn)
-                named = plain.primitive.name == "name"
-                outs = backprop.evaluate(plain if named else eqn, operands)
-            env.update(zip(eqn.outvars, outs))
-        return [read(v) for v in body.outvars]
+    def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        if eqn.primitive is primitives.jit_p:
+            return backprop.run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands, step)
+        plain = _jax.as_checkpoint(eqn)
+        return backprop.evaluate(plain if plain.primitive.name == "name" else eqn, operands)
 
-    traced = jax.make_jaxpr(lambda *args: run(jaxpr, (), args))(*[v.aval for v in jaxpr.invars])
+    run = lambda *args: backprop.run(jaxpr, (), args, step)  # noqa: E731
+    traced = jax.make_jaxpr(run)(*[v.aval for v in jaxpr.invars])
     return _jax.open_jaxpr(traced)

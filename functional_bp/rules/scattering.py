@@ -113,6 +113,7 @@ def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
 rule(
     lax.scatter_add_p,
     "x, indices, u -> y",
+    linear="x, u",
     x=kept,
     u=added,
     cases=cases_of(lax.scatter_add),
@@ -120,6 +121,7 @@ rule(
 rule(
     lax.scatter_sub_p,
     "x, indices, u -> y",
+    linear="x, u",
     x=kept,
     u=subtracted,
     cases=cases_of(lax.scatter_sub),

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from functional_bp._jax import find_primitive
 from functional_bp.cases import case, cplx, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.improvements import improvement
 
 
@@ -76,7 +76,7 @@ def unbroadcast_in_dim(y_bar, x_t, *, shape, broadcast_dimensions):
     return lax.expand_dims(summed, stretched) if stretched else summed
 
 
-rule(
+linear(
     lax.broadcast_in_dim_p, "x -> y", x=unbroadcast_in_dim,
     cases=[
         case(lambda x: lax.broadcast_in_dim(x, (2, 3, 4), (1,)), real(3)),
@@ -100,7 +100,7 @@ def slice_of_concatenated(y_bar, xs_t, index, *, dimension):
 
 
 rule(
-    lax.concatenate_p, "*xs -> y", xs=slice_of_concatenated,
+    lax.concatenate_p, "*xs -> y", linear="xs", xs=slice_of_concatenated,
     cases=[
         case(lambda a, b, c: lax.concatenate([a, b, c], 1), real(2, 1), real(2, 3), real(2, 0)),
         case(lambda a, b: lax.concatenate([a, b, a], 0), cplx(2), cplx(1), note="a twice"),
@@ -131,7 +131,7 @@ def sum_over_padding(y_bar, x_t, *, padding_config):
 
 
 rule(
-    lax.pad_p, "x, p -> y", x=unpad, p=sum_over_padding,
+    lax.pad_p, "x, p -> y", linear="x, p", x=unpad, p=sum_over_padding,
     cases=[
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0))), real(2, 3)),
         case(lambda x: lax.pad(x, np.ones((), x.dtype), ((1, 2, 1), (-1, 1, 2))), real(3, 3)),
@@ -159,7 +159,7 @@ def reshape_back(y_bar, x_t, *, dimensions):
     return lax.transpose(permuted, np.argsort(dimensions))
 
 
-rule(
+linear(
     lax.reshape_p, "x -> y", x=reshape_back,
     cases=[
         case(lambda x: lax.reshape(x, (3, 4)), real(2, 6)),
@@ -169,7 +169,7 @@ rule(
         case(lambda x: lax.reshape(x, (0, 5)), real(3, 0)),
     ],
 )  # fmt: skip
-rule(
+linear(
     lax.rev_p, "x -> y", x=lambda y_bar, *, dimensions: lax.rev(y_bar, dimensions),
     why="y[i] = x[n−1−i]  ⇒  x̄[i] = ȳ[n−1−i]: a reversal is its own transpose",
     cases=[
@@ -193,7 +193,7 @@ def embed_slice(y_bar, x_t, *, start_indices, limit_indices, strides):
     return lax.pad(y_bar, np.zeros((), y_bar.dtype), config)
 
 
-rule(
+linear(
     lax.slice_p, "x -> y", x=embed_slice,
     cases=[
         case(lambda x: lax.slice(x, (1, 0), (3, 2)), real(4, 3)),
@@ -217,7 +217,7 @@ def join_parts(ys_bar, ys_t, *, axis):
     return lax.concatenate(parts, axis)
 
 
-rule(
+linear(
     find_primitive("lax.lax.split_p"), "x -> *ys", x=join_parts,
     cases=[
         case(lambda x: lax.split(x, (1, 0, 3), 1), real(2, 4)),
@@ -225,7 +225,7 @@ rule(
         case(lambda x: lax.split(x, (2, 1, 2), 0)[::2], cplx(5), note="one part not used"),
     ],
 )  # fmt: skip
-rule(
+linear(
     lax.squeeze_p, "x -> y", x=lambda y_bar, x_t, *, dimensions: spread(y_bar, x_t, dimensions),
     why="axes of size 1 are put back: x̄ has the elements of ȳ",
     cases=[
@@ -235,7 +235,7 @@ rule(
     ],
 )  # fmt: skip
 rule(
-    find_primitive("lax.lax.stack_p"), "*xs -> y",
+    find_primitive("lax.lax.stack_p"), "*xs -> y", linear="xs",
     xs=lambda y_bar, index, *, axis: lax.index_in_dim(y_bar, index, axis, keepdims=False),
     why="y[.., k, ..] = xₖ  ⇒  x̄ₖ = ȳ[.., k, ..]",
     cases=[
@@ -257,7 +257,7 @@ def stack_parts(ys_bar, ys_t, *, axis):
     return lax.stack(parts, axis)
 
 
-rule(
+linear(
     find_primitive("lax.lax.unstack_p"), "x -> *ys", x=stack_parts,
     cases=[
         case(lambda x: lax.unstack(x, 1), real(2, 3)),
@@ -287,7 +287,7 @@ def sum_over_tiles(y_bar, x_t, *, reps):
     return lax.reduce_sum(lax.reshape(y_bar, shape, out_sharding=layout(x_t, order)), copies)
 
 
-rule(
+linear(
     find_primitive("lax.lax.tile_p"), "x -> y", x=sum_over_tiles,
     cases=[
         case(lambda x: lax.tile(x, (2, 1, 3)), real(2, 3, 1)),
@@ -295,7 +295,7 @@ rule(
         case(lambda x: lax.tile(x, (2, 0)), real(1, 2), note="no copies"),
     ],
 )  # fmt: skip
-rule(
+linear(
     lax.transpose_p, "x -> y",
     x=lambda y_bar, *, permutation: lax.transpose(y_bar, np.argsort(permutation)),
     why="y's axis k is x's axis permutation[k]: the inverse permutation puts ȳ's axes back",

@@ -67,7 +67,7 @@ def _dominant(a: np.ndarray) -> np.ndarray:
 
 
 rule(
-    linalg.triangular_solve_p, "a, b -> x", a=triangular_a, b=triangular_b,
+    linalg.triangular_solve_p, "a, b -> x", linear="b", a=triangular_a, b=triangular_b,
     cases=[
         case(_triangular(left_side=True, lower=True), real(2, 3, 3, make=_dominant),
              real(2, 3, 2), half=False, note="half precision: JAX 0.10 has no triangular solve"),

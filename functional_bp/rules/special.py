@@ -10,7 +10,7 @@ from jax import lax
 from jax.lax import div, exp, mul, neg, square, sub
 
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import pointwise
 from functional_bp.rules.elementwise import constant
 from functional_bp.rules.improvements import improvement
 
@@ -54,33 +54,33 @@ def pull_bessel_i1e(y_bar: Any, x: Any, y: Any) -> Any:
 
 
 # fmt: off
-rule(lax.erf_p, "x -> y",
+pointwise(lax.erf_p, "x -> y",
      x=lambda y_bar, x: mul(constant(2 / np.sqrt(np.pi), x), mul(y_bar, exp(neg(square(x))))),
      why="erf x = 2/√π ∫₀ˣ e^(−t²) dt",
      cases=[case(lax.erf, real(3))])
-rule(lax.erfc_p, "x -> y",
+pointwise(lax.erfc_p, "x -> y",
      x=lambda y_bar, x: mul(constant(-2 / np.sqrt(np.pi), x), mul(y_bar, exp(neg(square(x))))),
      why="erfc x = 1 − erf x",
      cases=[case(lambda x: lax.erfc(x), real(3))])
-rule(lax.erf_inv_p, "x -> y",
+pointwise(lax.erf_inv_p, "x -> y",
      x=lambda y_bar, y: mul(constant(np.sqrt(np.pi) / 2, y), mul(y_bar, exp(square(y)))),
      why="x = erf y, ẋ = 2/√π e^(−y²) ẏ", kinks="x = ±1: inf",
      cases=[case(lax.erf_inv, real(3, low=-0.9, high=0.9))])
-rule(lax.lgamma_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.digamma(x)),
+pointwise(lax.lgamma_p, "x -> y", x=lambda y_bar, x: mul(y_bar, lax.digamma(x)),
      why="ψ = (ln |Γ|)′ by definition", kinks="x = 0, −1, −2, …: nan, as digamma",
      cases=[case(lax.lgamma, real(3, low=0.2, high=4)),
             case(lax.lgamma, real(values=[-0.4, -2.3, -4.7]), reference=lambda x: _lgamma_left(x),
                  note="negative; JAX's second derivative is imprecise")])
-rule(lax.digamma_p, "x -> y", x=lambda y_bar, x: mul(y_bar, trigamma(x)),
+pointwise(lax.digamma_p, "x -> y", x=lambda y_bar, x: mul(y_bar, trigamma(x)),
      why=trigamma.__doc__ or "", kinks="x = 0: inf; x = −1, −2, …: inf",
      cases=[case(lax.digamma, real(3, low=0.2, high=4)),
             case(lax.digamma, real(values=[-0.4, -2.3, -10.3]), note="negative",
                  reference=lambda x: _digamma_left(x))])
-rule(lax.bessel_i0e_p, "x -> y",
+pointwise(lax.bessel_i0e_p, "x -> y",
      x=lambda y_bar, x, y: mul(y_bar, sub(lax.bessel_i1e(x), mul(lax.sign(x), y))),
      why="y = e^(−|x|) I₀(x),  I₀′ = I₁,  (e^(−|x|))′ = −sign(x) e^(−|x|)", kinks="x = 0: 0",
      cases=[case(lax.bessel_i0e, real(3)), case(lax.bessel_i0e, real(2, low=-20, high=-9))])
-rule(lax.bessel_i1e_p, "x -> y", x=pull_bessel_i1e,
+pointwise(lax.bessel_i1e_p, "x -> y", x=pull_bessel_i1e,
      cases=[case(lax.bessel_i1e, real(3)), case(lax.bessel_i1e, real(2, low=9, high=20)),
             case(lax.bessel_i1e, real(values=[0.0]), second_order=False, note="at 0")])
 # fmt: on

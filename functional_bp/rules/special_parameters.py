@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import pointwise
 from functional_bp.rules.improvements import improvement
 from functional_bp.rules.truncated import beta_slope, gamma_curvature, widen
 
@@ -141,7 +141,7 @@ def pull_polygamma_order(y_bar: Any, m: Any, x: Any) -> Any:
 
 
 # fmt: off
-rule(lax.regularized_incomplete_beta_p, "a, b, x -> y",
+pointwise(lax.regularized_incomplete_beta_p, "a, b, x -> y",
      a=lambda y_bar, a, b, x: y_bar * beta_slope(a, b, x, "a").astype(y_bar.dtype),
      b=lambda y_bar, a, b, x: y_bar * beta_slope(a, b, x, "b").astype(y_bar.dtype),
      x=lambda y_bar, a, b, x: y_bar * beta_density(a, b, x).astype(y_bar.dtype),
@@ -155,7 +155,7 @@ rule(lax.regularized_incomplete_beta_p, "a, b, x -> y",
                  note="JAX raises for a and b"),
             case(lambda x: lax.betainc(jnp.ones_like(x), 2 * jnp.ones_like(x), x),
                  real(values=[0.0]), reference=lambda x: 1 - (1 - x) ** 2, note="x = 0, a = 1")])
-rule(lax.igamma_p, "a, x -> y",
+pointwise(lax.igamma_p, "a, x -> y",
      a=lambda y_bar, a, x: lax.mul(y_bar, lax.igamma_grad_a(a, x)),
      x=lambda y_bar, a, x: y_bar * gamma_density(a, x).astype(y_bar.dtype),
      why="P(a, x) = ∫₀ˣ t^(a−1) e⁻ᵗ dt / Γ(a):  ∂P/∂x is the integrand at x; ∂P/∂a is the "
@@ -166,20 +166,20 @@ rule(lax.igamma_p, "a, x -> y",
             case(lambda x: lax.igamma(jnp.full_like(x, 2.5), x), real(3, low=0.1, high=5)),
             case(lambda x: lax.igamma(jnp.ones_like(x), x), real(values=[0.0]),
                  reference=lambda x: -jnp.expm1(-x), note="x = 0, a = 1")])
-rule(lax.igammac_p, "a, x -> y",
+pointwise(lax.igammac_p, "a, x -> y",
      a=lambda y_bar, a, x: lax.neg(lax.mul(y_bar, lax.igamma_grad_a(a, x))),
      x=lambda y_bar, a, x: -y_bar * gamma_density(a, x).astype(y_bar.dtype),
      why="Q = 1 − P", kinks="x = 0, a = 1: the limit −1",
      cases=[case(lax.igammac, real(3, low=0.5, high=4), real(3, low=0.3, high=5),
                  reference=lambda a, x: 1 - _igamma_by_series(a, x), note="second order in a too")])
-rule(lax.igamma_grad_a_p, "a, x -> y",
+pointwise(lax.igamma_grad_a_p, "a, x -> y",
      a=lambda y_bar, a, x: y_bar * gamma_second(a, x).astype(y_bar.dtype),
      x=lambda y_bar, a, x: y_bar * gamma_cross(a, x).astype(y_bar.dtype),
      why=inspect.cleandoc(gamma_cross.__doc__ or "") + "\n\n"
          + inspect.cleandoc(gamma_curvature.__doc__ or ""),
      cases=[case(lax.igamma_grad_a, real(3, low=0.5, high=4), real(3, low=0.3, high=5),
                  reference=lambda a, x: _igamma_slope_by_series(a, x), note="JAX has no rule")])
-rule(lax.zeta_p, "s, q -> y",
+pointwise(lax.zeta_p, "s, q -> y",
      s=lambda y_bar, s, q: y_bar * zeta_slope(s, q).astype(y_bar.dtype),
      q=lambda y_bar, s, q: lax.neg(lax.mul(y_bar, lax.mul(s, lax.zeta(
          lax.add(s, np.asarray(1, s.dtype)), q)))),
@@ -187,7 +187,7 @@ rule(lax.zeta_p, "s, q -> y",
          + inspect.cleandoc(zeta_slope.__doc__ or ""),
      cases=[case(lax.zeta, real(3, low=1.5, high=4), real(3, low=0.3, high=4),
                  reference=lambda s, q: _zeta_by_sum(s, q), note="JAX has no rule")])
-rule(lax.polygamma_p, "m, x -> y",
+pointwise(lax.polygamma_p, "m, x -> y",
      m=pull_polygamma_order,
      x=lambda y_bar, m, x: lax.mul(y_bar, polygamma(lax.add(m, np.asarray(1, m.dtype)), x)),
      why="ψ⁽ᵐ⁾ is by definition the derivative of ψ⁽ᵐ⁻¹⁾;  at negative x:\n\n"

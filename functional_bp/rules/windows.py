@@ -15,7 +15,7 @@ from jax import lax
 
 from functional_bp.backprop import match_axes
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear, rule
 from functional_bp.rules.improvements import improvement
 
 
@@ -86,7 +86,7 @@ def _geometries(reduction: Any, initial: Any) -> list[Any]:
     ]
 
 
-rule(
+linear(
     lax.reduce_window_sum_p,
     "x -> y",
     x=summed,

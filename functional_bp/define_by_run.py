@@ -1,0 +1,194 @@
+"""Define by run: operations are evaluated on the values at hand while they are differentiated.
+
+A tracer here carries its value, so that Python may branch on it, print it or convert it to a
+number; and what does not depend on a differentiated input never becomes a tracer at all, so that
+closures hold plain values. Two traces build on this one: ``recording.Recorder`` notes the steps of
+a reverse sweep, ``tangents.Pusher`` carries a tangent along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import JaxprEqn, Primitive, primitives
+
+from functional_bp import _jax, backprop
+from functional_bp.structure import Options
+
+
+class Follower(_jax.Tracer):
+    """A value that depends on a differentiated input."""
+
+    __slots__ = ("primal",)
+
+    def __init__(self, trace: Any, primal: Any) -> None:
+        super().__init__(trace, jax.typeof(primal))
+        self.primal = primal
+
+    def full_lower(self) -> Any:
+        """Itself."""
+        return self
+
+    def to_concrete_value(self) -> Any:
+        """The value, as far as it is known: ``float(x)``, ``if x > 0``."""
+        return _jax.concrete(self.primal)
+
+    def _known(self) -> Any:
+        found = self.to_concrete_value()
+        if found is None:
+            raise jax.errors.ConcretizationTypeError(self, "Its value is not known yet.")
+        return found
+
+    # A number for Python, as of a PyTorch tensor that requires a gradient. Not for NumPy, in whose
+    # arithmetic the gradient would be lost unnoticed: ``__array__`` stays an error.
+
+    def __float__(self) -> float:
+        return float(self._known())
+
+    def __complex__(self) -> complex:
+        return complex(self._known())
+
+    def __format__(self, spec: str) -> str:
+        found = self.to_concrete_value()
+        return super().__format__(spec) if found is None else format(found, spec)
+
+    def item(self, *args: Any) -> Any:
+        """The entry as a Python number."""
+        return self._known().item(*args)
+
+    def tolist(self) -> Any:
+        """The entries as Python numbers."""
+        return self._known().tolist()
+
+    def _short_repr(self) -> str:
+        return f"{type(self).__name__}({self.primal!r})"
+
+
+class ByReference(Exception):
+    """The function makes mutable references: those are rewritten in a staged graph."""
+
+
+class DefineByRun(_jax.Trace):
+    """The trace: what concerns none of its tracers passes through to the trace around it."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        self.parent_trace = _jax.current_trace()
+        self.requires_low = False
+        self.options = options
+
+    def owns(self, x: Any) -> bool:
+        """Whether ``x`` is a tracer of this trace."""
+        return isinstance(x, Follower) and x._trace is self
+
+    def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """Run an operation that has a tracer of this trace among its operands."""
+        raise NotImplementedError
+
+    def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        """The same for an operation that is traced already."""
+        raise NotImplementedError
+
+    def apply_own_rule(
+        self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
+    ) -> Sequence[Any]:
+        """Run a function that brings a derivative of its own."""
+        raise NotImplementedError
+
+    def process_primitive(
+        self, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any], /
+    ) -> Any:
+        """JAX calls this for each operation."""
+        if primitive.ref_allocating:
+            raise ByReference
+        if not any(map(self.owns, operands)):
+            return _jax.bind(self.parent_trace, primitive, operands, params)
+        if primitive is primitives.jit_p and params["inline"]:
+            with _jax.under(self):
+                return backprop.run(*_jax.open_jaxpr(params["jaxpr"]), operands)
+        return self.apply(primitive, params, operands)
+
+    def _process_own_rule(
+        self, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]
+    ) -> Any:
+        if not any(map(self.owns, operands)):
+            return _jax.bind(self.parent_trace, primitive, operands, params)
+        try:
+            return self.apply_own_rule(primitive, params, operands)
+        except jax.errors.UnexpectedTracerError as error:
+            error.add_note(
+                f"A function with a derivative of its own ({primitive.name}) uses a value that is "
+                "not among its arguments and that depends on a differentiated one, or that was "
+                "computed in another call. Pass it as an argument."
+            )
+            raise
+
+    def process_custom_jvp_call(
+        self, primitive: Any, fun: Any, jvp: Any, operands: Any, /, **params: Any
+    ) -> Any:
+        """JAX calls this for a function with ``jax.custom_jvp``."""
+        return self._process_own_rule(primitive, operands, {**params, "subfuns": (fun, jvp)})
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, operands: Any, /, **params: Any
+    ) -> Any:
+        """JAX calls this for a function with ``jax.custom_vjp``."""
+        return self._process_own_rule(primitive, operands, {**params, "subfuns": (fun, fwd, bwd)})
+
+    def process_call(self, _: Any, fun: Any, operands: Any, params: Any, /) -> Any:
+        """JAX 0.10 calls this for a function that is to be run in place."""
+        del params
+        with _jax.under(self):
+            return fun.call_wrapped(*operands)
+
+    def process_shard_map(self, primitive: Any, fun: Any, operands: Any, /, **params: Any) -> Any:
+        """JAX calls this for ``shard_map``, whose body is traced before it is differentiated."""
+        params = {**params, "subfuns": (fun,)}
+        if not any(map(self.owns, operands)):
+            return _jax.bind(self.parent_trace, primitive, operands, params)
+        found, outs = self.apply_staged(primitive, params, operands)
+        return outs.map2(lambda _, value: value, found)
+
+    def apply_staged(
+        self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
+    ) -> tuple[list[Any], Any]:
+        """Run an operation as the equation that it is in a graph; also what it returned there."""
+        returned: list[Any] = []
+
+        def alone(*xs: Any) -> list[Any]:
+            returned.append(_jax.bind(_jax.current_trace(), primitive, xs, params))
+            return list(returned[0])
+
+        def step(eqn: JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+            if eqn.primitive is primitive and any(map(self.owns, values)):
+                return self.apply_equation(eqn, values)
+            with _jax.under(self):
+                return backprop.evaluate(eqn, values)
+
+        closed = jax.make_jaxpr(alone)(*operands)
+        return backprop.run(*_jax.open_jaxpr(closed), operands, step), returned[0]
+
+    def stage_value(self, val: Any) -> Any:
+        """The value itself."""
+        return val
+
+
+def split(trace: DefineByRun, operands: Sequence[Any]) -> tuple[list[bool], list[Any]]:
+    """Which operands are tracers of the trace, and the values behind all of them."""
+    on = [trace.owns(x) for x in operands]
+    return on, [x.primal if o else x for x, o in zip(operands, on)]
+
+
+def chosen_call(
+    primitive: Primitive, params: dict[str, Any], values: Sequence[Any], on: Sequence[bool]
+) -> Any:
+    """The operation as a function of those operands that ``on`` marks."""
+
+    def call(*chosen: Any) -> list[Any]:
+        remaining = iter(chosen)
+        full = [next(remaining) if o else x for x, o in zip(values, on)]
+        return list(_jax.bind(_jax.current_trace(), primitive, full, params))
+
+    return call
