@@ -194,11 +194,6 @@ def varying_axes(aval: Any) -> frozenset[str]:
     return frozenset(getattr(aval, "vma", ()))
 
 
-def is_staging(values: Sequence[Any]) -> bool:
-    """Whether any of the values belongs to a graph that is being traced, as under ``jit``."""
-    return any(isinstance(value, _partial_eval.DynamicJaxprTracer) for value in values)
-
-
 def cotangent_spec(spec: Any) -> Any:
     """The partition spec of a cotangent.
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import JaxprEqn, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
@@ -58,17 +58,56 @@ class Call(Structure):
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
 
-@lru_cache(maxsize=256)
-def _compiled(*key: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two sweeps of a plan as jitted functions, one pair per plan."""
-    plan = make_plan(*key)
-    return (
-        jax.jit(lambda consts, args: backprop.forward(plan, consts, args)),
-        jax.jit(lambda kept, bars: backprop.reverse(plan, kept, bars)),
-    )
+class _Sweeps:
+    """The sweeps of a plan as jitted functions: one set per graph and question.
+
+    A residual that is an operand, a constant or an output of the call is not returned once more.
+    """
+
+    def __init__(self, *key: Any) -> None:
+        self.plan = make_plan(*key)
+        self._forward = jax.jit(self._swept)
+        self.reverse = jax.jit(lambda kept, bars: backprop.reverse(self.plan, kept, bars))
+
+    def _swept(self, consts: Any, args: Any) -> Any:
+        outs, residuals = backprop.forward(self.plan, consts, args)
+        leaves, self.tree = jax.tree.flatten(residuals)
+        given = [*consts, *args, *outs]
+        seen = {id(x): (True, i) for i, x in reversed(list(enumerate(given))) if x is not None}
+        kept: list[Any] = []
+        for leaf in leaves:
+            if id(leaf) not in seen:
+                seen[id(leaf)] = (False, len(kept))
+                kept.append(leaf)
+        self.places = [seen[id(leaf)] for leaf in leaves]
+        return outs, kept
+
+    def forward(self, consts: Sequence[Any], args: Sequence[Any]) -> tuple[list[Any], Any]:
+        """The call's outputs, and the residuals of its body."""
+        outs, kept = self._forward(list(consts), list(args))
+        given = [*consts, *args, *outs]
+        leaves = [given[i] if is_given else kept[i] for is_given, i in self.places]
+        return outs, jax.tree.unflatten(self.tree, leaves)
 
 
-rules.changed.append(_compiled.cache_clear)
+_sweeps = lru_cache(maxsize=1024)(_Sweeps)
+
+
+@lru_cache(maxsize=1024)
+def _tangents(jaxpr: Jaxpr, options: Options, sweep: Sweep) -> Callable[..., Any]:
+    """The forward-mode sweep of a graph as a jitted function."""
+    return jax.jit(lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options))
+
+
+rules.changed += [_sweeps.cache_clear, _tangents.cache_clear]
+SMALL = 10  # equations
+
+
+@lru_cache(maxsize=4096)
+def size(jaxpr: Jaxpr) -> int:
+    """How many equations a graph has, those of the calls in it included."""
+    inner = [e.params["jaxpr"] for e in jaxpr.eqns if e.primitive is primitives.jit_p]
+    return len(jaxpr.eqns) + sum(size(_jax.open_jaxpr(graph)[0]) for graph in inner)
 
 
 @structure(
@@ -79,30 +118,46 @@ rules.changed.append(_compiled.cache_clear)
     ],
 )
 class Jit(Call):
-    """ȳ ↦ x̄ is the reverse sweep of the jitted graph; compiled when called with arrays.
+    """ȳ ↦ x̄ is the reverse sweep of the jitted graph, which stays a call.
 
-    Derivation: as for any call. With concrete operands both sweeps are compiled, once per
-    graph, as the person asked by writing ``jit``; inside an outer ``jit`` they run in place.
+    Derivation: as for any call. Its sweeps are jitted, as the person asked by writing ``jit``:
+    a graph that is called sixty times is planned, traced and compiled once. Inside an outer
+    ``jit`` those of a graph of a few equations are run in place, which is quicker.
 
     Residuals: those of the body.
     """
 
     parameter = "jaxpr"
 
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Plan the body's sweeps, unless another call of the graph has done so."""
+        self.sweeps = _sweeps(self.jaxpr, self.active, seeded, needed, self.options)
+        self.plan = self.sweeps.plan
+        self.wanted = self.plan.reached
+
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The body's forward sweep."""
         placed = self._placed(operands, "in_shardings")
-        if _jax.is_staging([*placed, *self.consts]):
+        if self._in_place():
             outs, residuals = super().forward(*placed)
         else:
-            outs, residuals = _compiled(*self.key)[0](self.consts, placed)
+            outs, residuals = self.sweeps.forward(self.consts, placed)
         return self._placed(outs, "out_shardings"), residuals
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The body's reverse sweep."""
-        if _jax.is_staging(jax.tree.leaves((residuals, cotangents))):
+        if self._in_place():
             return super().reverse(residuals, cotangents)
-        return _compiled(*self.key)[1](residuals, list(cotangents))
+        return self.sweeps.reverse(residuals, list(cotangents))
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The body's forward-mode sweep."""
+        if self._in_place():
+            return super().tangents(sweep, operands, dots)
+        return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
+
+    def _in_place(self) -> bool:
+        return _jax.is_staged_now() and size(self.jaxpr) < SMALL
 
     def _placed(self, values: Sequence[Any], which: str) -> list[Any]:
         """The values, constrained to the shardings that the person gave to ``jit``."""
