@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from functional_bp.jacobians import hessian as hessian
     from functional_bp.jacobians import hvp as hvp
     from functional_bp.jacobians import jacfwd as jacfwd
+    from functional_bp.jacobians import jacobian as jacobian
     from functional_bp.jacobians import jacrev as jacrev
     from functional_bp.jacobians import jvp as jvp
     from functional_bp.jacobians import linearize as linearize
     from functional_bp.operation import operation as operation
     from functional_bp.rule import rule as rule
     from functional_bp.rule import rules as rules
+    from functional_bp.transforms import fwd_and_bwd as fwd_and_bwd
     from functional_bp.transforms import grad as grad
     from functional_bp.transforms import value_and_grad as value_and_grad
     from functional_bp.transforms import vjp as vjp
@@ -42,10 +44,10 @@ _HOMES = {
     "explain.cotangents": ("cotangents",),
     "explain.explanation": ("Explanation", "explain"),
     "graph": ("Graph", "name", "trace"),
-    "jacobians": ("hessian", "hvp", "jacfwd", "jacrev", "jvp", "linearize"),
+    "jacobians": ("hessian", "hvp", "jacfwd", "jacobian", "jacrev", "jvp", "linearize"),
     "operation": ("operation",),
     "rule": ("rule", "rules"),
-    "transforms": ("grad", "value_and_grad", "vjp"),
+    "transforms": ("fwd_and_bwd", "grad", "value_and_grad", "vjp"),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 _WITHOUT_JAX = {"checked", "Report"}

@@ -22,8 +22,9 @@ from functional_bp.errors import (
 )
 from functional_bp.staging import Flat, explaining, stage_pure
 from functional_bp.structure import Options, has_tangent
-from functional_bp.tangents import Pusher, forward_mode, transpose
+from functional_bp.tangents import Pusher, Transposed, forward_mode, transpose
 from functional_bp.transforms import (
+    Box,
     as_arrays,
     check_inputs,
     choose,
@@ -58,7 +59,7 @@ def jvp(
         CotangentError: a tangent's structure, shape or dtype does not match its primal.
     """
     flat = Flat(fun, tuple(primals), has_aux)
-    dots = _check_tangents(tuple(tangents), flat.in_tree, flat.leaves)
+    dots = _check_tangents(tuple(tangents), flat.in_tree, list(map(jax.typeof, flat.leaves)))
     outs, out_dots = _pushed(flat, dots, Options(strict))
     out, aux = flat.output(outs)
     avals = map(jax.typeof, outs[: flat.out_count])
@@ -88,7 +89,7 @@ def _as_tangent(dot: Any, aval: Any) -> Any:
     return backprop.zeros(aval) if dot is None else dot
 
 
-def _check_tangents(tangents: Any, in_tree: Any, leaves: Sequence[Any]) -> list[Any]:
+def _check_tangents(tangents: Any, in_tree: Any, avals: Sequence[Any]) -> list[Any]:
     dots, tree = jax.tree.flatten(tangents)
     if tree != in_tree:
         raise CotangentError(
@@ -96,15 +97,14 @@ def _check_tangents(tangents: Any, in_tree: Any, leaves: Sequence[Any]) -> list[
                     expected=str(in_tree))
         )  # fmt: skip
     found: list[Any] = []
-    for i, (dot, leaf) in enumerate(zip(dots, leaves)):
-        expected = jax.typeof(leaf).to_tangent_aval()
+    for i, (dot, aval) in enumerate(zip(dots, avals)):
+        expected = aval.to_tangent_aval()
         got = dot if getattr(dot, "dtype", None) == dtypes.float0 else jax.typeof(dot)
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise CotangentError(
                 compose(f"tangent {i} has the wrong shape or dtype", got=describe(got),
-                        expected=f"{describe(expected)}, because the primal is {describe(leaf)}")
+                        expected=f"{describe(expected)}, because the primal is {describe(aval)}")
             )  # fmt: skip
-        aval = jax.typeof(leaf)
         found.append(backprop.match_axes(jnp.asarray(dot), aval) if has_tangent(aval) else None)
     return found
 
@@ -131,19 +131,45 @@ def linearize(
             fun, primals, jax.tree.map(_zero_tangent, primals), has_aux, strict=strict
         )
         plain = (lambda *args: fun(*args)[0]) if has_aux else fun
-        again = lambda *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
-        return (out, again, *rest)
+        again = lambda primals, *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
+        return (out, jax.tree_util.Partial(again, primals), *rest)
     out_leaves, out_tree = jax.tree.flatten(out)
-    avals = [jax.typeof(x) for x in out_leaves]
-    floats = [aval for aval in avals if has_tangent(aval)]
-    linear = transpose(lambda bars: pullback.flat(_interleave(bars, avals)), floats, options)
-
-    def tangent_map(*dots: Any) -> Any:
-        found = iter(linear(_check_tangents(dots, in_tree, leaves)))
-        pushed = [_as_tangent(next(found) if has_tangent(a) else None, a) for a in avals]
-        return jax.tree.unflatten(out_tree, pushed)
-
+    out_avals = [jax.typeof(x) for x in out_leaves]
+    floats = [aval for aval in out_avals if has_tangent(aval)]
+    linear = transpose(lambda bars: pullback.flat(_interleave(bars, out_avals)), floats, options)
+    in_avals = [jax.typeof(x) for x in leaves]
+    box = Box((linear.plan, linear.present, in_tree, in_avals, out_tree, out_avals))
+    tangent_map = LinearMap(linear.residuals, box)
     return (out, tangent_map, aux) if has_aux else (out, tangent_map)
+
+
+@jax.tree_util.register_pytree_node_class
+class LinearMap:
+    """What ``linearize`` returns: ẋ ↦ J ẋ. A pytree, so that it may enter and leave ``jit``."""
+
+    def __init__(self, residuals: Any, box: Box) -> None:
+        self.residuals, self._box = residuals, box
+
+    def tree_flatten(self) -> tuple[Any, Box]:
+        """The kept arrays, and the plan that goes with them."""
+        return (self.residuals,), self._box
+
+    @classmethod
+    def tree_unflatten(cls, box: Box, children: Any) -> LinearMap:
+        """The inverse of ``tree_flatten``."""
+        return cls(children[0], box)
+
+    def __call__(self, *dots: Any) -> Any:
+        """J ẋ, for one tangent per argument.
+
+        Raises:
+            CotangentError: a tangent's structure, shape or dtype does not match its primal.
+        """
+        plan, present, in_tree, in_avals, out_tree, out_avals = self._box.value
+        linear = Transposed(plan, self.residuals, present)
+        found = iter(linear(_check_tangents(dots, in_tree, in_avals)))
+        pushed = [_as_tangent(next(found) if has_tangent(a) else None, a) for a in out_avals]
+        return jax.tree.unflatten(out_tree, pushed)
 
 
 def _interleave(bars: Sequence[Any], avals: Sequence[Any]) -> list[Any]:
@@ -187,6 +213,9 @@ def jacrev(
         return (found, aux) if has_aux else found
 
     return jacobian
+
+
+jacobian = jacrev
 
 
 def jacfwd(

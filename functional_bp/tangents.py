@@ -13,15 +13,16 @@ Three ways from a rule of reverse mode to its tangents, the first that applies:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 
 from functional_bp import _jax, backprop
+from functional_bp.backprop import Residuals
 from functional_bp.define_by_run import DefineByRun, Follower, chosen_call, split
-from functional_bp.plan import plan_once
+from functional_bp.plan import Plan, plan_once
 from functional_bp.rule import Rule, rules
 from functional_bp.steps import Auxiliary, named, pull_step, spread
 from functional_bp.structure import Options, has_tangent, structure_of
@@ -215,18 +216,34 @@ def _push_transposed(
     return outs, [next(found) if on else None for on in floats]
 
 
+class Transposed(NamedTuple):
+    """The transpose of a linear function: one value per output (None for zero) to one per input.
+
+    Attributes:
+        plan: of the reverse sweep over the function's graph.
+        residuals: its coefficients.
+        present: which outputs the function has; the others are zero.
+    """
+
+    plan: Plan
+    residuals: Residuals
+    present: tuple[bool, ...]
+
+    def __call__(self, values: Sequence[Any]) -> Tangents:
+        """The reverse sweep."""
+        given = [value for value, on in zip(values, self.present, strict=True) if on]
+        return backprop.reverse(self.plan, self.residuals, given)
+
+
 def transpose(
     linear: Callable[[Sequence[Any]], Sequence[Any]], avals: Sequence[Any], options: Options
-) -> Callable[[Sequence[Any]], Tangents]:
+) -> Transposed:
     """The transpose of a linear function, by our reverse sweep over its graph.
 
     Args:
         linear: takes values of types ``avals``, returns a list; None stands for zero.
         avals: the types of its inputs.
         options: for the sweep.
-
-    Returns:
-        A function from one value per output of ``linear`` (None for zero) to one per input.
     """
     present: list[bool] = []
 
@@ -241,10 +258,4 @@ def transpose(
     plan = plan_once(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
     read = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     points = [backprop.zeros(v.aval) if v in read else None for v in jaxpr.invars]
-    _, residuals = backprop.forward(plan, consts, points)
-
-    def transposed(values: Sequence[Any]) -> Tangents:
-        given = [value for value, on in zip(values, present, strict=True) if on]
-        return backprop.reverse(plan, residuals, given)
-
-    return transposed
+    return Transposed(plan, backprop.forward(plan, consts, points)[1], tuple(present))

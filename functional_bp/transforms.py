@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import dtypes, lax
 from jax.extend.core import Jaxpr, Literal
+from jax.ref import addupdate
 
 from functional_bp import _jax, backprop
 from functional_bp.backprop import Residuals
@@ -27,6 +28,9 @@ from functional_bp.staging import Flat, explaining, stage_pure
 from functional_bp.structure import Mask, Options, has_tangent
 
 
+markers: Any = jax.ad  # pyright: ignore[reportPrivateImportUsage]  # JAX's words for with_refs
+
+
 class _Static(NamedTuple):
     plan: Plan
     in_tree: Any
@@ -36,7 +40,7 @@ class _Static(NamedTuple):
     name: str
 
 
-class _Box:
+class Box:
     """Holds what a pytree must not compare: equal only to itself."""
 
     def __init__(self, value: Any) -> None:
@@ -47,15 +51,15 @@ class _Box:
 class PullbackFunction:
     """What ``vjp`` returns: cotangents of the output to cotangents of the inputs. A pytree."""
 
-    def __init__(self, residuals: Any, box: _Box) -> None:
+    def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box
 
-    def tree_flatten(self) -> tuple[Any, _Box]:
+    def tree_flatten(self) -> tuple[Any, Box]:
         """The kept arrays, and the plan that goes with them."""
         return (self.residuals,), self._box
 
     @classmethod
-    def tree_unflatten(cls, box: _Box, children: Any) -> PullbackFunction:
+    def tree_unflatten(cls, box: Box, children: Any) -> PullbackFunction:
         """The inverse of ``tree_flatten``."""
         (residuals,) = children
         return cls(residuals, box)
@@ -70,6 +74,39 @@ class PullbackFunction:
         found = self.flat(_check_cotangent(cotangent, static))
         bars = [_as_cotangent(bar, aval) for bar, aval in zip(found, static.in_avals)]
         return jax.tree.unflatten(static.in_tree, bars)
+
+    def with_refs(self, *places: Any) -> Callable[[Any], tuple[Any, ...]]:
+        """The pullback, adding cotangents to mutable arrays in place; as of ``jax.vjp``.
+
+        Args:
+            *places: for each input, in its structure: a reference (``jax.new_ref``) to which its
+                cotangent is added; ``jax.ad.GradValue()``, or None, for a cotangent that is
+                returned; ``jax.ad.DontWant()`` for one that nobody wants.
+
+        Returns:
+            A function of the output's cotangent. In the place of what was added stands
+            ``jax.ad.GradRef()``, in that of what was not wanted ``jax.ad.DidntWant()``.
+        """
+        static: _Static = self._box.value
+        leaves, tree = jax.tree.flatten(places, is_leaf=lambda x: x is None)
+        if tree != static.in_tree:
+            raise CotangentError(
+                compose(
+                    f"with_refs of the pullback of {static.name} has the wrong structure",
+                    got=str(tree), expected=f"{static.in_tree}, as the inputs",
+                )
+            )  # fmt: skip
+
+        def pull(cotangent: Any) -> tuple[Any, ...]:
+            found: list[Any] = []
+            for bar, place in zip(jax.tree.leaves(self(cotangent)), leaves, strict=True):
+                if _jax.is_reference(getattr(place, "aval", None)):
+                    addupdate(place, ..., bar)
+                    bar = markers.GradRef()
+                found.append(markers.DidntWant() if isinstance(place, markers.DontWant) else bar)
+            return jax.tree.unflatten(static.in_tree, found)
+
+        return pull
 
     def flat(self, bars: Sequence[Any]) -> list[Any]:
         """The same on lists of leaves, with None for zero on both sides."""
@@ -92,6 +129,9 @@ def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
     for (path, leaf), aval in zip(paths, static.out_avals):
         expected = aval.to_tangent_aval()
         got = leaf if getattr(leaf, "dtype", None) == dtypes.float0 else jax.typeof(leaf)
+        if not has_tangent(aval) and got.dtype.kind == aval.dtype.kind:
+            expected = aval  # integer zeros for an integer output, as JAX takes them
+            got = aval if got.shape == aval.shape else got
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise CotangentError(
                 compose(
@@ -157,7 +197,7 @@ def vjp_wanted(
     name = getattr(fun, "__name__", type(fun).__name__)
     static = _Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
     out, aux = flat.output(outs)
-    return out, PullbackFunction(residuals, _Box(static)), aux
+    return out, PullbackFunction(residuals, Box(static)), aux
 
 
 def _run(
@@ -264,6 +304,34 @@ def grad(
     return grad_fun
 
 
+def fwd_and_bwd(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    has_aux: bool = False,
+    jitted: bool = True,
+    *,
+    strict: bool = False,
+    max_steps: int | None = None,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward sweep and the reverse sweep as two functions; as ``jax.fwd_and_bwd``.
+
+    Returns:
+        ``fwd``, which takes the arguments and returns ``(output, pullback)``, with ``has_aux`` also
+        the auxiliary; and ``bwd``, which takes the pullback and the output's cotangent. Both are
+        jitted, and compile once however often they are called.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        partial, chosen = choose(fun, argnums, args, kwargs)
+        return vjp(partial, *chosen, has_aux=has_aux, strict=strict, max_steps=max_steps)
+
+    def backward(pullback: PullbackFunction, cotangent: Any) -> Any:
+        found = pullback(cotangent)
+        return found if isinstance(argnums, Sequence) else found[0]
+
+    return (jax.jit(forward), jax.jit(backward)) if jitted else (forward, backward)
+
+
 def choose(
     fun: Callable[..., Any],
     argnums: int | Sequence[int],
@@ -274,7 +342,8 @@ def choose(
     numbers = [operator.index(i) for i in (argnums if isinstance(argnums, Sequence) else [argnums])]
     for i in numbers:
         if not -len(args) <= i < len(args):
-            raise ValueError(
+            kind = ValueError if i < 0 else TypeError  # as JAX has it
+            raise kind(
                 compose(
                     f"argnums={argnums} names a positional argument that was not given",
                     got=f"{len(args)} positional arguments",
@@ -282,6 +351,14 @@ def choose(
                 )
             )
     numbers = [i % len(args) for i in numbers]
+    if len(set(numbers)) < len(numbers):
+        raise TypeError(
+            compose(
+                f"argnums={argnums} names an argument twice",
+                expected="each argument once",
+                do="name it once; its gradient may be used twice",
+            )
+        )
 
     def partial(*chosen: Any) -> Any:
         full = list(args)
