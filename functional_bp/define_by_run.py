@@ -105,9 +105,9 @@ class DefineByRun(_jax.Trace):
             raise ByReference
         if not any(map(self.owns, operands)):
             return _jax.bind(self.parent_trace, primitive, operands, params)
-        if primitive is primitives.jit_p and params["inline"]:
+        if primitive is primitives.jit_p and params["inline"] and not _jax.is_staged_now():
             with _jax.under(self):
-                return backprop.run(*_jax.open_jaxpr(params["jaxpr"]), operands)
+                return backprop.run(*_jax.open_jaxpr(params["jaxpr"]), operands, _rebound)
         return self.apply(primitive, params, operands)
 
     def _process_own_rule(
@@ -173,6 +173,12 @@ class DefineByRun(_jax.Trace):
     def stage_value(self, val: Any) -> Any:
         """The value itself."""
         return val
+
+
+def _rebound(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    """Run an equation as if it stood at the line that runs now."""
+    out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return out if eqn.primitive.multiple_results else [out]
 
 
 def split(trace: DefineByRun, operands: Sequence[Any]) -> tuple[list[bool], list[Any]]:

@@ -24,7 +24,7 @@ from functional_bp.backprop import Residuals
 from functional_bp.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.plan import Plan, plan_once
 from functional_bp.rule import Rule, rules
-from functional_bp.steps import Auxiliary, named, pull_step, spread
+from functional_bp.steps import spread
 from functional_bp.structure import Options, has_tangent, structure_of
 
 Tangents = list[Any]  # None where zero
@@ -49,22 +49,23 @@ class Pusher(DefineByRun):
         rule = rules.get(primitive)
         if rule is not None and rule.kind in ("piecewise constant", "no tangent space"):
             return _jax.bind(self.parent_trace, primitive, values, params)
-        atoms = [Var(jax.typeof(x)) for x in values]
-        avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
-        eqn = _jax.equation(primitive, params, atoms, avals, effects)
-        found = self._push(eqn, operands)
-        return found if primitive.multiple_results else found[0]
+        dots = [x.tangent if o else None for x, o in zip(operands, on)]
+        with _jax.under(self.parent_trace):
+            found = rule and push_by_rule(rule, params, values, dots)
+            if found is None:
+                atoms = [Var(jax.typeof(x)) for x in values]
+                avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+                eqn = _jax.equation(primitive, params, atoms, avals, effects)
+                found = push(eqn, values, dots, self.options)
+        outs = self.pair(*found)
+        return outs if primitive.multiple_results else outs[0]
 
     def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         """The same for an operation that is traced already."""
-        return self._push(eqn, operands)
-
-    def _push(self, eqn: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
         on, values = split(self, operands)
         dots = [x.tangent if o else None for x, o in zip(operands, on)]
         with _jax.under(self.parent_trace):
-            outs, out_dots = push(eqn, values, dots, self.options)
-        return self.pair(outs, out_dots)
+            return self.pair(*push(eqn, values, dots, self.options))
 
     def apply_own_rule(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
@@ -127,10 +128,10 @@ def push(
 ) -> tuple[Sequence[Any], Tangents]:
     """One equation: outputs and tangents."""
     rule = rules.get(eqn.primitive)
-    if rule is not None and _is_linear(rule, dots):
-        return backprop.evaluate(eqn, operands), _push_linear(rule, eqn, operands, dots)
-    if rule is not None and rule.is_pointwise and _is_diagonal(eqn, dots):
-        return _push_pointwise(rule, eqn, operands, dots)
+    if rule is not None:
+        found = push_by_rule(rule, eqn.params, operands, dots)
+        if found is not None:
+            return found
     active = tuple(dot is not None for dot in dots)
     structure = structure_of(eqn, active, options)
     if structure is not None and (own := getattr(structure, "tangents", None)) is not None:
@@ -138,10 +139,38 @@ def push(
     return _push_transposed(eqn, operands, dots, options)
 
 
-def _push_linear(rule: Rule, eqn: JaxprEqn, operands: Any, dots: Any) -> Tangents:
+def push_by_rule(
+    rule: Rule, params: dict[str, Any], operands: Sequence[Any], dots: Sequence[Any]
+) -> tuple[list[Any], Tangents] | None:
+    """Outputs and tangents of what is linear, or pointwise, in its active operands; else None."""
+    if rule.linear:
+        names = [name.text for name in spread(rule.operands, len(operands))]
+        within = {name for group in rule.linear for name in group}
+        if all(name in within for name, dot in zip(names, dots) if dot is not None):
+            return _run(rule, operands, params), _push_linear(rule, names, params, operands, dots)
+    elif rule.is_pointwise:
+        active = [jax.typeof(x) for x, dot in zip(operands, dots) if dot is not None]
+        if rule.forward is None:
+            outs, extra = _run(rule, operands, params), ()
+        else:
+            made, extra = rule.forward(*operands, **params)
+            outs, extra = [made], extra if isinstance(extra, tuple) else (extra,)
+        out = jax.typeof(outs[0])
+        if all(a.shape == out.shape and a.dtype == out.dtype for a in active):
+            return outs, [_push_pointwise(rule, params, [*operands, *outs, *extra], dots)]
+    return None
+
+
+def _run(rule: Rule, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    outs = rule.primitive.bind(*operands, **params)
+    return list(outs) if rule.primitive.multiple_results else [outs]
+
+
+def _push_linear(
+    rule: Rule, names: Sequence[str], params: dict[str, Any], operands: Any, dots: Any
+) -> Tangents:
     """ẏ = Σ over the groups of operands in which f is linear of f(…, ẋ, …)."""
-    names = [name.text for name in spread(rule.operands, len(operands))]
-    total: Tangents = [None] * len(eqn.outvars)
+    total: list[Any] = []
     for group in rule.linear:
         inside = [name in group for name in names]
         if all(dot is None for dot, on in zip(dots, inside) if on):
@@ -150,43 +179,31 @@ def _push_linear(rule: Rule, eqn: JaxprEqn, operands: Any, dots: Any) -> Tangent
             x if not on else backprop.zeros(jax.typeof(x)) if dot is None else dot
             for x, dot, on in zip(operands, dots, inside)
         ]
-        parts = backprop.evaluate(eqn, moved)
-        total = [p if t is None else lax.add(t, p) for t, p in zip(total, parts)]
-    return [t if has_tangent(v.aval) else None for t, v in zip(total, eqn.outvars)]
+        parts = _run(rule, moved, params)
+        total = [lax.add(t, p) for t, p in zip(total, parts)] if total else parts
+    return [t if has_tangent(jax.typeof(t)) else None for t in total]
 
 
-def _is_linear(rule: Rule, dots: Sequence[Any]) -> bool:
-    """Whether the operation is linear in each of its active operands."""
-    names = spread(rule.operands, len(dots)) if rule.linear else []
-    within = {name for group in rule.linear for name in group}
-    return bool(names) and all(n.text in within for n, dot in zip(names, dots) if dot is not None)
-
-
-def _is_diagonal(eqn: JaxprEqn, dots: Sequence[Any]) -> bool:
-    """Whether the active operands are arrays of the output's type, entry by entry."""
-    out: Any = eqn.outvars[0].aval
-    active: list[Any] = [a.aval for a, dot in zip(eqn.invars, dots) if dot is not None]
-    return all(a.shape == out.shape and a.dtype == out.dtype for a in active)
-
-
-def _push_pointwise(rule: Rule, eqn: JaxprEqn, operands: Any, dots: Any) -> Any:
+def _push_pointwise(
+    rule: Rule, params: dict[str, Any], values: Sequence[Any], dots: Sequence[Any]
+) -> Any:
     """ẏ = Σ ẋᵢ · ∂f/∂xᵢ, by the pullbacks themselves."""
-    fresh = eqn.replace(invars=[Var(a.aval) for a in eqn.invars])
-    active = {v for v, dot in zip(fresh.invars, dots) if dot is not None}
-    step = pull_step(fresh, rule, active.__contains__, (True,))
-    have: dict[Any, Any] = {}
-    if rule.auxiliaries:
-        outs = backprop.forward_with_auxiliaries(step, operands, have)
-        have = {a: have[a.eqn, a.name] for a in named(step) if isinstance(a, Auxiliary)}
-    else:
-        outs = backprop.evaluate(eqn, operands)
-    have.update(zip((*fresh.invars, *fresh.outvars), (*operands, *outs)))
+    texts = [name.text for name in (*rule.operands, *rule.outputs)]
+    named = dict(zip((*texts, *rule.auxiliaries), values, strict=True))
     total = None
-    for pull in step.pulls:
-        for i in pull.operands:
-            for _, part in backprop.call(step, pull, [dots[i]], have):
-                total = part if total is None else lax.add(total, part)
-    return outs, [total]
+    for operand, dot in zip(rule.operands, dots):
+        pullback = rule.pullbacks.get(operand.text)
+        if dot is None or pullback is None:
+            continue
+        given = {"cotangent": lambda _: dot, "value": named.get}  # noqa: B023
+        arguments = [
+            given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
+            for need in pullback.needs
+        ]
+        asked = {p: params[p] for p, required in pullback.parameters if required or p in params}
+        part = pullback.function(*arguments, **asked)
+        total = part if total is None else lax.add(total, part)
+    return total
 
 
 def _push_transposed(

@@ -27,7 +27,6 @@ from functional_bp.recording import record
 from functional_bp.staging import Flat, explaining, stage_pure
 from functional_bp.structure import Mask, Options, has_tangent
 
-
 markers: Any = jax.ad  # pyright: ignore[reportPrivateImportUsage]  # JAX's words for with_refs
 
 

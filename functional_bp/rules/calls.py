@@ -96,7 +96,8 @@ _sweeps = lru_cache(maxsize=1024)(_Sweeps)
 @lru_cache(maxsize=1024)
 def _tangents(jaxpr: Jaxpr, options: Options, sweep: Sweep) -> Callable[..., Any]:
     """The forward-mode sweep of a graph as a jitted function."""
-    return jax.jit(lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options))
+    push = lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options)  # noqa: E731
+    return jax.jit(push, inline=size(jaxpr) < SMALL)
 
 
 rules.changed += [_sweeps.cache_clear, _tangents.cache_clear]
@@ -152,8 +153,6 @@ class Jit(Call):
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The body's forward-mode sweep."""
-        if self._in_place():
-            return super().tangents(sweep, operands, dots)
         return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
 
     def _in_place(self) -> bool:
