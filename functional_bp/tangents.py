@@ -47,8 +47,6 @@ class Pusher(DefineByRun):
         """Run one operation."""
         on, values = split(self, operands)
         rule = rules.get(primitive)
-        if rule is not None and rule.kind in ("piecewise constant", "no tangent space"):
-            return _jax.bind(self.parent_trace, primitive, values, params)
         dots = [x.tangent if o else None for x, o in zip(operands, on)]
         with _jax.under(self.parent_trace):
             found = rule and push_by_rule(rule, params, values, dots)
@@ -143,10 +141,13 @@ def push_by_rule(
     rule: Rule, params: dict[str, Any], operands: Sequence[Any], dots: Sequence[Any]
 ) -> tuple[list[Any], Tangents] | None:
     """Outputs and tangents of what is linear, or pointwise, in its active operands; else None."""
+    if rule.kind in ("piecewise constant", "no tangent space"):
+        outs = _run(rule, operands, params)
+        return outs, [None] * len(outs)
     if rule.linear:
         names = [name.text for name in spread(rule.operands, len(operands))]
-        within = {name for group in rule.linear for name in group}
-        if all(name in within for name, dot in zip(names, dots) if dot is not None):
+        bent = set(rule.pullbacks) - {name for group in rule.linear for name in group}
+        if not any(name in bent for name, dot in zip(names, dots) if dot is not None):
             return _run(rule, operands, params), _push_linear(rule, names, params, operands, dots)
     elif rule.is_pointwise:
         active = [jax.typeof(x) for x, dot in zip(operands, dots) if dot is not None]
@@ -156,9 +157,17 @@ def push_by_rule(
             made, extra = rule.forward(*operands, **params)
             outs, extra = [made], extra if isinstance(extra, tuple) else (extra,)
         out = jax.typeof(outs[0])
-        if all(a.shape == out.shape and a.dtype == out.dtype for a in active):
+        if all(a.dtype == out.dtype and a.ndim in (0, out.ndim) for a in active):
+            dots = [None if dot is None else _stretched(dot, out.shape) for dot in dots]
             return outs, [_push_pointwise(rule, params, [*operands, *outs, *extra], dots)]
     return None
+
+
+def _stretched(dot: Any, shape: tuple[int, ...]) -> Any:
+    """The tangent of an operand of shape () or with axes of length 1, as of the whole output."""
+    if dot.shape == shape:
+        return dot
+    return lax.broadcast_in_dim(dot, shape, tuple(range(dot.ndim)))
 
 
 def _run(rule: Rule, operands: Sequence[Any], params: dict[str, Any]) -> list[Any]:

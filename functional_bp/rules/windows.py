@@ -255,6 +255,7 @@ def _read_selected(select_prim: Any, *window: Any, **dilations: Any) -> Any:
 rule(
     lax.select_and_gather_add_p,
     "t, x -> y",
+    linear="t",
     t=selected_tangents,
     kinks="of equal entries in a window, the first",
     cases=[
@@ -295,6 +296,7 @@ def _write_selected(select_prim: Any, dimensions: Any, strides: Any, padding: An
 rule(
     lax.select_and_scatter_add_p,
     "s, x -> y",
+    linear="s",
     s=read_selected,
     kinks="of equal entries in a window, the first",
     cases=[

@@ -1,0 +1,294 @@
+"""``bp.grad`` runs wherever ``jax.grad`` runs: Python that looks at values, closures, references.
+
+Each kind is a function that cannot be staged to a graph beforehand; JAX is the witness.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from measuring import compiled, inexact
+from properties import close
+from test_rules import all_cases
+
+import functional_bp as bp
+from functional_bp.rule import Rule
+
+X = jnp.array([0.4, -0.7, 1.1])
+
+
+# --- closures over what the differentiated function made ------------------------------------------
+
+
+def own_rule(over: Any) -> Callable[[Any], Any]:
+    """v ↦ v · over with a backward pass of five times its gradient, so that it shows."""
+    scaled = jax.custom_vjp(lambda v: v * over)
+    scaled.defvjp(lambda v: (v * over, None), lambda _, bar: (5 * bar * over,))
+    return scaled
+
+
+def own_tangent(over: Any) -> Callable[[Any], Any]:
+    scaled = jax.custom_jvp(lambda v: v * over)
+    scaled.defjvp(lambda primals, dots: (primals[0] * over, 5 * dots[0] * over))
+    return scaled
+
+
+def with_static_array(x: Any) -> Any:
+    """A custom rule that is handed an array made here in ``nondiff_argnums``."""
+
+    def scaled(v: Any, over: Any) -> Any:
+        return v * over
+
+    made = jax.custom_jvp(scaled, nondiff_argnums=(1,))
+    made.defjvp(lambda over, primals, dots: (primals[0] * over, 5 * dots[0] * over))
+    return jnp.sum(made(x, jnp.arange(3.0)))
+
+
+class Layer:
+    """Builds its operation on the fly, out of attributes."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = weights
+        self.apply = jax.custom_vjp(self._forward)
+        self.apply.defvjp(lambda v: (self._forward(v), None), self._backward)
+
+    def _forward(self, v: Any) -> Any:
+        return v * self.weights
+
+    def _backward(self, _: None, bar: Any) -> Any:
+        return (5 * bar * self.weights,)
+
+
+def in_a_loop(x: Any) -> Any:
+    """A rule made outside of a scan, called inside."""
+    scaled = own_rule(jnp.arange(1.0, 4.0))
+    return jnp.sum(lax.scan(lambda c, _: (jnp.sin(scaled(c)), None), x, None, length=3)[0])
+
+
+CLOSURES: dict[str, Callable[[Any], Any]] = {
+    "a number": lambda x: jnp.sum(own_rule(jnp.asarray(3.0))(x)),
+    "an array": lambda x: jnp.sum(own_rule(jnp.arange(3.0))(x)),
+    "without a gradient": lambda x: jnp.sum(own_rule(lax.stop_gradient(x))(x)),
+    "a comparison": lambda x: jnp.sum(own_rule((x > 0) * 2.0)(x)),
+    "tangent: an array": lambda x: jnp.sum(own_tangent(jnp.arange(3.0))(x)),
+    "tangent: without a gradient": lambda x: jnp.sum(own_tangent(lax.stop_gradient(x))(x)),
+    "nondiff_argnums": with_static_array,
+    "an object": lambda x: jnp.sum(Layer(jnp.arange(3.0)).apply(x)),
+    "another argument": lambda x, y=X * 2: jnp.sum(own_rule(jnp.exp(y))(x)),
+    "in a loop": in_a_loop,
+}
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+def test_a_rule_closes_over_what_was_made_inside(name: str) -> None:
+    function = CLOSURES[name]
+    true = jax.grad(function)(X)
+    np.testing.assert_allclose(bp.grad(function)(X), true, rtol=1e-14)
+    np.testing.assert_allclose(jax.jit(bp.grad(function))(X), true, rtol=1e-14)
+    ahead = jax.export.export(jax.jit(bp.grad(function)))(X)
+    np.testing.assert_allclose(ahead.call(X), true, rtol=1e-14)
+    both = bp.jacrev(bp.grad(function))(X), jax.jacrev(jax.grad(function))(X)
+    np.testing.assert_allclose(*both, rtol=1e-13, atol=1e-14)
+    if "tangent" in name or "nondiff" in name:
+        np.testing.assert_allclose(bp.jvp(function, (X,), (X,)), jax.jvp(function, (X,), (X,)))
+
+
+def test_the_rule_of_the_closure_was_used() -> None:
+    """So that the comparisons above can fail."""
+    np.testing.assert_allclose(bp.grad(CLOSURES["an array"])(X), 5 * jnp.arange(3.0))
+
+
+def test_a_closure_over_a_differentiated_value_is_refused_as_in_jax() -> None:
+    for grad in (jax.grad, bp.grad):
+        with pytest.raises(jax.errors.UnexpectedTracerError) as caught:
+            grad(lambda x: jnp.sum(own_rule(jnp.sin(x))(x)))(X)
+    assert "Pass it as an argument" in "\n".join(caught.value.__notes__)
+
+
+def test_no_graph_keeps_a_value_of_a_trace_that_has_ended() -> None:
+    """Under ``staged=True`` the rule's closure is dead: it is an error, no wrong number."""
+    function = CLOSURES["an array"]
+    with pytest.raises(jax.errors.UnexpectedTracerError, match=r"(?s).*"):
+        jax.jit(bp.grad(function, staged=True)).lower(X).compile()
+
+
+# --- Python that looks at values ----------------------------------------------------------------
+
+
+def newton(x: Any) -> Any:
+    """√x, in as many steps as it takes."""
+    y = x
+    while jnp.abs(y * y - x) > 1e-12:
+        y = 0.5 * (y + x / y)
+    return y
+
+
+def checked_at_the_door(x: Any) -> Any:
+    if not bool(jnp.all(jnp.isfinite(x))):
+        raise ValueError("not finite")
+    return jnp.sum(jnp.sin(x))
+
+
+def logged(x: Any) -> Any:
+    """Σ x · |x₀| · |x₁| · |x₂|, with each factor's number in a list."""
+    seen = []
+    product = 1.0
+    for part in x:
+        seen.append(float(part))
+        product = product * (part if part > 0 else -part)
+    assert seen == [0.4, -0.7, 1.1]
+    return jnp.sum(x) * product
+
+
+def branching(x: Any) -> Any:
+    return x**3 if x > 0 else -x
+
+
+def as_many_as(x: Any) -> Any:
+    total = x
+    for _ in range(int(x)):
+        total = total * x
+    return total
+
+
+# The function, where, and its derivative by hand.
+LOOKING: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
+    "while": (newton, 3.0, 0.5 / math.sqrt(3.0)),
+    "if": (branching, 2.0, 12.0),
+    "else": (branching, -2.0, -1.0),
+    "int": (as_many_as, 2.5, 3 * 2.5**2),
+    "a check": (checked_at_the_door, X, np.cos(X)),
+    "float": (
+        logged, X, 0.308 + np.sum(X) * np.array([0.77, -0.44, 0.28])
+    ),
+    "item": (lambda x: x * x if x.item() > 1 else x, 3.0, 6.0),
+    "a list": (lambda x: jnp.sum(x) * len([v for v in x.tolist() if v > 0]), X, np.full(3, 2.0)),
+    "max of Python": (lambda x: max(x, 2 * x, 3 * x), 1.5, 3.0),
+    "a text": (lambda x: x * len(f"{x:.3f}"), 1.5, 5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_python_looks_at_a_value(name: str) -> None:
+    function, at, true = LOOKING[name]
+    np.testing.assert_allclose(bp.grad(function)(at), true, rtol=1e-12)
+    value, grad = bp.value_and_grad(function)(at)
+    np.testing.assert_allclose(value, function(jnp.asarray(at)), rtol=1e-14)
+    dot = jnp.ones_like(jnp.asarray(at))
+    pushed = bp.jvp(function, (at,), (dot,))[1]
+    np.testing.assert_allclose(pushed, np.sum(true), rtol=1e-12)
+    with pytest.raises((jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)):
+        jax.jit(bp.grad(function))(at)
+
+
+def test_what_a_function_does_beside_is_done_once() -> None:
+    calls: list[Any] = []
+
+    def counted(x: Any) -> Any:
+        calls.append(None)
+        return jnp.sum(x * x)
+
+    bp.grad(counted)(X)
+    assert len(calls) == 1
+
+
+def test_second_derivatives_of_a_loop_of_python() -> None:
+    true = -0.25 * 3.0**-1.5
+    np.testing.assert_allclose(bp.grad(bp.grad(newton))(3.0), true, rtol=1e-9)
+    np.testing.assert_allclose(bp.hvp(newton, (3.0,), (1.0,)), true, rtol=1e-9)
+    np.testing.assert_allclose(jax.grad(bp.grad(newton))(3.0), true, rtol=1e-9)
+    np.testing.assert_allclose(bp.grad(jax.grad(newton))(3.0), true, rtol=1e-9)
+
+
+def test_a_value_that_has_escaped_is_refused() -> None:
+    kept: list[Any] = []
+    bp.grad(lambda x: kept.append(x) or x * x)(2.0)
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        jnp.sin(kept[0])
+
+
+# --- which way was taken ------------------------------------------------------------------------
+
+
+def test_the_graph_tells_which_way_was_taken() -> None:
+    assert bp.trace(jnp.sin, 2.0).staged
+    assert not bp.trace(jnp.sin, 2.0, staged=False).staged
+    graph = bp.trace(newton, 3.0)
+    assert not graph.staged
+    assert [e.operation for e in graph].count("div") == 5  # one for each step of the loop
+    assert bp.trace(newton, 1.0)["x"].name == "x"
+    with pytest.raises(TypeError, match="pass arrays"):
+        bp.trace(jnp.sin, jax.ShapeDtypeStruct((), float), staged=False)
+
+
+def test_explain_and_check_take_what_python_decides() -> None:
+    explained = bp.explain(newton, 3.0)
+    np.testing.assert_allclose(explained.cotangent["x"], 0.5 / math.sqrt(3.0), rtol=1e-12)
+    assert bp.explain(CLOSURES["an array"], X).cotangent["x"].tolist() == [0.0, 5.0, 10.0]
+
+
+def test_each_way_can_be_forced() -> None:
+    assert bp.grad(branching, staged=False)(2.0) == 12.0
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        bp.grad(branching, staged=True)(2.0)
+    loss = lambda x: jnp.sum(jnp.tanh(x) ** 2)  # noqa: E731
+    ways = [jax.jit(bp.grad(loss, staged=staged))(X) for staged in (True, False)]
+    np.testing.assert_allclose(*ways, rtol=1e-15)
+
+
+def test_references_are_staged() -> None:
+    def in_place(x: Any) -> Any:
+        ref = jax.new_ref(jnp.zeros(3))
+        ref[...] = jnp.sin(x)
+        ref[0] = ref[1] * 2
+        return jnp.sum(ref[...] * x)
+
+    true = bp.grad(lambda x: jnp.sum(jnp.sin(x).at[0].set(2 * jnp.sin(x)[1]) * x))(X)
+    for grad in (bp.grad(in_place), jax.jit(bp.grad(in_place))):
+        np.testing.assert_allclose(grad(X), true, rtol=1e-14)
+    np.testing.assert_allclose(bp.jvp(in_place, (X,), (X,))[1], jnp.sum(true * X), rtol=1e-14)
+
+
+# --- every rule, recorded -----------------------------------------------------------------------
+
+
+def both_ways(rule: Rule, k: int) -> int:
+    """Compare cotangents of a graph and of a record; the number of arrays compared."""
+    case = rule.cases[k]
+    args = case.draw(k)
+
+    def run(*args: Any) -> Any:
+        found = []
+        for staged in (True, False):
+            outs, pullback = bp.vjp(lambda *a: jax.tree.leaves(case.function(*a)), *args,
+                                    staged=staged, max_steps=8)  # fmt: skip
+            bars = [jnp.ones_like(y) * (1 + i) if inexact(y)
+                    else np.zeros(y.shape, jax.dtypes.float0) for i, y in enumerate(outs)]  # fmt: skip
+            found.append([x for x in pullback(bars) if inexact(x)])
+        return found
+
+    staged, recorded = compiled(run)(*args)
+    for i, (got, want) in enumerate(zip(recorded, staged, strict=True)):
+        close(got, want, 1e-12, f"cotangent {i}")
+    return len(staged)
+
+
+FIRST = [parameter for parameter in all_cases() if parameter.values[1] == 0]
+
+
+@pytest.mark.parametrize(("rule", "k"), FIRST[::6])
+def test_a_record_gives_what_a_graph_gives(rule: Rule, k: int) -> None:
+    both_ways(rule, k)
+
+
+@pytest.mark.long
+def test_records_of_all_cases() -> None:
+    compared = sum(both_ways(*parameter.values) for parameter in all_cases())
+    assert compared > 300
