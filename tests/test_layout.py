@@ -17,6 +17,7 @@ LAYERS = [
     ["structure"],
     ["steps"],
     ["plan"],
+    ["residuals"],
     ["backprop"],
     ["tangents"],
     ["rules"],
