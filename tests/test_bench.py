@@ -79,6 +79,16 @@ def test_the_error_of_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert row["largest_error"] > 5e-3
 
 
+@pytest.mark.parametrize("name", ["hessian-vector-product", "jacobian", "hessian"])
+def test_a_model_may_name_another_transform(name: str) -> None:
+    from functional_bp.bench.engine import measure
+
+    assert models[name]().transform in TRANSFORMS and models[name]().transform != "value_and_grad"
+    with jax.enable_x64(False):
+        (row,) = measure({name: models[name]}, 1)
+    assert row["largest_error"] < 1e-4  # float32, sums of some hundred products
+
+
 def test_every_model_runs_by_name() -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
