@@ -192,13 +192,14 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     """Whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
-    inputs = sum(_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
-    output = _bytes(eqn.outvars[0].aval)
+    inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
+    output = size_in_bytes(eqn.outvars[0].aval)
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
     return inputs < output or (view and inputs == output)
 
 
-def _bytes(aval: Any) -> int:
+def size_in_bytes(aval: Any) -> int:
+    """The bytes of a value of this type; 0 of what is not an array."""
     return aval.size * aval.dtype.itemsize
 
 

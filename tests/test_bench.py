@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from functional_bp import bench
-from functional_bp.bench.engine import SIDES, table
+from functional_bp.bench.engine import SIDES, TRANSFORMS, table
 from functional_bp.bench.models import models
 from functional_bp.cli import main
 
@@ -72,11 +72,21 @@ def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixtu
 
 def test_the_error_of_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = lambda f: lambda *args: jax.value_and_grad(lambda *a: 1.01 * f(*a))(*args)  # noqa: E731
-    monkeypatch.setitem(SIDES, "bp", wrong)
+    monkeypatch.setitem(TRANSFORMS["value_and_grad"], "bp", wrong)
     from functional_bp.bench.engine import measure
 
     (row,) = measure({"mlp": models["mlp"]}, 1)
     assert row["largest_error"] > 5e-3
+
+
+@pytest.mark.parametrize("name", ["hessian-vector-product", "jacobian", "hessian"])
+def test_a_model_may_name_another_transform(name: str) -> None:
+    from functional_bp.bench.engine import measure
+
+    assert models[name]().transform in TRANSFORMS and models[name]().transform != "value_and_grad"
+    with jax.enable_x64(False):
+        (row,) = measure({name: models[name]}, 1)
+    assert row["largest_error"] < 1e-4  # float32, sums of some hundred products
 
 
 def test_every_model_runs_by_name() -> None:

@@ -17,6 +17,7 @@ LAYERS = [
     ["structure"],
     ["steps"],
     ["plan"],
+    ["residuals"],
     ["backprop"],
     ["define_by_run"],
     ["tangents"],

@@ -119,6 +119,42 @@ def test_a_scan_keeps_no_more_than_its_reverse_body_names() -> None:
     assert kept_bytes(function, X[0], X) <= X.nbytes
 
 
+def scanned(step: Any) -> Any:
+    """Eight times h ← step(h, w)."""
+    return lambda h, w: lax.scan(lambda h, _: (step(h, w), None), h, None, length=8)[0]
+
+
+def test_a_scan_keeps_a_value_once_however_often_it_is_computed_and_viewed() -> None:
+    def step(h: Any, w: Any) -> Any:
+        views = [jnp.sin(h).T, jax.jit(jnp.sin)(h)[:2].T, jnp.sin(h).reshape(3, 4)]
+        return h + w * sum(jnp.sum(view**2) for view in views)
+
+    # h for cos h, sin h, and the sum that w multiplies.
+    assert kept_bytes(scanned(step), X, jnp.ones(())) == 8 * (2 * X.nbytes + X.itemsize)
+
+
+def test_a_scan_keeps_views_or_what_they_are_views_of_whichever_is_less() -> None:
+    def step(h: Any, w: Any, count: int) -> Any:
+        wave = jnp.sin(h) * 2.0  # named by the squares of its views alone
+        return h * w + sum(jnp.sum(wave[i : i + 2] ** 2) for i in range(count))
+
+    def keep(count: int) -> int:
+        return kept_bytes(scanned(lambda h, w: step(h, w, count)), X, jnp.ones(()))
+
+    # h for cos h and w; of the wave two rows, or all four for three views of two rows.
+    assert keep(1) == 8 * (X.nbytes + 2 * X[0].nbytes)
+    assert keep(3) == 8 * (X.nbytes + 4 * X[0].nbytes)
+
+
+def test_a_scan_keeps_once_what_no_step_changes_also_inside_a_call() -> None:
+    @jax.jit
+    def weighted(h: Any, w: Any) -> Any:
+        return h * jnp.exp(w)[:, None] * jnp.diag(jnp.ones(4)).sum(0)[:, None]
+
+    # The states, e^w and the diagonal; not eight of the latter.
+    assert kept_bytes(scanned(weighted), X, X[:, 0]) == 8 * X.nbytes + 2 * X[:, 0].nbytes
+
+
 def test_a_plan_is_made_once() -> None:
     from functional_bp.plan import make_plan
 

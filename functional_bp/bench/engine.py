@@ -1,4 +1,4 @@
-"""``bp.value_and_grad`` beside ``jax.value_and_grad``: the same models, one run, interleaved.
+"""Our transforms beside JAX's: the same models, one run, interleaved.
 
 Compiled temporaries and flops come from the compiler and do not vary. Seconds do: both sides are
 repeated in turns, and the ratio is the median of the ratios of neighbours.
@@ -15,9 +15,24 @@ import jax
 import numpy as np
 
 import functional_bp as bp
-from functional_bp.bench.models import Model
+from functional_bp.bench.model import Model
 
-SIDES: dict[str, Callable[..., Any]] = {"jax": jax.value_and_grad, "bp": bp.value_and_grad}
+SIDES = ("jax", "bp")
+
+
+def _jax_hvp(fun: Any, primals: Any, tangents: Any) -> Any:
+    return jax.jvp(jax.grad(fun), primals, tangents)[1]
+
+
+def _of_first(hvp: Callable[..., Any]) -> Callable[..., Any]:
+    """H v with respect to the first argument; v is the second, data follow."""
+    return lambda f: lambda x, v, *data: hvp(lambda x: f(x, *data), (x,), (v,))
+
+
+TRANSFORMS: dict[str, dict[str, Callable[..., Any]]] = {
+    name: {"jax": getattr(jax, name), "bp": getattr(bp, name)}
+    for name in ("value_and_grad", "jacfwd", "hessian")
+} | {"hvp": {"jax": _of_first(_jax_hvp), "bp": _of_first(bp.hvp)}}
 
 
 def measure(models: Mapping[str, Callable[[], Model]], repeats: int) -> list[dict[str, Any]]:
@@ -26,9 +41,10 @@ def measure(models: Mapping[str, Callable[[], Model]], repeats: int) -> list[dic
 
 
 def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
-    loss, params, data = model
+    loss, params, data, name_of_transform = model
+    transforms = TRANSFORMS[name_of_transform]
     compiled, compile_seconds = {}, {}
-    for side, transform in SIDES.items():
+    for side, transform in transforms.items():
         lowered = jax.jit(transform(loss)).lower(params, *data)
         start = time.perf_counter()
         compiled[side] = lowered.compile()
@@ -38,7 +54,10 @@ def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
         "model": name,
         "largest_error": _largest_error(values["jax"], values["bp"]),
         "trace_seconds": _interleaved(
-            {side: _tracer(transform, loss, params, data) for side, transform in SIDES.items()},
+            {
+                side: _tracer(transform, loss, params, data)
+                for side, transform in transforms.items()
+            },
             max(3, repeats // 2),
         ),
         "compile_seconds": _with_ratio(compile_seconds),
@@ -146,7 +165,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         return "  ".join([line[0].ljust(widths[0]), *rest])
 
     about = (
-        f"bp.value_and_grad over jax.value_and_grad, jax {jax.__version__} on "
+        f"bp.value_and_grad, or what a model names, over JAX {jax.__version__}'s on "
         f"{jax.devices()[0].device_kind}; ratios below 1 are less"
     )
     return "\n".join([about, "", show(head), *map(show, lines)])

@@ -1,4 +1,4 @@
-"""Models of different kinds, each a loss, its parameters and its data, in plain JAX."""
+"""The models of ``bench engine``, in plain JAX: networks here, more in ``science``, ``tracing``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Model = tuple[Callable[..., Any], Any, tuple[Any, ...]]
-
-
-def _draw(seed: int = 0) -> Callable[..., Any]:
-    rng = np.random.default_rng(seed)
-    return lambda *shape, scale=None: jnp.asarray(
-        rng.normal(size=shape) * (scale if scale is not None else shape[0] ** -0.5), jnp.float32
-    )
+from functional_bp.bench import science, tracing
+from functional_bp.bench.model import Model, drawing
 
 
 def _cross_entropy(logits: Any, labels: Any) -> Any:
@@ -26,7 +20,7 @@ def _cross_entropy(logits: Any, labels: Any) -> Any:
 
 def mlp() -> Model:
     """Three dense layers with relu, cross entropy."""
-    draw = _draw()
+    draw = drawing()
     params = [(draw(m, n), jnp.zeros(n)) for m, n in [(256, 512), (512, 512), (512, 10)]]
     x, y = draw(128, 256, scale=1.0), jnp.arange(128) % 10
 
@@ -36,12 +30,12 @@ def mlp() -> Model:
             x = jax.nn.relu(x @ v + c)
         return _cross_entropy(x @ w + b, y)
 
-    return loss, params, (x, y)
+    return Model(loss, params, (x, y))
 
 
 def cnn() -> Model:
     """Two convolutions with batch normalisation and max pooling, a dense head."""
-    draw = _draw()
+    draw = drawing()
     params = {
         "c1": draw(3, 3, 3, 16, scale=0.2), "s1": jnp.ones(16), "t1": jnp.zeros(16),
         "c2": draw(3, 3, 16, 32, scale=0.1), "s2": jnp.ones(32), "t2": jnp.zeros(32),
@@ -62,7 +56,7 @@ def cnn() -> Model:
         x = block(block(x, p["c1"], p["s1"], p["t1"]), p["c2"], p["s2"], p["t2"])
         return _cross_entropy(x.reshape(x.shape[0], -1) @ p["w"], y)
 
-    return loss, params, (x, y)
+    return Model(loss, params, (x, y))
 
 
 def _layer_norm(x: Any, scale: Any) -> Any:
@@ -92,7 +86,7 @@ def _block_params(draw: Callable[..., Any], d: int) -> dict[str, Any]:
 
 def gpt_unrolled() -> Model:
     """Four transformer blocks, written out."""
-    draw, d = _draw(), 64
+    draw, d = drawing(), 64
     params = {
         "embed": draw(128, d, scale=0.1),
         "blocks": [_block_params(draw, d) for _ in range(4)],
@@ -105,26 +99,25 @@ def gpt_unrolled() -> Model:
             x = _block(x, block)
         return _cross_entropy(x @ p["embed"].T, tokens[:, 1:])
 
-    return loss, params, (tokens,)
+    return Model(loss, params, (tokens,))
 
 
 def gpt_scanned() -> Model:
     """The same blocks, stacked, in a scan."""
-    loss_unrolled, params, data = gpt_unrolled()
-    del loss_unrolled
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
+    unrolled = gpt_unrolled()
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *unrolled.params["blocks"])
 
     def loss(p: Any, tokens: Any) -> Any:
         x = p["embed"][tokens[:, :-1]]
         x, _ = lax.scan(lambda x, block: (_block(x, block), None), x, p["blocks"])
         return _cross_entropy(x @ p["embed"].T, tokens[:, 1:])
 
-    return loss, {"embed": params["embed"], "blocks": stacked}, data
+    return Model(loss, {"embed": unrolled.params["embed"], "blocks": stacked}, unrolled.data)
 
 
 def lstm() -> Model:
     """A long short-term memory by scan over 40 steps."""
-    draw, d = _draw(), 64
+    draw, d = drawing(), 64
     params = {"w": draw(32, 4 * d), "u": draw(d, 4 * d), "b": jnp.zeros(4 * d), "v": draw(d, 10)}
     xs, y = draw(40, 16, 32, scale=1.0), jnp.arange(16) % 10
 
@@ -139,19 +132,19 @@ def lstm() -> Model:
         (h, _), _ = lax.scan(cell, start, xs)
         return _cross_entropy(h @ p["v"], y)
 
-    return loss, params, (xs, y)
+    return Model(loss, params, (xs, y))
 
 
 def attention() -> Model:
     """One causal self-attention layer of 128 positions."""
-    draw, d = _draw(), 64
+    draw, d = drawing(), 64
     params, x = _block_params(draw, d), draw(4, 128, d, scale=1.0)
-    return lambda p, x: jnp.mean(_attention(x, p, 4) ** 2), params, (x,)
+    return Model(lambda p, x: jnp.mean(_attention(x, p, 4) ** 2), params, (x,))
 
 
 def graph_network() -> Model:
     """Message passing with gather and scatter-add."""
-    draw, rng = _draw(), np.random.default_rng(2)
+    draw, rng = drawing(), np.random.default_rng(2)
     params = [{"m": draw(64, 64), "u": draw(64, 64)} for _ in range(3)]
     nodes, senders, receivers = (
         draw(200, 64, scale=1.0),
@@ -166,33 +159,12 @@ def graph_network() -> Model:
             nodes = nodes + jnp.tanh(pooled @ p["u"])
         return jnp.mean(nodes**2)
 
-    return loss, params, (nodes, jnp.asarray(senders), jnp.asarray(receivers))
-
-
-def neural_ode() -> Model:
-    """A neural ordinary differential equation by classical Runge-Kutta steps in a scan."""
-    draw = _draw()
-    params = {"a": draw(16, 64), "b": jnp.zeros(64), "c": draw(64, 16)}
-    x = draw(64, 16, scale=1.0)
-
-    def loss(p: Any, x: Any) -> Any:
-        f = lambda x: jnp.tanh(x @ p["a"] + p["b"]) @ p["c"]  # noqa: E731
-
-        def step(x: Any, _: Any) -> Any:
-            k1 = f(x)
-            k2 = f(x + 0.05 * k1)
-            k3 = f(x + 0.05 * k2)
-            k4 = f(x + 0.1 * k3)
-            return x + 0.1 / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
-
-        return jnp.mean((lax.scan(step, x, None, length=20)[0] - 1) ** 2)
-
-    return loss, params, (x,)
+    return Model(loss, params, (nodes, jnp.asarray(senders), jnp.asarray(receivers)))
 
 
 def mixture_of_experts() -> Model:
     """Top-2 routing over 8 experts with softmax gates."""
-    draw = _draw()
+    draw = drawing()
     params = {
         "gate": draw(64, 8),
         "up": draw(8, 64, 128, scale=0.1),
@@ -207,30 +179,12 @@ def mixture_of_experts() -> Model:
         out = jnp.einsum("ebf,efd,be->bd", hidden, p["down"], gates)
         return jnp.mean((x + out) ** 2)
 
-    return loss, params, (x,)
-
-
-def gaussian_process() -> Model:
-    """The negative log marginal likelihood of a Gaussian process, by Cholesky."""
-    draw = _draw()
-    x = draw(96, 3, scale=1.0)
-    y = jnp.sin(x.sum(-1))
-    params = {"length": jnp.zeros(3), "scale": jnp.zeros(()), "noise": jnp.asarray(-2.0)}
-
-    def loss(p: Any, x: Any, y: Any) -> Any:
-        z = x * jnp.exp(-p["length"])
-        squared = jnp.sum((z[:, None] - z[None]) ** 2, -1)
-        k = jnp.exp(p["scale"] - squared / 2) + jnp.exp(p["noise"]) * jnp.eye(len(y))
-        root = jnp.linalg.cholesky(k)
-        alpha = jax.scipy.linalg.solve_triangular(root, y, lower=True)
-        return 0.5 * alpha @ alpha + jnp.sum(jnp.log(jnp.diagonal(root)))
-
-    return loss, params, (x, y)
+    return Model(loss, params, (x,))
 
 
 def fft_convolution() -> Model:
     """Long convolutions through the Fourier transform, with gating."""
-    draw = _draw()
+    draw = drawing()
     params = [{"k": draw(16, 256, scale=0.05), "w": draw(16, 16)} for _ in range(2)]
     x = draw(8, 16, 256, scale=1.0)
 
@@ -240,38 +194,16 @@ def fft_convolution() -> Model:
             x = x + jnp.einsum("bct,cd->bdt", jax.nn.silu(y), p["w"])
         return jnp.mean(x**2)
 
-    return loss, params, (x,)
-
-
-def bouncing_balls() -> Model:
-    """A physics simulation: balls under gravity that bounce, a cond at every step."""
-    draw = _draw()
-    params = {"velocity": draw(64, 2, scale=1.0), "bounce": jnp.asarray(0.8)}
-    start = jnp.abs(draw(64, 2, scale=1.0)) + 0.5
-
-    def loss(p: Any, start: Any) -> Any:
-        def step(state: Any, _: Any) -> Any:
-            x, v = state
-            v = v - jnp.asarray([0.0, 9.8]) * 0.01
-            x = x + v * 0.01
-            below = x[:, 1] < 0
-
-            def bounce(x: Any, v: Any) -> Any:
-                flipped = v * jnp.asarray([1.0, -1.0]) * p["bounce"]
-                return jnp.abs(x), jnp.where(below[:, None], flipped, v)
-
-            return lax.cond(jnp.any(below), bounce, lambda x, v: (x, v), x, v), None
-
-        (x, v), _ = lax.scan(step, (start, p["velocity"]), None, length=100)
-        return jnp.mean(x**2) + 0.1 * jnp.mean(v**2)
-
-    return loss, params, (start,)
+    return Model(loss, params, (x,))
 
 
 models: dict[str, Callable[[], Model]] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        mlp, cnn, gpt_unrolled, gpt_scanned, lstm, attention, graph_network, neural_ode,
-        mixture_of_experts, gaussian_process, fft_convolution, bouncing_balls,
+        mlp, cnn, gpt_unrolled, gpt_scanned, lstm, attention, graph_network, science.neural_ode,
+        mixture_of_experts, science.gaussian_process, fft_convolution, science.bouncing_balls,
+        science.kalman_filter, science.path_signature, science.rigid_bodies,
+        tracing.hessian_vector_product, tracing.jacobian, tracing.hessian, tracing.additions,
+        tracing.shared_jit,
     )
 }  # fmt: skip

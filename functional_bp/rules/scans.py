@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import make_plan, out_activity, union
+from functional_bp.plan import make_plan, out_activity, size_in_bytes, union
+from functional_bp.residuals import divide, without_repeats
 from functional_bp.rule import structure
 from functional_bp.structure import Mask, Options, Structure, Sweep
 
@@ -72,10 +72,10 @@ class Scan(Structure):
     where h̄ₜ so found is the cotangent of the state before step t, and w, which every step
     reads, collects the sum.
 
-    Residuals: per step, what f's own rules name, stacked over time. Not stacked: constants,
-    what depends on constants alone (computed once, before the loop), the slices of xs, and the
-    slices of an output ys that the caller gets anyway. A state kept both before and after a step
-    is kept once.
+    Residuals: per step, what f's own rules name, or what it is a view of, stacked over time
+    (``residuals.py``). Not stacked: constants, what depends on constants alone (computed once,
+    before the loop), the slices of xs, and the slices of an output ys that the caller gets
+    anyway. A state kept both before and after a step is kept once.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -95,11 +95,8 @@ class Scan(Structure):
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body: a carry is useful, or needed, if it is so after the step or in it."""
         nc = self.carries
-        self.given = _invariant(self.jaxpr, self.groups[0])
         while True:
-            self.plan = make_plan(
-                self.jaxpr, self.body_active, seeded, needed, self.options, self.given
-            )
+            self.plan = make_plan(self.jaxpr, self.body_active, seeded, needed, self.options)
             useful = union(self.plan.reached[self.groups[1]], seeded[:nc])
             used = self._used(needed)
             read = union(tuple(v in used for v in self.jaxpr.invars[self.groups[1]]), needed[:nc])
@@ -108,12 +105,6 @@ class Scan(Structure):
             seeded, needed = useful + seeded[nc:], read + needed[nc:]
         self.seeded, self.needed = seeded, needed
         self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
-        values = tuple(v for v in self.given if v in used)
-        hoisted = make_plan(
-            self.jaxpr, (False,) * len(self.active), (False,) * len(seeded),
-            (False,) * len(seeded), self.options, (), values, effects=False,
-        )  # fmt: skip
-        self.hoisted = hoisted
 
     def _used(self, needed: Mask) -> set[Any]:
         """What a step reads, keeps, or returns."""
@@ -124,24 +115,23 @@ class Scan(Structure):
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The scan, with what the rules keep stacked beside the outputs."""
         k, c, xs = (list(operands[group]) for group in self.groups)
-        nc, needed = self.carries, self.needed
-        _, (values, _) = backprop.forward(self.hoisted, self.consts, operands)
-        given = dict(zip(self.hoisted.keep, values))
-        places = _Places(still=[*k, *given.values(), *self.consts])
+        c = _only(c, self.needed[: self.carries])
+        step = _Step(self, k, c, xs)
+        env = dict(zip(step.constants, [*step.consts, *k]))
+        _run(step.divided.before, env)
 
         def body(state: Any, slices: Any) -> Any:
-            state = _spread_over(state, needed[:nc])
-            outs, residuals = backprop.forward(self.plan, self.consts, [*k, *state, *slices], given)
-            ys = [y if n else None for y, n in zip(outs[nc:], needed[nc:])]
-            stacked = places.find(residuals, state, slices, outs[:nc], ys)
-            return _only(outs[:nc], needed[:nc]), (ys, stacked)
+            local = {**env, **dict(zip(step.varying, [*state, *slices]))}
+            _run(step.divided.within, local)
+            value = lambda atoms: [backprop.value_of(a, local) for a in atoms]  # noqa: E731
+            return value(step.state), (value(step.ys), value(step.stacked))
 
         params = self.eqn.params
         last, (ys, stacked) = lax.scan(
-            body, _only(c, needed[:nc]), xs, params["length"], params["reverse"], params["unroll"]
+            body, c, xs, params["length"], params["reverse"], params["unroll"]
         )
-        last = _spread_over(last, needed[:nc])
-        return [*last, *ys], places.kept(xs, ys, last, stacked)
+        outs = _spread_over([*last, *ys], self.needed)
+        return outs, step.kept(env, {"xs": xs, "ys": ys, "after": last, "stacked": stacked})
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The adjoint recursion, as a scan in the other direction."""
@@ -198,92 +188,112 @@ class Scan(Structure):
         return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
 
 
-class _Places:
-    """Where each residual of a scan's body is found again, decided while the body is traced."""
+class _Step:
+    """One step of the forward sweep as a graph, and where what is kept of it is found again."""
 
-    def __init__(self, still: Sequence[Any]) -> None:
-        self.still = {id(value): value for value in still}
+    tree: Any  # of what the rules name
 
-    def find(self, residuals: Any, state: Any, slices: Any, after: Any, ys: Any) -> list[Any]:
-        """Place the residuals; returns those that have to be stacked over time."""
-        leaves, self.tree = jax.tree.flatten(residuals)
-        found: dict[int, tuple[str, Any]] = {i: ("still", v) for i, v in self.still.items()}
-        found |= {id(x): ("xs", i) for i, x in enumerate(slices)}
-        found |= {id(y): ("ys", i) for i, y in enumerate(ys) if y is not None}
-        first = {id(leaf): i for i, leaf in reversed(list(enumerate(leaves)))}
-        for i, (before, value) in enumerate(zip(state, after)):
-            if before is not None and before is not value and id(before) in first:
-                found.setdefault(id(value), ("after", (i, first[id(before)])))
-        stacked: list[Any] = []
-        self.places: list[tuple[str, Any]] = []
-        for leaf in leaves:
-            if id(leaf) not in found and not isinstance(leaf, Tracer):
-                found[id(leaf)] = ("still", leaf)
-            if id(leaf) not in found:
-                found[id(leaf)] = ("stacked", len(stacked))
-                stacked.append(leaf)
-            self.places.append(found[id(leaf)])
-        return stacked
+    def __init__(self, scan: Scan, k: list[Any], c: list[Any], xs: list[Any]) -> None:
+        used = scan.needed[: scan.carries]
 
-    def kept(self, xs: Any, ys: Any, last: Any, stacked: Any) -> _Kept:
+        def run(k: Any, state: Any, slices: Any) -> Any:
+            operands = [*k, *_spread_over(state, used), *slices]
+            outs, residuals = backprop.forward(scan.plan, scan.consts, operands)
+            named, self.tree = jax.tree.flatten(residuals)
+            return _only(outs, scan.needed), named
+
+        length = scan.eqn.params["length"]
+        slices = [_jax.find_helper("core.mapped_aval")(length, 0, jax.typeof(x)) for x in xs]
+        jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(run)(k, c, slices))
+        eqns, outs = without_repeats(jaxpr)
+        fixed, states, count = len(k), len(k) + len(c), sum(scan.needed)
+        self.constants = [*jaxpr.constvars, *jaxpr.invars[:fixed]]
+        self.varying = jaxpr.invars[fixed:]
+        self.state, self.ys, self.named = outs[: len(c)], outs[len(c) : count], outs[count:]
+        named = {a for a in self.named if isinstance(a, Var)}
+        before = {
+            after: state
+            for after, state in zip(self.state, jaxpr.invars[fixed:states])
+            if after is not state and state in named and isinstance(after, Var)
+        }
+        places = {
+            v: ("after", i) for i, v in enumerate(self.state) if isinstance(v, Var) and v in before
+        }
+        places |= {v: ("ys", i) for i, v in enumerate(self.ys) if isinstance(v, Var)}
+        places |= {v: ("xs", i) for i, v in enumerate(jaxpr.invars[states:])}
+        free = {*places, *self.constants}
+
+        def price(v: Var, is_fixed: bool) -> float:
+            return 0 if v in free else size_in_bytes(v.aval) * (1 if is_fixed else length)
+
+        self.divided = divide(eqns, self.constants, outs[:count], self.named, price)
+        places |= {v: ("still", 0) for v in self.divided.fixed}
+        self.stacked: list[Any] = []
+        self.places: list[tuple[str, int]] = []
+        for v in self.divided.kept:
+            if v not in places:
+                places[v] = ("stacked", len(self.stacked))
+                self.stacked.append(v)
+            self.places.append(places[v])
+        position = {v: i for i, v in enumerate(self.divided.kept)}
+        self.kinds = tuple(
+            position[before[v]] if kind == "after" else "still" if kind == "still" else "step"
+            for v, (kind, _) in zip(self.divided.kept, self.places)
+        )
+
+    def kept(self, env: dict[Any, Any], found: dict[str, Any]) -> _Kept:
         """The residuals outside the body."""
-        per_step = {"xs": xs, "ys": ys, "stacked": stacked}
-        values: list[Any] = []
-        kinds: list[str | int] = []
-        for kind, where in self.places:
-            if kind == "after":
-                values.append(last[where[0]])
-                kinds.append(where[1])
-            else:
-                values.append(where if kind == "still" else per_step[kind][where])
-                kinds.append("still" if kind == "still" else "step")
-        return _Kept(values, tuple(kinds), self.tree)
+        values = [
+            env[v] if kind == "still" else found[kind][i]
+            for v, (kind, i) in zip(self.divided.kept, self.places)
+        ]
+        return _Kept(values, self)
 
 
 @jax.tree_util.register_pytree_node_class
 class _Kept:
-    """A scan's residuals, in the order of the body's.
+    """What is kept of a scan.
 
-    A kind is "still" for what has no time axis, "step" for what has one, and for the state after a
-    step the position of the same state before it: the value of the next step, or the last state.
+    A kind is "still" for what has no time axis, and for the state after a step the position of the
+    same state before it: the value of the next step, or the last state. The rest has a time axis.
     """
 
-    def __init__(self, values: list[Any], kinds: tuple[str | int, ...], tree: Any) -> None:
-        self.values, self.kinds, self.tree = values, kinds, tree
+    def __init__(self, values: list[Any], step: _Step) -> None:
+        self.values, self.step = values, step
 
     def by_kind(self) -> tuple[list[Any], list[Any], list[Any]]:
         """What has no time axis, what has one, and the last states."""
-        chosen = lambda test: [v for v, k in zip(self.values, self.kinds) if test(k)]  # noqa: E731
+        chosen = lambda test: [v for v, k in zip(self.values, self.step.kinds) if test(k)]  # noqa: E731
         still, step = chosen(lambda k: k == "still"), chosen(lambda k: k == "step")
         return still, step, chosen(lambda k: isinstance(k, int))
 
-    def at_step(self, still: Any, step: Any, after: Any) -> tuple[Any, list[Any]]:
+    def at_step(self, still: Any, stacked: Any, after: Any) -> tuple[Any, list[Any]]:
         """The body's residuals at one step, and the states after the step before it."""
-        sources = {"still": iter(still), "step": iter(step)}
+        step = self.step
+        sources = {"still": iter(still), "step": iter(stacked)}
         following = iter(after)
-        leaves = [
-            next(following) if isinstance(kind, int) else next(sources[kind]) for kind in self.kinds
+        values = [
+            next(following) if isinstance(kind, int) else next(sources[kind]) for kind in step.kinds
         ]
-        before = [leaves[kind] for kind in self.kinds if isinstance(kind, int)]
-        return jax.tree.unflatten(self.tree, leaves), before
+        before = [values[kind] for kind in step.kinds if isinstance(kind, int)]
+        env = dict(zip(step.divided.kept, values))
+        _run(step.divided.again, env)
+        named = [backprop.value_of(a, env) for a in step.named]
+        return jax.tree.unflatten(step.tree, named), before
 
     def tree_flatten(self) -> tuple[Any, Any]:
-        return self.values, (self.kinds, self.tree)
+        return self.values, self.step
 
     @classmethod
-    def tree_unflatten(cls, aux: Any, values: Any) -> _Kept:
-        return cls(list(values), *aux)
+    def tree_unflatten(cls, step: _Step, values: Any) -> _Kept:
+        return cls(list(values), step)
 
 
-def _invariant(jaxpr: Jaxpr, constants: slice) -> tuple[Var, ...]:
-    """The variables of a loop's body that depend on its constants alone."""
-    known = {*jaxpr.constvars, *jaxpr.invars[constants]}
-    found: list[Var] = []
-    for eqn in jaxpr.eqns:
-        if not eqn.effects and all(isinstance(a, Literal) or a in known for a in eqn.invars):
-            known.update(eqn.outvars)
-            found += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
-    return tuple(found)
+def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any]) -> None:
+    """Add the outputs of the equations to the values of the variables."""
+    for eqn in eqns:
+        operands = [backprop.value_of(a, env) for a in eqn.invars]
+        env.update(zip(eqn.outvars, backprop.evaluate(eqn, operands)))
 
 
 def _only(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
