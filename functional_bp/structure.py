@@ -25,6 +25,7 @@ class Options(NamedTuple):
     strict: bool = False  # refuse rules that are not ours
     max_steps: int | None = None  # the bound for loops without a static trip count
     staged: bool | None = None  # stage the function to a graph first (True), or record it (False)
+    in_place: bool = False  # write calls out: a loop's step divides what it keeps, seen through
     linear: bool = False  # the graph is linear in its active inputs: it is being transposed
 
 

@@ -156,7 +156,7 @@ class Jit(Call):
         return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
 
     def _in_place(self) -> bool:
-        return _jax.is_staged_now() and size(self.jaxpr) < SMALL
+        return _jax.is_staged_now() and (self.options.in_place or size(self.jaxpr) < SMALL)
 
     def _placed(self, values: Sequence[Any], which: str) -> list[Any]:
         """The values, constrained to the shardings that the person gave to ``jit``."""

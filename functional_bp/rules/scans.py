@@ -79,6 +79,7 @@ class Scan(Structure):
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        options = options._replace(in_place=True)
         super().__init__(eqn, active, options)
         self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
         nk, nc = _jax.scan_counts(eqn.params)
