@@ -12,8 +12,10 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
 from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
+from jax._src.literals import TypedNdArray as _TypedNdArray  # no other host array is weakly typed
 from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
     Jaxpr,
@@ -82,6 +84,11 @@ def jaxpr_with_constants(consts: Sequence[Any], *parts: Any, **named: Any) -> Ja
     if "consts" in inspect.signature(Jaxpr).parameters:
         named["consts"] = list(consts)
     return Jaxpr(*parts, **named)
+
+
+def number_as_array(number: Any, aval: Any) -> Any:
+    """A Python number as an array on the host, of a type that may be weak as a literal's is."""
+    return _TypedNdArray(np.asarray(number, aval.dtype), aval)
 
 
 def as_checkpoint(eqn: JaxprEqn) -> JaxprEqn:
