@@ -13,9 +13,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jax import dtypes
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
 from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
 from jax._src.literals import TypedNdArray as _TypedNdArray  # no other host array is weakly typed
+from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
     Jaxpr,
@@ -89,6 +91,22 @@ def jaxpr_with_constants(consts: Sequence[Any], *parts: Any, **named: Any) -> Ja
 def number_as_array(number: Any, aval: Any) -> Any:
     """A Python number as an array on the host, of a type that may be weak as a literal's is."""
     return _TypedNdArray(np.asarray(number, aval.dtype), aval)
+
+
+def surely(comparison: Callable[[], bool]) -> bool:
+    """Whether a comparison of sizes holds whatever the symbolic dimensions in them are."""
+    try:
+        return bool(comparison())
+    except InconclusiveDimensionOperation:
+        return False
+
+
+def index_dtype(size: Any) -> np.dtype:
+    """The integer dtype of positions below ``size``; JAX's default one if that is symbolic."""
+    largest = np.iinfo(np.int32).max
+    if surely(lambda: size <= largest):
+        return np.dtype(np.int32)
+    return np.dtype(dtypes.canonicalize_dtype(np.int64))
 
 
 def as_checkpoint(eqn: JaxprEqn) -> JaxprEqn:

@@ -103,6 +103,6 @@ def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
     """The structure that asks JAX for the rule that a primitive's author registered there."""
     if options.strict or eqn.primitive not in ad.primitive_jvps:
         return Unruled
-    from functional_bp.rules.registered import Registered
+    from functional_bp.rules.registered import Foreign
 
-    return Registered
+    return Foreign

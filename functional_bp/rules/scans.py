@@ -137,9 +137,8 @@ class Scan(Structure):
             return _only(outs[:nc], needed[:nc]), (ys, stacked)
 
         params = self.eqn.params
-        last, (ys, stacked) = lax.scan(
-            body, _only(c, needed[:nc]), xs, params["length"], params["reverse"], params["unroll"]
-        )
+        start = _only(c, needed[:nc])
+        last, (ys, stacked) = scan_steps(body, start, xs, params, params["reverse"])
         last = _spread_over(last, needed[:nc])
         return [*last, *ys], places.kept(xs, ys, last, stacked)
 
@@ -168,10 +167,8 @@ class Scan(Structure):
         ]
         k_start = [backprop.zeros(v.aval) for v in _only(k_vars, k_on)]
         params = self.eqn.params
-        (k_bar, c_bar, _), x_bar = lax.scan(
-            body, (k_start, c_start, last), (stacked, list(cotangents[nc:])), params["length"],
-            not params["reverse"], params["unroll"],
-        )  # fmt: skip
+        start, slices = (k_start, c_start, last), (stacked, list(cotangents[nc:]))
+        (k_bar, c_bar, _), x_bar = scan_steps(body, start, slices, params, not params["reverse"])
         found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, self.seeded[:nc])]
         found += _spread_over(x_bar, x_on)
         return [bar if on else None for bar, on in zip(found, self.wanted)]
@@ -192,10 +189,17 @@ class Scan(Structure):
             return (outs[:nc], c_new), (outs[nc:], out_dots[nc:])
 
         start = (c, [fill(d, x) for d, x, o in zip(c_dot, c, on) if o])
-        (c, c_new), (ys, y_dot) = lax.scan(
-            body, start, (xs, x_dot), params["length"], params["reverse"], params["unroll"]
-        )
+        (c, c_new), (ys, y_dot) = scan_steps(body, start, (xs, x_dot), params, params["reverse"])
         return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
+
+
+def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
+    """``lax.scan`` of an equation's length, which JAX takes from what is scanned if symbolic."""
+    length, unroll = params["length"], params["unroll"]
+    if isinstance(length, int):
+        return lax.scan(body, start, xs, length, is_reverse, unroll)
+    counted = (xs, lax.full((length,), False))  # something is scanned, always
+    return lax.scan(lambda c, x: body(c, x[0]), start, counted, None, is_reverse, unroll)
 
 
 class _Places:
