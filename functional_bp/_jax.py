@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
@@ -66,6 +66,23 @@ def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
 def custom_backward(eqn: JaxprEqn) -> Any:
     """The backward function that was given to ``defvjp``; None of any other equation."""
     return getattr(eqn.params.get("bwd"), "f", None)
+
+
+def custom_tangent(eqn: JaxprEqn, known: Collection[Any]) -> Any:
+    """That one of the ``known`` functions which was given to ``defjvp``; None if another was.
+
+    JAX wraps it once per trace that the equation has gone through; the wrappers close over it.
+    """
+    inside = [eqn.params.get("jvp_jaxpr_fun")]
+    for _ in range(100):  # three wrappers a trace
+        if not inside:
+            break
+        function = inside.pop()
+        if any(function is one for one in known):
+            return function
+        inside += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        inside += [getattr(function, "f", None)] if hasattr(function, "f") else []
+    return None
 
 
 def name_scope(eqn: JaxprEqn) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import JaxprEqn, Literal, primitives
 
 from functional_bp import _jax, backprop
@@ -15,6 +16,9 @@ from functional_bp.plan import plan_once
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
 from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent
+
+# Structures of our own for JAX's functions, by the tangent function that JAX gave to ``defjvp``.
+of_jax: dict[Any, type[Structure]] = {}
 
 
 @jax.custom_jvp
@@ -45,7 +49,12 @@ class CustomJVP(Structure):
 
     def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
         """In a graph that is linear in its active inputs, a plain call: f is its own tangent."""
-        return Call(eqn, active, options) if options.linear else super().__new__(cls)
+        if options.linear:
+            return Call(eqn, active, options)
+        known = of_jax.get(_jax.custom_tangent(eqn, of_jax)) if of_jax else None
+        if known is not None and all(np.issubdtype(a.aval.dtype, np.floating) for a in eqn.invars):
+            return known(eqn, active, options)
+        return super().__new__(cls)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Trace the tangent function and plan its transpose."""
