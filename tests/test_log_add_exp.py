@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import primitives
+from jax.extend.core import jaxpr_as_fun, primitives
 
 import functional_bp as bp
 from functional_bp import _jax
@@ -48,7 +48,7 @@ def test_is_known_after_any_number_of_traces() -> None:
     for _ in range(3):
         (eqn,) = [e for e in closed.jaxpr.eqns if e.primitive is primitives.custom_jvp_call_p]
         assert _jax.custom_tangent(eqn, of_jax) in of_jax
-        closed = jax.make_jaxpr(jax.core.jaxpr_as_fun(closed))(1.0, 2.0)
+        closed = jax.make_jaxpr(jaxpr_as_fun(closed))(1.0, 2.0)
 
 
 def test_another_function_is_not_taken_for_it() -> None:
