@@ -6,12 +6,14 @@ Known by that tangent function, it has a pullback that keeps its digits where JA
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.lax import add, div, mul, neg, sub
+from jax.lax import mul, sub
 
 from functional_bp import _jax, backprop
 from functional_bp.rules.custom_jvp import of_jax
@@ -20,56 +22,62 @@ from functional_bp.rules.improvements import improvement
 from functional_bp.structure import Structure
 
 
-def shares(d: Any, exp: Any) -> tuple[Any, Any]:
-    """σ(d) and σ(−d), with e = e^(−|d|): the larger is 1/(1 + e), the smaller e/(1 + e).
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def share(base: float, x: Any, y: Any, z: Any) -> Any:
+    """bˣ/(bˣ + bʸ) = b^(x − z), with z = log_b(bˣ + bʸ) as it was computed from x and y.
 
-    Neither they nor their derivatives of any order subtract numbers that are nearly equal.
+    Kinks: x = z, where one is infinite or the other negligible: 1, and ½ where y is x too.
+
+    Numerics: p = b^(x − z) and q = b^(y − z) add up to 1, so ṗ = p q (ẋ − ẏ) ln b. Differentiated
+    as it stands, p would give p (1 − p), which is zero in rounded numbers where p is nearly 1.
     """
-    is_first = lax.ge(d, constant(0, d))
-    e = exp(neg(lax.abs(d)))
-    larger = div(constant(1, d), add(constant(1, d), e))
-    smaller = mul(e, larger)
-    return lax.select(is_first, larger, smaller), lax.select(is_first, smaller, larger)
+    tie = lax.select(lax.eq(x, y), lax.full_like(z, -np.log(2) / np.log(base)), lax.full_like(z, 0))
+    d = lax.select(lax.eq(x, z), tie, sub(x, z))
+    return lax.exp2(d) if base == 2 else lax.exp(d)
+
+
+@share.defjvp
+def _share_jvp(base: float, primals: Any, tangents: Any) -> Any:
+    (x, y, z), (x_dot, y_dot, _) = primals, tangents
+    p, q = share(base, x, y, z), share(base, y, x, z)
+    slope = mul(p, q) if base == np.e else mul(constant(np.log(base), p), mul(p, q))
+    return p, mul(slope, sub(x_dot, y_dot))
 
 
 class LogAddExp(Structure):
-    """x̄ = z̄ σ(d), ȳ = z̄ σ(−d), d = x − y, for z = ln(eˣ + eʸ) and for z = log₂(2ˣ + 2ʸ).
+    """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ); so in base two.
 
     Derivation:
 
-        ∂z/∂x = eˣ/(eˣ + eʸ) = 1/(1 + e^(y − x)) = σ(x − y),  and the two add up to 1
+        ∂z/∂x = eˣ/(eˣ + eʸ) = e^(x − z) = p,  ∂z/∂y = q,  p + q = 1
+        ∂p/∂x = p (1 − p) = p q = −∂p/∂y
 
-    In base two e^(y − x) is 2^(y − x).
-
-    Residuals: d, one array for both.
+    Residuals: p and q, those of them that are wanted.
 
     Kinks: x = y = ±inf: ½ and ½, the only symmetric values that add up to 1.
 
-    Numerics: JAX forms e^(x − z), whose derivative e^(x − z) (1 − e^(x − z)) is zero in rounded
-    numbers where x exceeds y by some sixteen.
+    Numerics: JAX differentiates p to p (1 − p), zero where x exceeds y by some sixteen; here p q.
     """
 
-    exp: Any = staticmethod(lax.exp)
+    base = float(np.e)
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The operation itself, and d."""
-        x, y = operands
-        d = sub(x, y)
-        is_lost = lax.bitwise_and(lax.eq(x, y), lax.ne(d, d))  # inf − inf
-        d = lax.select(is_lost, lax.full_like(d, 0), d)
-        return backprop.evaluate(self.eqn, operands), d
+        """The operation itself, and the shares."""
+        (z,) = backprop.evaluate(self.eqn, operands)
+        x, y = (lax.broadcast_in_dim(v, z.shape, ()) if v.ndim < z.ndim else v for v in operands)
+        pairs = zip([(x, y), (y, x)], self.wanted)
+        return [z], [share(self.base, *pair, z) if on else None for pair, on in pairs]
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """z̄ in shares."""
         (z_bar,) = cotangents
-        found = shares(residuals, self.exp)
-        return [mul(z_bar, share) if on else None for share, on in zip(found, self.wanted)]
+        return [None if p is None else mul(z_bar, p) for p in residuals]
 
 
 class LogAddExp2(LogAddExp):
     """The same in base two."""
 
-    exp: Any = staticmethod(lax.exp2)
+    base = 2.0
 
 
 for _name, _structure in {"logaddexp": LogAddExp, "logaddexp2": LogAddExp2}.items():
@@ -79,6 +87,8 @@ for _name, _structure in {"logaddexp": LogAddExp, "logaddexp2": LogAddExp2}.item
 
 
 # fmt: off
+improvement("logaddexp of two equal large numbers", jnp.logaddexp, at=(1e20, 1e20), true=0.5,
+            jax="1.0: ln 2 is below rounding in z", source="1/(1 + e^0)")
 _SIGMA = "mpmath: sigma(x) sigma(-x)"
 improvement("second derivative of softplus at a large x", jax.nn.softplus, order=2, at=(18.0,),
             true=1.5229979280808073e-8, jax="0.0: e^(x − z) is 1, and 1 − 1 is formed",
