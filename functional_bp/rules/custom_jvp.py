@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import JaxprEqn, Literal, primitives
 
 from functional_bp import _jax, backprop
@@ -52,7 +51,8 @@ class CustomJVP(Structure):
         if options.linear:
             return Call(eqn, active, options)
         known = of_jax.get(_jax.custom_tangent(eqn, of_jax)) if of_jax else None
-        if known is not None and all(np.issubdtype(a.aval.dtype, np.floating) for a in eqn.invars):
+        avals: list[Any] = [a.aval for a in eqn.invars]
+        if known is not None and all(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
             return known(eqn, active, options)
         return super().__new__(cls)
 
