@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import export, lax
-from measuring import Probe, inexact
+from measuring import Probe, compiled, inexact
 from properties import close, tolerance
 from test_rules import all_cases, sampled_cases
 
@@ -37,7 +37,7 @@ def summed(function: Any) -> Any:
 def choices(probe: Probe) -> list[tuple[int, ...]]:
     """Which operands' first axes are symbolic together."""
     is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
-    longer = [i for i, x in enumerate(probe.args) if x.ndim and not is_key(x)]
+    longer = [i for i, x in enumerate(probe.args) if x.ndim and x.shape[0] and not is_key(x)]
     alike = [tuple(j for j in longer if probe.args[j].shape[0] == probe.args[i].shape[0])
              for i in longer]  # fmt: skip
     return list(dict.fromkeys([*alike, *((i,) for i in longer)]))
@@ -52,7 +52,13 @@ def exported(function: Any, probe: Probe, symbolic: tuple[int, ...]) -> Any:
 
 
 def accepted(function: Any, probe: Probe, symbolic: tuple[int, ...]) -> bool:
+    """Whether JAX exports the function, and lowers the case at another length."""
+    types = [
+        jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]) if i in symbolic else x.shape, x.dtype)
+        for i, x in enumerate(probe.args)
+    ]
     try:
+        jax.jit(probe.case.function).lower(*types)
         exported(function, probe, symbolic)
     except Exception:  # whatever JAX says there, it is JAX that says it
         return False
@@ -70,8 +76,8 @@ def compare(rule_case: Case, run: bool = True) -> int:
             ours = exported(bp.grad(summed(probe.case.function), numbers), probe, symbolic)
             count += 1
             if run and ours.nr_devices == 1:
-                wants = jax.jit(jax.grad(summed(probe.reference), numbers))(*probe.args)
-                for got, want in zip(ours.call(*probe.args), wants, strict=True):
+                wants = compiled(jax.grad(summed(probe.reference), numbers))(*probe.args)
+                for got, want in zip(compiled(ours.call)(*probe.args), wants, strict=True):
                     close(got, want, 4 * tolerance(probe), f"symbolic {symbolic}")
     return count
 
