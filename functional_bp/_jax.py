@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+from jax import dtypes
 from jax._src import core as _core  # traces and tracers of one's own, and which trace is current
 from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
 from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
+from jax._src.literals import TypedNdArray as _TypedNdArray  # no other host array is weakly typed
+from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
     Jaxpr,
@@ -33,6 +37,16 @@ for _module in ("_jax", "backprop", "define_by_run", "recording", "tangents"):
 Trace, Tracer = _core.Trace, _core.Tracer
 under = _core.set_current_trace  # a context: operations inside belong to the trace
 concrete = _core.to_concrete_value  # the value behind a tracer, None if there is none
+
+
+def asks_if_neutral() -> bool:
+    """Whether a value is looked at to see if it is the neutral element of a reduction."""
+    frame = inspect.currentframe()
+    for _ in range(5):
+        frame = None if frame is None else frame.f_back
+        if frame is not None and frame.f_code.co_name.startswith("_get_monoid"):
+            return True
+    return False
 
 
 def current_trace() -> Any:
@@ -137,6 +151,23 @@ def custom_backward(eqn: JaxprEqn) -> Any:
     return getattr(eqn.params.get("bwd"), "f", None)
 
 
+def custom_tangent(wrapped: Any, known: Collection[Any]) -> Any:
+    """That one of the ``known`` functions which was given to ``defjvp``; None if another was.
+
+    JAX wraps it once per trace that the operation has gone through; the wrappers close over it.
+    """
+    inside = [wrapped]
+    for _ in range(100):  # three wrappers a trace
+        if not inside:
+            break
+        function = inside.pop()
+        if any(function is one for one in known):
+            return function
+        inside += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        inside += [getattr(function, "f", None)] if hasattr(function, "f") else []
+    return None
+
+
 def name_scope(eqn: JaxprEqn) -> str:
     """The ``jax.named_scope`` path that the equation stands in, "" at the top."""
     return str(eqn.source_info.name_stack)
@@ -155,6 +186,27 @@ def jaxpr_with_constants(consts: Sequence[Any], *parts: Any, **named: Any) -> Ja
     if "consts" in inspect.signature(Jaxpr).parameters:
         named["consts"] = list(consts)
     return Jaxpr(*parts, **named)
+
+
+def number_as_array(number: Any, aval: Any) -> Any:
+    """A Python number as an array on the host, of a type that may be weak as a literal's is."""
+    return _TypedNdArray(np.asarray(number, aval.dtype), aval)
+
+
+def surely(comparison: Callable[[], bool]) -> bool:
+    """Whether a comparison of sizes holds whatever the symbolic dimensions in them are."""
+    try:
+        return bool(comparison())
+    except InconclusiveDimensionOperation:
+        return False
+
+
+def index_dtype(size: Any) -> np.dtype:
+    """The integer dtype of positions below ``size``; JAX's default one if that is symbolic."""
+    largest = np.iinfo(np.int32).max
+    if surely(lambda: size <= largest):
+        return np.dtype(np.int32)
+    return np.dtype(dtypes.canonicalize_dtype(np.int64))
 
 
 def as_checkpoint(eqn: JaxprEqn) -> JaxprEqn:

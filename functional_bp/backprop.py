@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from jax.sharding import AxisType, use_abstract_mesh
@@ -52,10 +51,10 @@ def run(
 
 
 def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
-    """The value of an operand; that of a literal has a dtype, though JAX leaves True a bool."""
+    """The value of an operand, always an array: a literal's, where JAX has a Python number."""
     if not isinstance(atom, Literal):
         return values[atom]
-    return np.bool_(atom.val) if isinstance(atom.val, bool) else atom.val
+    return atom.val if hasattr(atom.val, "shape") else _jax.number_as_array(atom.val, atom.aval)
 
 
 def forward(
@@ -82,7 +81,7 @@ def forward(
         for var in plan.last_uses[eqn]:
             env.pop(var, None)
     kept = [env[v if not isinstance(v, Auxiliary) else (v.eqn, v.name)] for v in plan.keep]
-    outs = [v.val if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
+    outs = [value_of(v, env) if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
     return outs, (kept, structure_residuals)
 
 

@@ -15,7 +15,8 @@ import jax
 from jax.extend.core import JaxprEqn, Primitive, primitives
 
 from functional_bp import _jax, backprop
-from functional_bp.structure import Options
+from functional_bp.errors import BackpropError, compose
+from functional_bp.structure import Options, of_jax
 
 
 class Follower(_jax.Tracer):
@@ -32,8 +33,12 @@ class Follower(_jax.Tracer):
         return self
 
     def to_concrete_value(self) -> Any:
-        """The value, as far as it is known: ``float(x)``, ``if x > 0``."""
-        return _jax.concrete(self.primal)
+        """The value, as far as it is known: ``if x > 0``.
+
+        Not for ``lax.reduce`` and ``lax.reduce_window``, which leave out an initial value that is
+        neutral, and with it its derivative.
+        """
+        return None if _jax.asks_if_neutral() else _jax.concrete(self.primal)
 
     def _known(self) -> Any:
         found = self.to_concrete_value()
@@ -64,6 +69,10 @@ class Follower(_jax.Tracer):
 
     def _short_repr(self) -> str:
         return f"{type(self).__name__}({self.primal!r})"
+
+
+class ClosureError(BackpropError, jax.errors.UnexpectedTracerError):
+    """A function with a derivative of its own closes over what it may not."""
 
 
 class ByReference(Exception):
@@ -118,17 +127,22 @@ class DefineByRun(_jax.Trace):
         try:
             return self.apply_own_rule(primitive, params, operands)
         except jax.errors.UnexpectedTracerError as error:
-            error.add_note(
-                f"A function with a derivative of its own ({primitive.name}) uses a value that is "
-                "not among its arguments and that depends on a differentiated one, or that was "
-                "computed in another call. Pass it as an argument."
-            )
-            raise
+            raise ClosureError(
+                compose(
+                    "a function with a derivative of its own uses a value that is not among its "
+                    "arguments, and that depends on a differentiated one or is of another call",
+                    got=f"{primitive.name} that closes over such a value",
+                    expected="a derivative for all that the function depends on",
+                    do="pass the value as an argument",
+                )
+            ) from error
 
     def process_custom_jvp_call(
         self, primitive: Any, fun: Any, jvp: Any, operands: Any, /, **params: Any
     ) -> Any:
         """JAX calls this for a function with ``jax.custom_jvp``."""
+        if of_jax and _jax.custom_tangent(jvp, of_jax) and any(map(self.owns, operands)):
+            return self.apply_staged(primitive, {**params, "subfuns": (fun, jvp)}, operands)[0]
         return self._process_own_rule(primitive, operands, {**params, "subfuns": (fun, jvp)})
 
     def process_custom_vjp_call(

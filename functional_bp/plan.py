@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from functional_bp import _jax
 from functional_bp.rule import rules
 from functional_bp.steps import Auxiliary, Step, names_auxiliary, pull_step, spread
 from functional_bp.structure import Mask, Options, Structure, has_tangent, structure_of
@@ -195,7 +196,7 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
     output = size_in_bytes(eqn.outvars[0].aval)
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
-    return inputs < output or (view and inputs == output)
+    return _jax.surely(lambda: inputs < output) or (view and inputs == output)
 
 
 def size_in_bytes(aval: Any) -> int:

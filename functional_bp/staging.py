@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Primitive, primitives
 
 from functional_bp import _jax
-from functional_bp.errors import compose
+from functional_bp.errors import BackpropError, compose
 from functional_bp.rules.references import refuse_references, without_references
 
 
@@ -161,7 +161,7 @@ def explaining(is_staged: bool) -> Iterator[None]:
             )
         raise
     except jax.errors.UnexpectedTracerError as error:
-        if not getattr(error, "__notes__", None):
+        if not isinstance(error, BackpropError):
             error.add_note(
                 "A value of another call, which has ended, is used here: it was stored in a "
                 "global, an attribute or a list. Return it from that function instead "

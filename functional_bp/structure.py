@@ -82,6 +82,10 @@ def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | N
     return None if rule.structure is None else rule.structure(eqn, active, options)
 
 
+# Structures of our own for JAX's functions, by the tangent function that JAX gave to ``defjvp``.
+of_jax: dict[Any, type[Structure]] = {}
+
+
 class Unruled(Structure):
     """An operation that nobody can differentiate: an error, once its cotangent is wanted."""
 
@@ -105,6 +109,6 @@ def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
     """The structure that asks JAX for the rule that a primitive's author registered there."""
     if options.strict or eqn.primitive not in ad.primitive_jvps:
         return Unruled
-    from functional_bp.rules.registered import Registered
+    from functional_bp.rules.registered import Foreign
 
-    return Registered
+    return Foreign

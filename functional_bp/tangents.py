@@ -117,7 +117,7 @@ def forward_mode(
                 outs, out_dots = push(eqn, operands, in_dots, options)
         env.update(zip(eqn.outvars, outs))
         tangent.update((v, dot) for v, dot in zip(eqn.outvars, out_dots) if dot is not None)
-    outs = [v.val if isinstance(v, Literal) else env[v] for v in jaxpr.outvars]
+    outs = [backprop.value_of(v, env) for v in jaxpr.outvars]
     return outs, [None if isinstance(v, Literal) else tangent.get(v) for v in jaxpr.outvars]
 
 

@@ -20,7 +20,7 @@ from jax.ref import addupdate
 
 from functional_bp import _jax, backprop
 from functional_bp.backprop import Residuals
-from functional_bp.define_by_run import ByReference
+from functional_bp.define_by_run import ByReference, ClosureError
 from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
 from functional_bp.plan import Plan, plan_once
 from functional_bp.recording import record
@@ -217,8 +217,16 @@ def _run(
             if options.staged is False:
                 raise
     jaxpr, consts, is_whole = stage_pure(flat)
-    if not is_whole and options.staged is None:
-        return _recorded(flat, wanted, options)
+    if not is_whole:
+        if is_staged and options.staged is None:
+            return _recorded(flat, wanted, options)
+        raise ClosureError(
+            compose(
+                "the derivative of a function that is made inside closes over a value made inside",
+                got="a function that is staged to a graph: staged=True, or one with references",
+                do="leave staged=True out, or pass the value to the inner function",
+            )
+        )
     seeded = tuple(i < flat.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars))
     plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
     with explaining(is_staged=True):

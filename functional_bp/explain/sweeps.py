@@ -81,7 +81,9 @@ def sweep(
         max_steps: the bound of loops without a static trip count.
     """
     seeded = [seed is not None for seed in seeds]
-    plan = plan_of(opened_jaxpr(flat), seeded, max_steps, keep_all=True)
+    # A record's constants are closed over by rules of the person's, which have no derivative there.
+    closed_over = 0 if flat.staged else len(flat.consts)
+    plan = plan_of(opened_jaxpr(flat), seeded, max_steps, keep_all=True, closed_over=closed_over)
     uses: list[tuple[int, int]] = []
     with_bars: list[int] = []
     variables = flat.variables

@@ -105,6 +105,7 @@ class _Inliner:
             jaxpr,
             tuple(value for _, _, value in self.constants),
             self.of_var,
+            graph.staged,
         )
 
     @staticmethod

@@ -14,7 +14,7 @@ from functional_bp.cases import case, real
 from functional_bp.plan import plan_once
 from functional_bp.rule import structure
 from functional_bp.rules.calls import Call
-from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent
+from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent, of_jax
 
 
 @jax.custom_jvp
@@ -45,7 +45,13 @@ class CustomJVP(Structure):
 
     def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
         """In a graph that is linear in its active inputs, a plain call: f is its own tangent."""
-        return Call(eqn, active, options) if options.linear else super().__new__(cls)
+        if options.linear:
+            return Call(eqn, active, options)
+        known = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
+        avals: list[Any] = [a.aval for a in eqn.invars]
+        if known is not None and all(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
+            return known(eqn, active, options)
+        return super().__new__(cls)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Trace the tangent function and plan its transpose."""

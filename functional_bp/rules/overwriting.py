@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-from functional_bp import backprop
+from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
 from functional_bp.errors import NotDifferentiableError, compose
 from functional_bp.plan import make_plan
@@ -107,7 +107,7 @@ class Scatter(Structure):
         shape = [1 if i in spared else n for i, n in enumerate(u.shape)]
         numbers_shape = [1 if i in dims.update_window_dims else n for i, n in enumerate(u.shape)]
         count = math.prod(numbers_shape)
-        dtype = np.dtype(np.int32 if count < np.iinfo(np.int32).max else np.int64)
+        dtype = _jax.index_dtype(count + 1)
         numbers = lax.add(lax.reshape(lax.iota(dtype, count), numbers_shape), dtype.type(1))
         numbers = spread(numbers, shape)
         blank = lax.full([1 if d in whole else n for d, n in enumerate(x.shape)], 0, dtype)

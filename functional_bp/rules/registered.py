@@ -16,7 +16,7 @@ from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.rule import structure
 from functional_bp.rules.remat import Remat
-from functional_bp.structure import Mask, Options, Structure
+from functional_bp.structure import Mask, Options, Structure, Sweep, has_tangent
 
 
 class Registered(Structure):
@@ -42,6 +42,28 @@ class Registered(Structure):
         bars = [Zero(v.aval.to_tangent_aval()) if bar is None else bar for v, bar in pairs]
         found = iter(residuals(bars))
         return [next(found) if on else None for on in self.wanted]
+
+
+class Foreign(Registered):
+    """A third party's primitive: its author's rule is one for tangents, which JAX transposes.
+
+    Forward mode asks for the tangents alone, so that a rule serves which cannot be transposed, as
+    that of a Pallas kernel.
+    """
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The author's tangent rule itself."""
+        del sweep
+        chosen = [i for i, dot in enumerate(dots) if dot is not None]
+
+        def of_chosen(*values: Any) -> Sequence[Any]:
+            given = dict(zip(chosen, values))
+            return backprop.evaluate(self.eqn, [given.get(i, x) for i, x in enumerate(operands)])
+
+        primals = [operands[i] for i in chosen]
+        outs, out_dots = jax.jvp(of_chosen, primals, [dots[i] for i in chosen])
+        floats = [has_tangent(v.aval) for v in self.eqn.outvars]
+        return outs, [dot if on else None for dot, on in zip(out_dots, floats)]
 
 
 @jax.custom_vjp

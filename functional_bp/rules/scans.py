@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.extend.core import JaxprEqn, Literal, Var
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.plan import make_plan, out_activity, size_in_bytes, union
+from functional_bp.plan import make_plan, out_activity, union
 from functional_bp.residuals import divide, without_repeats
 from functional_bp.rule import structure
 from functional_bp.structure import Mask, Options, Structure, Sweep
@@ -128,9 +129,7 @@ class Scan(Structure):
             return value(step.state), (value(step.ys), value(step.stacked))
 
         params = self.eqn.params
-        last, (ys, stacked) = lax.scan(
-            body, c, xs, params["length"], params["reverse"], params["unroll"]
-        )
+        last, (ys, stacked) = scan_steps(body, c, xs, params, params["reverse"])
         outs = _spread_over([*last, *ys], self.needed)
         return outs, step.kept(env, {"xs": xs, "ys": ys, "after": last, "stacked": stacked})
 
@@ -159,10 +158,8 @@ class Scan(Structure):
         ]
         k_start = [backprop.zeros(v.aval) for v in _only(k_vars, k_on)]
         params = self.eqn.params
-        (k_bar, c_bar, _), x_bar = lax.scan(
-            body, (k_start, c_start, last), (stacked, list(cotangents[nc:])), params["length"],
-            not params["reverse"], params["unroll"],
-        )  # fmt: skip
+        start, slices = (k_start, c_start, last), (stacked, list(cotangents[nc:]))
+        (k_bar, c_bar, _), x_bar = scan_steps(body, start, slices, params, not params["reverse"])
         found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, self.seeded[:nc])]
         found += _spread_over(x_bar, x_on)
         return [bar if on else None for bar, on in zip(found, self.wanted)]
@@ -183,10 +180,26 @@ class Scan(Structure):
             return (outs[:nc], c_new), (outs[nc:], out_dots[nc:])
 
         start = (c, [fill(d, x) for d, x, o in zip(c_dot, c, on) if o])
-        (c, c_new), (ys, y_dot) = lax.scan(
-            body, start, (xs, x_dot), params["length"], params["reverse"], params["unroll"]
-        )
+        (c, c_new), (ys, y_dot) = scan_steps(body, start, (xs, x_dot), params, params["reverse"])
         return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
+
+
+def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
+    """``lax.scan`` of an equation's length, which JAX takes from what is scanned if symbolic."""
+    length, unroll = params["length"], params["unroll"]
+    if isinstance(length, int):
+        return lax.scan(body, start, xs, length, is_reverse, unroll)
+    counted = (xs, lax.full((length,), False))  # something is scanned, always
+    return lax.scan(lambda c, x: body(c, x[0]), start, counted, None, is_reverse, unroll)
+
+
+MANY = 1000  # in place of a length that is symbolic, where bytes are weighed
+
+
+def _known_bytes(aval: Any) -> float:
+    """The bytes of a value; symbolic lengths count as many."""
+    shape = [n if isinstance(n, int) else MANY for n in aval.shape]
+    return math.prod(shape) * aval.dtype.itemsize
 
 
 class _Step:
@@ -223,9 +236,12 @@ class _Step:
         places |= {v: ("ys", i) for i, v in enumerate(self.ys) if isinstance(v, Var)}
         places |= {v: ("xs", i) for i, v in enumerate(jaxpr.invars[states:])}
         free = {*places, *self.constants}
+        steps = length if isinstance(length, int) else MANY
 
         def price(v: Var, is_fixed: bool) -> float:
-            return 0 if v in free else size_in_bytes(v.aval) * (1 if is_fixed else length)
+            if v in free:
+                return 0
+            return _known_bytes(v.aval) * (1 if is_fixed else steps)
 
         self.divided = divide(eqns, self.constants, outs[:count], self.named, price)
         places |= {v: ("still", 0) for v in self.divided.fixed}

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from functional_bp import _jax
 from functional_bp.backprop import zeros
 from functional_bp.cases import case, cplx, integer, real
 from functional_bp.rule import rule
@@ -45,7 +46,8 @@ def window_sizes(x_t: Any, u_t: Any, dimension_numbers: Any) -> tuple[int, ...]:
 def single_window(indices: Any, dimension_numbers: Any) -> bool:
     """Whether there is at most one update in each batch, so that no two can meet."""
     batch = {*dimension_numbers.scatter_indices_batching_dims, indices.ndim - 1}
-    return math.prod(n for i, n in enumerate(indices.shape) if i not in batch) <= 1
+    count = math.prod(n for i, n in enumerate(indices.shape) if i not in batch)
+    return _jax.surely(lambda: count <= 1)
 
 
 def kept(y_bar: Any) -> Any:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from jax import lax
 
+from functional_bp import _jax
 from functional_bp.backprop import zeros
 from functional_bp.cases import case, cplx, integer, real
 from functional_bp.rule import rule
@@ -47,8 +47,7 @@ def sort_with_order(
 ) -> tuple[list[Any], Any]:
     """The sort, and the order it found: the positions 0, 1, … sorted along as a last operand."""
     shape = operands[0].shape
-    dtype = np.int64 if shape[dimension] > np.iinfo(np.int32).max else np.int32
-    positions = lax.broadcasted_iota(dtype, shape, dimension)
+    positions = lax.broadcasted_iota(_jax.index_dtype(shape[dimension]), shape, dimension)
     *outs, order = lax.sort(
         (*operands, positions), dimension=dimension, is_stable=is_stable, num_keys=num_keys
     )

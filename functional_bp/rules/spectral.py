@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from functional_bp.cases import case, cplx, real
 from functional_bp.errors import NotDifferentiableError, compose, describe
 from functional_bp.rule import rule
+from functional_bp.rules.improvements import improvement
 from functional_bp.rules.matrices import (
     Array,
     adjoint,
@@ -23,6 +25,7 @@ from functional_bp.rules.matrices import (
     by_row,
     conj,
     dot,
+    fold_lower,
     identity,
     place_diagonal,
     real_part,
@@ -52,8 +55,8 @@ def refuse_subset(subset: tuple[int, int] | None, whole: int, what: str, got: Ar
         )
 
 
-def eigh(v, w, v_bar=None, w_bar=None, *, subset_by_index):
-    """Ā = V [F ∘ (Vᴴ V̄) + diag w̄] Vᴴ,  F_ij = 1/(w_j − w_i) off the diagonal.
+def eigh(v, w, v_bar=None, w_bar=None, *, lower, subset_by_index):
+    """Ā = Φ(S + Sᴴ),  S = V [F ∘ (Vᴴ V̄) + diag w̄] Vᴴ,  F_ij = 1/(w_j − w_i) off the diagonal.
 
     Derivation:
         A V = V W with Vᴴ V = I. Differentiate and multiply by Vᴴ; with P = Vᴴ dA V and Ω = Vᴴ dV
@@ -63,19 +66,32 @@ def eigh(v, w, v_bar=None, w_bar=None, *, subset_by_index):
         Entry ij is P_ij = Ω_ij (w_j − w_i) + dW_ij. On the diagonal dw = Re diag P, and off it
         Ω = F ∘ P; the diagonal of Ω is a phase of each vector, left at 0. So
 
-            ⟨V̄, V (F ∘ P)⟩ + ⟨w̄, diag P⟩ = ⟨F ∘ (Vᴴ V̄) + diag w̄, Vᴴ dA V⟩
+            ⟨V̄, V (F ∘ P)⟩ + ⟨w̄, diag P⟩ = ⟨F ∘ (Vᴴ V̄) + diag w̄, Vᴴ dA V⟩ = ⟨S, dA⟩
 
-        It is not symmetrised here: ``symmetrize_input=True`` does that outside.
+        dA is Hermitian, and only one of its triangles is read. Let it be the lower one (for the
+        upper one, transpose): dA = dE + dEᴴ with dE = Φ(dA), Φ the lower triangle with half the
+        diagonal, so
 
-    Residuals: V and w, not A. Without V̄ it is V diag(w̄) Vᴴ, one product.
+            ⟨S, dA⟩ = ⟨S + Sᴴ, dE⟩ = ⟨Φ(S + Sᴴ), dA's lower triangle⟩
+
+        ``symmetrize_input=True`` makes Ā the Hermitian ½ (S + Sᴴ).
+
+    Residuals: V and w, not A. Without V̄ S is V diag(w̄) Vᴴ, one product.
     """
     if v_bar is None:
-        return conj(dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh"))
+        s = dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh")
+        return _of_triangle(s, lower)
     refuse_subset(subset_by_index, v.shape[-2], "symmetric eigendecomposition", v)
     p_bar = lax.mul(as_dtype_of(_reciprocal_gaps(w, real_part(v)), v), dot(v, conj(v_bar), "hn"))
     if w_bar is not None:
         p_bar = p_bar + place_diagonal(as_dtype_of(w_bar, v), v)
-    return conj(dot(dot(v, p_bar), v, "nh"))
+    return _of_triangle(dot(dot(v, p_bar), v, "nh"), lower)
+
+
+def _of_triangle(s: Array, is_lower: bool) -> Array:
+    """Φ(S + Sᴴ) for the triangle that is read, as the cotangent that goes out."""
+    folded = fold_lower(s)
+    return conj(folded if is_lower else adjoint(folded))
 
 
 def _symmetric(a: np.ndarray) -> np.ndarray:
@@ -89,6 +105,17 @@ def _phase_free(a: Any) -> Any:
     return v * v[..., :1, :].conj(), w
 
 
+def _from_lower(a: Any) -> Any:
+    """The Hermitian matrix with the lower triangle of A."""
+    below = jnp.tril(a, -1)
+    diagonal = jnp.real(jnp.diagonal(a, axis1=-2, axis2=-1)).astype(a.dtype)
+    return below + jnp.swapaxes(below.conj(), -1, -2) + jnp.eye(a.shape[-1]) * diagonal[..., None]
+
+
+def _of_upper(a: Any) -> Any:
+    return linalg.eigh(_from_lower(jnp.swapaxes(a.conj(), -1, -2)))[1]
+
+
 rule(
     linalg.eigh_p, "a -> v, w", a=eigh,
     kinks="equal eigenvalues: the vectors have no derivative (inf or nan), the values' is fine",
@@ -99,12 +126,28 @@ rule(
         case(lambda a: linalg.eigh(a)[1], cplx(2, 3, 3, make=_symmetric), half=False),
         case(lambda a: linalg.eigh(a)[0], real(3, 3, make=_symmetric), half=False),
         case(lambda a: linalg.eigh(a, symmetrize_input=False, lower=False)[1],
-             real(3, 3, make=_symmetric), half=False),
+             real(3, 3, make=_symmetric), reference=_of_upper, half=False,
+             note="JAX gives the entries below the diagonal, not read, a cotangent"),
+        case(lambda a: linalg.eigh(a, symmetrize_input=False), real(2, 3, 3, make=_symmetric),
+             reference=lambda a: linalg.eigh(_from_lower(a)), half=False, note="above it"),
+        case(lambda a: linalg.eigh(a, symmetrize_input=False)[1], cplx(3, 3, make=_symmetric),
+             reference=lambda a: linalg.eigh(_from_lower(a))[1], half=False,
+             note="nor is the diagonal's imaginary part read"),
         case(lambda a: linalg.eigh(a, subset_by_index=(0, 3)), real(3, 3, make=_symmetric),
              half=False),
         case(_phase_free, cplx(3, 3, make=_symmetric), half=False),
         case(linalg.eigh, real(0, 2, 2), half=False),
     ],
+)  # fmt: skip
+
+
+improvement(
+    "eigenvalues of a lower triangle",
+    lambda a: jnp.sin(linalg.eigh(a, symmetrize_input=False)[1]),
+    at=([[2.0, 0.5], [0.5, 1.0]],),
+    true=[[-0.404434399873309679, 0.0], [-0.91642395050686014, 0.511989550633550463]],
+    jax="a cotangent for the entries above the diagonal, not read",
+    source="mpmath: derivatives of sin(m - r) + sin(m + r), m and r of a 2x2 matrix's eigenvalues",
 )  # fmt: skip
 
 

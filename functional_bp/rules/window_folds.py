@@ -230,7 +230,7 @@ class ReduceWindow(Structure):
         if 0 in shape:
             return [None] * len(residuals)
         padded = [geometry.pad(x, 0) for x in xs]
-        inside = geometry.pad(np.ones(xs[0].shape, bool), False)
+        inside = geometry.pad(lax.full(xs[0].shape, True), False)
         given = [jnp.zeros_like(x) if on else None for x, on in zip(padded, floats)]
         bars = [
             (backprop.zeros(v.aval) if bar is None else bar) if on else None
@@ -351,7 +351,7 @@ class SelectAndScatter(Structure):
             return lax.select(first, a, b), lax.select(first, i, j)
 
         padded = self.geometry.pad(x, 0)
-        inside = self.geometry.pad(np.ones(x.shape, bool), False)
+        inside = self.geometry.pad(lax.full(x.shape, True), False)
         positions = lax.reshape(lax.iota(np.int32, padded.size), padded.shape)
         positions = lax.select(inside, positions, lax.full_like(positions, -1))
         positions = backprop.match_axes(positions, jax.typeof(x))
