@@ -1,10 +1,17 @@
-"""Eight simulated devices, double precision and reproducible random programs for every test."""
+"""Eight simulated devices, quick compilations, double precision, reproducible random programs."""
 
 import os
+from importlib.metadata import version
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-).strip()
+# What the tests cost is compiling, on arrays of a dozen elements: XLA optimises as little as it
+# can. A level that XLA_FLAGS already holds stays, so that a run as users have it is
+# XLA_FLAGS=--xla_backend_optimization_level=3 python -m pytest
+FLAGS = ["--xla_force_host_platform_device_count=8"]
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    FLAGS += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # newer ones lack the flag
+        FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 import jax  # noqa: E402  (reads XLA_FLAGS)
 from checked_package import calls, ops  # noqa: E402, F401  (fixtures)

@@ -53,9 +53,10 @@ def test_inside_other_transforms(rule: Rule, k: int) -> None:
     inside(rule, k)
 
 
+SAMPLED = {parameter.id for parameter in sampled_cases()}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("rule", "k"), [p for p in all_cases() if p.id not in {q.id for q in sampled_cases()}]
-)
+@pytest.mark.parametrize(("rule", "k"), [p for p in all_cases() if p.id not in SAMPLED])
 def test_all_cases_inside_other_transforms(rule: Rule, k: int) -> None:
     inside(rule, k)
