@@ -9,6 +9,7 @@ import enclosures
 import pytest
 from measuring import compiled, measure
 from properties import PROPERTIES, close, tolerance
+from sampling import by_default, sampled
 
 import functional_bp as bp
 from functional_bp.rule import Rule
@@ -23,12 +24,14 @@ def all_cases() -> list[Any]:
     ]
 
 
-def sampled_cases() -> list[Any]:
-    """The first case of every third rule: each of the chapters has some among them."""
-    return [parameter for parameter in all_cases() if parameter.values[1] == 0][::3]
+def name_of(rule: Rule, k: int) -> str:
+    return rule.primitive.name
 
 
-@pytest.mark.parametrize(("rule", "k"), all_cases())
+CASES = sampled(all_cases(), 4, kind=name_of)
+
+
+@pytest.mark.parametrize(("rule", "k"), CASES)
 def test_every_property_holds(rule: Rule, k: int) -> None:
     numbers = measure(rule.cases[k], seed=k)
     faults = []
@@ -40,23 +43,19 @@ def test_every_property_holds(rule: Rule, k: int) -> None:
     assert not faults, f"{rule.file}:{rule.line}, case {k}\n" + "\n".join(faults)
 
 
-def inside(rule: Rule, k: int) -> None:
+def test_every_rule_is_held_to_its_first_case_by_default() -> None:
+    firsts = {(rule.primitive.name, k) for rule, k in by_default(CASES) if k == 0}
+    assert firsts == {(p.name, 0) for p, rule in bp.rules.items() if rule.cases}
+
+
+def chapter_of(rule: Rule, k: int) -> str:
+    return Path(rule.file).stem
+
+
+@pytest.mark.parametrize(("rule", "k"), sampled(all_cases(), 12, kind=chapter_of))
+def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]
     for name, bars in numbers["found"].items():
         for i, (got, want) in enumerate(zip(bars, numbers["true"], strict=True)):
             close(got, want, tolerance(probe), f"{name}, argument {probe.active[i]}")
-
-
-@pytest.mark.parametrize(("rule", "k"), sampled_cases())
-def test_inside_other_transforms(rule: Rule, k: int) -> None:
-    inside(rule, k)
-
-
-SAMPLED = {parameter.id for parameter in sampled_cases()}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("rule", "k"), [p for p in all_cases() if p.id not in SAMPLED])
-def test_all_cases_inside_other_transforms(rule: Rule, k: int) -> None:
-    inside(rule, k)

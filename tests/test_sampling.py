@@ -1,0 +1,28 @@
+"""The rule by which cases run by default keeps one of each kind, and loses none."""
+
+from __future__ import annotations
+
+import pytest
+from sampling import by_default, sampled
+
+
+def test_the_first_and_every_third_after_it() -> None:
+    parameters = sampled(range(8), 3)
+    assert [p.values for p in parameters] == [(k,) for k in range(8)]
+    assert by_default(parameters) == [(0,), (3,), (6,)]
+
+
+def test_each_kind_has_its_own_first() -> None:
+    cases = [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("c", 1), ("b", 2)]
+    assert by_default(sampled(cases, 2, kind=lambda name, _: name)) == [
+        ("a", 1), ("b", 1), ("a", 3), ("c", 1),
+    ]  # fmt: skip
+    two = sampled(cases, 9, kind=lambda name, _: name, at_first=2)
+    assert by_default(two) == [case for case in cases if case != ("a", 3)]
+
+
+def test_names_and_marks_are_kept() -> None:
+    given = [pytest.param(k, id=f"case {k}", marks=pytest.mark.libraries) for k in range(2)]
+    for parameter, marks in zip(sampled(given, 5), [{"libraries"}, {"libraries", "long"}]):
+        assert parameter.id == f"case {parameter.values[0]}"
+        assert {mark.name for mark in parameter.marks} == marks
