@@ -28,7 +28,7 @@ def name_of(rule: Rule, k: int) -> str:
     return rule.primitive.name
 
 
-CASES = sampled(all_cases(), 4, kind=name_of)
+CASES = sampled(all_cases(), 8, kind=name_of)
 
 
 @pytest.mark.parametrize(("rule", "k"), CASES)
@@ -52,7 +52,7 @@ def chapter_of(rule: Rule, k: int) -> str:
     return Path(rule.file).stem
 
 
-@pytest.mark.parametrize(("rule", "k"), sampled(all_cases(), 12, kind=chapter_of))
+@pytest.mark.parametrize(("rule", "k"), sampled(all_cases(), 20, kind=chapter_of))
 def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]
