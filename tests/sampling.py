@@ -10,13 +10,9 @@ import pytest
 
 
 def sampled(
-    cases: Iterable[Any],
-    every: int,
-    *,
-    kind: Callable[..., Any] = lambda *_: None,
-    at_first: int = 1,
+    cases: Iterable[Any], every: int, *, kind: Callable[..., Any] = lambda *_: None
 ) -> list[Any]:
-    """Parameters: of each kind the first ones and each ``every``-th after them run by default.
+    """Parameters: of each kind the first and each ``every``-th after it run by default.
 
     A case is a value, a tuple of values or a ``pytest.param``; ``kind`` is given its values.
     """
@@ -25,18 +21,15 @@ def sampled(
     for case in cases:
         param = case if hasattr(case, "marks") else pytest.param(*_values(case))
         group = kind(*param.values)
-        place = seen[group] - at_first
+        marks = param.marks if seen[group] % every == 0 else (*param.marks, pytest.mark.long)
         seen[group] += 1
-        chosen = place < 0 or (place + 1) % every == 0
-        marks = param.marks if chosen else (*param.marks, pytest.mark.long)
         parameters.append(pytest.param(*param.values, id=param.id, marks=marks))
     return parameters
 
 
-def by_default(parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """The values of those parameters that are not left to the long tests."""
-    marked = lambda param: any(mark.name == "long" for mark in param.marks)  # noqa: E731
-    return [param.values for param in parameters if not marked(param)]
+def by_default(parameters: Iterable[Any]) -> list[Any]:
+    """Those parameters that are not left to the long tests."""
+    return [p for p in parameters if not any(mark.name == "long" for mark in p.marks)]
 
 
 def _values(case: Any) -> tuple[Any, ...]:

@@ -44,15 +44,19 @@ def test_every_property_holds(rule: Rule, k: int) -> None:
 
 
 def test_every_rule_is_held_to_its_first_case_by_default() -> None:
-    firsts = {(rule.primitive.name, k) for rule, k in by_default(CASES) if k == 0}
-    assert firsts == {(p.name, 0) for p, rule in bp.rules.items() if rule.cases}
+    chosen = {(rule.primitive.name, k) for rule, k in (p.values for p in by_default(CASES))}
+    assert chosen >= {(p.name, 0) for p, rule in bp.rules.items() if rule.cases}
 
 
 def chapter_of(rule: Rule, k: int) -> str:
     return Path(rule.file).stem
 
 
-@pytest.mark.parametrize(("rule", "k"), sampled(all_cases(), 20, kind=chapter_of))
+# Even the long tests take a sample here: of each rule the first case and every fourth after it.
+INSIDE = by_default(sampled(all_cases(), 4, kind=name_of))
+
+
+@pytest.mark.parametrize(("rule", "k"), sampled(INSIDE, 8, kind=chapter_of))
 def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]

@@ -9,16 +9,13 @@ from sampling import by_default, sampled
 def test_the_first_and_every_third_after_it() -> None:
     parameters = sampled(range(8), 3)
     assert [p.values for p in parameters] == [(k,) for k in range(8)]
-    assert by_default(parameters) == [(0,), (3,), (6,)]
+    assert [p.values for p in by_default(parameters)] == [(0,), (3,), (6,)]
 
 
 def test_each_kind_has_its_own_first() -> None:
     cases = [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("c", 1), ("b", 2)]
-    assert by_default(sampled(cases, 2, kind=lambda name, _: name)) == [
-        ("a", 1), ("b", 1), ("a", 3), ("c", 1),
-    ]  # fmt: skip
-    two = sampled(cases, 9, kind=lambda name, _: name, at_first=2)
-    assert by_default(two) == [case for case in cases if case != ("a", 3)]
+    chosen = by_default(sampled(cases, 2, kind=lambda name, _: name))
+    assert [p.values for p in chosen] == [("a", 1), ("b", 1), ("a", 3), ("c", 1)]
 
 
 def test_names_and_marks_are_kept() -> None:
