@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp.explain.nonfinite import FirstNonfinite
@@ -58,8 +60,7 @@ FORWARD = {  # a fault that is applied to h: the operation, and how its entries 
 }
 
 
-@pytest.mark.parametrize("at", [0, 4, 9])
-@pytest.mark.parametrize("fault", FORWARD)
+@pytest.mark.parametrize(("fault", "at"), sampled(itertools.product(FORWARD, [0, 4, 9]), 4))
 def test_forward_in_thirty_equations(fault: str, at: int) -> None:
     planted, operation, entry, cause = FORWARD[fault]
     loss = network(planted, at)
