@@ -19,18 +19,15 @@ def sampled(
     seen: Counter[Any] = Counter()
     parameters = []
     for case in cases:
-        param = case if hasattr(case, "marks") else pytest.param(*_values(case))
-        group = kind(*param.values)
-        marks = param.marks if seen[group] % every == 0 else (*param.marks, pytest.mark.long)
+        if not hasattr(case, "marks"):  # a named tuple is one value
+            case = pytest.param(*(case if type(case) is tuple else (case,)))
+        group = kind(*case.values)
+        marks = case.marks if seen[group] % every == 0 else (*case.marks, pytest.mark.long)
         seen[group] += 1
-        parameters.append(pytest.param(*param.values, id=param.id, marks=marks))
+        parameters.append(pytest.param(*case.values, id=case.id, marks=marks))
     return parameters
 
 
 def by_default(parameters: Iterable[Any]) -> list[Any]:
     """Those parameters that are not left to the long tests."""
     return [p for p in parameters if not any(mark.name == "long" for mark in p.marks)]
-
-
-def _values(case: Any) -> tuple[Any, ...]:
-    return case if isinstance(case, tuple) else (case,)
