@@ -14,11 +14,18 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 import jax  # noqa: E402  (reads XLA_FLAGS)
+import pytest  # noqa: E402
 from checked_package import calls, ops  # noqa: E402, F401  (fixtures)
 from hypothesis import settings  # noqa: E402
 from keras_on_jax import keras  # noqa: E402, F401  (a fixture)
+from sampling import leave_to_long  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    leave_to_long(items)

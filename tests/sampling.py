@@ -1,9 +1,13 @@
-"""Which of many equal cases run by default, by one rule; the others run with the long tests."""
+"""Which of many equal cases run by default, by one rule; the others run with the long tests.
+
+Where the tests of a module take a second or more each, so do its functions.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,31 @@ def sampled(
         seen[group] += 1
         parameters.append(pytest.param(*case.values, id=case.id, marks=marks))
     return parameters
+
+
+# Of the functions of these modules each k-th runs by default.
+SLOW = {
+    "test_bench_train": 2,
+    "test_check_apart": 3,
+    "test_check_plugin": 3,
+    "test_check_search": 2,
+    "test_check_steps": 2,
+    "test_check_terms": 2,
+    "test_demo": 2,
+}
+
+
+def leave_to_long(items: Iterable[pytest.Item], slow: dict[str, int] = SLOW) -> None:
+    """Mark the functions of slow modules that do not run by default."""
+    functions: dict[str, dict[str, None]] = {}
+    for item in items:
+        module, _, function = item.nodeid.partition("[")[0].rpartition("::")
+        stem = Path(module.partition("::")[0]).stem
+        if stem in slow:
+            names = functions.setdefault(stem, {})
+            names.setdefault(function)
+            if list(names).index(function) % slow[stem]:
+                item.add_marker(pytest.mark.long)
 
 
 def by_default(parameters: Iterable[Any]) -> list[Any]:

@@ -135,11 +135,11 @@ def agree(ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> None:
     assert any(jnp.any(y != 0) for y in jax.tree.leaves(want))
 
 
-# Steps that divide neither number of rows: every derivative and every surrounding is met.
+# Steps of 7 and 8 in rows of 9 meet every derivative and every surrounding.
 PAIRS = list(itertools.product(DERIVATIVES, SURROUNDINGS))
 
 
-@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 4))
+@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 7))
 def test_derivative_inside_a_transform(derivative: str, surrounding: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(
@@ -148,7 +148,7 @@ def test_derivative_inside_a_transform(derivative: str, surrounding: str) -> Non
     )
 
 
-@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 5))
+@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 8))
 def test_derivative_of_a_transform(derivative: str, surrounding: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(

@@ -28,7 +28,7 @@ def name_of(rule: Rule, k: int) -> str:
     return rule.primitive.name
 
 
-CASES = sampled(all_cases(), 8, kind=name_of)
+CASES = sampled(all_cases(), 16, kind=name_of)
 
 
 @pytest.mark.parametrize(("rule", "k"), CASES)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from sampling import by_default, sampled
+from sampling import SLOW, by_default, leave_to_long, sampled
 
 
 def test_the_first_and_every_third_after_it() -> None:
@@ -23,3 +27,20 @@ def test_names_and_marks_are_kept() -> None:
     for parameter, marks in zip(sampled(given, 5), [{"libraries"}, {"libraries", "long"}]):
         assert parameter.id == f"case {parameter.values[0]}"
         assert {mark.name for mark in parameter.marks} == marks
+
+
+def test_every_second_function_of_a_slow_module() -> None:
+    marked: list[str] = []
+
+    def item(name: str) -> Any:
+        return SimpleNamespace(nodeid=name, add_marker=lambda mark: marked.append(name))
+
+    names = ["tests/test_slow.py::test_a", "tests/test_slow.py::test_b[0]",
+             "tests/test_slow.py::test_b[1::2]", "tests/test_slow.py::test_c",
+             "tests/test_quick.py::test_b"]  # fmt: skip
+    leave_to_long([item(name) for name in names], {"test_slow": 2})
+    assert marked == names[1:3]
+
+
+def test_slow_modules_exist() -> None:
+    assert all((Path(__file__).parent / f"{name}.py").exists() for name in SLOW)
