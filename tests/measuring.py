@@ -87,14 +87,19 @@ def curvature(grad: Any, function: Any, args: Sequence[Any], active: Sequence[in
     return list(grad(slope, numbers)(*[args[i] for i in active]))
 
 
+def on_device(x: Any) -> Any:
+    """An array of JAX. ``jnp.asarray`` of one in NumPy would be a compilation for each shape."""
+    return jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
+
+
 class Probe:
     """One case with its draws: two points, cotangents a and b at the outputs, tangents."""
 
     def __init__(self, case: Case, seed: int = 0) -> None:
         self.case = case
         self.reference = case.reference or case.function
-        self.args = [jnp.asarray(x) for x in case.draw(seed)]
-        self.other = [jnp.asarray(x) for x in case.draw(seed + 1)]
+        self.args = [on_device(x) for x in case.draw(seed)]
+        self.other = [on_device(x) for x in case.draw(seed + 1)]
         self.active = [i for i, x in enumerate(self.args) if inexact(x)]
         closed = jax.make_jaxpr(case.function)(*self.args)
         self.out = [v for v in closed.out_avals]
@@ -109,7 +114,7 @@ class Probe:
         drawn = np.asarray(self.rng.normal(size=like.shape))
         if like.dtype.kind == "c":
             drawn = drawn + 1j * self.rng.normal(size=like.shape)
-        return jnp.asarray(drawn.astype(like.dtype))
+        return on_device(drawn.astype(like.dtype))
 
     @property
     def subsets(self) -> list[tuple[int, ...]]:
