@@ -1,6 +1,8 @@
 """Eight simulated devices, quick compilations, double precision, reproducible random programs."""
 
+import gc
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 # What the tests cost is compiling, on arrays of a dozen elements: XLA optimises as little as it
@@ -26,6 +28,18 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_compiled_programs() -> Iterator[None]:
+    """Hundreds of compiled programs in memory slow down whatever comes after them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     leave_to_long(items)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported by now stays: no collection has to look at it again

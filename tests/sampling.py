@@ -36,11 +36,20 @@ def sampled(
 SLOW = {
     "test_bench_train": 2,
     "test_check_apart": 3,
+    "test_check_patterns": 2,
     "test_check_plugin": 3,
+    "test_check_repairs": 2,
+    "test_check_repairs_classics": 2,
     "test_check_search": 2,
     "test_check_steps": 2,
     "test_check_terms": 2,
     "test_demo": 2,
+    "test_explain_nonfinite": 2,
+    "test_explain_signals": 2,
+    "test_explain_tables": 2,
+    "test_train_checkpoint_killed": 2,
+    "test_train_gpt": 2,
+    "test_train_models": 2,
 }
 
 

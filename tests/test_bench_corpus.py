@@ -46,13 +46,6 @@ SAMPLE = ("silu", "embedding", "correlate", "modulate")  # the others take minut
 by_operation = pytest.mark.parametrize("operation", operations(), ids=lambda op: op.name)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_compiled_programs() -> Any:
-    """What is compiled for these hundreds of programs is of no use to other tests."""
-    yield
-    jax.clear_caches()
-
-
 def distance(claimed: Any, true: Any) -> float:
     """‖claimed − true‖ over the arguments, relative to the true one; infinite if not finite."""
     pairs = list(zip(map(np.asarray, claimed), map(np.asarray, true), strict=True))

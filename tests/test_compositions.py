@@ -174,7 +174,7 @@ def test_two_derivatives(inner: str, outer: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("model", "middle"), sampled(itertools.product(MODELS, SURROUNDINGS), 7))
+@pytest.mark.parametrize(("model", "middle"), sampled(itertools.product(MODELS, SURROUNDINGS), 10))
 def test_three_deep(model: str, middle: str) -> None:
     """grad of a transform of grad of grad, with the packages mixed at every level."""
 

@@ -55,7 +55,7 @@ def test_our_gradient_is_the_true_one(entry: Improvement) -> None:
     assert near(entry, jax.jit(gradient)(*args)), "under jit"
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 4))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 8))
 def test_our_gradient_is_the_true_one_under_vmap(entry: Improvement) -> None:
     args = arguments(entry)
     gradient = bp.grad(summed(entry), entry.wrt)
@@ -67,7 +67,7 @@ def test_our_gradient_is_the_true_one_under_vmap(entry: Improvement) -> None:
     assert near(entry, twice[0]) and near(entry, twice[1])
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 4))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 8))
 def test_jax_is_still_wrong(entry: Improvement) -> None:
     try:
         theirs = jax.grad(summed(entry), entry.wrt)(*arguments(entry))

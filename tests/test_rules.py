@@ -56,7 +56,7 @@ def chapter_of(rule: Rule, k: int) -> str:
 INSIDE = by_default(sampled(all_cases(), 4, kind=name_of))
 
 
-@pytest.mark.parametrize(("rule", "k"), sampled(INSIDE, 16, kind=chapter_of))
+@pytest.mark.parametrize(("rule", "k"), sampled(INSIDE, 64, kind=chapter_of))
 def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]
