@@ -171,7 +171,7 @@ def low_precision(numbers: dict[str, Any]) -> None:
     for name in names:
         out = [y for y in jax.tree.leaves(jax.eval_shape(case.function, *rounded[name]))]
         kept = [y for y in out if inexact(y)]
-        bars[name] = [a.astype(y.dtype) for a, y in zip(probe.a, kept, strict=True)]
+        bars[name] = [np.asarray(a).astype(y.dtype) for a, y in zip(probe.a, kept, strict=True)]
 
     def claim(vjp: Any, function: Any) -> Callable[..., Any]:
         return lambda rounded, bars: {
@@ -230,15 +230,17 @@ def _has_complex(probe: Probe) -> bool:
 
 
 def _cast(x: Any, name: str) -> Any:
+    """In NumPy, like ``_shake``: in JAX each shape would be a compilation."""
     if not inexact(x):
         return x
-    return x.astype(np.result_type(name, np.complex64) if x.dtype.kind == "c" else name)
+    dtype = np.result_type(name, np.complex64) if x.dtype.kind == "c" else jnp.dtype(name)
+    return np.asarray(x).astype(dtype)
 
 
 def _shake(x: Any, eps: float, rng: np.random.Generator) -> Any:
     if not inexact(x):
         return x
-    return (x * (1 + eps * rng.choice([-1.0, 1.0], x.shape))).astype(x.dtype)
+    return (np.asarray(x) * (1 + eps * rng.choice([-1.0, 1.0], x.shape))).astype(x.dtype)
 
 
 PROPERTIES: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampling import sampled
 
 from functional_bp.bench.corpus import Case, Operation, cases, load, operations
 from functional_bp.bench.corpus.declare import Fault, fault
@@ -43,13 +44,6 @@ CAUSED = {
 SAMPLE = ("silu", "embedding", "correlate", "modulate")  # the others take minutes
 
 by_operation = pytest.mark.parametrize("operation", operations(), ids=lambda op: op.name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_compiled_programs() -> Any:
-    """What is compiled for these hundreds of programs is of no use to other tests."""
-    yield
-    jax.clear_caches()
 
 
 def distance(claimed: Any, true: Any) -> float:
@@ -130,7 +124,7 @@ def test_faults_are_distinct() -> None:
         assert len(set(edits)) == len(edits), operation.name
 
 
-@by_operation
+@pytest.mark.parametrize("operation", sampled(operations(), 4), ids=lambda op: op.name)
 def test_every_edit_applies_once_and_is_python(operation: Operation, tmp_path: Path) -> None:
     module = operation.module.rpartition(".")
     source = Path(__import__(operation.module, fromlist=module[2:]).__file__ or "").read_text()
@@ -171,14 +165,7 @@ def test_a_kind_must_be_known() -> None:
         fault("signs", "x", "a", "b")
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        pytest.param(op, marks=[pytest.mark.long] if k % 6 else [])
-        for k, op in enumerate(operations())
-    ],
-    ids=lambda op: op.name,
-)
+@pytest.mark.parametrize("operation", sampled(operations(), 12), ids=lambda op: op.name)
 def test_right_gradients_are_right(operation: Operation) -> None:
     case = Case(operation.name, operation)
     if operation.kink:  # another convention: right where nothing is equal or zero

@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
+from sampling import sampled
 
 from functional_bp.check.checker import check
 
@@ -119,7 +120,7 @@ def summed(x: Any) -> Any:
     return lax.psum(x, "d")
 
 
-SHARED = [
+SHARED = [  # the first of an argument by default, the others with the long tests
     ("w", "the sum over the devices (lax.psum) is missing", shared_dense(lambda x: x)),
     ("w", "lax.pmean", shared_dense(lambda x: lax.pmean(x, "d"))),
     ("w", "divided again", shared_dense(lambda x: summed(x) / lax.axis_size("d"))),
@@ -128,7 +129,11 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("argument", "said", "subject"), SHARED, ids=[s for _, s, _ in SHARED])
+@pytest.mark.parametrize(
+    ("argument", "said", "subject"),
+    sampled(SHARED, 9, kind=lambda argument, *_: argument),
+    ids=[said for _, said, _ in SHARED],
+)
 def test_a_fault_of_a_collective_is_told_as_one(argument: str, said: str, subject: Any) -> None:
     report = check(subject, W, X)
     finding = report.findings[0]
@@ -170,7 +175,7 @@ PLACED = [
 ]
 
 
-@pytest.mark.parametrize(("said", "subject"), PLACED)
+@pytest.mark.parametrize(("said", "subject"), sampled(PLACED, 9, kind=lambda said, _: said))
 def test_a_backward_pass_that_looks_at_the_shards_is_found(said: str, subject: Any) -> None:
     report = check(subject, X, W[:, 0])
     (finding,) = report.findings

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from sampling import sampled
 
 import functional_bp as bp
 
@@ -137,7 +138,7 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[Any, ...], str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sampled(CASES, 3))
 def test_kind_and_repair(case: str) -> None:
     make, args, kind, after = CASES[case]
     report = bp.check(make(), *args)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 from functional_bp.check.checker import check
 from functional_bp.check.index_ranges import IndexRange, index_ranges
@@ -82,8 +83,10 @@ REACHED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reference", [None, False], ids=["reference", "differences"])
-@pytest.mark.parametrize(("subject", "args"), [pytest.param(*c[1:], id=c[0]) for c in REACHED])
+@pytest.mark.parametrize(("subject", "args", "reference"), sampled(
+    (pytest.param(*c[1:], reference, id=f"{c[0]}, {judge}")
+     for c in REACHED for judge, reference in [("reference", None), ("differences", False)]),
+    3))  # fmt: skip
 def test_the_search_reaches(subject: Any, args: tuple, reference: Any) -> None:
     report = check(subject, *args, reference=reference)
     assert report.verdict == "wrong" and report.findings[0].inputs != "given"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 from functional_bp.check import checker, trial
 from functional_bp.check.checker import check
@@ -114,7 +115,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "subject", "args"), FAULTS,
+@pytest.mark.parametrize(("kind", "subject", "args"), sampled(FAULTS, 2),
                          ids=[f"{kind}-{i}" for i, (kind, *_) in enumerate(FAULTS)])  # fmt: skip
 def test_a_fault_of_every_stage_is_found_and_named(kind: str, subject: Any, args: tuple) -> None:
     report = check(subject, *args)
@@ -134,8 +135,10 @@ OFF_INPUTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("reference", [None, False], ids=["reference", "differences"])
-@pytest.mark.parametrize(("subject", "args"), [pytest.param(*c[1:], id=c[0]) for c in OFF_INPUTS])
+@pytest.mark.parametrize(("subject", "args", "reference"), sampled(
+    (pytest.param(*c[1:], reference, id=f"{c[0]}, {judge}")
+     for c in OFF_INPUTS for judge, reference in [("reference", None), ("differences", False)]),
+    3))  # fmt: skip
 def test_faults_away_from_the_given_inputs_are_found(
     subject: Any, args: tuple, reference: Any
 ) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp.check.steps import check_steps
@@ -44,12 +45,15 @@ def test_a_right_derivation() -> None:
 
 @pytest.mark.parametrize(
     ("step", "claim", "argument"),
-    [
-        ("o", lambda o, y: y - o, "o"),
-        ("h", lambda o_bar, W2: 2 * W2.T @ o_bar, "h"),
-        ("z", lambda h_bar, h: h_bar * (1 - h), "z"),
-        ("W1", lambda z_bar, x: jnp.outer(z_bar, x), "params['W1']"),
-    ],
+    sampled(
+        [
+            ("o", lambda o, y: y - o, "o"),
+            ("h", lambda o_bar, W2: 2 * W2.T @ o_bar, "h"),
+            ("z", lambda h_bar, h: h_bar * (1 - h), "z"),
+            ("W1", lambda z_bar, x: jnp.outer(z_bar, x), "params['W1']"),
+        ],
+        2,
+    ),
 )
 def test_the_first_wrong_step_is_named_and_the_later_follow(
     step: str, claim: Any, argument: str
@@ -110,7 +114,7 @@ def on_paper(decimals: int, **signs: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("decimals", [2, 3, 5])
+@pytest.mark.parametrize("decimals", sampled([2, 3, 5], 9))
 def test_a_derivation_in_rounded_numbers_is_right(decimals: int) -> None:
     """What follows from rounded numbers is off by more than its own rounding."""
     report = check_steps(loss, PARAMS, X, Y, claims=on_paper(decimals))

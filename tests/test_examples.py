@@ -10,12 +10,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from sampling import sampled
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = [
-    pytest.param(file, marks=pytest.mark.long) if file.stem == "small_gpt" else file
-    for file in sorted((ROOT / "examples").glob("*.py"))
-]
+EXAMPLES = sampled(sorted((ROOT / "examples").glob("*.py")), 5)
 OF_LIBRARIES = [
     pytest.param(file, marks=pytest.mark.libraries)
     for file in sorted((ROOT / "examples" / "libraries").glob("*.py"))
@@ -49,7 +47,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=name)
+@pytest.mark.parametrize("file", sampled(NOTEBOOKS, 4), ids=name)
 def test_notebook(file: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs"

@@ -175,9 +175,9 @@ def test_five_hundred_boxes_take_less_than_three_seconds() -> None:
         for i in range(1, 500)
         for k in range(2)
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     layout(boxes, wires, engine="built-in")
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 @pytest.mark.skipif(not HAS_GRAPHVIZ, reason="needs pygraphviz, of the extra pictures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp.explain.nonfinite import FirstNonfinite
@@ -49,17 +51,21 @@ def network(
     return loss
 
 
+def without(h: Any, k: int) -> Any:
+    """h − hₖ, exactly 0 at k however the compiler fuses what computes it once more."""
+    return jnp.where(np.arange(h.size) == k, 0.0, h - h[k])
+
+
 FORWARD = {  # a fault that is applied to h: the operation, and how its entries read
-    "log of 0": (lambda h: jnp.log(h - h[1]), "log", " = 0.0", "pole"),
-    "division by 0": (lambda h: h / (h[0] - h), "div", " = 0.0", "pole"),
-    "0 / 0": (lambda h: (h - h[2]) / (h - h[2]), "div", " = 0.0", "no value"),
+    "log of 0": (lambda h: jnp.log(without(h, 1)), "log", " = 0.0", "pole"),
+    "division by 0": (lambda h: h / without(h, 0), "div", " = 0.0", "pole"),
+    "0 / 0": (lambda h: without(h, 2) / without(h, 2), "div", " = 0.0", "no value"),
     "root of −1": (lambda h: jnp.sqrt(h * 0 - 1), "sqrt", " = −1.0", "domain"),
     "overflow": (lambda h: jnp.exp(h * 0 + 1e4), "exp", " = 10000.0", "exceeds the largest"),
 }
 
 
-@pytest.mark.parametrize("at", [0, 4, 9])
-@pytest.mark.parametrize("fault", FORWARD)
+@pytest.mark.parametrize(("fault", "at"), sampled(itertools.product(FORWARD, [0, 4, 9]), 4))
 def test_forward_in_thirty_equations(fault: str, at: int) -> None:
     planted, operation, entry, cause = FORWARD[fault]
     loss = network(planted, at)
@@ -98,7 +104,7 @@ def first_bad_equation(explanation: bp.Explanation) -> int:
 @pytest.mark.parametrize("at", [0, 4, 9])
 def test_reverse_in_thirty_equations(at: int) -> None:
     def planted(h: Any) -> Any:
-        shifted = h - h[1]
+        shifted = without(h, 1)
         return jnp.where(shifted > 0, jnp.log(shifted), 0.0)
 
     found = first(network(planted, at), X)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_models import MODELS, normal
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp.explain.pictures import raster, svg
@@ -77,10 +78,10 @@ def covers(shape: Shape, text: Text) -> bool:
     return common(around, text.extent)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("direction", ["right", "down"])
-@pytest.mark.parametrize("style", ["cs231n", "d2l"])
-@pytest.mark.parametrize("name", MODELS)
+WAYS = itertools.product(MODELS, ["cs231n", "d2l"], ["right", "down"], ENGINES)
+
+
+@pytest.mark.parametrize(("name", "style", "direction", "engine"), sampled(WAYS, 3))
 def test_no_text_is_cut_or_covered(
     models: dict[str, bp.Explanation], name: str, style: Any, direction: Any, engine: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp.explain.signals import Signals
@@ -59,8 +61,9 @@ def kinds(found: Signals) -> dict[str, str]:
     return {signal.name: signal.kind for signal in found}
 
 
-@pytest.mark.parametrize("examples", [1, 3, 16, 128])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "examples"), sampled(itertools.product(ACTIVATIONS, [1, 3, 16, 128]), 3)
+)
 def test_a_healthy_network_has_none(activation: str, examples: int) -> None:
     loss = mlp(ACTIVATIONS[activation])
     for seed in (0, 100):

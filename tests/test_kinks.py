@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from sampling import sampled
 
 import functional_bp as bp
 
@@ -101,7 +102,7 @@ def test_gradient_at_the_kink(point: Point) -> None:
         np.testing.assert_allclose(got, want, rtol=4e-16, atol=1e-300)
 
 
-@pytest.mark.parametrize("point", TABLE, ids=IDS)
+@pytest.mark.parametrize("point", sampled(TABLE, 4), ids=IDS)
 def test_the_table_is_what_jax_does(point: Point) -> None:
     for got, want in zip(gradient_at(jax.grad, point), point.gradient, strict=True):
         np.testing.assert_allclose(got, want, rtol=4e-16, atol=1e-300)

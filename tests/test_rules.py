@@ -9,6 +9,7 @@ import enclosures
 import pytest
 from measuring import compiled, measure
 from properties import PROPERTIES, close, tolerance
+from sampling import by_default, sampled
 
 import functional_bp as bp
 from functional_bp.rule import Rule
@@ -23,12 +24,14 @@ def all_cases() -> list[Any]:
     ]
 
 
-def sampled_cases() -> list[Any]:
-    """The first case of every third rule: each of the chapters has some among them."""
-    return [parameter for parameter in all_cases() if parameter.values[1] == 0][::3]
+def name_of(rule: Rule, k: int) -> str:
+    return rule.primitive.name
 
 
-@pytest.mark.parametrize(("rule", "k"), all_cases())
+CASES = sampled(all_cases(), 16, kind=name_of)
+
+
+@pytest.mark.parametrize(("rule", "k"), CASES)
 def test_every_property_holds(rule: Rule, k: int) -> None:
     numbers = measure(rule.cases[k], seed=k)
     faults = []
@@ -40,22 +43,23 @@ def test_every_property_holds(rule: Rule, k: int) -> None:
     assert not faults, f"{rule.file}:{rule.line}, case {k}\n" + "\n".join(faults)
 
 
-def inside(rule: Rule, k: int) -> None:
+def test_every_rule_is_held_to_its_first_case_by_default() -> None:
+    chosen = {(rule.primitive.name, k) for rule, k in (p.values for p in by_default(CASES))}
+    assert chosen >= {(p.name, 0) for p, rule in bp.rules.items() if rule.cases}
+
+
+def chapter_of(rule: Rule, k: int) -> str:
+    return Path(rule.file).stem
+
+
+# Even the long tests take a sample here: of each rule the first case and every fourth after it.
+INSIDE = by_default(sampled(all_cases(), 4, kind=name_of))
+
+
+@pytest.mark.parametrize(("rule", "k"), sampled(INSIDE, 64, kind=chapter_of))
+def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]
     for name, bars in numbers["found"].items():
         for i, (got, want) in enumerate(zip(bars, numbers["true"], strict=True)):
             close(got, want, tolerance(probe), f"{name}, argument {probe.active[i]}")
-
-
-@pytest.mark.parametrize(("rule", "k"), sampled_cases())
-def test_inside_other_transforms(rule: Rule, k: int) -> None:
-    inside(rule, k)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("rule", "k"), [p for p in all_cases() if p.id not in {q.id for q in sampled_cases()}]
-)
-def test_all_cases_inside_other_transforms(rule: Rule, k: int) -> None:
-    inside(rule, k)
