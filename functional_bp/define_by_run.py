@@ -185,8 +185,8 @@ class DefineByRun(_jax.Trace):
         return backprop.run(*_jax.open_jaxpr(closed), operands, step), returned[0]
 
     def stage_value(self, val: Any) -> Any:
-        """The value itself."""
-        return val
+        """The value, as one of the trace around; a tracer of this trace is one already."""
+        return val if self.owns(val) else self.parent_trace.stage_value(val)
 
 
 def _rebound(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
