@@ -52,6 +52,14 @@ SLOW = {
     "test_train_models": 2,
 }
 
+# Rules whose properties take seconds to compile, in second order above all: by default value,
+# cotangents and the adjoint identity of their first case.
+LARGE = {
+    "custom_linear_solve", "geqrf", "hessenberg", "householder_product", "igamma", "igamma_grad_a",
+    "igammac", "ormqr", "polygamma", "random_gamma", "scatter-max", "scatter-min", "schur",
+    "tridiagonal", "zeta",
+}  # fmt: skip
+
 
 def leave_to_long(items: Iterable[pytest.Item], slow: dict[str, int] = SLOW) -> None:
     """Mark the functions of slow modules that do not run by default."""

@@ -13,7 +13,7 @@ from nbclient.exceptions import CellExecutionError
 from sampling import sampled
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sampled(sorted((ROOT / "examples").glob("*.py")), 5)
+EXAMPLES = sampled(sorted((ROOT / "examples").glob("*.py")), 4)
 OF_LIBRARIES = [
     pytest.param(file, marks=pytest.mark.libraries)
     for file in sorted((ROOT / "examples" / "libraries").glob("*.py"))

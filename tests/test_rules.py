@@ -9,7 +9,7 @@ import enclosures
 import pytest
 from measuring import compiled, measure
 from properties import PROPERTIES, close, tolerance
-from sampling import by_default, sampled
+from sampling import LARGE, by_default, sampled
 
 import functional_bp as bp
 from functional_bp.rule import Rule
@@ -28,14 +28,28 @@ def name_of(rule: Rule, k: int) -> str:
     return rule.primitive.name
 
 
-CASES = sampled(all_cases(), 16, kind=name_of)
+CASES = sampled([p for p in all_cases() if name_of(*p.values) not in LARGE], 16, kind=name_of)
+OF_LARGE = [p for p in all_cases() if name_of(*p.values) in LARGE]
+LONG = [pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in OF_LARGE]
 
 
-@pytest.mark.parametrize(("rule", "k"), CASES)
+@pytest.mark.parametrize(("rule", "k"), [*CASES, *LONG])
 def test_every_property_holds(rule: Rule, k: int) -> None:
-    numbers = measure(rule.cases[k], seed=k)
+    hold(PROPERTIES, measure(rule.cases[k], seed=k), rule, k)
+
+
+FIRST_OF_LARGE = [p for p in OF_LARGE if p.values[1] == 0]
+
+
+@pytest.mark.parametrize(("rule", "k"), FIRST_OF_LARGE)
+def test_value_cotangents_and_adjoint_identity_of_large_rules(rule: Rule, k: int) -> None:
+    chosen = {name: PROPERTIES[name] for name in ("value", "cotangent", "adjoint identity")}
+    hold(chosen, measure(rule.cases[k], seed=k, brief=True), rule, k)
+
+
+def hold(properties: dict[str, Any], numbers: dict[str, Any], rule: Rule, k: int) -> None:
     faults = []
-    for name, check in PROPERTIES.items():
+    for name, check in properties.items():
         try:
             check(numbers)
         except AssertionError as error:
@@ -44,7 +58,9 @@ def test_every_property_holds(rule: Rule, k: int) -> None:
 
 
 def test_every_rule_is_held_to_its_first_case_by_default() -> None:
-    chosen = {(rule.primitive.name, k) for rule, k in (p.values for p in by_default(CASES))}
+    run = by_default([*CASES, *LONG, *FIRST_OF_LARGE])
+    chosen = {(rule.primitive.name, k) for rule, k in (p.values for p in run)}
+    assert {name for name, _ in chosen} >= LARGE
     assert chosen >= {(p.name, 0) for p, rule in bp.rules.items() if rule.cases}
 
 
