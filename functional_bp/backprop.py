@@ -50,6 +50,18 @@ def run(
     return [value_of(v, env) for v in jaxpr.outvars]
 
 
+def of_chosen(
+    function: Callable[[Sequence[Any]], Any], operands: Sequence[Any], on: Sequence[bool]
+) -> Callable[..., list[Any]]:
+    """A function of all operands as one of those that ``on`` marks."""
+
+    def call(*chosen: Any) -> list[Any]:
+        remaining = iter(chosen)
+        return list(function([next(remaining) if o else x for x, o in zip(operands, on)]))
+
+    return call
+
+
 def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
     """The value of an operand, always an array: a literal's, where JAX has a Python number."""
     if not isinstance(atom, Literal):

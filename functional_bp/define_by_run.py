@@ -8,7 +8,7 @@ a reverse sweep, ``tangents.Pusher`` carries a tangent along.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -203,12 +203,7 @@ def split(trace: DefineByRun, operands: Sequence[Any]) -> tuple[list[bool], list
 
 def chosen_call(
     primitive: Primitive, params: dict[str, Any], values: Sequence[Any], on: Sequence[bool]
-) -> Any:
+) -> Callable[..., list[Any]]:
     """The operation as a function of those operands that ``on`` marks."""
-
-    def call(*chosen: Any) -> list[Any]:
-        remaining = iter(chosen)
-        full = [next(remaining) if o else x for x, o in zip(values, on)]
-        return list(_jax.bind(_jax.current_trace(), primitive, full, params))
-
-    return call
+    run = lambda full: _jax.bind(_jax.current_trace(), primitive, full, params)  # noqa: E731
+    return backprop.of_chosen(run, values, on)

@@ -101,13 +101,9 @@ class CustomJVP(Structure):
 
     def _push(self, operands: Sequence[Any], dots: Sequence[Any]) -> tuple[Any, Any]:
         """Values, and tangents of the outputs that have any, by JAX's call of the person's rule."""
-
-        def of_chosen(*values: Any) -> Sequence[Any]:
-            remaining = iter(values)
-            full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
-            return backprop.evaluate(self.eqn, full)
-
+        run = lambda full: backprop.evaluate(self.eqn, full)  # noqa: E731
         primals = [x for x, on in zip(operands, self.wanted) if on]
-        values, out_dots = jax.jvp(of_chosen, primals, list(dots))
+        call = backprop.of_chosen(run, operands, self.wanted)
+        values, out_dots = jax.jvp(call, primals, list(dots))
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return values, [dot if on else None for dot, on in zip(out_dots, floats)]

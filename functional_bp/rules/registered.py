@@ -27,14 +27,9 @@ class Registered(Structure):
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the author's forward rule with respect to the wanted operands alone."""
+        run = lambda full: backprop.evaluate(self.eqn, full)  # noqa: E731
         chosen = [x for x, on in zip(operands, self.wanted) if on]
-
-        def of_chosen(*values: Any) -> list[Any]:
-            remaining = iter(values)
-            full = [next(remaining) if on else x for x, on in zip(operands, self.wanted)]
-            return list(backprop.evaluate(self.eqn, full))
-
-        return jax.vjp(of_chosen, *chosen)
+        return jax.vjp(backprop.of_chosen(run, operands, self.wanted), *chosen)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the author's backward rule; it is told which cotangents are zero, if it asks."""
@@ -54,14 +49,11 @@ class Foreign(Registered):
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The author's tangent rule itself."""
         del sweep
-        chosen = [i for i, dot in enumerate(dots) if dot is not None]
-
-        def of_chosen(*values: Any) -> Sequence[Any]:
-            given = dict(zip(chosen, values))
-            return backprop.evaluate(self.eqn, [given.get(i, x) for i, x in enumerate(operands)])
-
-        primals = [operands[i] for i in chosen]
-        outs, out_dots = jax.jvp(of_chosen, primals, [dots[i] for i in chosen])
+        on = [dot is not None for dot in dots]
+        run = lambda full: backprop.evaluate(self.eqn, full)  # noqa: E731
+        primals = [x for x, o in zip(operands, on) if o]
+        chosen_dots = [dot for dot in dots if dot is not None]
+        outs, out_dots = jax.jvp(backprop.of_chosen(run, operands, on), primals, chosen_dots)
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return outs, [dot if on else None for dot, on in zip(out_dots, floats)]
 
