@@ -36,6 +36,7 @@ for _module in ("_jax", "backprop", "define_by_run", "recording", "tangents"):
 
 Trace, Tracer = _core.Trace, _core.Tracer
 under = _core.set_current_trace  # a context: operations inside belong to the trace
+escaped = _core.escaped_tracer_error  # the error of a tracer whose trace has ended
 concrete = _core.to_concrete_value  # the value behind a tracer, None if there is none
 
 
@@ -277,9 +278,12 @@ def is_reference(aval: Any) -> bool:
 
 def makes_references(graph: Any) -> bool:
     """Whether an equation or a jaxpr makes mutable references, itself or inside."""
-    from jax._src.core import internal_mutable_array_effect  # no public name
+    return has_reference_effect(graph.effects)
 
-    return internal_mutable_array_effect in graph.effects
+
+def has_reference_effect(effects: Any) -> bool:
+    """Whether one of the effects is that mutable references are made inside."""
+    return _core.internal_mutable_array_effect in effects
 
 
 @lru_cache(maxsize=256)

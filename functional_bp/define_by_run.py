@@ -8,11 +8,13 @@ a reverse sweep, ``tangents.Pusher`` carries a tangent along.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import JaxprEqn, Primitive, primitives
+from jax import lax
+from jax.extend.core import JaxprEqn, Primitive, Var, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.errors import BackpropError, compose
@@ -40,20 +42,29 @@ class Follower(_jax.Tracer):
         """
         return None if _jax.asks_if_neutral() else _jax.concrete(self.primal)
 
-    def _known(self) -> Any:
+    def _known(self, is_number: bool = False) -> Any:
+        if not self._trace.is_valid():
+            raise _jax.escaped(self)
+        if is_number:
+            warnings.warn(
+                "A number is made of a value that depends on a differentiated argument; no "
+                "gradient flows through the number. Write float(jax.lax.stop_gradient(x)) where "
+                "that is meant, and jax.numpy in place of math where it is not.",
+                stacklevel=3,
+            )
         found = self.to_concrete_value()
         if found is None:
             raise jax.errors.ConcretizationTypeError(self, "Its value is not known yet.")
         return found
 
-    # A number for Python, as of a PyTorch tensor that requires a gradient. Not for NumPy, in whose
-    # arithmetic the gradient would be lost unnoticed: ``__array__`` stays an error.
+    # A number for Python, as of a PyTorch tensor that requires a gradient, and with its warning.
+    # Not an array for NumPy: ``__array__`` stays an error.
 
     def __float__(self) -> float:
-        return float(self._known())
+        return float(self._known(is_number=True))
 
     def __complex__(self) -> complex:
-        return complex(self._known())
+        return complex(self._known(is_number=True))
 
     def __format__(self, spec: str) -> str:
         found = self.to_concrete_value()
@@ -65,7 +76,7 @@ class Follower(_jax.Tracer):
 
     def tolist(self) -> Any:
         """The entries as Python numbers."""
-        return self._known().tolist()
+        return self._known(is_number=True).tolist()
 
     def _short_repr(self) -> str:
         return f"{type(self).__name__}({self.primal!r})"
@@ -75,12 +86,27 @@ class ClosureError(BackpropError, jax.errors.UnexpectedTracerError):
     """A function with a derivative of its own closes over what it may not."""
 
 
-class ByReference(Exception):
-    """The function makes mutable references: those are rewritten in a staged graph."""
+class Reference(_jax.Tracer):
+    """A mutable array that the function made: a name for a succession of values."""
+
+    __slots__ = ("newest",)
+
+    def __init__(self, trace: Any, aval: Any, newest: Any) -> None:
+        super().__init__(trace, aval)
+        self.newest = newest
+
+    def full_lower(self) -> Any:
+        """Itself."""
+        return self
+
+
+_freeze, _free = _jax.find_primitive("core.freeze_p"), _jax.find_primitive("core.free_ref_p")
 
 
 class DefineByRun(_jax.Trace):
     """The trace: what concerns none of its tracers passes through to the trace around it."""
+
+    inlines = True  # whether small functions of JAX are run operation by operation
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -111,13 +137,39 @@ class DefineByRun(_jax.Trace):
     ) -> Any:
         """JAX calls this for each operation."""
         if primitive.ref_allocating:
-            raise ByReference
+            return self._new_reference(primitive, operands, params)
+        if any(isinstance(x, Reference) and x._trace is self for x in operands):
+            return self.discharged(primitive, operands, params)
         if not any(map(self.owns, operands)):
             return _jax.bind(self.parent_trace, primitive, operands, params)
-        if primitive is primitives.jit_p and params["inline"] and not _jax.is_staged_now():
+        if self.inlines and primitive is primitives.jit_p and params["inline"]:
             with _jax.under(self):
                 return backprop.run(*_jax.open_jaxpr(params["jaxpr"]), operands, _rebound)
         return self.apply(primitive, params, operands)
+
+    def _new_reference(self, primitive: Primitive, operands: Any, params: Any) -> Reference:
+        (aval,), _ = _jax.out_types(primitive, list(map(jax.typeof, operands)), params)
+        inner = aval.inner_aval
+        newest = operands[0] if operands else lax.full(inner.shape, 0, inner.dtype)
+        return Reference(self, aval, newest)
+
+    def discharged(self, primitive: Primitive, operands: Any, params: Any) -> Any:
+        """An operation that reads, writes or makes references, as one on their newest values."""
+        held = [isinstance(x, Reference) and x._trace is self for x in operands]
+        values = [x.newest if on else x for x, on in zip(operands, held)]
+        if primitive is _freeze:
+            return values[0]
+        if primitive is _free:
+            return []
+        atoms = [Var(jax.typeof(x)) for x in operands]
+        avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+        eqn = _jax.equation(primitive, params, atoms, avals, effects)
+        with _jax.under(self):
+            newest, outs = _jax.discharge(eqn, held, values)
+        for reference, on, value in zip(operands, held, newest, strict=True):
+            if on and value is not None:
+                reference.newest = value
+        return list(outs) if primitive.multiple_results else outs[0]
 
     def _process_own_rule(
         self, primitive: Primitive, operands: Sequence[Any], params: dict[str, Any]

@@ -35,8 +35,22 @@ class NotDifferentiableError(BackpropError, TypeError):
     """A gradient was asked for where none is defined: non-scalar output, integer input."""
 
 
-class CotangentError(BackpropError, ValueError):
-    """A cotangent's structure, shape or dtype does not match the output it belongs to."""
+class CotangentError(BackpropError, ValueError, TypeError):
+    """A cotangent or tangent's structure, shape or dtype does not match what it belongs to.
+
+    A ``ValueError`` as of ``jax.vjp``, and a ``TypeError`` as of ``jax.jvp``.
+    """
+
+
+class ArgumentsError(BackpropError, TypeError, ValueError):
+    """``argnums`` names an argument that was not given, or one twice.
+
+    JAX raises a ``TypeError`` or a ``ValueError``, depending on the transform.
+    """
+
+
+class UnboundedLoopError(MissingRuleError, ValueError):
+    """A loop of unknown length is differentiated in reverse without a bound (``max_steps``)."""
 
 
 class StrictError(BackpropError):

@@ -12,7 +12,7 @@ import numpy as np
 from jax import dtypes
 
 from functional_bp import _jax, backprop
-from functional_bp.define_by_run import ByReference, split
+from functional_bp.define_by_run import split
 from functional_bp.errors import (
     CotangentError,
     MissingRuleError,
@@ -20,16 +20,16 @@ from functional_bp.errors import (
     compose,
     describe,
 )
-from functional_bp.staging import Flat, explaining, stage_pure
+from functional_bp.staging import Flat, explaining
 from functional_bp.structure import Options, has_tangent
-from functional_bp.tangents import Pusher, Transposed, forward_mode, transpose
+from functional_bp.tangents import Pusher, Transposed, transpose
 from functional_bp.transforms import (
     Box,
     as_arrays,
     check_inputs,
     choose,
-    literals_as_arrays,
     vjp_wanted,
+    weakened,
 )
 
 
@@ -68,16 +68,11 @@ def jvp(
 
 
 def _pushed(flat: Flat, dots: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
-    """Outputs and tangents, by running the function; on its graph, if it makes references."""
+    """Outputs and tangents, by running the function."""
     leaves = as_arrays(flat.leaves)
     pusher = Pusher(options)
-    try:
-        with explaining(is_staged=False), _jax.under(pusher):
-            found = flat(*pusher.pair(leaves, dots))
-    except ByReference:
-        jaxpr, consts, _ = stage_pure(flat)
-        outs, out_dots = forward_mode(jaxpr, consts, leaves, dots, options)
-        return literals_as_arrays(outs, jaxpr), out_dots
+    with explaining(is_staged=False), _jax.under(pusher):
+        found = flat(*pusher.pair(leaves, dots))
     pusher.invalidate()
     on, values = split(pusher, found)
     return as_arrays(values), [x.tangent if o else None for x, o in zip(found, on)]
@@ -86,7 +81,7 @@ def _pushed(flat: Flat, dots: Sequence[Any], options: Options) -> tuple[list[Any
 def _as_tangent(dot: Any, aval: Any) -> Any:
     if not has_tangent(aval):
         return np.zeros(aval.shape, dtypes.float0)
-    return backprop.zeros(aval) if dot is None else dot
+    return weakened(backprop.zeros(aval) if dot is None else dot, aval)
 
 
 def _check_tangents(tangents: Any, in_tree: Any, avals: Sequence[Any]) -> list[Any]:
@@ -311,7 +306,7 @@ def _standard_basis(tree: Any) -> Any:
             continue
         eye = jnp.eye(sizes[i], dtype=aval.dtype)
         block = jnp.pad(eye, ((before, after), (0, 0)))
-        found.append(block.reshape(sum(sizes), *aval.shape))
+        found.append(weakened(block.reshape(sum(sizes), *aval.shape), aval))
     return jax.tree.unflatten(structure, found)
 
 
@@ -320,7 +315,7 @@ def _split_rows(array: Any, tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     parts = np.split(array, ends) if array.dtype == dtypes.float0 else jnp.split(array, ends)
-    shaped = [p.reshape(*np.shape(leaf), *p.shape[1:]) for p, leaf in zip(parts, leaves)]
+    shaped = [p.reshape((*np.shape(leaf), *p.shape[1:])) for p, leaf in zip(parts, leaves)]
     return jax.tree.unflatten(structure, shaped)
 
 
@@ -328,8 +323,9 @@ def _split_columns(array: Any, tree: Any) -> Any:
     """An array whose last axis runs over the entries of ``tree``, as a tree of arrays."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
-    parts = jnp.split(array, ends, axis=-1)
-    shaped = [p.reshape(*p.shape[:-1], *np.shape(leaf)) for p, leaf in zip(parts, leaves)]
+    split_ = np.split if array.dtype == dtypes.float0 else jnp.split
+    parts = split_(array, ends, axis=-1)
+    shaped = [p.reshape((*p.shape[:-1], *np.shape(leaf))) for p, leaf in zip(parts, leaves)]
     return jax.tree.unflatten(structure, shaped)
 
 
@@ -344,9 +340,12 @@ def _check_real_inputs(what: str, chosen: Any, holomorphic: bool) -> None:
 
 
 def _check_outputs(what: str, out: Any, holomorphic: bool) -> None:
+    """As JAX: the output of ``jacrev`` is real, unless holomorphic; that of ``jacfwd`` anything."""
     for leaf in jax.tree.leaves(out):
-        kind = jax.typeof(leaf).dtype.kind
-        if holomorphic != (kind == "c"):
+        aval = jax.typeof(leaf)
+        is_complex = has_tangent(aval) and aval.dtype.kind == "c"
+        is_right = is_complex if holomorphic else has_tangent(aval) and not is_complex
+        if not is_right and (holomorphic or what == "jacrev"):
             raise NotDifferentiableError(
                 compose(f"{what} wants {'complex' if holomorphic else 'real'} outputs",
                         got=describe(leaf), do="set holomorphic accordingly, or use vjp or jvp")

@@ -83,6 +83,8 @@ class Recorder(_Recording):
         outs, effects = None, frozenset()
         if rule is None or rule.structure is not None or rule.auxiliaries:
             avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+            if _jax.has_reference_effect(effects):
+                return self.discharged(primitive, operands, params)
         else:
             made = _jax.bind(self.parent_trace, primitive, values, params)
             outs = list(made) if primitive.multiple_results else [made]
@@ -207,6 +209,8 @@ class GraphRecorder(_Recording):
         on, values = split(self, operands)
         atoms = list(map(self.atom, operands))
         avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+        if _jax.has_reference_effect(effects):
+            return self.discharged(primitive, operands, params)
         found = self.note(
             _jax.equation(primitive, params, atoms, avals, effects, self.depth), values, on
         )

@@ -13,6 +13,7 @@ Three ways from a rule of reverse mode to its tangents, the first that applies:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,8 @@ class Pushed(Follower):
 class Pusher(DefineByRun):
     """Runs each operation on values and tangents."""
 
+    inlines = False  # a function's tangents are traced once, and then one call
+
     def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
         """Run one operation."""
         on, values = split(self, operands)
@@ -53,6 +56,8 @@ class Pusher(DefineByRun):
             if found is None:
                 atoms = [Var(jax.typeof(x)) for x in values]
                 avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+                if _jax.has_reference_effect(effects):
+                    return self.discharged(primitive, operands, params)
                 eqn = _jax.equation(primitive, params, atoms, avals, effects)
                 found = push(eqn, values, dots, self.options)
         outs = self.pair(*found)
@@ -130,11 +135,31 @@ def push(
         found = push_by_rule(rule, eqn.params, operands, dots)
         if found is not None:
             return found
+    if not _jax.is_staged_now() and rule is not None and rule.structure is not None:
+        types = tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars)
+        try:
+            compiled = _compiled(eqn.primitive, frozenset(eqn.params.items()), *types, options)
+        except TypeError:  # a parameter without a hash
+            compiled = None
+        if compiled is not None:
+            return compiled(list(operands), list(dots))
     active = tuple(dot is not None for dot in dots)
     structure = structure_of(eqn, active, options)
     if structure is not None and (own := getattr(structure, "tangents", None)) is not None:
         return own(forward_mode, operands, dots)
     return _push_transposed(eqn, operands, dots, options)
+
+
+@lru_cache(maxsize=512)
+def _compiled(
+    primitive: Primitive, params: Any, in_avals: Any, out_avals: Any, options: Options
+) -> Callable[..., Any]:
+    """Outputs and tangents of an operation that holds a graph, compiled once, outside ``jit``."""
+    eqn = _jax.equation(primitive, dict(params), [Var(a) for a in in_avals], out_avals)
+    return jax.jit(lambda operands, dots: push(eqn, operands, dots, options))
+
+
+rules.changed.append(_compiled.cache_clear)
 
 
 def push_by_rule(

@@ -20,8 +20,14 @@ from jax.ref import addupdate
 
 from functional_bp import _jax, backprop
 from functional_bp.backprop import Residuals
-from functional_bp.define_by_run import ByReference, ClosureError
-from functional_bp.errors import CotangentError, NotDifferentiableError, compose, describe
+from functional_bp.define_by_run import ClosureError
+from functional_bp.errors import (
+    ArgumentsError,
+    CotangentError,
+    NotDifferentiableError,
+    compose,
+    describe,
+)
 from functional_bp.plan import Plan, plan_once
 from functional_bp.recording import record
 from functional_bp.staging import Flat, explaining, stage_pure
@@ -149,12 +155,16 @@ def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
 def _as_cotangent(bar: Any, aval: Any) -> Any:
     if not has_tangent(aval):
         return np.zeros(getattr(aval, "shape", ()), dtypes.float0)
-    bar = backprop.zeros(aval) if bar is None else bar
-    if aval.weak_type and not jax.typeof(bar).weak_type:  # as JAX: weak in, weak out
-        bar = lax.convert_element_type_p.bind(
-            bar, new_dtype=aval.dtype, weak_type=True, sharding=None
-        )
-    return bar
+    return weakened(backprop.zeros(aval) if bar is None else bar, aval)
+
+
+def weakened(value: Any, aval: Any) -> Any:
+    """A cotangent or tangent, weakly typed if its primal is, as in JAX."""
+    if not aval.weak_type or jax.typeof(value).weak_type:
+        return value
+    return lax.convert_element_type_p.bind(
+        value, new_dtype=aval.dtype, weak_type=True, sharding=None
+    )
 
 
 def vjp(
@@ -206,31 +216,26 @@ def _run(
 
     Inside ``jit`` the function is staged, so that the plan knows all before anything runs; where
     nothing is traced around it, it is recorded, and Python sees values. Where the rule of a
-    function made inside holds a value of the staged graph, it is recorded as well. What a recorder
-    cannot follow, mutable references, is staged.
+    function made inside holds a value of the staged graph, it is recorded as well.
     """
     is_staged = _jax.is_staged_now() if options.staged is None else options.staged
     if not is_staged:
-        try:
-            return _recorded(flat, wanted, options)
-        except ByReference:
-            if options.staged is False:
-                raise
+        return _recorded(flat, wanted, options)
     jaxpr, consts, is_whole = stage_pure(flat)
     if not is_whole:
-        if is_staged and options.staged is None:
+        if options.staged is None:
             return _recorded(flat, wanted, options)
         raise ClosureError(
             compose(
                 "the derivative of a function that is made inside closes over a value made inside",
-                got="a function that is staged to a graph: staged=True, or one with references",
+                got="a function that is staged to a graph: staged=True",
                 do="leave staged=True out, or pass the value to the inner function",
             )
         )
     seeded = tuple(i < flat.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars))
     plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
     with explaining(is_staged=True):
-        outs, residuals = backprop.forward(plan, consts, as_arrays(flat.leaves))
+        outs, residuals = backprop.forward(plan, as_arrays(consts), as_arrays(flat.leaves))
     return plan, literals_as_arrays(outs, jaxpr), residuals, tuple(v.aval for v in jaxpr.invars)
 
 
@@ -266,12 +271,15 @@ def value_and_grad(
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
     *,
     strict: bool = False,
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
     """A function that returns ``(f(x), ∇f(x))``; as ``jax.value_and_grad``."""
+    if reduce_axes:
+        raise NotImplementedError("reduce_axes is deprecated in JAX, and not implemented")
     options = Options(strict, max_steps, staged)
 
     @functools.wraps(fun)
@@ -280,7 +288,7 @@ def value_and_grad(
         wanted = check_inputs("grad", chosen, holomorphic, allow_int)
         value, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
         _check_scalar(fun, value, holomorphic)
-        (seed,) = [jnp.ones((), jax.typeof(leaf).dtype) for leaf in jax.tree.leaves(value)]
+        (seed,) = [lax.full_like(leaf, 1) for leaf in jax.tree.leaves(value)]  # on its device
         grads = pullback(jax.tree.unflatten(jax.tree.structure(value), [seed]))
         grads = grads if isinstance(argnums, Sequence) else grads[0]
         return ((value, aux) if has_aux else value), grads
@@ -294,6 +302,7 @@ def grad(
     has_aux: bool = False,
     holomorphic: bool = False,
     allow_int: bool = False,
+    reduce_axes: Sequence[Any] = (),
     *,
     strict: bool = False,
     max_steps: int | None = None,
@@ -301,7 +310,7 @@ def grad(
 ) -> Callable[..., Any]:
     """A function that returns ∇f(x); as ``jax.grad``."""
     how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
-    both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, **how)
+    both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes, **how)
 
     @functools.wraps(fun)
     def grad_fun(*args: Any, **kwargs: Any) -> Any:
@@ -349,8 +358,7 @@ def choose(
     numbers = [operator.index(i) for i in (argnums if isinstance(argnums, Sequence) else [argnums])]
     for i in numbers:
         if not -len(args) <= i < len(args):
-            kind = ValueError if i < 0 else TypeError  # as JAX has it
-            raise kind(
+            raise ArgumentsError(
                 compose(
                     f"argnums={argnums} names a positional argument that was not given",
                     got=f"{len(args)} positional arguments",
@@ -359,7 +367,7 @@ def choose(
             )
     numbers = [i % len(args) for i in numbers]
     if len(set(numbers)) < len(numbers):
-        raise TypeError(
+        raise ArgumentsError(
             compose(
                 f"argnums={argnums} names an argument twice",
                 expected="each argument once",

@@ -20,7 +20,6 @@ from test_rules import all_cases
 
 import functional_bp as bp
 from functional_bp.rule import Rule
-from functional_bp.rules.references import Outside
 
 X = jnp.array([0.4, -0.7, 1.1])
 
@@ -176,6 +175,13 @@ LOOKING: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
 }  # fmt: skip
 
 
+def test_a_number_that_drops_a_gradient_is_told() -> None:
+    with pytest.warns(UserWarning, match="no gradient flows through the number"):
+        assert bp.grad(lambda x: math.sin(x) * x)(2.0) == math.sin(2.0)
+    assert bp.grad(lambda x: float(lax.stop_gradient(x)) * x)(2.0) == 2.0
+
+
+@pytest.mark.filterwarnings("ignore:A number is made")
 @pytest.mark.parametrize("name", LOOKING)
 def test_python_looks_at_a_value(name: str) -> None:
     function, at, true = LOOKING[name]
@@ -238,6 +244,18 @@ def test_explain_and_check_take_what_python_decides() -> None:
     assert explained.cotangent[explained.graph["x"]].tolist() == [0.0, 5.0, 10.0]
 
 
+def test_constants_made_inside_are_arrays_to_a_rule() -> None:
+    """Under ``jit`` they are constants of the staged graph, for which JAX has NumPy-like arrays."""
+
+    def picked(v: Any, table: Any) -> Any:
+        return v * table[1]
+
+    made = jax.custom_vjp(picked)
+    made.defvjp(lambda v, t: (picked(v, t), t),
+                lambda t, bar: (bar * lax.map(lambda i: t[i], jnp.arange(2))[1], None))  # fmt: skip
+    assert jax.jit(bp.grad(lambda x: made(x, jnp.array([2.0, 3.0]))))(1.0) == 3.0
+
+
 def test_each_way_can_be_forced() -> None:
     assert bp.grad(branching, staged=False)(2.0) == 12.0
     with pytest.raises(jax.errors.TracerBoolConversionError):
@@ -247,7 +265,7 @@ def test_each_way_can_be_forced() -> None:
     np.testing.assert_allclose(*ways, rtol=1e-15)
 
 
-def test_references_are_staged() -> None:
+def test_references_are_followed() -> None:
     def in_place(x: Any) -> Any:
         ref = jax.new_ref(jnp.zeros(3))
         ref[...] = jnp.sin(x)
@@ -258,6 +276,23 @@ def test_references_are_staged() -> None:
     for grad in (bp.grad(in_place), jax.jit(bp.grad(in_place))):
         np.testing.assert_allclose(grad(X), true, rtol=1e-14)
     np.testing.assert_allclose(bp.jvp(in_place, (X,), (X,))[1], jnp.sum(true * X), rtol=1e-14)
+
+    calls: list[Any] = []
+
+    def looking(x: Any) -> Any:
+        calls.append(None)
+        total = jax.new_ref(jnp.zeros(()))
+        for part in x:
+            if part > 0:
+                total[...] += part * part
+        lax.fori_loop(0, 2, lambda i, _: total.__setitem__(..., total[...] * 2), None)
+        return jax.ref.freeze(total)
+
+    np.testing.assert_allclose(bp.grad(looking)(X), jnp.where(X > 0, 8 * X, 0), rtol=1e-14)
+    assert len(calls) == 1
+    np.testing.assert_allclose(
+        bp.hessian(looking)(X), jnp.diag(jnp.where(X > 0, 8.0, 0.0)), rtol=1e-14
+    )
 
 
 # --- every rule, recorded -----------------------------------------------------------------------
@@ -278,8 +313,6 @@ def both_ways(rule: Rule, k: int) -> int:
             found.append([x for x in pullback(bars) if inexact(x)])
         return found
 
-    if rule.structure is Outside:
-        pytest.skip("what makes references is staged")
     staged, recorded = compiled(run)(*args)
     for i, (got, want) in enumerate(zip(recorded, staged, strict=True)):
         close(got, want, 1e-12, f"cotangent {i}")
@@ -296,5 +329,4 @@ def test_a_record_gives_what_a_graph_gives(rule: Rule, k: int) -> None:
 
 @pytest.mark.long
 def test_records_of_all_cases() -> None:
-    cases = [p.values for p in all_cases() if p.values[0].structure is not Outside]
-    assert sum(both_ways(*values) for values in cases) > 300
+    assert sum(both_ways(*parameter.values) for parameter in all_cases()) > 300

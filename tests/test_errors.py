@@ -299,7 +299,6 @@ def test_conversion_of_a_traced_value_to_numpy_or_a_number() -> None:
     number = jax.errors.ConcretizationTypeError
     text = message(number, lambda: jax.jit(bp.grad(lambda x: float(x) * x))(1.0))
     mentions(text, "Inside jax.jit", "traces the function to a graph")
-    assert bp.grad(lambda x: float(x) * x)(3.0) == 3.0  # the number is a constant
 
 
 def test_a_leaked_tracer() -> None:

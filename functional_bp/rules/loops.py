@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, integer, real
-from functional_bp.errors import MissingRuleError, StepBoundError, compose
+from functional_bp.errors import StepBoundError, UnboundedLoopError, compose
 from functional_bp.plan import Plan, make_plan, out_activity, plan_once, union
 from functional_bp.rule import structure
 from functional_bp.rules.improvements import improvement
@@ -82,7 +82,7 @@ class While(Structure):
             self.steps = self.options.max_steps
         if self.steps is None:
             where = "{}:{}".format(*(_jax.source_line(self.eqn) or ("", "")))
-            raise MissingRuleError(
+            raise UnboundedLoopError(
                 compose(
                     "a loop whose number of steps is not known before it runs needs a bound to be "
                     "differentiated in reverse",
