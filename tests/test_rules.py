@@ -72,7 +72,16 @@ def chapter_of(rule: Rule, k: int) -> str:
 INSIDE = by_default(sampled(all_cases(), 4, kind=name_of))
 
 
-@pytest.mark.parametrize(("rule", "k"), sampled(INSIDE, 64, kind=chapter_of))
+def is_large(rule: Rule, k: int) -> bool:
+    return name_of(rule, k) in LARGE
+
+
+SMALL = [p for p in INSIDE if not is_large(*p.values)]
+LARGE_ONES = [pytest.param(*p.values, id=p.id, marks=pytest.mark.long)
+              for p in INSIDE if is_large(*p.values)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "k"), [*sampled(SMALL, 64, kind=chapter_of), *LARGE_ONES])
 def test_inside_other_transforms(rule: Rule, k: int) -> None:
     numbers = enclosures.measure(rule.cases[k], bp.vjp, compiled)
     probe = numbers["probe"]
