@@ -150,7 +150,8 @@ class DefineByRun(_jax.Trace):
     def _new_reference(self, primitive: Primitive, operands: Any, params: Any) -> Reference:
         (aval,), _ = _jax.out_types(primitive, list(map(jax.typeof, operands)), params)
         inner = aval.inner_aval
-        newest = operands[0] if operands else lax.full(inner.shape, 0, inner.dtype)
+        with _jax.under(self.parent_trace):
+            newest = operands[0] if operands else lax.full(inner.shape, 0, inner.dtype)
         return Reference(self, aval, newest)
 
     def discharged(self, primitive: Primitive, operands: Any, params: Any) -> Any:
@@ -215,7 +216,7 @@ class DefineByRun(_jax.Trace):
         if not any(map(self.owns, operands)):
             return _jax.bind(self.parent_trace, primitive, operands, params)
         found, outs = self.apply_staged(primitive, params, operands)
-        return outs.map2(lambda _, value: value, found)
+        return outs.update(found)
 
     def apply_staged(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]

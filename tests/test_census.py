@@ -128,5 +128,12 @@ def test_each_rule_stands_where_it_says() -> None:
     for primitive, rule in bp.rules.items():
         lines = Path(rule.file).read_text().splitlines()
         near = "\n".join(lines[max(0, rule.line - 3) : rule.line + 60])
-        words = ("rule", "structure", "piecewise_constant", "no_tangent_space")
+        words = (
+            "rule",
+            "pointwise",
+            "linear",
+            "structure",
+            "piecewise_constant",
+            "no_tangent_space",
+        )
         assert any(word in near for word in words), primitive.name

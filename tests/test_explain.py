@@ -146,7 +146,7 @@ def test_what_is_kept_is_what_the_pullback_holds(case: str) -> None:
     Of a ``cond``, here but in a checkpoint, the pullback keeps what any branch needs.
     """
     fun = lambda W, x: KEEPING[case](bp.name, W, x)  # noqa: E731
-    _, pullback = bp.vjp(fun, W, X)
+    _, pullback = bp.vjp(fun, W, X, staged=True)
     held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pullback)}  # one array may serve two
     assert sum(bp.explain(fun, W, X).kept_bytes.values()) == sum(held.values()) > 0
 

@@ -24,6 +24,11 @@ def all_cases() -> list[Any]:
     ]
 
 
+def sampled_cases() -> list[Any]:
+    """The first case of every third rule, for a property of its own that takes long."""
+    return [p for p in all_cases() if p.values[1] == 0 and name_of(*p.values) not in LARGE][::3]
+
+
 def name_of(rule: Rule, k: int) -> str:
     return rule.primitive.name
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, Primitive
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 
+from functional_bp import _jax
 from functional_bp.graph.nested import inner_graphs
 from functional_bp.rule import Rule, rules
 from functional_bp.rules import improvements as declared
 from functional_bp.rules.improvements import Improvement
+from functional_bp.structure import of_jax
 
 
 def improvements_of(rule: Rule) -> list[Improvement]:
@@ -32,18 +34,24 @@ def primitive_of(entry: Improvement) -> Primitive | None:
             jaxpr = jax.make_jaxpr(entry.function)(*map(np.asarray, entry.at)).jaxpr
     except Exception:  # a call that this JAX does not have
         return None
-    for primitive in _primitives(jaxpr):
-        rule = rules.get(primitive)
-        if rule is not None and rule.file == entry.file:
-            return primitive
+    for eqn in _equations(jaxpr):
+        rule = rules.get(eqn.primitive)
+        if rule is not None and entry.file in (rule.file, _file_of_function(eqn)):
+            return eqn.primitive
     return None
 
 
-def _primitives(jaxpr: Jaxpr) -> list[Any]:
-    """The primitives in the order in which they stand, calls opened."""
-    found: list[Any] = []
+def _file_of_function(eqn: JaxprEqn) -> str | None:
+    """Where the structure stands that we have for a function of JAX with a tangent of its own."""
+    structure = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
+    return None if structure is None else inspect.getfile(structure)
+
+
+def _equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations in the order in which they stand, calls opened."""
+    found: list[JaxprEqn] = []
     for eqn in jaxpr.eqns:
-        found.append(eqn.primitive)
+        found.append(eqn)
         for inner in inner_graphs(eqn):
-            found += _primitives(inner.jaxpr)
+            found += _equations(inner.jaxpr)
     return found
