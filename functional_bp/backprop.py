@@ -110,6 +110,15 @@ def forward_with_auxiliaries(
     return outs if eqn.primitive.multiple_results else [outs]
 
 
+def kept_values(plan: Plan, kept: Sequence[Any]) -> dict[Any, Any]:
+    """What the rules name, by variable or auxiliary: what was kept, and what is made of that."""
+    have: dict[Any, Any] = dict(zip(plan.keep, kept))
+    for eqn in plan.again:
+        operands = [value_of(a, have) for a in eqn.invars]
+        have.update(zip(eqn.outvars, evaluate(eqn, operands)))
+    return have
+
+
 class Record(NamedTuple):
     """What a reverse sweep found on its way, for those who want to see it.
 
@@ -135,10 +144,7 @@ def reverse(
     """
     jaxpr = plan.jaxpr
     kept, structure_residuals = residuals
-    have: dict[Any, Any] = dict(zip(plan.keep, kept))
-    for eqn in plan.again:
-        operands = [value_of(a, have) for a in eqn.invars]
-        have.update(zip(eqn.outvars, evaluate(eqn, operands)))
+    have = kept_values(plan, kept)
     bars: dict[Any, Any] = {}
     for var, bar, on in zip(jaxpr.outvars, cotangents, plan.out_active):
         if on and bar is not None:

@@ -22,7 +22,7 @@ from functional_bp.errors import (
 )
 from functional_bp.staging import Flat, explaining
 from functional_bp.structure import Options, has_tangent
-from functional_bp.tangents import Pusher, Transposed, transpose
+from functional_bp.tangents import Pusher, push_along
 from functional_bp.transforms import (
     Box,
     as_arrays,
@@ -129,12 +129,9 @@ def linearize(
         again = lambda primals, *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
         return (out, jax.tree_util.Partial(again, primals), *rest)
     out_leaves, out_tree = jax.tree.flatten(out)
-    out_avals = [jax.typeof(x) for x in out_leaves]
-    floats = [aval for aval in out_avals if has_tangent(aval)]
-    linear = transpose(lambda bars: pullback.flat(_interleave(bars, out_avals)), floats, options)
-    in_avals = [jax.typeof(x) for x in leaves]
-    box = Box((linear.plan, linear.present, in_tree, in_avals, out_tree, out_avals))
-    tangent_map = LinearMap(linear.residuals, box)
+    avals = [jax.typeof(x) for x in leaves], [jax.typeof(x) for x in out_leaves]
+    box = Box((pullback.plan, options, in_tree, out_tree, *avals))
+    tangent_map = LinearMap(pullback.residuals, box)
     return (out, tangent_map, aux) if has_aux else (out, tangent_map)
 
 
@@ -144,6 +141,7 @@ class LinearMap:
 
     def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box
+        self._transposes: dict[Any, Any] = {}
 
     def tree_flatten(self) -> tuple[Any, Box]:
         """The kept arrays, and the plan that goes with them."""
@@ -160,16 +158,10 @@ class LinearMap:
         Raises:
             CotangentError: a tangent's structure, shape or dtype does not match its primal.
         """
-        plan, present, in_tree, in_avals, out_tree, out_avals = self._box.value
-        linear = Transposed(plan, self.residuals, present)
-        found = iter(linear(_check_tangents(dots, in_tree, in_avals)))
-        pushed = [_as_tangent(next(found) if has_tangent(a) else None, a) for a in out_avals]
-        return jax.tree.unflatten(out_tree, pushed)
-
-
-def _interleave(bars: Sequence[Any], avals: Sequence[Any]) -> list[Any]:
-    remaining = iter(bars)
-    return [next(remaining) if has_tangent(aval) else None for aval in avals]
+        plan, options, in_tree, out_tree, in_avals, out_avals = self._box.value
+        given = _check_tangents(dots, in_tree, in_avals)
+        found = push_along(plan, self.residuals, given, options, self._transposes)
+        return jax.tree.unflatten(out_tree, list(map(_as_tangent, found, out_avals)))
 
 
 def _zero_tangent(x: Any) -> Any:

@@ -58,6 +58,7 @@ def plan_once(
     also: tuple[Var, ...] = (),
     effects: bool = True,
     sources: tuple[Var, ...] = (),
+    held: Mask = (),
 ) -> Plan:
     """Plan both sweeps of ``jaxpr`` (without its constants' values).
 
@@ -74,9 +75,12 @@ def plan_once(
         also: variables to keep whatever the rules name; they come first in ``Plan.keep``.
         effects: run what has an effect (a print); False for an excerpt of a graph that runs too.
         sources: intermediate values that want a cotangent as inputs do.
+        held: which inputs are there anyway when the reverse sweep runs; none, if left out.
     """
     varied, structures = _activity(jaxpr, active, options, sources)
     on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
+    at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
+    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand  # noqa: E731
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
     values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
     values.update(also)
@@ -108,11 +112,12 @@ def plan_once(
         if any(out_useful) and any(map(on, eqn.invars)):  # else it makes a source, no more
             if eqn in structures:
                 structure = structures[eqn]
+                structure.held = tuple(map(is_held, eqn.invars))
                 structure.seed(out_useful, tuple(v in values for v in eqn.outvars))
                 step = Step(eqn, rules.get(eqn.primitive), structure=structure)
                 useful.update(a for a, w in zip(eqn.invars, structure.wanted) if w and on(a))
             else:
-                step = pull_step(eqn, rules[eqn.primitive], on, out_useful)
+                step = pull_step(eqn, rules[eqn.primitive], on, out_useful, is_held)
                 for pull in step.pulls:
                     useful.update(eqn.invars[i] for i in pull.operands)
                     for kind, payload, _ in pull.arguments:

@@ -72,6 +72,7 @@ class Recorder(_Recording):
         super().__init__(options)
         self.steps: list[tuple[Step, Any]] = []  # a structure's step comes with its residuals
         self.values: dict[Any, Any] = {}  # what a pullback names: variables and auxiliaries
+        self.held: set[Any] = set()  # the inputs
 
     def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
         """Run one operation and note its step, if it has a derivative."""
@@ -109,6 +110,7 @@ class Recorder(_Recording):
                 return backprop.evaluate(eqn, values) if outs is None else outs
             rule = rules.get(eqn.primitive)
             if made is not None:
+                made.held = tuple(map(self.is_held, eqn.invars))
                 made.seed(active, (True,) * len(active))
                 with eqn.ctx.manager:
                     outs, kept = made.forward(*values)
@@ -117,7 +119,7 @@ class Recorder(_Recording):
                 assert rule is not None
                 active_atoms = {a for a, o in zip(eqn.invars, on) if o}
                 is_on = lambda a: not isinstance(a, Literal) and a in active_atoms  # noqa: E731
-                step = pull_step(eqn, rule, is_on, active)
+                step = pull_step(eqn, rule, is_on, active, self.is_held)
                 env: dict[Any, Any] = {}
                 if names_auxiliary(step):
                     outs = backprop.forward_with_auxiliaries(step, values, env)
@@ -128,6 +130,10 @@ class Recorder(_Recording):
                 self.values.update((v, env[_key(v)]) for v in named(step))
                 self.steps.append((step, None))
         return self._tracers(eqn, outs, active)
+
+    def is_held(self, atom: Any) -> bool:
+        """Whether a variable is an input, there anyway when the reverse sweep runs."""
+        return not isinstance(atom, Literal) and atom in self.held
 
     def apply_own_rule(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
@@ -252,6 +258,7 @@ def record(
     """Run ``flat`` with the wanted leaves on the record; the recorder, its inputs, its outputs."""
     recorder = Recorder(options)
     inputs = [Recorded(recorder, x) if on else x for x, on in zip(leaves, wanted)]
+    recorder.held.update(x.variable for x, on in zip(inputs, wanted) if on)
     with _jax.under(recorder):
         outs = list(flat(*inputs))
     return recorder, inputs, outs

@@ -11,6 +11,8 @@ parameter             is given
 ``z_bar``             the cotangent of the output ``z``; with the default ``None`` it may be
                       absent, without it the engine fills in zeros if another output has one
 ``y``, ``z``          the value of an operand or output, **kept** from the forward sweep
+``x=None``            the value of an operand where it costs no memory, an input of the function
+                      that is differentiated; else None
 ``y_t``               its shape, dtype and sharding alone; nothing is kept
 ``r``                 an auxiliary after ``|`` in the signature, computed by ``forward``
 ``index``             which member of a starred operand (``*xs``) the cotangent is for
@@ -68,7 +70,7 @@ class Pullback:
     @property
     def keeps(self) -> tuple[str, ...]:
         """The names whose values are kept from the forward sweep for this pullback."""
-        return tuple(need.name for need in self.needs if need.kind == "value")
+        return tuple(n.name for n in self.needs if n.kind == "value" and not n.optional)
 
     @property
     def cotangents(self) -> tuple[str, ...]:
@@ -305,7 +307,7 @@ def parse_pullback(
             starred = cotangents[text].starred
             needs.append(Need("cotangent", cotangents[text].text, optional or starred))
         elif text in values:
-            needs.append(Need("value", text))
+            needs.append(Need("value", text, optional))
         elif text.endswith("_t") and text[:-2] in values:
             needs.append(Need("shape", text[:-2]))
         elif text == "index":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import JaxprEqn, Literal
@@ -44,8 +44,18 @@ def spread(names: Sequence[Name], count: int) -> list[Name]:
     return [n for name in names for n in [name] * (extra if name.starred else 1)]
 
 
-def pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
-    """Which pullbacks to call for an equation, and where each finds its arguments."""
+def pull_step(
+    eqn: JaxprEqn,
+    rule: Rule,
+    on: Callable[[Any], bool],
+    out_useful: Mask,
+    is_held: Callable[[Any], bool] = lambda _: False,
+) -> Step:
+    """Which pullbacks to call for an equation, and where each finds its arguments.
+
+    ``is_held`` tells of a variable whether it is there anyway, for pullbacks that ask for one with
+    None as the default.
+    """
     atoms: dict[str, Any] = {}
     for what, names, group in (
         ("operands", rule.operands, eqn.invars),
@@ -86,6 +96,9 @@ def pull_step(eqn: JaxprEqn, rule: Rule, on: Any, out_useful: Mask) -> Step:
                 payload: Any = places if starred else places[0]
             elif need.kind == "index":
                 payload = index
+            elif need.kind == "value" and need.optional and not is_held(atoms[need.name]):
+                found.append(("absent", None, True))
+                continue
             else:
                 payload = atoms[need.name]
                 if need.kind == "shape":

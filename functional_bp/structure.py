@@ -53,6 +53,7 @@ class Structure:
 
     out_active: Mask
     wanted: Mask
+    held: Mask = ()  # the operands that are there anyway when ``reverse`` runs
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
         self.eqn, self.active, self.options = eqn, active, options

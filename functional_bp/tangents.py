@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 
 from functional_bp import _jax, backprop
@@ -25,7 +26,7 @@ from functional_bp.backprop import Residuals
 from functional_bp.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.plan import Plan, plan_once
 from functional_bp.rule import Rule, rules
-from functional_bp.steps import spread
+from functional_bp.steps import Step, spread
 from functional_bp.structure import Options, has_tangent, structure_of
 
 Tangents = list[Any]  # None where zero
@@ -171,21 +172,29 @@ def push_by_rule(
         return outs, [None] * len(outs)
     if rule.linear:
         names = [name.text for name in spread(rule.operands, len(operands))]
-        bent = set(rule.pullbacks) - {name for group in rule.linear for name in group}
-        if not any(name in bent for name, dot in zip(names, dots) if dot is not None):
+        if _is_linear_in(rule, names, dots):
             return _run(rule, operands, params), _push_linear(rule, names, params, operands, dots)
     elif rule.is_pointwise:
-        active = [jax.typeof(x) for x, dot in zip(operands, dots) if dot is not None]
         if rule.forward is None:
             outs, extra = _run(rule, operands, params), ()
         else:
             made, extra = rule.forward(*operands, **params)
             outs, extra = [made], extra if isinstance(extra, tuple) else (extra,)
         out = jax.typeof(outs[0])
-        if all(a.dtype == out.dtype and a.ndim in (0, out.ndim) for a in active):
+        if _is_diagonal([jax.typeof(x) for x in operands], dots, out):
             dots = [None if dot is None else _stretched(dot, out.shape) for dot in dots]
             return outs, [_push_pointwise(rule, params, [*operands, *outs, *extra], dots)]
     return None
+
+
+def _is_linear_in(rule: Rule, names: Sequence[str], dots: Sequence[Any]) -> bool:
+    bent = set(rule.pullbacks) - {name for group in rule.linear for name in group}
+    return not any(name in bent for name, dot in zip(names, dots) if dot is not None)
+
+
+def _is_diagonal(avals: Sequence[Any], dots: Sequence[Any], out: Any) -> bool:
+    active = [a for a, dot in zip(avals, dots) if dot is not None]
+    return all(a.dtype == out.dtype and a.ndim in (0, out.ndim) for a in active)
 
 
 def _stretched(dot: Any, shape: tuple[int, ...]) -> Any:
@@ -229,11 +238,12 @@ def _push_pointwise(
         pullback = rule.pullbacks.get(operand.text)
         if dot is None or pullback is None:
             continue
-        given = {"cotangent": lambda _: dot, "value": named.get}  # noqa: B023
         arguments = [
-            given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
+            dot if need.kind == "cotangent"
+            else jax.typeof(named[need.name]) if need.kind == "shape"
+            else None if need.optional else named[need.name]
             for need in pullback.needs
-        ]
+        ]  # fmt: skip
         asked = {p: params[p] for p, required in pullback.parameters if required or p in params}
         part = pullback.function(*arguments, **asked)
         total = part if total is None else lax.add(total, part)
@@ -256,15 +266,114 @@ def _push_transposed(
     outs, residuals = backprop.forward(plan, (), args)
     if not plan.steps:
         return outs, [None] * len(outs)
+    found = iter(_transposed(plan, residuals, options)(in_dots))
+    return outs, [next(found) if on else None for on in floats]
+
+
+def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transposed:
+    """The transpose of a graph's reverse sweep, for those outputs that have tangents."""
+    avals: list[Any] = [v.aval for v in plan.jaxpr.outvars]
 
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
         remaining = iter(bars)
-        full = [next(remaining) if on else None for on in floats]
+        full = [next(remaining) if has_tangent(aval) else None for aval in avals]
         return backprop.reverse(plan, residuals, full)
 
-    avals = [v.aval for v, on in zip(outvars, floats) if on]
-    found = iter(transpose(pullback, avals, options)(in_dots))
-    return outs, [next(found) if on else None for on in floats]
+    return transpose(pullback, list(filter(has_tangent, avals)), options)
+
+
+def push_along(
+    plan: Plan,
+    residuals: Residuals,
+    dots: Sequence[Any],
+    options: Options,
+    transposes: dict[JaxprEqn, Transposed] | None = None,
+) -> Tangents:
+    """ẏ = J ẋ by what the reverse sweep of a graph keeps; the function is not run again.
+
+    Args:
+        plan: of the reverse sweep.
+        residuals: what its forward sweep kept.
+        dots: a tangent per input, None where it is zero.
+        options: for the sweep.
+        transposes: is filled with the pullbacks that had to be transposed, for the next call.
+    """
+    kept, structure_residuals = residuals
+    have, remaining = backprop.kept_values(plan, kept), iter(structure_residuals)
+    tangent = {v: dot for v, dot in zip(plan.jaxpr.invars, dots) if dot is not None}
+    for step in plan.steps:
+        inner = [next(remaining)] if step.structure is not None else []
+        in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in step.eqn.invars]
+        if all(dot is None for dot in in_dots):
+            continue
+        with _jax.emitting(step.eqn), step.eqn.ctx.manager:
+            out_dots = _push_step(step, have, in_dots)
+            if out_dots is None:
+                out_dots = _push_transposed_step(step, have, inner, in_dots, options, transposes)
+        tangent.update((v, d) for v, d in zip(step.eqn.outvars, out_dots) if d is not None)
+    return [None if isinstance(v, Literal) else tangent.get(v) for v in plan.jaxpr.outvars]
+
+
+def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
+    """One step forwards, where the rule itself tells how and all that it needs was kept."""
+    rule, eqn = step.rule, step.eqn
+    if rule is None or step.structure is not None:
+        return None
+    avals: list[Any] = [a.aval for a in eqn.invars]
+    if rule.linear:
+        names = [name.text for name in spread(rule.operands, len(avals))]
+        is_there = [isinstance(a, Literal) or a in have for a in eqn.invars]
+        moving = {n for n, dot in zip(names, dots) if dot is not None}
+        if not _is_linear_in(rule, names, dots) or not all(
+            there or name in group
+            for group in rule.linear if not moving.isdisjoint(group)
+            for name, there in zip(names, is_there)
+        ):  # fmt: skip
+            return None
+        operands = [
+            backprop.value_of(a, have) if there else backprop.zeros(aval)
+            for a, aval, there in zip(eqn.invars, avals, is_there)
+        ]
+        return _push_linear(rule, names, eqn.params, operands, dots)
+    out: Any = eqn.outvars[0].aval
+    if not rule.is_pointwise or not _is_diagonal(avals, dots, out):
+        return None
+    total = None
+    for pull in step.pulls:
+        dot = dots[pull.operands[0]]
+        if dot is not None:
+            ((_, part),) = backprop.call(step, pull, [_stretched(dot, out.shape)], have)
+            total = part if total is None else lax.add(total, part)
+    return [total]
+
+
+def _push_transposed_step(
+    step: Step,
+    have: dict[Any, Any],
+    inner: list[Any],
+    dots: Sequence[Any],
+    options: Options,
+    transposes: dict[JaxprEqn, Transposed] | None,
+) -> Tangents:
+    """One step forwards, by the transpose of its pullback."""
+    eqn = step.eqn
+    if step.structure is not None and (own := getattr(step.structure, "push", None)) is not None:
+        return own(push_along, inner[0], dots)
+    floats = [has_tangent(v.aval) for v in eqn.outvars]
+    given = {a: dot for a, dot in zip(eqn.invars, dots) if not isinstance(a, Literal)}
+    found = (transposes or {}).get(eqn)
+    if found is None:
+        graph = _jax.graph_of([eqn], list(given), list(eqn.outvars))
+        plan = Plan(
+            graph, (step,), tuple(have), (), (), {}, tuple(floats), (True,) * len(given), {}
+        )
+        found = _transposed(plan, (list(have.values()), inner), options)
+        if transposes is not None and not any(
+            isinstance(x, Tracer) for x in jax.tree.leaves(found.residuals)
+        ):
+            transposes[eqn] = found
+    out_dots = iter(found(list(given.values())))
+    return [next(out_dots) if on else None for on in floats]
 
 
 class Transposed(NamedTuple):

@@ -113,11 +113,15 @@ class PullbackFunction:
 
         return pull
 
+    @property
+    def plan(self) -> Plan:
+        """The plan of the reverse sweep."""
+        return self._box.value.plan
+
     def flat(self, bars: Sequence[Any]) -> list[Any]:
         """The same on lists of leaves, with None for zero on both sides."""
-        plan = self._box.value.plan
-        auxiliary = [None] * (len(plan.jaxpr.outvars) - len(bars))
-        return backprop.reverse(plan, self.residuals, [*bars, *auxiliary])
+        auxiliary = [None] * (len(self.plan.jaxpr.outvars) - len(bars))
+        return backprop.reverse(self.plan, self.residuals, [*bars, *auxiliary])
 
 
 def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
@@ -233,7 +237,8 @@ def _run(
             )
         )
     seeded = tuple(i < flat.out_count and has_tangent(v.aval) for i, v in enumerate(jaxpr.outvars))
-    plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options)
+    everything = (True,) * len(jaxpr.invars)
+    plan = plan_once(jaxpr, wanted, seeded, (True,) * len(seeded), options, held=everything)
     with explaining(is_staged=True):
         outs, residuals = backprop.forward(plan, as_arrays(consts), as_arrays(flat.leaves))
     return plan, literals_as_arrays(outs, jaxpr), residuals, tuple(v.aval for v in jaxpr.invars)

@@ -103,6 +103,7 @@ def _bars_of(
         tuple(seed is not None for seed in seeds),
         (False,) * len(seeds),
         options,
+        held=(True,) * len(jaxpr.invars),
         sources=tuple(v for e in flat for v in e.eqn.outvars if flat.of_var[v] in wanted),
     )
     record = backprop.Record({}, {})

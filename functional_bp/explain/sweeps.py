@@ -130,6 +130,7 @@ def plan_of(
         (True,) * len(jaxpr.outvars),
         Options(max_steps=max_steps),
         also=every if keep_all else (),
+        held=(True,) * len(jaxpr.invars),
     )
 
 

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Jaxpr, JaxprEqn, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax, backprop
 from functional_bp.cases import case, real
 from functional_bp.plan import make_plan, out_activity
 from functional_bp.rule import rules, structure
+from functional_bp.steps import spread
 from functional_bp.structure import Mask, Options, Structure, Sweep
 
 
@@ -41,9 +42,13 @@ class Call(Structure):
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body's sweeps."""
-        self.key = (self.jaxpr, self.active, seeded, needed, self.options)
-        self.plan = make_plan(*self.key)
+        self.plan = make_plan(*self._question(seeded, needed))
         self.wanted = self.plan.reached
+
+    def _question(self, seeded: Mask, needed: Mask) -> tuple[Any, ...]:
+        asked = zip(self.held, asked_if_held(self.jaxpr))
+        held = tuple(here and matters for here, matters in asked)
+        return self.jaxpr, self.active, seeded, needed, self.options, held if any(held) else ()
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The body's forward sweep, in place."""
@@ -57,6 +62,10 @@ class Call(Structure):
         """The body's forward-mode sweep, in place."""
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
+    def push(self, along: Callable[..., Any], residuals: Any, dots: Any) -> Sequence[Any]:
+        """The tangents by what the body's reverse sweep keeps, in place."""
+        return along(self.plan, residuals, dots, self.options)
+
 
 class _Sweeps:
     """The sweeps of a plan as jitted functions: one set per graph and question.
@@ -65,7 +74,9 @@ class _Sweeps:
     """
 
     def __init__(self, *key: Any) -> None:
-        self.plan = make_plan(*key)
+        *question, held = key
+        self.plan, self.options = make_plan(*question, held=held), question[-1]
+        self._push: Callable[..., Any] | None = None
         self._forward = jax.jit(self._swept)
         self.reverse = jax.jit(lambda kept, bars: backprop.reverse(self.plan, kept, bars))
 
@@ -89,6 +100,12 @@ class _Sweeps:
         leaves = [given[i] if is_given else kept[i] for is_given, i in self.places]
         return outs, jax.tree.unflatten(self.tree, leaves)
 
+    def push(self, along: Callable[..., Any], residuals: Any, dots: Sequence[Any]) -> list[Any]:
+        """The call's tangents by what its reverse sweep keeps."""
+        if self._push is None:
+            self._push = jax.jit(lambda kept, dots: along(self.plan, kept, dots, self.options))
+        return self._push(residuals, dots)
+
 
 _sweeps = lru_cache(maxsize=1024)(_Sweeps)
 
@@ -100,8 +117,26 @@ def _tangents(jaxpr: Jaxpr, options: Options, sweep: Sweep) -> Callable[..., Any
     return jax.jit(push, inline=size(jaxpr) < SMALL)
 
 
-rules.changed += [_sweeps.cache_clear, _tangents.cache_clear]
 SMALL = 10  # equations
+
+
+@lru_cache(maxsize=4096)
+def asked_if_held(jaxpr: Jaxpr) -> Mask:
+    """Which inputs of a graph a pullback asks for if they are there anyway."""
+    asked: set[Any] = set()
+    for eqn in jaxpr.eqns:
+        rule = rules.get(eqn.primitive)
+        if eqn.primitive is primitives.jit_p:
+            inner = asked_if_held(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
+        elif rule is not None:
+            needs = {n for p in rule.pullbacks.values() for n in p.needs if n.optional}
+            names = {n.name for n in needs if n.kind == "value"}
+            inner = [n.text in names for n in spread(rule.operands, len(eqn.invars))]
+        else:
+            continue
+        pairs = zip(eqn.invars, inner)
+        asked.update(a for a, asks in pairs if asks and not isinstance(a, Literal))
+    return tuple(v in asked for v in jaxpr.invars)
 
 
 @lru_cache(maxsize=4096)
@@ -109,6 +144,9 @@ def size(jaxpr: Jaxpr) -> int:
     """How many equations a graph has, those of the calls in it included."""
     inner = [e.params["jaxpr"] for e in jaxpr.eqns if e.primitive is primitives.jit_p]
     return len(jaxpr.eqns) + sum(size(_jax.open_jaxpr(graph)[0]) for graph in inner)
+
+
+rules.changed += [_sweeps.cache_clear, _tangents.cache_clear, asked_if_held.cache_clear]
 
 
 @structure(
@@ -132,7 +170,7 @@ class Jit(Call):
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body's sweeps, unless another call of the graph has done so."""
-        self.sweeps = _sweeps(self.jaxpr, self.active, seeded, needed, self.options)
+        self.sweeps = _sweeps(*self._question(seeded, needed))
         self.plan = self.sweeps.plan
         self.wanted = self.plan.reached
 
@@ -154,6 +192,12 @@ class Jit(Call):
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The body's forward-mode sweep."""
         return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
+
+    def push(self, along: Callable[..., Any], residuals: Any, dots: Any) -> Sequence[Any]:
+        """The tangents by what the body's reverse sweep keeps."""
+        if self._in_place():
+            return super().push(along, residuals, dots)
+        return self.sweeps.push(along, residuals, list(dots))
 
     def _in_place(self) -> bool:
         return _jax.is_staged_now() and (self.options.in_place or size(self.jaxpr) < SMALL)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -33,12 +34,28 @@ def one_minus_square(x: Any) -> Any:
     return mul(sub(one, x), add(one, x))
 
 
-def pull_tanh(y_bar: Any, y: Any) -> Any:
-    """tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)."""
+def pull_tanh(y_bar: Any, y: Any, x: Any = None) -> Any:
+    """Where x is at hand, tanh′ = 4/(eˣ + e⁻ˣ)² = 4 σ(2x) σ(−2x), since σ(2x) = eˣ/(eˣ + e⁻ˣ).
+
+    Numerics: y is ±1 in rounded numbers from |x| = 9 (float32) or 19 on, and 1 − y² is zero.
+    """
+    if x is not None and not is_complex(x):
+        twice = mul(constant(2, x), x)
+        slope = mul(lax.logistic(twice), lax.logistic(neg(twice)))
+        return mul(y_bar, mul(constant(4, x), slope))
     if hasattr(lax, "one_minus_square"):
         return mul(y_bar, _one_minus_square(y))
     part = mul(y_bar, sub(constant(1, y), y))
     return add(part, mul(part, y))
+
+
+def pull_logistic(y_bar: Any, y: Any, x: Any = None) -> Any:
+    """Where x is at hand, 1 − y = σ(−x).
+
+    Numerics: y is 1 in rounded numbers from x = 17 (float32) or 37 on, and 1 − y is zero.
+    """
+    is_real = x is not None and not is_complex(x)
+    return mul(y_bar, mul(y, lax.logistic(neg(x)) if is_real else sub(constant(1, y), y)))
 
 
 def _one_minus_square(x: Any) -> Any:
@@ -74,10 +91,10 @@ rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
      why="log₂ x = ln x / ln 2, (log₂ x)′ = 1/(x ln 2)", kinks="x = 0: inf",
      cases=[case(jnp.log2, real(3, low=0.1, high=4)), case(jnp.log2, cplx(2))])
 
-pointwise(lax.tanh_p, "x -> y", x=lambda y_bar, y: pull_tanh(y_bar, y),
-     why=pull_tanh.__doc__ or "",
+pointwise(lax.tanh_p, "x -> y", x=pull_tanh,
+     why="tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)",
      cases=[case(lax.tanh, real(3)), case(lax.tanh, cplx(2, low=-1, high=1))])
-pointwise(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
+pointwise(lax.logistic_p, "x -> y", x=pull_logistic,
      why="σ(x) = 1/(1 + e⁻ˣ), σ′ = e⁻ˣ/(1 + e⁻ˣ)² = σ(1 − σ)",
      cases=[case(lax.logistic, real(3)), case(lax.logistic, cplx(2, low=-1, high=1))])
 
@@ -268,3 +285,12 @@ def unit(x: Any) -> Any:
 improvement("sign of a complex x", lambda x: lax.sign(x) * (2 - 1j), at=(0.6 - 1.1j,),
             true=1.5656736332231058781 - 0.8540037999398759335j, jax="0 in JAX 0.10",
             source="mpmath: derivatives of Re((2 - i) x/|x|) along 1 and i")  # fmt: skip
+
+for _order, _true in enumerate([4.2483542552915889592e-18, -4.2483542552915889231e-18], 1):
+    improvement(f"σ at a large x, derivative {_order}", jax.nn.sigmoid, order=_order, at=(40.0,),
+                true=_true, jax="0.0: y is 1, and 1 − y is formed",
+                source="mpmath: diff(1/(1 + exp(-x)), 40)")  # fmt: skip
+for _order, _true in enumerate([1.6993417021166355837e-17, -3.3986834042332711385e-17], 1):
+    improvement(f"tanh at a large x, derivative {_order}", lax.tanh, order=_order, at=(20.0,),
+                true=_true, jax="0.0: y is 1, and 1 − y² is formed",
+                source="mpmath: diff(tanh, 20)")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -34,6 +35,20 @@ def trigamma(x: Any) -> Any:
     off = lax.select(is_negative, off, lax.full_like(x, 0.5))
     csc = div(constant(np.pi, x), lax.sin(mul(constant(np.pi, x), off)))
     return lax.select(is_negative, sub(square(csc), right), right)
+
+
+def pull_bessel_i0e(y_bar: Any, x: Any, y: Any) -> Any:
+    """x̄ = ȳ (e^(−|x|) I₁(x) − sign(x) y).
+
+    Derivation:
+
+        y = e^(−|x|) I₀(x),  I₀′ = I₁,  (e^(−|x|))′ = −sign(x) e^(−|x|)
+
+    Kinks: at x = 0 the derivative from the right, −1, as that of |x| is 1: the smooth functions
+    of which it is a factor, e^|x| y = I₀(x) and ln y + x, have their derivative at 0.
+    """
+    is_right = lax.ge(x, constant(0, x))
+    return mul(y_bar, sub(lax.bessel_i1e(x), lax.select(is_right, y, neg(y))))
 
 
 def pull_bessel_i1e(y_bar: Any, x: Any, y: Any) -> Any:
@@ -76,9 +91,7 @@ pointwise(lax.digamma_p, "x -> y", x=lambda y_bar, x: mul(y_bar, trigamma(x)),
      cases=[case(lax.digamma, real(3, low=0.2, high=4)),
             case(lax.digamma, real(values=[-0.4, -2.3, -10.3]), note="negative",
                  reference=lambda x: _digamma_left(x))])
-pointwise(lax.bessel_i0e_p, "x -> y",
-     x=lambda y_bar, x, y: mul(y_bar, sub(lax.bessel_i1e(x), mul(lax.sign(x), y))),
-     why="y = e^(−|x|) I₀(x),  I₀′ = I₁,  (e^(−|x|))′ = −sign(x) e^(−|x|)", kinks="x = 0: 0",
+pointwise(lax.bessel_i0e_p, "x -> y", x=pull_bessel_i0e, kinks="x = 0: −1, from the right",
      cases=[case(lax.bessel_i0e, real(3)), case(lax.bessel_i0e, real(2, low=-20, high=-9))])
 pointwise(lax.bessel_i1e_p, "x -> y", x=pull_bessel_i1e,
      cases=[case(lax.bessel_i1e, real(3)), case(lax.bessel_i1e, real(2, low=9, high=20)),
@@ -99,3 +112,6 @@ improvement("digamma at negative x", lax.digamma, at=(-10.3,), true=14.986887065
             source="mpmath: psi(1, -10.3)")  # fmt: skip
 improvement("digamma at negative x, just beyond the series' start", lax.digamma, at=(-9.5,),
             true=9.769687445030231886, jax="-2.9e12", source="mpmath: psi(1, -9.5)")  # fmt: skip
+improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
+            jax="1.0: the kinks of e^|x| and of e^(−|x|) I₀ do not cancel",
+            source="I₀′ = I₁, I₁(0) = 0")  # fmt: skip
