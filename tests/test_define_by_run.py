@@ -299,28 +299,38 @@ def test_references_are_followed() -> None:
 
 
 def both_ways(rule: Rule, k: int) -> int:
-    """Compare cotangents of a graph and of a record; the number of arrays compared."""
+    """Compare cotangents, and tangents by what is kept for them, of a graph and of a record.
+
+    Returns the number of arrays compared.
+    """
     case = rule.cases[k]
     args = case.draw(k)
+    none = lambda x: np.zeros(x.shape, jax.dtypes.float0)  # noqa: E731
+    ones = lambda leaves: [jnp.ones_like(x) if inexact(x) else none(x) for x in leaves]  # noqa: E731
+    floats = lambda leaves: [x for x in leaves if inexact(x)]  # noqa: E731
+    leaves_of = lambda *args: jax.tree.leaves(case.function(*args))  # noqa: E731
 
     def run(*args: Any) -> Any:
-        found = []
+        dots = [jnp.cos(x).astype(x.dtype) if inexact(x) else none(x) for x in args]
+        bars, pushed = [], [floats(bp.jvp(leaves_of, args, dots)[1])]
         for staged in (True, False):
-            outs, pullback = bp.vjp(lambda *a: jax.tree.leaves(case.function(*a)), *args,
-                                    staged=staged, max_steps=8)  # fmt: skip
-            none = lambda y: np.zeros(y.shape, jax.dtypes.float0)  # noqa: E731
-            bars = [jnp.ones_like(y) if inexact(y) else none(y) for y in outs]
-            found.append([x for x in pullback(bars) if inexact(x)])
-        return found
+            how: Any = {"staged": staged, "max_steps": 8}
+            outs, pullback = bp.vjp(leaves_of, *args, **how)
+            bars.append(floats(pullback(ones(outs))))
+            pushed.append(floats(bp.linearize(leaves_of, *args, **how)[1](*dots)))
+        return bars, pushed
 
-    staged, recorded = compiled(run)(*args)
+    (staged, recorded), (pushed, *along) = compiled(run)(*args)
     for i, (got, want) in enumerate(zip(recorded, staged, strict=True)):
         close(got, want, 1e-12, f"cotangent {i}")
+    for found in along:
+        for i, (got, want) in enumerate(zip(found, pushed, strict=True)):
+            close(got, want, 1e-9, f"tangent {i} by what is kept")
     return len(staged)
 
 
 @pytest.mark.parametrize(("rule", "k"), sampled_cases()[::2])
-def test_a_record_gives_what_a_graph_gives(rule: Rule, k: int) -> None:
+def test_a_record_gives_what_a_graph_gives_and_its_map_what_jvp_gives(rule: Rule, k: int) -> None:
     both_ways(rule, k)
 
 

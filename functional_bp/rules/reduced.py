@@ -15,7 +15,7 @@ from jax import lax
 
 from functional_bp import _jax
 from functional_bp.cases import case, real
-from functional_bp.rule import rule
+from functional_bp.rule import linear
 from functional_bp.rules.sharded import REPLICATED, blockwise
 
 
@@ -38,26 +38,26 @@ def _as_reduced(x: Any) -> Any:
     return jnp.sin(lax.pcast(total, "i", to="varying")) * x
 
 
-rule(_jax.find_primitive("lax.parallel.unreduced_psum_p"), "x -> y",
-     x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="reduced"),
-     why="y = Σ_d xᵈ is one value; so is the cotangent ȳ of every summand.",
-     cases=[case(blockwise(_postponed_sum, out=REPLICATED), real(4, 3),
-                 batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("lax.parallel.unreduced_psum_p"), "x -> y",
+       x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="reduced"),
+       why="y = Σ_d xᵈ is one value; so is the cotangent ȳ of every summand.",
+       cases=[case(blockwise(_postponed_sum, out=REPLICATED), real(4, 3),
+                   batchable=False)])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.preduced_p"), "x -> y",
-     x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
-     why="y = x, with a cotangent in summands: x̄ = Σ_d ȳᵈ.",
-     cases=[case(blockwise(_as_reduced), real(4, 3), batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("lax.parallel.preduced_p"), "x -> y",
+       x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
+       why="y = x, with a cotangent in summands: x̄ = Σ_d ȳᵈ.",
+       cases=[case(blockwise(_as_reduced), real(4, 3), batchable=False)])  # fmt: skip
 
-rule(_jax.find_primitive("lax.parallel.vary_unreduced_cast_p"), "x -> y",
-     x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
-     why="xᵈ is read as a summand of y = Σ_d xᵈ, so x̄ᵈ = ȳ.",
-     cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("lax.parallel.vary_unreduced_cast_p"), "x -> y",
+       x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
+       why="xᵈ is read as a summand of y = Σ_d xᵈ, so x̄ᵈ = ȳ.",
+       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
 
-rule(_jax.find_primitive("core.reduced_vary_cast_p"), "x -> y",
-     x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="unreduced"),
-     why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ: the ȳᵈ are its summands.",
-     cases=[case(blockwise(_as_reduced), real(4), batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("core.reduced_vary_cast_p"), "x -> y",
+       x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="unreduced"),
+       why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ: the ȳᵈ are its summands.",
+       cases=[case(blockwise(_as_reduced), real(4), batchable=False)])  # fmt: skip
 
 
 def _gathered(y_bar, *, all_gather_dimension, axis_name, tiled):
@@ -79,7 +79,7 @@ def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
     return lax.all_gather(y_bar, axis_name, axis=scatter_dimension, tiled=tiled, to="reduced")
 
 
-rule(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=_gathered,
-     cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])  # fmt: skip
-rule(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
-     cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=_gathered,
+       cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])  # fmt: skip
+linear(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
+       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
