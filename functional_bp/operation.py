@@ -172,7 +172,7 @@ class Operation:
                 arguments.append(zeros(shapes[need.name]) if absent else bar)
             else:
                 source = kept.values if need.kind == "value" else shapes
-                arguments.append(source.get(need.name) if need.optional else source[need.name])
+                arguments.append(source[need.name])
         chosen = {
             p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters
         }

@@ -11,8 +11,6 @@ parameter             is given
 ``z_bar``             the cotangent of the output ``z``; with the default ``None`` it may be
                       absent, without it the engine fills in zeros if another output has one
 ``y``, ``z``          the value of an operand or output, **kept** from the forward sweep
-``x=None``            the value of an operand where it costs no memory, an input of the function
-                      that is differentiated; else None
 ``y_t``               its shape, dtype and sharding alone; nothing is kept
 ``r``                 an auxiliary after ``|`` in the signature, computed by ``forward``
 ``index``             which member of a starred operand (``*xs``) the cotangent is for
@@ -70,7 +68,7 @@ class Pullback:
     @property
     def keeps(self) -> tuple[str, ...]:
         """The names whose values are kept from the forward sweep for this pullback."""
-        return tuple(n.name for n in self.needs if n.kind == "value" and not n.optional)
+        return tuple(need.name for need in self.needs if need.kind == "value")
 
     @property
     def cotangents(self) -> tuple[str, ...]:
@@ -88,6 +86,7 @@ class Rule:
     outputs: tuple[Name, ...] = ()
     auxiliaries: tuple[str, ...] = ()
     pullbacks: Mapping[str, Pullback] = field(default_factory=dict)
+    if_held: Mapping[str, Pullback] = field(default_factory=dict)
     joint: Pullback | None = None
     forward: Callable[..., Any] | None = None
     structure: type | None = None
@@ -102,7 +101,7 @@ class Rule:
     @property
     def derivation(self) -> str:
         """The rule's mathematics in words: ``why``, or the docstrings of its pullbacks."""
-        functions = [p.function for p in self.pullbacks.values()]
+        functions = [p.function for p in (*self.pullbacks.values(), *self.if_held.values())]
         functions += [self.joint.function] if self.joint else []
         texts = [self.why, *(f.__doc__ or "" for f in functions)]
         texts += [(self.structure.__doc__ or "")] if self.structure else []
@@ -155,6 +154,7 @@ def rule(
     forward: Callable[..., Any] | None = None,
     linear: str = "",
     pointwise: bool = False,
+    if_held: Mapping[str, Callable[..., Any]] = {},
     why: str = "",
     kinks: str = "",
     cases: Sequence[Any] = (),
@@ -175,6 +175,8 @@ def rule(
             operation itself.
         pointwise: an entry of the output depends on the same entry of the operands alone, so that
             each pullback is its own transpose, and forward mode.
+        if_held: pullbacks by operand that take the place of the others where what they keep costs
+            no memory: the inputs of the function that is differentiated.
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
         cases: inputs that the rule is tested on (``functional_bp.cases``).
@@ -188,7 +190,7 @@ def rule(
     operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
     names = [*operands, *outputs]
     parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)  # noqa: E731
-    unknown = set(pullbacks) - {name.text for name in operands}
+    unknown = {*pullbacks, *if_held} - {name.text for name in operands}
     if unknown:
         raise RuleError(
             f"rule for {primitive.name!r}: pullback for {sorted(unknown)[0]!r}, which is not an "
@@ -211,6 +213,7 @@ def rule(
             outputs=outputs,
             auxiliaries=auxiliaries,
             pullbacks={name: parse(function) for name, function in pullbacks.items()},
+            if_held={name: parse(function) for name, function in if_held.items()},
             joint=parse(joint) if joint else None,
             forward=forward,
             linear=groups,
@@ -307,7 +310,7 @@ def parse_pullback(
             starred = cotangents[text].starred
             needs.append(Need("cotangent", cotangents[text].text, optional or starred))
         elif text in values:
-            needs.append(Need("value", text, optional))
+            needs.append(Need("value", text))
         elif text.endswith("_t") and text[:-2] in values:
             needs.append(Need("shape", text[:-2]))
         elif text == "index":

@@ -53,8 +53,7 @@ def pull_step(
 ) -> Step:
     """Which pullbacks to call for an equation, and where each finds its arguments.
 
-    ``is_held`` tells of a variable whether it is there anyway, for pullbacks that ask for one with
-    None as the default.
+    ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
     """
     atoms: dict[str, Any] = {}
     for what, names, group in (
@@ -96,9 +95,6 @@ def pull_step(
                 payload: Any = places if starred else places[0]
             elif need.kind == "index":
                 payload = index
-            elif need.kind == "value" and need.optional and not is_held(atoms[need.name]):
-                found.append(("absent", None, True))
-                continue
             else:
                 payload = atoms[need.name]
                 if need.kind == "shape":
@@ -136,6 +132,9 @@ def pull_step(
     pulls = []
     for i in active:
         pullback = rule.pullbacks.get(operands[i].text)
+        other = rule.if_held.get(operands[i].text)
+        if other is not None and all(is_held(atoms[name]) for name in other.keeps):
+            pullback = other
         if pullback is None:
             continue
         if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):

@@ -238,12 +238,11 @@ def _push_pointwise(
         pullback = rule.pullbacks.get(operand.text)
         if dot is None or pullback is None:
             continue
+        given = {"cotangent": lambda _: dot, "value": named.get}  # noqa: B023
         arguments = [
-            dot if need.kind == "cotangent"
-            else jax.typeof(named[need.name]) if need.kind == "shape"
-            else None if need.optional else named[need.name]
+            given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
             for need in pullback.needs
-        ]  # fmt: skip
+        ]
         asked = {p: params[p] for p, required in pullback.parameters if required or p in params}
         part = pullback.function(*arguments, **asked)
         total = part if total is None else lax.add(total, part)

@@ -129,8 +129,7 @@ def asked_if_held(jaxpr: Jaxpr) -> Mask:
         if eqn.primitive is primitives.jit_p:
             inner = asked_if_held(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
         elif rule is not None:
-            needs = {n for p in rule.pullbacks.values() for n in p.needs if n.optional}
-            names = {n.name for n in needs if n.kind == "value"}
+            names = {name for pullback in rule.if_held.values() for name in pullback.keeps}
             inner = [n.text in names for n in spread(rule.operands, len(eqn.invars))]
         else:
             continue

@@ -34,28 +34,30 @@ def one_minus_square(x: Any) -> Any:
     return mul(sub(one, x), add(one, x))
 
 
-def pull_tanh(y_bar: Any, y: Any, x: Any = None) -> Any:
-    """Where x is at hand, tanh′ = 4/(eˣ + e⁻ˣ)² = 4 σ(2x) σ(−2x), since σ(2x) = eˣ/(eˣ + e⁻ˣ).
-
-    Numerics: y is ±1 in rounded numbers from |x| = 9 (float32) or 19 on, and 1 − y² is zero.
-    """
-    if x is not None and not is_complex(x):
-        twice = mul(constant(2, x), x)
-        slope = mul(lax.logistic(twice), lax.logistic(neg(twice)))
-        return mul(y_bar, mul(constant(4, x), slope))
+def pull_tanh(y_bar: Any, y: Any) -> Any:
+    """tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)."""
     if hasattr(lax, "one_minus_square"):
         return mul(y_bar, _one_minus_square(y))
     part = mul(y_bar, sub(constant(1, y), y))
     return add(part, mul(part, y))
 
 
-def pull_logistic(y_bar: Any, y: Any, x: Any = None) -> Any:
-    """Where x is at hand, 1 − y = σ(−x).
+def pull_tanh_of_held(y_bar: Any, x: Any) -> Any:
+    """Where x is there anyway: tanh′ = 4/(eˣ + e⁻ˣ)² = 4 σ(2x) σ(−2x), as σ(2x) = eˣ/(eˣ + e⁻ˣ).
+
+    Numerics: y is ±1 in rounded numbers from |x| = 9 (float32) or 19 on, and 1 − y² is zero.
+    """
+    twice = mul(constant(2, x), x)
+    slope = mul(lax.logistic(twice), lax.logistic(neg(twice)))
+    return mul(y_bar, mul(constant(4, x), slope))
+
+
+def pull_logistic_of_held(y_bar: Any, x: Any) -> Any:
+    """Where x is there anyway: σ′ = σ(x) σ(−x), as 1 − σ(x) = σ(−x).
 
     Numerics: y is 1 in rounded numbers from x = 17 (float32) or 37 on, and 1 − y is zero.
     """
-    is_real = x is not None and not is_complex(x)
-    return mul(y_bar, mul(y, lax.logistic(neg(x)) if is_real else sub(constant(1, y), y)))
+    return mul(y_bar, mul(lax.logistic(x), lax.logistic(neg(x))))
 
 
 def _one_minus_square(x: Any) -> Any:
@@ -91,10 +93,11 @@ rule(_jax.find_primitive("lax.lax.log2_p"), "x -> y",
      why="log₂ x = ln x / ln 2, (log₂ x)′ = 1/(x ln 2)", kinks="x = 0: inf",
      cases=[case(jnp.log2, real(3, low=0.1, high=4)), case(jnp.log2, cplx(2))])
 
-pointwise(lax.tanh_p, "x -> y", x=pull_tanh,
-     why="tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)",
+pointwise(lax.tanh_p, "x -> y", x=lambda y_bar, y: pull_tanh(y_bar, y),
+     if_held={"x": pull_tanh_of_held}, why=pull_tanh.__doc__ or "",
      cases=[case(lax.tanh, real(3)), case(lax.tanh, cplx(2, low=-1, high=1))])
-pointwise(lax.logistic_p, "x -> y", x=pull_logistic,
+pointwise(lax.logistic_p, "x -> y", x=lambda y_bar, y: mul(y_bar, mul(y, sub(constant(1, y), y))),
+     if_held={"x": pull_logistic_of_held},
      why="σ(x) = 1/(1 + e⁻ˣ), σ′ = e⁻ˣ/(1 + e⁻ˣ)² = σ(1 − σ)",
      cases=[case(lax.logistic, real(3)), case(lax.logistic, cplx(2, low=-1, high=1))])
 

@@ -151,8 +151,6 @@ def _arguments(pullback: Pullback) -> dict[str, Expression]:
                 arguments[need.name + "_bar"] = Symbol(need.name, bar=True)
             case "shape":
                 arguments[need.name + "_t"] = Shape(need.name)
-            case "value" if need.optional:  # the formula is that without it
-                continue
             case _:
                 arguments[need.name] = Symbol(need.name)
     for parameter, _ in pullback.parameters:
@@ -177,8 +175,7 @@ def _read_once(pullback: Pullback, known: tuple[tuple[str, type, Any], ...]) -> 
 
 def _read(pullback: Pullback, known: Mapping[str, Any]) -> Expression | None:
     try:
-        absent = {n.name: None for n in pullback.needs if n.kind == "value" and n.optional}
-        return read(pullback.function, _arguments(pullback), {**absent, **known})
+        return read(pullback.function, _arguments(pullback), known)
     except UnreadableError:
         return None
 
