@@ -78,6 +78,28 @@ def test_a_custom_jvp_function() -> None:
     assert not check(square, X).ok
 
 
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("kind", ["custom_vjp", "custom_jvp", "called"])
+def test_a_gradient_that_looks_at_values(kind: str, factor: int) -> None:
+    """Python branches on them, so that each call has to run."""
+
+    def kinked(x: Any) -> Any:
+        return x * x if x > 0 else -x
+
+    def slope(x: Any) -> Any:
+        return factor * x if x > 0 else -1.0
+
+    made: Any
+    if kind == "custom_jvp":
+        made = jax.custom_jvp(kinked)
+        made.defjvp(lambda primals, dots: (kinked(*primals), dots[0] * slope(*primals)))
+    else:
+        made = jax.custom_vjp(kinked)
+        made.defvjp(lambda x: (kinked(x), x), lambda x, bar: (bar * slope(x),))
+    report = bp.check((lambda x: made(x) + 1.0) if kind == "called" else made, 2.0)
+    assert report.ok == (factor == 2), report
+
+
 def test_an_operation_and_a_rule() -> None:
     def softplus(slope: Callable) -> Any:
         return bp.operation("x -> y", lambda x: jnp.logaddexp(x, 0.0),
@@ -280,6 +302,8 @@ def test_the_same_seed_gives_the_same_report() -> None:
 
 
 def test_bad_input_is_refused_at_the_door() -> None:
+    with pytest.raises(TypeError, match="wants gradients by argument"):
+        bp.check(lambda x: x * x, 2.0, claims=4.0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="bp.check cannot check this"):
         check(3)
     with pytest.raises(TypeError, match=r"cannot be called with the given arguments[\s\S]*got: "):

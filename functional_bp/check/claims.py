@@ -135,9 +135,18 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
         args: the point at which it was.
         claims: the gradient by argument: ``{"W1": array}``; names as in ``bp.trace``, or their
             last part. A function in place of an array is called with ``args``.
+
+    Raises:
+        TypeError: the claims are not by name, or ``fun`` is not scalar.
     """
     _scalar_of(fun, args)
     every = Flattening(fun, args)
+    if not isinstance(claims, Mapping):
+        raise TypeError(
+            compose("claims= wants gradients by argument", got=type(claims).__name__,
+                    expected=f"a dict with names of {', '.join(every.names)}",
+                    do=f"write claims={{{every.names[0]!r}: …}}" if every.names else "")
+        )  # fmt: skip
     by_name = {resolve(name, every.names): value for name, value in claims.items()}
     flat = Flattening(fun, args, only=tuple(by_name))
     values = [by_name[name] for name in flat.names]

@@ -27,6 +27,12 @@ from functional_bp.operation import Operation
 from functional_bp.rule import Rule, rules
 from functional_bp.transforms import vjp
 
+# What JAX raises where a function that is traced looks at a value.
+LOOKING = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.ConcretizationTypeError,
+)
 KEPT_SECOND = {"cache", "res", "residuals", "resid", "ctx", "saved", "memory", "kept"}
 
 
@@ -36,6 +42,13 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
     Raises:
         TypeError: it is nothing that claims a gradient.
     """
+    made = _read(subject, args)
+    if made.traceable and _looks_at_values(made):
+        return replace(made, traceable=False, residuals=None, backward=None)
+    return made
+
+
+def _read(subject: Any, args: Sequence[Any]) -> Subject:
     keywords: dict[str, Any] = {}
     if isinstance(getattr(subject, "__wrapped__", None), jax.custom_vjp):  # under jax.jit
         subject = subject.__wrapped__
@@ -263,6 +276,8 @@ def _pair(
 def _plain(fun: Callable[..., Any], args: Sequence[Any]) -> Subject:
     """A JAX function: its custom rules against their bodies, or finite differences alone."""
     subject = _callable(fun, args, reference=None)
+    if not is_traceable(subject.value, subject):
+        return subject
     jaxpr, _ = _jax.open_jaxpr(jax.make_jaxpr(subject.value)(subject.actives, subject.fixed))
     if not graphs.holds_custom_rules(jaxpr):
         return subject
@@ -279,9 +294,21 @@ def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
     """Whether JAX can trace a flat function; a NumPy function cannot be."""
     try:
         jax.eval_shape(value, subject.actives, subject.fixed)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
+    except LOOKING:
         return False
     return True
+
+
+def _looks_at_values(subject: Subject) -> bool:
+    """Whether Python branches on values, forwards or backwards, so that each call has to run."""
+    try:
+        outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
+        jax.eval_shape(subject.pull, subject.actives, subject.fixed, outs)
+    except LOOKING:
+        return True
+    except Exception:  # whatever else is wrong with it is found where it is run
+        return False
+    return False
 
 
 def _host(x: Any) -> Any:
