@@ -58,6 +58,12 @@ def jvp(
     Raises:
         CotangentError: a tangent's structure, shape or dtype does not match its primal.
     """
+    for what, given in ("primals", primals), ("tangents", tangents):
+        if not isinstance(given, tuple | list):
+            raise CotangentError(
+                compose(f"the {what} of jvp are not one per argument", got=describe(given),
+                        expected="a tuple or list", do=f"write ({what[:-1]},) for a single one")
+            )  # fmt: skip
     flat = Flat(fun, tuple(primals), has_aux)
     dots = _check_tangents(tuple(tangents), flat.in_tree, list(map(jax.typeof, flat.leaves)))
     outs, out_dots = _pushed(flat, dots, Options(strict))
@@ -75,7 +81,7 @@ def _pushed(flat: Flat, dots: Sequence[Any], options: Options) -> tuple[list[Any
         found = flat(*pusher.pair(leaves, dots))
     pusher.invalidate()
     on, values = split(pusher, found)
-    return as_arrays(values), [x.tangent if o else None for x, o in zip(found, on)]
+    return values, [x.tangent if o else None for x, o in zip(found, on)]
 
 
 def _as_tangent(dot: Any, aval: Any) -> Any:

@@ -252,7 +252,7 @@ def _recorded(
         recorder, inputs, outs = record(flat, leaves, wanted, options)
     seeded = tuple(i < flat.out_count for i in range(len(outs)))
     plan, values, residuals = recorder.finish(inputs, outs, seeded)
-    return plan, as_arrays(values), residuals, tuple(map(jax.typeof, flat.leaves))
+    return plan, values, residuals, tuple(map(jax.typeof, flat.leaves))
 
 
 def as_arrays(leaves: Sequence[Any]) -> list[Any]:
@@ -423,8 +423,8 @@ def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> 
 
 def _check_scalar(fun: Callable[..., Any], value: Any, holomorphic: bool) -> None:
     name = getattr(fun, "__name__", "the function")
-    leaves = jax.tree.leaves(value)
-    if len(leaves) != 1 or jax.typeof(leaves[0]).shape != ():
+    leaves, tree = jax.tree.flatten(value)
+    if not jax.tree_util.treedef_is_leaf(tree) or jax.typeof(leaves[0]).shape != ():
         raise NotDifferentiableError(
             compose(
                 f"Gradient only defined for scalar-output functions; {name} returns another",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -135,24 +137,35 @@ def agree(ours: Callable[[Any], Any], theirs: Callable[[Any], Any]) -> None:
     assert any(jnp.any(y != 0) for y in jax.tree.leaves(want))
 
 
-# Steps of 7 and 8 in rows of 9 meet every derivative and every surrounding.
-PAIRS = list(itertools.product(DERIVATIVES, SURROUNDINGS))
+class Recorded:
+    """``functional_bp``, with the function recorded rather than staged, inside ``jit`` too."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(bp, name)
+        takes = "staged" in inspect.signature(function).parameters
+        return functools.partial(function, staged=False) if takes else function
 
 
-@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 7))
-def test_derivative_inside_a_transform(derivative: str, surrounding: str) -> None:
+WAYS: dict[str, Any] = {"staged": bp, "recorded": Recorded()}
+
+# Steps of 13 and 17 in rows of 18 meet every derivative, every surrounding and both ways.
+TRIPLES = list(itertools.product(DERIVATIVES, SURROUNDINGS, WAYS))
+
+
+@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 13))
+def test_derivative_inside_a_transform(derivative: str, surrounding: str, way: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(
-        lambda x: [around(take(bp, model))(x) for model in MODELS.values()],
+        lambda x: [around(take(WAYS[way], model))(x) for model in MODELS.values()],
         lambda x: [around(take(jax, model))(x) for model in MODELS.values()],
     )
 
 
-@pytest.mark.parametrize(("derivative", "surrounding"), sampled(PAIRS, 8))
-def test_derivative_of_a_transform(derivative: str, surrounding: str) -> None:
+@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 17))
+def test_derivative_of_a_transform(derivative: str, surrounding: str, way: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(
-        lambda x: [take(bp, around(model))(x) for model in MODELS.values()],
+        lambda x: [take(WAYS[way], around(model))(x) for model in MODELS.values()],
         lambda x: [take(jax, around(model))(x) for model in MODELS.values()],
     )
 
@@ -165,9 +178,9 @@ FIRST = ["grad", "jvp", "jacrev", "jacfwd"]
 )
 def test_two_derivatives(inner: str, outer: str) -> None:
     """Ours of ours, ours of JAX's, and JAX's of ours all equal JAX's of JAX's."""
-    first, second = DERIVATIVES[inner], DERIVATIVES[outer]
+    first, second, recorded = DERIVATIVES[inner], DERIVATIVES[outer], WAYS["recorded"]
     want = second(jax, first(jax, perceptron))
-    mixed = [(bp, bp), (bp, jax), (jax, bp)]
+    mixed = [(bp, bp), (bp, jax), (jax, bp), (recorded, bp), (bp, recorded)]
     agree(
         lambda x: [second(a, first(b, perceptron))(x) for a, b in mixed],
         lambda x: [want(x)] * len(mixed),
@@ -182,9 +195,10 @@ def test_three_deep(model: str, middle: str) -> None:
         inner = DERIVATIVES["grad"](a, DERIVATIVES["grad"](b, MODELS[model]))
         return DERIVATIVES["grad"](c, SURROUNDINGS[middle](inner))
 
+    recorded = WAYS["recorded"]
     agree(
-        lambda x: [nested(bp, bp, bp)(x), nested(bp, jax, bp)(x)],
-        lambda x: [nested(jax, jax, jax)(x)] * 2,
+        lambda x: [nested(bp, bp, bp)(x), nested(bp, jax, bp)(x), nested(*[recorded] * 3)(x)],
+        lambda x: [nested(jax, jax, jax)(x)] * 3,
     )
 
 
