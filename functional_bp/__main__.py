@@ -2,7 +2,7 @@
 
 import sys
 
-from functional_bp.cli import main
+from functional_bp.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

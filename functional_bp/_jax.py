@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from jax import dtypes
-from jax._src import core as _core  # traces and tracers of one's own, and which trace is current
-from jax._src import source_info_util as _source  # no public way to re-emit a line and name scope
-from jax._src.interpreters import partial_eval as _partial_eval  # to tell tracing from vmap
-from jax._src.literals import TypedNdArray as _TypedNdArray  # no other host array is weakly typed
+from jax._src import core as _core
+from jax._src import source_info_util as _source
+from jax._src.interpreters import partial_eval as _partial_eval
+from jax._src.literals import TypedNdArray as _TypedNdArray
 from jax.errors import InconclusiveDimensionOperation
 from jax.extend.core import (
     ClosedJaxpr,  # pyright: ignore[reportPrivateImportUsage]  # in 0.12
@@ -29,9 +29,10 @@ from jax.extend.core import (
 from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
-OPERATION = __file__.replace("_jax.py", "operation.py")
+OPERATION = __file__.replace("_jax.py", "engine/operation.py")
 
-for _module in ("_jax", "backprop", "define_by_run", "recording", "tangents"):
+_ENGINE = ("sweeps", "define_by_run", "recording", "tangents")
+for _module in ("_jax", *(f"engine/{name}" for name in _ENGINE)):
     _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
 
 Trace, Tracer = _core.Trace, _core.Tracer

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sample_reports import ALL, RIGHT, WRONG
 
-from functional_bp import cli
-from functional_bp.check import checker, collect
-from functional_bp.check.collect import Target
-from functional_bp.check.report import Report
+from functional_bp.cli.main import main
+from functional_bp.gradcheck import check as checker
+from functional_bp.gradcheck import targets
+from functional_bp.gradcheck.report import Report
+from functional_bp.gradcheck.targets import Target
 
 OPS = '''
 """Operations with hand-derived gradients, one of them wrong."""
@@ -99,7 +100,7 @@ def ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     (package / "ops.py").write_text(OPS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    yield collect.load("kit.ops")
+    yield targets.load("kit.ops")
     for name in [name for name in sys.modules if name.split(".")[0] in ("kit", "alone", "other")]:
         del sys.modules[name]
 
@@ -119,7 +120,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of ``functional-bp check``."""
-    status = cli.main(["check", *words])
+    status = main.main(["check", *words])
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
@@ -129,4 +130,4 @@ def shapes(inputs: tuple[Any, ...]) -> list[str]:
 
 
 def target_of(ops: ModuleType, name: str) -> Target:
-    return collect.find(f"kit.ops:{name}")[0]
+    return targets.find(f"kit.ops:{name}")[0]

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis.numbers.samples import wrong_entries
-from functional_bp.check.diagnosis.numbers.search import hypotheses
-from functional_bp.check.findings import KINDS
-from functional_bp.check.subject import Disagreement, Sample, Subject
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
+from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
+from functional_bp.gradcheck.findings import KINDS
+from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 Pullback = Callable[..., tuple[Any, ...]]
 SECONDS = 5.0  # a generous deadline; what is found does not depend on it

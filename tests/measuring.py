@@ -18,7 +18,7 @@ import numpy as np
 from jax import dtypes
 
 import functional_bp as bp
-from functional_bp.cases import Case
+from functional_bp.engine.rule import Case
 
 # Compiling matters here, running does not: the arrays have a dozen elements.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

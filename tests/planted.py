@@ -10,7 +10,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 import functional_bp as bp
-from functional_bp.rule import Rule
+from functional_bp.engine.rule import Rule
 
 
 @contextlib.contextmanager

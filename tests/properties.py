@@ -15,7 +15,7 @@ import numpy as np
 from measuring import LOW_DTYPES, Probe, compiled, inexact, pull
 
 import functional_bp as bp
-from functional_bp.cases import Case
+from functional_bp.engine.rule import Case
 
 
 def tolerance(probe: Probe) -> float:

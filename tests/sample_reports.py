@@ -7,8 +7,8 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from functional_bp.check.findings import Entry, Finding, Place, Repair, Row
-from functional_bp.check.report import Report
+from functional_bp.gradcheck.findings import Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.report import Report
 
 LINE_TEXT = "x_bar = r * (a - a.mean(-1, keepdims=True))"
 LINE = Place("mypackage/ops.py", 19, LINE_TEXT)

@@ -12,7 +12,7 @@ import pytest
 from functional_bp import bench
 from functional_bp.bench.engine import SIDES, TRANSFORMS, table
 from functional_bp.bench.models import models
-from functional_bp.cli import main
+from functional_bp.cli.main import main
 
 RATIOS = ("trace_seconds", "compile_seconds", "run_seconds", "temporary_bytes", "flops")
 

@@ -27,7 +27,7 @@ from functional_bp.bench.rivals import (
 )
 from functional_bp.bench.scores import score
 from functional_bp.bench.trials import OURS, Trial, checkers
-from functional_bp.cli import main
+from functional_bp.cli.main import main
 
 # Relative to the cotangent of the largest argument: rounding of float64, with room for
 # ill-conditioned inputs, and what a fault must exceed to be one.

@@ -11,7 +11,7 @@ import pytest
 
 from functional_bp.bench import train
 from functional_bp.bench.trainers import LeftOutError, cycle, tasks
-from functional_bp.cli import main
+from functional_bp.cli.main import main
 
 OURS = ("jax", "step")
 

@@ -14,7 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad
 
 import functional_bp as bp
-from functional_bp.rule import Rule
+from functional_bp.engine.rule import Rule
 
 CENSUS = json.loads((Path(__file__).parent / "data" / "primitives.json").read_text())
 ROWS = {row["name"]: row for row in CENSUS["tier 1, in people's graphs"]}

@@ -16,7 +16,7 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
-from functional_bp.check.checker import check
+from functional_bp.gradcheck.check import check
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75]], np.float32)
 W = np.array([[0.3, -0.2], [1.1, 0.4], [-0.6, 0.9]], np.float32)

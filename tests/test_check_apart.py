@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from sampling import sampled
 
-from functional_bp.check.checker import check
+from functional_bp.gradcheck.check import check
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75], [0.3, 0.2, -0.1], [1.0, 2.0, -3.0]], np.float32)
 W = np.array([[0.2, -0.4], [1.5, 0.3], [-0.8, 0.6]], np.float32)

@@ -16,9 +16,9 @@ from checked_package import call
 from sample_reports import RIGHT
 
 import functional_bp as bp
-from functional_bp import cli
-from functional_bp.check import checker
-from functional_bp.check.report import Report
+from functional_bp.cli.main import main
+from functional_bp.gradcheck import check as checker
+from functional_bp.gradcheck.report import Report
 
 # With the checker itself
 
@@ -62,7 +62,7 @@ def test_in_a_process_of_its_own(ops: ModuleType, tmp_path: Path) -> None:
 
 
 def test_options_reach_the_checker(ops: Any, calls: list[Any], tmp_path: Path) -> None:
-    status = cli.main(
+    status = main.main(
         [
             "check",
             "kit.ops:loss_gradient",
@@ -94,12 +94,12 @@ def test_options_reach_the_checker(ops: Any, calls: list[Any], tmp_path: Path) -
 
 def test_expectations(ops: Any, calls: list[Any]) -> None:
     for text, expected in (("straight-through", "straight-through"), ("kit.ops:cube", ops.cube)):
-        cli.main(["check", "kit.ops:double", "--shape", "x=f32[3]", "--expect", text])
+        main.main(["check", "kit.ops:double", "--shape", "x=f32[3]", "--expect", text])
         assert calls.pop().options["expect"] == expected
 
 
 def test_the_options_of_a_mark_hold_unless_overruled(ops: Any, calls: list[Any]) -> None:
-    cli.main(["check", "kit.ops:marked", "--seed", "3"])
+    main.main(["check", "kit.ops:marked", "--seed", "3"])
     assert calls[0].options == {"quick": True, "seed": 3}
 
 
@@ -135,7 +135,7 @@ def test_a_whole_module(ops: Any, calls: list[Any], capsys: pytest.CaptureFixtur
 def test_status(ops: Any, calls: list[Any], name: str, strict: bool, expected: int) -> None:
     ops.slow = ops.softplus
     words = ["check", f"kit.ops:{name}", "--shape", "x=f32[2]", *(["--strict"] if strict else [])]
-    assert cli.main(words) == expected
+    assert main.main(words) == expected
 
 
 def test_formats(ops: Any, calls: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,7 +184,7 @@ def test_what_is_done_is_shown_when_it_is_stopped(
     monkeypatch.setattr(checker, "check", check)
     ops.example_inputs = lambda: (1.0,)
     status, out, err = call(capsys, "kit.ops")
-    assert status == cli.INTERRUPTED and "stopped" in err
+    assert status == main.INTERRUPTED and "stopped" in err
     assert out.splitlines()[-1] == "2 gradients: 2 right" and "softplus" in out
 
 

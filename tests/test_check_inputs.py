@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from checked_package import shapes, target_of
 
-from functional_bp.check import annotations, example_inputs
-from functional_bp.check.collect import Target
+from functional_bp.gradcheck import targets
+from functional_bp.gradcheck.targets import Target
 
 
 @pytest.mark.parametrize(
@@ -32,12 +32,12 @@ from functional_bp.check.collect import Target
     ],
 )  # fmt: skip
 def test_shapes(ops: ModuleType, name: str, given: list[str], expected: list[str]) -> None:
-    inputs = example_inputs.inputs_for(target_of(ops, name), shapes=given)
+    inputs = targets.inputs_for(target_of(ops, name), shapes=given)
     assert shapes(inputs) == expected
 
 
 def test_ranges_are_kept_and_the_seed_decides(ops: ModuleType) -> None:
-    draw = lambda text, seed=0: example_inputs.draw(text, np.random.default_rng(seed))  # noqa: E731
+    draw = lambda text, seed=0: targets.draw(text, np.random.default_rng(seed))  # noqa: E731
     drawn = np.asarray(draw("f32[1000]:-1..0.5"))
     assert -1 <= drawn.min() < -0.9 and 0.4 < drawn.max() <= 0.5
     assert set(np.asarray(draw("i32[1000]:2..4")).tolist()) == {2, 3, 4}
@@ -53,10 +53,10 @@ def test_files(ops: ModuleType) -> None:
     np.savez("named.npz", b=b, w=w, x=x)
     np.savez("in_order.npz", x, w, b)
     for file in ("named.npz", "in_order.npz"):
-        inputs = example_inputs.inputs_for(target_of(ops, "dense"), file=file)
+        inputs = targets.inputs_for(target_of(ops, "dense"), file=file)
         assert shapes(inputs) == ["float32[2, 3]", "float32[3, 4]", "float32[4]"]
     np.savez("nested.npz", **{"params/w": x, "params/deep/b": b})
-    (params,) = example_inputs.inputs_for(target_of(ops, "with_a_dictionary"), file="nested.npz")
+    (params,) = targets.inputs_for(target_of(ops, "with_a_dictionary"), file="nested.npz")
     assert shapes((params["w"], params["deep"]["b"])) == ["float32[2, 3]", "float32[4]"]
 
 
@@ -72,11 +72,11 @@ def test_files(ops: ModuleType) -> None:
 )
 def test_example_inputs(ops: Any, example: Any, expected: tuple[Any, ...]) -> None:
     ops.example_inputs = example
-    assert example_inputs.inputs_for(target_of(ops, "softplus")) == expected
+    assert targets.inputs_for(target_of(ops, "softplus")) == expected
 
 
 def test_marks_give_arrays_or_a_function_that_makes_them(ops: ModuleType) -> None:
-    inputs = lambda *arguments: example_inputs.inputs_for(  # noqa: E731
+    inputs = lambda *arguments: targets.inputs_for(  # noqa: E731
         Target("m:softplus", ops.softplus, ops, arguments)
     )
     assert inputs(1.0) == (1.0,) == inputs(lambda: (1.0,)) == inputs(lambda: 1.0)
@@ -87,7 +87,7 @@ def test_the_order_of_the_ways(ops: Any) -> None:
     ops.example_inputs = lambda: (np.zeros(4),)
     marked = Target("m:softplus", ops.softplus, ops, (np.zeros(5),))
     plain = Target("m:softplus", ops.softplus, ops)
-    size = lambda target, **ways: example_inputs.inputs_for(target, **ways)[0].size  # noqa: E731
+    size = lambda target, **ways: targets.inputs_for(target, **ways)[0].size  # noqa: E731
     assert size(marked, file="x.npz", shapes=["x=f32[6]"]) == 7
     assert size(marked, shapes=["x=f32[6]"]) == 6
     assert size(marked) == 5
@@ -130,7 +130,7 @@ of_texts.__annotations__ = {
 
 @pytest.mark.parametrize("function", [of_objects, of_texts])
 def test_annotations(function: Any) -> None:
-    inputs = example_inputs.inputs_for(Target("m:f", function))
+    inputs = targets.inputs_for(Target("m:f", function))
     assert shapes(inputs) == ["float32[3, 4]", "int32[3]", "bfloat16[4]", "float32[]", "-1"]
 
 
@@ -150,22 +150,22 @@ def test_annotations(function: Any) -> None:
     ],
 )
 def test_dimensions(dims: str, expected: tuple[int, ...]) -> None:
-    assert annotations.shape_of(dims, annotations.Sizes()) == expected
+    assert targets.shape_of(dims, targets.Sizes()) == expected
 
 
 def test_sizes_are_all_different_and_shared() -> None:
-    sizes = annotations.Sizes()
+    sizes = targets.Sizes()
     names = [f"axis{k}" for k in range(20)]
     assert len({sizes[name] for name in names}) == 20
-    assert annotations.shape_of("axis3 axis0", sizes) == (sizes["axis3"], sizes["axis0"])
+    assert targets.shape_of("axis3 axis0", sizes) == (sizes["axis3"], sizes["axis0"])
 
 
 def test_annotations_that_cannot_be_read() -> None:
     def f(x): ...  # type: ignore[no-untyped-def]
 
     f.__annotations__ = {"x": 'Float[Array, "b 2**b"]'}
-    with pytest.raises(example_inputs.InputsError, match="the annotation of x cannot be read"):
-        example_inputs.inputs_for(Target("m:f", f))
+    with pytest.raises(targets.InputsError, match="the annotation of x cannot be read"):
+        targets.inputs_for(Target("m:f", f))
 
 
 def test_names_of_arguments_that_are_not_known() -> None:
@@ -174,9 +174,9 @@ def test_names_of_arguments_that_are_not_known() -> None:
 
         def __call__(self, x: Any) -> Any: ...
 
-    with pytest.raises(example_inputs.InputsError, match="names of its arguments are not known"):
-        example_inputs.inputs_for(Target("m:f", Odd()), shapes=["x=f32[3]"])
+    with pytest.raises(targets.InputsError, match="names of its arguments are not known"):
+        targets.inputs_for(Target("m:f", Odd()), shapes=["x=f32[3]"])
 
 
 def test_jnp_is_used() -> None:
-    assert isinstance(example_inputs.draw("f32[2]", np.random.default_rng(0)), jnp.ndarray)
+    assert isinstance(targets.draw("f32[2]", np.random.default_rng(0)), jnp.ndarray)

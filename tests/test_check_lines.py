@@ -10,9 +10,14 @@ from jax import lax
 from jax.core import Tracer
 from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis import diagnose, line_of_cotangent, line_of_overflow, lines_of
-from functional_bp.check.diagnosis.numbers.thresholds import round_between
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.diagnose import (
+    diagnose,
+    line_of_cotangent,
+    line_of_overflow,
+    lines_of,
+)
+from functional_bp.gradcheck.diagnosis.patterns.formulas import round_between
 
 
 def softmax_fwd_stale(x):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, best, elementwise, normal, planted, tanh_bar
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis.numbers.samples import wrong_entries
-from functional_bp.check.diagnosis.numbers.search import hypotheses
-from functional_bp.check.subject import Disagreement, Sample
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
+from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
+from functional_bp.gradcheck.subject import Disagreement, Sample
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

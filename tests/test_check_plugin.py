@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 
 import functional_bp as bp
-from functional_bp.check import collect, marks
+from functional_bp.gradcheck import marks, targets
 
 pytest_plugins = ["pytester"]
 
 ROOT = str(Path(bp.__file__).parents[1])
-PLUGIN = "functional_bp.check.plugin"
+PLUGIN = "functional_bp.gradcheck.plugin"
 
 CUBES = """
 import functools
@@ -93,11 +93,11 @@ def test_names_of_marks(tmp_path: Path) -> None:
         "bp.checked(3.0, name='by hand')(f)\n"
         "bp.checked(4.0)((lambda x: (x, x), lambda x, y_bar: (y_bar,)))\n"
     )
-    found = list(collect.marked_in(collect.load_file(file)))
+    found = list(targets.marked_in(targets.load_file(file)))
     assert [target.name for target in found] == [
         "several:f", "several:f[2]", "several:by hand", "several:line 6"]  # fmt: skip
     assert found[1].options == {"seed": 3} and found[2].options == {}
-    assert collect.find(f"{file}:f[2]")[0].arguments == (2.0,)
+    assert targets.find(f"{file}:f[2]")[0].arguments == (2.0,)
     del sys.modules["several"]
 
 
@@ -105,7 +105,7 @@ def test_a_module_that_is_imported_again_is_marked_once(tmp_path: Path) -> None:
     file = tmp_path / "again.py"
     file.write_text("import functional_bp as bp\nbp.checked(1.0)(abs)\n")
     for _ in range(2):
-        assert len(marks.marks_in(collect.load_file(file))) == 1
+        assert len(marks.marks_in(targets.load_file(file))) == 1
         del sys.modules["again"]
 
 
@@ -140,8 +140,8 @@ def test_the_fixture_where_nothing_is_decided(inner: pytest.Pytester) -> None:
     inner.makepyfile(
         """
         import pytest
-        from functional_bp.check import checker
-        from functional_bp.check.report import Report
+        from functional_bp.gradcheck import checker
+        from functional_bp.gradcheck.report import Report
         @pytest.fixture(autouse=True)
         def stand_in(monkeypatch):
             report = Report("f", "inconclusive", reasons=("nothing settled",))
@@ -202,8 +202,8 @@ def test_marks_in_test_files_and_packages(inner: pytest.Pytester) -> None:
 def test_what_is_not_decided_is_skipped_with_its_reasons(inner: pytest.Pytester) -> None:
     inner.makeconftest(
         """
-        from functional_bp.check import checker
-        from functional_bp.check.report import Report
+        from functional_bp.gradcheck import checker
+        from functional_bp.gradcheck.report import Report
         report = Report("f", "inconclusive", reasons=("nothing settled",))
         checker.check = lambda *args, **options: report
         """
@@ -245,7 +245,7 @@ def test_it_costs_nothing_until_it_is_used(inner: pytest.Pytester) -> None:
     inner.makepyfile(
         cubes="# checked\nimport functional_bp as bp\nbp.checked(1.0)(abs)\n",
         test_one="import sys\ndef test_one():\n"
-        "    assert 'functional_bp.check.plugin' in sys.modules\n"
+        "    assert 'functional_bp.gradcheck.plugin' in sys.modules\n"
         "    assert not {'jax', 'numpy', 'rich', 'functional_bp.errors'} & set(sys.modules)\n",
     )
     run(inner).assert_outcomes(passed=1)

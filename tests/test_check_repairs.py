@@ -25,11 +25,11 @@ from jax import lax
 from sampling import sampled
 from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis.repairs.constants import named
-from functional_bp.check.diagnosis.repairs.drops import drops
-from functional_bp.check.diagnosis.repairs.program import trace
-from functional_bp.check.diagnosis.repairs.search import repairs
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.repair.constants import named
+from functional_bp.gradcheck.diagnosis.repair.dropped import drops
+from functional_bp.gradcheck.diagnosis.repair.program import trace
+from functional_bp.gradcheck.diagnosis.repair.search import repairs
 
 
 @pytest.mark.parametrize(

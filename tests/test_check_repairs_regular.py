@@ -13,10 +13,9 @@ from jax import lax
 from sampling import sampled
 from traced_disagreements import best, disagree, line_with, normal
 
-from functional_bp.check.diagnosis.repairs.downstream import PATIENCE, Matrices
-from functional_bp.check.diagnosis.repairs.edits.edit import Edit
-from functional_bp.check.diagnosis.repairs.in_numpy import evaluate
-from functional_bp.check.diagnosis.repairs.program import trace
+from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.program import evaluate, trace
+from functional_bp.gradcheck.diagnosis.repair.validate import PATIENCE, Matrices
 
 
 def image(x, w):

@@ -24,10 +24,10 @@ from sample_reports import (
 )
 
 from functional_bp import errors
-from functional_bp.check import formats
-from functional_bp.check.findings import KINDS, Entry, Finding, Place, Repair, Row
-from functional_bp.check.formats import text, words
-from functional_bp.check.report import Report
+from functional_bp.gradcheck import formats
+from functional_bp.gradcheck.findings import KINDS, Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.formats import text, words
+from functional_bp.gradcheck.report import Report
 
 # Text
 

@@ -20,10 +20,10 @@ from sample_reports import (
     with_example,
 )
 
-from functional_bp.check.findings import Finding, Place
-from functional_bp.check.formats import github, junit, words
-from functional_bp.check.formats import json as json_format
-from functional_bp.check.report import Report
+from functional_bp.gradcheck.findings import Finding, Place
+from functional_bp.gradcheck.formats import github, junit, words
+from functional_bp.gradcheck.formats import json as json_format
+from functional_bp.gradcheck.report import Report
 
 # JSON
 

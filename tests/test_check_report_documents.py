@@ -16,9 +16,9 @@ from sample_reports import (
     nasty,
 )
 
-from functional_bp.check.findings import Repair
-from functional_bp.check.formats import html as html_format
-from functional_bp.check.formats import markdown, words
+from functional_bp.gradcheck.findings import Repair
+from functional_bp.gradcheck.formats import html as html_format
+from functional_bp.gradcheck.formats import markdown, words
 
 # HTML
 

@@ -13,9 +13,10 @@ import pytest
 from jax import lax
 from sampling import sampled
 
-from functional_bp.check import checker, trial
-from functional_bp.check.checker import check
-from functional_bp.check.findings import KINDS
+from functional_bp.gradcheck import check as checker
+from functional_bp.gradcheck import context
+from functional_bp.gradcheck.check import check
+from functional_bp.gradcheck.findings import KINDS
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75]], np.float32)
 
@@ -216,7 +217,7 @@ def test_a_diagnosis_that_raises_changes_no_verdict(monkeypatch: pytest.MonkeyPa
     def broken(*_: Any) -> None:
         raise RuntimeError("no idea")
 
-    monkeypatch.setattr(trial, "diagnose", broken)
+    monkeypatch.setattr(context, "diagnose", broken)
     report = check(square(lambda x, y_bar: (3 * x * y_bar,)), X)
     assert report.verdict == "wrong"
     assert "RuntimeError: no idea" in report.findings[0].message

@@ -11,7 +11,7 @@ import pytest
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.check.steps import check_steps
+from functional_bp.gradcheck.steps import check_steps
 
 rng = np.random.default_rng(0)
 PARAMS = {"W1": rng.standard_normal((4, 3)), "W2": rng.standard_normal((2, 4))}

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import functional_bp as bp
-from functional_bp.check import collect, example_inputs
+from functional_bp.gradcheck import targets as collect
+from functional_bp.gradcheck import targets as example_inputs
 
 
 def test_everything_of_a_module(ops: ModuleType) -> None:
@@ -49,7 +50,7 @@ def test_rules_of_a_persons_own_file(ops: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(
         "import functional_bp as bp\n"
         "from jax.extend.core import Primitive\n"
-        "from functional_bp.cases import case, real\n"
+        "from functional_bp.engine.rule import case, real\n"
         "half_p = Primitive('half_of_alone')\n"
         "half_p.def_impl(lambda x: x / 2)\n"
         "bp.rule(half_p, 'x -> y', x=lambda y_bar: y_bar / 2, cases=[case(half_p.bind, real(3))])\n"

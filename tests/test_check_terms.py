@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis.numbers import search as searches
-from functional_bp.check.diagnosis.numbers.samples import gather
-from functional_bp.check.subject import Disagreement
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.patterns import search as searches
+from functional_bp.gradcheck.diagnosis.patterns.evidence import gather
+from functional_bp.gradcheck.subject import Disagreement
 
 
 # fmt: off

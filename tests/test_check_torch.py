@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functional_bp.check.checker import check
+from functional_bp.gradcheck.check import check
 
 torch = pytest.importorskip("torch", reason="PyTorch is gigabytes, and only a reference here")
 

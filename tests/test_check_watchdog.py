@@ -13,13 +13,13 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
-from functional_bp.check import checker, trial
-from functional_bp.check.watchdog import TimeUp, watchdog
+from functional_bp.gradcheck import check, context
+from functional_bp.gradcheck.clock import TimeUp, watchdog
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    for module in (checker, trial):
+    for module in (check, context):
         monkeypatch.setattr(module, "overtime", lambda seconds: 0.5)
 
 
@@ -82,7 +82,7 @@ def test_it_hangs_on_inputs_that_nobody_tried():
 
 
 def test_a_finding_outlives_a_diagnosis_that_hangs(monkeypatch):
-    monkeypatch.setattr(trial, "diagnose", lambda *_: spin())
+    monkeypatch.setattr(context, "diagnose", lambda *_: spin())
     report = bp.check(square_with(lambda x, y_bar: (3 * x * y_bar,)), jnp.ones(2), seconds=4.0)
     assert report.verdict == "wrong" and report.findings[0].argument == "x"
     assert "TimeUp" in report.findings[0].message

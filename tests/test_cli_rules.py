@@ -14,16 +14,15 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
-from functional_bp import cli
-from functional_bp.explain.gallery import facts as gallery
-from functional_bp.rules import improvements as declared
+from functional_bp.cli.main import gallery, main
+from functional_bp.engine import improvements as declared
 
 PACKAGE = Path(bp.__file__).parent
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a command."""
-    status = cli.main(list(words))
+    status = main.main(list(words))
     printed = capsys.readouterr()
     return status, printed.out, printed.err
 
@@ -38,14 +37,14 @@ def test_help_imports_no_jax() -> None:
         "sys.modules['jax'] = None\n"
         f"package = types.ModuleType('functional_bp'); package.__path__ = [{str(PACKAGE)!r}]\n"
         "sys.modules['functional_bp'] = package\n"
-        "from functional_bp.cli import main\n"
+        "from functional_bp.cli.main import main\n"
         "assert main(['--help']) == 0 and main(['rules', '--help']) == 0\n"
         "print(any(name.split('.')[0] in ('rich', 'numpy') for name in sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
-    for name in cli.COMMANDS:
+    for name in main.COMMANDS:
         assert f"    {name} " in done.stdout
 
 
@@ -76,12 +75,12 @@ def test_wrong_calls_say_so_on_stderr(
 def test_version_and_statuses(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call(capsys, "--version")[:2] == (0, cli._version() + "\n")
+    assert call(capsys, "--version")[:2] == (0, main._version() + "\n")
     module: Any = types.ModuleType("planted")
     module.add_arguments = lambda parser: parser.add_argument("--status", type=int)
     module.run = lambda args: args.status
     monkeypatch.setitem(sys.modules, "planted", module)
-    monkeypatch.setitem(cli.COMMANDS, "planted", ("planted", "return what it is told"))
+    monkeypatch.setitem(main.COMMANDS, "planted", ("planted", "return what it is told"))
     for expected in (0, 1, 2):
         assert call(capsys, "planted", "--status", str(expected))[0] == expected
 
@@ -98,7 +97,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.returncode == 0 and done.stderr == ""
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_every_command_keeps_the_protocol(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = call(capsys, name, "--help")
     assert status == 0 and out.startswith(f"usage: functional-bp {name}")
@@ -123,7 +122,7 @@ def test_every_rule_is_listed_with_its_facts(capsys: pytest.CaptureFixture[str])
 
 def test_the_file_and_line_are_where_the_rule_stands() -> None:
     facts = gallery.describe_rule(bp.rules[lax.tanh_p])
-    assert facts["file"].startswith("functional_bp/rules/")
+    assert facts["file"].startswith("functional_bp/vjps/")
     line = (PACKAGE.parent / facts["file"]).read_text().splitlines()[facts["line"] - 1]
     assert "tanh_p" in line
 

@@ -19,7 +19,7 @@ from properties import close
 from test_rules import all_cases, sampled_cases
 
 import functional_bp as bp
-from functional_bp.rule import Rule
+from functional_bp.engine.rule import Rule
 
 X = jnp.array([0.4, -0.7, 1.1])
 

@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functional_bp.demo import command, network
-from functional_bp.demo.compare import RELATIVE_TOLERANCE, compare
-from functional_bp.demo.digits import batches, load_digits
+from functional_bp.cli.demo import RELATIVE_TOLERANCE, batches, compare, load_digits
+from functional_bp.cli.main import demo
 
 
 def run(*options: str) -> int:
     parser = argparse.ArgumentParser("functional-bp demo")
-    command.add_arguments(parser)
+    demo.add_arguments(parser)
     with jax.enable_x64(False):
-        return command.run(parser.parse_args(options))
+        return demo.run(parser.parse_args(options))
 
 
 def test_trains_to_97_percent_over_eight_devices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +57,7 @@ def test_a_wrong_gradient_ends_with_status_1(
     def scaled(fun: Any) -> Any:
         return lambda *args: jax.tree.map(lambda x: x * 1.0001, jax.grad(fun)(*args))
 
-    monkeypatch.setattr(command, "grad", scaled)
+    monkeypatch.setattr(demo, "grad", scaled)
     assert run("--devices", "1", "--epochs", "1", "--width", "4") == 1
     assert "DIFFERS" in capsys.readouterr().out
 
@@ -132,10 +131,10 @@ def test_an_epoch_shows_no_image_twice() -> None:
 
 
 def test_equations_by_hand_match_finite_differences() -> None:
-    weights = jax.tree.map(lambda x: x.astype(jnp.float64), network.initial_weights(0, 5))
+    weights = jax.tree.map(lambda x: x.astype(jnp.float64), demo.initial_weights(0, 5))
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(6, 64)), rng.integers(0, 10, 6)
-    objective = partial(network.objective, batch=batch, weight_decay=0.1)
+    objective = partial(demo.penalised_loss, batch=batch, weight_decay=0.1)
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), weights)
     moved = [
         objective(jax.tree.map(lambda w, d, s=s: w + s * d, weights, direction))
@@ -143,7 +142,7 @@ def test_equations_by_hand_match_finite_differences() -> None:
     ]
     slope = sum(
         float(jnp.vdot(b, d))
-        for b, d in zip(network.hand_gradients(weights, batch, 0.1), direction, strict=True)
+        for b, d in zip(demo.hand_gradients(weights, batch, 0.1), direction, strict=True)
     )
     # Central difference with step 1e-6 in float64: error about 1e-10 relative to J ≈ 1e1.
     np.testing.assert_allclose((moved[0] - moved[1]) / 2e-6, slope, rtol=1e-7)

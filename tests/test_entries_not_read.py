@@ -19,7 +19,7 @@ from measuring import Probe, compiled, inexact, pull
 from test_rules import all_cases, sampled_cases
 
 import functional_bp as bp
-from functional_bp.cases import Case, case, real
+from functional_bp.engine.rule import Case, case, real
 
 MOST = 40  # entries of an argument that are tried
 NEARBY = (-1e-3, 1e-3, 1e-2)  # an entry that is selected at a kink shows on one side at least

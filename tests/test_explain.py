@@ -13,8 +13,8 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
-from functional_bp.explain.explanation import NoValuesError, UnreachedError
-from functional_bp.graph.view import UnknownVariableError
+from functional_bp.explanation.explanation import NoValuesError, UnreachedError
+from functional_bp.graph.graph import UnknownVariableError
 
 X = jnp.array([0.3, -1.2, 2.0])
 W = jnp.array([[0.1, 0.4, -0.2], [0.7, -0.5, 0.3], [0.2, 0.1, 0.9]])

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from functional_bp.explain.page.arranging import FEWEST_TWINS, Arranged, arranged
-from functional_bp.explain.pictures.boxes import Box
+from functional_bp.explanation.page.drawing import FEWEST_TWINS, Arranged, arranged
+from functional_bp.explanation.pictures.boxes import Box
 
 WIDE, HEADS = 220.0, 12
 

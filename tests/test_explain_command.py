@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp import cli
-from functional_bp.explain.explanation import Explanation
+from functional_bp.cli.main import main
+from functional_bp.explanation.explanation import Explanation
 
 MODEL = '''
 """Functions to explain."""
@@ -97,7 +97,7 @@ def call(
     monkeypatch.setattr(sys, "path", [*sys.path])
 
     def run(*words: str) -> tuple[int, str, str]:
-        status = cli.main(["explain", *words])
+        status = main.main(["explain", *words])
         printed = capsys.readouterr()
         return status, printed.out, printed.err
 
@@ -138,7 +138,7 @@ def test_a_terminal_gets_colours(call: Call, monkeypatch: pytest.MonkeyPatch) ->
     seen: list[Any] = []
     monkeypatch.setattr(Explanation, "text", lambda self, **options: seen.append(options) or "")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr("functional_bp.commands.explain._is_terminal", lambda: True)
+    monkeypatch.setattr("functional_bp.cli.explain._is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "77")
     assert call(*GATE)[0] == 0
     monkeypatch.setenv("NO_COLOR", "1")
@@ -367,8 +367,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     def broken(*_: Any) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("functional_bp.commands.explain._print_tables", broken)
-    monkeypatch.setattr(cli, "_run", lambda args: args.run(args))
+    monkeypatch.setattr("functional_bp.cli.explain._print_tables", broken)
+    monkeypatch.setattr(main, "_run", lambda args: args.run(args))
     with pytest.raises(BrokenPipeError):  # which the command line answers with a quiet 0
         call(*GATE)
 

@@ -11,10 +11,10 @@ import pytest
 from drawn_models import MODELS, normal
 
 import functional_bp as bp
-from functional_bp.explain.numbers import format_number
-from functional_bp.explain.pictures.contents import contents
-from functional_bp.explain.pictures.picture import scene_of
-from functional_bp.explain.pictures.typeset import plain, typeset_name, typeset_paths
+from functional_bp.explanation.numbers import format_number
+from functional_bp.explanation.pictures.contents import contents
+from functional_bp.explanation.pictures.picture import scene_of
+from functional_bp.explanation.pictures.symbols import plain, typeset_name, typeset_paths
 
 
 @pytest.fixture(scope="module")

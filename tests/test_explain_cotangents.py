@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
-from functional_bp.graph.view import UnknownVariableError
+from functional_bp.graph.graph import UnknownVariableError
 
 X = jnp.array([0.3, -1.2, 2.0])
 PARAMS = {"W1": jnp.array([[0.1, 0.4, -0.2], [0.7, -0.5, 0.3]]), "W2": jnp.array([1.5, -0.5])}

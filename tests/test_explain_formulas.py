@@ -13,8 +13,15 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
-from functional_bp.explain.formulas import unicode
-from functional_bp.explain.formulas.algebra import (
+from functional_bp.explanation.formulas import unicode
+from functional_bp.explanation.formulas.equations import forward, reverse, short_names, symbols
+from functional_bp.explanation.formulas.expression import (
+    ONE,
+    Call,
+    Comparison,
+    MatrixProduct,
+    Symbol,
+    Transpose,
     add,
     choose,
     divide,
@@ -24,23 +31,17 @@ from functional_bp.explain.formulas.algebra import (
     opposite,
     power,
     subtract,
-)
-from functional_bp.explain.formulas.contraction import contracted, parse
-from functional_bp.explain.formulas.docstring import formula_line, renamed
-from functional_bp.explain.formulas.equations import forward, reverse
-from functional_bp.explain.formulas.evaluation import evaluate
-from functional_bp.explain.formulas.expression import (
-    ONE,
-    Call,
-    Comparison,
-    MatrixProduct,
-    Symbol,
-    Transpose,
     walk,
 )
-from functional_bp.explain.formulas.formula import Formula, formula
-from functional_bp.explain.formulas.reading import UnreadableError, read
-from functional_bp.explain.formulas.symbols import short_names, symbols
+from functional_bp.explanation.formulas.formula import (
+    Formula,
+    contracted,
+    formula,
+    formula_line,
+    parse,
+    renamed,
+)
+from functional_bp.explanation.formulas.reading import UnreadableError, evaluate, read
 
 X, Y, W = Symbol("x"), Symbol("y"), Symbol("W")
 Y_BAR = Symbol("y", bar=True)

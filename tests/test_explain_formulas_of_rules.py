@@ -14,14 +14,22 @@ from sampling import sampled
 from well_formed import check_latex
 
 import functional_bp as bp
-from functional_bp.backprop import evaluate as run_equation
-from functional_bp.explain.formulas import latex, unicode
-from functional_bp.explain.formulas.algebra import add, divide, multiply, negate, number
-from functional_bp.explain.formulas.evaluation import NotNumericError, evaluate
-from functional_bp.explain.formulas.expression import ONE, Shape, Symbol
-from functional_bp.explain.formulas.formula import formula
-from functional_bp.explain.gallery.facts import formulas
-from functional_bp.rule import Rule
+from functional_bp.cli.gallery import formulas
+from functional_bp.engine.rule import Rule
+from functional_bp.engine.sweeps import evaluate as run_equation
+from functional_bp.explanation.formulas import latex, unicode
+from functional_bp.explanation.formulas.expression import (
+    ONE,
+    Shape,
+    Symbol,
+    add,
+    divide,
+    multiply,
+    negate,
+    number,
+)
+from functional_bp.explanation.formulas.formula import formula
+from functional_bp.explanation.formulas.reading import NotNumericError, evaluate
 
 RULES = sorted(bp.rules.values(), key=lambda rule: rule.primitive.name)
 X, Y = Symbol("x"), Symbol("y")

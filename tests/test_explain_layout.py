@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from functional_bp.explain.pictures.boxes import Placed
-from functional_bp.explain.pictures.layout import (
+from functional_bp.explanation.pictures.boxes import Placed
+from functional_bp.explanation.pictures.layout import (
     Box,
     Direction,
     Engine,

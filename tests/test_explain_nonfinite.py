@@ -16,7 +16,7 @@ from jax import lax
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.explain.nonfinite import FirstNonfinite
+from functional_bp.explanation.nonfinite import FirstNonfinite
 
 X = jnp.array([1.0, 0.0, 2.0])
 DEPTH = 10  # layers of three equations each

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.explain.page import PageError, frame, page
+from functional_bp.explanation.page import PageError, frame, page
 
 NASTY = """<b>&"x'</script><!--"""
 

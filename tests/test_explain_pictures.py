@@ -17,11 +17,12 @@ from drawn_models import MODELS, normal
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.explain.pictures import raster, svg
-from functional_bp.explain.pictures.layout import has_graphviz
-from functional_bp.explain.pictures.picture import PictureError, scene_of
-from functional_bp.explain.pictures.scene import Scene, Shape, Text
-from functional_bp.explain.pictures.typeset import plain
+from functional_bp.explanation.pictures import scene as raster
+from functional_bp.explanation.pictures import scene as svg
+from functional_bp.explanation.pictures.layout import has_graphviz
+from functional_bp.explanation.pictures.picture import PictureError, scene_of
+from functional_bp.explanation.pictures.scene import Scene, Shape, Text
+from functional_bp.explanation.pictures.symbols import plain
 
 SVG = "{http://www.w3.org/2000/svg}"
 ENGINES = ["built-in", "graphviz"] if has_graphviz() else ["built-in"]
@@ -241,4 +242,4 @@ def test_png_without_matplotlib_names_the_extra(
 
 
 def test_an_empty_scene_is_a_page() -> None:
-    assert ET.fromstring(svg.write(Scene("nothing", 10, 10))).get("width") == "10"
+    assert ET.fromstring(svg.svg_of(Scene("nothing", 10, 10))).get("width") == "10"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.explain.pictures.contents import Contents, Node, Output, contents
-from functional_bp.explain.scopes import MOST_ITEMS, Scope, Stub, View, scopes, views
+from functional_bp.explanation.pictures.contents import Contents, Node, Output, contents
+from functional_bp.explanation.scopes import MOST_ITEMS, Scope, Stub, View, scopes, views
 
 
 def block(w, x):

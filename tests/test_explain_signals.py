@@ -15,7 +15,7 @@ from jax import lax
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.explain.signals import Signals
+from functional_bp.explanation.signals import Signals
 
 Activation = Callable[[Any], Any]
 ACTIVATIONS: dict[str, Activation] = {

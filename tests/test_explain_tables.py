@@ -17,12 +17,12 @@ from rich.cells import cell_len
 from well_formed import check_latex
 
 import functional_bp as bp
-from functional_bp.explain.formulas import unicode
-from functional_bp.explain.rows import ReverseRow, forward_rows, reverse_rows
-from functional_bp.explain.states import state_of
-from functional_bp.explain.tables import contents
-from functional_bp.explain.tables.latex import PACKAGES
-from functional_bp.explain.tables.text import fitted
+from functional_bp.explanation import tables
+from functional_bp.explanation.formulas import unicode
+from functional_bp.explanation.numbers import state_of
+from functional_bp.explanation.rows import ReverseRow, forward_rows, reverse_rows
+from functional_bp.tables.latex import PACKAGES
+from functional_bp.tables.text import fitted
 
 
 def product_of_sum(x: Any, y: Any, z: Any) -> Any:
@@ -204,7 +204,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 
 def test_columns_go_as_the_width_shrinks() -> None:
-    table = contents.tables(explained_network())[1]
+    table = tables.tables(explained_network())[1]
     wide, narrow = fitted(table, 240), fitted(table, 60)
     assert [c.heading for c in wide.columns][-2:] == ["source", "note"] or len(wide.columns) == 5
     kept = [c.heading for c in narrow.columns]
@@ -294,7 +294,7 @@ def test_of_a_long_table_the_first_and_last_rows_are_shown() -> None:
 
 
 def test_printing_a_large_graph_takes_its_ends(monkeypatch) -> None:
-    module = sys.modules["functional_bp.explain.explanation"]
+    module = sys.modules["functional_bp.explanation.explanation"]
     monkeypatch.setattr(module, "MOST_ROWS", 10)
     explanation = bp.explain(long_chain, 0.5)
     assert str(explanation).count("left out") == 2

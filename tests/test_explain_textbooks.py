@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.explain.numbers import format_number, format_value
+from functional_bp.explanation.numbers import format_number, format_value
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "textbook_pictures.py"

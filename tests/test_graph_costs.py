@@ -13,8 +13,8 @@ from jax import lax
 from small_graphs import F32, f32, names, operations
 
 import functional_bp as bp
-from functional_bp.costs import dot_subscripts
 from functional_bp.graph import Graph
+from functional_bp.graph.costs import dot_subscripts
 
 
 def chain(x: Any) -> Any:

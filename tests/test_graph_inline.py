@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 from small_graphs import names, operations, rnn
 
 import functional_bp as bp
-from functional_bp import backprop
-from functional_bp.explain.sweeps import flatten_taken
+from functional_bp.engine import sweeps
+from functional_bp.explanation.sweeps import flatten_taken
 from functional_bp.graph import Graph
 from functional_bp.graph.inline import CALLS, inlined
 
@@ -29,7 +29,7 @@ def evaluate(graph: Graph, *leaves: Any) -> list[Any]:
     read = lambda v: np.asarray(v.value) if v.kind == "literal" else values[v]  # noqa: E731
     for equation in graph:
         values.update(
-            zip(equation.outputs, backprop.evaluate(equation.eqn, [*map(read, equation.inputs)]))
+            zip(equation.outputs, sweeps.evaluate(equation.eqn, [*map(read, equation.inputs)]))
         )
     return [read(v) for v in graph.outputs]
 
@@ -53,9 +53,9 @@ def _by_jaxpr(flat: Graph, leaves: Any) -> list[Any]:
     env: dict[Any, Any] = dict(zip(flat.jaxpr.constvars, flat.consts))
     env.update(zip(flat.jaxpr.invars, leaves))
     for eqn in flat.jaxpr.eqns:
-        operands = [backprop.value_of(a, env) for a in eqn.invars]
-        env.update(zip(eqn.outvars, backprop.evaluate(eqn, operands)))
-    return [backprop.value_of(v, env) for v in flat.jaxpr.outvars]
+        operands = [sweeps.value_of(a, env) for a in eqn.invars]
+        env.update(zip(eqn.outvars, sweeps.evaluate(eqn, operands)))
+    return [sweeps.value_of(v, env) for v in flat.jaxpr.outvars]
 
 
 @jax.jit

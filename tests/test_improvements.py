@@ -11,7 +11,7 @@ import pytest
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.rules.improvements import Improvement, improvements
+from functional_bp.engine.improvements import Improvement, improvements
 
 # The list is kept for the oldest JAX that is supported; a newer one may have mended some.
 OLDEST = jax.__version_info__ == (0, 10, 2)

@@ -1,107 +1,80 @@
-"""The folder is the flow: imports go one way, down the list of layers to the ones above."""
+"""The folder is the flow: imports go one way, down the list of folders, and there is no circle."""
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parent.parent / "functional_bp"
-FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
-# A module may import from its own layer and from those above it in this list.
-LAYERS = [
-    ["errors", "_jax"],
-    ["cases", "rule"],
-    ["structure"],
-    ["steps"],
-    ["plan"],
-    ["residuals"],
-    ["backprop"],
-    ["define_by_run"],
-    ["tangents"],
-    ["rules"],
-    ["staging"],
-    ["recording"],
-    ["costs", "graph"],
-    ["transforms"],
-    ["jacobians"],
-    ["operation"],
-    ["ops"],
-    ["check"],
-    ["explain"],
-    ["memory"],
-    ["shard"],
-    ["train"],
-    ["demo"],
-    ["functional_bp"],  # the package itself, which gathers the public names
-    ["bench", "commands"],
-    ["cli"],
-    ["__main__"],
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-
-# Imports inside a function that look down the list, because a registry is filled from below.
-LAZY = {
-    ("structure", "rules"): "a primitive without a rule of ours gets the structure in rules/",
-    ("rules", "transforms"): "an improvement of a second derivative is stated with our own grad",
-}
+# A file may import from its own folder and from those above it in this list.
+ORDER = [
+    "_jax", "errors", "tables", "engine", "vjps", "graph", "gradcheck", "explanation", "train",
+    "functional_bp", "bench", "cli", "__main__",
+]  # fmt: skip
 
 
-def layer(module: str) -> str:
-    """The entry of LAYERS that a dotted name belongs to: the part below the package."""
-    package, _, rest = module.partition(".")
-    first = rest.split(".")[0]
-    is_module = (PACKAGE / first).is_dir() or (PACKAGE / f"{first}.py").exists()
-    return first if first and is_module else package
-
-
-def module_name(file: Path) -> str:
+def module_of(file: Path) -> str:
     parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(file: Path) -> Iterator[tuple[str, int, bool]]:
-    """The names that a file imports anywhere, with the line, and whether inside a function."""
+MODULES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def place(module: str) -> int:
+    """Where in ``ORDER`` a module stands; the package itself gathers the public names."""
+    return ORDER.index((module.split(".") + ["functional_bp"])[1 if "." in module else 0])
+
+
+def imported(file: Path) -> Iterator[str]:
+    """All that a file imports, in function bodies and for types too."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno, node.col_offset > 0) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name}:{node.lineno}: relative import"
             for alias in node.names:
-                yield f"{node.module}.{alias.name}", node.lineno, node.col_offset > 0
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES or node.module is None else node.module
 
 
-def looks_down(importer: str, imported: str) -> bool:
-    """Whether an import goes against the order of the layers."""
-    return LEVEL[layer(imported)] > LEVEL[layer(importer)]
+def inside(module: str) -> set[str]:
+    """Which modules of the package a module imports."""
+    return {name for name in imported(MODULES[module]) if name in MODULES and name != module}
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_imports_go_one_way(file: Path) -> None:
-    importer = module_name(file)
-    assert layer(importer) in LEVEL, f"add {layer(importer)!r} to LAYERS"
-    for imported, line, inside in imports(file):
-        if imported.split(".")[0] == "functional_bp":
-            lazy = inside and (layer(importer), layer(imported)) in LAZY
-            assert lazy or not looks_down(importer, imported), (
-                f"{importer}:{line} imports {imported}, which stands below it"
-            )
+GRAPH = {module: inside(module) for module in MODULES}
 
 
-def test_the_order_can_be_violated() -> None:
-    assert looks_down("functional_bp.errors", "functional_bp.rule.Rule")
-    assert looks_down("functional_bp.rules.shapes", "functional_bp.grad")  # from functional_bp
-    assert not looks_down("functional_bp.rules.shapes", "functional_bp.rule.rule")
+def test_imports_go_down_the_list() -> None:
+    upwards = [
+        f"{module} imports {name}"
+        for module, names in GRAPH.items() if module != "functional_bp"
+        for name in names if place(name) > place(module)
+    ]  # fmt: skip
+    assert not upwards
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_private_jax_is_imported_in_one_module_only(file: Path) -> None:
-    if file.name != "_jax.py":
-        assert not [at for name, *at in imports(file) if name.startswith("jax._src")]
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
-@pytest.mark.parametrize("file", [*FILES, *TESTS], ids=module_name)
-def test_files_stay_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) < 800
+def test_there_is_no_circle() -> None:
+    assert not circle({m: names for m, names in GRAPH.items() if m != "functional_bp"})
+    assert circle({**GRAPH, "functional_bp.errors": {"functional_bp.engine.rule"}})
+
+
+def test_private_jax_is_imported_in_one_file_only() -> None:
+    found = {m for m, file in MODULES.items() if any("jax._src" in n for n in imported(file))}
+    assert found == {"functional_bp._jax"}
+
+
+def test_files_are_one_idea_long() -> None:
+    lines = {f: len(f.read_text().splitlines()) for f in [*MODULES.values(), *TESTS]}
+    assert not [str(file) for file, count in lines.items() if count >= 800]

@@ -16,8 +16,8 @@ from properties import close, tolerance
 from test_rules import all_cases
 
 import functional_bp as bp
-from functional_bp import backprop
-from functional_bp.rule import Rule
+from functional_bp.engine import sweeps
+from functional_bp.engine.rule import Rule
 
 
 def number_of(x: Any) -> Any:
@@ -123,7 +123,7 @@ def test_literals_that_are_outputs_of_a_call_are_arrays_too() -> None:
 def test_a_number_is_an_array_of_the_literals_type(number: Any) -> None:
     (eqn,) = jax.make_jaxpr(lambda x: lax.eq_p.bind(x, number))(number).eqns
     literal: Any = eqn.invars[1]
-    value = backprop.value_of(literal, {})
+    value = sweeps.value_of(literal, {})
     assert value.shape == () and value == number
     assert jax.typeof(value) == literal.aval and jax.typeof(value).weak_type == (number is not True)
 
@@ -132,6 +132,6 @@ def test_a_number_without_a_shape_would_be_noticed(monkeypatch: pytest.MonkeyPat
     def as_it_is(atom: Any, values: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
-    monkeypatch.setattr(backprop, "value_of", as_it_is)
+    monkeypatch.setattr(sweeps, "value_of", as_it_is)
     with pytest.raises(AttributeError, match="shape"):
         measure(bp.rules[lax.igamma_p], 0)

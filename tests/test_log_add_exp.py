@@ -12,7 +12,7 @@ from jax.extend.core import jaxpr_as_fun, primitives
 
 import functional_bp as bp
 from functional_bp import _jax
-from functional_bp.rules.custom_jvp import of_jax
+from functional_bp.vjps.custom_rules import of_jax
 
 ARRAYS = [-3.0, -0.4, 0.0, 1.7, 30.0]
 

@@ -156,7 +156,7 @@ def test_a_scan_keeps_once_what_no_step_changes_also_inside_a_call() -> None:
 
 
 def test_a_plan_is_made_once() -> None:
-    from functional_bp.plan import make_plan
+    from functional_bp.engine.plan import make_plan
 
     gradient = jax.jit(bp.grad(lambda x: jnp.sum(jnp.sin(x))))
     gradient(X)

@@ -13,7 +13,7 @@ from measuring import measure
 from planted import planted
 from properties import PROPERTIES
 
-from functional_bp.cases import case, real
+from functional_bp.engine.rule import case, real
 
 
 def waves(x: Any, y: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import functional_bp as bp
-from functional_bp import cli
+from functional_bp.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_names_exist() -> None:
 
 def test_commands_exist() -> None:
     commands = set(re.findall(r"functional-bp (\w+)", TEXT))
-    assert commands == set(cli.COMMANDS)
+    assert commands == set(main.COMMANDS)
 
 
 def test_linked_files_exist() -> None:

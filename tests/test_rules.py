@@ -12,7 +12,7 @@ from properties import PROPERTIES, close, tolerance
 from sampling import LARGE, by_default, sampled
 
 import functional_bp as bp
-from functional_bp.rule import Rule
+from functional_bp.engine.rule import Rule
 
 
 def all_cases() -> list[Any]:

@@ -11,15 +11,14 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
-from functional_bp import cli
-from functional_bp.explain.gallery import facts, page
-from functional_bp.explain.gallery.improved import improvements_of, primitive_of
-from functional_bp.rule import Rule
-from functional_bp.rules.improvements import improvements
+from functional_bp.cli.gallery import improvements_of, primitive_of
+from functional_bp.cli.main import gallery, main
+from functional_bp.engine.improvements import improvements
+from functional_bp.engine.rule import Rule
 
-PAGE = Path(facts.HOME) / "functional_bp" / "rules" / "README.md"
+PAGE = Path(gallery.HOME) / "functional_bp" / "rules" / "README.md"
 RULES = sorted(bp.rules.values(), key=lambda rule: rule.primitive.name)
-REFRESH = "run: functional-bp rules --markdown > functional_bp/rules/README.md (newest JAX)"
+REFRESH = "run: functional-bp rules --markdown > functional_bp/vjps/README.md (newest JAX)"
 
 
 def parts(text: str) -> dict[str, str]:
@@ -30,7 +29,7 @@ def parts(text: str) -> dict[str, str]:
 
 def own_page() -> str:
     """The page of the rules of the package; a test may have declared others."""
-    return page.page(RULES)
+    return gallery.page(RULES)
 
 
 def made_with(text: str) -> str:
@@ -45,7 +44,7 @@ def test_the_page_is_fresh() -> None:
     Another JAX has a few other primitives, but the same formulas.
     """
     written, now = PAGE.read_text(encoding="utf-8"), own_page()
-    if made_with(written) == page.version():
+    if made_with(written) == gallery.version():
         assert written == now, REFRESH
         return
     theirs, ours = parts(written), parts(now)
@@ -60,13 +59,13 @@ def test_the_page_is_fresh() -> None:
             assert row in theirs[chapter], (REFRESH, row)
         for rule in RULES:
             if rule.primitive.name in both and Path(rule.file).name == chapter:
-                for derivation in page.derivation(rule):
+                for derivation in gallery.derivation(rule):
                     assert derivation.strip() in theirs[chapter], (REFRESH, rule.primitive.name)
 
 
 def test_a_stale_page_is_seen() -> None:
     rule = bp.rules[lax.sin_p]
-    (row,) = page.lines(rule)
+    (row,) = gallery.lines(rule)
     text = PAGE.read_text(encoding="utf-8")
     assert row in text and row.replace("cos", "sin") not in text
 
@@ -74,10 +73,10 @@ def test_a_stale_page_is_seen() -> None:
 def test_the_page_has_every_rule_and_says_what_is_kept() -> None:
     text = own_page()
     for rule in RULES:
-        if facts.short_path(rule.file).startswith("functional"):
+        if gallery.short_path(rule.file).startswith("functional"):
             assert f"`{rule.primitive.name}`" in text
             if rule.kinks:
-                assert page.escaped(rule.kinks) in text
+                assert gallery.escaped(rule.kinks) in text
     assert "| `mul` | x̄ = z̄ · y | y |  |\n|  | ȳ = z̄ · x | x |  |" in text
     assert "| `add` | x̄ = z̄ | nothing |  |" in text
     assert "`floor`" in text.split("Zero wherever there is a derivative: ")[1].splitlines()[0]
@@ -88,7 +87,7 @@ def test_the_page_has_every_rule_and_says_what_is_kept() -> None:
 def test_links_lead_to_headings() -> None:
     text = own_page()
     targets = set(re.findall(r"\]\(#(\w+)\)", text.split("\n## ")[0]))
-    headings = {page.anchor(name) for name in re.findall(r"^## \[(.*?)\]", text, flags=re.M)}
+    headings = {gallery.anchor(name) for name in re.findall(r"^## \[(.*?)\]", text, flags=re.M)}
     assert targets == headings
     for name in re.findall(r"^## \[(.*?)\]\((.*?)\)", text, flags=re.M):
         assert name[0] == name[1] and (PAGE.parent / name[1]).exists()
@@ -110,17 +109,17 @@ def test_which_rules_improve() -> None:
 
 def test_references_are_read_from_the_derivation() -> None:
     made = Rule(lax.sin_p, "pullback", why="sin′ = cos.\n\nReferences:\n    A book,\n    page 3.\n")
-    assert facts.references(made) == "A book, page 3."
-    assert facts.references(bp.rules[lax.sin_p]) == ""
+    assert gallery.references(made) == "A book, page 3."
+    assert gallery.references(bp.rules[lax.sin_p]) == ""
 
 
 def test_a_rule_of_a_persons_own_is_not_on_the_page(tmp_path: Path) -> None:
     stranger = Rule(Primitive("stranger"), "pullback", why="y = x", file=str(tmp_path / "notes.md"))
-    assert page.page([*RULES, stranger]) == own_page()
+    assert gallery.page([*RULES, stranger]) == own_page()
 
 
 def test_the_command_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["rules", "--markdown"]) == 0
+    assert main.main(["rules", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("# The rules\n")
 
 
@@ -128,15 +127,15 @@ def test_the_listing_has_formulas(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "180")
-    assert cli.main(["rules", "atan"]) == 0
+    assert main.main(["rules", "atan"]) == 0
     shown = capsys.readouterr().out
     assert "atan   x -> y" in shown and "x̄ = ȳ / (1 + x²)" in shown
-    assert cli.main(["rules", "div"]) == 0
+    assert main.main(["rules", "div"]) == 0
     assert "better than JAX\n    division of small numbers" in capsys.readouterr().out
-    assert cli.main(["rules", "div", "--json"]) == 0
+    assert main.main(["rules", "div", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["formulas"] == {"x": "x̄ = z̄ / y", "y": "ȳ = −z̄ · x / y²"}
-    assert cli.main(["rules", "a"]) == 0
+    assert main.main(["rules", "a"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if line.startswith("atan2 ")]
     assert "x̄ = z̄ · y / (x² + y²)" in row and " yes " in row and "arithmetic.py:" in row

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import functional_bp as bp
 from functional_bp._jax import find_primitive
-from functional_bp.rules.placement import by_rows
+from functional_bp.vjps.placement import by_rows
 
 BY_ROWS = P("i")
 CHECKED = pytest.mark.parametrize("check_vma", [True, False])

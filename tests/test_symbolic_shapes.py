@@ -18,7 +18,7 @@ from test_rules import all_cases, sampled_cases
 
 import functional_bp as bp
 from functional_bp import _jax
-from functional_bp.cases import Case
+from functional_bp.engine.rule import Case
 
 
 def summed(function: Any) -> Any:

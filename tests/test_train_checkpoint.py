@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from functional_bp.errors import CheckpointError, TrainingError
-from functional_bp.train.checkpoints import Checkpoints, background
+from functional_bp.train.checkpoints import Checkpoints, checkpoint
 from functional_bp.train.state import TrainState, init
 
 DTYPES = [
@@ -265,9 +265,9 @@ def test_a_failed_write_is_told_by_the_next_call_and_hurts_nothing(tmp_path, mon
 
 
 def test_a_failed_write_at_the_end_of_a_program_is_printed(capsys):
-    work = background.Background()
+    work = checkpoint.Background()
     work.start(lambda: 1 / 0)
-    background._finish()
+    checkpoint._finish()
     assert "a checkpoint could not be written" in capsys.readouterr().err
     work.wait()  # told once
 

@@ -15,7 +15,8 @@ import pytest
 from test_train_checkpoint import same_bits, state_of
 
 from functional_bp.errors import CheckpointError, TrainingError
-from functional_bp.train.checkpoints import Checkpoints, orbax, storage
+from functional_bp.train.checkpoints import Checkpoints, storage
+from functional_bp.train.checkpoints import storage as orbax
 from functional_bp.train.checkpoints.leaves import MismatchError
 
 STATE = state_of({"b": jnp.arange(3.0), "w": jnp.arange(2000, dtype=jnp.float32)})

@@ -15,11 +15,10 @@ import pytest
 from rich.console import Console
 from test_train_progress import Clock, train
 
+from functional_bp.train import progress as displays
+from functional_bp.train import progress as module
 from functional_bp.train.data.checks import DataError
-from functional_bp.train.progress import displays
-from functional_bp.train.progress import meter as module
-from functional_bp.train.progress.meter import Progress, Silent, in_notebook, progress
-from functional_bp.train.progress.pace import Status
+from functional_bp.train.progress import Progress, Silent, Status, in_notebook, progress
 
 
 @pytest.fixture

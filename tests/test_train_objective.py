@@ -13,7 +13,7 @@ import pytest
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
-from functional_bp.train import losses, metrics
+from functional_bp.train import objective
 from functional_bp.train.objective import Context, as_objective
 
 RNG = np.random.default_rng(2)
@@ -91,20 +91,20 @@ def test_accuracy_is_read_by_the_shapes(predictions: Any, y: Any, expected: Any)
 @pytest.mark.parametrize(("shape", "other"), [((2, 2), (4,)), ((2, 3), (3, 2)), ((4,), (3,))])
 def test_accuracy_of_shapes_that_do_not_fit_is_refused(shape: Any, other: Any) -> None:
     with pytest.raises(TrainingError, match="accuracy does not know how to compare these"):
-        metrics.accuracy(jnp.zeros(shape), np.zeros(other))
+        objective.accuracy(jnp.zeros(shape), np.zeros(other))
 
 
 @pytest.mark.parametrize(
     ("loss", "predictions", "y", "message"),
     [
-        (losses.cross_entropy, SCORES, ONE_HOT, "scores of every class and integer labels"),
-        (losses.cross_entropy, SCORES, LABELS.astype(float), r"labels f64\[5\]"),
-        (losses.cross_entropy, SCORES, LABELS[:3], r"labels i64\[3\]"),
-        (losses.categorical_cross_entropy, SCORES, LABELS, "differ in shape"),
-        (losses.mean_squared_error, SCORES, SCORES[0], r"f64\[5,3\], targets f64\[3\]"),
-        (losses.mean_absolute_error, P, P[:3], "predictions and targets differ in shape"),
-        (losses.binary_cross_entropy, P, ONE_HOT, "predictions and targets differ in shape"),
-        (losses.binary_cross_entropy_with_logits, P, P[:3], "differ in shape"),
+        (objective.cross_entropy, SCORES, ONE_HOT, "scores of every class and integer labels"),
+        (objective.cross_entropy, SCORES, LABELS.astype(float), r"labels f64\[5\]"),
+        (objective.cross_entropy, SCORES, LABELS[:3], r"labels i64\[3\]"),
+        (objective.categorical_cross_entropy, SCORES, LABELS, "differ in shape"),
+        (objective.mean_squared_error, SCORES, SCORES[0], r"f64\[5,3\], targets f64\[3\]"),
+        (objective.mean_absolute_error, P, P[:3], "predictions and targets differ in shape"),
+        (objective.binary_cross_entropy, P, ONE_HOT, "predictions and targets differ in shape"),
+        (objective.binary_cross_entropy_with_logits, P, P[:3], "differ in shape"),
     ],
 )
 def test_targets_of_another_shape_are_not_broadcast(
@@ -230,8 +230,8 @@ def test_what_a_loss_returns_is_read_in_three_forms() -> None:
         (jnp.bfloat16(2), (2, {}, 3)),
     ]:
         output = as_objective(lambda p, b, value=value: value)(W, jnp.ones((3, 2)), Context())
-        metrics = {name: float(x) for name, x in output.metrics.items()}
-        assert (float(output.loss), metrics, float(output.weight)) == expected
+        objective = {name: float(x) for name, x in output.metrics.items()}
+        assert (float(output.loss), objective, float(output.weight)) == expected
         assert all(x.dtype == np.float32 for x in [*output.metrics.values()])
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
-from functional_bp.train import precision as module
-from functional_bp.train.precision import LossScale, Precision
+from functional_bp.train import state as module
+from functional_bp.train.state import LossScale, Precision
 
 SGD = optax.sgd(1.0)
 RNG = np.random.default_rng(3)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from functional_bp.train.progress.meter import Progress
-from functional_bp.train.progress.pace import Status
+from functional_bp.train.progress import Progress, Status
 
 
 class Recorder:

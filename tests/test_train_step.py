@@ -12,7 +12,7 @@ import pytest
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
-from functional_bp.train.gradients import microbatch_count
+from functional_bp.train.step import microbatch_count
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)), RNG.normal(size=(12, 2))

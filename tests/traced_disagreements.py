@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.check.clock import now
-from functional_bp.check.diagnosis.repairs.search import Found, repairs
-from functional_bp.check.findings import KINDS
-from functional_bp.check.subject import Disagreement, Sample, Subject
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.repair.search import Found, repairs
+from functional_bp.gradcheck.findings import KINDS
+from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 SECONDS = 30  # far more than needed: a search that ends early because of the clock is not the test
 

@@ -117,7 +117,7 @@ def _trial(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
 
 
 def _ours(checker: str, case: Case, loaded: Loaded, budget: float) -> Trial:
-    from functional_bp.check.checker import check
+    from functional_bp.gradcheck.check import check
 
     options = dict(case.operation.options)
     if checker != OURS[0]:

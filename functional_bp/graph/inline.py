@@ -27,9 +27,8 @@ from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 
 from functional_bp import _jax
 from functional_bp.graph import names
-from functional_bp.graph.parts import Equation, Recomputed, Variable
+from functional_bp.graph.graph import Equation, Graph, Recomputed, Variable
 from functional_bp.graph.trace import trace
-from functional_bp.graph.view import Graph
 
 CHECKPOINTS = frozenset({"remat", "remat2", "checkpoint"})
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"}) | CHECKPOINTS

@@ -12,14 +12,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from functional_bp import _jax, costs
+from functional_bp import _jax
+from functional_bp.engine.recording import record_graph
+from functional_bp.engine.staging import stage
 from functional_bp.errors import SHORT_DTYPES, compose
-from functional_bp.graph import names
+from functional_bp.graph import costs, names
+from functional_bp.graph.graph import Equation, Graph, Nested, Variable
 from functional_bp.graph.nested import Inner, inner_graphs
-from functional_bp.graph.parts import Equation, Nested, Variable
-from functional_bp.graph.view import Graph
-from functional_bp.recording import record_graph
-from functional_bp.staging import stage
 
 
 def name(x: Any, tag: str) -> Any:

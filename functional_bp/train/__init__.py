@@ -19,8 +19,8 @@ from functional_bp.train.evaluate import predict as predict
 from functional_bp.train.fit import fit as fit
 from functional_bp.train.history import History as History
 from functional_bp.train.layout import DataParallel as DataParallel
-from functional_bp.train.losses import LOSSES as LOSSES
-from functional_bp.train.metrics import METRICS as METRICS
+from functional_bp.train.objective import LOSSES as LOSSES
+from functional_bp.train.objective import METRICS as METRICS
 from functional_bp.train.objective import Output as Output
 from functional_bp.train.objective import supervised as supervised
 from functional_bp.train.state import TrainState as TrainState

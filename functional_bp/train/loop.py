@@ -3,25 +3,326 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from functional_bp.errors import NonFiniteError
+from functional_bp.errors import CheckpointError, NonFiniteError, compose
+from functional_bp.explanation.explanation import explain
 from functional_bp.train.callbacks import Callbacks
+from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import Source
 from functional_bp.train.evaluate import Evaluator, Sums
-from functional_bp.train.failure import nonfinite_error
 from functional_bp.train.history import History
 from functional_bp.train.layout import DataParallel
-from functional_bp.train.objective import batch_length
+from functional_bp.train.objective import Context, as_objective, batch_length
 from functional_bp.train.progress import progress
-from functional_bp.train.run import Interrupts, Run, Started, Window
-from functional_bp.train.saving import Saver
 from functional_bp.train.state import TrainState
-from functional_bp.train.step import Step
+from functional_bp.train.step import Gradients, Step
+
+# One run of ``fit``: what it knows of itself, what callbacks see of it, and how it is stopped.
+
+
+class Run:
+    """What callbacks are given.
+
+    Attributes:
+        state: the present state; a callback may replace it between epochs.
+        history: the numbers of every finished epoch.
+        epoch: which epoch runs, from 0.
+        step: how many steps were taken in all.
+        stopped: why the run ends early, or None.
+    """
+
+    def __init__(self, state: TrainState, history: History, step: int) -> None:
+        self.state, self.history, self.step = state, history, step
+        self.epoch = 0
+        self.stopped: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step; the first reason given is kept."""
+        self.stopped = self.stopped or reason
+
+
+class Interrupts:
+    """Ctrl-C ends a run between two steps, where nothing is half done; a second one at once.
+
+    A step's buffers are donated: an exception between the call of a step and the assignment of
+    its result would lose both the old state and the new one.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.waiting = False  # for data: nothing is half done, and it may last
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked or self.waiting:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Listen while the block runs; only a main thread can, and what is ignored stays so."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Started(NamedTuple):
+    """A step that was started, of which it is not known yet whether its numbers are finite.
+
+    Attributes:
+        step: its number, the state's before it.
+        bad: on the device: the first step that was not finite, or −1.
+        batch: what it was given.
+        batches: how many of the epoch were done before it.
+    """
+
+    step: int
+    bad: jax.Array
+    batch: Any
+    batches: int
+
+
+class Window:
+    """The last steps, until they are known to be finite.
+
+    Whether a step was good is read from the device some steps later, when it is ready, so that
+    the device is never waited for; reading it also keeps Python from running far ahead.
+    """
+
+    LENGTH = 8  # steps between two readings
+
+    def __init__(self) -> None:
+        self._steps: deque[Started] = deque()
+
+    def add(self, started: Started) -> Started | None:
+        """Note a step; returns one known to be bad, or None."""
+        self._steps.append(started)
+        return self._read(self.LENGTH) if len(self._steps) >= 2 * self.LENGTH else None
+
+    def drain(self) -> Started | None:
+        """Wait for all steps; returns the one that was bad, or None."""
+        return self._read(len(self._steps)) if self._steps else None
+
+    def _read(self, count: int) -> Started | None:
+        bad = int(self._steps[count - 1].bad)
+        if bad >= 0:
+            return next(started for started in self._steps if started.step == bad)
+        for _ in range(count):
+            self._steps.popleft()
+        return None
+
+
+# What a checkpoint of a run holds beside the state, and how a run goes on from it.
+
+
+class Saver:
+    """Saves a loop when it is time to, and restores one.
+
+    Attributes:
+        checkpoints: the folder.
+        identity: what a run must share with the one that it goes on from.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        identity: dict[str, Any],
+        owned: bool,
+        fallback: bool = False,
+    ) -> None:
+        self.checkpoints, self.identity, self._owned = checkpoints, identity, owned
+        self._fallback, self._saved = fallback, -1
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save in the middle of an epoch, before this step is taken.
+
+        Before a step, not after the last one: behind the end of an epoch there is none, and the
+        epoch's own checkpoint, which knows the validation, has that step's name.
+        """
+        every = self.checkpoints.every_steps
+        return every is not None and step % every == 0 and step not in (0, self._saved)
+
+    def after_epoch(self, loop: Any, logs: dict[str, float]) -> None:
+        """Save after every ``every_epochs`` epochs."""
+        every, epoch = self.checkpoints.every_epochs, loop.present.epoch
+        if every and (epoch + 1) % every == 0:
+            self.save(loop, epoch + 1, 0, metrics=logs)
+
+    def save(
+        self,
+        loop: Any,
+        epoch: int,
+        batches: int,
+        place: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Save a loop that has done ``batches`` batches of the epoch; once for every step.
+
+        Args:
+            loop: the loop.
+            epoch: with which it is to go on.
+            batches: of that epoch that are behind.
+            place: of the source behind them, where it can tell.
+            metrics: of the epoch before, at its end.
+        """
+        loop.settle()
+        run = loop.present
+        if run.step == self._saved:
+            return
+        self._saved = run.step
+        record = {
+            "identity": self.identity,
+            "epoch": epoch,
+            "batches": batches,
+            "place": place,
+            "history": run.history.to_dict(),
+            "callbacks": loop.callbacks.state_dict(),
+            "stopped": run.stopped if metrics else None,  # by a callback, for good
+        }
+        arrays = {
+            "sums": loop.sums,
+            "callbacks": {n: jax.tree.leaves(t) for n, t in loop.callbacks.arrays().items()},
+        }
+        self.checkpoints.save(run.step, run.state, record, arrays, metrics)
+
+    def restore(self, loop: Any) -> tuple[int, int]:
+        """Put the loop where its last checkpoint was; returns the epoch and its batches done.
+
+        Raises:
+            CheckpointError: the checkpoint is of a run with other data or options, or broken.
+        """
+        if self.checkpoints.latest() is None:
+            return 0, 0
+        found = self.checkpoints.restore(loop.present.state, fallback=self._fallback)
+        record, run = found.loop, loop.present
+        if "identity" not in record:
+            raise CheckpointError(
+                compose(f"the checkpoint of step {found.step} was not saved by fit",
+                        where=str(self.checkpoints.directory),
+                        do="give the state of checkpoints.restore(...) as params, and another "
+                        "folder")
+            )  # fmt: skip
+        self._check_identity(record["identity"], found.step)
+        run.state, run.step = found.state, int(found.state.step)
+        run.history = History.from_dict(record["history"])
+        run.stopped = record["stopped"]
+        loop.sums = loop.on_devices(found.extra["sums"])
+        loop.source.restore(record["place"])
+        loop.callbacks.load_state_dict(record["callbacks"])
+        kept = found.extra["callbacks"]
+        loop.callbacks.load_arrays({n: _as_parts(run.state, leaves) for n, leaves in kept.items()})
+        self._saved = found.step
+        return record["epoch"], record["batches"]
+
+    def _check_identity(self, before: dict[str, Any], step: int) -> None:
+        changed = [k for k in self.identity if before.get(k) != self.identity[k]]
+        if changed:
+            raise CheckpointError(
+                compose(
+                    f"the checkpoint of step {step} is of a run with other data or options",
+                    got=", ".join(f"{k}={self.identity[k]}" for k in changed),
+                    expected=", ".join(f"{k}={before.get(k)}" for k in changed),
+                    do="give the same data and options to go on from it, or another folder; to "
+                    "begin a\n            new run at its state, give checkpoints.restore(...)"
+                    ".state as params",
+                )
+            )
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self.checkpoints.wait()
+        if self._owned:
+            self.checkpoints.close()
+
+
+def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
+    """Arrays that a callback kept of a state, as parts of one; the leaves if they are none."""
+    parts = {"params": state.params}
+    if state.model_state is not None:
+        parts["model_state"] = state.model_state
+    like, structure = jax.tree.flatten(parts)
+    if [(x.shape, x.dtype) for x in like] != [(x.shape, x.dtype) for x in leaves]:
+        return leaves
+    return structure.unflatten(
+        [jax.device_put(x, y.sharding) for x, y in zip(leaves, like, strict=True)]
+    )
+
+
+# A loss or a gradient that is not finite: which parameter, which step, which equation first.
+
+
+def nonfinite_error(
+    loss: Callable[..., Any], gradients: Gradients, state: TrainState, batch: Any, where: str
+) -> NonFiniteError:
+    """The error for the step that comes after ``state``, on the batch that made it fail.
+
+    Args:
+        loss: the objective.
+        gradients: those of the step.
+        state: the last good state; the failing step starts from it.
+        batch: the batch of that step.
+        where: the step and the epoch in words.
+    """
+    found = jax.device_get(jax.jit(lambda s, b: gradients(s, b)[:2])(state, batch))
+    value, params_bar = found
+    rows = [
+        f"{_name(path)} ({int(np.sum(~np.isfinite(leaf)))} of {leaf.size} entries)"
+        for path, leaf in jax.tree.leaves_with_path(params_bar)
+        if not np.all(np.isfinite(leaf))
+    ]
+    first = _first_equation(loss, state, batch)
+    lines = [f"the loss is {float(value)}"]
+    lines += [f"the gradient is not finite for {', '.join(rows[:6])}" + _rest(rows)] if rows else []
+    text = compose(
+        "training met a number that is not finite",
+        where=where,
+        got="; ".join(lines),
+        expected="finite loss and gradients",
+        do=("mend the equation below; " if first is not None else "")
+        + "a smaller learning rate or clip_norm=1.0 helps where numbers grow,\n"
+        "            and nonfinite='skip' leaves such steps out. The state is the last good one.",
+    )
+    if first is not None:
+        text += "\n\n" + str(first)
+    return NonFiniteError(text, first)
+
+
+def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> Any:
+    """The first equation that makes it, forward or backward; None where the search fails."""
+    objective = as_objective(loss)
+
+    def value(params: Any, batch: Any) -> Any:
+        context = Context(state.step_rng, state.model_state, True)
+        return objective(params, batch, context).loss
+
+    try:
+        return explain(value, state.params, batch).first_nonfinite()
+    except Exception:  # the diagnosis must not hide what it is to explain
+        return None
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "params"
+
+
+def _rest(rows: list[str]) -> str:
+    return f" and {len(rows) - 6} more" if len(rows) > 6 else ""
 
 
 class Validation:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.check.findings import KINDS
+from functional_bp.gradcheck.findings import KINDS
 
 Draw = Callable[[np.random.Generator], tuple[Any, ...]]
 

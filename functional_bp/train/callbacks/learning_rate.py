@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.errors import compose
-from functional_bp.train.callbacks.callback import Callback, CallbackError
-from functional_bp.train.callbacks.monitor import Monitor
+from functional_bp.train.callbacks.callback import Callback, CallbackError, Monitor
 
 NAME = "learning_rate"
 

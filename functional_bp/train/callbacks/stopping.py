@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from functional_bp.errors import compose
-from functional_bp.train.callbacks.callback import Callback, CallbackError
-from functional_bp.train.callbacks.monitor import Monitor
+from functional_bp.train.callbacks.callback import Callback, CallbackError, Monitor
 
 
 def copied(tree: Any) -> Any:

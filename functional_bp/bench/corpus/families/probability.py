@@ -2,8 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np  # noqa: F401  (the faults have it)
-from jax.scipy.special import digamma, gammaln, ndtr  # noqa: F401  (the faults have it)
+from jax.scipy.special import digamma, gammaln
 
 from functional_bp.bench.corpus.declare import fault, integers, normal, operation, uniform
 

@@ -1,0 +1,1 @@
+"""The command line ``functional-bp``: a file for each command."""

@@ -1,0 +1,262 @@
+"""The gallery as one Markdown page: ``functional_bp/vjps/README.md``."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+
+from functional_bp import _jax
+from functional_bp.engine import improvements as declared
+from functional_bp.engine.higher_order import of_jax
+from functional_bp.engine.improvements import Improvement
+from functional_bp.engine.rule import Pullback, Rule, rules
+from functional_bp.explanation.formulas.formula import Formula, formula
+from functional_bp.graph.nested import inner_graphs
+from functional_bp.tables.markdown import escaped
+
+# Which rule an improvement on JAX belongs to: the first of its chapter that the call runs.
+
+
+def improvements_of(rule: Rule) -> list[Improvement]:
+    """The improvements declared for a rule."""
+    return [entry for entry in declared.improvements if primitive_of(entry) is rule.primitive]
+
+
+@cache
+def primitive_of(entry: Improvement) -> Primitive | None:
+    """The primitive whose rule makes the improvement; None where it cannot be told.
+
+    An improvement is declared in the file of its rule; of the operations that its call runs, the
+    first with a rule in that file is meant.
+    """
+    try:
+        with jax.enable_x64(True):
+            jaxpr = jax.make_jaxpr(entry.function)(*map(np.asarray, entry.at)).jaxpr
+    except Exception:  # a call that this JAX does not have
+        return None
+    for eqn in _equations(jaxpr):
+        rule = rules.get(eqn.primitive)
+        if rule is not None and entry.file in (rule.file, _file_of_function(eqn)):
+            return eqn.primitive
+    return None
+
+
+def _file_of_function(eqn: JaxprEqn) -> str | None:
+    """Where the structure stands that we have for a function of JAX with a tangent of its own."""
+    structure = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
+    return None if structure is None else inspect.getfile(structure)
+
+
+def _equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations in the order in which they stand, calls opened."""
+    found: list[JaxprEqn] = []
+    for eqn in jaxpr.eqns:
+        found.append(eqn)
+        for inner in inner_graphs(eqn):
+            found += _equations(inner.jaxpr)
+    return found
+
+
+# A rule as plain data, all of it read from the rule.
+
+LONGEST_CODE = 60  # lines of a rule's source that are shown
+HOME = Path(__file__).parents[2]  # the folder that holds the package
+_REFERENCES = re.compile(r"References?:\s*\n((?:[ \t]+.*\n?)+)")
+
+
+def describe_rule(rule: Rule) -> dict[str, Any]:
+    """A rule as plain data.
+
+    Returns:
+        ``primitive``, ``kind``, ``signature``, ``formulas`` (for each operand that has a cotangent;
+        for an operation that holds a graph one, under ""), ``keeps`` (for each operand, the names
+        whose values are kept from the forward sweep; for a joint rule under all of them together),
+        ``derivation``, ``references``, ``kinks``, ``improvements`` (the names of those declared
+        for it), ``cases`` (how many), ``file`` and ``line``.
+    """
+    return {
+        "primitive": rule.primitive.name,
+        "kind": rule.kind,
+        "signature": signature(rule),
+        "formulas": {name: str(made) for name, made in formulas(rule).items()},
+        "keeps": {name: list(p.keeps) for name, p in _pullbacks(rule).items()},
+        "derivation": rule.derivation,
+        "references": references(rule),
+        "kinks": rule.kinks,
+        "improvements": [entry.name for entry in improvements_of(rule)],
+        "cases": len(rule.cases),
+        "file": short_path(rule.file),
+        "line": rule.line,
+    }
+
+
+def formulas(rule: Rule) -> dict[str, Formula]:
+    """The formula of each operand that has a cotangent; under "" where a rule holds a graph."""
+    if rule.structure is not None:
+        return {"": formula(rule, "x")}
+    if rule.joint is not None:
+        return {name.text: formula(rule, name.text) for name in rule.operands}
+    return {operand: formula(rule, operand) for operand in rule.pullbacks}
+
+
+def references(rule: Rule) -> str:
+    """What the derivation cites under ``References:``, on one line; "" where it cites nothing."""
+    found = _REFERENCES.search(rule.derivation)
+    return " ".join(found[1].split()) if found else ""
+
+
+def signature(rule: Rule) -> str:
+    """``x, *ys -> z | r``, or "" for a rule that has none."""
+    if not rule.operands and not rule.outputs:
+        return ""
+    side = lambda names: ", ".join("*" * name.starred + name.text for name in names)  # noqa: E731
+    text = f"{side(rule.operands)} -> {side(rule.outputs)}"
+    return text + (f" | {', '.join(rule.auxiliaries)}" if rule.auxiliaries else "")
+
+
+def keeps(facts: Mapping[str, Any]) -> str:
+    """``x_bar: y; y_bar: x``, ``nothing`` for a linear rule, ``–`` where there is no cotangent."""
+    if not facts["keeps"]:
+        return "as the graph needs" if facts["kind"] == "structural" else "–"
+    parts = []
+    for operand, kept in facts["keeps"].items():
+        bars = ", ".join(name + "_bar" for name in operand.split(", "))
+        parts.append(f"{bars}: {', '.join(kept) or 'nothing'}")
+    return "; ".join(parts) if any(facts["keeps"].values()) else "nothing"
+
+
+def code(facts: Mapping[str, Any]) -> str:
+    """The statement that declares the rule, "" if its file cannot be read."""
+    file = Path(facts["file"])
+    file = file if file.is_absolute() else HOME / file
+    try:
+        text = file.read_text(encoding="utf-8")
+        body = ast.parse(text).body
+    except (OSError, SyntaxError):
+        return ""
+    for node in body:
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        if first <= facts["line"] <= (node.end_lineno or first):
+            lines = text.splitlines()[first - 1 : node.end_lineno]
+            rest = len(lines) - LONGEST_CODE
+            return "\n".join(lines[:LONGEST_CODE] + ([f"… {rest} more lines"] if rest > 0 else []))
+    return ""
+
+
+def chapter_title(module_file: str) -> str:
+    """The first sentence of the docstring of the file that a rule stands in."""
+    text = Path(module_file).read_text(encoding="utf-8")
+    docstring = ast.get_docstring(ast.parse(text)) or ""
+    return " ".join(inspect.cleandoc(docstring).partition("\n\n")[0].split())
+
+
+def _pullbacks(rule: Rule) -> Mapping[str, Pullback]:
+    if rule.joint is not None:
+        return {", ".join(name.text for name in rule.operands): rule.joint}
+    return rule.pullbacks
+
+
+def short_path(file: str) -> str:
+    """Relative to the folder that holds the package, for the files inside it."""
+    return str(Path(file).relative_to(HOME)) if Path(file).is_relative_to(HOME) else file
+
+
+PACKAGE = Path(__file__).parents[1]
+HEAD = """# The rules
+
+One section per file of this folder. A formula is read from the rule's own source; **keeps** names
+the values that are held from the forward sweep; **at kinks** is the convention where there is no
+derivative. `functional-bp rules NAME` shows one rule with its code.
+
+This page is written by `functional-bp rules --markdown > functional_bp/vjps/README.md`.
+"""
+WITHOUT = {
+    "no tangent space": "No cotangent, for the outputs are integers, booleans, keys or tokens",
+    "piecewise constant": "Zero wherever there is a derivative",
+}
+
+
+def page(rules: Iterable[Rule]) -> str:
+    """The page of those of the rules that stand in this package, by chapter.
+
+    Returns:
+        Markdown. Nothing in it depends on where in its file a rule stands.
+    """
+    chapters: dict[str, list[Rule]] = {}
+    own = [rule for rule in rules if Path(rule.file).is_relative_to(PACKAGE)]
+    for rule in sorted(own, key=lambda r: (Path(r.file).stem, r.line, r.primitive.name)):
+        chapters.setdefault(rule.file, []).append(rule)
+    total = sum(map(len, chapters.values()))
+    links = " · ".join(f"[{Path(f).stem}](#{anchor(f)})" for f in chapters)
+    lead = f"{HEAD}\n{total} rules, with JAX {version()}: {links}\n"
+    return "\n".join([lead, *(chapter(file, found) for file, found in chapters.items())])
+
+
+def version() -> str:
+    """JAX's version without its last number: rules come and go with the others."""
+    return ".".join(jax.__version__.split(".")[:2])
+
+
+def anchor(file: str) -> str:
+    """What GitHub calls the heading of a chapter."""
+    return Path(file).name.replace(".", "").lower()
+
+
+def chapter(file: str, rules: Sequence[Rule]) -> str:
+    """One section: a table of its rules, what has no cotangent, improvements, derivations."""
+    name = Path(file).name
+    parts = [f"## [{name}]({name})", chapter_title(file)]
+    differentiated = [rule for rule in rules if rule.kind not in WITHOUT]
+    if differentiated:
+        heads = "| rule | formula | keeps | at kinks |\n| :-- | :-- | :-- | :-- |"
+        parts.append("\n".join([heads, *(line for r in differentiated for line in lines(r))]))
+    for kind, what in WITHOUT.items():
+        names = [f"`{rule.primitive.name}`" for rule in rules if rule.kind == kind]
+        if names:
+            parts.append(f"{what}: {', '.join(names)}.")
+    improved = [line for rule in rules for line in improvement_lines(rule)]
+    if improved:
+        parts.append("Better than JAX:\n\n" + "\n".join(improved))
+    derivations = [text for rule in differentiated for text in derivation(rule)]
+    if derivations:
+        inside = "\n".join(dict.fromkeys(derivations))
+        parts.append(f"<details><summary>Derivations</summary>\n\n{inside}\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def lines(rule: Rule) -> list[str]:
+    """The rows of a rule in the table of its chapter: one per operand."""
+    facts = describe_rule(rule)
+    rows = []
+    for k, (operand, made) in enumerate(formulas(rule).items()):
+        kept = facts["keeps"].get(operand, [])
+        held = keeps(facts) if not operand else ", ".join(kept) or "nothing"
+        name = f"`{rule.primitive.name}`" if k == 0 else ""
+        kinks = escaped(rule.kinks) if k == 0 else ""
+        rows.append(f"| {name} | {escaped(str(made))} | {escaped(held)} | {kinks} |")
+    return rows
+
+
+def improvement_lines(rule: Rule) -> list[str]:
+    """What a rule does better than JAX, one item each."""
+    return [
+        f"- `{rule.primitive.name}`, {escaped(entry.name)}. JAX: {escaped(entry.jax)}"
+        for entry in improvements_of(rule)
+    ]
+
+
+def derivation(rule: Rule) -> list[str]:
+    """The derivation, as it stands beside the rule."""
+    if not rule.derivation:
+        return []
+    fence = "```" if "```" not in rule.derivation else "````"
+    return [f"**{escaped(rule.primitive.name)}**\n\n{fence}text\n{rule.derivation}\n{fence}\n"]

@@ -1,1 +1,0 @@
-"""``functional-bp demo``: a first complete run, on handwritten digits, gradients compared first."""

@@ -1,0 +1,1 @@
+"""The engine: rules, the plan of a graph, the two sweeps, forward mode, and the transforms."""

@@ -1,0 +1,115 @@
+"""What stands for an operation that holds a graph of its own, and what decides that it is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import numpy as jnp
+from jax.extend.core import JaxprEqn
+from jax.interpreters import ad
+
+from functional_bp import _jax
+from functional_bp.engine.rule import rules
+from functional_bp.errors import StrictError, compose, missing_rule
+
+Mask = tuple[bool, ...]
+Sweep = Callable[..., tuple[list[Any], list[Any]]]  # tangents.forward_mode
+
+
+class Options(NamedTuple):
+    """What a caller may set for a whole sweep, nested graphs included."""
+
+    strict: bool = False  # refuse rules that are not ours
+    max_steps: int | None = None  # the bound for loops without a static trip count
+    staged: bool | None = None  # stage the function to a graph first (True), or record it (False)
+    in_place: bool = False  # write calls out: a loop's step divides what it keeps, seen through
+    linear: bool = False  # the graph is linear in its active inputs: it is being transposed
+
+
+@lru_cache(maxsize=4096)
+def _inexact(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.inexact)
+
+
+def has_tangent(aval: Any) -> bool:
+    """Whether a value of this type has a tangent space: real and complex arrays do."""
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or not hasattr(aval, "shape"):
+        return bool(getattr(aval, "is_high", False))
+    return _inexact(dtype)
+
+
+class Structure:
+    """An operation that holds a graph of its own: ``scan``, ``cond``, ``jit``, …
+
+    The engine makes one for every active equation, then calls, in this order, ``seed`` once,
+    ``forward`` and ``reverse`` any number of times. ``out_active`` must be set on return from
+    ``__init__``, ``wanted`` on return from ``seed``. A structure with a leaner forward mode than
+    the transpose of ``reverse`` has a method ``tangents(sweep, operands, dots)``.
+    """
+
+    out_active: Mask
+    wanted: Mask
+    held: Mask = ()  # the operands that are there anyway when ``reverse`` runs
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        self.eqn, self.active, self.options = eqn, active, options
+        self.out_active = tuple(has_tangent(v.aval) for v in eqn.outvars)
+        self.wanted = tuple(on and has_tangent(a.aval) for on, a in zip(active, eqn.invars))
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Learn which outputs will be given a cotangent, and which outputs' values are used."""
+        self.seeded, self.needed = seeded, needed
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """The outputs, and a pytree of arrays that ``reverse`` needs. An output that is not
+        needed may be None; a residual that is itself an operand costs nothing."""
+        raise NotImplementedError
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """One cotangent per operand, None where it is zero or not wanted. Absent output
+        cotangents are None."""
+        raise NotImplementedError
+
+
+def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | None:
+    """The structure of an active equation; None where it has pullbacks instead."""
+    rule = rules.get(eqn.primitive)
+    if rule is None:
+        return _foreign(eqn, options)(eqn, active, options)
+    return None if rule.structure is None else rule.structure(eqn, active, options)
+
+
+# Structures of our own for JAX's functions, by the tangent function that JAX gave to ``defjvp``.
+of_jax: dict[Any, type[Structure]] = {}
+
+
+class Unruled(Structure):
+    """An operation that nobody can differentiate: an error, once its cotangent is wanted."""
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Raise: no rule of ours, and none that its author registered, or may be used."""
+        where = ":".join(map(str, _jax.source_line(self.eqn) or ()))
+        if self.eqn.primitive not in ad.primitive_jvps:
+            raise missing_rule(self.eqn.primitive.name, where, [a.aval for a in self.eqn.invars])
+        raise StrictError(
+            compose(
+                f"strict=True refuses the operation {self.eqn.primitive.name!r}",
+                where=where,
+                got="a rule that its author registered with JAX",
+                expected="a rule in bp.rules",
+                do="register one with bp.rule, or leave strict out",
+            )
+        )
+
+
+def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
+    """The structure that asks JAX for the rule that a primitive's author registered there."""
+    if options.strict or eqn.primitive not in ad.primitive_jvps:
+        return Unruled
+    from functional_bp.vjps.custom_rules import Foreign
+
+    return Foreign

@@ -1,0 +1,369 @@
+"""The plan of a graph: which cotangents to compute, which values to keep, what to run at all.
+
+A plan is made once per graph and question, before anything runs, and cached:
+
+1. *activity*, first to last equation: which variables depend on a wanted input;
+2. *usefulness*, last to first: which of those reach an output whose cotangent is given, which
+   values the rules on the way name (these are kept), and which equations still have to run.
+
+Reference: Griewank and Walther's "varied" and "useful" variables, and their "to be recorded".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from functional_bp import _jax
+from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent, structure_of
+from functional_bp.engine.rule import Name, Pullback, Rule, rules
+from functional_bp.errors import RuleError, compose
+
+# One equation of the reverse sweep: which pullbacks to call, and where their arguments are.
+
+
+class Auxiliary:
+    """A value computed by a rule's ``forward`` beside the outputs; kept like a variable."""
+
+    def __init__(self, eqn: JaxprEqn, name: str) -> None:
+        self.eqn, self.name = eqn, name
+
+
+class Pull(NamedTuple):
+    """One pullback call: for which operands, and where its arguments are found."""
+
+    operands: tuple[int, ...]
+    names: tuple[str, ...]  # the operands' names in the signature, for a joint rule
+    pullback: Pullback
+    arguments: tuple[tuple[str, Any, bool], ...]  # kind, payload, optional
+    parameters: dict[str, Any]
+
+
+class Step(NamedTuple):
+    """One equation of the reverse sweep."""
+
+    eqn: JaxprEqn
+    rule: Rule | None
+    pulls: tuple[Pull, ...] = ()
+    structure: Structure | None = None
+
+
+def spread(names: Sequence[Name], count: int) -> list[Name]:
+    """The signature's name for each of ``count`` operands or outputs."""
+    extra = count - sum(not name.starred for name in names)
+    return [n for name in names for n in [name] * (extra if name.starred else 1)]
+
+
+def pull_step(
+    eqn: JaxprEqn,
+    rule: Rule,
+    on: Callable[[Any], bool],
+    out_useful: Mask,
+    is_held: Callable[[Any], bool] = lambda _: False,
+) -> Step:
+    """Which pullbacks to call for an equation, and where each finds its arguments.
+
+    ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
+    """
+    atoms: dict[str, Any] = {}
+    for what, names, group in (
+        ("operands", rule.operands, eqn.invars),
+        ("outputs", rule.outputs, eqn.outvars),
+    ):
+        fixed = sum(not name.starred for name in names)
+        if len(group) != fixed and (len(group) < fixed or fixed == len(names)):
+            raise RuleError(
+                compose(
+                    f"the signature of the rule of {eqn.primitive.name!r} has {fixed} {what}",
+                    where=f"{rule.file}:{rule.line}",
+                    got=f"an operation with {len(group)} {what}",
+                )
+            )
+        for name, atom in zip(spread(names, len(group)), group):
+            if name.starred:
+                atoms.setdefault(name.text, []).append(atom)
+            else:
+                atoms[name.text] = atom
+        for name in names:
+            if name.starred:
+                atoms.setdefault(name.text, [])
+    atoms.update({name: Auxiliary(eqn, name) for name in rule.auxiliaries})
+    spread_outs = spread(rule.outputs, len(eqn.outvars))
+    positions = {
+        name.text: [i for i, n in enumerate(spread_outs) if n.text == name.text]
+        for name in rule.outputs
+    }
+    operands = spread(rule.operands, len(eqn.invars))
+    first = {name.text: i for i, name in reversed(list(enumerate(operands)))}
+
+    def arguments(pullback: Pullback, index: int) -> tuple[tuple[str, Any, bool], ...]:
+        found = []
+        for need in pullback.needs:
+            if need.kind == "cotangent":
+                places = positions[need.name]
+                starred = any(n.text == need.name and n.starred for n in rule.outputs)
+                payload: Any = places if starred else places[0]
+            elif need.kind == "index":
+                payload = index
+            else:
+                payload = atoms[need.name]
+                if need.kind == "shape":
+                    payload = (
+                        [a.aval for a in payload] if isinstance(payload, list) else payload.aval
+                    )
+            found.append((need.kind, payload, need.optional))
+        return tuple(found)
+
+    def parameters(pullback: Pullback) -> dict[str, Any]:
+        for name, required in pullback.parameters:
+            if required and name not in eqn.params:
+                raise RuleError(
+                    compose(
+                        f"a pullback of the rule of {eqn.primitive.name!r} asks for {name!r}",
+                        where=f"{rule.file}:{rule.line}",
+                        got=f"an operation with the parameters {', '.join(eqn.params) or '(none)'}",
+                        do="name one of these; with a default, it may be missing",
+                    )
+                )
+        return {
+            p: eqn.params[p] for p, required in pullback.parameters if required or p in eqn.params
+        }
+
+    active = [i for i, atom in enumerate(eqn.invars) if on(atom)]
+    if rule.joint is not None:
+        pull = Pull(
+            tuple(active),
+            tuple(operands[i].text for i in active),
+            rule.joint,
+            arguments(rule.joint, 0),
+            parameters(rule.joint),
+        )
+        return Step(eqn, rule, (pull,))
+    pulls = []
+    for i in active:
+        pullback = rule.pullbacks.get(operands[i].text)
+        other = rule.if_held.get(operands[i].text)
+        if other is not None and all(is_held(atoms[name]) for name in other.keeps):
+            pullback = other
+        if pullback is None:
+            continue
+        if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
+            continue
+        index = i - first[operands[i].text]
+        pulls.append(Pull((i,), (operands[i].text,), pullback, arguments(pullback, index),
+                          parameters(pullback)))  # fmt: skip
+    return Step(eqn, rule, tuple(pulls))
+
+
+def named(step: Step) -> list[Any]:
+    """The variables and auxiliaries that the step's pullbacks ask for."""
+    payloads = [p for pull in step.pulls for kind, p, _ in pull.arguments if kind == "value"]
+    every = [v for p in payloads for v in (p if isinstance(p, list) else [p])]
+    return [v for v in every if not isinstance(v, Literal)]
+
+
+def names_auxiliary(step: Step) -> bool:
+    """Whether a pullback of the step asks for what the rule's ``forward`` computes beside."""
+    return any(isinstance(value, Auxiliary) for value in named(step))
+
+
+class Plan(NamedTuple):
+    """The two sweeps over one graph, decided."""
+
+    jaxpr: Jaxpr
+    steps: tuple[Step, ...]  # in forward order
+    keep: tuple[Any, ...]  # variables and auxiliaries whose values the reverse sweep needs
+    again: tuple[JaxprEqn, ...]  # equations cheaper to run again than to keep their output
+    live: tuple[JaxprEqn, ...]  # equations that the forward sweep runs
+    last_uses: dict[JaxprEqn, list[Var]]  # what may be dropped after each
+    out_active: Mask
+    reached: Mask  # active inputs that get a cotangent
+    augmented: dict[JaxprEqn, Step]  # equations run by a structure or by a rule's ``forward``
+
+
+# An equation of these costs no arithmetic: run it again instead of keeping its larger output.
+CHEAP = {
+    lax.broadcast_in_dim_p,
+    lax.iota_p,
+    lax.reshape_p,
+    lax.squeeze_p,
+    lax.convert_element_type_p,
+}
+
+
+def plan_once(
+    jaxpr: Jaxpr,
+    active: Mask,
+    seeded: Mask,
+    needed: Mask,
+    options: Options = Options(),
+    given: tuple[Var, ...] = (),
+    also: tuple[Var, ...] = (),
+    effects: bool = True,
+    sources: tuple[Var, ...] = (),
+    held: Mask = (),
+) -> Plan:
+    """Plan both sweeps of ``jaxpr`` (without its constants' values).
+
+    ``make_plan`` is the same with a memory. A graph that was just traced is planned with
+    ``plan_once``, lest the memory keep its constants alive.
+
+    Args:
+        jaxpr: the graph.
+        active: which inputs want a cotangent.
+        seeded: which outputs will be given one.
+        needed: which outputs' values are used.
+        options: for the whole sweep.
+        given: variables whose values the forward sweep is handed and need not compute.
+        also: variables to keep whatever the rules name; they come first in ``Plan.keep``.
+        effects: run what has an effect (a print); False for an excerpt of a graph that runs too.
+        sources: intermediate values that want a cotangent as inputs do.
+        held: which inputs are there anyway when the reverse sweep runs; none, if left out.
+    """
+    varied, structures = _activity(jaxpr, active, options, sources)
+    on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
+    at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
+    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand  # noqa: E731
+    useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
+    values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
+    values.update(also)
+    handed = set(given)
+    defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    keep: dict[Any, None] = dict.fromkeys(also)
+    again: dict[JaxprEqn, None] = {}
+    steps: list[Step] = []
+    live: list[JaxprEqn] = []
+
+    def add_kept(value: Any) -> None:
+        if isinstance(value, Literal) or value in keep:
+            return
+        eqn = None if isinstance(value, Auxiliary) or value in handed else defined_by.get(value)
+        if eqn is not None and eqn in again:
+            return
+        if eqn is not None and _is_cheaper_again(eqn):
+            again[eqn] = None
+            for atom in eqn.invars:
+                add_kept(atom)
+        else:
+            keep[value] = None
+            if not isinstance(value, Auxiliary):
+                values.add(value)
+
+    for eqn in reversed(jaxpr.eqns):
+        out_useful = tuple(v in useful for v in eqn.outvars)
+        step = None
+        if any(out_useful) and any(map(on, eqn.invars)):  # else it makes a source, no more
+            if eqn in structures:
+                structure = structures[eqn]
+                structure.held = tuple(map(is_held, eqn.invars))
+                structure.seed(out_useful, tuple(v in values for v in eqn.outvars))
+                step = Step(eqn, rules.get(eqn.primitive), structure=structure)
+                useful.update(a for a, w in zip(eqn.invars, structure.wanted) if w and on(a))
+            else:
+                step = pull_step(eqn, rules[eqn.primitive], on, out_useful, is_held)
+                for pull in step.pulls:
+                    useful.update(eqn.invars[i] for i in pull.operands)
+                    for kind, payload, _ in pull.arguments:
+                        if kind == "value":
+                            for value in payload if isinstance(payload, list) else [payload]:
+                                add_kept(value)
+            steps.append(step)
+        runs = (effects and bool(eqn.effects)) or (step is not None and step.structure is not None)
+        runs |= any(v in values and v not in handed for v in eqn.outvars)
+        runs |= step is not None and names_auxiliary(step)
+        if runs:
+            live.append(eqn)
+            values.update(a for a in eqn.invars if not isinstance(a, Literal))
+    steps.reverse()
+    live.reverse()
+    order = {eqn: i for i, eqn in enumerate(jaxpr.eqns)}
+    return Plan(
+        jaxpr,
+        tuple(steps),
+        tuple(keep),
+        tuple(sorted(again, key=order.__getitem__)),
+        tuple(live),
+        _last_uses(live, [*keep, *jaxpr.outvars]),
+        tuple(on(v) for v in jaxpr.outvars),
+        tuple(v in useful for v in jaxpr.invars),
+        {s.eqn: s for s in steps if s.structure or names_auxiliary(s)},
+    )
+
+
+make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
+
+
+@lru_cache(maxsize=512)
+def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
+    """Which outputs depend on an active input, for the structures that hold ``jaxpr``."""
+    varied, _ = _activity(jaxpr, active, options)
+    return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
+
+
+def union(first: Mask, second: Mask) -> Mask:
+    """Elementwise or."""
+    return tuple(a or b for a, b in zip(first, second, strict=True))
+
+
+rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
+
+
+def _activity(
+    jaxpr: Jaxpr, active: Mask, options: Options, sources: Sequence[Var] = ()
+) -> tuple[set[Var], dict[JaxprEqn, Structure]]:
+    """The variables that depend on an active input, or a source, by what has a derivative."""
+    varied = {v for v, on in zip(jaxpr.invars, active) if on and has_tangent(v.aval)}
+    varied.update(v for v in sources if has_tangent(v.aval))
+    structures: dict[JaxprEqn, Structure] = {}
+    for eqn in jaxpr.eqns:
+        on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)
+        if not any(on) or not any(has_tangent(v.aval) for v in eqn.outvars):
+            continue
+        made = structure_of(eqn, on, options)
+        if made is not None:
+            structures[eqn] = made
+            varied.update(v for v, o in zip(eqn.outvars, made.out_active) if o)
+        elif has_pullback(eqn, on):
+            varied.update(v for v in eqn.outvars if has_tangent(v.aval))
+    return varied, structures
+
+
+def has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
+    """Whether the rule has a pullback for any of the active operands."""
+    rule = rules[eqn.primitive]
+    names = spread(rule.operands, len(eqn.invars))
+    return rule.joint is not None or any(
+        name.text in rule.pullbacks for name, on in zip(names, active) if on
+    )
+
+
+def _is_cheaper_again(eqn: JaxprEqn) -> bool:
+    """Whether running the equation again keeps fewer bytes, at no arithmetic."""
+    if eqn.primitive not in CHEAP or eqn.effects:
+        return False
+    inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
+    output = size_in_bytes(eqn.outvars[0].aval)
+    view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
+    return _jax.surely(lambda: inputs < output) or (view and inputs == output)
+
+
+def size_in_bytes(aval: Any) -> int:
+    """The bytes of a value of this type; 0 of what is not an array."""
+    return aval.size * aval.dtype.itemsize
+
+
+def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:
+    """The variables that no later equation, and nothing kept, still needs."""
+    seen = {v for v in keep if not isinstance(v, Literal)}
+    uses: dict[JaxprEqn, list[Var]] = {}
+    for eqn in reversed(eqns):
+        dead = [
+            a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal) and a not in seen
+        ]
+        uses[eqn] = list(dict.fromkeys(dead))
+        seen.update(dead)
+    return uses

@@ -1,0 +1,435 @@
+"""The forms of a rule, and the registry.
+
+A rule stands for one primitive. Its signature names operands and outputs, and each operand's
+pullback is a pure function whose **parameter names say what it needs**::
+
+    rule(lax.mul_p, "x, y -> z", x=lambda z_bar, y: z_bar * y,  y=lambda z_bar, x: z_bar * x)
+
+====================  ===================================================================
+parameter             is given
+====================  ===================================================================
+``z_bar``             the cotangent of the output ``z``; with the default ``None`` it may be
+                      absent, without it the engine fills in zeros if another output has one
+``y``, ``z``          the value of an operand or output, **kept** from the forward sweep
+``y_t``               its shape, dtype and sharding alone; nothing is kept
+``r``                 an auxiliary after ``|`` in the signature, computed by ``forward``
+``index``             which member of a starred operand (``*xs``) the cotangent is for
+keyword-only names    the equation's parameters; one with a default may be missing there
+====================  ===================================================================
+
+A starred name is given as a list. What a graph keeps for its reverse sweep is thus known before
+anything runs. A rule holds only mathematics: zeros, activity, un-broadcasting, dtypes and
+accumulation belong to the engine (``backprop.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jax.extend.core import Primitive
+
+from functional_bp.errors import RuleError
+
+Kind = Literal["pullback", "joint", "structural", "piecewise constant", "no tangent space"]
+Held = TypeVar("Held")  # a class of structures
+
+
+@dataclass(frozen=True)
+class Name:
+    """One name of a signature; ``starred`` stands for any number of operands or outputs."""
+
+    text: str
+    starred: bool = False
+
+
+@dataclass(frozen=True)
+class Need:
+    """One parameter of a pullback: a cotangent, a value, a shape, or the member's index."""
+
+    kind: Literal["cotangent", "value", "shape", "index"]
+    name: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """A pullback function with what its signature says it needs."""
+
+    function: Callable[..., Any]
+    needs: tuple[Need, ...]
+    parameters: tuple[tuple[str, bool], ...]  # the equation's parameters; True where required
+    wanted: bool = False  # a joint rule may ask which operands are wanted
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The names whose values are kept from the forward sweep for this pullback."""
+        return tuple(need.name for need in self.needs if need.kind == "value")
+
+    @property
+    def cotangents(self) -> tuple[str, ...]:
+        """The outputs whose cotangents it reads."""
+        return tuple(need.name for need in self.needs if need.kind == "cotangent")
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """How the cotangents of one primitive's operands follow from those of its outputs."""
+
+    primitive: Primitive
+    kind: Kind
+    operands: tuple[Name, ...] = ()
+    outputs: tuple[Name, ...] = ()
+    auxiliaries: tuple[str, ...] = ()
+    pullbacks: Mapping[str, Pullback] = field(default_factory=dict)
+    if_held: Mapping[str, Pullback] = field(default_factory=dict)
+    joint: Pullback | None = None
+    forward: Callable[..., Any] | None = None
+    structure: type | None = None
+    linear: tuple[tuple[str, ...], ...] = ()
+    is_pointwise: bool = False
+    why: str = ""
+    kinks: str = ""
+    cases: tuple[Any, ...] = ()
+    file: str = ""
+    line: int = 0
+
+    @property
+    def derivation(self) -> str:
+        """The rule's mathematics in words: ``why``, or the docstrings of its pullbacks."""
+        functions = [p.function for p in (*self.pullbacks.values(), *self.if_held.values())]
+        functions += [self.joint.function] if self.joint else []
+        texts = [self.why, *(f.__doc__ or "" for f in functions)]
+        texts += [(self.structure.__doc__ or "")] if self.structure else []
+        return "\n\n".join(dict.fromkeys(inspect.cleandoc(text) for text in texts if text))
+
+
+class Registry(Mapping[Primitive, Rule]):
+    """All rules, by primitive: ``bp.rules[lax.mul_p]``, ``len(bp.rules)``, ``"mul" in names``."""
+
+    def __init__(self) -> None:
+        self._rules: dict[Primitive, Rule] = {}
+
+    def __getitem__(self, primitive: Primitive) -> Rule:
+        return self._rules[primitive]
+
+    def __iter__(self) -> Iterator[Primitive]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rules: {', '.join(sorted(p.name for p in self))}>"
+
+    def add(self, rule: Rule) -> Rule:
+        """Register a rule; a second one for the same primitive replaces the first."""
+        self._rules[rule.primitive] = rule
+        for callback in self.changed:
+            callback()
+        return rule
+
+    def remove(self, primitive: Primitive) -> Rule:
+        """Take a rule out again; what JAX has registered for the primitive then applies."""
+        rule = self._rules.pop(primitive)
+        for callback in self.changed:
+            callback()
+        return rule
+
+    changed: list[Callable[[], None]] = []  # caches of plans are emptied when a rule changes
+
+
+rules = Registry()
+
+
+def rule(
+    primitive: Primitive | None,
+    signature: str,
+    *,
+    joint: Callable[..., Any] | None = None,
+    forward: Callable[..., Any] | None = None,
+    linear: str = "",
+    pointwise: bool = False,
+    if_held: Mapping[str, Callable[..., Any]] = {},
+    why: str = "",
+    kinks: str = "",
+    cases: Sequence[Any] = (),
+    **pullbacks: Callable[..., Any],
+) -> Rule | None:
+    """Declare the VJP rule of ``primitive``: one pullback per operand, named by the operand.
+
+    Args:
+        primitive: the primitive; ``None`` (this JAX does not have it) declares nothing.
+        signature: ``"x, y -> z"``, ``"*xs -> y"``, ``"x -> y | r"``. An operand without a
+            pullback has no cotangent.
+        joint: one function for all operands, where they share work; it is given the keyword
+            ``wanted`` (a set of operand names) if it asks for it, and returns a dict by operand.
+        forward: replaces the primitive in a forward sweep that needs an auxiliary: given operands
+            and parameters, returns ``(output or list of outputs, auxiliary or tuple of them)``.
+        linear: the operands in which the operation is linear: ``"x, y"`` in both together (a
+            sum), ``"x; y"`` in each while the other is fixed (a product). Forward mode is then the
+            operation itself.
+        pointwise: an entry of the output depends on the same entry of the operands alone, so that
+            each pullback is its own transpose, and forward mode.
+        if_held: pullbacks by operand that take the place of the others where what they keep costs
+            no memory: the inputs of the function that is differentiated.
+        why: the derivation, where the pullbacks' docstrings do not give it.
+        kinks: the convention at points without a derivative.
+        cases: inputs that the rule is tested on (``functional_bp.engine.rule``).
+        **pullbacks: ``operand=function``; the function's parameters name what it is given.
+
+    Raises:
+        RuleError: a pullback's name or one of its parameters is not in the signature.
+    """
+    if primitive is None:
+        return None
+    operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
+    names = [*operands, *outputs]
+    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)  # noqa: E731
+    unknown = {*pullbacks, *if_held} - {name.text for name in operands}
+    if unknown:
+        raise RuleError(
+            f"rule for {primitive.name!r}: pullback for {sorted(unknown)[0]!r}, which is not an "
+            f"operand of the signature {signature!r}"
+        )
+    groups = tuple(tuple(n.strip() for n in g.split(",")) for g in linear.split(";") if g.strip())
+    if strange := {n for group in groups for n in group} - {name.text for name in operands}:
+        raise RuleError(
+            f"rule for {primitive.name!r}: linear={linear!r} names {sorted(strange)[0]!r}, which "
+            f"is not an operand of the signature {signature!r}"
+        )
+    if joint is not None and any(name.starred for name in operands):
+        raise RuleError(f"rule for {primitive.name!r}: a joint rule has no starred operands")
+    frame = sys._getframe(1)
+    return rules.add(
+        Rule(
+            primitive=primitive,
+            kind="joint" if joint else "pullback",
+            operands=operands,
+            outputs=outputs,
+            auxiliaries=auxiliaries,
+            pullbacks={name: parse(function) for name, function in pullbacks.items()},
+            if_held={name: parse(function) for name, function in if_held.items()},
+            joint=parse(joint) if joint else None,
+            forward=forward,
+            linear=groups,
+            is_pointwise=pointwise,
+            why=why,
+            kinks=kinks,
+            cases=tuple(cases),
+            file=frame.f_code.co_filename,
+            line=frame.f_lineno,
+        )
+    )
+
+
+pointwise = functools.partial(rule, pointwise=True)
+linear = functools.partial(rule, linear="x")
+
+
+def piecewise_constant(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
+    """Declare that the derivative is zero wherever there is one: no cotangent, nothing kept."""
+    _declare(primitive, "piecewise constant", why, cases)
+
+
+def no_tangent_space(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
+    """Declare that outputs are integers, booleans, keys or tokens, which have no tangents."""
+    _declare(primitive, "no tangent space", why, cases)
+
+
+def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[Any]) -> None:
+    frame = sys._getframe(2)
+    if primitive is not None:
+        rules.add(
+            Rule(primitive, kind, why=why, cases=tuple(cases),
+                 file=frame.f_code.co_filename, line=frame.f_lineno)
+        )  # fmt: skip
+
+
+def structure(
+    primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
+) -> Callable[[type[Held]], type[Held]]:
+    """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
+    frame = sys._getframe(1)
+    file, line = frame.f_code.co_filename, frame.f_lineno
+
+    def register(cls: type[Held]) -> type[Held]:
+        if primitive is not None:
+            rules.add(
+                Rule(primitive, "structural", structure=cls, why=why, kinks=kinks,
+                     cases=tuple(cases), file=file, line=line)
+            )  # fmt: skip
+        return cls
+
+    return register
+
+
+def parse_signature(
+    signature: str, owner: str
+) -> tuple[tuple[Name, ...], tuple[Name, ...], tuple[str, ...]]:
+    """Split ``"x, *ys -> z | r"`` into operands, outputs and auxiliaries."""
+    head, arrow, tail = signature.partition("->")
+    if not arrow:
+        raise RuleError(f'rule for {owner!r}: signature {signature!r} has no "->"')
+    outs, _, extra = tail.partition("|")
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]  # noqa: E731
+    to_name = lambda part: Name(part.lstrip("*"), part.startswith("*"))  # noqa: E731
+    operands, outputs = tuple(map(to_name, split(head))), tuple(map(to_name, split(outs)))
+    for group in (operands, outputs):
+        if sum(name.starred for name in group) > 1:
+            raise RuleError(f"rule for {owner!r}: more than one starred name in {signature!r}")
+    texts = [name.text for name in (*operands, *outputs)]
+    if len(set(texts)) < len(texts):
+        raise RuleError(f"rule for {owner!r}: a name stands twice in the signature {signature!r}")
+    return operands, outputs, tuple(split(extra))
+
+
+def parse_pullback(
+    function: Callable[..., Any],
+    names: Sequence[Name],
+    outputs: Sequence[Name],
+    auxiliaries: Sequence[str],
+    owner: str,
+) -> Pullback:
+    """Read a pullback's needs off its parameter names."""
+    values = {name.text for name in names} | set(auxiliaries)
+    cotangents = {name.text + "_bar": name for name in outputs}
+    needs: list[Need] = []
+    parameters: list[tuple[str, bool]] = []
+    wanted = False
+    for parameter in inspect.signature(function).parameters.values():
+        text, optional = parameter.name, parameter.default is not parameter.empty
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            wanted |= text == "wanted"
+            parameters += [] if text == "wanted" else [(text, not optional)]
+        elif text in cotangents:
+            starred = cotangents[text].starred
+            needs.append(Need("cotangent", cotangents[text].text, optional or starred))
+        elif text in values:
+            needs.append(Need("value", text))
+        elif text.endswith("_t") and text[:-2] in values:
+            needs.append(Need("shape", text[:-2]))
+        elif text == "index":
+            needs.append(Need("index", text))
+        else:
+            raise RuleError(
+                f"rule for {owner!r}: parameter {text!r} of a pullback is neither a cotangent "
+                f"({', '.join(sorted(cotangents))}), nor a value ({', '.join(sorted(values))}), "
+                f"nor one of those with _t, nor keyword-only (an equation's parameter)"
+            )
+    return Pullback(function, tuple(needs), tuple(parameters), wanted)
+
+
+# Test inputs that stand beside the rules: what to call, on arrays of what shape and range.
+#
+# A case is data, not arrays, so that importing a rule touches no device::
+#
+#     case(lambda x, y: x @ y, real(3, 4), real(4, 2))
+#     case(lax.log, real(3, low=0.1, high=4))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An array to be drawn: shape, dtype kind, range, or fixed ``values``."""
+
+    shape: tuple[int, ...]
+    kind: str = "real"  # "real", "complex", "integer", "boolean"
+    low: float = -2.0
+    high: float = 2.0
+    values: Any = None
+    make: Callable[[np.ndarray], np.ndarray] | None = None  # for example, to make it symmetric
+
+    def draw(self, rng: np.random.Generator, dtype: Any = np.float64) -> np.ndarray:
+        """Draw the array; ``dtype`` is that of the real and complex specs' real part."""
+        if self.values is not None:
+            given = np.asarray(self.values)
+            if self.kind == "complex":
+                return given.astype(np.result_type(dtype, np.complex64))
+            return given.astype(dtype) if self.kind == "real" else given
+        if self.kind == "integer":
+            return rng.integers(int(self.low), int(self.high), self.shape).astype(np.int32)
+        if self.kind == "boolean":
+            return rng.integers(0, 2, self.shape).astype(bool)
+        drawn = rng.uniform(self.low, self.high, self.shape)
+        if self.kind == "complex":
+            drawn = drawn + 1j * rng.uniform(self.low, self.high, self.shape)
+        if self.make is not None:
+            drawn = self.make(drawn)
+        if self.kind == "complex":
+            return drawn.astype(np.result_type(dtype, np.complex64))
+        return drawn.astype(dtype)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether a cotangent exists for it."""
+        return self.kind in ("real", "complex")
+
+
+def real(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
+         make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
+    """Uniform in [low, high), or the fixed ``values``; ``make`` reshapes the draw's structure."""
+    return Spec(np.shape(values) if values is not None else shape, "real", low, high, values, make)
+
+
+def cplx(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
+         make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
+    """Complex, real and imaginary part uniform in [low, high)."""
+    shape = np.shape(values) if values is not None else shape
+    return Spec(shape, "complex", low, high, values, make)
+
+
+def integer(*shape: int, low: int = 0, high: int = 4, values: Any = None) -> Spec:
+    """Integers in [low, high), or the fixed ``values`` (their dtype is kept)."""
+    return Spec(np.shape(values) if values is not None else shape, "integer", low, high, values)
+
+
+def boolean(*shape: int, values: Any = None) -> Spec:
+    """Fair coin flips, or the fixed ``values``."""
+    return Spec(np.shape(values) if values is not None else shape, "boolean", values=values)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of one primitive: the function, and what to draw for its arguments.
+
+    Attributes:
+        function: takes arrays, returns an array or a pytree of arrays.
+        specs: one per argument.
+        reference: a JAX function with the same values, to differentiate instead where ``jax.vjp``
+            of ``function`` is missing, wrong or imprecise; None where JAX's own gradient is right.
+        second_order: False where the second derivative is not defined or not finite.
+        half: False where half precision is not supported or meaningless for the operation.
+        batchable: False where JAX itself cannot ``vmap`` the operation.
+        note: why any of these is False, or what the case is for.
+    """
+
+    function: Callable[..., Any]
+    specs: tuple[Spec, ...]
+    reference: Callable[..., Any] | None = None
+    second_order: bool = True
+    half: bool = True
+    batchable: bool = True
+    note: str = ""
+
+    def draw(self, seed: int = 0, dtype: Any = np.float64) -> list[np.ndarray]:
+        """The arguments as NumPy arrays."""
+        rng = np.random.default_rng(seed)
+        return [spec.draw(rng, dtype) for spec in self.specs]
+
+
+def case(
+    function: Callable[..., Any],
+    *specs: Spec,
+    reference: Callable[..., Any] | None = None,
+    second_order: bool = True,
+    half: bool = True,
+    batchable: bool = True,
+    note: str = "",
+) -> Case:
+    """A call to test a rule on; see ``Case``."""
+    return Case(function, specs, reference, second_order, half, batchable, note)

@@ -1,0 +1,306 @@
+"""The two sweeps: forward with what the plan keeps, reverse from output to input cotangents.
+
+Everything here is pure JAX on values that may be tracers, so that the sweeps compose with ``jit``,
+``vmap``, ``scan``, ``shard_map``, each other, and JAX's own transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.sharding import AxisType, use_abstract_mesh
+
+from functional_bp import _jax
+from functional_bp.engine.higher_order import has_tangent
+from functional_bp.engine.plan import Auxiliary, Plan, Pull, Step
+from functional_bp.errors import RuleError, compose, describe
+
+Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structure's residuals
+
+
+def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    """Run one equation; always returns a list of outputs."""
+    with _jax.emitting(eqn), eqn.ctx.manager:
+        try:
+            out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+        except ValueError:  # a graph traced outside a mesh, run inside: its constants do not vary
+            axes = [_jax.varying_axes(jax.typeof(x)) for x in operands]
+            if len(set(axes)) < 2:
+                raise
+            operands = [vary(x, frozenset[str]().union(*axes)) for x in operands]
+            out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def run(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    step: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]] = evaluate,
+) -> list[Any]:
+    """The outputs of a graph, each equation by ``step``."""
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, step(eqn, [value_of(a, env) for a in eqn.invars])))
+    return [value_of(v, env) for v in jaxpr.outvars]
+
+
+def of_chosen(
+    function: Callable[[Sequence[Any]], Any], operands: Sequence[Any], on: Sequence[bool]
+) -> Callable[..., list[Any]]:
+    """A function of all operands as one of those that ``on`` marks."""
+
+    def call(*chosen: Any) -> list[Any]:
+        remaining = iter(chosen)
+        return list(function([next(remaining) if o else x for x, o in zip(operands, on)]))
+
+    return call
+
+
+def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
+    """The value of an operand, always an array: a literal's, where JAX has a Python number."""
+    if not isinstance(atom, Literal):
+        return values[atom]
+    return atom.val if hasattr(atom.val, "shape") else _jax.number_as_array(atom.val, atom.aval)
+
+
+def forward(
+    plan: Plan, consts: Sequence[Any], args: Sequence[Any], given: Mapping[Any, Any] | None = None
+) -> tuple[list[Any], Residuals]:
+    """The forward sweep: the graph's outputs (None where not needed), and what was kept."""
+    jaxpr = plan.jaxpr
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
+    env.update(zip(jaxpr.invars, args))
+    env.update(given or {})
+    structure_residuals: list[Any] = []
+    for eqn in plan.live:
+        operands = [value_of(a, env) for a in eqn.invars]
+        step = plan.augmented.get(eqn)
+        if step is None:
+            outs = evaluate(eqn, operands)
+        elif step.structure is not None:
+            with _jax.emitting(eqn), eqn.ctx.manager:
+                outs, residuals = step.structure.forward(*operands)
+            structure_residuals.append(residuals)
+        else:
+            outs = forward_with_auxiliaries(step, operands, env)
+        env.update(zip(eqn.outvars, outs))
+        for var in plan.last_uses[eqn]:
+            env.pop(var, None)
+    kept = [env[v if not isinstance(v, Auxiliary) else (v.eqn, v.name)] for v in plan.keep]
+    outs = [value_of(v, env) if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
+    return outs, (kept, structure_residuals)
+
+
+def forward_with_auxiliaries(
+    step: Step, operands: Sequence[Any], env: dict[Any, Any]
+) -> Sequence[Any]:
+    """An equation's outputs, by the rule's own forward; what it computes beside goes to ``env``."""
+    rule, eqn = step.rule, step.eqn
+    assert rule is not None and rule.forward is not None
+    with _jax.emitting(eqn), eqn.ctx.manager:
+        outs, extra = rule.forward(*operands, **eqn.params)
+    extra = extra if isinstance(extra, tuple) else (extra,)
+    env.update({(eqn, name): value for name, value in zip(rule.auxiliaries, extra, strict=True)})
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def kept_values(plan: Plan, kept: Sequence[Any]) -> dict[Any, Any]:
+    """What the rules name, by variable or auxiliary: what was kept, and what is made of that."""
+    have: dict[Any, Any] = dict(zip(plan.keep, kept))
+    for eqn in plan.again:
+        operands = [value_of(a, have) for a in eqn.invars]
+        have.update(zip(eqn.outvars, evaluate(eqn, operands)))
+    return have
+
+
+class Record(NamedTuple):
+    """What a reverse sweep found on its way, for those who want to see it.
+
+    Attributes:
+        bars: the cotangent of each variable that has one.
+        shares: what each use of a variable added to its cotangent, by equation and operand.
+    """
+
+    bars: dict[Any, Any]
+    shares: dict[tuple[JaxprEqn, int], Any]
+
+
+def reverse(
+    plan: Plan, residuals: Residuals, cotangents: Sequence[Any], record: Record | None = None
+) -> list[Any]:
+    """The reverse sweep: a cotangent per input of the graph, None where zero or not wanted.
+
+    Args:
+        plan: the plan that ``forward`` ran with.
+        residuals: what ``forward`` returned.
+        cotangents: one per output, None where zero.
+        record: is filled with what the sweep finds.
+    """
+    jaxpr = plan.jaxpr
+    kept, structure_residuals = residuals
+    have = kept_values(plan, kept)
+    bars: dict[Any, Any] = {}
+    for var, bar, on in zip(jaxpr.outvars, cotangents, plan.out_active):
+        if on and bar is not None:
+            accumulate(bars, var, match_axes(bar, var.aval))
+    remaining = len(structure_residuals)
+    for step in reversed(plan.steps):
+        eqn = step.eqn
+        out_bars = [bars.pop(v, None) for v in eqn.outvars]
+        if record is not None:
+            found = zip(eqn.outvars, out_bars)
+            record.bars.update((v, bar) for v, bar in found if bar is not None)
+        if step.structure is not None:
+            remaining -= 1
+        if all(bar is None for bar in out_bars):
+            continue
+        with _jax.emitting(eqn), eqn.ctx.manager:
+            if step.structure is not None:
+                found = step.structure.reverse(structure_residuals[remaining], out_bars)
+                pairs = zip(range(len(eqn.invars)), found, strict=True)
+            else:
+                pairs = (
+                    p for pull in reversed(step.pulls) for p in call(step, pull, out_bars, have)
+                )
+            for i, bar in pairs:
+                atom = eqn.invars[i]
+                if bar is not None and not isinstance(atom, Literal) and has_tangent(atom.aval):
+                    share = fit(bar, atom.aval, step)
+                    accumulate(bars, atom, share)
+                    if record is not None:
+                        record.shares[eqn, i] = share
+    if record is not None:
+        record.bars.update(bars)
+    return [bars.get(v) if on else None for v, on in zip(jaxpr.invars, plan.reached)]
+
+
+def call(
+    step: Step, pull: Pull, out_bars: Sequence[Any], have: dict[Any, Any]
+) -> list[tuple[int, Any]]:
+    """Call one pullback; pairs of operand position and cotangent."""
+    places = [payload for kind, payload, _ in pull.arguments if kind == "cotangent"]
+    read = [i for p in places for i in (p if isinstance(p, list) else [p])]
+    if all(out_bars[i] is None for i in read):
+        return []
+    arguments: list[Any] = []
+    for kind, payload, optional in pull.arguments:
+        if kind == "cotangent" and isinstance(payload, list):
+            arguments.append([out_bars[i] for i in payload])
+        elif kind == "cotangent":
+            bar = out_bars[payload]
+            absent = bar is None and not optional
+            arguments.append(zeros(step.eqn.outvars[payload].aval) if absent else bar)
+        elif kind == "value" and isinstance(payload, list):
+            arguments.append([value_of(a, have) for a in payload])
+        elif kind == "value":
+            arguments.append(value_of(payload, have))
+        else:
+            arguments.append(payload)
+    parameters = pull.parameters
+    if pull.pullback.wanted:
+        parameters = {**parameters, "wanted": frozenset(pull.names)}
+    bar = pull.pullback.function(*arguments, **parameters)
+    if step.rule is not None and step.rule.joint is not None:
+        return _from_joint(step, pull, bar)
+    return [(pull.operands[0], bar)]
+
+
+def _from_joint(step: Step, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
+    assert step.rule is not None
+    if not isinstance(bars, dict) or not set(bars) <= {n.text for n in step.rule.operands}:
+        raise RuleError(
+            compose(
+                f"the joint rule of {step.eqn.primitive.name!r} returned the wrong number or names",
+                got=str(sorted(bars)) if isinstance(bars, dict) else type(bars).__name__,
+                expected=f"a dict with cotangents for {', '.join(dict.fromkeys(pull.names))}",
+            )
+        )
+    return [(i, bars.get(name)) for i, name in zip(pull.operands, pull.names)]
+
+
+def zeros(aval: Any) -> Any:
+    """Zeros as a cotangent of a value: in its sharding, varying over the same mesh axes."""
+    return match_axes(match_sharding(lax.full(aval.shape, 0, aval.dtype), aval), aval)
+
+
+def match_sharding(array: Any, aval: Any) -> Any:
+    """``array``, in the sharding of a cotangent of ``aval``, where shardings are explicit."""
+    sharding = getattr(aval, "sharding", None)
+    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    target = sharding.update(spec=_jax.cotangent_spec(sharding.spec))
+    if jax.typeof(array).sharding == target:
+        return array
+    with use_abstract_mesh(target.mesh):
+        return jax.reshard(array, target)
+
+
+def match_axes(array: Any, aval: Any) -> Any:
+    """``array``, made to vary over the manual mesh axes that ``aval`` varies over."""
+    return vary(array, _jax.varying_axes(aval))
+
+
+def vary(array: Any, axes: frozenset[str]) -> Any:
+    """``array``, made to vary over the manual mesh axes ``axes`` at least."""
+    missing = axes - _jax.varying_axes(jax.typeof(array)) if axes else axes
+    return lax.pcast(array, tuple(missing), to="varying") if missing else array
+
+
+def accumulate(bars: dict[Any, Any], var: Any, bar: Any) -> None:
+    """Sum over the uses of a variable (the multivariate chain rule)."""
+    before = bars.get(var)
+    bars[var] = bar if before is None else lax.add(before, bar)
+
+
+def fit(bar: Any, aval: Any, step: Step) -> Any:
+    """A rule's result as a cotangent of ``aval``: un-broadcast, in its dtype.
+
+    Raises:
+        RuleError: it is not an array, or its shape or dtype cannot be that of a cotangent.
+    """
+    if not hasattr(bar, "shape") or not hasattr(bar, "dtype"):
+        raise _misfit(bar, aval, step, "something that is not an array")
+    if bar.dtype != aval.dtype:
+        if not has_tangent(bar) or (bar.dtype.kind == "c") != (aval.dtype.kind == "c"):
+            raise _misfit(bar, aval, step, "the wrong dtype")
+        bar = lax.convert_element_type(bar, aval.dtype)
+    if bar.shape != aval.shape:
+        summed = unbroadcast(bar, aval.shape)
+        if summed is None:
+            raise _misfit(bar, aval, step, "the wrong shape")
+        bar = summed
+    return match_axes(match_sharding(bar, aval), aval)
+
+
+def unbroadcast(bar: Any, shape: tuple[int, ...]) -> Any:
+    """Sum over the axes that broadcasting ``shape`` to ``bar.shape`` added or repeated.
+
+    The adjoint of z = broadcast(x) is x̄ = Σ z̄ over the copies. None if ``shape`` does not
+    broadcast to ``bar.shape``.
+    """
+    lead = bar.ndim - len(shape)
+    if lead < 0 or any(n not in (1, m) for n, m in zip(shape, bar.shape[lead:])):
+        return None
+    repeated = [lead + i for i, n in enumerate(shape) if n == 1 and bar.shape[lead + i] != 1]
+    axes = (*range(lead), *repeated)
+    summed = lax.reduce_sum(bar, axes) if axes else bar
+    return lax.reshape(summed, shape)
+
+
+def _misfit(bar: Any, aval: Any, step: Step, what: str) -> RuleError:
+    rule, name = step.rule, step.eqn.primitive.name
+    at = f"{rule.file}:{rule.line}" if rule is not None else ""
+    return RuleError(
+        compose(
+            f"the rule of {name!r} returned {what}",
+            where=at,
+            got=describe(bar),
+            expected=f"{describe(aval)}, as the operand that the cotangent is for",
+            do="mend the pullback; the engine sums over broadcast axes by itself",
+        )
+    )

@@ -1,1 +1,0 @@
-"""The gallery of rules: each with formula, residuals, conventions, derivation, improvements."""

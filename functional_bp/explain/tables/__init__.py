@@ -1,1 +1,0 @@
-"""Both sweeps as tables: in the terminal, as Markdown, LaTeX and HTML."""

@@ -1,0 +1,342 @@
+"""``bp.explain``: a function at a point, with value and cotangent on every node of its graph."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from functional_bp import _jax
+from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
+from functional_bp.explanation.residuals import kept_bytes
+from functional_bp.explanation.sweeps import Sweeps, flatten_taken, lookup, seeds_of, sweep
+from functional_bp.graph import names
+from functional_bp.graph.graph import Equation, Graph, Variable
+from functional_bp.graph.trace import trace
+
+if TYPE_CHECKING:
+    from functional_bp.explanation.nonfinite import FirstNonfinite
+    from functional_bp.explanation.pictures.picture import PictureOptions, Style
+    from functional_bp.explanation.pictures.scene import ThemeName
+    from functional_bp.explanation.signals import Signals
+
+MOST_ROWS = 200  # of a table that is printed without being asked for all of it
+
+
+class NoValuesError(BackpropError, TypeError):
+    """A function was to be explained at arguments that have no values."""
+
+
+class UnreachedError(BackpropError, KeyError):
+    """No path leads from a value to the output, so that it has no cotangent."""
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
+
+
+class ByName(Mapping[str, Any]):
+    """Arrays by the names of a graph's variables; an unknown name is answered with near ones."""
+
+    def __init__(self, graph: Graph, arrays: Mapping[Variable, Any]) -> None:
+        self._graph, self._arrays = graph, arrays
+
+    def __getitem__(self, name: str | Variable) -> Any:
+        variable = lookup(self._graph, name)
+        if variable not in self._arrays:
+            raise UnreachedError(
+                f"{variable} has no cotangent: no path with a derivative leads to the output"
+            )
+        return self._arrays[variable]
+
+    def __iter__(self) -> Iterator[str]:
+        return (v.name for v in self._graph.variables if v in self._arrays and v.name != "_")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} arrays: {', '.join(self)}>"
+
+
+class Explanation:
+    """A function's graph at a point, with the forward value and the cotangent of every node.
+
+    Attributes:
+        graph: the flat graph: calls are opened, a ``cond`` is the branch that ran.
+        value: forward values by name: ``explanation.value["h"]``.
+        cotangent: cotangents by name; a value that no path joins to the output has none.
+        values, bars: the same by variable of ``graph``.
+        shares: what each use of a variable adds to its cotangent, by equation and operand.
+        kept_bytes: for each variable that ``bp.grad`` keeps from its forward sweep, the bytes.
+    """
+
+    def __init__(
+        self, graph: Graph, sweeps: Sweeps, seeds: Sequence[Any], max_steps: int | None = None
+    ) -> None:
+        self.graph = graph
+        self.values, self.bars, self.shares = sweeps
+        self.seeds, self.max_steps = tuple(seeds), max_steps
+        literals = {v: v.value for v in graph.outputs if v.kind == "literal"}
+        self.value = ByName(graph, {**literals, **self.values})
+        self.cotangent = ByName(graph, self.bars)
+
+    @cached_property
+    def kept_bytes(self) -> Mapping[Variable, int]:
+        """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
+
+        What an operation that stays closed keeps inside (a loop, of all its steps) counts at its
+        first output. What ``jax.checkpoint`` holds is computed again: of it, only the values
+        that its policy saves count.
+        """
+        return kept_bytes(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
+
+    @cached_property
+    def share_counts(self) -> Counter[Variable]:
+        """How many shares each cotangent is the sum of: uses, and the output's own cotangent."""
+        seeded = [v for v, seed in zip(self.graph.outputs, self.seeds) if seed is not None]
+        return Counter([*seeded, *(equation.inputs[k] for equation, k in self.shares)])
+
+    def share(self, equation: Equation, operand: int) -> Any:
+        """What one use of a variable adds to its cotangent; None where it adds nothing."""
+        return self.shares.get((equation, operand))
+
+    def first_nonfinite(self) -> FirstNonfinite | None:
+        """The first equation that makes a NaN or an infinity, and why; None where all is finite.
+
+        Forward, what makes the output not finite; else what makes a cotangent so, as the masked
+        logarithm does; else a value that is masked out and harmless. An infinity that is put in, as
+        a mask of −∞, is no fault as long as nothing else becomes infinite from it. Loops are run
+        step by step: the step is named, and the equation in it.
+
+        Returns:
+            A frozen dataclass that prints well, with the equation, the entries that it reads, the
+            values of its inputs, the cause, what to do, and the source line.
+
+        Example:
+            >>> import jax.numpy as jnp, functional_bp as bp
+            >>> e = bp.explain(lambda x: jnp.log(x)[1], jnp.array([1.0, 0.0]))
+            >>> found = e.first_nonfinite()
+            >>> found.operation, str(found.operands[0]), found.cause
+            ('log', 'x[1] = 0.0', 'ln 0.0 = −∞: a pole')
+        """
+        from functional_bp.explanation.nonfinite import first_nonfinite
+
+        return first_nonfinite(self)
+
+    def signals(self) -> Signals:
+        """What is notable about the gradients of inputs, parameters and named values.
+
+        ================  ========================================================================
+        kind              is said of a variable whose gradient
+        ================  ========================================================================
+        ``nan``           has a NaN (or whose value has); the first one of the graph is named
+        ``infinite``      has an infinity
+        ``dead``          is all zero, though a path leads to the output; where it ends is named
+        ``underflow``     is zero in float16 and is not once the loss is scaled by 4096
+        ``exploding``     has a norm above 1000 × the usual one and 10⁴ × the value's, or grows
+                          10⁶-fold through a ``scan``
+        ``vanishing``     has a norm below 10⁻⁶ × the greatest one and 10⁻⁶ × the value's, or
+                          shrinks 10⁻⁶-fold through a ``scan``, or is too small for its dtype
+        ``partly dead``   is zero for units (columns of a weight) that a relu or its like has shut
+                          in all n examples, clearly and for more units than 2 in n + 1
+        ================  ========================================================================
+
+        The usual norm is the median over the cotangents of all intermediate values, the greatest
+        one that of the variables looked at: the loss's own scale does not matter. What is small
+        only since it cancels, as a key's bias in attention, does not vanish. Of each variable the
+        gravest is told.
+
+        Returns:
+            A sequence, gravest first, empty where nothing is notable; it prints as a list.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, functional_bp as bp
+            >>> loss = lambda b: jnp.sum(jax.nn.relu(jnp.ones(3) + b))
+            >>> [(s.kind, s.name) for s in bp.explain(loss, jnp.full(3, -100.0)).signals()]
+            [('dead', 'b')]
+        """
+        from functional_bp.explanation.signals import signals
+
+        return signals(self)
+
+    def svg(
+        self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
+    ) -> str:
+        """A picture of the graph with its values and gradients, as the text of an SVG file.
+
+        Args:
+            style: "cs231n": values and gradients on the edges between operators; or "d2l": squares
+                are variables with value above and gradient below, circles are operators.
+            theme: "light", "dark", or "auto", as the viewer's own preference is.
+            **options: ``direction`` ("right" or "down"), ``depth`` (scopes deeper than that are
+                closed), ``gates`` (functions drawn as one operator, by name), ``branches`` (whether
+                the edges of a value with several uses show "shares" or the "total"), ``engine`` of
+                the layout ("graphviz" or "built-in").
+
+        Raises:
+            PictureError: too large for a picture, or a word that none of these knows.
+        """
+        from functional_bp.explanation.pictures.picture import svg_of
+
+        return svg_of(self, style, theme, **options)
+
+    def html(self, title: str | None = None, colours: Mapping[str, str] | None = None) -> str:
+        """A page for a browser, one file that needs no network, in which scopes open and close.
+
+        Args:
+            title: of the page; by default the function's name.
+            colours: a category (a device, a stage) by the name of a variable or the path of a
+                scope; the page colours by it.
+
+        Raises:
+            PageError: ``colours`` names what is not in the graph.
+        """
+        from functional_bp.explanation.page import page
+
+        return page(self, title, colours)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        style: Style = "cs231n",
+        theme: ThemeName = "light",
+        **options: Unpack[PictureOptions],
+    ) -> None:
+        """Write the explanation to a file, in the format that its suffix says.
+
+        Args:
+            path: ``.svg``, ``.png``, ``.pdf`` for a picture; ``.html`` for a page in which scopes
+                open; ``.md``, ``.tex``, ``.txt`` for the table of both sweeps.
+            style: of a picture; see ``svg``.
+            theme: of a picture or page.
+            **options: of a picture.
+
+        Raises:
+            PictureError: another suffix, or too large for a still picture.
+            PicturesExtraError: PNG or PDF without the extra ``pictures``.
+        """
+        from functional_bp.explanation.pictures.picture import save
+
+        save(self, path, style, theme, **options)
+
+    def _repr_html_(self) -> str | None:
+        from functional_bp.explanation.page import frame
+
+        return frame(self)
+
+    def _repr_svg_(self) -> str | None:
+        from functional_bp.explanation.pictures.picture import glance
+
+        return glance(self)
+
+    def text(self, width: int | None = None, color: bool = False, rows: int | None = None) -> str:
+        """Both sweeps step by step, as tables for a terminal.
+
+        Args:
+            width: characters per line; by default the terminal's.
+            color: with a terminal's colours: red for what is not finite, yellow for dead gradients.
+            rows: of each table at most, the first and the last ones; None for all of them.
+        """
+        from functional_bp.explanation import tables
+        from functional_bp.tables import text
+
+        return text.text(tables.tables(self, rows), width, color)
+
+    def markdown(self, rows: int | None = None) -> str:
+        """Both sweeps step by step, as Markdown tables of at most so many rows."""
+        from functional_bp.explanation import tables
+        from functional_bp.tables import markdown
+
+        return markdown.markdown(tables.tables(self, rows))
+
+    def latex(self, standalone: bool = False, rows: int | None = None) -> str:
+        """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
+        from functional_bp.explanation import tables
+        from functional_bp.tables import latex
+
+        return latex.latex(tables.tables(self, rows), standalone)
+
+    def table_html(self, rows: int | None = None) -> str:
+        """Both sweeps step by step, as a piece of HTML for light and dark pages."""
+        from functional_bp.explanation import tables
+        from functional_bp.tables import html
+
+        return html.html(tables.tables(self, rows))
+
+    def __str__(self) -> str:
+        """The tables, of a large graph their first and last rows; ``text()`` has all."""
+        return self.text(rows=MOST_ROWS)
+
+    def __repr__(self) -> str:
+        return f"<Explanation of {self.graph.name}: {len(self.graph)} equations>"
+
+
+def explain(
+    fun: Callable[..., Any],
+    *args: Any,
+    cotangent: Any = None,
+    unroll: bool = False,
+    max_steps: int | None = None,
+) -> Explanation:
+    """The graph of ``fun`` at ``args``, with value and gradient on every node.
+
+    Args:
+        fun: a JAX function of arrays and pytrees.
+        *args: where it is looked at.
+        cotangent: of the output, like it; by default 1, for which the output must be a real
+            scalar. Of a tuple or dict of outputs it says which of them is differentiated.
+        unroll: write ``scan`` loops out, step by step.
+        max_steps: the bound of loops that decide when to stop (``while_loop``).
+
+    Raises:
+        NotDifferentiableError: the output is no real scalar, and no ``cotangent`` was given.
+        CotangentError: ``cotangent`` does not fit the output.
+        NoValuesError: an argument is traced by ``jit``, ``vmap`` or another transform, or a shape.
+
+    Example:
+        >>> import functional_bp as bp
+        >>> e = bp.explain(lambda x, y, z: bp.name(x + y, "p") * z, 1.0, 3.0, -3.0)
+        >>> float(e.value["p"]), float(e.cotangent["p"]), float(e.cotangent["z"])
+        (4.0, -3.0, 4.0)
+    """
+    graph = trace(fun, *args)
+    leaves = [x for x in jax.tree.leaves(args) if names.leaf_is_array(x)]
+    for variable, leaf in zip((*graph.inputs, *graph.constants), (*leaves, *graph.consts)):
+        _check_value(graph, variable, leaf)
+    if _jax.makes_references(graph.jaxpr):
+        raise NotDifferentiableError(
+            compose(
+                f"{graph.name} cannot be explained: a mutable reference has no single value",
+                got="jax.new_ref in the function",
+                expected="a function of values",
+                do="write x = x.at[i].set(y) in the reference's place; bp.grad takes both",
+            )
+        )
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    do = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
+    seeds = seeds_of(graph, cotangent, do)
+    flat = flatten_taken(graph, arrays, unroll)
+    return Explanation(flat, sweep(flat, arrays, seeds, max_steps), seeds, max_steps)
+
+
+def _check_value(graph: Graph, variable: Variable, leaf: Any) -> None:
+    """Raise if an input or a constant is no array but stands for one."""
+    traced = isinstance(leaf, Tracer)
+    if traced or isinstance(leaf, jax.ShapeDtypeStruct):
+        raise NoValuesError(
+            compose(
+                f"{graph.name} cannot be explained here: {variable} has no value",
+                got=f"{describe(leaf)}, traced by jit, vmap or another transform"
+                if traced
+                else f"the shape {describe(leaf)}",
+                expected="an array",
+                do="call bp.explain outside the transform; bp.cotangents works inside"
+                if traced
+                else "draw one, as in jax.random.normal(key, shape)",
+            )
+        )

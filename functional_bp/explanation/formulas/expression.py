@@ -1,0 +1,528 @@
+"""Expressions: the tree that a pullback's source is read into, and that the notations write."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+LARGEST_DENOMINATOR = 12  # of a factor that is written as a fraction
+
+
+class Expression:
+    """A formula or a part of one; see the subclasses."""
+
+
+@dataclass(frozen=True)
+class Number(Expression):
+    """A rational number, or a float that is no short fraction."""
+
+    value: Fraction | float
+
+
+@dataclass(frozen=True)
+class Symbol(Expression):
+    """A variable, or its cotangent if it has a ``bar``."""
+
+    name: str
+    bar: bool = False
+
+
+@dataclass(frozen=True)
+class Constant(Expression):
+    """π, the imaginary unit i, ∞."""
+
+    name: str
+    value: complex
+
+
+@dataclass(frozen=True)
+class Shape(Expression):
+    """A variable of which only shape and dtype are asked for: ``x_t``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Literal(Expression):
+    """A Python value that is no number of the formula: an axis, a shape, a word.
+
+    Attributes:
+        value: the value.
+        label: the parameter that it was given for, "" for none.
+    """
+
+    value: Any
+    label: str = ""
+
+    def __hash__(self) -> int:
+        return hash((repr(self.value), self.label))
+
+    def __eq__(self, other: object) -> bool:
+        # a value may be an array, which == does not compare as a whole
+        if not isinstance(other, Literal):
+            return NotImplemented
+        return (repr(self.value), self.label) == (repr(other.value), other.label)
+
+
+@dataclass(frozen=True)
+class Verbatim(Expression):
+    """A piece of source that is shown as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Sum(Expression):
+    """Two terms or more; a term that is subtracted is a product with a negative coefficient."""
+
+    terms: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Product(Expression):
+    """coefficient · above / below, entry by entry: the order of the factors says nothing."""
+
+    coefficient: Fraction
+    above: tuple[Expression, ...]
+    below: tuple[Expression, ...] = ()
+
+
+@dataclass(frozen=True)
+class MatrixProduct(Expression):
+    """Matrices and vectors, one after another."""
+
+    factors: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Transpose(Expression):
+    """xᵀ."""
+
+    base: Expression
+
+
+@dataclass(frozen=True)
+class Power(Expression):
+    """base^exponent."""
+
+    base: Expression
+    exponent: Expression
+
+
+@dataclass(frozen=True)
+class Indexed(Expression):
+    """A symbol with one letter per axis: x_ab."""
+
+    base: Expression
+    subscript: str
+
+
+@dataclass(frozen=True)
+class Item(Expression):
+    """A part of an array: x[1:3]."""
+
+    base: Expression
+    index: str
+
+
+@dataclass(frozen=True)
+class Total(Expression):
+    """Σ over letters of the body, or (``over`` is "") over all entries."""
+
+    over: str
+    body: Expression
+
+
+@dataclass(frozen=True)
+class Call(Expression):
+    """A function of arguments. ``function`` is the Python object, where it is known."""
+
+    name: str
+    arguments: tuple[Expression, ...]
+    keywords: tuple[tuple[str, Expression], ...] = ()
+    known: bool = False  # a function of the notation: cos, ln, √
+    function: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison(Expression):
+    """left < right and its like."""
+
+    left: Expression
+    sign: str
+    right: Expression
+
+
+@dataclass(frozen=True)
+class Truth(Expression):
+    """[condition]: 1 where it holds, else 0."""
+
+    condition: Expression
+
+
+@dataclass(frozen=True)
+class Choice(Expression):
+    """``chosen`` where the condition holds, else ``otherwise``."""
+
+    condition: Expression
+    chosen: Expression
+    otherwise: Expression
+
+
+ZERO, ONE = Number(Fraction(0)), Number(Fraction(1))
+PI, IMAGINARY = Constant("π", 3.141592653589793), Constant("i", 1j)
+
+
+def children(expression: Expression) -> Iterator[Expression]:
+    """The expressions directly inside one."""
+    for entry in fields(expression):  # pyright: ignore[reportArgumentType]
+        value = getattr(expression, entry.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            item = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+            if isinstance(item, Expression):
+                yield item
+
+
+def walk(expression: Expression) -> Iterator[Expression]:
+    """The expression and all inside it."""
+    yield expression
+    for child in children(expression):
+        yield from walk(child)
+
+
+# Sums, products and powers, brought into one form: what is written is what a person would write.
+#
+# >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
+# >>> multiply(y_bar, divide(number(0.5), x)) == divide(y_bar, multiply(number(2), x))
+# True
+# >>> multiply(subtract(ONE, x), add(ONE, x)) == subtract(ONE, power(x, number(2)))
+# True
+
+
+def number(value: Any) -> Expression:
+    """A number as an expression; a float as the short fraction that it is nearest to."""
+    if isinstance(value, complex):
+        return add(number(value.real), multiply(number(value.imag), IMAGINARY))
+    if isinstance(value, Fraction | int):
+        return Number(Fraction(value))
+    value = float(value)
+    if value != value or value in (float("inf"), float("-inf")):
+        return Number(value)
+    return Number(Fraction(repr(value)))
+
+
+def is_zero(expression: Expression) -> bool:
+    """Whether it is the number 0."""
+    return isinstance(expression, Number) and expression.value == 0
+
+
+def _parts(expression: Expression) -> tuple[Fraction, list[Expression], list[Expression]]:
+    """Coefficient, factors above and factors below the line."""
+    match expression:
+        case Number(Fraction() as value):
+            return value, [], []
+        case Product(coefficient, above, below):
+            return coefficient, list(above), list(below)
+        case Power(base, Number(Fraction() as value)) if value < 0:
+            return Fraction(1), [], [power(base, Number(-value))]
+        case _:
+            return Fraction(1), [expression], []
+
+
+def _product(coefficient: Fraction, above: list[Expression], below: list[Expression]) -> Expression:
+    """A product in its form: zero is zero, equal bases are one power, x/x is gone."""
+    if coefficient == 0:
+        return ZERO
+    above, below = _squares(above), _squares(below)
+    exponents: Counter[Expression] = Counter()
+    order: dict[Expression, None] = {}
+    for side, sign in ((above, 1), (below, -1)):
+        for factor in side:
+            match factor:
+                case Power(base, Number(Fraction(denominator=1) as n)):
+                    base, times = base, int(n) * sign
+                case _:
+                    base, times = factor, sign
+            exponents[base] += times
+            order.setdefault(base)
+    raised = lambda base, n: base if n == 1 else Power(base, Number(Fraction(n)))  # noqa: E731
+    top = tuple(raised(b, exponents[b]) for b in order if exponents[b] > 0)
+    bottom = tuple(raised(b, -exponents[b]) for b in order if exponents[b] < 0)
+    if not bottom and not top:
+        return Number(coefficient)
+    if not bottom and len(top) == 1 and coefficient == 1:
+        return top[0]
+    return Product(coefficient, top, bottom)
+
+
+def _squares(factors: list[Expression]) -> list[Expression]:
+    """The factors, with (a − b)(a + b) as a² − b²."""
+    for i, left in enumerate(factors):
+        for j, right in enumerate(factors):
+            if i != j and isinstance(left, Sum) and isinstance(right, Sum):
+                (a, *b), terms = left.terms, list(right.terms)
+                if len(b) == 1 and sorted(map(repr, terms)) == sorted(map(repr, (a, negate(b[0])))):
+                    square = lambda x: power(x, Number(Fraction(2)))  # noqa: E731
+                    rest = [f for k, f in enumerate(factors) if k not in (i, j)]
+                    difference = subtract(square(a), square(b[0]))
+                    return [*rest[: min(i, j)], difference, *rest[min(i, j) :]]
+    return factors
+
+
+def multiply(*factors: Expression) -> Expression:
+    """Their product, entry by entry."""
+    coefficient, above, below = Fraction(1), [], []
+    for factor in factors:
+        c, a, b = _parts(factor)
+        coefficient, above, below = coefficient * c, above + a, below + b
+    return _product(coefficient, above, below)
+
+
+def divide(numerator: Expression, denominator: Expression) -> Expression:
+    """Their quotient; by zero, a call of "div" that is left as it stands."""
+    c, above, below = _parts(denominator)
+    if c == 0:
+        return Call("div", (numerator, denominator))
+    inverse = _product(1 / c, below, above)
+    return multiply(numerator, inverse)
+
+
+def negate(expression: Expression) -> Expression:
+    """The expression with the other sign; of a sum, every term."""
+    return multiply(Number(Fraction(-1)), expression)
+
+
+def add(*terms: Expression) -> Expression:
+    """Their sum; factors that all terms share stand before a bracket."""
+    flat: list[Expression] = []
+    for term in terms:
+        inner = term.terms if isinstance(term, Sum) else (term,)
+        flat += [t for t in inner if not is_zero(t)]
+    numbers = [i for i, t in enumerate(flat) if isinstance(t, Number)]
+    if len(numbers) > 1:
+        total = Number(sum((flat[i].value for i in numbers), Fraction(0)))  # pyright: ignore[reportAttributeAccessIssue]
+        rest = [t for t in flat if not isinstance(t, Number)]
+        return add(*rest, total)
+    if not flat:
+        return ZERO
+    if len(flat) == 1:
+        return flat[0]
+    split = [_parts(t) for t in flat]
+    shared = Counter(split[0][1])
+    for _, above, _ in split[1:]:
+        shared &= Counter(above)
+    if not shared:
+        return Sum(tuple(flat))
+    common = list(shared.elements())
+    rest = [_product(c, _without(above, common), below) for c, above, below in split]
+    return multiply(*common, add(*rest))
+
+
+def _without(factors: list[Expression], taken: list[Expression]) -> list[Expression]:
+    left = Counter(factors) - Counter(taken)
+    return list(left.elements())
+
+
+def subtract(left: Expression, right: Expression) -> Expression:
+    """left − right."""
+    if isinstance(right, Sum):
+        return add(left, *(negate(term) for term in right.terms))
+    return add(left, negate(right))
+
+
+def power(base: Expression, exponent: Expression) -> Expression:
+    """base^exponent; powers of powers and products are multiplied out for whole exponents."""
+    match base, exponent:
+        case _, Number(Fraction() as n) if n == 1:
+            return base
+        case _, Number(Fraction() as n) if n == 0:
+            return ONE
+        case Number(Fraction() as b), Number(Fraction(denominator=1) as n) if b != 0:
+            return Number(Fraction(b ** int(n)))
+        case Power(inner, Number(Fraction(denominator=1) as m)), Number(
+            Fraction(denominator=1) as n
+        ):
+            return power(inner, Number(m * n))
+        case Product(c, above, below), Number(Fraction(denominator=1) as n) if n > 0:
+            top = [power(factor, exponent) for factor in above]
+            return _product(c ** int(n), top, [power(factor, exponent) for factor in below])
+        case _:
+            return Power(base, exponent)
+
+
+def choose(condition: Expression, chosen: Expression, otherwise: Expression) -> Expression:
+    """A choice; with a zero on one side, a product with [condition]."""
+    if chosen == otherwise:
+        return chosen
+    if is_zero(otherwise):
+        return multiply(chosen, Truth(condition))
+    if is_zero(chosen):
+        return multiply(otherwise, Truth(opposite(condition)))
+    return Choice(condition, chosen, otherwise)
+
+
+OPPOSITE = {"=": "≠", "≠": "=", "<": "≥", "≥": "<", ">": "≤", "≤": ">"}
+
+
+def opposite(condition: Expression) -> Expression:
+    """The condition that holds where this one does not."""
+    match condition:
+        case Comparison(left, sign, right) if sign in OPPOSITE:
+            return Comparison(left, OPPOSITE[sign], right)
+        case Call("not", (inner,)):
+            return inner
+        case _:
+            return Call("not", (condition,), known=True)
+
+
+def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
+    """The expression with some of its parts replaced, all at once."""
+    if expression in values:
+        return values[expression]
+    again = lambda e: substitute(e, values)  # noqa: E731
+    match expression:
+        case Sum(terms):
+            return add(*map(again, terms))
+        case Product(coefficient, above, below):
+            top = multiply(Number(coefficient), *map(again, above))
+            return divide(top, multiply(*map(again, below))) if below else top
+        case Power(base, exponent):
+            return power(again(base), again(exponent))
+        case MatrixProduct(factors):
+            return MatrixProduct(tuple(map(again, factors)))
+        case Call():
+            keywords = tuple((key, again(value)) for key, value in expression.keywords)
+            arguments = tuple(map(again, expression.arguments))
+            return replace(expression, arguments=arguments, keywords=keywords)
+        case Transpose(base):
+            return Transpose(again(base))
+        case Indexed(base, subscript):
+            return Indexed(again(base), subscript)
+        case Item(base, index):
+            return Item(again(base), index)
+        case Total(over, body):
+            return Total(over, again(body))
+        case Comparison(left, sign, right):
+            return Comparison(again(left), sign, again(right))
+        case Truth(condition):
+            return Truth(again(condition))
+        case Choice(condition, chosen, otherwise):
+            return choose(again(condition), again(chosen), again(otherwise))
+        case _:
+            return expression
+
+
+def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
+    """``substitute``, but a variable that would cancel stays: z − z is no 0 where z may be NaN."""
+    made = substitute(expression, values)
+    symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}  # noqa: E731
+    wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
+    return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
+
+
+def _put_as_it_stands(expression: Any, values: Mapping[Any, Expression]) -> Any:
+    if isinstance(expression, tuple):
+        return tuple(_put_as_it_stands(item, values) for item in expression)
+    if not isinstance(expression, Expression):
+        return expression
+    if expression in values:
+        return values[expression]
+    inner = {f.name: getattr(expression, f.name) for f in fields(expression)}  # pyright: ignore[reportArgumentType]
+    return replace(expression, **{k: _put_as_it_stands(v, values) for k, v in inner.items()})  # pyright: ignore[reportArgumentType]
+
+
+# What operations are in mathematics: ``mul`` is a product, ``rsqrt`` is one over a root.
+#
+# One table for both directions: an equation of a graph is written by its primitive's name, a
+# pullback by the names of the functions that it calls. No gradient stands here.
+
+Builder = Callable[..., Expression]
+TWO = Number(Fraction(2))
+
+# Functions that have a name in mathematics, by their names in jax.lax, jax.numpy and numpy.
+FUNCTIONS = {
+    "exp": "exp", "log": "ln", "sqrt": "√", "sin": "sin", "cos": "cos", "tan": "tan",
+    "sinh": "sinh", "cosh": "cosh", "tanh": "tanh", "asin": "arcsin", "acos": "arccos",
+    "atan": "arctan", "asinh": "arsinh", "acosh": "arcosh", "atanh": "artanh", "arcsin": "arcsin",
+    "arccos": "arccos", "arctan": "arctan", "abs": "abs", "sign": "sign", "floor": "floor",
+    "ceil": "ceil", "logistic": "σ", "sigmoid": "σ", "erf": "erf", "erfc": "erfc",
+    "erf_inv": "erf⁻¹", "real": "Re", "imag": "Im", "conj": "conj", "max": "max", "min": "min",
+    "lgamma": "ln Γ", "digamma": "ψ", "cbrt": "∛", "log2": "log₂", "atan2": "atan2",
+    "maximum": "max", "minimum": "min", "reduce_max": "max", "reduce_min": "min",
+}  # fmt: skip
+
+# The same functions on numbers, to compare two formulas.
+NUMERIC: dict[str, Callable[..., object]] = {
+    "exp": np.exp, "ln": np.log, "√": np.sqrt, "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "arcsin": np.arcsin, "arccos": np.arccos,
+    "arctan": np.arctan, "arsinh": np.arcsinh, "arcosh": np.arccosh, "artanh": np.arctanh,
+    "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "Re": np.real,
+    "Im": np.imag, "conj": np.conj, "σ": lambda x: 1 / (1 + np.exp(-x)), "log₂": np.log2,
+    "∛": np.cbrt, "atan2": np.arctan2, "max": np.maximum, "min": np.minimum,
+    "not": np.logical_not, "and": np.logical_and, "or": np.logical_or,
+}  # fmt: skip
+
+
+def compare(sign: str) -> Builder:
+    """The builder of a comparison."""
+    return lambda left, right: Comparison(left, sign, right)
+
+
+def apply(name: str) -> Builder:
+    """The builder of a call of a function with a name in mathematics."""
+    return lambda *arguments: Call(name, arguments, known=True)
+
+
+def root(x: Expression) -> Expression:
+    """√x."""
+    return Call("√", (x,), known=True)
+
+
+def _select_n(which: Expression, *cases: Expression) -> Expression:
+    if len(cases) == 1:
+        return cases[0]
+    if len(cases) == 2:  # the case 0 first
+        return choose(which, cases[1], cases[0])
+    return Call("select", (which, *cases))
+
+
+def _difference_of_square(x: Expression) -> Expression:
+    return subtract(ONE, power(x, TWO))
+
+
+# By the name of the function or primitive.
+OPERATORS: dict[str, Builder] = {
+    "add": add, "add_any": add, "sub": subtract, "subtract": subtract, "mul": multiply,
+    "multiply": multiply, "div": divide, "divide": divide, "true_divide": divide, "neg": negate,
+    "negative": negate, "square": lambda x: power(x, TWO), "pow": power, "power": power,
+    "float_power": power, "integer_pow": power, "reciprocal": lambda x: divide(ONE, x),
+    "rsqrt": lambda x: divide(ONE, root(x)), "one_minus_square": _difference_of_square,
+    "exp2": lambda x: power(TWO, x), "expm1": lambda x: subtract(apply("exp")(x), ONE),
+    "log1p": lambda x: apply("ln")(add(ONE, x)),
+    "complex": lambda x, y: add(x, multiply(y, IMAGINARY)),
+    "eq": compare("="), "ne": compare("≠"), "lt": compare("<"), "le": compare("≤"),
+    "gt": compare(">"), "ge": compare("≥"), "equal": compare("="), "greater": compare(">"),
+    "less": compare("<"), "not": opposite, "bitwise_not": opposite, "logical_not": opposite,
+    "and": apply("and"), "bitwise_and": apply("and"), "logical_and": apply("and"),
+    "or": apply("or"), "bitwise_or": apply("or"), "logical_or": apply("or"),
+    "select": choose, "where": choose, "select_n": _select_n,
+    **{name: apply(sign) for name, sign in FUNCTIONS.items()},
+}  # fmt: skip
+
+# Functions of which the formula shows the first argument alone: they change dtype or place.
+TRANSPARENT = {
+    "convert_element_type", "asarray", "array", "stop_gradient", "astype", "copy", "stage",
+    "float", "tuple", "list", "optimization_barrier", "name",
+}  # fmt: skip
+# Functions of an array's type, whose value does not depend on it.
+FILLED: dict[str, Builder] = {
+    "full_like": lambda x, value: value,
+    "zeros_like": lambda x: ZERO,
+    "ones_like": lambda x: ONE,
+    "full": lambda shape, value: value,
+}

@@ -1,0 +1,402 @@
+"""A rule's formula for one operand's cotangent: ``x̄ = ȳ · cos x``, with a person's own names."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from functional_bp.engine.rule import Pullback, Rule
+from functional_bp.explanation.formulas import latex, unicode
+from functional_bp.explanation.formulas.expression import (
+    ZERO,
+    Call,
+    Choice,
+    Expression,
+    Indexed,
+    MatrixProduct,
+    Shape,
+    Symbol,
+    Total,
+    Transpose,
+    multiply,
+    put,
+    walk,
+)
+from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read, syntax
+from functional_bp.explanation.formulas.unicode import MACRON, barred
+
+# The formula line of a docstring, where a pullback is a program rather than a formula.
+#
+# >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
+# >>> formula_line(text, "x") == decomposed(text.rstrip("."))
+# True
+# >>> print(renamed("x̄ᵢ = ȳ [xᵢ = y]", {"x": "s", "y": "m"}, {"x": "s̄", "y": "m̄"}))
+# s̄ᵢ = m̄ [sᵢ = m]
+
+_BAR = rf"[^\W\d_]{MACRON}"
+_STARTS = re.compile(rf"[−+(±½]*\s*({_BAR})")
+_EQUATION = re.compile(rf"({_BAR})[^\s)]*\s*=\s")
+_WORD = re.compile(r"([a-z]+)[-_]bar\s*=\s")
+_SEPARATORS = (":", ",", ";", "⇒", "so", "where", ".")
+_ARTICLE = re.compile(r"a\s+[a-z]{2,}")  # "a cotangent": no variable
+
+
+def decomposed(text: str) -> str:
+    """Every macron a character of its own, whether or not Unicode has the letter with it."""
+    return "".join(
+        unicodedata.normalize("NFD", c) if unicodedata.normalize("NFD", c)[1:] == MACRON else c
+        for c in text
+    )
+
+
+def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
+    """The sentence that says what a cotangent is; "" where there is none.
+
+    Args:
+        docstring: of a pullback or a structure.
+        operand: the operand.
+        is_pullback: a line that begins with an upstream cotangent is then read as the operand's.
+    """
+    first = inspect.cleandoc(docstring).partition("\n\n")[0]
+    line = decomposed(" ".join(first.split()))
+    if "↦" in line:
+        return _ended(line)
+    if found := _WORD.match(line):
+        return _ended(f"{barred(found[1])} = {line[found.end() :]}")
+    equations = [m for m in _EQUATION.finditer(line) if _stands_alone(line[: m.start()])]
+    letters = {operand[0], operand[0].upper()}
+    own = [m for m in equations if m[1][0] in letters]
+    is_first = bool(equations) and equations[0].start() == 0
+    start = (equations if is_first else own or equations)[0].start() if equations else 0
+    if equations and (is_pullback or " = " not in line[:start]):
+        return _ended(line[start:])
+    if (found := _STARTS.match(line)) and is_pullback and found[1][0] not in letters:
+        return _ended(f"{barred(operand)} = {line}")
+    return _ended(line) if MACRON in line else ""
+
+
+def _stands_alone(before: str) -> bool:
+    return not before or before.rstrip().endswith(_SEPARATORS)
+
+
+def _ended(line: str) -> str:
+    return line.rstrip(" .:").replace("``", "")
+
+
+def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str:
+    """A formula line with other names for its variables.
+
+    Args:
+        text: the line.
+        names: what to write for a variable, by the letter that the rule has for it. The line may
+            have the letter as a capital, for a matrix; of a starred operand (``xs``) the line's
+            xₖ is one member.
+        bars: the same for their cotangents.
+    """
+    plain = decomposed(text)
+    wanted: dict[str, str] = {}
+    for table, mark in ((names, ""), (bars, MACRON)):
+        for key, new in table.items():
+            starred = len(key) == 2 and key.endswith("s")
+            if len(key) != 1 and not starred:
+                continue
+            is_capital = key[0].upper() + MACRON in plain and key[0] + MACRON not in plain
+            letter = key[0].upper() if is_capital else key[0]
+            wanted[letter + mark + ("ₖ" if starred else "")] = new
+    if not wanted:
+        return text
+    members = "".join(key[0] for key in wanted if key.endswith("ₖ"))
+    if members:
+        plain = re.sub(rf"([{members}])({MACRON}?)[ᵢₖ]", r"\1\2ₖ", plain)
+    choices = "|".join(re.escape(k) for k in sorted(wanted, key=len, reverse=True))
+    token = re.compile(rf"(?<![A-Za-z_{{])(?:{choices})(?![A-Za-z{MACRON}'’])")
+
+    def put(found: re.Match[str]) -> str:
+        is_word = found[0] == "a" and _ARTICLE.match(plain, found.start())
+        return found[0] if is_word else wanted[found[0]]
+
+    return unicodedata.normalize("NFC", token.sub(put, plain))
+
+
+# Products with named axes, as matrices where they are: z_ac = Σ_b x_ab y_bc is z = x y.
+#
+# >>> from functional_bp.explanation.formulas.expression import Symbol
+# >>> from functional_bp.explanation.formulas.unicode import written
+# >>> z_bar, w = Symbol("z", bar=True), Symbol("W")
+# >>> print(written(contracted("ab", (z_bar, "ac"), (w, "bc"))[1]))
+# z̄ Wᵀ
+
+Operand = tuple[Expression, str]  # what is multiplied, and one letter per axis
+_TERM = rf"([a-z])({MACRON}?)_(\w+)"
+_LINE = re.compile(rf"([a-z]){MACRON}_(\w+) = (?:Σ_\w+ )?{_TERM} {_TERM}")
+
+
+class Contraction(NamedTuple):
+    """A formula line like x̄_bfc = Σ_g z̄_bfg y_bgc: which cotangent is a product of which two."""
+
+    operand: str
+    left: Symbol
+    right: Symbol
+
+
+def parse(line: str) -> Contraction | None:
+    """The contraction that a docstring's formula line states; None if it states another thing."""
+    found = _LINE.fullmatch(decomposed(line))
+    if found is None:
+        return None
+    operand, _, left, left_bar, _, right, right_bar, _ = found.groups()
+    return Contraction(operand, Symbol(left, bool(left_bar)), Symbol(right, bool(right_bar)))
+
+
+def contracted(out: str, first: Operand, second: Operand) -> tuple[str, Expression]:
+    """The product of two arrays, summed over the axes that ``out`` does not have.
+
+    Returns:
+        The letters that the left-hand side needs ("" in the notation of matrices), and the
+        product: of matrices and column vectors where it is one, else with a letter per axis.
+    """
+    if "" in (first[1], second[1]) and out == first[1] + second[1]:
+        return "", multiply(first[0], second[0])
+    for left, right in ((first, second), (second, first)):
+        product = _matrices(out, left, right)
+        if product is not None:
+            return "", product
+    letters = dict.fromkeys(first[1] + second[1])
+    over = "".join(c for c in letters if c not in out)
+    factors = tuple(Indexed(symbol, axes) if axes else symbol for symbol, axes in (first, second))
+    body = MatrixProduct(factors)
+    return out, Total(over, body) if over else body
+
+
+def _matrices(out: str, left: Operand, right: Operand) -> Expression | None:
+    """left · right, each transposed if need be; None where that is not the product."""
+    (a, a_axes), (b, b_axes) = left, right
+    if not a_axes or not b_axes or max(len(a_axes), len(b_axes), len(out)) > 2:
+        return None
+    inner = [c for c in a_axes if c in b_axes]
+    if len(inner) > 1 or any(c in out for c in inner):
+        return None
+    summed = "".join(inner)
+    rows, columns = a_axes.replace(summed, ""), b_axes.replace(summed, "")
+    if out != rows + columns or len(set(a_axes)) < len(a_axes) or len(set(b_axes)) < len(b_axes):
+        return None
+    if not summed and (len(a_axes) > 1 or len(b_axes) > 1):
+        return None
+    if not rows and columns:  # a row vector times a matrix: the matrix comes first
+        return None
+    on_left = a if a_axes == rows + summed and (rows or not summed) else Transpose(a)
+    on_right = b if b_axes == summed + columns and summed else Transpose(b)
+    return MatrixProduct((on_left, on_right))
+
+
+LONGEST = 72  # characters of a formula with calls in it; a longer one is a program
+Names = Mapping[str, "str | Expression"]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An equation: how a cotangent follows from others, or a value from values.
+
+    Attributes:
+        left: the left-hand side; None where ``line`` says all.
+        right: the right-hand side; None where a value is given and not computed.
+        line: where the rule is a program: the line of symbols and words that states it.
+    """
+
+    left: Expression | None
+    right: Expression | None
+    line: str = ""
+
+    def text(self, sign: str = "=") -> str:
+        """The formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
+        if self.left is None:
+            return unicodedata.normalize("NFC", self._signed(sign))
+        if self.right is None:
+            return unicode.written(self.left)
+        return f"{unicode.written(self.left)} {sign} {unicode.written(self.right)}"
+
+    def brief(self, sign: str = "=") -> str:
+        """The formula without what is said about it: up to the first comma or colon."""
+        text = self.text(sign)
+        head = re.split(r"[,:;] ", text, maxsplit=1)[0]
+        return head if self.left is None and f" {sign} " in head else text
+
+    def latex(self, sign: str = "=") -> str:
+        """The formula in LaTeX's mathematics, without dollar signs."""
+        if self.left is None:
+            return latex.transliterated(self._signed(sign))
+        if self.right is None:
+            return latex.written(self.left)
+        return f"{latex.written(self.left)} {sign} {latex.written(self.right)}"
+
+    def _signed(self, sign: str) -> str:
+        head, equals, tail = self.line.partition(" = ")
+        return f"{head} {sign} {tail}" if equals and " " not in head else self.line
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def formula(
+    rule: Rule,
+    operand: str,
+    names: Names | None = None,
+    static: Mapping[str, Any] | None = None,
+    axes: Mapping[str, str] | None = None,
+) -> Formula:
+    """The formula by which a rule computes an operand's cotangent, read from the rule itself.
+
+    Args:
+        rule: the rule.
+        operand: its name in the rule's signature.
+        names: what to call operands and outputs, ``{"x": "W1", "y": "h"}``; cotangents follow, or
+            are named on their own: ``{"y_bar": "loss_bar"}``. A number may stand for an operand.
+        static: an equation's parameters and the types of its operands and outputs, where known;
+            conditions on them are then decided, and parameters shown with their values.
+        axes: one letter per axis of operands and outputs, where the rule is a contraction.
+
+    Example:
+        >>> import functional_bp as bp
+        >>> from jax import lax
+        >>> print(formula(bp.rules[lax.sqrt_p], "x"))
+        x̄ = ȳ / (2 y)
+        >>> print(formula(bp.rules[lax.sin_p], "x", names={"x": "z", "y": "h"}))
+        z̄ = h̄ · cos z
+    """
+    names = {**_members(rule), **(names or {})}
+    trees = {_symbol(key): _named(value) for key, value in _with_bars(names).items()}
+    bar = Symbol(operand, bar=True)
+    left = trees.get(bar, bar)
+    pullback = rule.joint or rule.pullbacks.get(operand)
+    if pullback is None and rule.structure is None:
+        return Formula(left, ZERO)
+    if pullback is None:
+        return Formula(None, None, _renamed(_of_structure(rule.structure, operand), names))
+    right = _of_source(pullback, static or {})
+    if right is not None and is_closed(right):
+        return Formula(left, put(right, trees))
+    line = _of_docstring(pullback, operand)
+    product = parse(line)
+    if product and axes:
+        sides = [(s, axes[s.name]) for s in (product.left, product.right)]
+        letters, tree = contracted(axes[operand], *sides)
+        left = Indexed(left, letters) if letters else left
+        return Formula(left, put(tree, trees))
+    if line and not (right is not None and not _is_program(pullback)):
+        return Formula(None, None, _renamed(line, names))
+    if right is not None and not any(isinstance(p, Choice) for p in walk(right)):
+        made = Formula(left, put(right, trees))
+        if len(made.text()) <= LONGEST or not rule.why:
+            return made
+    line = line or formula_line(rule.why, operand)
+    if line:
+        return Formula(None, None, _renamed(line, names))
+    if right is None:
+        right = Call(f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values()))
+    return Formula(left, put(right, trees))
+
+
+def _members(rule: Rule) -> dict[str, str]:
+    """One member of a starred operand or output: xₖ of ``*xs``."""
+    starred = [n.text for n in (*rule.operands, *rule.outputs) if n.starred]
+    return {text: f"{text[:-1]}ₖ" for text in starred if len(text) == 2 and text.endswith("s")}
+
+
+def _arguments(pullback: Pullback) -> dict[str, Expression]:
+    """What stands for each of a pullback's parameters."""
+    arguments: dict[str, Expression] = {}
+    for need in pullback.needs:
+        match need.kind:
+            case "cotangent":
+                arguments[need.name + "_bar"] = Symbol(need.name, bar=True)
+            case "shape":
+                arguments[need.name + "_t"] = Shape(need.name)
+            case _:
+                arguments[need.name] = Symbol(need.name)
+    for parameter, _ in pullback.parameters:
+        arguments[parameter] = Symbol(parameter)
+    return arguments
+
+
+def _of_source(pullback: Pullback, static: Mapping[str, Any]) -> Expression | None:
+    arguments = _arguments(pullback)
+    known = {key: value for key, value in static.items() if key in arguments}
+    try:
+        # 1 equals True and 1.0, and reads differently
+        return _read_once(pullback, tuple((k, type(v), v) for k, v in known.items()))
+    except TypeError:  # a parameter that cannot be hashed
+        return _read(pullback, known)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_once(pullback: Pullback, known: tuple[tuple[str, type, Any], ...]) -> Expression | None:
+    return _read(pullback, {key: value for key, _, value in known})
+
+
+def _read(pullback: Pullback, known: Mapping[str, Any]) -> Expression | None:
+    try:
+        return read(pullback.function, _arguments(pullback), known)
+    except UnreadableError:
+        return None
+
+
+def _is_program(pullback: Pullback) -> bool:
+    """Whether it has a docstring of its own, or hands its work to a function that has one."""
+    return bool(pullback.function.__doc__) or _worker(pullback.function) is not None
+
+
+def _worker(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The documented function that a lambda calls and does nothing else."""
+    node = syntax(function)
+    if isinstance(node, ast.Lambda) and isinstance(node.body, ast.Call):
+        if isinstance(node.body.func, ast.Name):
+            called = inspect.getclosurevars(function)
+            found = {**called.globals, **called.nonlocals}.get(node.body.func.id)
+            if inspect.isfunction(found) and found.__doc__:
+                return found
+    return None
+
+
+def _of_docstring(pullback: Pullback, operand: str) -> str:
+    """The formula line of the pullback, or of the function that a lambda hands its work to."""
+    function = pullback.function
+    worker = _worker(function)
+    text = function.__doc__ or (worker.__doc__ if worker else "") or ""
+    return formula_line(text, operand)
+
+
+def _of_structure(structure: type | None, operand: str) -> str:
+    """The formula line of a rule for an operation that holds a graph, or else its first line."""
+    text = inspect.cleandoc((structure.__doc__ if structure else "") or "")
+    line = formula_line(text, operand, is_pullback=False)
+    return line or " ".join(text.partition("\n\n")[0].split()).rstrip(".")
+
+
+def _with_bars(names: Names) -> dict[str, str | Expression]:
+    bars = {
+        f"{key}_bar": f"{value}_bar"
+        for key, value in names.items()
+        if not key.endswith("_bar") and isinstance(value, str)
+    }
+    return {**bars, **names}
+
+
+def _symbol(key: str) -> Symbol:
+    return Symbol(key[:-4], bar=True) if key.endswith("_bar") else Symbol(key)
+
+
+def _named(value: str | Expression) -> Expression:
+    return value if isinstance(value, Expression) else _symbol(value)
+
+
+def _renamed(line: str, names: Names) -> str:
+    """A docstring's line with the person's names."""
+    shown = {key: unicode.written(_named(value)) for key, value in _with_bars(names).items()}
+    bars = {key[:-4]: text for key, text in shown.items() if key.endswith("_bar")}
+    return renamed(line, {k: v for k, v in shown.items() if not k.endswith("_bar")}, bars)

@@ -1,0 +1,143 @@
+"""Values for a reader: ``0.73``, ``(1.00 −0.91 −0.75)``, ``4×3, ‖·‖ = 2.28``.
+
+>>> import numpy as np
+>>> format_number(0.7310585), format_number(-1.2e-5), format_number(3.0)
+('0.73', '−1.2e−5', '3.00')
+>>> format_value(np.array([1.0, -0.91, -0.75])), format_value(np.ones((4, 3)))
+('(1.00 −0.91 −0.75)', '4×3, ‖·‖ = 3.46')
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+MOST_SHOWN = 4  # entries of a vector that are written out
+
+
+class Summary(NamedTuple):
+    """What is said of an array that is too large to be written out.
+
+    Attributes:
+        norm: the square root of the sum of squares of the finite entries.
+        least, greatest: of the finite entries; NaN where there is none.
+        zeros, nans, infinities: how many entries.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    norm: float
+    least: float
+    greatest: float
+    zeros: int
+    nans: int
+    infinities: int
+
+
+def summarize(array: Any) -> Summary:
+    """The summary of a real, complex, integer or boolean array; of complex entries their modulus.
+
+    Args:
+        array: anything that NumPy can hold, half precision included.
+    """
+    host = np.asarray(array)
+    dtype = str(host.dtype)
+    plain = np.abs(host) if host.dtype.kind == "c" else host.astype(np.float64)
+    is_finite = np.isfinite(plain)
+    finite = plain[is_finite]
+    return Summary(
+        host.shape,
+        dtype,
+        float(np.sqrt(np.sum(np.square(finite)))),
+        float(finite.min()) if finite.size else np.nan,
+        float(finite.max()) if finite.size else np.nan,
+        int(np.sum(plain == 0)),
+        int(np.sum(np.isnan(plain))),
+        int(np.sum(np.isinf(plain))),
+    )
+
+
+def format_number(number: Any) -> str:
+    """A number to two decimals, in powers of ten where that says nothing; integers as they are."""
+    plain: Any = np.asarray(number)
+    if plain.dtype.kind == "b":
+        return str(bool(plain))
+    if plain.dtype.kind in "iu":
+        return str(int(plain)).replace("-", "−")
+    if plain.dtype.kind == "c":
+        imaginary = format_number(np.imag(plain))
+        sign = "" if imaginary.startswith("−") else "+"
+        return f"{format_number(np.real(plain))}{sign}{imaginary}i"
+    value = float(plain)
+    if not np.isfinite(value):
+        return {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]
+    if value == 0:
+        return "0.00"
+    if 0.005 <= abs(value) < 9999.995:
+        text = f"{value:.2f}"
+    else:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def format_shape(shape: tuple[int, ...]) -> str:
+    """``4×3``; ``scalar`` for no axes."""
+    return "×".join(map(str, shape)) if shape else "scalar"
+
+
+def format_value(array: Any, most: int = MOST_SHOWN) -> str:
+    """A number, a short vector written out, or shape and norm; NaN and infinity are counted."""
+    try:
+        host = np.asarray(array)
+        if host.dtype.kind not in "biufcV":
+            raise TypeError
+        if host.ndim == 0:
+            return format_number(host if host.dtype.kind in "biuc" else host.astype(np.float64))
+        if host.ndim == 1 and 0 < host.size <= most:
+            entries = host if host.dtype.kind in "biuc" else host.astype(np.float64)
+            return f"({' '.join(map(format_number, entries))})"
+        summary = summarize(host)
+    except (TypeError, ValueError):  # a key, a token
+        return getattr(getattr(array, "dtype", None), "name", "") or type(array).__name__
+    text = f"{format_shape(summary.shape)}, ‖·‖ = {format_number(summary.norm)}"
+    for count, what in ((summary.nans, "NaN"), (summary.infinities, "∞")):
+        text += f", {count} {what}" if count else ""
+    return text
+
+
+# Values that a reader must not overlook: NaN, infinities, and gradients that vanish or explode.
+
+State = Literal["", "nan", "infinite", "zero", "vanishing", "exploding"]
+VANISHING, EXPLODING = 1e-6, 1e4  # root mean square of a cotangent's entries
+
+WORDS: dict[State, str] = {
+    "nan": "NaN", "infinite": "infinite", "zero": "zero gradient",
+    "vanishing": "vanishing", "exploding": "exploding",
+}  # fmt: skip
+
+
+def state_of(array: Any, is_cotangent: bool = False) -> State:
+    """What is remarkable about an array; of a value only that it is not finite.
+
+    >>> state_of(np.array([1.0, np.nan])), state_of(0.0), state_of(0.0, is_cotangent=True)
+    ('nan', '', 'zero')
+    """
+    try:
+        host = np.asarray(array)
+        if host.dtype.kind not in "fcV" or not host.size:
+            return ""
+        summary = summarize(host)
+    except (TypeError, ValueError):  # a key, a token
+        return ""
+    if summary.nans:
+        return "nan"
+    if summary.infinities:
+        return "infinite"
+    if not is_cotangent:
+        return ""
+    if summary.norm == 0:
+        return "zero"
+    size = summary.norm / np.sqrt(host.size)
+    return "vanishing" if size < VANISHING else "exploding" if size > EXPLODING else ""

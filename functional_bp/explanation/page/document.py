@@ -1,0 +1,387 @@
+"""The page as one HTML file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from functional_bp.errors import BackpropError, compose
+from functional_bp.explanation.explanation import Explanation
+from functional_bp.explanation.formulas.equations import forward, reverse, symbols
+from functional_bp.explanation.numbers import Summary, format_number, format_value, summarize
+from functional_bp.explanation.page.drawing import Drawer
+from functional_bp.explanation.pictures.contents import Contents, contents
+from functional_bp.explanation.pictures.scene import DARK, LIGHT, spans
+from functional_bp.explanation.scopes import Scope, scopes, views
+from functional_bp.graph.graph import Equation, Variable
+
+# What the page tells of each value and of each equation, as JSON has it.
+
+MOST_IN_FULL = 64  # entries of an array that the page holds itself
+BARS = 25  # of a histogram
+
+
+def variable_facts(explanation: Explanation, variable: Variable, name: str) -> dict[str, Any]:
+    """Name, type, value and gradient, size of the gradient, bytes kept.
+
+    Args:
+        explanation: the function at a point.
+        variable: of its graph.
+        name: as markup, "" for one without a name of its own.
+    """
+    facts: dict[str, Any] = {"n": variable.name, "t": variable.type, "k": variable.kind}
+    if name:
+        facts["m"] = name
+    if variable in explanation.values:
+        facts["v"] = array_facts(explanation.values[variable])
+    if variable in explanation.bars:
+        bar = explanation.bars[variable]
+        facts["g"] = array_facts(bar)
+        facts["z"] = size_of(bar)
+    kept = explanation.kept_bytes.get(variable)
+    if kept:
+        facts["b"] = kept
+    return facts
+
+
+def array_facts(array: Any) -> list[Any]:
+    """Text, and what there is beside: entries of a small array, of a large one its distribution."""
+    text = format_value(array)
+    host = _numbers(array)
+    if host is None or host.ndim == 0:
+        return [text]
+    if host.size <= MOST_IN_FULL:
+        return [text, [_entry(x) for x in host.reshape(-1)], list(host.shape)]
+    summary = summarize(host)
+    return [text, _described(summary), *histogram(host, summary)]
+
+
+def histogram(array: np.ndarray, summary: Summary) -> list[str]:
+    """How the finite entries lie between the least and the greatest: one digit for each bar.
+
+    >>> x = np.array([0.0, 0.0, 0.0, 1.0])
+    >>> histogram(x, summarize(x))
+    ['9000000000000000000000003']
+    """
+    if not summary.greatest > summary.least or not np.isfinite(summary.greatest - summary.least):
+        return []
+    plain = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
+    plain = plain[np.isfinite(plain)]
+    place = (plain - summary.least) / (summary.greatest - summary.least)
+    counts = np.bincount(np.minimum((BARS * place).astype(int), BARS - 1).ravel(), minlength=BARS)
+    heights = np.ceil(9 * counts / counts.max()).astype(int)  # what is there is seen
+    return ["".join(map(str, heights))]
+
+
+def size_of(array: Any) -> float | str:
+    """The root mean square of the entries; "zero", "nan" or "inf" where that says more."""
+    host = _numbers(array)
+    if host is None or not host.size:
+        return "zero"
+    summary = summarize(host)
+    if summary.nans:
+        return "nan"
+    if summary.infinities:
+        return "inf"
+    size = summary.norm / math.sqrt(host.size)
+    return float(f"{size:.4g}") if size else "zero"
+
+
+def equation_facts(
+    explanation: Explanation, equation: Equation, number: Mapping[Variable, int], known: Any
+) -> dict[str, Any]:
+    """Operation, operands with what they add to their cotangents and by which formula, costs."""
+    facts: dict[str, Any] = {
+        "o": equation.operation + (f" {equation.label}" if equation.label else ""),
+        "i": [number.get(v, _literal(v)) for v in equation.inputs],
+        "y": [number[v] for v in equation.outputs],
+        "f": forward(equation, known).text(),
+    }
+    pulls = []
+    for operand in range(len(equation.inputs)):
+        share = explanation.share(equation, operand)
+        if share is not None:
+            sign = "+=" if explanation.share_counts[equation.inputs[operand]] > 1 else "="
+            line = reverse(equation, operand, known).text(sign)
+            pulls.append([operand, line, format_value(share)])
+    if pulls:
+        facts["p"] = pulls
+    if equation.flops:
+        facts["c"] = equation.flops
+    if equation.source:
+        file, line = equation.source
+        facts["w"] = f"{os.path.basename(file)}:{line}"
+    if equation.parameters:
+        facts["q"] = ", ".join(f"{key}={value}" for key, value in equation.parameters.items())
+    if equation.scope:
+        facts["s"] = equation.scope
+    rule = equation.rule
+    if rule.rule is None or rule.kind not in ("pullback", "joint"):
+        facts["r"] = rule.kind
+    return facts
+
+
+def first_facts(explanation: Explanation) -> dict[str, Any] | None:
+    """The first NaN or infinity: the equation, or the loop that holds it, the entry, the cause."""
+    found = explanation.first_nonfinite()
+    if found is None:
+        return None
+    equation = found.inside[0].equation if found.inside else found.equation
+    rows = {
+        "in": found.formula,
+        "inside": "; ".join(map(str, found.inside)),
+        "rule": found.rule,
+        "upstream": ", ".join(map(str, found.upstream)),
+        "kept": ", ".join(map(str, found.kept)),
+        "operands": ", ".join(map(str, found.operands)),
+        "line": found.line,
+    }
+    return {
+        "e": -1 if equation is None else equation.index,
+        "what": "value" if found.direction == "forward" else "gradient",
+        "entry": str(found.entry),
+        "rows": {label: text for label, text in rows.items() if text},
+        "cause": found.cause,
+        "advice": found.advice,
+    }
+
+
+def signal_facts(explanation: Explanation, number: Mapping[Variable, int]) -> list[list[Any]]:
+    """What is notable about gradients: kind, variable, message and line."""
+    return [[s.kind, number[s.variable], s.message, s.line] for s in explanation.signals()]
+
+
+def graph_symbols(explanation: Explanation) -> Any:
+    """The symbols with which formulas name the graph's variables."""
+    return symbols(explanation.graph)
+
+
+def _literal(variable: Variable) -> str:
+    return format_value(variable.value) if variable.value is not None else variable.name
+
+
+def _numbers(array: Any) -> np.ndarray | None:
+    """The entries on the host; None for what has no numbers (a key, a token)."""
+    try:
+        host = np.asarray(array)
+    except (TypeError, ValueError):
+        return None
+    if host.dtype.kind == "V":  # bfloat16 and the like
+        host = host.astype(np.float32)
+    return host if host.dtype.kind in "biufc" else None
+
+
+def _entry(number: Any) -> str:
+    plain = np.asarray(number)
+    if plain.dtype.kind == "f" and np.isfinite(plain):
+        return f"{float(plain):.5g}".replace("-", "−")
+    return format_number(number)
+
+
+def _described(summary: Summary) -> str:
+    parts = [f"from {format_number(summary.least)} to {format_number(summary.greatest)}"]
+    if summary.zeros:
+        count = math.prod(summary.shape)
+        parts.append("all zero" if summary.zeros == count else f"{summary.zeros} of {count} zero")
+    parts += [f"{n} {what}" for n, what in ((summary.nans, "NaN"), (summary.infinities, "∞")) if n]
+    return ", ".join(parts)
+
+
+NAME_SIZE = 14.0
+MOST_IN_NOTEBOOK = 800  # equations; about a megabyte
+SCRIPTS = (
+    "unfolding.js",
+    "picture.js",
+    "map.js",
+    "opening.js",
+    "colour.js",
+    "panel.js",
+    "page.js",
+)
+
+
+class PageError(BackpropError, ValueError):
+    """A page that cannot be made as it was asked for."""
+
+
+def page(
+    explanation: Explanation,
+    title: str | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> str:
+    """One self-contained HTML file: the graph, scope by scope, with values and gradients.
+
+    Args:
+        explanation: the function at a point.
+        title: of the page; by default the function's name.
+        colours: a category (a device, a stage) by the name of a variable or the path of a scope;
+            the page colours by it and explains the colours.
+
+    Raises:
+        PageError: ``colours`` names what is not in the graph.
+
+    Example:
+        >>> import functional_bp as bp
+        >>> text = page(bp.explain(lambda x, y: x * y, 2.0, 3.0))
+        >>> text.startswith("<!doctype html>"), "http://" in text.replace("http://www.w3.org", "")
+        (True, False)
+    """
+    shown = contents(explanation)
+    root = scopes(shown)
+    title = title or explanation.graph.name
+    data = _data(explanation, shown, root, title, colours or {})
+    # a "</script>" or "<!--" inside a name would end the data
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    parts = {
+        "title": escape(title),
+        "style": f"{_palette()}\n{_own('page.css')}",
+        "script": "\n".join(map(_own, SCRIPTS)),
+        "data": text.replace("<", "\\u003c"),
+    }
+    document = _own("page.html")
+    pieces = document.split("{{")
+    return pieces[0] + "".join(
+        parts[key] + rest for key, _, rest in (piece.partition("}}") for piece in pieces[1:])
+    )
+
+
+def frame(explanation: Explanation) -> str | None:
+    """The page inside a notebook; None where it is too large for the notebook's file.
+
+    A notebook then shows the still picture, with scopes closed.
+    """
+    if len(explanation.graph) > MOST_IN_NOTEBOOK:
+        return None
+    return (
+        f'<iframe srcdoc="{escape(page(explanation))}" title="{escape(explanation.graph.name)}" '
+        'style="width:100%;height:620px;border:1px solid #8884;border-radius:8px"></iframe>'
+    )
+
+
+def _own(file: str) -> str:
+    """A file that stands beside this one."""
+    return (
+        resources.files("functional_bp.explanation.page").joinpath(file).read_text(encoding="utf-8")
+    )
+
+
+def _palette() -> str:
+    """The colours of still pictures as properties of the page."""
+    rules = []
+    for selector, theme in ((":root", LIGHT), (':root[data-theme="dark"]', DARK)):
+        colors = ";".join(f"--{role}:{color}" for role, color in theme._asdict().items())
+        rules.append(f"{selector}{{{colors}}}")
+    return "\n".join(rules)
+
+
+def _data(
+    explanation: Explanation,
+    shown: Contents,
+    root: Scope,
+    title: str,
+    colours: Mapping[str, str],
+) -> dict[str, Any]:
+    graph = explanation.graph
+    literals = [v for v in shown.maker if v.kind == "literal"]
+    variables = [*graph.variables, *literals]
+    number = {v: i for i, v in enumerate(variables)}
+    every = list(root.walk())
+    scope_number = {scope: i for i, scope in enumerate(every)}
+    drawn = _drawn(explanation, shown)
+    home = {node: scope for scope in every for node in scope.items if not isinstance(node, Scope)}
+    held = _held(graph.equations, drawn, home, root)
+    counts = {scope: len(found) for scope, found in held.items()}
+    drawer = Drawer(explanation, shown, number, scope_number, counts)
+    seen = views(root, shown)
+    known = graph_symbols(explanation)
+    first = first_facts(explanation)
+    lines = {v: spans(line, NAME_SIZE) for v, line in shown.names.items()}
+    equations = [equation_facts(explanation, e, number, known) for e in graph]
+    for equation, facts in zip(graph, equations):
+        node = drawn.get(equation)
+        if node is not None:
+            facts["d"] = [scope_number[home[node]], node.equations[0].index]
+    return {
+        "title": title,
+        "name": graph.name,
+        "variables": [variable_facts(explanation, v, lines.get(v, "")) for v in variables],
+        "equations": equations,
+        "scopes": [
+            {
+                "p": scope.path,
+                "n": scope.name,
+                "u": scope_number[scope.parent] if scope.parent else -1,
+                "e": [e.index for e in held[scope]],
+                **({"note": scope.note} if scope.note else {}),
+                **drawer.draw(seen[scope]),
+            }
+            for scope in every
+        ],
+        **({"first": first} if first else {}),
+        "signals": signal_facts(explanation, number),
+        **({"colours": _categories(explanation, every, colours)} if colours else {}),
+    }
+
+
+def _drawn(explanation: Explanation, shown: Contents) -> dict[Equation, Any]:
+    """The operator that stands for an equation: of what is part of a wire, the next that is drawn.
+
+    What no output depends on has none.
+    """
+    drawn = {n.equations[0]: n for n in shown.nodes if n.kind == "operator"}
+    users: dict[Variable, list[Equation]] = {}
+    for equation in explanation.graph:
+        for v in equation.inputs:
+            users.setdefault(v, []).append(equation)
+    for equation in reversed(explanation.graph.equations):
+        if equation not in drawn:
+            after = (u for v in equation.outputs for u in users.get(v, ()) if u in drawn)
+            before = (shown.maker.get(v) for v in equation.inputs)
+            operators = (n for n in before if n is not None and n.kind == "operator")
+            found = next((drawn[u] for u in after), None) or next(operators, None)
+            if found is not None:
+                drawn[equation] = found
+    return drawn
+
+
+def _held(
+    equations: tuple[Equation, ...],
+    drawn: Mapping[Equation, Any],
+    home: Mapping[Any, Scope],
+    root: Scope,
+) -> dict[Scope, list[Equation]]:
+    """The equations of each scope, with those of the scopes inside; all are in the whole graph."""
+    held: dict[Scope, list[Equation]] = {scope: [] for scope in root.walk()}
+    for equation in equations:
+        node = drawn.get(equation)
+        for scope in (home[node] if node is not None else root).chain:
+            held[scope].append(equation)
+    return held
+
+
+def _categories(
+    explanation: Explanation, every: list[Scope], colours: Mapping[str, str]
+) -> dict[str, str]:
+    """The categories, by the names that variables and scopes have in the page."""
+    graph = explanation.graph
+    paths = {scope.path for scope in every} | {e.scope for e in graph}
+    paths |= {path.rpartition("/")[0] for path in paths}
+    found: dict[str, str] = {}
+    for name, category in colours.items():
+        if name not in graph and name not in paths:
+            raise PageError(
+                compose(
+                    f"no variable and no scope of {graph.name} is called {name!r}",
+                    got=f"colours={{{name!r}: {category!r}, …}}",
+                    expected="names as bp.explain(…).graph shows them",
+                )
+            )
+        found[graph[name].name if name in graph else name] = str(category)
+    return found

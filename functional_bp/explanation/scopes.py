@@ -1,0 +1,412 @@
+"""The scopes of a flat graph as a tree: what stands in each, small enough to be looked at.
+
+A scope is a call of a function or a ``jax.named_scope``. Where a scope holds more than anybody can
+look at, it is divided (``dividing``): by the Python functions that made its equations, then where
+few values pass.
+
+>>> import jax, jax.numpy as jnp, functional_bp as bp
+>>> from functional_bp.explanation.pictures.contents import contents
+>>> def loss(x):
+...     with jax.named_scope("encoder"):
+...         h = jnp.tanh(x) * 2
+...     return jnp.sum(h * h)
+>>> root = scopes(contents(bp.explain(loss, jnp.ones(3))))
+>>> root.name, [item.name for item in root.items if isinstance(item, Scope)]
+('', ['encoder'])
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+from functional_bp import _jax
+from functional_bp.explanation.pictures.contents import Contents, Node, Output
+from functional_bp.graph.graph import Variable
+
+MOST_ITEMS = 60  # operators and closed scopes; a scope with more of them is divided
+
+
+@dataclass(eq=False)
+class Scope:
+    """A part of the graph with a name.
+
+    Attributes:
+        path: of names from the top: "encoder/block_2"; "" for the whole graph.
+        name: what it is called in the scope that holds it.
+        parent: the scope that holds it, None of the whole graph.
+        items: operators and scopes in it, in the order of execution.
+        divided: whether it was made by dividing a larger scope.
+        note: what else is known of it: the lines that it comes from.
+    """
+
+    path: str
+    name: str
+    parent: Scope | None
+    items: list[Scope | Node] = field(default_factory=list)
+    divided: bool = False
+    note: str = ""
+
+    def add_scope(self, name: str, divided: bool = False) -> Scope:
+        """A new scope inside, under a path of its own."""
+        taken = {item.name for item in self.items if isinstance(item, Scope)}
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        path = f"{self.path}/{free}" if self.path else free
+        inner = Scope(path, free, self, divided=divided)
+        self.items.append(inner)
+        return inner
+
+    def walk(self) -> Iterator[Scope]:
+        """It and the scopes inside, each before what it holds."""
+        yield self
+        for item in self.items:
+            if isinstance(item, Scope):
+                yield from item.walk()
+
+    @property
+    def operators(self) -> Iterator[Node]:
+        """All operators in it, also those of the scopes inside."""
+        for item in self.items:
+            if isinstance(item, Scope):
+                yield from item.operators
+            else:
+                yield item
+
+    @property
+    def chain(self) -> list[Scope]:
+        """From the whole graph to this scope."""
+        return [*(self.parent.chain if self.parent else []), self]
+
+
+class Stub(NamedTuple):
+    """A value at the border of a scope: it comes from outside, or is used there.
+
+    Attributes:
+        variable: the value.
+        side: "in" or "out".
+        elsewhere: where it comes from, or where it is first used.
+    """
+
+    variable: Variable
+    side: str
+    elsewhere: Scope | Node | Output
+
+
+End = Scope | Node | Output | Stub
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen when a scope is open: its items, what crosses its border, what joins them.
+
+    Attributes:
+        scope: the scope.
+        ends: leaves, operators, closed scopes, outputs, stubs; in the order of execution.
+        wires: from one end to another, with the variables that pass.
+    """
+
+    scope: Scope
+    ends: list[End]
+    wires: dict[tuple[End, End], list[Variable]]
+
+
+def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
+    """The tree of scopes of what is drawn.
+
+    Args:
+        shown: the contents of a picture in which every scope is open.
+        most: items of a scope; one with more is divided.
+    """
+    pass
+
+    root = Scope("", "", None)
+    opened: dict[str, Scope] = {"": root}
+    for node in shown.nodes:
+        if node.kind != "operator":
+            continue
+        home = root
+        parts = [part for part in node.equations[0].scope.split("/") if part]
+        for i, part in enumerate(parts):
+            path = "/".join(parts[: i + 1])
+            if path not in opened:
+                opened[path] = Scope(path, part, home)
+                home.items.append(opened[path])
+            home = opened[path]
+        home.items.append(node)
+    _simplify(root)
+    divide(root, shown, most)
+    return root
+
+
+def _simplify(scope: Scope) -> None:
+    """A scope that holds one item is that item; its name goes into the name of a scope inside."""
+    items: list[Scope | Node] = []
+    for item in scope.items:
+        if isinstance(item, Scope):
+            _simplify(item)
+            if len(item.items) == 1:
+                (only,) = item.items
+                if isinstance(only, Scope):
+                    only.name, only.parent = f"{item.name}/{only.name}", scope
+                item = only
+        items.append(item)
+    scope.items = items
+
+
+def views(root: Scope, shown: Contents) -> dict[Scope, View]:
+    """The view of every scope. A leaf stands in the innermost scope that holds all of its uses."""
+    home: dict[Node | Output, Scope] = {output: root for output in shown.outputs}
+    for scope in root.walk():
+        home.update({item: scope for item in scope.items if isinstance(item, Node)})
+    uses: list[tuple[Variable, Node | Output]] = [
+        (use.variable, use.head) for found in shown.uses.values() for use in found
+    ]
+    uses += [(output.variable, output) for output in shown.outputs]
+    heads: dict[Variable, list[Scope]] = {}
+    for variable, head in uses:
+        heads.setdefault(variable, []).append(home[head])
+    for variable, maker in shown.maker.items():
+        if maker.kind == "leaf" and variable in heads:
+            home[maker] = _common([scope.chain for scope in heads[variable]])
+    leaves = {s: [] for s in root.walk()}
+    for node in shown.nodes:
+        if node.kind == "leaf" and node in home:
+            leaves[home[node]].append(node)
+    found = {s: View(s, [*leaves[s], *s.items], {}) for s in root.walk()}
+    for variable, head in uses:
+        tail = shown.maker[variable]
+        _join(found, variable, (tail, home[tail]), (head, home[head]))
+    for view in found.values():
+        known = set(view.ends)
+        ends = dict.fromkeys(end for wire in view.wires for end in wire)
+        view.ends.extend(end for end in ends if end not in known)
+    return found
+
+
+def _join(
+    found: dict[Scope, View],
+    variable: Variable,
+    tail: tuple[Node, Scope],
+    head: tuple[Node | Output, Scope],
+) -> None:
+    """Draw one use: in the scope that holds both ends, and at every border that it crosses."""
+    out_of, into = tail[1].chain, head[1].chain
+    depth = len(_common([out_of, into]).chain) - 1
+    ends_out: list[Scope | Node | Output] = [*out_of, tail[0]]
+    ends_in: list[Scope | Node | Output] = [*into, head[0]]
+
+    def wire(scope: Scope, start: End, end: End) -> None:
+        passing = found[scope].wires.setdefault((start, end), [])
+        if variable not in passing:
+            passing.append(variable)
+
+    wire(out_of[depth], ends_out[depth + 1], ends_in[depth + 1])
+    for i in range(depth + 1, len(out_of)):
+        far = next((w for w in found[out_of[i]].wires if _leaves(w[1], variable)), None)
+        stub = far[1] if far else Stub(variable, "out", ends_in[depth + 1])
+        wire(out_of[i], ends_out[i + 1], stub)
+    for i in range(depth + 1, len(into)):
+        wire(into[i], Stub(variable, "in", ends_out[depth + 1]), ends_in[i + 1])
+
+
+def _leaves(end: End, variable: Variable) -> bool:
+    return isinstance(end, Stub) and end.side == "out" and end.variable is variable
+
+
+def _common(chains: Sequence[list[Scope]]) -> Scope:
+    """The innermost scope that all chains have."""
+    level = 0
+    while all(len(c) > level + 1 for c in chains) and len({c[level + 1] for c in chains}) == 1:
+        level += 1
+    return chains[0][level]
+
+
+# Large scopes in parts that can be looked at: by the functions called, or where few values pass.
+#
+# 1. Equations that one call of a person's Python function made are a part, under its name; slices
+#    that it alone is given (``step(h, xs[t])``) belong to it.
+# 2. What is still too much is cut, in the order of execution, where the fewest values pass from
+# one
+#    part to the next: in a network, between its blocks.
+
+FEWEST, USUAL = 6, 24  # items of a part that is cut out
+EVENNESS = 0.15  # what one item more or less than usual counts, in values that pass
+CALL = 3  # operators that a call must have made to be a part
+SLICES = frozenset({"slice", "dynamic_slice", "squeeze", "gather"})
+
+Call = tuple[str, tuple[int, ...]]  # a function, and the expression in it that runs
+Item = Scope | Node
+
+
+def divide(root: Scope, shown: Contents, most: int) -> None:
+    """Divide the scopes that hold more than ``most`` items."""
+    for scope in list(root.walk()):
+        _divide(scope, shown, most, 0)
+
+
+def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
+    if len(scope.items) <= most:
+        return
+    stacks = _stacks(scope.items)
+    depth = max(depth, _shared_depth(stacks))
+    calls = _calls(stacks, depth)
+    if 1 < len(calls) < len(scope.items):
+        items, scope.items = scope.items, []
+        for start, stop, function in calls:
+            if stop - start < CALL or not function:
+                scope.items += items[start:stop]
+            else:
+                _enclose(scope, items[start:stop], function, _lines(items[start:stop]))
+        _give_slices(scope, shown)
+        for inner in scope.items:
+            if isinstance(inner, Scope) and inner.divided:
+                _divide(inner, shown, most, depth + 1)
+    while len(scope.items) > most:
+        items, scope.items = scope.items, []
+        passing = _passing(items, shown)
+        for number, (start, stop) in enumerate(_cuts(passing, most)):
+            _enclose(scope, items[start:stop], f"part_{number + 1}", _lines(items[start:stop]))
+
+
+def _enclose(scope: Scope, items: Sequence[Item], name: str, lines: str) -> Scope:
+    """Put items of a scope in one of their own."""
+    part = scope.add_scope(name, divided=True)
+    part.note = lines
+    part.items = list(items)
+    for item in items:
+        if isinstance(item, Scope):
+            _move(item, part)
+    return part
+
+
+def _give_slices(scope: Scope, shown: Contents) -> None:
+    """Put slices without a name, of which one part alone makes use, in that part."""
+    part_of = {
+        node: item
+        for item in scope.items
+        if isinstance(item, Scope) and item.divided
+        for node in item.operators
+    }
+    made: dict[Node, list[Variable]] = {}
+    for variable, node in shown.maker.items():
+        made.setdefault(node, []).append(variable)
+    ends = {output.variable for output in shown.outputs}
+    for item in reversed(scope.items):
+        if not isinstance(item, Node) or item.equations[0].operation not in SLICES:
+            continue
+        variables = made.get(item, [])
+        users = {part_of.get(use.head) for v in variables for use in shown.uses.get(v, ())}
+        user = users.pop() if len(users) == 1 else None
+        if user is None or any(v in ends or v in shown.names for v in variables):
+            continue
+        user.items.insert(0, item)
+        part_of[item] = user
+    scope.items = [item for item in scope.items if item not in part_of]
+
+
+def _move(scope: Scope, parent: Scope) -> None:
+    scope.parent = parent
+    last = scope.path.rpartition("/")[2]
+    scope.path = f"{parent.path}/{last}" if parent.path else last
+    for item in scope.items:
+        if isinstance(item, Scope):
+            _move(item, scope)
+
+
+def _stacks(items: Sequence[Item]) -> list[tuple[Call, ...]]:
+    """For each item the person's functions that were running, outermost first.
+
+    What JAX traced once for several calls (a scope, an operation of its own library) has the stack
+    of the item before it.
+    """
+    own = [_stack(item) if isinstance(item, Node) else () for item in items]
+    first = next(filter(None, own), ())
+    return list(accumulate(own, lambda before, stack: stack or before, initial=first))[1:]
+
+
+def _stack(node: Node) -> tuple[Call, ...]:
+    frames = _jax.source_spans(node.equations[0].eqn)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    outer = [f for f in reversed(frames) if not f[0].startswith(package)]
+    return tuple((function.rpartition(".")[2], tuple(extent)) for _, function, *extent in outer)
+
+
+def _shared_depth(stacks: Sequence[tuple[Call, ...]]) -> int:
+    """How many functions were running all along, less the one whose lines tell the calls apart."""
+    depth = 0
+    while all(len(s) > depth + 1 for s in stacks) and len({s[: depth + 1] for s in stacks}) == 1:
+        depth += 1
+    return depth
+
+
+def _calls(stacks: Sequence[tuple[Call, ...]], depth: int) -> list[tuple[int, int, str]]:
+    """Where calls that the function at a depth makes begin and end; "" for its own equations."""
+    keys = [(s[depth][1], s[depth + 1][0]) if len(s) > depth + 1 else None for s in stacks]
+    found: list[tuple[int, int, str]] = []
+    start = 0
+    for i in range(1, len(stacks) + 1):
+        if i < len(stacks) and keys[i] == keys[start]:
+            first, before = stacks[start], stacks[i - 1]
+            again = keys[i] is not None and stacks[i] == first and before != first
+            if not again:
+                continue
+        key = keys[start]
+        found.append((start, i, key[1] if key else ""))
+        start = i
+    return found
+
+
+def _passing(items: Sequence[Item], shown: Contents) -> list[int]:
+    """For each place between two items, how many values pass it; arguments do not count."""
+    place = {node: i for i, item in enumerate(items) for node in
+             (item.operators if isinstance(item, Scope) else (item,))}  # fmt: skip
+    change = [0] * (len(items) + 1)
+    for variable, uses in shown.uses.items():
+        start = place.get(shown.maker[variable])
+        if start is None:
+            continue
+        last = max(place.get(use.head, start) for use in uses)
+        change[start] += 1
+        change[last] -= 1
+    return list(accumulate(change))[: len(items) - 1]
+
+
+def _cuts(passing: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """The cheapest way to cut items in parts of at most ``most``."""
+    count = len(passing) + 1
+    usual = max(USUAL, math.ceil(count / most))
+    usual = min(usual, most)
+    cost: Callable[[int, int], float] = lambda start, stop: (  # noqa: E731
+        (passing[stop - 1] if stop < count else 0) + EVENNESS * abs(stop - start - usual)
+    )
+    best: list[float] = [0.0]
+    came_from = [0]
+    for stop in range(1, count + 1):
+        starts = [s for s in range(max(0, stop - most), max(0, stop - FEWEST) + 1)]
+        start = min(starts, key=lambda s: best[s] + cost(s, stop))
+        best.append(best[start] + cost(start, stop))
+        came_from.append(start)
+    cuts, stop = [], count
+    while stop:
+        cuts.append((came_from[stop], stop))
+        stop = came_from[stop]
+    return cuts[::-1]
+
+
+def _lines(items: Sequence[Item]) -> str:
+    """The source lines that a part comes from, if they are in one file: "lines 12–40"."""
+    nodes = [n for item in items for n in (item.operators if isinstance(item, Scope) else (item,))]
+    places = {n.equations[0].source for n in nodes} - {None}
+    files = {place[0] for place in places if place}
+    if len(files) != 1:
+        return ""
+    lines = [place[1] for place in places if place]
+    first, last = min(lines), max(lines)
+    return f"line {first}" if first == last else f"lines {first}–{last}"

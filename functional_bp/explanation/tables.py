@@ -1,0 +1,260 @@
+"""What stands in the tables, before any format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from functional_bp.explanation.explanation import Explanation
+from functional_bp.explanation.formulas import latex, unicode
+from functional_bp.explanation.numbers import (
+    WORDS,
+    State,
+    format_number,
+    format_shape,
+    format_value,
+    state_of,
+    summarize,
+)
+from functional_bp.explanation.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
+from functional_bp.graph.graph import format_bytes
+
+RANGE = " … "  # between the least and the greatest entry
+Row = TypeVar("Row", ForwardRow, ReverseRow)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry.
+
+    Attributes:
+        text: in Unicode.
+        write: writes it in LaTeX's mathematics, if it is a formula.
+        state: what is remarkable about the value.
+        short: the text where there is less room, "" for the same.
+    """
+
+    text: str = ""
+    write: Callable[[], str] | None = None
+    state: State = ""
+    short: str = ""
+
+    @property
+    def formula(self) -> str:
+        """The formula in LaTeX, "" if it is none."""
+        return self.write() if self.write else ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        heading: what stands above it.
+        align: "left" or "right".
+        drop: where the width does not suffice, columns go in the order of this number; 0 stays.
+    """
+
+    heading: str
+    align: str = "left"
+    drop: int = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: its cells, and what kind of row it is ("input", "sum", "scope", …)."""
+
+    kind: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def is_heading(self) -> bool:
+        """Whether it has one cell, as long as the table is wide."""
+        return self.kind in ("scope", "more")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title."""
+
+    title: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+
+    def used(self) -> Table:
+        """Without the columns in which nothing stands."""
+        on = [any(line.cells[k].text for line in self.lines if not line.is_heading)
+              for k in range(len(self.columns))]  # fmt: skip
+        return self.only([k for k, used in enumerate(on) if used])
+
+    def only(self, chosen: Iterable[int]) -> Table:
+        """With the chosen columns alone; a heading keeps its one cell."""
+        chosen = list(chosen)
+        return Table(
+            self.title,
+            tuple(self.columns[k] for k in chosen),
+            tuple(
+                line if line.is_heading
+                else Line(line.kind, tuple(line.cells[k] for k in chosen))
+                for line in self.lines
+            ),
+        )  # fmt: skip
+
+
+FORWARD = (
+    Column("#", "right", 3), Column("equation"), Column("value"), Column("kept", "right", 2),
+    Column("source", "left", 1), Column("note", "left", 4),
+)  # fmt: skip
+REVERSE = (
+    Column("formula"), Column("upstream", "right"), Column("local", "right"),
+    Column("downstream", "right"), Column("source", "left", 1), Column("note", "left", 2),
+)  # fmt: skip
+
+
+def shortened(table: Table) -> Table:
+    """The table with the short form of every cell."""
+    lines = tuple(
+        Line(line.kind, tuple(replace(c, text=c.short or c.text) for c in line.cells))
+        for line in table.lines
+    )
+    return replace(table, lines=lines)
+
+
+def tables(explanation: Explanation, rows: int | None = None) -> tuple[Table, Table]:
+    """The table of the forward sweep and that of the reverse sweep.
+
+    Args:
+        explanation: the function at a point.
+        rows: of each table at most, the first and the last; None for all.
+    """
+    name, cells = explanation.graph.name, _Cells()
+    ahead, back = forward_rows(explanation), reverse_rows(explanation)
+    forward = [_forward(part, name, cells) for part in _ends(ahead, rows)]
+    reverse = [_reverse(part, name, cells) for part in _ends(back, rows)]
+    return (
+        Table(f"{name}: forward sweep", FORWARD, _joined(forward, len(ahead), rows)).used(),
+        Table(f"{name}: reverse sweep", REVERSE, _joined(reverse, len(back), rows)).used(),
+    )
+
+
+def _ends(rows: Sequence[Row], most: int | None) -> list[Sequence[Row]]:
+    """All rows, or the first and the last of too many."""
+    if most is None or len(rows) <= max(most, 2):
+        return [rows]
+    most = max(most, 2)
+    return [rows[: (most + 1) // 2], rows[len(rows) - most // 2 :]]
+
+
+def _joined(parts: Sequence[Iterable[Line]], count: int, most: int | None) -> tuple[Line, ...]:
+    if len(parts) == 1:
+        return tuple(parts[0])
+    most = max(most or 0, 2)
+    gap = Line("more", (Cell(f"⋮ {count - most:,} rows are left out ⋮"),))
+    return (*parts[0], gap, *parts[1])
+
+
+class _Cells:
+    """The cells of values; what stands in several rows is described once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Any, Cell]] = {}
+
+    def __call__(self, values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
+        """The cell; arrays are told apart by identity, and held so that it stays theirs."""
+        key = (*map(id, values), is_cotangent)
+        if key not in self._made:
+            self._made[key] = values, value_cell(values, is_cotangent)
+        return self._made[key][1]
+
+
+def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
+    """Values as text: small ones written out, of others shape, norm, least and greatest entry."""
+    if not values:
+        return Cell()
+    states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
+    texts = [described(v) for v in values]
+    short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
+    return Cell("; ".join(texts), None, states[0] if states else "", short)
+
+
+def described(array: Any) -> str:
+    """A number, a short vector, or shape, norm and range; one number if all entries are equal.
+
+    >>> described(np.array([1.0, 2.0])), described(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    ('(1.00 2.00)', '2×2, ‖·‖ = 5.48, 1.00 … 4.00')
+    >>> described(np.zeros((2, 3)))
+    '2×3, all 0.00'
+    """
+    text = format_value(array)
+    if "‖" not in text:
+        return text
+    summary = summarize(array)
+    if np.isnan(summary.least):
+        return text
+    if summary.least == summary.greatest and not summary.nans + summary.infinities:
+        return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
+    return f"{text}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}"
+
+
+def _scope(scope: str, name: str) -> Line:
+    return Line("scope", (Cell(scope or name),))
+
+
+def _forward(rows: Sequence[ForwardRow], name: str, cells: _Cells) -> Iterable[Line]:
+    scope = ""
+    for row in rows:
+        if row.scope != scope:
+            scope = row.scope
+            yield _scope(scope, name)
+        value = cells(row.values)
+        notes = [row.inside, WORDS.get(value.state, "")]
+        yield Line(row.kind, (
+            Cell(str(row.number) if row.number else ""),
+            Cell(row.formula.text(), row.formula.latex),
+            value,
+            Cell(format_bytes(row.kept) if row.kept else ""),
+            Cell(row.source),
+            Cell("; ".join(filter(None, notes))),
+        ))  # fmt: skip
+
+
+def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[Line]:
+    scope = ""
+    for row in rows:
+        if row.scope != scope:
+            scope = row.scope
+            yield _scope(scope, name)
+        downstream = cells((row.downstream,), is_cotangent=True)
+        words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
+        note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
+        yield Line(row.kind, (
+            _formula(row),
+            cells(row.upstream, is_cotangent=True),
+            Cell() if row.local is None else cells((row.local,)),
+            downstream,
+            Cell(row.source),
+            Cell(note),
+        ))  # fmt: skip
+
+
+def _formula(row: ReverseRow) -> Cell:
+    bar, sign = unicode.written(row.variable), "+=" if row.is_share else "="
+    bar_latex = lambda: latex.written(row.variable)  # noqa: E731
+    if (formula := row.formula) is not None:
+        tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)  # noqa: E731
+        return Cell(formula.text(sign), tex, short=formula.brief(sign))
+    if row.kind == "seed":
+        value = described(row.downstream)
+        return Cell(f"{bar} {sign} {value}",
+                    lambda: f"{bar_latex()} {sign} {latex.transliterated(value)}")  # fmt: skip
+    shares = [format_value(part) for part in row.parts]
+    if any("‖" in share for share in shares):
+        return Cell(
+            f"{bar} = sum of {len(shares)} uses",
+            lambda: rf"{bar_latex()} = \text{{sum of {len(shares)} uses}}",
+        )
+    terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
+    return Cell(f"{bar} = {terms}", lambda: f"{bar_latex()} = {latex.transliterated(terms)}")

@@ -1,0 +1,382 @@
+"""``check``: reads the claim, runs the stages in order, and gives the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from functional_bp.engine.rule import Rule
+from functional_bp.gradcheck import claims as claiming
+from functional_bp.gradcheck.claims import by_our_rules, read
+from functional_bp.gradcheck.clock import TimeUp, watchdog
+from functional_bp.gradcheck.context import Trial, overtime
+from functional_bp.gradcheck.diagnosis.localize import line_of_overflow, lines_of
+from functional_bp.gradcheck.evaluation import pull_reference
+from functional_bp.gradcheck.findings import Finding, Verdict
+from functional_bp.gradcheck.judging import Judgement
+from functional_bp.gradcheck.report import Report
+from functional_bp.gradcheck.stages.compositions import compositions, sharded_inputs
+from functional_bp.gradcheck.stages.inputs import searched_inputs, shrink
+from functional_bp.gradcheck.stages.linearity import (
+    linearity,
+    parts,
+    silent_outputs,
+    single_cotangents,
+)
+from functional_bp.gradcheck.stages.precision import precision
+from functional_bp.gradcheck.stages.second_order import adjoint_identity, second_order
+from functional_bp.gradcheck.stages.shapes import place_of, repeated_calls, shapes
+from functional_bp.gradcheck.subject import Subject
+from functional_bp.graph.names import function_name
+
+# Stages that run once the first derivative at the given inputs is right.
+FURTHER: tuple[Callable[[Trial], None], ...] = (
+    single_cotangents,
+    parts,
+    searched_inputs,
+    adjoint_identity,
+    second_order,
+    compositions,
+    sharded_inputs,
+    precision,
+)
+
+
+def check(
+    subject: Any,
+    *args: Any,
+    reference: Any = None,
+    of: Callable[..., Any] | None = None,
+    claims: Mapping[str, Any] | None = None,
+    expect: Any = None,
+    argnums: int | Sequence[int] | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    seconds: float = 60.0,
+    name: str | None = None,
+) -> Report:
+    """Is a hand-derived gradient right, and if not, where and why.
+
+    Args:
+        subject: what claims a gradient. A ``jax.custom_vjp`` or ``jax.custom_jvp`` function, an
+            ``operation``, a ``rule`` (without ``args``: on the cases that stand beside it), a pair
+            ``(forward, backward)``, a gradient function (with ``of=``), or any JAX function,
+            whose custom rules are then compared with their bodies.
+        *args: arguments at which it is called: arrays or pytrees of arrays.
+        reference: a JAX, NumPy or PyTorch function of the same arguments to judge by. By default
+            the function's own undecorated body; ``False`` for finite differences alone.
+        of: the scalar function that ``subject`` claims to be the gradient of.
+        claims: gradients on paper by argument name, ``{"W1": array}``; ``subject`` is then the
+            function that was differentiated. Numbers that all have two to six decimals count as
+            rounded to those.
+        expect: declares a gradient that is false on purpose: ``"straight-through"``, a number that
+            multiplies the true gradient (−1: reversal), or a function whose gradient it is.
+        argnums: for a gradient function, the arguments that the gradient is for.
+        quick: given inputs and a short search only; under a second.
+        seed: of every random draw; the same seed gives the same report.
+        seconds: the time after which no further stage begins. One that goes on for half as long
+            again (at least ten seconds) is interrupted: a claim that never returns makes no check
+            that never ends.
+        name: what to call the subject in the report.
+
+    Returns:
+        A report: ``report.ok``, ``report.verdict``, ``report.findings``; it prints readably.
+
+    Raises:
+        TypeError: the subject claims no gradient, or cannot be called with the arguments.
+
+    Example:
+        >>> import functional_bp as bp, jax, jax.numpy as jnp
+        >>> @jax.custom_vjp
+        ... def cube(x):
+        ...     return x**3
+        >>> cube.defvjp(lambda x: (cube(x), x), lambda x, y_bar: (2 * y_bar * x**2,))
+        >>> report = bp.check(cube, jnp.array([1.0, 2.0]))
+        >>> report.verdict, report.findings[0].argument
+        ('wrong', 'x')
+    """
+    started = time.monotonic()
+    if isinstance(subject, Rule) and not args:
+        return _rule_on_its_cases(subject, quick=quick, seed=seed, seconds=seconds)
+    try:
+        with watchdog(seconds + overtime(seconds)):
+            made = _read(subject, args, reference, of, claims, expect, argnums)
+    except TimeUp as error:
+        reason = _not_ended("calling it", error, seconds + overtime(seconds))
+        called = subject[0] if isinstance(subject, tuple) and subject else subject
+        return _unanswered(name or function_name(cast(Any, called)), reason, started)
+    if name:
+        made = replace(made, name=name)
+    if not made.actives:
+        raise TypeError(f"{made.name}: no argument is a real or complex array, so that there is "
+                        "no gradient to check")  # fmt: skip
+    return run(made, quick=quick, seed=seed, seconds=seconds, started=started,
+               is_declared=expect is not None)  # fmt: skip
+
+
+def _read(
+    subject: Any,
+    args: Sequence[Any],
+    reference: Any,
+    of: Callable[..., Any] | None,
+    claims: Mapping[str, Any] | None,
+    expect: Any,
+    argnums: int | Sequence[int] | None,
+) -> Subject:
+    """The claim that ``check`` was given."""
+    if claims is not None:
+        made = claiming.on_paper(subject, args, claims)
+    elif of is not None:
+        made = claiming.gradient_function(subject, args, of, argnums)
+    else:
+        made = read(subject, args)
+    if reference is not None and (reference is not False or expect is None):
+        made = claiming.with_reference(made, reference, args)
+    return made if expect is None else claiming.declared(made, expect, args)
+
+
+@np.errstate(all="ignore")  # the search goes where numbers overflow; that is for the report
+def run(
+    subject: Subject,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    seconds: float = 60.0,
+    started: float | None = None,
+    is_declared: bool = False,
+) -> Report:
+    """Check a subject that has been read."""
+    started = time.monotonic() if started is None else started
+    try:
+        with watchdog(seconds + overtime(seconds)):
+            subject, problem = _with_usable_reference(subject)
+            trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+    except TimeUp as error:
+        reason = _not_ended("the first call", error, seconds + overtime(seconds))
+        return _unanswered(subject.name, reason, started)
+    if problem:
+        trial.note(problem)
+    try:
+        with watchdog(trial.patience):
+            unresolved, goes_on = _first_order(trial)
+    except TimeUp as error:
+        reason = _not_ended("the check at the given inputs", error, time.monotonic() - started)
+        unresolved, goes_on = [reason], False
+    if not trial.findings and goes_on:
+        for stage in FURTHER:
+            if trial.time_left < 0:
+                trial.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
+                break
+            _guarded(trial, stage)
+            if trial.findings:
+                break
+    elif trial.findings and not quick:
+        trial.row("other inputs, second order, vmap, dtypes, …", "left out",
+                  "until what is wrong above is right")  # fmt: skip
+    findings = tuple(_placed(trial, finding) for finding in trial.findings)
+    if trial.kinks:
+        trial.note("a valid subgradient, by another convention than the reference's, at kinks "
+                   f"(inputs: {', '.join(trial.kinks)})")  # fmt: skip
+    inconclusive = unresolved or (trial.reasons if trial.time_left < 0 else [])
+    verdict = "wrong" if findings else "inconclusive" if inconclusive else "right"
+    return Report(
+        name=subject.name,
+        verdict=verdict,
+        findings=findings,
+        rows=tuple(trial.rows),
+        notes=tuple(trial.notes),
+        reasons=() if findings else tuple(dict.fromkeys((*unresolved, *trial.reasons))),
+        seconds=time.monotonic() - started,
+        settings=_settings(trial, seed),
+    )
+
+
+def _with_usable_reference(subject: Subject) -> tuple[Subject, str]:
+    """The subject without its reference where JAX cannot differentiate that, and a note of it."""
+    if subject.reference is None or not subject.traceable:
+        return subject, ""
+    try:
+        outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
+    except Exception:  # told where the forward pass is run
+        return subject, ""
+    try:
+        jax.eval_shape(partial(pull_reference, subject), subject.actives, subject.fixed, outs)
+    except Exception as error:
+        note = f"JAX cannot differentiate the reference ({type(error).__name__}): differences judge"
+        return replace(subject, reference=None, reference_pull=None), note
+    return subject, ""
+
+
+def _first_order(trial: Trial) -> tuple[list[str], bool]:
+    """Structure, repeated calls, and the cotangents at the given inputs.
+
+    Returns reasons for no verdict, and whether it makes sense to look further.
+    """
+    shapes(trial)
+    if trial.findings:
+        return [], True
+    if not trial.quick:
+        _guarded(trial, repeated_calls)
+        if trial.findings:
+            return [], True
+    point = trial.point
+    try:
+        judgement = trial.judge.judge(point, given=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        trial.findings.append(
+            Finding("error", f"the claim raises {type(error).__name__}: {first}",
+                    where=place_of(error))
+        )  # fmt: skip
+        return [], True
+    if judgement.outcome == "value":
+        trial.findings.append(
+            Finding("value", f"{judgement.reason}: the forward pass of the claim does not compute "
+                    "the reference function", stage="forward value")
+        )  # fmt: skip
+        trial.row("forward value", "wrong", "the reference")
+        return [], True
+    trial.row("forward value", "right", "the reference")
+    linearity(trial)
+    _rows_of(trial, judgement)
+    if judgement.outcome == "wrong":
+        found = trial.findings[0] if trial.findings else None
+        trial.findings.clear()
+        trial.find(
+            point,
+            judgement,
+            kind=found.kind if found else _known_kind(trial, judgement),
+            message=found.message + "." if found else "",
+            smallest=shrink(trial, point, judgement, given=True)[0],
+        )
+    if judgement.outcome in ("unresolved", "witnesses", "outside"):
+        reason = judgement.reason or "no witness could judge the claim at the given inputs"
+        return [reason], judgement.outcome != "witnesses"
+    if judgement.outcome == "kink":
+        trial.kinks.append("given")
+    return [], True
+
+
+def _placed(trial: Trial, finding: Finding) -> Finding:
+    """The finding with the likeliest line, where its stage or the diagnosis named none."""
+    if finding.where is not None:
+        return finding
+    subject, example = trial.subject, finding.example
+    try:
+        if finding.kind == "overflow" and example:
+            actives = tuple(example[name] for name in subject.names)
+            fixed = tuple(example.get(n, x) for n, x in zip(subject.fixed_names, subject.fixed))
+            where = line_of_overflow(subject, actives, fixed, trial.point.bars)
+        else:
+            where = next(iter(lines_of(subject, finding.kind, finding.argument)), None)
+    except Exception:  # a place is a help, and no reason to lose the finding
+        return finding
+    return replace(finding, where=where)
+
+
+def _known_kind(trial: Trial, judgement: Judgement) -> str | None:
+    """The kind where no diagnosis is needed to tell it."""
+    if trial.is_declared:
+        return "declaration"
+    claimed, mask = judgement.result.claimed[judgement.leaf], judgement.masks[judgement.leaf]
+    if not np.any(mask & np.isfinite(claimed)):
+        return "not finite"
+    return "cotangent ignored" if silent_outputs(trial) else None
+
+
+def _rows_of(trial: Trial, judgement: Judgement) -> None:
+    """A line for each argument's cotangent."""
+    against = "the reference's VJP" if trial.has_reference else "finite differences"
+    if judgement.confirmed and trial.has_reference:
+        against += " and finite differences"
+    for k, name in enumerate(trial.subject.names):
+        wrong = bool(judgement.masks and judgement.masks[k].any())
+        outcome = "right" if judgement.outcome != "unresolved" else "unresolved"
+        if wrong:
+            outcome = "wrong" if judgement.outcome == "wrong" else "note"
+        trial.row(
+            f"cotangent of {name}",
+            outcome,
+            against if outcome != "unresolved" else judgement.reason,
+            error=judgement.errors[k] if k < len(judgement.errors) else None,
+            limit=judgement.limits[k] if k < len(judgement.limits) else None,
+        )
+
+
+def _guarded(trial: Trial, stage: Callable[[Trial], None]) -> None:
+    """A stage that raises is reported as left out: it is no fault of the claim's."""
+    began = time.monotonic()
+    try:
+        with watchdog(trial.patience):
+            stage(trial)
+    except TimeUp as error:
+        trial.row(_title(stage), "left out", "it did not end")
+        trial.reasons.append(_not_ended(_title(stage), error, time.monotonic() - began))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        trial.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
+        trial.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
+
+
+def _not_ended(what: str, error: BaseException, seconds: float) -> str:
+    """The reason for no verdict where the watchdog had to interrupt."""
+    place = place_of(error)
+    where = f", at {place.file}:{place.line}: {place.text}" if place else ""
+    return f"{what} had not ended after {seconds:.3g} s and was interrupted{where}"
+
+
+def _unanswered(name: str, reason: str, started: float) -> Report:
+    """The report on what did not get as far as a first call."""
+    return Report(name=name, verdict="inconclusive", findings=(), rows=(), notes=(),
+                  reasons=(reason,), seconds=time.monotonic() - started, settings={})  # fmt: skip
+
+
+def _title(stage: Callable[[Trial], None]) -> str:
+    return getattr(stage, "__name__", "a stage").replace("_", " ")
+
+
+def _settings(trial: Trial, seed: int) -> dict[str, str]:
+    return {
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+        "precision": f"float{trial.full.bits}",
+        "seed": str(seed),
+        "reference": "declared" if trial.is_declared
+        else "its VJP" if trial.has_reference else "finite differences",
+    }  # fmt: skip
+
+
+def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) -> Report:
+    """One report for a rule of the registry, from the cases that stand beside it."""
+    reports = []
+    with jax.enable_x64(True):  # what cases are made for: 64-bit integers among them
+        for k, case in enumerate(rule.cases):
+            made = by_our_rules(case.function, case.draw(seed), case.reference)
+            if made.actives and jax.eval_shape(made.value, made.actives, made.fixed):
+                reports.append((f"case {k}", run(made, quick=quick, seed=seed, seconds=seconds)))
+    return merged(rule.primitive.name, reports)
+
+
+def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
+    """Several reports as one; the worst verdict counts."""
+    order: tuple[Verdict, ...] = ("right", "inconclusive", "wrong")
+    verdict = order[max((order.index(r.verdict) for _, r in reports), default=0)]
+    label = lambda part, text: f"{part}: {text}"  # noqa: E731
+    return Report(
+        name=name,
+        verdict=verdict,
+        findings=tuple(replace(f, message=label(p, f.message)) for p, r in reports
+                       for f in r.findings),
+        rows=tuple(replace(row, checked=label(p, row.checked)) for p, r in reports
+                   for row in r.rows),
+        notes=tuple(dict.fromkeys(n for _, r in reports for n in r.notes)),
+        reasons=tuple(label(p, reason) for p, r in reports for reason in r.reasons),
+        seconds=sum(r.seconds for _, r in reports),
+        settings=reports[0][1].settings if reports else {},
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""What a wrong gradient looks like, where the fault stands, and what to write instead.
+
+Three searches, each verified on fresh inputs before it is told:
+
+- ``numbers``: what turns the claimed numbers into the true ones (a sign, a factor, a transpose, a
+  missing term, a part of the input space);
+- ``repairs.search``: an edit of the person's backward pass that makes it right;
+- ``repairs.drops``: an edit of the true backward pass that makes it the claim, which names the path
+  that was forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis.localize import (
+    correction,
+    line_of_cotangent,
+    line_of_overflow,
+    line_of_shards,
+    lines_of,
+)
+from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis
+from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
+from functional_bp.gradcheck.diagnosis.repair.dropped import drops
+from functional_bp.gradcheck.diagnosis.repair.search import Found, single_repairs
+from functional_bp.gradcheck.findings import Place, Repair
+from functional_bp.gradcheck.subject import Diagnosis, Disagreement, Sample, Subject
+
+__all__ = ["compose", "describe_values", "diagnose"]
+__all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
+
+PLAIN = 1.5  # the cost of a hypothesis that needs no others
+PLACES = ("region", "repeats", "border", "entries")  # kinds that say where, and not what
+# Of the time, by when each search ends at the latest.
+SHARE_OF_NUMBERS, SHARE_OF_REPAIRS, SHARE_OF_ANOTHER = 0.3, 0.75, 0.85
+
+
+def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
+    """Search for what explains a disagreement, until ``clock.now()`` is ``deadline``."""
+    started = now()
+    until = lambda share: started + share * (deadline - started)  # noqa: E731
+    seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
+    # What the numbers explain plainly is not two faults.
+    several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
+    singles = _guarded(single_repairs, disagreement, until(SHARE_OF_REPAIRS))
+    edits, search = singles if singles else ([], None)
+    if not edits:
+        edits = _of_another(disagreement, until(SHARE_OF_ANOTHER))
+    lost: list[Found] = [] if edits else _guarded(drops, disagreement, deadline)
+    if not edits and several and search is not None:
+        edits = _guarded(lambda _, until: search.two(until), disagreement, deadline)
+    return compose(disagreement, seen, edits, lost)
+
+
+def _of_another(disagreement: Disagreement, until: float) -> list[Found]:
+    """Edits that make another argument's cotangent right, which is wrong too."""
+    for argument, mask in enumerate(disagreement.masks):
+        if argument != disagreement.argument and np.any(mask):
+            other = replace(disagreement, argument=argument)
+            singles = _guarded(single_repairs, other, until)
+            if singles and singles[0]:
+                return singles[0]
+    return []
+
+
+def compose(
+    disagreement: Disagreement, seen: list[Hypothesis], edits: list[Found], lost: list[Found]
+) -> Diagnosis:
+    """One diagnosis of what the searches found; an edit that was verified says most."""
+    told = [*(f.message for f in edits), *(h.message for h in seen), *(f.message for f in lost)]
+    told = list(dict.fromkeys(told))
+    if not told:
+        return Diagnosis(where=_line(disagreement, "other"))
+    # A path that was dropped says more than the place where that can be seen.
+    says_how = [h for h in seen if h.residual_error < 1]
+    first = edits[0] if edits else lost[0] if lost and not says_how else (seen or lost)[0]
+    if seen and seen[0].kind == "sharding":  # an edit can only make up for it
+        first = seen[0]
+    # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
+    message = seen[0].message if seen and seen[0].kind == first.kind else first.message
+    others = tuple(text for text in told if text != message)
+    further = [*_further_kinds(seen), *(f.kind for f in lost[:1] if edits)]
+    further += [f.also for f in edits[:1] if f.also]
+    also = tuple(k for k in dict.fromkeys(further) if k != first.kind)
+    if edits:
+        where = None if first.kind == "sharding" else edits[0].place
+        where = where or _line(disagreement, first.kind)
+        return Diagnosis(first.kind, message, others, where, edits[0].repair, also)
+    repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
+    where = _line(disagreement, first.kind)
+    if repair is not None and where is None:
+        where = repair.place
+    return Diagnosis(first.kind, message, others, where, repair, also)
+
+
+def _further_kinds(seen: list[Hypothesis]) -> list[str]:
+    """Where the claim is wrong, by the likeliest place; and what explains all of it plainly."""
+    places = [h.kind for h in seen if h.kind in PLACES][:1]
+    plain = [h.kind for h in seen if h.residual_error < 1 and h.cost < PLAIN][:2]
+    return list(dict.fromkeys(places + plain))
+
+
+def _corrected(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:
+    try:
+        return correction(disagreement, seen)
+    except Exception:  # a formula that cannot be written down is told in words alone
+        return None
+
+
+def _line(disagreement: Disagreement, kind: str) -> Place | None:
+    """The line of a fault that no edit has named, as far as the graph tells."""
+    subject, given, name = disagreement.subject, disagreement.given, _name(disagreement)
+    try:
+        if kind in ("not finite", "overflow"):
+            place = line_of_overflow(subject, given.actives, given.fixed, given.bars)
+            if place is not None:
+                return place
+        if kind in ("region", "repeats", "precision", "wrong operand"):
+            places = lines_of(subject, kind, name)
+            if places:
+                return places[0]
+        if kind == "sharding" and (place := line_of_shards(subject, name)) is not None:
+            return place
+        right = [n for n, mask in zip(subject.names, disagreement.masks) if not np.any(mask)]
+        return line_of_cotangent(subject, name, right)
+    except Exception:  # a line is a help, and no more
+        return None
+
+
+def _guarded(search: Callable[..., Any], disagreement: Disagreement, until: float) -> Any:
+    """A search; one that raises has found nothing, and the others go on."""
+    if now() > until:
+        return []
+    try:
+        return search(disagreement, until)
+    except Exception:  # a diagnosis must never change a verdict, and never hide the others'
+        return []
+
+
+def _name(disagreement: Disagreement) -> str:
+    return disagreement.subject.names[disagreement.argument]
+
+
+def describe_values(
+    name: str, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
+) -> tuple[str, str]:
+    """Kind and message of a wrong cotangent, from its values and the true ones alone."""
+    nothing = (np.zeros_like(true),)
+    sample = Sample(nothing, (), (), (), (claimed,), (true,))
+    subject = Subject(
+        name, (name,), nothing, (), lambda *_: (), lambda *_: ((), ()),
+        only_here=True, rounding=(rounding,),
+    )  # fmt: skip
+    masks = (np.abs(claimed - true) > rounding + 1e-9 * np.max(np.abs(true), initial=0.0),)
+    disagreement = Disagreement(subject, 0, sample, masks, _no_other)
+    found = _guarded(hypotheses, disagreement, now() + 1.0)
+    if not found:
+        return "other", "its values differ in no simple way"
+    return found[0].kind, found[0].message
+
+
+def _no_other() -> Sample:
+    raise ValueError("the claim holds at the given inputs alone")

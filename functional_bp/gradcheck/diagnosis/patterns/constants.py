@@ -1,0 +1,106 @@
+"""Names for the numbers that a gradient is off by: 2, ½, N, 1/N, √d, N/(N−1), …."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence
+
+CLOSE = 1e-6  # relative: constants that were rounded to float32 keep their names
+PLAIN = {1.0: "1", 2.0: "2", 0.5: "½"}
+SMALL = {3.0: "3", 1 / 3: "1/3", 4.0: "4", 0.25: "1/4"}  # unless it is a size or its root
+SPECIAL = {
+    math.sqrt(2): "√2", 1 / math.sqrt(2): "1/√2", math.pi: "π", 2 * math.pi: "2π",
+    1 / math.pi: "1/π", 1 / (2 * math.pi): "1/(2π)", math.sqrt(math.pi): "√π",
+    math.sqrt(2 * math.pi): "√(2π)", 1 / math.sqrt(2 * math.pi): "1/√(2π)",
+    math.sqrt(2 / math.pi): "√(2/π)", math.sqrt(math.pi / 2): "√(π/2)",
+    2 / math.sqrt(math.pi): "2/√π", math.log(2): "ln 2", 1 / math.log(2): "1/ln 2",
+    math.e: "e", 1 / math.e: "1/e",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number with its name.
+
+    Attributes:
+        value: the number.
+        text: how it is written ("1/64", "√2"); without a name, its digits.
+        why: where it comes from ("64 is the size of axis 1 of x"), or "".
+        size: N, where the number is N or 1/N for a number of elements N.
+        named: whether it has a name at all.
+    """
+
+    value: float
+    text: str
+    why: str = ""
+    size: int | None = None
+    named: bool = True
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is 1 or −1."""
+        return self.text in ("1", "−1")
+
+
+def sizes(evidence: Evidence) -> dict[int, str]:
+    """The numbers of elements that a mean or a scale could have been taken over, and of what."""
+    found: dict[int, str] = {}
+    case = evidence.given
+    arrays = {evidence.argument: case.true} | dict(case.bars) | dict(case.known)
+    arrays |= dict(case.discrete)
+    for name, array in arrays.items():
+        for axis, n in enumerate(array.shape):
+            found.setdefault(n, f"the size of axis {axis} of {name}")
+    for name, array in arrays.items():
+        found.setdefault(array.size, f"the number of elements of {name}")
+        for a, b in itertools.combinations(range(array.ndim), 2):
+            n = array.shape[a] * array.shape[b]
+            found.setdefault(n, f"the size of axes {a} and {b} of {name}")
+    return {n: what for n, what in found.items() if n > 1}
+
+
+def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> Constant:
+    """The name of a number, the plainest first; ``close`` is its relative error."""
+    if value < 0:
+        constant = name_of(-value, known, close)
+        return Constant(
+            value, "−" + constant.text, constant.why, constant.size, constant.named
+        )  # fmt: skip
+    for constant in _candidates(known):
+        if abs(constant.value - value) <= close * value:
+            return constant
+    ratio = Fraction(value).limit_denominator(12)
+    if ratio and ratio.numerator <= 16 and abs(float(ratio) - value) <= close * value:
+        return Constant(value, str(ratio))
+    return Constant(value, f"{value:.6g}", named=False)
+
+
+def _candidates(known: dict[int, str]) -> Iterator[Constant]:
+    also = f"2 is {known[2]}" if 2 in known else ""  # where it may be a mean after all
+    yield from (Constant(v, text, "" if v == 1 else also) for v, text in PLAIN.items())
+    for n, what in known.items():
+        why = f"{n} is {what}"
+        yield Constant(n, f"{n}", why, n)
+        yield Constant(1 / n, f"1/{n}", why, n)
+    for n, what in known.items():
+        why = f"{n} is {what}"
+        yield Constant(math.sqrt(n), f"√{n}", why)
+        yield Constant(1 / math.sqrt(n), f"1/√{n}", why)
+    yield from (Constant(value, text) for value, text in (SMALL | SPECIAL).items())
+    for (n, what), (m, other) in itertools.permutations(known.items(), 2):
+        if abs(n - m) != 1:  # that is N/(N − 1) more often than not
+            yield Constant(n / m, f"{n}/{m}", f"{n} is {what}, {m} {other}", n)
+    for n, what in known.items():
+        why = f"{n} is {what}"
+        yield Constant(n / (n - 1), f"{n}/{n - 1}", why)
+        yield Constant((n - 1) / n, f"{n - 1}/{n}", why)
+        if n > 2:
+            yield Constant(n - 1, f"{n - 1}", f"one less than {n}, {what}")
+            yield Constant(1 / (n - 1), f"1/{n - 1}", f"one more than {n - 1} is {what}")
+        yield Constant(2 / n, f"2/{n}", why)
+        yield Constant(n / 2, f"{n}/2", why)

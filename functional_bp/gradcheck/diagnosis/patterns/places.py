@@ -1,0 +1,607 @@
+"""Wrong only at certain indices: repeated ones, the border, the first step, the diagonal."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from functional_bp import _jax
+from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
+from functional_bp.gradcheck.diagnosis.patterns.formulas import (
+    Atom,
+    Frame,
+    Term,
+    aligned,
+    atoms,
+    frames,
+    number,
+    placed,
+    products,
+    separations,
+    written,
+)
+from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
+from functional_bp.gradcheck.diagnosis.patterns.terms import gap_hypotheses, prepared
+from functional_bp.gradcheck.evaluation import pull_reference
+from functional_bp.graph.interpret import equations
+
+# Wrong only where a value lies: below a threshold, in a branch, at a tie, at no finite number.
+
+CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
+NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region
+LIMIT = 20_000  # right entries per case that are looked at, and as many wrong ones
+
+Values = Callable[[Case], np.ndarray | None]
+
+
+def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """A condition on one array that separates the wrong entries from the right ones."""
+    part = float(np.mean([case.wrong.mean() for case in evidence.cases]))
+    if evidence.given.wrong.all() or part > NEARLY_ALL:
+        return []
+    found: list[Hypothesis] = []
+    looked = 0
+    for text, of in [*_discrete(evidence), *_continuous(evidence)]:
+        if evidence.late or len(found) >= 3:
+            break
+        looked += 1
+        pooled = _pooled(evidence, of)
+        if pooled is None:
+            continue
+        values, wrong = pooled
+        for separation in separations(values, wrong, evidence.thresholds):
+            if separation.chance * looked < CHANCE:
+                cost = 1.5 + 0.01 * looked + 3 * max(0.0, part - 0.5)
+                found.append(_region(evidence, separation.condition.format(text), cost))
+    return found
+
+
+def not_finite(evidence: Evidence) -> list[Hypothesis]:
+    """Where the claim is not finite though the truth is, with the operands there."""
+    case = evidence.given
+    at = ~np.isfinite(case.claimed)
+    if not at.any():
+        return []
+    first = tuple(int(i) for i in np.argwhere(at)[0])
+    values = []
+    for name, array in {**case.known, **case.bars}.items():
+        for view in aligned(array, case.shape):
+            values.append(f"{name} = {_written(view[first])}")
+            break
+    where = ""
+    for name, array in case.known.items():
+        for view in aligned(array, case.shape):
+            if np.isrealobj(view) and not where:
+                for separation in separations(view, at):
+                    where = f", where {separation.condition.format(name)}"
+                    break
+    index = f" at {list(first)}" if first else ""
+    message = (
+        f"the cotangent of {evidence.argument} is not finite at {int(at.sum())} of {at.size} "
+        f"entries{where}: claimed{index} = {_written(case.claimed[first])}, "
+        f"true = {_written(case.true[first])}"
+    )
+    details = (f"there {', '.join(values[:6])}",) if values else ()
+    return [Hypothesis("not finite", message, float("nan"), 0.1, 0, details)]
+
+
+def there(evidence: Evidence) -> str:
+    """What holds at the wrong entries, as the end of a sentence: "; there claimed = 0"."""
+    pairs = [(case.claimed[case.wrong], case.true[case.wrong]) for case in evidence.cases]
+    if not any(claimed.any() for claimed, _ in pairs):
+        return "; there claimed = 0"
+    if not any(true.any() for _, true in pairs):
+        return "; there it should be 0"
+    c = common_factor(pairs)
+    if not c or any(unexplained(c * true, claimed, true) is None for claimed, true in pairs):
+        return ""
+    constant = name_of(c, sizes(evidence))
+    if not constant.named:
+        return ""
+    factor = "−" if constant.is_one else f"{constant.text} · "
+    return f"; there claimed = {factor}true"
+
+
+def _region(evidence: Evidence, condition: str, cost: float) -> Hypothesis:
+    wrong = evidence.given.wrong
+    seen = [case for case in evidence.fresh if case.wrong.any()]
+    here = "" if len(seen) >= 2 else "on the given inputs, "
+    message = (
+        f"{here}the cotangent of {evidence.argument} is wrong only where {condition} "
+        f"({int(wrong.sum())} of {wrong.size} entries){there(evidence)}"
+    )
+    return Hypothesis("region", message, cost=cost, fresh_samples=len(seen))
+
+
+def _pooled(evidence: Evidence, of: Values) -> tuple[np.ndarray, np.ndarray] | None:
+    """The values and the mask of wrong entries, over all cases.
+
+    Where both the claim and the truth are zero nothing can be told: a branch that multiplies by
+    zero hides the fault. Such entries are left out.
+    """
+    values, wrong = [], []
+    for case in evidence.cases:
+        with np.errstate(all="ignore"):
+            array = of(case)
+        if array is None:
+            return None
+        bad, good = np.nonzero(case.wrong), np.nonzero(~case.wrong & (case.true != 0))
+        for some in (bad, good):
+            stride = max(1, some[0].size // LIMIT) if some else 1
+            taken = tuple(axis[::stride] for axis in some)
+            values.append(np.atleast_1d(array[taken]))
+        wrong += [np.ones(values[-2].size, bool), np.zeros(values[-1].size, bool)]
+    return np.concatenate(values), np.concatenate(wrong)
+
+
+def _continuous(evidence: Evidence) -> Iterator[tuple[str, Values]]:
+    """The arrays that a threshold may stand on, the judged argument first."""
+    names = sorted(evidence.given.known, key=lambda name: name != evidence.argument)
+    for name in names:
+        if np.isrealobj(evidence.given.known[name]):
+            for way in range(2):
+                yield name, _reader("known", name, way)
+                yield f"|{name}|", _reader("known", name, way, np.abs)
+        else:
+            yield f"|{name}|", _reader("known", name, 0, np.abs)
+    for name in evidence.given.bars:
+        if np.isrealobj(evidence.given.bars[name]):
+            yield name, _reader("bars", name, 0)
+            yield f"|{name}|", _reader("bars", name, 0, np.abs)
+    for name in names:
+        if evidence.given.known[name].ndim:
+            yield f"the norm of {name}'s row", _reader("known", name, 0, _row_norm)
+            yield f"the largest |{name}| of a row", _reader("known", name, 0, _row_largest)
+
+
+def _discrete(evidence: Evidence) -> Iterator[tuple[str, Values]]:
+    for name in evidence.given.discrete:
+        for way in range(2):
+            yield name, _reader("discrete", name, way)
+
+
+def _reader(
+    group: str, name: str, way: int, form: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> Values:
+    def read(case: Case) -> np.ndarray | None:
+        array = getattr(case, group).get(name)
+        views = [] if array is None else list(aligned(form(array), case.shape))
+        return views[way] if way < len(views) else None
+
+    return read
+
+
+def _row_norm(a: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(a, axis=-1, keepdims=True)
+
+
+def _row_largest(a: np.ndarray) -> np.ndarray:
+    return np.abs(a).max(-1, keepdims=True)
+
+
+def _written(value: np.generic) -> str:
+    return number(float(value.real)) if not np.iscomplexobj(value) else f"{value:.6g}"
+
+
+FILLED = 0.8  # part of a place's entries that has to be wrong for the place to be named
+SHARED = 0.2  # the same where entries share an index or a value: the last one may well be right
+
+
+def place_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """The places that hold all wrong entries."""
+    if not any(case.wrong.any() and not case.wrong.all() for case in evidence.cases):
+        return []
+    return [*_repeats(evidence), *_indices(evidence)][:3]
+
+
+def _repeats(evidence: Evidence) -> list[Hypothesis]:
+    name = evidence.argument
+    found = []
+    for index in evidence.given.discrete:
+        for text, place in (
+            (f"at the entries of {name} that {index} names more than once", _named_often),
+            (f"where an index in {index} repeats", _own_index_repeats),
+            (f"at the entries of {name} that {index} names", _named_at_all),
+        ):
+            kind = "entries" if place is _named_at_all else "repeats"
+            advice = ": accumulate (add), do not overwrite" if kind == "repeats" else ""
+            message = f"wrong only {text}{advice}"
+            found += _verified(evidence, kind, message, lambda c, p=place, i=index: p(c, i), 1.1)
+    for known in [] if evidence.large else evidence.given.known:
+        for text, in_row in ((f"a value of {known} repeats", False),
+                             (f"a value of {known} repeats in its row", True)):  # fmt: skip
+            message = f"wrong only where {text}: look at how ties are shared"
+            found += _verified(
+                evidence, "repeats", message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.6
+            )
+    return found
+
+
+def _indices(evidence: Evidence) -> list[Hypothesis]:
+    shape = evidence.given.shape
+    found: list[Hypothesis] = []
+    union = np.logical_or.reduce([case.wrong for case in evidence.cases])
+    for axis, n in enumerate(shape):
+        if n < 2:
+            continue
+        steps = np.flatnonzero(union.any(tuple(i for i in range(len(shape)) if i != axis)))
+        message = ""
+        if len(steps) == 1:
+            k = int(steps[0])
+            which = ", the first" if k == 0 else ", the last" if k == n - 1 else ""
+            message = f"wrong only at index {k} of axis {axis}{which}"
+        elif len(steps) < n and steps[-1] == n - 1 and len(steps) == n - steps[0]:
+            message = f"wrong only from index {steps[0]} of axis {axis} on"
+        elif len(steps) < n and steps[0] == 0 and len(steps) == steps[-1] + 1:
+            message = f"wrong only up to index {steps[-1]} of axis {axis}"
+        elif 1 < len(steps) < n and len(set(np.diff(steps))) == 1 and len(steps) > 2:
+            step = int(steps[1] - steps[0])
+            message = f"wrong only at indices {steps[0]}, {steps[1]}, … of axis {axis}"
+            message += f" (every {step}th)" if step > 2 else " (every second)" if step > 1 else ""
+        if message:
+            inside = np.zeros(shape, bool)
+            inside[(slice(None),) * axis + (steps,)] = True
+            found += _verified(evidence, "entries", message, lambda c, i=inside: i, 1.4)
+    for kind, message, inside in _patterns(shape):
+        found += _verified(evidence, kind, message, lambda c, i=inside: i, 1.4)
+    return found
+
+
+def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, str, np.ndarray]]:
+    if len(shape) >= 2 and shape[-1] == shape[-2] and shape[-1] > 1:
+        square = np.ones(shape[-2:], bool)
+        for text, part in (
+            ("on the diagonal", np.eye(shape[-1], dtype=bool)),
+            ("above the diagonal", np.triu(square, 1)),
+            ("below the diagonal", np.tril(square, -1)),
+            ("off the diagonal", ~np.eye(shape[-1], dtype=bool)),
+            ("on and above the diagonal", np.triu(square)),
+            ("on and below the diagonal", np.tril(square)),
+        ):
+            yield "entries", f"wrong only {text}", np.broadcast_to(part, shape)
+    long = [axis for axis, n in enumerate(shape) if n > 2]
+    groups = [*([axis] for axis in long), *([long[-2:], long] if len(long) > 1 else [])]
+    for axes in groups:
+        for width in (1, 2):
+            inside = np.zeros(shape, bool)
+            for axis in axes:
+                if shape[axis] > 2 * width:
+                    rows = [*range(width), *range(shape[axis] - width, shape[axis])]
+                    inside[(slice(None),) * axis + (rows,)] = True
+            if inside.any() and not inside.all():
+                along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}".replace("[", "")
+                wide = "" if width == 1 else f" ({width} wide)"
+                message = f"wrong only at the border of {along.replace(']', '')}{wide}"
+                yield "border", f"{message}: look at the padding", inside
+
+
+def _verified(
+    evidence: Evidence,
+    kind: str,
+    message: str,
+    inside: Callable[[Case], np.ndarray | None],
+    cost: float,
+) -> list[Hypothesis]:
+    """The hypothesis, if in all cases the wrong entries fill the place and lie nowhere else."""
+    covered = total = outside = 0
+    seen = 0
+    for case in evidence.cases:
+        place = inside(case)
+        if place is None or np.any(case.wrong & ~place):
+            return []
+        telling = case.wrong | (case.true != 0)
+        covered += int(np.sum(case.wrong))
+        total += int(np.sum(place & telling))
+        outside += int(np.sum(telling & ~place))
+        seen += bool(case.wrong.any())
+    if not outside or covered < (SHARED if kind == "repeats" else FILLED) * total:
+        return []
+    wrong = evidence.given.wrong
+    here = "" if seen >= 3 else "on the given inputs, "
+    text = f"{here}the cotangent of {evidence.argument} is {message} ({int(wrong.sum())} of "
+    text += f"{wrong.size} entries){there(evidence)}"
+    return [Hypothesis(kind, text, cost=cost, fresh_samples=max(seen - 1, 0))]
+
+
+def _named_often(case: Case, index: str, least: int = 2) -> np.ndarray | None:
+    """The entries along the first axis that an index array names at least twice."""
+    array = case.discrete[index]
+    if not case.shape or array.dtype == bool or not array.size:
+        return None
+    n = case.shape[0]
+    if array.max() >= n or array.min() < -n:
+        return None
+    rows = np.bincount(np.asarray(array % n, np.int64).ravel(), minlength=n) >= least
+    return np.broadcast_to(rows.reshape(-1, *(1,) * (len(case.shape) - 1)), case.shape)
+
+
+def _named_at_all(case: Case, index: str) -> np.ndarray | None:
+    return _named_often(case, index, 1)
+
+
+def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
+    """The updates whose index another update has too."""
+    array = case.discrete[index]
+    if array.dtype == bool or not case.shape or array.shape != case.shape[: array.ndim]:
+        return None
+    if array.ndim == 0:
+        return None
+    values, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
+    rows = (counts[inverse] > 1).reshape(array.shape)
+    return np.broadcast_to(
+        rows.reshape(rows.shape + (1,) * (len(case.shape) - rows.ndim)), case.shape
+    )  # fmt: skip
+
+
+def _tied(case: Case, name: str, in_row: bool) -> np.ndarray | None:
+    """The entries whose value stands elsewhere too, in the array or in the row."""
+    array = case.known[name]
+    if array.shape != case.shape or not array.ndim or (in_row and array.ndim == 1):
+        return None
+    rows = array.reshape(-1, array.shape[-1]) if in_row else array.reshape(1, -1)
+    order = np.argsort(rows, axis=1)
+    ordered = np.take_along_axis(rows, order, axis=1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    tied = np.zeros(rows.shape, bool)
+    np.put_along_axis(tied, order, np.pad(same, ((0, 0), (0, 1))), axis=1)
+    later = np.zeros(rows.shape, bool)
+    np.put_along_axis(later, order, np.pad(same, ((0, 0), (1, 0))), axis=1)
+    return (tied | later).reshape(array.shape)
+
+
+# What only devices that share the work get wrong: a sum over them that is missing, or a mean.
+
+MEAN = (
+    "a mean over them (lax.pmean) stands where a sum (lax.psum) belongs, or what is divided by "
+    "their number already is divided again"
+)
+SUMMED = "it is summed over them (lax.psum) though each of them has the whole"
+SHARED_BY_SHARDS = "it is summed over them (lax.psum) though each of them has entries of its own"
+
+
+def shard_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """For a claim with a ``shard_map``: a factor of its devices, or one device's part alone."""
+    counts = _device_counts(evidence)
+    name = evidence.argument
+    found: list[Hypothesis] = []
+
+    def explained(message: str, error: float | None, cost: float) -> None:
+        if error is not None:
+            text = evidence.here + message
+            found.append(Hypothesis("sharding", text, error, cost, len(evidence.fresh)))
+
+    for n in counts:
+        for c, claimed, why in (
+            (1 / n, f"true / {n}", MEAN), (float(n), f"{n} · true", SUMMED)
+        ):  # fmt: skip
+            error = evidence.explains(lambda case, c=c: c * case.true)
+            explained(f"claimed = {claimed} for {name}, shared by {n} devices: {why}", error, 0.4)
+        for axis, length in enumerate(evidence.given.shape):
+            if length % n or found:
+                continue
+            for c, shown in ((1.0, ""), (1 / n, f", over {n}"), (1 / n**2, f", over {n}²")):
+                error = evidence.explains(
+                    lambda case, c=c, i=axis, n=n: c * _over_parts(case.true, i, n)
+                )
+                explained(
+                    f"claimed is the sum of the {n} devices' parts of the cotangent of {name} "
+                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, 0.4,
+                )  # fmt: skip
+        if found or evidence.subject.reference is None:
+            continue
+        for device, word in ((0, "first"), (n - 1, "last")):
+            for output, axis in _shared_axes(evidence, n):
+                error = evidence.explains(
+                    lambda case, d=device, o=output, i=axis, n=n: _part(evidence, case, o, i, d, n)
+                )
+                explained(
+                    f"claimed is the {word} of {n} devices' part of the cotangent of {name} alone: "
+                    "the sum over the devices (lax.psum) is missing", error, 0.4,
+                )  # fmt: skip
+    return found[:1]
+
+
+def _device_counts(evidence: Evidence) -> list[int]:
+    """Over how many devices the claim's ``shard_map``s split something."""
+    subject, sample = evidence.subject, evidence.given.sample
+    try:
+        with jax.enable_x64(True):
+            closed = jax.make_jaxpr(lambda a, b: subject.pull(a, sample.fixed, b)[1])(
+                tuple(sample.actives), tuple(sample.bars)
+            )
+    except Exception:  # a claim that cannot be traced is not split
+        return []
+    found: dict[int, None] = {}
+    for equation in equations(_jax.open_jaxpr(closed)[0]):
+        if equation.primitive.name == "shard_map":
+            sizes = [int(n) for n in equation.params["mesh"].shape.values()]
+            found.update(dict.fromkeys(n for n in (*sizes, math.prod(sizes)) if n > 1))
+    return list(found)
+
+
+def _over_parts(x: np.ndarray, axis: int, n: int) -> np.ndarray:
+    """In each of n parts along an axis, the sum of all of them."""
+    total = sum(np.split(x, n, axis))
+    return np.concatenate([total] * n, axis)
+
+
+def _shared_axes(evidence: Evidence, n: int) -> Iterator[tuple[int, int]]:
+    for output, bar in enumerate(evidence.given.sample.bars):
+        for axis, length in enumerate(np.shape(bar)):
+            if length % n == 0:
+                yield output, axis
+
+
+def _part(evidence: Evidence, case: Case, output: int, axis: int, device: int, n: int) -> Any:
+    """The true cotangent if only one device's part of an output's cotangent were there."""
+    bars = [np.asarray(bar) for bar in case.sample.bars]
+    size = bars[output].shape[axis] // n
+    inside = (slice(None),) * axis + (slice(device * size, (device + 1) * size),)
+    kept = np.zeros_like(bars[output])
+    kept[inside] = bars[output][inside]
+    bars[output] = kept
+    with jax.enable_x64(True):
+        actives, fixed = case.sample.actives, case.sample.fixed
+        true = pull_reference(evidence.subject, actives, fixed, tuple(bars))[1]
+    return np.asarray(true[evidence.disagreement.argument])
+
+
+# Terms with one number per row: true − claimed = c · t, where c is then explained by itself.
+
+FIT = 1e-7  # of a row's norm, that the best multiple of a term leaves
+DEEPEST = 3  # factors beside the cotangent, and beside the mean
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The gap as a term times one number per row along ``axes``."""
+
+    factors: tuple[Atom, ...]
+    axes: tuple[int, ...]
+    numbers: tuple[np.ndarray, ...]  # one array per case, with the axes kept
+
+
+def row_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """Explains the gap by a term whose coefficient is one number per row (or overall)."""
+    if evidence.large or not evidence.given.shape:
+        return []
+    vague: list[Hypothesis] = []
+    for row in _rows(evidence):
+        if evidence.late:
+            break
+        explained = _explained(evidence, row)
+        if explained:
+            return explained
+        if len(vague) < 1:
+            along = f"axis {row.axes[0]}" if len(row.axes) == 1 else f"axes {row.axes}"
+            term = written(row.factors)
+            what = (
+                f"one number per row along {along}, times {term}: a term in {term} is missing"
+                if term
+                else f"the same along {along}: a sum or mean over {along} is missing"
+            )
+            message = (
+                f"{evidence.here}in the cotangent of {evidence.argument}, "
+                f"true − claimed is {what}, or one too many"
+            )
+            vague.append(
+                Hypothesis("missing term", message, 0.0, 7.0, len(evidence.fresh))
+            )  # fmt: skip
+    return vague
+
+
+def _rows(evidence: Evidence) -> Iterator[_Row]:
+    shape = evidence.given.shape
+    some = [a for a in atoms(evidence) if placed(a, evidence.given, shape) is not None]
+    plain = [a for a in some if a.plain][:7]
+    candidates = [*products(plain, 2), *((a,) for a in some if not a.plain)]
+    axes = [axis for axis in reversed(range(len(shape))) if shape[axis] > 1]
+    sets: list[tuple[int, ...]] = [(axis,) for axis in axes]
+    if len(axes) > 1:
+        sets.append(tuple(sorted(axes)))
+    for factors, over in itertools.product(candidates, sets):
+        numbers: list[np.ndarray] = []
+        for case in evidence.cases:
+            number = None if evidence.late else _numbers(case, factors, over)
+            if number is None:
+                break
+            numbers.append(number)
+        if len(numbers) == len(evidence.cases):
+            yield _Row(factors, over, tuple(numbers))
+
+
+def _numbers(
+    case: Case, factors: Sequence[Atom], axes: tuple[int, ...]
+) -> np.ndarray | None:  # fmt: skip
+    """One number per row with true − claimed = number · product; None where there is none."""
+    term: np.ndarray = np.ones(case.shape)
+    for atom in factors:
+        value = placed(atom, case, case.shape)
+        if value is None:
+            return None
+        term = term * value
+    gap = case.true - case.claimed
+    square = (np.abs(term) ** 2).sum(axes, keepdims=True)
+    if not np.all(square > 0):
+        return None
+    numbers = (term.conj() * gap).sum(axes, keepdims=True) / square
+    left = np.linalg.norm(gap - numbers * term)
+    return numbers if left <= FIT * np.linalg.norm(gap) else None
+
+
+def _explained(evidence: Evidence, row: _Row) -> list[Hypothesis]:
+    """The numbers as a constant times row quantities times a mean of ȳ with factors."""
+    wanted = np.concatenate([np.ravel(n) for n in row.numbers])
+    if np.iscomplexobj(wanted) or wanted.size < 3 or not np.all(wanted):
+        return []
+    some = atoms(evidence)
+    scaled = [a for a in some if a.cost <= 1.8 and _per_row(evidence, a, row) is not None]
+    outer = [*products([a for a in scaled if a.plain], DEEPEST), *((a,) for a in scaled)]
+    outer = [factors for factors in outer if _row_product(evidence, factors, row) is not None]
+    values = [_row_product(evidence, factors, row) for factors in outer]
+    matrix = np.stack([value for value in values if value is not None])
+    for frame in frames(evidence):
+        if frame.axes != row.axes or frame.outside != evidence.given.shape or evidence.late:
+            continue
+        plain = [a for a in some if a.plain or (a.difference and a.base in evidence.kept)]
+        plain = [a for a in plain if placed(a, evidence.given, frame.inside) is not None][:6]
+        for inner in products(plain, DEEPEST):
+            mean = _mean(evidence, frame, inner)
+            if mean is None or evidence.late:
+                continue
+            with np.errstate(all="ignore"):
+                ratio = wanted / (matrix * mean)
+                spread = np.ptp(ratio, axis=1) / np.abs(ratio.mean(axis=1))
+            for k in np.flatnonzero(spread <= 1e-6)[:1]:
+                term = Term(frame, inner, outer[k] + row.factors)
+                constant = float(ratio[k].mean())
+                search = prepared(evidence)
+                return [] if search is None else gap_hypotheses(search, term, constant)
+    return []
+
+
+def _per_row(evidence: Evidence, atom: Atom, row: _Row) -> np.ndarray | None:
+    """The atom's values, one per row of every case, if it does not vary along the row."""
+    values = []
+    for case in evidence.cases:
+        value = placed(atom, case, case.shape)
+        if value is None:
+            return None
+        first = np.take(value, [0], row.axes[0])
+        for axis in row.axes[1:]:
+            first = np.take(first, [0], axis)
+        if not np.array_equal(np.broadcast_to(first, value.shape), value):
+            return None
+        values.append(np.ravel(first))
+    return np.concatenate(values)
+
+
+def _row_product(evidence: Evidence, factors: Sequence[Atom], row: _Row) -> np.ndarray | None:
+    total = np.ones(sum(n.size for n in row.numbers))
+    for atom in factors:
+        value = _per_row(evidence, atom, row)
+        if value is None:
+            return None
+        total = total * value
+    return total
+
+
+def _mean(evidence: Evidence, frame: Frame, inner: tuple[Atom, ...]) -> np.ndarray | None:
+    values = []
+    for case in evidence.cases:
+        inside = frame.cotangent(case)
+        for atom in inner:
+            factor = placed(atom, case, frame.inside)
+            if factor is None:
+                return None
+            inside = inside * factor
+        values.append(np.ravel(frame.apply(case, inside)))
+    return np.concatenate(values)

@@ -1,0 +1,465 @@
+"""Terms that are missing, too many or wrong, in the rule's own residuals and inputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from functional_bp.gradcheck.diagnosis.patterns.constants import Constant, name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.formulas import (
+    Dictionary,
+    Term,
+    atoms,
+    build,
+    flattened,
+)
+from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
+
+# Which few terms of a dictionary add up to a vector, exactly: one, two or three of many.
+
+# What is left of the vector's square: a millionth of its norm, squared, and the rounding of the
+# inner products (1e-16) in which pairs are looked for.
+NEAR = 1e-10
+PARALLEL = 1e-10  # of a column's square: what is left of one that the forced columns span
+PAIRS = 1400  # columns that are tried in pairs
+MOST = 60  # candidates that are handed on
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Columns of norm 1, none of them twice.
+
+    Attributes:
+        columns: one row per term.
+        costs: what each term costs; ties between fits go to the cheaper.
+    """
+
+    columns: np.ndarray
+    costs: np.ndarray
+
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """The inner products of the columns that are tried in pairs."""
+        some = self.columns[:PAIRS]
+        return some @ some.T
+
+    def fits(self, vector: np.ndarray, forced: Sequence[int] = (), most: int = 2) -> list[Fit]:
+        """Sums of the ``forced`` columns and up to ``most`` others that give the vector."""
+        norm = float(np.linalg.norm(vector))
+        if not norm:
+            return []
+        # What the forced columns span is taken out of the vector and of all other columns.
+        span, _ = np.linalg.qr(self.columns[list(forced)].T)
+        inside, part = self.columns @ span, span.T @ vector / norm
+        along = self.columns @ (vector / norm) - inside @ part
+        own = 1 - (inside**2).sum(1)
+        left = 1 - float(part @ part)
+        found: list[tuple[int, ...]] = [()] if left <= NEAR else []
+        with np.errstate(all="ignore"):
+            alone = np.where(own > PARALLEL, left - along**2 / own, np.inf)
+        found += [(int(i),) for i in np.flatnonzero(alone <= NEAR)[:MOST]]
+        if most >= 2 and not found:
+            some = inside[:PAIRS]
+            gram = self.gram - some @ some.T if forced else self.gram
+            found += self._pairs(gram, along[:PAIRS], own[:PAIRS], left)
+        results = [self._solved(vector, (*forced, *some), bool(forced)) for some in found]
+        return sorted((fit for fit in results if fit), key=lambda fit: fit.cost)
+
+    def _pairs(
+        self, gram: np.ndarray, along: np.ndarray, own: np.ndarray, left: float
+    ) -> list[tuple[int, ...]]:
+        with np.errstate(all="ignore"):
+            area = own[:, None] * own[None, :] - gram**2
+            taken = (
+                along[:, None] ** 2 * own[None, :]
+                + along[None, :] ** 2 * own[:, None]
+                - 2 * along[:, None] * along[None, :] * gram
+            ) / area
+            off = left - taken
+        rows, cols = np.nonzero((off <= NEAR) & (off >= -1e-8) & (area > 1e-6))
+        rows, cols = rows[rows < cols], cols[rows < cols]
+        order = np.argsort(self.costs[rows] + self.costs[cols], kind="stable")[:MOST]
+        return [(int(rows[i]), int(cols[i])) for i in order]
+
+    def _solved(self, vector: np.ndarray, some: tuple[int, ...], forced: bool) -> Fit | None:
+        if not some:
+            return None
+        matrix = self.columns[list(some)].T
+        weights, *_ = np.linalg.lstsq(matrix, vector, rcond=None)
+        off = float(np.linalg.norm(matrix @ weights - vector))
+        if off > 1e-6 * float(np.linalg.norm(vector)):
+            return None
+        if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
+            return None
+        cost = float(self.costs[list(some)].sum()) + 0.5 * (len(some) - 1)
+        return Fit(some, tuple(float(w) for w in weights), cost)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A vector as a sum of columns: which, with what weights, at what cost."""
+
+    terms: tuple[int, ...]
+    weights: tuple[float, ...]
+    cost: float
+
+
+def distinct(columns: np.ndarray) -> np.ndarray:
+    """The columns that are not multiples of an earlier one, told by three random projections."""
+    directions = np.random.default_rng(0).standard_normal((columns.shape[1], 3))
+    shadows = columns @ directions
+    shadows *= np.where(shadows[:, :1] < 0, -1, 1)
+    _, first = np.unique(np.round(shadows, 7), axis=0, return_index=True)
+    return np.sort(first)
+
+
+# Sentences about terms: which one is missing, too many, or in the place of another.
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A term with its coefficient; ``total``: its mean is written as a sum."""
+
+    term: Term
+    constant: Constant
+    total: bool
+
+    def __str__(self) -> str:
+        return self.term.text(self.constant, total=self.total)
+
+
+def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
+    """Kind and message where only the difference of truth and claim is known."""
+    place = f"in the cotangent of {argument}"
+    only = gap[0]
+    value = abs(only.constant.value)
+    if len(gap) == 1 and abs(value - 2) <= 1e-6:
+        return (
+            "sign",
+            f"{place}, true − claimed = {only}: a term has the wrong sign, or 2 · it is missing",
+        )
+    n = only.term.count
+    if len(gap) == 1 and n and (_near(value, n - 1) or (only.total and _near(value, 1 - 1 / n))):
+        return (
+            "mean or sum",
+            f"{place}, true − claimed = {only}: a sum and a mean of {n} are mistaken",
+        )
+    if len(gap) == 2 and _opposite(*gap) and gap[0].term.factors == gap[1].term.factors:
+        kind, _ = _layout("", gap[0].term, gap[1].term)
+        return kind, f"{place}, true − claimed = {joined(gap)}: one stands where the other belongs"
+    return "missing term", f"{place}, missing: {joined(gap)}"
+
+
+def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """Kind and message where one term stands in the place of another."""
+    place = f"in the cotangent of {argument}"
+    same = true.term.text(true.constant) == claimed.term.text(true.constant)
+    return _weight(place, true, claimed) if same else _replaced(place, true, claimed)
+
+
+def difference(
+    argument: str,
+    gap: Sequence[Weighted],
+    true: Sequence[Weighted | None],
+    claimed: Sequence[Weighted | None],
+) -> tuple[str, str]:
+    """Kind and message where it is known what of the gap's terms the truth and the claim hold.
+
+    ``true`` and ``claimed`` are parallel to ``gap``; None where the term does not occur.
+    """
+    lost = [t for t, c in zip(true, claimed) if t is not None and c is None]
+    extra = [c for t, c in zip(true, claimed) if c is not None and t is None]
+    changed = [(t, c) for t, c in zip(true, claimed) if t is not None and c is not None]
+    place = f"in the cotangent of {argument}"
+    if lost and not extra and not changed:
+        return "missing term", f"{place}, missing: {joined(lost)}"
+    if extra and not lost and not changed:
+        return "extra term", f"{place}, a term does not belong: {joined(extra)}"
+    if len(changed) == 1 and not lost and not extra:
+        return _weight(place, *changed[0])
+    if len(lost) == len(extra) == 1 and not changed:
+        return _replaced(place, lost[0], extra[0])
+    return "missing term", f"{place}, true − claimed = {joined(gap)}"
+
+
+def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """The same term with another coefficient."""
+    if abs(true.constant.value + claimed.constant.value) <= 1e-6 * abs(true.constant.value):
+        return "sign", f"{place}, a term has the wrong sign: it should be {true}"
+    kind = "mean or sum" if true.total != claimed.total else "factor"
+    return kind, f"{place}, {claimed} stands where {true} belongs"
+
+
+def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+    """One term in the place of another: what they differ in."""
+    stands = f"{place}, {claimed} stands where {true} belongs"
+    t, c = true.term, claimed.term
+    lost, extra = t.factors - c.factors, c.factors - t.factors
+    if not lost and not extra:
+        return _layout(stands, t, c)
+    if t.frame.text != c.frame.text or t.frame.bar.text != c.frame.bar.text:
+        return "wrong operand", stands
+    if not extra:
+        return "missing factor", f"{stands}: the factor {_product(lost)} is missing"
+    if not lost:
+        return "missing factor", f"{stands}: the factor {_product(extra)} is one too many"
+    every = t.inner + t.outer + c.inner + c.outer
+    bases = {part: atom.base for atom in every for part in atom.parts}
+    same = {bases[text] for text in lost} == {bases[text] for text in extra}
+    kind = "wrong function" if same else "wrong operand"
+    return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
+
+
+def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
+    """The same factors, another reduction, product or order."""
+    t, c = true.frame, claimed.frame
+    if t.axes and c.axes:
+        if t.axes != c.axes:
+            return "axis", f"{stands}: reduced over another axis"
+        return "axis", f"{stands}: the factors stand on the other side of the reduction"
+    if t.final != c.final and "sum" in t.final and "sum" in c.final:
+        return "axis", f"{stands}: summed over another axis"
+    if t.relation != c.relation and {t.kind, c.kind} == {"reversal"}:  # two cumulative sums
+        return "axis", f"{stands}: along another axis"
+    if t.relation != c.relation:
+        return "wrong operand", f"{stands}: another array belongs in this product"
+    if t.axes or t.final != c.final:
+        return "missing sum", f"{stands}: the reduction is missing"
+    if c.axes:
+        return "mean or sum", f"{stands}: a reduction does not belong"
+    if "transpose" in (t.kind, c.kind):
+        return "transpose", f"{stands}: a transpose is missing, or one too many"
+    if "reversal" in (t.kind, c.kind):
+        return "reversal", f"{stands}: an axis runs in the wrong direction"
+    return "axis", stands
+
+
+def _near(a: float, b: float) -> bool:
+    return abs(a - b) <= 1e-6 * abs(b)
+
+
+def _opposite(a: Weighted, b: Weighted) -> bool:
+    return a.total == b.total and _near(a.constant.value, -b.constant.value)
+
+
+def joined(some: Sequence[Weighted]) -> str:
+    """The terms one after another, with their signs."""
+    parts = [str(some[0])]
+    parts += [str(w) if w.constant.value < 0 else f"+ {w}" for w in some[1:]]
+    return " ".join(parts)
+
+
+def _product(factors: Counter[str]) -> str:
+    powers = {1: "", 2: "²", 3: "³"}
+    return " · ".join(text + powers.get(n, f"^{n}") for text, n in factors.items())
+
+
+SEARCHED = 2  # cases that are searched; what is found is verified on all
+ROWS = 1200  # entries that are searched
+SPARE = 4  # entries beyond the number of weights that a fit has to meet
+
+
+@dataclass(frozen=True)
+class Search:
+    """A dictionary on some entries of the cases, and the vectors that it has to explain."""
+
+    evidence: Evidence
+    dictionary: Dictionary
+    basis: Basis
+    true: np.ndarray
+    gap: np.ndarray
+    cases: Sequence[Case]
+    rows: np.ndarray
+
+    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[Search, Fit]:
+        """The search with further terms, and their sum with the given weights as a fit."""
+        columns, norms = [], []
+        for term, _ in parts:
+            values = [term.value(case) for case in self.cases]
+            column = flattened([value for value in values if value is not None], self.rows)
+            norms.append(float(np.linalg.norm(column)) or 1.0)
+            columns.append(column / norms[-1])
+        terms = [*self.dictionary.terms, *(term for term, _ in parts)]
+        matrix = np.concatenate([self.dictionary.columns, columns])
+        scales = np.concatenate([self.dictionary.norms, norms])
+        costs = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
+        places = tuple(range(len(terms) - len(parts), len(terms)))
+        weights = tuple(weight * norm for (_, weight), norm in zip(parts, norms))
+        cost = sum(term.cost for term, _ in parts) + 0.5 * (len(parts) - 1)
+        search = replace(
+            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, costs)
+        )
+        return search, Fit(places, weights, cost)
+
+    def weight(self, index: int, weight: float) -> Weighted:
+        """The term at an index with its coefficient, as a mean or as a sum, named."""
+        term = self.dictionary.terms[index]
+        return weighted(self.evidence, term, weight / float(self.dictionary.norms[index]))
+
+
+def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """What true − claimed consists of, and whether it is missing or does not belong."""
+    search = prepared(evidence)
+    if search is None:
+        return []
+    found = _compared(search)
+    for fit in search.basis.fits(search.gap)[:5]:
+        if evidence.late:
+            break
+        if len(fit.terms) == 1:
+            term = search.dictionary.terms[fit.terms[0]]
+            weight = fit.weights[0] / float(search.dictionary.norms[fit.terms[0]])
+            found += gap_hypotheses(search, term, weight)
+        else:
+            found += _hypotheses(search, fit)
+    found = found or _both(search)
+    return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
+
+
+def _both(search: Search) -> list[Hypothesis]:
+    """The claim and the truth as sums of two terms each, where the gap is too much at once."""
+    evidence = search.evidence
+    claims = search.basis.fits(search.true - search.gap)
+    truths = search.basis.fits(search.true)
+    if not claims or not truths or evidence.late:
+        return []
+    claim, truth = claims[0], truths[0]
+    fit = Fit(truth.terms + claim.terms, truth.weights + tuple(-w for w in claim.weights), 0.0)
+    error = _verified(search, fit)
+    if error is None:
+        return []
+    claimed, true = (
+        joined([search.weight(i, w) for i, w in zip(f.terms, f.weights)]) for f in (claim, truth)
+    )
+    message = f"{evidence.here}the cotangent of {evidence.argument} is claimed to be {claimed}; "
+    message += f"it is {true}"
+    cost = 2.5 + 0.25 * (claim.cost + truth.cost)
+    return [Hypothesis("wrong operand", message, error, cost, len(evidence.fresh))]
+
+
+def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis]:
+    """What follows from true − claimed = weight · term, and from the two terms it may stand for."""
+    plain = {atom.text: atom for atom in atoms(search.evidence) if atom.plain}
+    found: list[Hypothesis] = []
+    both = term.split(plain)
+    for parts in ([(term, weight)], [(both[0], weight), (both[1], -weight)] if both else []):
+        if parts and not search.evidence.late:
+            extended, fit = search.extended(parts)
+            found += _hypotheses(extended, fit)
+    return found
+
+
+def prepared(evidence: Evidence) -> Search | None:
+    """The dictionary of the disagreement; None where it is too small or too large for one."""
+    cases = evidence.cases[:SEARCHED] if evidence.given.true.size > 8 else evidence.cases
+    entries = sum(case.true.size for case in cases)
+    if evidence.large or entries < 2 + SPARE:
+        return None
+    rows = np.arange(entries)
+    if entries > ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(entries, ROWS, replace=False))
+    dictionary = build(evidence, cases, rows)
+    if not dictionary.terms:
+        return None
+    kept = distinct(dictionary.columns)
+    dictionary = Dictionary(
+        [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
+    )
+    costs = np.array([term.cost for term in dictionary.terms])
+    true = flattened([case.true for case in cases], rows)
+    claimed = flattened([case.claimed for case in cases], rows)
+    basis = Basis(dictionary.columns, costs)
+    return Search(evidence, dictionary, basis, true, true - claimed, cases, rows)
+
+
+def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
+    """A term with its coefficient: a mean is written as a sum where that is simpler."""
+    known = sizes(evidence)
+    constant = name_of(weight, known)
+    if term.count is None:
+        return Weighted(term, constant, total=False)
+    as_sum = name_of(weight / term.count, known)
+    if _plainness(as_sum) < _plainness(constant):
+        return Weighted(term, as_sum, total=True)
+    return Weighted(term, constant, total=False)
+
+
+def _plainness(constant: Constant) -> tuple[bool, bool, int]:
+    return (not constant.is_one, not constant.named, len(constant.text))
+
+
+def _verified(search: Search, fit: Fit) -> float | None:
+    """What is left of the gap with these weights, in all cases at its largest."""
+    worst = 0.0
+    for case in search.evidence.cases:
+        total = np.zeros_like(case.true)
+        for index, weight in zip(fit.terms, fit.weights):
+            value = search.dictionary.terms[index].value(case)
+            if value is None:
+                return None
+            total = total + weight / search.dictionary.norms[index] * value
+        error = unexplained(case.true - total, case.claimed, case.true)
+        if error is None:
+            return None
+        worst = max(worst, error)
+    return worst
+
+
+def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
+    error = _verified(search, fit)
+    if error is None:
+        return []
+    evidence = search.evidence
+    gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
+    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
+    cost += 1.0 if any(w.term.composite for w in gap) else 0.0
+    truth = _truth(search, fit)
+    if truth is None:
+        kind, message = missing(evidence.argument, gap)
+    else:
+        parts = list(zip(fit.terms, truth.weights, fit.weights))
+        true = [_present(search, i, a, c) for i, a, c in parts]
+        claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
+        kind, message = difference(evidence.argument, gap, true, claimed)
+        # A part of a whole that is known is likelier, and most so one part in another's place.
+        cost -= 0.3 if kind in ("missing term", "extra term") else 1.0
+    count = len(evidence.fresh)
+    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=joined(gap))]
+
+
+def _compared(search: Search) -> list[Hypothesis]:
+    """The claim and the truth as one term each, and what they differ in."""
+    evidence = search.evidence
+    claims = search.basis.fits(search.true - search.gap, most=1)
+    truths = search.basis.fits(search.true, most=1)
+    if not claims or not truths:
+        return []
+    ends = (truths[0].terms[0], truths[0].weights[0]), (claims[0].terms[0], claims[0].weights[0])
+    true, claimed = (search.weight(*end) for end in ends)
+    fit = Fit((ends[0][0], ends[1][0]), (ends[0][1], -ends[1][1]), 0.0)
+    error = _verified(search, fit)
+    if error is None:
+        return []
+    kind, message = replaced(evidence.argument, true, claimed)
+    cost = 0.9 + 0.25 * (truths[0].cost + claims[0].cost)
+    cost += 1.5 if true.term.difference or claimed.term.difference else 0.0
+    cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
+    gap = joined([true, search.weight(ends[1][0], -ends[1][1])])
+    count = len(evidence.fresh)
+    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=gap)]
+
+
+def _truth(search: Search, fit: Fit) -> Fit | None:
+    """The truth as a sum of the gap's terms and up to two others."""
+    found = search.basis.fits(search.true, forced=fit.terms)
+    return found[0] if found else None
+
+
+def _present(search: Search, index: int, weight: float, scale: float) -> Weighted | None:
+    """A term with its weight; None where the weight is rounding."""
+    return None if abs(weight) <= 1e-7 * abs(scale) else search.weight(index, weight)

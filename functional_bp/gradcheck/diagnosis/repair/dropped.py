@@ -1,0 +1,301 @@
+"""The true backward pass, edited until it equals the claim: the edit names the path that is lost.
+
+The derivation that a person forgot half of leaves nothing to repair in the code; but the true
+gradient without that half is the claim, and that half belongs to a line of the forward pass.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr, Literal
+
+from functional_bp._jax import as_checkpoint, open_jaxpr, scan_counts, source_spans
+from functional_bp.gradcheck.diagnosis.repair.constants import named
+from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
+from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
+from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.program import (
+    INLINED,
+    Equation,
+    Program,
+    Span,
+    Values,
+    in_scope,
+    trace,
+)
+from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
+from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
+from functional_bp.gradcheck.diagnosis.repair.validate import Trial
+from functional_bp.gradcheck.subject import Disagreement
+
+# The true backward pass with a mark on every edge of the forward graph.
+#
+# An edge is one operand of one equation. In the backward pass its cotangent goes through an
+# equation of its own, which can be edited: dropped, negated, scaled, transposed.
+
+PREFIX = "edge "
+OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr")  # their rules are to be kept
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An operand of an equation of the forward pass."""
+
+    primitive: str
+    position: int
+    spans: tuple[Span, ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _mark(x: Any, number: int) -> Any:
+    return x
+
+
+def _mark_fwd(x: Any, number: int) -> tuple[Any, None]:
+    return x, None
+
+
+def _mark_bwd(number: int, _: None, x_bar: Any) -> tuple[Any]:
+    return (checkpoint_name(x_bar, f"{PREFIX}{number}"),)
+
+
+_mark.defvjp(_mark_fwd, _mark_bwd)
+
+
+def marked_backward(
+    forward: Callable[..., Sequence[Any]], actives: Sequence[Any], fixed: Any, bars: Sequence[Any]
+) -> tuple[Program, list[Edge]]:
+    """The program ``(actives, fixed, bars) -> active cotangents``, and the edges by number."""
+    edges: list[Edge] = []
+
+    def backward(actives: Any, fixed: Any, bars: Any) -> Sequence[Any]:
+        edges.clear()
+        closed = jax.make_jaxpr(lambda *a: tuple(forward(a, fixed)))(*actives)
+        jaxpr, consts = open_jaxpr(closed)
+        run = partial(_interpret, jaxpr, consts, edges=edges, outer=())
+        return jax.vjp(lambda *a: tuple(run(a)), *actives)[1](tuple(bars))
+
+    program = trace(backward, tuple(actives), fixed, tuple(bars))
+    return program, edges
+
+
+def edge_of(equation: Equation, edges: Sequence[Edge]) -> Edge | None:
+    """The edge whose cotangent goes through an equation of the backward pass."""
+    name = str(equation.params.get("name", ""))
+    if equation.name != "name" or not name.startswith(PREFIX):
+        return None
+    return edges[int(name.removeprefix(PREFIX))]
+
+
+def _interpret(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    *,
+    edges: list[Edge],
+    outer: tuple[Span, ...],
+) -> list[Any]:
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
+    values.update(zip(jaxpr.invars, inputs))
+    again = partial(_interpret, edges=edges)
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for raw in jaxpr.eqns:
+        eqn = as_checkpoint(raw)
+        name = eqn.primitive.name
+        spans = tuple(Span(*frame) for frame in source_spans(eqn)) or outer
+        operands = [read(atom) for atom in eqn.invars]
+        inner = eqn.params.get(INLINED.get(name, "")) if name not in OPAQUE else None
+        if inner is not None:
+            body, constants = open_jaxpr(inner)
+            outs: Sequence[Any] = again(body, constants, operands, outer=spans)
+        else:
+            for position, atom in enumerate(eqn.invars):
+                x = operands[position]
+                if not isinstance(atom, Literal) and jnp.issubdtype(x.dtype, jnp.inexact):
+                    edges.append(Edge(name, position, spans))
+                    operands[position] = _mark(x, len(edges) - 1)
+            outs = _STRUCTURES.get(name, _bind)(eqn, operands, partial(again, outer=spans))
+        values.update(zip(eqn.outvars, outs))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bind(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
+    outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+def _scan(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
+    params = eqn.params
+    consts, carried = scan_counts(params)
+    body, constants = open_jaxpr(params["jaxpr"])
+
+    def step(carry: Any, slices: Any) -> tuple[Any, Any]:
+        outs = again(body, constants, [*operands[:consts], *carry, *slices])
+        return tuple(outs[:carried]), tuple(outs[carried:])
+
+    start, over = operands[consts : consts + carried], operands[consts + carried :]
+    carry, stacked = lax.scan(
+        step, tuple(start), tuple(over), length=params["length"], reverse=params["reverse"]
+    )
+    return [*carry, *stacked]
+
+
+def _cond(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
+    graphs = [open_jaxpr(branch) for branch in eqn.params["branches"]]
+    branches = [
+        lambda *inputs, body=body, constants=constants: tuple(again(body, constants, inputs))
+        for body, constants in graphs
+    ]
+    return lax.switch(operands[0], branches, *operands[1:])
+
+
+_STRUCTURES: dict[str, Callable[..., Sequence[Any]]] = {"scan": _scan, "cond": _cond}
+
+
+SHOWN = 2
+DROPPED = "missing term"
+
+
+def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
+    """Edits of the true backward pass that make it the claim, likeliest first, at most two.
+
+    ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
+    """
+    claimed = disagreement.given.claimed[disagreement.argument]
+    if disagreement.subject.reference is None or not np.all(np.isfinite(claimed)):
+        return []
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        try:
+            prepared = _prepare(disagreement, deadline)
+        except Exception:  # a reference that JAX cannot trace has no backward pass to edit
+            return []
+        return [] if prepared is None else _search(*prepared)
+
+
+def _prepare(
+    disagreement: Disagreement, deadline: float
+) -> tuple[Trial, Sequence[Edge], str | None] | None:
+    subject, given = disagreement.subject, disagreement.given
+    assert subject.reference is not None
+    program, edges = marked_backward(subject.reference, given.actives, given.fixed, given.bars)
+
+    def draw(number: int) -> tuple[list[Any], Sequence[np.ndarray]]:
+        sample = given if number == 0 else disagreement.fresh()
+        arrays = [*sample.actives, *sample.fixed, *sample.bars]
+        inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
+        return inputs, [np.asarray(x) for x in sample.claimed]
+
+    trial = Trial(program, draw, disagreement.argument, deadline)
+    if not agrees(program.outs(trial.point(0).values), given.true):
+        return None
+    return trial, edges, home_of(subject.source)
+
+
+def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found]:
+    values = trial.point(0).values
+    sizes = sizes_of(values)
+    passed: list[tuple[float, Edit, Edge]] = []
+    of_slot: dict[int, Edge] = {}
+    for order, (slot, value, edge) in enumerate(_marks(trial.program, values, edges)):
+        of_slot[slot] = edge
+        for edit in _edits(slot, value, sizes):
+            if trial.late:
+                break
+            found = trial.attempt(edit, {}, keep=edit.kind == DROPPED)
+            if found is not None:
+                passed.append((found.rank + 0.01 * order, found, edge))
+    if not passed and not trial.late:
+        return [_both(pair, of_slot, home) for pair in sums(trial)[:1]]
+    said: list[Found] = []
+    for _, edit, edge in sorted(passed, key=lambda one: one[0]):
+        if len(said) < SHOWN and trial.holds(trial.changes(edit)):
+            one = _described(edit, edge, home)
+            if all(one.message != other.message for other in said):
+                said.append(one)
+    return said
+
+
+def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Found:
+    first, other = (_described(edit, of_slot[edit.site], home) for edit in pair)
+    message = f"two paths at once: {first.message}, and {other.message}"
+    return Found(first.kind, message, first.place)
+
+
+def _marks(
+    program: Program, values: Values, edges: Sequence[Edge]
+) -> Iterator[tuple[int, Any, Edge]]:
+    """The equations that carry an edge's cotangent, those nearest the forward's outputs first."""
+    for equation in program.equations:
+        edge = edge_of(equation, edges)
+        if edge is not None and in_scope(values[equation.key]):
+            yield equation.key, values[equation.key], edge
+        for body, inner in bodies(equation, values):
+            yield from _marks(body, inner, edges)
+
+
+def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
+    def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
+        return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
+
+    yield edit(DROPPED, "is dropped", np.zeros_like, 0)
+    yield edit("sign", "has the wrong sign", np.negative, 0.5)
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, sizes)
+        if constant is None or constant.value in (0.0, 1.0, -1.0):
+            return None
+        message = f"is multiplied by {constant.name}"
+        return edit("factor", message, lambda x: constant.value * x, 1 + constant.simple)
+
+    yield Edit(slot, "factor", "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
+    for axis in range(np.ndim(x_bar)):
+        if x_bar.shape[axis] < 2:
+            continue
+        yield edit(
+            "reversal", f"is reversed along axis {axis}",
+            lambda x, axis=axis: np.flip(x, axis), 1.5,
+        )  # fmt: skip
+        for name, function in (("mean", np.mean), ("sum", np.sum)):
+            yield edit(
+                "mean or sum", f"is replaced by its {name} along axis {axis}",
+                lambda x, f=function, axis=axis: np.broadcast_to(
+                    f(x, axis=axis, keepdims=True), x.shape
+                ), 2,
+            )  # fmt: skip
+        for shift in (1, -1):
+            yield edit(
+                "off by one", f"is shifted by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), 2,
+            )  # fmt: skip
+            yield edit(
+                "off by one", f"is rolled by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), 2,
+            )  # fmt: skip
+    if np.ndim(x_bar) >= 2 and x_bar.shape[-1] == x_bar.shape[-2]:
+        yield edit("transpose", "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
+
+
+def _described(edit: Edit, edge: Edge, home: str | None) -> Found:
+    at = expression(edge.spans, home)
+    if at is None:
+        return Found(
+            edit.kind, f"the gradient through an operand of `{edge.primitive}` {edit.message}"
+        )
+    node = at.operand(edge.position) if at.stands_for(edge.primitive) else None
+    whole = at.text
+    through = f"`{ast.unparse(node)}` in `{whole}`" if node is not None else f"`{whole}`"
+    said = f"the gradient through {through} (line {at.place.line}) {edit.message}"
+    return Found(edit.kind, said, at.place)

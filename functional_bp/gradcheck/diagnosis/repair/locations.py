@@ -1,0 +1,199 @@
+"""Which equations of a program are a person's own, and what an edit of each may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp._jax import scan_counts
+from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Site
+from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, Values
+from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
+from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, own_span
+
+VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
+NEAR = 0.25  # how far a part of a value with a name is from one
+WIDEST = 40  # values that an edit may bring in, the named ones first
+
+
+def sites(
+    program: Program,
+    values: Values,
+    output: int,
+    names: Names,
+    sizes: Sequence[int],
+    thresholds: Sequence[float] = (),
+    extra: Sequence[int] = (),
+    within: frozenset[int] | None = None,
+) -> Iterator[Site]:
+    """The sites that influence an output, nearest the output first, those in bodies included.
+
+    ``within`` restricts them to the equations known by these slots.
+    """
+    home = names.home
+    needed = {program.outputs[output]} if output >= 0 else set(program.outputs)
+    makers = {slot: e for e in program.equations for slot in e.results}
+    finals = _finals(program, home)
+    order: list[tuple[int, Equation]] = []
+    for index in range(len(program.equations) - 1, -1, -1):
+        equation = program.equations[index]
+        if not needed.isdisjoint(equation.results):
+            needed.update(equation.operands)
+            order.append((index, equation))
+    before: list[int] = [*program.inputs, *extra]
+    for slot in program.constants:
+        if slot not in program.literals and np.ndim(values[slot]) > 0:
+            before.append(slot)
+    for index, equation in order:
+        for body, inner in bodies(equation, values):
+            made = [s for e in program.equations[:index] if not is_alias(e) for s in e.results]
+            both = {**values, **inner}
+            yield from sites(body, both, -1, names, sizes, thresholds, (*before, *made), within)
+        if within is not None and equation.key not in within:
+            continue
+        found = expression(equation.spans, home)
+        earlier = [e for e in program.equations[:index] if not is_alias(e)]
+        made = [s for e in earlier for s in e.results]
+        if output >= 0:
+            made += _views(program.equations[index + 1 :], {*before, *made})
+        if found is not None and is_alias(equation):
+            found = replace(found, alias=use_of(equation) is None)
+        span = None if found is None else found.span
+        named = {slot: _distance(slot, makers, names, span) for slot in (*before, *made)}
+        scope = sorted(named, key=lambda slot: named[slot])[:WIDEST]
+        yield Site(
+            equation,
+            values,
+            scope,
+            makers,
+            sizes,
+            found,
+            own=found is None
+            or found.node is None
+            or is_alias(equation)
+            or found.stands_for(equation.name),
+            last=span is None or is_alias(equation) or finals.get(span) == equation.key,
+            literals=program.literals,
+            thresholds=thresholds,
+            names=named,
+        )
+
+
+def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
+    """Parts and transposes of values that are there already, though they are taken later only."""
+    found: list[int] = []
+    for equation in later:
+        if equation.name in VIEWS and ready.issuperset(equation.operands):
+            ready.update(equation.results)
+            found.extend(equation.results)
+    return found
+
+
+def _distance(slot: int, makers: Mapping[int, Equation], names: Names, span: Span | None) -> float:
+    """How far a value is from a name; a part of one that has a name is near to it."""
+    found = names.distance(slot, span)
+    maker = makers.get(slot)
+    if found > NEAR and maker is not None and maker.name in VIEWS and names.at(slot, span):
+        if names.distance(maker.operands[0], span) == 0:
+            return NEAR
+    return found
+
+
+def _finals(program: Program, home: str | None) -> dict[Any, int]:
+    return {
+        span: equation.key
+        for equation in program.equations
+        if not is_alias(equation) or use_of(equation) is None
+        if (span := own_span(equation.spans, home)) is not None
+    }
+
+
+def bodies(equation: Equation, values: Values) -> Iterator[tuple[Program, Values]]:
+    """The programs inside an equation, with their values in the first iteration."""
+    operands = [values[slot] for slot in equation.operands]
+    if equation.name == "scan":
+        consts, carried = scan_counts(dict(equation.params))
+        t = equation.params["length"] - 1 if equation.params["reverse"] else 0
+        inputs = [x if i < consts + carried else x[t] for i, x in enumerate(operands)]
+        yield equation.bodies[0], equation.bodies[0].run(inputs)
+    elif equation.name == "cond":
+        for branch in equation.bodies:
+            yield branch, branch.run(operands[1:])
+    elif equation.name == "while":
+        a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        body = equation.bodies[1]
+        yield body, body.run([*operands[a : a + b], *operands[a + b :]])
+
+
+def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> frozenset[int]:
+    """The equations of a whole pull that belong to the backward pass, in the person's code.
+
+    They read a cotangent, or stand in a function of which another equation does.
+    """
+    tainted, functions = set(bars), set()
+    mine: dict[int, Any] = {}
+
+    def walk(program: Program, tainted: set[int]) -> None:
+        for equation in program.equations:
+            reads = not tainted.isdisjoint(equation.operands)
+            span = own_span(equation.spans, home)
+            if span is not None:
+                mine[equation.key] = (span.file, span.function)
+                if reads:
+                    functions.add((span.file, span.function))
+            if reads:
+                tainted.update(equation.results)
+                for body in equation.bodies:
+                    walk(body, set(body.inputs))
+
+    walk(program, tainted)
+    return frozenset(key for key, function in mine.items() if function in functions)
+
+
+def all_keys(program: Program) -> frozenset[int]:
+    """What the equations are known by, those in bodies included."""
+    return frozenset(key for e in program.equations for key in (e.key, *e.inside))
+
+
+def coarsest(program: Program) -> float:
+    """The spacing of the coarsest floating-point format that values are cast to."""
+    found = 0.0
+    for equation in program.equations:
+        to: Any = equation.params.get("new_dtype")
+        if equation.name == "convert_element_type" and jnp.issubdtype(to, np.inexact):
+            found = max(found, float(jnp.finfo(to).eps))
+        found = max([found, *map(coarsest, equation.bodies)])
+    return found
+
+
+def thresholds_of(program: Program) -> list[float]:
+    """The numbers that a program compares with."""
+    found: dict[float, None] = {}
+
+    def walk(program: Program) -> None:
+        for equation in program.equations:
+            if equation.name in ("gt", "ge", "lt", "le", "max", "min", "clamp", "eq", "ne"):
+                for slot in equation.operands:
+                    value: Any = program.constants.get(slot)
+                    if slot in program.literals and np.isfinite(value):
+                        found[float(np.real(value))] = None
+            for body in equation.bodies:
+                walk(body)
+
+    walk(program)
+    return list(found)
+
+
+def sizes_of(values: Mapping[int, Any]) -> list[int]:
+    """The lengths of axes in sight, and what several of them make together."""
+    found: dict[int, None] = {}
+    for value in values.values():
+        shape = np.shape(value)
+        found.update(dict.fromkeys(int(n) for n in shape if n > 2))
+        if len(shape) > 1:
+            found.setdefault(int(np.prod(shape)), None)
+    return list(found)[:12]

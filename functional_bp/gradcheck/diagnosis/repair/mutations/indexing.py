@@ -1,0 +1,314 @@
+"""Matrices, windows and borders: a triangle, a symmetric part, a kernel, a first or last row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from functional_bp.gradcheck.diagnosis.repair.mutations.calls import outside_of
+from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
+from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+
+INDEXED = {  # the positions of the operands that say where
+    "scatter": (1,), "scatter-add": (1,), "scatter-mul": (1,), "gather": (1,),
+    "dynamic_slice": (1, 2, 3), "dynamic_update_slice": (2, 3, 4),
+}  # fmt: skip
+
+
+TRIANGLES = {"tril": np.tril, "triu": np.triu}
+
+
+def _transposed(x: Any) -> Any:
+    return np.swapaxes(x, -1, -2)
+
+
+def _with_half_diagonal(x: Any) -> Any:
+    return x * (1 - 0.5 * np.eye(x.shape[-1]))
+
+
+# What is made of a square matrix: kind, name, function, how it is written, how unlikely it is.
+PARTS: tuple[tuple[str, str, Callable[[Any], Any], str, float], ...] = (
+    ("wrong function", "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
+    ("wrong function", "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
+    ("missing term", "its sum with its transpose", lambda x: x + _transposed(x),
+     "({0} + {0}.T)", 1.4),
+    ("missing term", "its difference from its transpose", lambda x: x - _transposed(x),
+     "({0} - {0}.T)", 1.8),
+    ("missing term", "its symmetric part", lambda x: (x + _transposed(x)) / 2,
+     "({0} + {0}.T) / 2", 1.5),
+    ("missing term", "the same with half the diagonal", _with_half_diagonal,
+     "{0} - 0.5 * jnp.diag(jnp.diag({0}))", 1.7),
+    ("entries", "the same without the diagonal", lambda x: x * (1 - np.eye(x.shape[-1])),
+     "{0} - jnp.diag(jnp.diag({0}))", 1.9),
+    ("entries", "its diagonal", lambda x: x * np.eye(x.shape[-1]),
+     "jnp.diag(jnp.diag({0}))", 2.0),
+)  # fmt: skip
+
+
+def parts(site: Site) -> Iterator[Edit]:
+    """A triangle, the symmetric part or the diagonal of a square matrix."""
+    if site.last and _is_square(site.result):
+        for kind, name, function, template, rank in PARTS:
+            text = template if site.result.ndim == 2 else template.replace(".T", ".mT")
+            yield site.edit(
+                kind, f"{{_e}} should be {name}", lambda *a, f=function: f(site.again(a)), rank,
+                write=text.format("_e"),
+            )  # fmt: skip
+
+
+def _is_square(x: Any) -> bool:
+    shape = np.shape(x)
+    return len(shape) >= 2 and shape[-1] == shape[-2] > 1
+
+
+def triangles(site: Site) -> Iterator[Edit]:
+    """Another triangle in the place of ``jnp.tril`` or ``jnp.triu``: one diagonal more or less."""
+    expression = site.expression
+    if expression is None or expression.spelling not in ("tril", "triu") or not site.last:
+        return
+    outside = [slot for slot in outside_of(site, False) if slot in site.scope]
+    if len(outside) != 1 or np.shape(site.values[outside[0]]) != np.shape(site.result):
+        return
+    (slot,) = outside
+    for (name, function), k in itertools.product(TRIANGLES.items(), (0, -1, 1)):
+        same = name == expression.spelling
+        if np.array_equal(function(site.values[slot], k), site.result):
+            continue
+        yield Edit(
+            site.equation.key, "entries" if same else "wrong function",
+            f"should be {name} from the diagonal {k} on",
+            lambda a, v, _, f=function, k=k: f(v[slot], k), 0.4 if same else 0.7,
+            write=f"jnp.{name}(_a, {k})" if k else f"jnp.{name}(_a)",
+            also="off by one" if same else "transpose",
+        )  # fmt: skip
+
+
+def reordered(site: Site) -> Iterator[Edit]:
+    """The result with two axes of one length swapped, or reversed along two axes at once."""
+    shape = np.shape(site.result)
+    if not 2 <= len(shape) <= 4 or not site.last:
+        return
+    for i, j in itertools.combinations(range(len(shape)), 2):
+        if shape[i] == shape[j] > 1 and len(shape) > 2:
+            yield site.edit(
+                "transpose", f"axes {i} and {j} of {{_e}} should be swapped",
+                lambda *a, i=i, j=j: np.swapaxes(site.again(a), i, j),
+                1.1 if (i, j) in ((0, 1), (len(shape) - 2, len(shape) - 1)) else 1.4,
+                write=f"jnp.swapaxes(_e, {i}, {j})",
+            )  # fmt: skip
+        if shape[i] > 1 and shape[j] > 1:
+            yield site.edit(
+                "reversal", f"{{_e}} should be reversed along axes {i} and {j}",
+                lambda *a, i=i, j=j: np.flip(site.again(a), (i, j)),
+                1.3 if (i, j) == (len(shape) - 2, len(shape) - 1) else 2.1,
+                write=f"jnp.flip(_e, ({i}, {j}))",
+            )  # fmt: skip
+
+
+def convolution(site: Site) -> Iterator[Edit]:
+    """A convolution: the kernel flipped, its channels swapped, other paddings and strides."""
+    params = site.equation.params
+    for position, spec in enumerate(params["dimension_numbers"][:2]):
+        shape, spatial = np.shape(site.operands[position]), tuple(spec[2:])
+        made = site.equation.operands[position] in site.makers  # likelier wrong where it is made
+        later = (not position) + made
+        every = [spatial, *((axis,) for axis in spatial if len(spatial) > 1)]
+        for axes in every:
+            shown, rank = (axes[0] if len(axes) == 1 else axes), 0.6 + 0.3 * (axes != spatial)
+            yield site.operand_edit(
+                position, "reversal", f"{{x}} should be reversed along axis {shown}",
+                lambda x, axes=axes: np.flip(x, axes), rank + later,
+                f"jnp.flip(_x, {shown})",
+            )  # fmt: skip
+        pairs = [tuple(spec[:2]), *itertools.combinations(spatial, 2)]
+        for i, j in pairs:
+            if shape[i] == shape[j]:
+                yield site.operand_edit(
+                    position, "transpose", f"axes {i} and {j} of {{x}} should be swapped",
+                    lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.5 + later,
+                    f"jnp.swapaxes(_x, {i}, {j})",
+                )  # fmt: skip
+    for axis, (low, high) in enumerate(params["padding"]):
+        for shift in dict.fromkeys((high - low, 1, -1, 2, -2)):
+            if shift:
+                new = (int(low + shift), int(high - shift))
+                padding = tuple(with_operand(params["padding"], axis, new))
+                yield site.edit(
+                    "off by one", f"spatial axis {axis} should be padded by {new}, not "
+                    f"({low}, {high})",
+                    lambda *a, p=padding: site.again(a, padding=p), 0.3,
+                )  # fmt: skip
+    for name in ("window_strides", "lhs_dilation", "rhs_dilation"):
+        for step in (1, 2, 3):
+            new = (step,) * len(params[name])
+            if new != tuple(params[name]):
+                yield site.edit(
+                    "off by one", f"{name} should be {new}, not {tuple(params[name])}",
+                    lambda *a, name=name, new=new: site.again(a, **{name: new}), 0.8,
+                )  # fmt: skip
+
+
+def triangular(site: Site) -> Iterator[Edit]:
+    """A solve with a triangular matrix: transposed, from the other side, with the right side's."""
+    params = site.equation.params
+    trans = params["transpose_a"]
+    called = site.expression is not None and site.expression.spelling == "solve_triangular"
+    yield site.edit(
+        "transpose", f"the matrix should {'not ' if trans else ''}be transposed",
+        lambda *a: site.again(a, transpose_a=not trans), 0.1,
+        write=(lambda e: e.with_keyword("trans", int(not trans))) if called else "",
+    )  # fmt: skip
+    yield site.edit(
+        "transpose", "the matrix should stand on the other side",
+        lambda *a: site.again(a, left_side=not params["left_side"]), 0.8,
+    )  # fmt: skip
+    right = site.operands[1]
+    if np.ndim(right) >= 2 and right.shape[-1] == right.shape[-2]:
+        yield site.operand_edit(
+            1, "transpose", "{x} should be transposed", _transposed, 0.3, "_x.T"
+        )
+
+
+def rolled(site: Site) -> Iterator[Edit]:
+    """In a roll: by as much the other way, by one more or less, or not at all."""
+    expression, result = site.expression, site.result
+    if expression is None or expression.spelling != "roll" or not site.last:
+        return
+    axis = site.equation.params.get("dimension", 0)
+    size = result.shape[axis]
+    low, high = site.operands[0].shape[axis], site.operands[-1].shape[axis]
+    shift = low if low <= high else -high  # the part that went round
+    for other, rank in ((-shift, 0.3), (0, 0.5), (shift + 1, 0.6), (shift - 1, 0.6)):
+        if (other - shift) % size and not (other == 0 and rank > 0.5):
+            yield site.edit(
+                "off by one", f"should be rolled by {other}, not {shift}",
+                lambda *a, by=other - shift: np.roll(site.again(a), by, axis), rank,
+                write="_a" if other == 0 else lambda e, to=other: e.rolled(to),
+            )  # fmt: skip
+
+
+def ends(site: Site) -> Iterator[Edit]:
+    """A short part at an end of several: zeros."""
+    operands = site.operands
+    axis = site.equation.params.get("dimension", 0)
+    if len(operands) < 2 or not all(in_scope(x) for x in operands):
+        return
+    for position in dict.fromkeys((0, len(operands) - 1)):
+        x = operands[position]
+        if x.any() and 2 * x.shape[axis] < site.result.shape[axis]:
+            yield site.operand_edit(
+                position, "border", "zeros belong in the place of {x}", np.zeros_like,
+                0.6 + 0.3 * position, "jnp.zeros_like(_x)",
+            )  # fmt: skip
+
+
+def elsewhere(site: Site) -> Iterator[Edit]:
+    """An index that is one off, or that should be the first or the last."""
+    name = site.equation.name
+    shape = np.shape(site.operands[0])
+    for position in INDEXED[name]:
+        if position >= len(site.operands):
+            continue
+        index = np.asarray(site.operands[position])
+        if index.dtype.kind not in "iu" or index.size > 64:
+            continue
+        for shift in (1, -1):
+            yield site.operand_edit(
+                position, "off by one", f"the index should be {abs(shift)} "
+                f"{'more' if shift > 0 else 'less'}", lambda x, s=shift: x + s, 0.6,
+            )  # fmt: skip
+        if index.size == 1 and len(shape):
+            now = int(index.ravel()[0])
+            for to in dict.fromkeys((0, shape[0] - 1)):
+                if to != now % shape[0]:
+                    yield site.operand_edit(
+                        position, "off by one", f"the index should be {to}, not {now}",
+                        lambda x, to=to: np.full_like(x, to), 0.7,
+                    )  # fmt: skip
+
+
+def borders(site: Site) -> Iterator[Edit]:
+    """The first or the last row of the result otherwise: nought, twice or half as much."""
+    for axis, index, where in _ends(site):
+        for factor, said, rank in (
+            (0.0, "nought", 1.7),
+            (2.0, "twice that", 2.0),
+            (0.5, "half that", 2.0),
+        ):
+            yield site.edit(
+                "border", f"the {where} of {{_e}} should be {said}",
+                lambda *a, i=index, c=factor: _scaled(site.again(a), i, c), rank,
+                write=f"_e.at[{_shown(axis, index)}].multiply({factor:g})",
+            )  # fmt: skip
+
+
+def borrowed_borders(site: Site) -> Iterator[Edit]:
+    """The first or the last row of the result, as that of another value."""
+    if not in_scope(site.result) or len(site.equation.results) > 1:
+        return
+    places = list(_ends(site))
+    for slot in site.scope if places else ():
+        w, weight = site.values[slot], site.names.get(slot, 1.0)
+        if not in_scope(w) or np.shape(w) != np.shape(site.result) or weight > 0.5:
+            continue
+        for axis, index, where in places:
+            at = _shown(axis, index)
+            yield Edit(
+                site.equation.key, "border", f"the {where} of {{_e}} should be that of {{v}}",
+                lambda a, v, _, i=index, s=slot: _replaced(site.again(a), i, v[s]),
+                1.8 + weight, reads=(slot,), write=f"_e.at[{at}].set(_v[{at}])",
+            )  # fmt: skip
+
+
+def indexed(site: Site) -> Iterator[Edit]:
+    """The rows of a value that an array of indices names."""
+    if not in_scope(site.result) or not site.last or len(site.equation.results) > 1:
+        return
+    shape = np.shape(site.result)
+    near = [slot for slot in site.scope if site.names.get(slot, 1.0) <= 0.5]
+    places = [slot for slot in near if _is_index(site.values[slot], shape)]
+    for slot, at in itertools.product(near, places):
+        w, index = site.values[slot], site.values[at]
+        if not in_scope(w) or np.ndim(w) != len(shape) or np.shape(w)[1:] != shape[1:]:
+            continue
+        if index.min() >= -len(w) and index.max() < len(w):
+            yield Edit(
+                site.equation.key, "permutation", "should be {v}[{w}]",
+                lambda a, v, _, s=slot, i=at: v[s][v[i]], 1.5 + site.names.get(slot, 1.0),
+                reads=(slot, at), write="_v[_w]",
+            )  # fmt: skip
+
+
+def _is_index(x: Any, shape: tuple[int, ...]) -> bool:
+    kind = getattr(getattr(x, "dtype", None), "kind", "")
+    return kind in "iu" and kind != "" and np.ndim(x) == 1 and np.shape(x) == shape[:1]
+
+
+def _ends(site: Site) -> Iterator[tuple[int, tuple[Any, ...], str]]:
+    shape = np.shape(site.result)
+    if not site.last or not 1 <= len(shape) <= 3:
+        return
+    for axis in dict.fromkeys((0, len(shape) - 1)):
+        if shape[axis] > 2:
+            for k, word in ((0, "first"), (-1, "last")):
+                index = (slice(None),) * axis + (k,)
+                yield axis, index, f"{word} entry along axis {axis}"
+
+
+def _shown(axis: int, index: tuple[Any, ...]) -> str:
+    return ", ".join([*[":"] * axis, str(index[-1])])
+
+
+def _scaled(x: Any, index: tuple[Any, ...], factor: float) -> Any:
+    x = np.array(x)
+    x[index] *= factor
+    return x
+
+
+def _replaced(x: Any, index: tuple[Any, ...], by: Any) -> Any:
+    x = np.array(x)
+    x[index] = by[index]
+    return x

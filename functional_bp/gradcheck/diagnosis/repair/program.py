@@ -1,0 +1,605 @@
+"""A backward pass as a program whose single equations can be changed and run again, in NumPy.
+
+Calls are inlined; the bodies of ``scan``, ``cond`` and ``while`` are programs of their own, so that
+a change to an equation inside holds in every iteration. Every value has a slot, a number that is
+unique in the whole program; an equation is known by the slot of its first result.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend.core import Jaxpr, Literal, Primitive
+
+from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
+
+# JAX's commonest primitives in NumPy: a graph of small arrays is evaluated a thousand times.
+
+Operation = Callable[..., Any]
+
+
+def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
+    """The outputs of one equation; what the table lacks is run by JAX itself."""
+    operation = TABLE.get(primitive.name)
+    groups = params.get("feature_group_count", 1) * params.get("batch_group_count", 1)
+    if operation is not None and groups == 1:
+        made = operation(*operands, **params)
+        return made if primitive.multiple_results else [made]
+    bound: dict[str, Any] = primitive.get_bind_params(dict(params))  # pyright: ignore
+    outs = primitive.bind(*operands, **bound)
+    return [as_numpy(out) for out in (outs if primitive.multiple_results else [outs])]
+
+
+def as_numpy(value: Any) -> Any:
+    """The value as a NumPy array; what NumPy cannot hold (a random key) stays as it is."""
+    try:
+        return np.asarray(value)
+    except TypeError:
+        return value
+
+
+def in_scope(value: Any) -> bool:
+    """Whether a value is an array of real or complex numbers."""
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fc"
+
+
+# One row per form: the name of the primitive, and the same in NumPy without its parameters.
+def _plain(function: Operation) -> Operation:
+    return lambda *operands, **_: function(*operands)
+
+
+def _logistic(x: Any) -> Any:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _select(which: Any, *cases: Any) -> Any:
+    if len(cases) == 2:
+        return np.where(which, cases[1], cases[0])
+    shape = np.broadcast_shapes(*map(np.shape, cases))
+    return np.choose(np.broadcast_to(np.asarray(which, np.intp), shape), cases)
+
+
+def _broadcast(x: Any, *_: Any, shape: Any, broadcast_dimensions: Any, **__: Any) -> Any:
+    expanded = [1] * len(shape)
+    for axis, size in zip(broadcast_dimensions, np.shape(x)):
+        expanded[axis] = size
+    return np.broadcast_to(np.reshape(x, expanded), shape)
+
+
+def _dot(a: Any, b: Any, *, dimension_numbers: Any, **_: Any) -> Any:
+    (a_sum, b_sum), (a_batch, b_batch) = dimension_numbers
+    if not a_batch and len(a_sum) == 1 and a.ndim and b.ndim and a.ndim <= 2 and b.ndim <= 2:
+        a = a.T if a_sum[0] != a.ndim - 1 else a
+        return a @ (b if b_sum[0] == 0 else b.T)
+    a_free = [i for i in range(a.ndim) if i not in a_sum and i not in a_batch]
+    b_free = [i for i in range(b.ndim) if i not in b_sum and i not in b_batch]
+    if [a.shape[i] for i in (*a_sum, *a_batch)] != [b.shape[i] for i in (*b_sum, *b_batch)]:
+        raise ValueError("shapes do not match")
+    batch = [a.shape[i] for i in a_batch]
+    free = [a.shape[i] for i in a_free], [b.shape[i] for i in b_free]
+    inner = math.prod(a.shape[i] for i in a_sum)
+    count = [math.prod(sizes) for sizes in free]
+    a = a.transpose((*a_batch, *a_free, *a_sum)).reshape(*batch, count[0], inner)
+    b = b.transpose((*b_batch, *b_sum, *b_free)).reshape(*batch, inner, count[1])
+    return (a @ b).reshape((*batch, *free[0], *free[1]))
+
+
+def _reduction(function: Operation) -> Operation:
+    def operation(x: Any, *, axes: Any, **_: Any) -> Any:
+        return function(x, axis=tuple(axes))
+
+    return operation
+
+
+def _cumulative(function: Operation) -> Operation:
+    def operation(x: Any, *, axis: int, reverse: bool, **_: Any) -> Any:
+        if reverse:
+            return np.flip(function(np.flip(x, axis), axis=axis), axis)
+        return function(x, axis=axis)
+
+    return operation
+
+
+def _integer_power(x: Any, *, y: int, **_: Any) -> Any:
+    return x**y if y >= 0 else 1 / x**-y
+
+
+def _split(x: Any, *, sizes: Any, axis: int, **_: Any) -> list[Any]:
+    return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+def _triangular_solve(
+    a: Any, b: Any, *, left_side: bool, lower: bool, transpose_a: bool, conjugate_a: bool,
+    unit_diagonal: bool, **_: Any,
+) -> Any:  # fmt: skip
+    a = np.tril(a) if lower else np.triu(a)
+    if unit_diagonal:
+        eye = np.eye(a.shape[-1], dtype=bool)
+        a = np.where(eye, np.ones_like(a), a)
+    a = np.conj(a) if conjugate_a else a
+    a = np.swapaxes(a, -1, -2) if transpose_a else a
+    if left_side:
+        return np.linalg.solve(a, b)
+    return np.swapaxes(np.linalg.solve(np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)), -1, -2)
+
+
+def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any) -> Any:
+    steps = strides or (1,) * x.ndim
+    return x[tuple(slice(*bounds) for bounds in zip(start_indices, limit_indices, steps))]
+
+
+def _pad(x: Any, value: Any, *, padding_config: Any, **_: Any) -> Any:
+    for axis, (low, high, interior) in enumerate(padding_config):
+        if interior:
+            size = x.shape[axis] + max(x.shape[axis] - 1, 0) * interior
+            shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+            spread = np.full(shape, value, x.dtype)
+            spread[(slice(None),) * axis + (slice(None, None, interior + 1),)] = x
+            x = spread
+        x = x[(slice(None),) * axis + (slice(max(-low, 0), x.shape[axis] - max(-high, 0)),)]
+        width = [(0, 0)] * x.ndim
+        width[axis] = (max(low, 0), max(high, 0))
+        x = np.pad(x, width, constant_values=value)
+    return x
+
+
+def _convolve(
+    x: Any, kernel: Any, *, window_strides: Any, padding: Any, lhs_dilation: Any,
+    rhs_dilation: Any, dimension_numbers: Any, **_: Any,
+) -> Any:  # fmt: skip
+    of_x, of_kernel, of_out = dimension_numbers
+    count = len(window_strides)
+    spatial = tuple(range(2, 2 + count))
+    none = [(0, 0, 0)] * 2
+    widths = [(low, high, step - 1) for (low, high), step in zip(padding, lhs_dilation)]
+    x = _pad(np.transpose(x, of_x), 0, padding_config=[*none, *widths])
+    apart = [(0, 0, step - 1) for step in rhs_dilation]
+    kernel = _pad(np.transpose(kernel, of_kernel), 0, padding_config=[*none, *apart])
+    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], spatial)
+    windows = windows[(slice(None),) * 2 + tuple(slice(None, None, s) for s in window_strides)]
+    inside = tuple(range(2 + count, 2 + 2 * count))
+    out = np.tensordot(windows, kernel, ((1, *inside), (1, *spatial)))
+    return np.transpose(np.moveaxis(out, -1, 1), np.argsort(of_out))
+
+
+def _clamp(low: Any, x: Any, high: Any, **_: Any) -> Any:
+    return np.minimum(np.maximum(x, low), high)
+
+
+def _iota(*_: Any, dtype: Any, shape: Any, dimension: int, **__: Any) -> Any:
+    ladder = np.arange(shape[dimension], dtype=dtype)
+    return np.broadcast_to(ladder.reshape([-1] + [1] * (len(shape) - dimension - 1)), shape)
+
+
+def _convert(x: Any, *, new_dtype: Any, **_: Any) -> Any:
+    x = np.asarray(x)
+    return (x.real if np.dtype(new_dtype).kind != "c" else x).astype(new_dtype)
+
+
+# fmt: off
+TABLE: dict[str, Operation] = {
+    **{name: _plain(function) for name, function in {
+        "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply,
+        "neg": np.negative, "max": np.maximum, "min": np.minimum, "pow": np.power,
+        "rem": np.fmod, "atan2": np.arctan2,
+        "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log1p": np.log1p,
+        "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "cbrt": np.cbrt, "square": np.square,
+        "sin": np.sin, "cos": np.cos, "tan": np.tan, "tanh": np.tanh, "sinh": np.sinh,
+        "cosh": np.cosh, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan,
+        "logistic": _logistic, "abs": np.abs, "sign": np.sign,
+        "floor": np.floor, "ceil": np.ceil, "is_finite": np.isfinite,
+        "real": np.real, "imag": np.imag, "conj": np.conj,
+        "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
+        "gt": np.greater, "ge": np.greater_equal,
+        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+        "not": np.invert, "select_n": _select,
+        "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
+        "name": np.asarray, "pvary": np.asarray,
+        "reduce_precision": np.asarray,
+    }.items()},
+    **{name: _reduction(function) for name, function in {
+        "reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min,
+        "reduce_prod": np.prod, "reduce_and": np.all, "reduce_or": np.any,
+    }.items()},
+    **{name: _cumulative(function) for name, function in {
+        "cumsum": np.cumsum, "cumprod": np.cumprod,
+        "cummax": np.maximum.accumulate, "cummin": np.minimum.accumulate,
+        "cumlogsumexp": np.logaddexp.accumulate,
+    }.items()},
+    "div": lambda a, b, **_: np.divide(a, b) if np.asarray(a).dtype.kind in "fc"
+           else np.trunc(np.divide(a, b)).astype(np.asarray(a).dtype),
+    "integer_pow": _integer_power,
+    "broadcast_in_dim": _broadcast,
+    "reshape": lambda x, *_, new_sizes, **__: np.reshape(x, new_sizes),
+    "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
+    "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions)),
+    "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, tuple(dimensions)),
+    "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "stack": lambda *xs, axis, **_: np.stack(xs, axis),
+    "split": _split,
+    "triangular_solve": _triangular_solve,
+    "rev": lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions)),
+    "dot_general": _dot,
+    "conv_general_dilated": _convolve,
+    "slice": _slice,
+    "pad": _pad,
+    "clamp": _clamp,
+    "iota": _iota,
+    "convert_element_type": _convert,
+    "argmax": lambda x, *, axes, index_dtype, **_: np.argmax(x, axes[0]).astype(index_dtype),
+    "argmin": lambda x, *, axes, index_dtype, **_: np.argmin(x, axes[0]).astype(index_dtype),
+}
+# fmt: on
+
+
+Values = dict[int, Any]
+Change = Callable[
+    [Sequence[Any], Values], Any
+]  # operands, values in scope -> result, or results in a list
+
+INLINED = {
+    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr",
+    "remat": "jaxpr", "custom_lin": "call_jaxpr",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Span:
+    """The extent of an expression in a file; lines from 1, columns from 0 in bytes."""
+
+    file: str
+    function: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One operation: which slots it reads, which it fills, which expressions it came from."""
+
+    primitive: Primitive
+    params: Mapping[str, Any]
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+    bodies: tuple[Program, ...] = ()
+    inside: frozenset[int] = frozenset()  # what the bodies' equations are known by
+
+    @property
+    def name(self) -> str:
+        """The name of the primitive."""
+        return self.primitive.name
+
+    @property
+    def key(self) -> int:
+        """What the equation is known by."""
+        return self.results[0]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Equations in order; ``literals`` are the slots of numbers written in the code."""
+
+    equations: tuple[Equation, ...]
+    constants: Values
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    literals: frozenset[int] = frozenset()
+    names: dict[int, tuple[Name, ...]] = field(default_factory=dict)
+
+    def run(
+        self,
+        inputs: Sequence[Any],
+        changes: Mapping[int, Change] | None = None,
+        outer: Values | None = None,
+    ) -> Values:
+        """The value of every slot outside the bodies; a body's changes may read ``outer`` ones."""
+        values = {**(outer or {}), **self.constants}
+        values.update(zip(self.inputs, inputs))
+        for equation in self.equations:
+            values.update(zip(equation.results, _step(equation, values, changes or {})))
+        return values
+
+    def rerun(self, values: Values, changes: Mapping[int, Change]) -> Values:
+        """The values after the changes; only what lies downstream of them is run again."""
+        values, dirty = dict(values), set()
+        keys = set(changes)
+        for equation in self.equations:
+            touched = equation.key in keys or not equation.inside.isdisjoint(keys)
+            if not touched and dirty.isdisjoint(equation.operands):
+                continue
+            outs = _step(equation, values, changes)
+            dirty.update(equation.results)
+            values.update(zip(equation.results, outs))
+        return values
+
+    def outs(self, values: Values) -> list[Any]:
+        """The outputs among the values."""
+        return [values[slot] for slot in self.outputs]
+
+
+def _step(equation: Equation, values: Values, changes: Mapping[int, Change]) -> list[Any]:
+    operands = [values[slot] for slot in equation.operands]
+    change = changes.get(equation.key)
+    if change is not None:
+        made = change(operands, values)
+        return made if isinstance(made, list) else [np.asarray(made)]
+    return compute(equation, operands, changes, values)
+
+
+def compute(
+    equation: Equation,
+    operands: Sequence[Any],
+    changes: Mapping[int, Change],
+    outer: Values | None = None,
+) -> list[Any]:
+    """The results of an equation, with changes inside its bodies."""
+    if not equation.bodies:
+        return evaluate(equation.primitive, equation.params, operands)
+    if equation.inside.isdisjoint(changes):
+        changes, outer = {}, None
+    return _STRUCTURES[equation.name](equation, operands, changes, outer)
+
+
+def _scan(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
+    (body,), params = equation.bodies, equation.params
+    consts, carried = scan_counts(dict(params))
+    fixed, carry = list(operands[:consts]), list(operands[consts : consts + carried])
+    stacked = operands[consts + carried :]
+    steps = range(params["length"])
+    rows: list[list[Any]] = []
+    for t in reversed(steps) if params["reverse"] else steps:
+        values = body.run([*fixed, *carry, *(np.asarray(x)[t] for x in stacked)], changes, outer)
+        outs = body.outs(values)
+        carry = outs[:carried]
+        rows.append(outs[carried:])
+    if params["reverse"]:
+        rows.reverse()
+    if not rows:
+        raise ValueError("a scan of length 0")
+    return [*carry, *(np.stack(column) for column in zip(*rows))]
+
+
+def _cond(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
+    branch = equation.bodies[int(np.clip(operands[0], 0, len(equation.bodies) - 1))]
+    return branch.outs(branch.run(operands[1:], changes, outer))
+
+
+def _while(
+    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+) -> list[Any]:
+    test, body = equation.bodies
+    a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    for_test, for_body, carry = operands[:a], operands[a : a + b], list(operands[a + b :])
+    for _ in range(10_000):
+        if not test.outs(test.run([*for_test, *carry], changes, outer))[0]:
+            return carry
+        carry = body.outs(body.run([*for_body, *carry], changes, outer))
+    raise ValueError("a loop of more than 10,000 steps")
+
+
+_STRUCTURES = {"scan": _scan, "cond": _cond, "while": _while}
+_BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "body_jaxpr")}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A local variable of the function whose code starts at a line of a file.
+
+    ``part`` is the position in a tuple of that name, where the value is one entry of it.
+    """
+
+    text: str
+    file: str
+    function: str
+    line: int
+    part: int | None = None
+
+
+@dataclass
+class Call:
+    """One call of a Python function while tracing: its arguments' leaves, its variables at last."""
+
+    file: str
+    function: str
+    line: int
+    leaves: list[Any]
+    parts: list[tuple[str, int]] = field(default_factory=list)  # of each leaf: argument, position
+    variables: list[tuple[str, Any]] = field(default_factory=list)
+
+    def names_of(self, value: Any) -> list[Name]:
+        """The variables that held a value when the function returned."""
+        place = (self.file, self.function, self.line)
+        return [Name(text, *place) for text, held in self.variables if held is value]
+
+    def name_of_part(self, leaf: int) -> list[Name]:
+        """The argument, a tuple, that a leaf is an entry of."""
+        text, position = self.parts[leaf]
+        return [Name(text, self.file, self.function, self.line, position)] if text else []
+
+
+def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
+    """The program of a function of pytrees of arrays; slots carry the names of local variables."""
+    leaves, tree = jax.tree_util.tree_flatten(arguments)
+    traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
+    calls: list[Call] = []
+    named: list[list[Name]] = []
+
+    def flat(*arrays: Any) -> tuple[list[Any], list[Any]]:
+        full = list(leaves)
+        for i, array in zip(traced, arrays):
+            full[i] = array
+        calls.clear()
+        named.clear()
+        with _watching(calls):
+            outs = list(function(*jax.tree_util.tree_unflatten(tree, full)))
+        kept: dict[int, tuple[Any, list[Name]]] = {}
+        for call in calls:
+            for text, value in call.variables:
+                if arrays and same_trace(value, arrays[0]):
+                    name = Name(text, call.file, call.function, call.line)
+                    kept.setdefault(id(value), (value, []))[1].append(name)
+        named.extend(names for _, names in kept.values())
+        return outs, [value for value, _ in kept.values()]
+
+    closed, shape = jax.make_jaxpr(flat, return_shape=True)(*[leaves[i] for i in traced])
+    count = len(shape[0])
+    jaxpr, constants = open_jaxpr(closed)
+    program = _flatten(jaxpr, constants, itertools.count(), ())
+    names: dict[int, tuple[Name, ...]] = {}
+    for slot, group in zip(program.outputs[count:], named):
+        names[slot] = (*names.get(slot, ()), *dict.fromkeys(group))
+    _name_inside(program, calls, names)
+    return replace(program, outputs=program.outputs[:count], names=names)
+
+
+@contextmanager
+def _watching(calls: list[Call]) -> Iterator[None]:
+    """Note the calls of Python functions, JAX's own left out, whose variables hold tracers."""
+    before = sys.getprofile()
+    open_calls: dict[int, Call] = {}
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event not in ("call", "return") or _is_foreign(code.co_filename):
+            return
+        variables = dict(frame.f_locals)
+        if event == "call":
+            names = code.co_varnames[: code.co_argcount]
+            held = [leaf for name in names for leaf in _leaves(variables.get(name))]
+            parts = [part for name in names for part in _parts(name, variables.get(name))]
+            place = (code.co_filename, code.co_qualname, code.co_firstlineno)
+            open_calls[id(frame)] = Call(*place, held, parts)
+        elif (call := open_calls.pop(id(frame), None)) is not None:
+            call.variables = [
+                (text, value)
+                for text, value in variables.items()
+                if isinstance(value, Tracer) and text.isidentifier()
+            ]
+            calls.append(call)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+_JAX = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+_LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a file is JAX's, Python's own, or none."""
+    if file.startswith((_JAX, "<frozen", "<string>")):
+        return True
+    return file.startswith(_LIBRARY) and "site-packages" not in file
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of an argument; of an iterator, or an object that is just being made, none."""
+    if hasattr(value, "__next__"):
+        return []
+    try:
+        return jax.tree_util.tree_leaves(value)
+    except Exception:
+        return []
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, int]]:
+    """For each leaf of an argument: its name and position, if that is a tuple of leaves."""
+    leaves = _leaves(value)
+    if isinstance(value, tuple) and len(value) == len(leaves):
+        return [(name, position) for position in range(len(leaves))]
+    return [("", 0)] * len(leaves)
+
+
+def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any]) -> None:
+    """Names of what a loop's body is given: the variables of the call that traced the body."""
+    for equation in program.equations:
+        for body in equation.bodies:
+            homes = {(s.file, s.function) for e in body.equations for s in e.spans[:1]}
+            for call in calls:
+                offset = len(body.inputs) - len(call.leaves)
+                if (call.file, call.function) not in homes or offset < 0:
+                    continue
+                if not all(isinstance(leaf, Tracer) for leaf in call.leaves):
+                    continue
+                for k, (slot, leaf) in enumerate(zip(body.inputs[offset:], call.leaves)):
+                    held = call.names_of(leaf) or call.name_of_part(k)
+                    found = [*names.get(slot, ()), *held]
+                    names[slot] = tuple(dict.fromkeys(found))
+            _name_inside(body, calls, names)
+
+
+def _flatten(
+    jaxpr: Jaxpr, constants: Sequence[Any], numbers: Iterator[int], outer: tuple[Span, ...]
+) -> Program:
+    equations: list[Equation] = []
+    kept: Values = {}
+    literals: set[int] = set()
+
+    def inline(jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[int], spans: Any) -> list[int]:
+        slots: dict[Any, int] = dict(zip(jaxpr.invars, inputs))
+        for variable, value in zip(jaxpr.constvars, consts):
+            slots[variable] = next(numbers)
+            kept[slots[variable]] = as_numpy(value)
+
+        def read(atom: Any) -> int:
+            if not isinstance(atom, Literal):
+                return slots[atom]
+            slot = next(numbers)
+            kept[slot] = np.asarray(atom.val, getattr(atom.aval, "dtype", None))
+            literals.add(slot)
+            return slot
+
+        for raw in jaxpr.eqns:
+            eqn = as_checkpoint(raw)
+            own = tuple(Span(*frame) for frame in source_spans(eqn)) or spans
+            operands = tuple(read(atom) for atom in eqn.invars)
+            inner = eqn.params.get(INLINED.get(eqn.primitive.name, ""))
+            if inner is not None:
+                results = inline(*open_jaxpr(inner), operands, own)
+                slots.update(zip(eqn.outvars, results))
+                continue
+            results = tuple(next(numbers) for _ in eqn.outvars)
+            slots.update(zip(eqn.outvars, results))
+            bodies = _bodies(eqn, numbers, own)
+            inside = frozenset(
+                key for body in bodies for e in body.equations for key in (e.key, *e.inside)
+            )
+            if results:
+                equations.append(
+                    Equation(eqn.primitive, eqn.params, operands, results, own, bodies, inside)
+                )
+        return [read(atom) for atom in jaxpr.outvars]
+
+    inputs = tuple(next(numbers) for _ in jaxpr.invars)
+    outputs = tuple(inline(jaxpr, constants, inputs, outer))
+    return Program(tuple(equations), kept, inputs, outputs, frozenset(literals))
+
+
+def _bodies(eqn: Any, numbers: Iterator[int], spans: tuple[Span, ...]) -> tuple[Program, ...]:
+    graphs: list[Any] = []
+    for key in _BODIES.get(eqn.primitive.name, ()):
+        held = eqn.params[key]
+        graphs.extend(held if isinstance(held, tuple | list) else [held])
+    return tuple(_flatten(*open_jaxpr(graph), numbers, spans) for graph in graphs)

@@ -1,0 +1,260 @@
+"""A claim and its reference, compiled together, and run in a chosen precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from functional_bp import _jax
+from functional_bp.gradcheck.derivatives import Slope, complex_slope, complex_step
+from functional_bp.gradcheck.subject import UNIT64, Arrays, Subject, double, single
+from functional_bp.graph import interpret
+from functional_bp.graph.nested import inner_graphs
+
+
+class Point(NamedTuple):
+    """Where a claim is judged: active leaves, the other leaves, and cotangents of the outputs."""
+
+    actives: Arrays
+    fixed: Arrays
+    bars: Arrays
+
+    def cast(self, to: Callable[[Any], np.ndarray]) -> Point:
+        """The same with every active leaf and cotangent converted."""
+        return Point(tuple(map(to, self.actives)), self.fixed, tuple(map(to, self.bars)))
+
+
+class Result(NamedTuple):
+    """Outputs and cotangents at a point: as claimed, and the reference's (None without one)."""
+
+    outs: Arrays
+    claimed: Arrays
+    true_outs: Arrays | None
+    true: Arrays | None
+
+
+class Evaluation:
+    """Runs a subject in one precision; everything is compiled once.
+
+    Args:
+        subject: what to run.
+        bits: 64 for double precision throughout, 32 for JAX's default.
+        dtype: with 32 bits, the dtype of arguments and cotangents (half precision).
+    """
+
+    def __init__(self, subject: Subject, bits: int, dtype: Any = None) -> None:
+        self.subject, self.bits = subject, bits
+        self.cast = double if bits == 64 else single
+        if dtype is not None:
+            self.cast = lambda x: np.asarray(x).astype(dtype)
+
+    def precision(self) -> Any:
+        """The context in which the subject's code runs."""
+        return jax.enable_x64(self.bits == 64)
+
+    def outs(self, actives: Sequence[Any], fixed: Arrays) -> Arrays:
+        """The outputs that are differenced: the reference's where there is one."""
+        with self.precision():
+            return to_numpy(self._outs(tuple(actives), fixed))
+
+    def both(self, point: Point) -> Result:
+        """Claim and reference at a point."""
+        with self.precision():
+            outs, claimed, true_outs, true = self._both(*point)
+        reference = None if true is None else (to_numpy(true_outs), to_numpy(true))
+        return Result(to_numpy(outs), to_numpy(claimed), *(reference or (None, None)))
+
+    def analytic_slope(self, point: Point, leaf: int, direction: np.ndarray) -> Slope | None:
+        """d/dh ⟨ȳ, f(x + h v)⟩ at 0 by the complex step; None where f is not analytic."""
+        with self.precision():
+            if self._complex is None:
+                return None
+            try:
+                return complex_slope(self._complex, *point, leaf, direction)
+            except (ValueError, TypeError, NotImplementedError):  # no code for complex numbers
+                self._complex = None
+                return None
+
+    @cached_property
+    def _complex(self) -> Callable[..., list[Any]] | None:
+        subject = self.subject
+        if not subject.traceable or subject.numeric is not None or self.bits != 64:
+            return None
+        fun = subject.reference or subject.value
+        return complex_step(fun, tuple(map(self.cast, subject.actives)), subject.fixed)
+
+    @cached_property
+    def _outs(self) -> Callable[..., Any]:
+        subject = self.subject
+        if subject.numeric is not None:
+            return subject.numeric
+        fun = subject.reference or subject.value
+        return self._compiled(fun) if subject.traceable else fun
+
+    @cached_property
+    def _both(self) -> Callable[..., Any]:
+        return self._compiled(self.pair) if self.subject.traceable else self.pair
+
+    def pair(self, actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Any, Any, Any, Any]:
+        """What ``both`` compiles: outputs and cotangents, claimed and by the reference."""
+        outs, claimed = self.subject.pull(actives, fixed, bars)
+        if self.subject.reference is None:
+            return outs, claimed, None, None
+        true_outs, true = pull_reference(self.subject, actives, fixed, bars)
+        return outs, claimed, true_outs, true
+
+    def _compiled(self, fun: Callable[..., Any]) -> Callable[..., Any]:
+        """``fun`` under jit, loops bounded; pytrees of arrays in and out."""
+
+        @jax.jit
+        def run(*args: Any) -> Any:
+            leaves, tree = jax.tree.flatten(args)
+            made: list[Any] = []
+
+            def flat(*arrays: Any) -> list[Any]:
+                out, out_tree = jax.tree.flatten(fun(*jax.tree.unflatten(tree, arrays)))
+                made[:] = [out_tree]
+                return out
+
+            outs = interpret.bounded(flat)(*leaves)
+            return jax.tree.unflatten(made[0], outs)
+
+        return run
+
+    def graph(self, point: Point) -> tuple[Any, Sequence[Any]]:
+        """The jaxpr of claim and reference together, and its constants."""
+        with self.precision():
+            closed = jax.make_jaxpr(self.pair)(*point)
+        return _jax.open_jaxpr(closed)
+
+    @cached_property
+    def unit(self) -> float:
+        """The relative spacing of the coarsest number format in the reference, at least ours."""
+        subject = self.subject
+        own = UNIT64 if self.bits == 64 else float(np.finfo(np.float32).eps)
+        fun = subject.reference or subject.value
+        if not subject.traceable:
+            return own
+        try:
+            with self.precision():
+                closed = jax.make_jaxpr(fun)(tuple(map(self.cast, subject.actives)), subject.fixed)
+        except Exception:  # a NumPy function: it computes in what it is given
+            return own
+        return max(own, interpret.lowest_precision(_jax.open_jaxpr(closed)[0]))
+
+
+def pull_reference(
+    subject: Subject, actives: Arrays, fixed: Arrays, bars: Arrays
+) -> tuple[Arrays, Arrays]:
+    """The reference's outputs, and its cotangents by JAX's reverse mode."""
+    if subject.reference_pull is not None:
+        return subject.reference_pull(actives, fixed, bars)
+    assert subject.reference is not None
+    reference = subject.reference
+    outs, pullback = jax.vjp(lambda *xs: reference(xs, fixed), *actives)
+    # The claim's output may have another dtype than the reference's in mixed precision.
+    return outs, pullback(tuple(jax.numpy.asarray(b, o.dtype) for b, o in zip(bars, outs)))
+
+
+def to_numpy(arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """The arrays on the host; half precision comes as float32."""
+    found = []
+    for array in arrays:
+        host = np.asarray(array)
+        half = host.dtype.kind not in "fc" or host.dtype.itemsize == 2
+        found.append(host.astype(np.float32) if half else host)
+    return tuple(found)
+
+
+# Which integers a function understands: those of the axes that its arguments index.
+#
+# An integer argument's flow is followed through the graph to where it selects: a gather or
+# scatter, a dynamic slice, a comparison with 0 … n − 1 (as in a one-hot encoding).
+
+COPYING = {"broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose"}
+ORDERING = {"lt", "le", "gt", "ge"}
+
+Sources = frozenset[int]  # the graph's inputs that a value comes from
+NOTHING: Sources = frozenset()
+
+
+class IndexRange(NamedTuple):
+    """Integers that index something: 0 … length − 1, and none twice where they are distinct.
+
+    Writing twice to the same place (``x.at[i].set(…)``) is not defined, and has no derivative.
+    """
+
+    length: int
+    distinct: bool = False
+
+
+def index_ranges(jaxpr: Jaxpr) -> dict[int, IndexRange]:
+    """The range of each integer input that indexes something, by position."""
+    found: dict[int, IndexRange] = {}
+    _follow(jaxpr, {v: frozenset([k]) for k, v in enumerate(jaxpr.invars) if _is_integer(v)}, found)
+    return found
+
+
+def _follow(
+    jaxpr: Jaxpr, sources: dict[Var, Sources], found: dict[int, IndexRange]
+) -> list[Sources]:
+    """Record the ranges in a graph; returns what its outputs come from."""
+    counting: dict[Var, int] = {}  # values that are 0 … n − 1 along an axis
+    of = lambda atom: NOTHING if isinstance(atom, Literal) else sources.get(atom, NOTHING)  # noqa: E731
+    for eqn in jaxpr.eqns:
+        writes = eqn.primitive.name == "scatter"
+        for position, length in _selected(eqn, counting):
+            for source in of(eqn.invars[position]):
+                before = found.get(source, IndexRange(length))
+                found[source] = IndexRange(min(length, before.length), writes or before.distinct)
+        _count(eqn, counting)
+        together = NOTHING.union(*map(of, eqn.invars))
+        outs = [together] * len(eqn.outvars)
+        for inner in inner_graphs(eqn):
+            fed = {
+                v: of(eqn.invars[k])
+                for v, k in zip(inner.jaxpr.invars, inner.operands)
+                if k is not None
+            }
+            returned = _follow(inner.jaxpr, fed, found)
+            outs = returned if len(returned) == len(outs) else outs
+        sources.update({v: s for v, s in zip(eqn.outvars, outs) if s and _is_integer(v)})
+    return [of(atom) for atom in jaxpr.outvars]
+
+
+def _selected(eqn: JaxprEqn, counting: Mapping[Var, int]) -> list[tuple[int, int]]:
+    """The operands that select something, by position, and from how many."""
+    name, params = eqn.primitive.name, eqn.params
+    shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+    if name == "gather":
+        return [(1, min(shape[d] for d in params["dimension_numbers"].start_index_map))]
+    if name.startswith("scatter"):
+        axes = params["dimension_numbers"].scatter_dims_to_operand_dims
+        return [(1, min(shape[d] for d in axes))]
+    if name == "dynamic_slice":
+        return [(1 + d, n - m + 1) for d, (n, m) in enumerate(zip(shape, params["slice_sizes"]))]
+    if name == "eq" or name in ORDERING:
+        lengths = [None if isinstance(a, Literal) else counting.get(a) for a in eqn.invars]
+        more = int(name in ORDERING)
+        return [(1 - k, length + more) for k, length in enumerate(lengths) if length]
+    return []
+
+
+def _count(eqn: JaxprEqn, counting: dict[Var, int]) -> None:
+    """Note outputs that count along an axis."""
+    if eqn.primitive.name == "iota":
+        counting[eqn.outvars[0]] = eqn.params["shape"][eqn.params["dimension"]]
+    elif eqn.primitive.name in COPYING and not isinstance(eqn.invars[0], Literal):
+        length = counting.get(eqn.invars[0])
+        if length:
+            counting[eqn.outvars[0]] = length
+
+
+def _is_integer(v: Any) -> bool:
+    dtype = getattr(v.aval, "dtype", None)
+    return isinstance(dtype, np.dtype) and dtype.kind in "iu"

@@ -1,0 +1,113 @@
+"""A report as JSON, with everything in it, and back.
+
+Numbers that JSON does not have are texts ("nan", "inf", "-inf") or, where they are complex,
+``{"real": …, "imag": …}``. Arrays are ``{"dtype": …, "shape": […], "values": […]}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from functional_bp.errors import compose
+from functional_bp.gradcheck.findings import Entry, Finding, Place, Repair, Row
+
+if TYPE_CHECKING:
+    from functional_bp.gradcheck.report import Report
+
+VERSION = 1
+
+
+def render(reports: Sequence[Report]) -> str:
+    """One report as an object; several as ``{"reports": […]}``."""
+    every = [{"version": VERSION, **_encode(report)} for report in reports]
+    data = every[0] if len(every) == 1 else {"version": VERSION, "reports": every}
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read(text: str) -> Report:
+    """The one report that ``render`` wrote.
+
+    Raises:
+        ValueError: the text is no report, or one of another version.
+    """
+    from functional_bp.gradcheck.report import Report
+
+    data = json.loads(text)
+    if not isinstance(data, dict) or data.get("version") != VERSION or "verdict" not in data:
+        got = data.get("version", "no version") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(
+            compose(
+                "this is not the JSON of one report",
+                got=f"version {got}" if isinstance(got, int) else str(got),
+                expected=f'an object with "version": {VERSION} and a "verdict"',
+                do="write it with report.to_json()",
+            )
+        )
+    fields = {key: value for key, value in data.items() if key != "version"}
+    fields["findings"] = tuple(map(_finding, data["findings"]))
+    fields["rows"] = tuple(Row(**_numbers(row, "error", "limit")) for row in data["rows"])
+    fields["notes"], fields["reasons"] = tuple(data["notes"]), tuple(data["reasons"])
+    return Report(**_numbers(fields, "seconds"))
+
+
+def _encode(value: Any) -> Any:
+    """Dataclasses, arrays and numbers as JSON has them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        every = dataclasses.fields(value)
+        return {field.name: _encode(getattr(value, field.name)) for field in every}
+    if isinstance(value, np.ndarray):
+        flat = [_encode(entry.item()) for entry in value.ravel()]
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "values": flat}
+    if isinstance(value, np.generic):
+        return _encode(value.item())
+    if isinstance(value, Mapping):
+        return {str(key): _encode(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(entry) for entry in value]
+    if isinstance(value, complex):
+        return {"real": _encode(value.real), "imag": _encode(value.imag)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return complex(_number(value["real"]), _number(value["imag"]))
+    return float(value) if isinstance(value, str) else value
+
+
+def _numbers(data: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: _number(value) if key in names else value for key, value in data.items()}
+
+
+def _array(data: Mapping[str, Any]) -> np.ndarray:
+    import ml_dtypes  # names bfloat16 to NumPy; JAX brings it
+
+    dtype = np.dtype(getattr(ml_dtypes, data["dtype"], data["dtype"]))
+    values = [_number(value) for value in data["values"]]
+    return np.array(values, dtype=dtype).reshape(data["shape"])
+
+
+def _finding(data: Mapping[str, Any]) -> Finding:
+    fields = _numbers(data, "relative_error")
+    fields["where"] = _place(data["where"])
+    if data["repair"] is not None:
+        fields["repair"] = Repair(**{**data["repair"], "place": _place(data["repair"]["place"])})
+    fields["explanations"] = tuple(data["explanations"])
+    fields["also"] = tuple(data["also"])
+    fields["entries"] = tuple(
+        Entry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"])) for e in data["entries"]
+    )
+    fields["example"] = {name: _array(value) for name, value in data["example"].items()}
+    return Finding(**fields)
+
+
+def _place(data: Mapping[str, Any] | None) -> Place | None:
+    return None if data is None else Place(**data)

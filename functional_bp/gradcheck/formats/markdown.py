@@ -1,0 +1,107 @@
+"""A report as Markdown, for a pull request or an issue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from functional_bp.gradcheck.findings import Finding, Row
+from functional_bp.gradcheck.formats import words
+
+if TYPE_CHECKING:
+    from functional_bp.gradcheck.report import Report
+
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
+
+
+def render(reports: Sequence[Report]) -> str:
+    """One report in full; of several, a table of all, and in full those that are not right."""
+    if len(reports) == 1:
+        return "\n".join(_report(reports[0])) + "\n"
+    rows = [
+        (words.SYMBOLS[report.verdict], _text(report.name), _text(words.found(report)))
+        for report in reports
+    ]
+    parts = [f"## {words.totals(reports)}", "", *_table(("", "gradient", "found"), ":--", rows)]
+    for report in reports:
+        if not report.ok:
+            parts += ["", *_report(report)]
+    return "\n".join(parts) + "\n"
+
+
+def _report(report: Report) -> Iterator[str]:
+    yield f"## {_text(report.name)}"
+    yield ""
+    yield f"**{_text(words.summary(report))}**  "
+    yield _text(" · ".join(words.settings(report)))
+    if report.rows:
+        yield ""
+        yield from _rows(report.rows)
+    for finding in report.findings:
+        yield ""
+        yield from _finding(finding)
+    for heading, sentences in (("Not decided", report.reasons), ("Notes", report.notes)):
+        if sentences:
+            yield from ("", f"**{heading}**", "", *(f"- {_text(text)}" for text in sentences))
+    if words.rerun(report):
+        yield from ("", "Check it again:", "", *_fence(words.rerun(report), "console"))
+
+
+def _rows(rows: Sequence[Row]) -> Iterator[str]:
+    cells = [
+        (words.SYMBOLS[row.outcome], _text(row.checked), words.error(row.error),
+         words.error(row.limit), _text(row.against))
+        for row in rows
+    ]  # fmt: skip
+    heads = ("", "checked", "error", "limit", "against")
+    return _table(heads, ":-- :-- --: --: :--", cells)
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    yield f"### ✗ {_text(words.title(finding))}"
+    yield ""
+    if finding.message:
+        yield f"{_text(finding.message)}  "
+    yield _text(words.extent(finding))
+    if finding.entries:
+        yield ""
+        heads = ("index", "yours", "true", "yours − true")
+        rows = [(_text(row[0]), *row[1:]) for row in words.columns(finding.entries)]
+        yield from _table(heads, "--:", rows)
+    if finding.explanations:
+        yield from ("", "What it looks like:", "")
+        yield from (f"- {_text(explanation)}" for explanation in finding.explanations)
+    if finding.where:
+        yield from ("", f"Written at `{words.place(finding.where)}`")
+        if finding.where.text and not words.shown_by_repair(finding):
+            yield from ("", *_fence(finding.where.text, "python"))
+    if finding.repair:
+        where = f" at `{words.place(finding.repair.place)}`"
+        where = where if words.repaired_elsewhere(finding) else ""
+        yield from ("", f"Repair{where}: {_text(finding.repair.message)}".rstrip(": "))
+        before, after = words.edits(finding.repair)
+        lines = [f"- {line}" for line in before.splitlines()]
+        lines += [f"+ {line}" for line in after.splitlines()]
+        if lines:
+            yield from ("", *_fence("\n".join(lines), "diff"))
+    if finding.example:
+        code = words.numpy_code(finding.example)
+        yield from ("", "The smallest input that fails:", "", *_fence(code, "python"))
+
+
+def _table(heads: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    aligns = align.split()
+    aligns = aligns if len(aligns) == len(heads) else aligns * len(heads)
+    for cells in (heads, aligns, *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+def _fence(code: str, language: str) -> Iterator[str]:
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
+    yield from (f"{ticks}{language}", code, ticks)
+
+
+def _text(text: str) -> str:
+    """With Markdown's own characters escaped, on one line."""
+    return SPECIAL.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,116 @@
+"""The report of a check, and the forms in which it can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from functional_bp.gradcheck.findings import Finding, Row, Verdict
+
+
+@dataclass(frozen=True)
+class Report:
+    """Is the gradient right, and if not, where and why.
+
+    ``print(report)`` shows all of it; a notebook shows it as HTML.
+
+    Attributes:
+        name: what was checked.
+        verdict: "right", "wrong" or "inconclusive".
+        findings: what is wrong; empty unless the verdict is "wrong".
+        rows: everything that was checked, with its outcome.
+        notes: what a person should know though it is no error (a kink's other convention).
+        reasons: why the verdict is "inconclusive".
+        seconds: how long the check took.
+        settings: what is needed to repeat it ("jax", "backend", "seed", "reference", …).
+    """
+
+    name: str
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gradient is right: neither wrong nor inconclusive."""
+        return self.verdict == "right"
+
+    def raise_if_wrong(self, *, inconclusive: bool = False) -> None:
+        """Raise if the gradient is wrong.
+
+        Args:
+            inconclusive: raise too where the check came to no verdict.
+
+        Raises:
+            WrongGradientError: with the findings in short; its ``report`` is this one.
+        """
+        if self.verdict == "wrong" or (inconclusive and self.verdict == "inconclusive"):
+            from functional_bp.errors import WrongGradientError
+            from functional_bp.gradcheck.formats.words import in_short
+
+            raise WrongGradientError(in_short(self), self)
+
+    def to_text(self, width: int = 100) -> str:
+        """Plain text of so many columns, as ``print(report)`` shows it."""
+        from functional_bp.gradcheck.formats import text
+
+        return text.plain([self], width)
+
+    def to_html(self) -> str:
+        """A page that stands by itself, for light and dark screens."""
+        from functional_bp.gradcheck.formats import html
+
+        return html.render([self])
+
+    def to_markdown(self) -> str:
+        """Markdown, as GitHub shows it."""
+        from functional_bp.gradcheck.formats import markdown
+
+        return markdown.render([self])
+
+    def to_junit(self) -> str:
+        """JUnit XML: a test case for every row of the table and every finding beside them."""
+        from functional_bp.gradcheck.formats import junit
+
+        return junit.render([self])
+
+    def to_github(self) -> str:
+        """Lines by which GitHub Actions annotates the source."""
+        from functional_bp.gradcheck.formats import github
+
+        return github.render([self])
+
+    def to_json(self) -> str:
+        """JSON with everything in it; ``Report.from_json`` reads it."""
+        from functional_bp.gradcheck.formats import json
+
+        return json.render([self])
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """The report that ``to_json`` wrote.
+
+        Raises:
+            ValueError: it is no report, or one of a later version.
+        """
+        from functional_bp.gradcheck.formats import json
+
+        return json.read(text)
+
+    def __str__(self) -> str:
+        return self.to_text().rstrip("\n")
+
+    def __rich__(self) -> Any:
+        from functional_bp.gradcheck.formats import text
+
+        return text.render([self])
+
+    def _repr_html_(self) -> str:
+        from functional_bp.gradcheck.formats import html
+
+        return html.fragment([self])

@@ -1,0 +1,395 @@
+"""Stage: inputs nobody tried. Classes of inputs first, then uphill on the disagreement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
+
+from functional_bp.engine.sweeps import evaluate
+from functional_bp.gradcheck import input_classes
+from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.evaluation import Evaluation, Point
+from functional_bp.gradcheck.judging import Judgement
+from functional_bp.gradcheck.subject import Arrays, single
+from functional_bp.graph import interpret
+from functional_bp.graph.nested import inner_graphs
+
+# Both sides of every comparison: a search drives inputs across thresholds nobody has crossed.
+#
+# Where code compares (``where(p > 100, …)``, ``minimum``, ``clip``, ``abs``) a gradient may be
+# wrong on the one side alone. The comparisons stand in the graph; the margin of each, left −
+# right, is a function of the inputs, so that its gradient says how to bring it to the other side.
+
+BETWEEN = {"lt", "le", "gt", "ge", "max", "min"}
+AT_ZERO = {"abs", "sign"}
+ENTERED = {"jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}
+STEPS = 25
+BEYOND = (0.05, 0.5)  # how far past a threshold, in units of the way to it
+
+
+class Branches:
+    """The comparisons of a graph, and which of them have been seen both ways.
+
+    Args:
+        evaluation: the precision to run in.
+        jaxpr, consts: the graph of claim and reference, over actives, fixed leaves and cotangents.
+    """
+
+    def __init__(self, evaluation: Evaluation, jaxpr: Jaxpr, consts: Sequence[Any]) -> None:
+        self.evaluation = evaluation
+
+        def extremes(*point: Arrays) -> Any:
+            margins = _margins(jaxpr, consts, jax.tree.leaves(point))
+            finite = [(jnp.where(jnp.isfinite(m), m, jnp.nan)).ravel() for m in margins]
+            return (
+                jnp.stack([jnp.nanmin(m) for m in finite]),
+                jnp.stack([jnp.nanmax(m) for m in finite]),
+            )
+
+        def towards(actives: Arrays, fixed: Arrays, bars: Arrays, up: Any, down: Any) -> Any:
+            lows, highs = extremes(actives, fixed, bars)
+            pick = lambda weights, values: jnp.sum(jnp.where(weights != 0, values, 0.0))  # noqa: E731
+            return pick(up, highs) - pick(down, lows)
+
+        self._extremes = jax.jit(extremes)
+        self._towards = jax.jit(jax.value_and_grad(towards))
+        self.above = self.below = np.zeros(0, bool)
+
+    def see(self, point: Point) -> None:
+        """Note on which sides of its comparisons a point lies."""
+        lows, highs = self._run(self._extremes, *point)
+        if not self.above.size:
+            self.above = self.below = np.zeros(lows.shape, bool)
+        self.above, self.below = self.above | (highs > 0), self.below | (lows < 0)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many comparisons have been seen both ways, and how many there are."""
+        return int(np.sum(self.above & self.below)), len(self.above)
+
+    def across(self, start: Point, until: float) -> Iterator[Point]:
+        """Points on the side of a comparison that no point was on, as far as any can be reached."""
+        for k in range(len(self.above)):
+            if time.monotonic() > until:
+                return
+            if self.above[k] == self.below[k]:
+                continue
+            wanted = np.zeros(len(self.above))
+            wanted[k] = 1.0
+            up, down = (wanted, 0 * wanted) if self.below[k] else (0 * wanted, wanted)
+            yield from self._cross(start, up, down, until)
+
+    def _cross(self, start: Point, up: Any, down: Any, until: float) -> Iterator[Point]:
+        actives, goals, way = start.actives, list(BEYOND), None
+        for _ in range(STEPS):
+            height, slopes = self._run(self._towards, actives, *start[1:], up, down)
+            height = float(height)
+            if way is None:
+                way = max(-height, 1e-6)
+            while goals and height >= goals[0] * way:
+                goals.pop(0)
+                yield start._replace(actives=actives)
+            if not goals or not np.isfinite(height) or time.monotonic() > until:
+                return
+            moved = _step(actives, slopes, 1.2 * goals[0] * way - height)
+            if moved is None:
+                return
+            actives = moved
+
+    def _run(self, fun: Any, *args: Any) -> Any:
+        with self.evaluation.precision():
+            return jax.tree.map(np.asarray, fun(*args))
+
+
+def holds_comparison(jaxpr: Jaxpr) -> bool:
+    """Whether a real value is compared with another, where ``Branches`` looks."""
+    for eqn in jaxpr.eqns:
+        if _compared(eqn):
+            return True
+        if eqn.primitive.name in ENTERED and holds_comparison(inner_graphs(eqn)[0].jaxpr):
+            return True
+    return False
+
+
+def _compared(eqn: JaxprEqn) -> bool:
+    if eqn.primitive.name not in (*BETWEEN, *AT_ZERO, "clamp"):
+        return False
+    avals: list[Any] = [atom.aval for atom in eqn.invars]
+    return all(np.issubdtype(aval.dtype, np.floating) for aval in avals)
+
+
+def _margins(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+    """left − right of every comparison, in the order in which they run."""
+    margins: list[Any] = []
+
+    def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        if _compared(eqn):
+            if eqn.primitive.name in BETWEEN:
+                margins.append(operands[0] - operands[1])
+            elif eqn.primitive.name == "clamp":
+                margins.extend(operands[1] - bound for bound in (operands[0], operands[2]))
+            else:
+                margins.append(operands[0])
+        if eqn.primitive.name in ENTERED:
+            inner = inner_graphs(eqn)[0]
+            return interpret.interpret(inner.jaxpr, inner.consts, operands, step)
+        return evaluate(eqn, operands)
+
+    interpret.interpret(jaxpr, consts, arrays, step)
+    return margins
+
+
+def _step(actives: Arrays, slopes: Arrays, missing: float) -> Arrays | None:
+    """A Newton step towards a height, in units of each entry's size, half of it at the most."""
+    sizes = [np.abs(x) + 0.1 * np.mean(np.abs(x)) + 1e-9 for x in actives]
+    ways = [s**2 * np.conj(g) for s, g in zip(sizes, slopes)]
+    gain = float(sum(np.sum(np.abs(s * g) ** 2) for s, g in zip(sizes, slopes)))
+    if not np.isfinite(gain) or gain < 1e-200:
+        return None
+    rate = missing / gain
+    longest = max(float(np.max(np.abs(rate * w) / s, initial=0.0)) for w, s in zip(ways, sizes))
+    rate *= min(1.0, 0.5 / (longest + 1e-300))
+    return tuple(single(x + rate * w).astype(x.dtype) for x, w in zip(actives, ways))
+
+
+ASCENT_STEPS = 12
+SHRINK_SECONDS = 1.0
+ASCENT_SECONDS = 1.5
+BRANCH_SECONDS = 1.5
+OVERFLOWING = ("large", "very large", "heavy-tailed", "between -40 and 40", "tiny")
+
+
+def searched_inputs(trial: Trial) -> None:
+    """Judge the claim on every class of inputs; the first on which it is wrong is a finding."""
+    if trial.subject.only_here:
+        trial.row("other inputs", "left out", "the claim is a number, made for these inputs")
+        return
+    names = None
+    if trial.iterative:
+        names = input_classes.CAREFUL
+        trial.note("a while_loop decides how long it runs: other inputs are tried near the given")
+    elif trial.is_large or trial.quick:
+        names = input_classes.FEW
+    values = interpret.thresholds(trial.graph) if trial.graph is not None else []
+    tried, outside, unresolved = 0, 0, 0
+    branches = _branches(trial)
+    for name, actives, fixed in input_classes.candidates(
+        trial.point.actives, trial.point.fixed, values, trial.rng, names,
+        arguments=trial.subject.names, ranges=trial.integer_ranges,
+    ):  # fmt: skip
+        if trial.time_left < 0:
+            trial.reasons.append("the time was up before every class of inputs was tried")
+            break
+        point = Point(actives, fixed, trial.new_bars())
+        judgement = _judge(trial, point)
+        tried += 1
+        if branches is not None and judgement is not None and judgement.outcome == "right":
+            branches.see(point)
+        if judgement is None or judgement.outcome in ("outside", "unresolved"):
+            outside += judgement is None or judgement.outcome == "outside"
+            unresolved += judgement is not None and judgement.outcome == "unresolved"
+        elif judgement.outcome == "kink":
+            trial.kinks.append(name)
+        elif judgement.outcome == "wrong":
+            _found(trial, point, judgement, name)
+            return
+    if branches is not None and _crossed(trial, branches):
+        return
+    climbed = None if trial.quick else _ascend(trial)
+    if climbed is not None:
+        _found(trial, *climbed, "found by ascent on the disagreement")
+        return
+    said = f"{tried} classes of inputs"
+    said += f", {outside} outside the domain" if outside else ""
+    said += f", {unresolved} unresolved" if unresolved else ""
+    if branches is not None and branches.counts[1]:
+        said += "; {} of {} comparisons seen both ways".format(*branches.counts)
+    trial.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
+
+
+def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | None:
+    """The judgement, None where the forward pass raises on these inputs."""
+    try:
+        found = trial.judge.judge(point, given=given)
+        if found.outcome == "wrong" and not given and not trial.is_settled(point):
+            reason = "an iteration of the forward pass has not converged there"
+            return replace(found, outcome="outside", reason=reason)
+        if found.outcome == "wrong" and not given and _is_lost_outside(trial, point, found):
+            name = trial.subject.names[found.leaf]
+            trial.note(
+                f"the cotangent of {name} is not finite for signs that the given inputs do not "
+                "have (zeros, negative numbers): no error if they are outside the domain"
+            )
+            return replace(found, outcome="outside")
+        return found
+    except Exception:  # integers out of range, a shape that depends on values: not in the domain
+        return None
+
+
+def _branches(trial: Trial) -> Branches | None:
+    """The comparisons in the claim's graph, None where no search drives inputs across them."""
+    leaves_out = trial.quick or trial.is_large or trial.iterative
+    if trial.graph is None or leaves_out or not holds_comparison(trial.graph):
+        return None
+    return Branches(trial.full, trial.graph, trial.consts)
+
+
+def _crossed(trial: Trial, branches: Branches) -> bool:
+    """Judge the claim beyond the thresholds that no class of inputs crossed."""
+    until = min(time.monotonic() + BRANCH_SECONDS, trial.deadline)
+    for point in branches.across(trial.point, until):
+        judgement = _judge(trial, point)
+        if judgement is not None and judgement.outcome == "wrong":
+            _found(trial, point, judgement, "beyond a threshold in the code")
+            return True
+        if judgement is not None and judgement.outcome == "right":
+            branches.see(point)
+    return False
+
+
+def _is_lost_outside(trial: Trial, point: Point, judgement: Judgement) -> bool:
+    """Whether the claim is merely not finite, at inputs of a sign that no given input has.
+
+    At zero, the edge of the domain, an infinity may be the limit of the derivative, NaN is none:
+    a forward pass that asks for the sign means zero to be met.
+    """
+    claimed = judgement.result.claimed[judgement.leaf]
+    lost = ~np.isfinite(claimed)
+    if trial.asks_for_sign and np.isnan(claimed).any():
+        if not trial.leaves_domain(point, closed=True):
+            return False
+    if not lost.any() or np.any(judgement.masks[judgement.leaf] & ~lost & _has_truth(judgement)):
+        return False
+    return trial.leaves_domain(point)
+
+
+def _has_truth(judgement: Judgement) -> bool:
+    """Whether the mask tells entries apart; that of differences is a direction's."""
+    return judgement.result.true is not None
+
+
+def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
+    smallest, _ = shrink(trial, point, judgement)
+    kind = "declaration" if trial.is_declared else None
+    lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
+    if lost.any():
+        kind = "overflow" if name in OVERFLOWING else "not finite"
+    trial.find(point, judgement, inputs=name, kind=kind, smallest=smallest)
+    trial.row("other inputs", "wrong", f"inputs: {name}")
+
+
+def shrink(
+    trial: Trial, point: Point, judgement: Judgement, *, given: bool = False
+) -> tuple[Point, Judgement]:
+    """A simpler point at which the claim is still wrong for the same argument.
+
+    Entries become 0 or 1 or lose digits as long as the claim stays wrong; the cotangent becomes
+    that of a single output entry.
+    """
+    until = time.monotonic() + SHRINK_SECONDS
+    if judgement.result.true is None or trial.is_large or trial.subject.only_here:
+        return point, judgement
+    for simpler in _simpler_points(point, judgement.masks):
+        if time.monotonic() > until:
+            break
+        candidate = simpler(point)
+        if candidate is None:
+            continue
+        found = _judge(trial, candidate, given=given)
+        if found is not None and found.outcome == "wrong" and found.leaf == judgement.leaf:
+            point, judgement = candidate, found
+    return point, judgement
+
+
+def _simpler_points(point: Point, masks: tuple[np.ndarray, ...]) -> list[Any]:
+    steps: list[Any] = []
+
+    def leaf_step(k: int, change: Any) -> Any:
+        def step(at: Point) -> Point | None:
+            x = at.actives[k]
+            new = change(x).astype(x.dtype)
+            if np.array_equal(new, x):
+                return None
+            return at._replace(actives=(*at.actives[:k], new, *at.actives[k + 1 :]))
+
+        return step
+
+    for k, mask in enumerate(masks):
+        same = np.shape(mask) == np.shape(point.actives[k])
+        for value in (0.0, 1.0):
+            steps.append(leaf_step(k, lambda x, v=value: np.full_like(x, v)))
+            if same and mask.any() and not mask.all():
+                steps.append(leaf_step(k, lambda x, v=value, m=mask: np.where(m, x, v)))
+        for digits in (0, 1, 3):
+            steps.append(leaf_step(k, lambda x, d=digits: single(np.round(x, d))))
+
+    def one_cotangent(at: Point) -> Point | None:
+        sizes = [b.size for b in at.bars]
+        if sum(sizes) <= 1:
+            return None
+        ones = tuple(np.ones_like(b) for b in at.bars)
+        return at._replace(bars=ones)
+
+    return [*steps, one_cotangent]
+
+
+def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
+    """Climb |claimed − true| / |true| from the given inputs; None where it stays within limits.
+
+    It needs a disagreement to climb: where claim and reference agree to the last digits all around
+    there is no slope.
+    """
+    if not (trial.has_reference and trial.subject.traceable) or trial.is_large or trial.iterative:
+        return None
+    start = trial.point
+    result = trial.full.both(start)
+    assert result.true is not None
+    gap = max(
+        float(np.max(np.abs(c - t), initial=0.0)) for c, t in zip(result.claimed, result.true)
+    )
+    size = max(float(np.max(np.abs(t), initial=0.0)) for t in result.true)
+    if not 1e-13 * size < gap:
+        return None
+
+    def disagreement(actives: Arrays, fixed: Arrays, bars: Arrays) -> Any:
+        _, claimed, _, true = trial.full.pair(actives, fixed, bars)
+        apart = sum(jnp.sum(jnp.abs(c - t) ** 2) for c, t in zip(claimed, true))
+        scale = sum(jnp.sum(jnp.abs(t) ** 2) for t in true)
+        return jnp.log(apart + 1e-300) - jnp.log(scale + 1e-300)
+
+    until = min(time.monotonic() + ASCENT_SECONDS, trial.deadline)
+    try:
+        with trial.full.precision():
+            uphill = jax.jit(jax.grad(disagreement))
+            actives = start.actives
+            for step in range(ASCENT_STEPS):
+                if time.monotonic() > until:
+                    return None
+                slopes = [np.asarray(s) for s in uphill(actives, start.fixed, start.bars)]
+                if not all(np.all(np.isfinite(s)) for s in slopes):
+                    return None
+                rate = 0.3 * (1 + step / 4)
+                actives = tuple(
+                    single(x + rate * (1 + np.abs(x)) * np.conj(s) / (np.max(np.abs(s)) + 1e-300))
+                    .astype(x.dtype)
+                    for x, s in zip(actives, slopes)
+                )  # fmt: skip
+                point = replace_actives(start, actives)
+                found = _judge(trial, point)
+                if found is not None and found.outcome == "wrong":
+                    return point, found
+    except Exception:  # the claim is not twice differentiable: nothing to climb by
+        return None
+    return None
+
+
+def replace_actives(point: Point, actives: Arrays) -> Point:
+    """The point with other active leaves."""
+    return point._replace(actives=tuple(actives))

@@ -1,0 +1,237 @@
+"""Stage: a pullback is linear in the cotangent. This needs no reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.evaluation import Point, to_numpy
+from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.subject import Arrays, all_finite, distance, farthest
+from functional_bp.graph import interpret
+
+# Powers of two change no digits. A format that is coarse on purpose has no room for the extreme.
+MILD = ((-1.0, "−1"), (2.0**-3, "2⁻³"), (2.0**3, "2³"))
+EXTREME = ((2.0**-20, "2⁻²⁰"), (2.0**20, "2²⁰"))
+COARSE = 1e-4  # relative spacing of half precision and coarser
+TOLERANCE = 1e-6  # relative
+
+Pull = Callable[[Sequence[Any]], Arrays]
+
+
+def linearity(trial: Trial) -> None:
+    """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
+    point = trial.point
+    pull = lambda bars: trial.full.both(point._replace(bars=tuple(bars))).claimed  # noqa: E731
+    here = pull(point.bars)
+    if not all_finite(here):
+        trial.row("linear in the cotangent", "left out", "the claim is not finite here")
+        return
+    # A claim computed in low precision is as linear as that precision lets it be.
+    tolerance = max(TOLERANCE, 1e2 * claim_unit(trial))
+    problem = _scaled(trial, point, pull, here, tolerance)
+    if problem is None:
+        other = trial.new_bars()
+        apart = [a + b for a, b in zip(here, pull(other))]
+        gap = farthest(pull([a + b for a, b in zip(point.bars, other)]), apart)
+        if gap > tolerance:
+            problem = Finding(
+                "not linear",
+                f"x̄(ȳ₁ + ȳ₂) differs from x̄(ȳ₁) + x̄(ȳ₂) (relative {gap:.1e}): a pullback is "
+                "linear in the cotangent",
+                stage="linearity",
+            )
+    if problem is not None:
+        trial.findings.append(problem)
+    trial.row("linear in the cotangent", "wrong" if problem else "right", "x̄(c ȳ) = c x̄(ȳ)",
+              limit=tolerance)  # fmt: skip
+
+
+def _scaled(
+    trial: Trial, point: Point, pull: Pull, here: Arrays, tolerance: float
+) -> Finding | None:
+    at_zero = pull([np.zeros_like(b) for b in point.bars])
+    names = trial.subject.names
+    constant = [n for n, z in zip(names, at_zero) if np.any(z)]
+    same = farthest(pull([2 * b for b in point.bars]), here) <= tolerance and any(
+        np.any(h) for h in here
+    )
+    if same:
+        return Finding(
+            "cotangent ignored",
+            "doubling the output's cotangent changes nothing: the backward pass ignores it "
+            "(multiply by ȳ, the chain rule's upstream gradient)",
+            argument=constant[0] if len(constant) == 1 else None,
+            stage="linearity",
+        )
+    if constant:
+        return Finding(
+            "not linear",
+            f"a zero cotangent gives a gradient of {', '.join(constant)} that is not zero: "
+            "something is added that the cotangent does not multiply",
+            argument=constant[0] if len(constant) == 1 else None,
+            stage="linearity",
+        )
+    narrowed = claim_unit(trial) > trial.full.unit
+    is_coarse = trial.full.unit > COARSE
+    for scale, text in (*MILD, *(() if is_coarse else EXTREME)):
+        found = pull([scale * b for b in point.bars])
+        gap = farthest(found, [scale * h for h in here])
+        if gap <= tolerance:
+            continue
+        is_mild = (scale, text) in MILD
+        said = f"x̄({text} · ȳ) is not {text} · x̄(ȳ) (relative {gap:.1e})"
+        if is_mild:
+            said += _power(pull, point, here)
+        elif narrowed:
+            said += (": the backward pass computes in a narrower dtype than the forward pass, in "
+                     "which small cotangents are lost and large ones overflow")  # fmt: skip
+        else:
+            said += (", though at the scale of 1 it is linear: a threshold cuts the cotangent off "
+                     "(clip, where), which a pullback does not")  # fmt: skip
+        return Finding(
+            "precision" if narrowed and not is_mild else "not linear",
+            said,
+            argument=_only(names, found, [scale * h for h in here], tolerance),
+            stage="linearity",
+        )
+    return None
+
+
+def _power(pull: Pull, point: Point, here: Arrays) -> str:
+    """What the cotangent's power looks like, where it is one."""
+    doubled = pull([2 * b for b in point.bars])
+    for power, text in ((2, "squared"), (3, "cubed"), (0.5, "under a root")):
+        if farthest(doubled, [2**power * h for h in here]) < 1e-6:
+            return f": the cotangent enters {text}"
+    flipped = pull([-b for b in point.bars])
+    if farthest(flipped, here) < 1e-6:
+        return ": its sign is lost"
+    return ": a pullback is linear in the cotangent"
+
+
+def _only(
+    names: Sequence[str], found: Arrays, expected: Sequence[Any], tolerance: float
+) -> str | None:
+    wrong = [n for n, f, e in zip(names, found, expected) if farthest([f], [e]) > tolerance]
+    return wrong[0] if len(wrong) == 1 else None
+
+
+def claim_unit(trial: Trial) -> float:
+    """The relative spacing of the coarsest number format in the claim's graph."""
+    return 0.0 if trial.graph is None else interpret.lowest_precision(trial.graph)
+
+
+def single_cotangents(trial: Trial) -> None:
+    """Each output's cotangent alone, the others zero."""
+    point = trial.point
+    if len(point.bars) < 2:
+        return
+    for k in range(len(point.bars)):
+        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
+        alone = point._replace(bars=bars)
+        judgement = trial.judge.judge(alone, given=True)
+        label = f"the cotangent of output {k} alone"
+        if judgement.outcome != "wrong":
+            trial.row(label, "right" if judgement.outcome == "right" else "note", judgement.reason)
+            continue
+        silent = not any(np.any(c) for c in judgement.result.claimed)
+        trial.find(
+            alone,
+            judgement,
+            kind="cotangent ignored" if silent else None,
+            message=f"the cotangent of output {k} is ignored." if silent else "",
+        )
+        trial.row(label, "wrong")
+        return
+
+
+def silent_outputs(trial: Trial) -> list[int]:
+    """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
+    point, silent = trial.point, []
+    for k in range(len(point.bars) if len(point.bars) > 1 else 0):
+        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
+        result = trial.full.both(point._replace(bars=bars))
+        is_zero = not any(np.any(c) for c in result.claimed)
+        if is_zero and result.true is not None and any(np.any(t) for t in result.true):
+            silent.append(k)
+    return silent
+
+
+# Stage: one argument differentiated at a time, one output at a time.
+#
+# Rules with symbolic zeros (``custom_vjp(…, symbolic_zeros=True)``, operations) are told which
+# arguments are differentiated and which outputs have a cotangent, and may take another path for
+# each.
+
+MOST = 4  # arguments, and outputs, that are taken one at a time
+PARTS_TOLERANCE = 1e-6  # relative
+
+
+def parts(trial: Trial) -> None:
+    """x̄ of each argument alone, and with the cotangent of each output alone."""
+    subject, point = trial.subject, trial.point
+    counts = (len(point.actives), len(point.bars))
+    if not (subject.symbolic_zeros and subject.by_transform) or trial.quick or max(counts) < 2:
+        return
+    expected = trial.full.both(point).claimed
+    if not all_finite(expected):
+        return
+    made = {f"{subject.names[k]} alone differentiated": (k, None) for k in range(counts[0])[:MOST]}
+    if counts[1] > 1:
+        made |= {f"output {j} alone with a cotangent": (None, j) for j in range(counts[1])[:MOST]}
+    for label, (argument, output) in made.items():
+        truth = expected if output is None else _with_zeros(trial, output)
+        names = subject.names if argument is None else (subject.names[argument],)
+        truth = truth if argument is None else (truth[argument],)
+        try:
+            with trial.full.precision():
+                found = to_numpy(jax.jit(_pull(trial, argument, output))(*point))
+        except Exception as error:
+            first = (str(error).strip() or "no message").splitlines()[0]
+            _wrong(trial, label, "error", f"the claim raises {type(error).__name__}: {first}", None)
+            return
+        gaps = [distance(f, t) for f, t in zip(found, truth)]
+        worst = int(np.argmax(gaps))
+        if not gaps[worst] <= max(PARTS_TOLERANCE, 1e2 * trial.full.unit):
+            lost = not np.any(found[worst])
+            text = f"the cotangent of {names[worst]} is another (relative {gaps[worst]:.1e}) than "
+            text += "when the other " + ("outputs' are zero arrays" if argument is None else
+                                         "arguments are differentiated too")  # fmt: skip
+            _wrong(trial, label, "cotangent ignored" if lost else "other", text, names[worst])
+            return
+    trial.row("each argument and output alone", "right", "all together")
+
+
+def _pull(trial: Trial, argument: int | None, output: int | None) -> Callable[..., Arrays]:
+    """The claim for one argument, or for one output's cotangent: the others are not there."""
+    value = trial.subject.value
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> Arrays:
+        chosen = range(len(actives)) if argument is None else [argument]
+
+        def of_chosen(*xs: Any) -> Any:
+            mine = dict(zip(chosen, xs))
+            outs = value(tuple(mine.get(k, x) for k, x in enumerate(actives)), fixed)
+            return outs if output is None else outs[output]
+
+        _, pullback = jax.vjp(of_chosen, *(actives[k] for k in chosen))
+        return pullback(tuple(bars) if output is None else bars[output])
+
+    return pull
+
+
+def _with_zeros(trial: Trial, output: int) -> Arrays:
+    """The claim where the other outputs' cotangents are arrays of zeros."""
+    bars = [b if j == output else np.zeros_like(b) for j, b in enumerate(trial.point.bars)]
+    return trial.full.both(trial.point._replace(bars=tuple(bars))).claimed
+
+
+def _wrong(trial: Trial, label: str, kind: str, text: str, argument: str | None) -> None:
+    message = f"{label}: {text} (symbolic zeros take another path)"
+    trial.findings.append(Finding(kind, message, argument=argument, stage="parts"))
+    trial.row(label, "wrong", "all together")

@@ -1,0 +1,153 @@
+"""Stage: the dtypes that people compute in. How much rounding error has the claim, and is it more
+than a careful implementation has?
+
+The careful implementation is autodiff of the reference in the same dtype; the truth is float64.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp.gradcheck import input_classes
+from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
+from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.subject import all_finite, distance, nudged, single, unit_of
+
+CARELESS = {"coarse": 10, "fine": 30}  # times the error that conditioning or autodiff explains
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+EXTREMES = ("large", "very large", "tiny", "heavy-tailed", "between -40 and 40", "all zero")
+
+
+def precision(trial: Trial) -> None:
+    """float32, bfloat16 and float16 against float64; extreme inputs in float32."""
+    subject = trial.subject
+    if not subject.traceable or not trial.has_reference or trial.full.bits == 32:
+        return
+    if trial.quick or subject.only_here or trial.is_large:
+        return
+    given = [np.dtype(x.dtype) for x in subject.actives]
+    if any(d.kind == "c" for d in given):
+        trial.row("dtypes", "left out", "complex arguments")
+        return
+    finest = min(unit_of(d) for d in given)
+    for dtype in DTYPES:
+        if unit_of(dtype) >= finest and not (trial.iterative and dtype != jnp.float32):
+            _in_dtype(trial, np.dtype(dtype))
+            if any(f.kind in ("precision", "overflow") for f in trial.findings):
+                return
+    if finest <= unit_of(jnp.float32):
+        _extremes(trial)
+
+
+def _in_dtype(trial: Trial, dtype: np.dtype) -> None:
+    label = f"{dtype.name} against float64"
+    rounded = trial.point.cast(lambda a: _round(a, dtype))
+    if not all_finite(rounded.actives):
+        trial.row(label, "left out", "the inputs are not representable")
+        return
+    low = trial.low if dtype == np.float32 else None
+    low = low or Evaluation(trial.subject, 32, dtype)
+    try:
+        coarse = low.both(rounded.cast(low.cast))
+        fine = trial.full.both(rounded)
+    except Exception as error:
+        trial.row(label, "left out", f"raises {type(error).__name__}")
+        return
+    assert coarse.true is not None and fine.true is not None
+    if trial.iterative and not all_finite(coarse.outs):
+        trial.row(label, "left out", "a loop does not end")
+        trial.note(f"in {dtype.name} a while_loop of the forward pass does not end: is its "
+                   "tolerance finer than that dtype resolves?")  # fmt: skip
+        return
+    unit = unit_of(dtype)
+    moved = [_movement(trial, rounded, fine, unit / 4) for _ in range(2)]
+    factor = CARELESS["fine" if unit < 1e-4 else "coarse"]
+    worst = (0.0, 0.0)
+    for k, name in enumerate(trial.subject.names):
+        ours = distance(coarse.claimed[k], fine.claimed[k])
+        theirs = distance(coarse.true[k], fine.true[k])
+        explained = max(m[k] for m in moved)
+        if not np.isfinite(theirs):
+            continue
+        limit = factor * max(theirs, explained, unit)
+        worst = max(worst, (ours / limit, limit)) if np.isfinite(ours) else worst
+        if not ours <= limit:
+            _careless(trial, dtype, name, ours, theirs, explained)
+            trial.row(label, "wrong", "autodiff in the same dtype", error=ours, limit=limit)
+            return
+    trial.row(label, "right", "autodiff in the same dtype",
+              error=worst[0] * worst[1], limit=worst[1])  # fmt: skip
+
+
+def _careless(
+    trial: Trial, dtype: np.dtype, name: str, ours: float, theirs: float, explained: float
+) -> None:
+    finite = np.isfinite(ours)
+    what = f"has the relative error {ours:.1e}" if finite else "is not finite"
+    trial.findings.append(
+        Finding(
+            "precision" if finite else "overflow",
+            f"right in float64, but in {dtype.name} the cotangent of {name} {what}; plain autodiff "
+            f"of the reference has {theirs:.1e}, rounding the inputs alone {explained:.1e}",
+            argument=name,
+            stage=f"{dtype.name} against float64",
+            relative_error=ours,
+        )
+    )
+
+
+def _movement(trial: Trial, point: Point, here: Result, unit: float) -> list[float]:
+    """How far rounding inputs and cotangents moves each cotangent of the reference, relative."""
+    moved = trial.full.both(point.cast(lambda a: nudged(trial.rng, a, unit)))
+    assert moved.true is not None and here.true is not None
+    return [distance(a, b) for a, b in zip(moved.true, here.true)]
+
+
+def _round(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.asarray(x).astype(dtype).astype(x.dtype)
+
+
+def _extremes(trial: Trial) -> None:
+    """float32 on large and tiny inputs: finite where the truth and autodiff are."""
+    low = trial.low
+    if low is None or trial.iterative:
+        return
+    tried = 0
+    for name, actives, fixed in input_classes.candidates(
+        trial.point.actives, trial.point.fixed, (), trial.rng, EXTREMES
+    ):
+        point = Point(tuple(single(a).astype(a.dtype) for a in actives), fixed, trial.point.bars)
+        if trial.leaves_domain(point):
+            continue
+        try:
+            coarse, fine = low.both(point.cast(single)), trial.full.both(point)
+        except Exception:  # not in the domain
+            continue
+        assert coarse.true is not None and fine.true is not None and coarse.true_outs is not None
+        if not all_finite((*coarse.true_outs, *coarse.outs)):
+            continue
+        tried += 1
+        for k, argument in enumerate(trial.subject.names):
+            truth = np.isfinite(coarse.true[k]) & np.isfinite(fine.true[k])
+            lost = truth & ~np.isfinite(coarse.claimed[k])
+            if lost.any():
+                trial.findings.append(
+                    Finding(
+                        "overflow",
+                        f"in float32 the cotangent of {argument} is not finite in {int(lost.sum())}"
+                        f" of {lost.size} entries where autodiff and the truth are (inputs: {name})"
+                        ": an intermediate value overflows or underflows",
+                        argument=argument,
+                        stage="extreme inputs in float32",
+                        inputs=name,
+                        wrong_entries=int(lost.sum()),
+                        size=int(lost.size),
+                        example=trial.example(point),
+                    )
+                )
+                trial.row("extreme inputs in float32", "wrong", "autodiff in float32")
+                return
+    trial.row("extreme inputs in float32", "right", f"autodiff in float32, {tried} classes")

@@ -1,0 +1,741 @@
+"""What there is to check in a module: named by a person, marked, or found by its kind and name."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from functional_bp.errors import SHORT_DTYPES, BackpropError, compose
+from functional_bp.gradcheck.marks import marks_in
+
+PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
+MAIN = "__main__"
+WITHOUT_GRADIENT = ("no tangent space", "piecewise constant")  # declared, not derived
+CORPUS = "functional_bp.bench.corpus"  # what the check itself is measured on
+PLUGIN = "functional_bp.gradcheck.plugin"  # needs pytest, and has no gradient in it
+
+
+class TargetError(BackpropError, LookupError):
+    """What is to be checked cannot be found or imported."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Something to check.
+
+    Attributes:
+        name: what a person calls it, as in ``mypackage.ops:layer_norm``.
+        subject: what ``functional_bp.gradcheck`` is given; None where there is an ``error``.
+        module: where it stands.
+        arguments: the inputs of its mark; see ``Mark``.
+        options: of ``functional_bp.gradcheck``.
+        brings_inputs: whether it is checked without being given any (a rule has cases).
+        line: of its mark; 0 where it has none.
+        error: why it cannot be checked, for a module of a package that cannot be imported.
+    """
+
+    name: str
+    subject: Any = None
+    module: ModuleType | None = None
+    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    brings_inputs: bool = False
+    line: int = 0
+    error: str = ""
+
+    @property
+    def short_name(self) -> str:
+        """Its name in the module."""
+        return self.name.rpartition(":")[2]
+
+
+def find(text: str) -> Sequence[Target]:
+    """What ``MODULE:NAME``, ``FILE.py:NAME``, ``MODULE`` or ``FILE.py`` stands for.
+
+    Raises:
+        TargetError: there is no such module or name, or the module cannot be imported.
+    """
+    where, colon, name = text.rpartition(":")
+    if not colon or name.endswith(".py") or os.sep in name:  # the colon of a drive's letter
+        where, name = text, ""
+    module = load(where)
+    return [_named(module, name)] if name else list(everything_in(module))
+
+
+def load(where: str) -> ModuleType:
+    """Import a module by its dotted name or its file.
+
+    Raises:
+        TargetError: it is not there, or raises an exception.
+    """
+    if where.endswith(".py") or os.sep in where:
+        return load_file(Path(where))
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as ``python -m`` does
+    return _import(where)
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a Python file: by its dotted name if it stands in a package, else by itself."""
+    path = path.resolve()
+    if not path.is_file():
+        near = _near(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise TargetError(compose(f"there is no file {os.fspath(path)}", do=near))
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == os.fspath(path) and module.__name__ != MAIN:
+            return module
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    if os.fspath(folder) not in sys.path:
+        sys.path.insert(0, os.fspath(folder))
+    if len(parts) > 1:
+        return _import(".".join(parts[:-1] if path.stem == "__init__" else parts))
+    taken = path.stem in sys.modules or path.stem in sys.stdlib_module_names
+    name = f"_checked_{path.stem}" if taken else path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it is a .py file
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, Exception):
+            raise _broken(os.fspath(path), error) from error
+        raise
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name != missing and not name.startswith(missing + "."):
+            raise _broken(name, error) from error
+        parent, _, last = missing.rpartition(".")
+        path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
+        near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
+        raise TargetError(
+            compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
+        ) from error
+    except Exception as error:
+        raise _broken(name, error) from error
+
+
+def _broken(name: str, error: Exception) -> TargetError:
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if "importlib" not in frame.filename] or [*frames]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    got = f"{type(error).__name__}: {error}"
+    return TargetError(compose(f"{name} cannot be imported", where=where, got=got))
+
+
+def everything_in(module: ModuleType) -> Iterator[Target]:
+    """All there is to check in a module, or in all modules of a package, each once."""
+    seen: set[int] = set()
+    for part in _modules(module):
+        targets = [part] if isinstance(part, Target) else subjects_in(part)
+        for target in targets:
+            if target.error or target.arguments or id(target.subject) not in seen:
+                seen.add(id(target.subject))
+                yield target
+
+
+def _modules(module: ModuleType) -> Iterator[ModuleType | Target]:
+    yield module
+    path = getattr(module, "__path__", None)
+    if path is None:
+        return
+    prefix = module.__name__ + "."
+    for entry in pkgutil.walk_packages(path, prefix, onerror=lambda name: None):
+        if entry.name.rpartition(".")[2] == MAIN or entry.name.startswith((PLUGIN, CORPUS)):
+            continue
+        try:
+            yield _import(entry.name)
+        except TargetError as error:
+            yield Target(entry.name, error=str(error))
+
+
+def subjects_in(module: ModuleType) -> list[Target]:
+    """Marked first, then custom VJPs and JVPs, operations, (forward, backward) pairs, rules."""
+    found = list(marked_in(module))
+    taken = {id(target.subject) for target in found}
+    for name, value in list(vars(module).items()):
+        value = _without_jit(value)
+        if _in_a_case(module, value):
+            continue
+        if _has_own_gradient(value) and _defined_in(module, value) and id(value) not in taken:
+            taken.add(id(value))
+            found.append(Target(f"{module.__name__}:{name}", value, module))
+    found += _pairs(module, found)
+    found += [
+        Target(f"{module.__name__}:{rule.primitive.name}", rule, module, brings_inputs=True)
+        for rule in _rules(module)
+    ]
+    return found
+
+
+def marked_in(module: ModuleType) -> Iterator[Target]:
+    """What ``functional_bp.checked`` marks in a module."""
+    bound = {id(value): name for name, value in reversed(list(vars(module).items()))}
+    names: dict[str, int] = {}
+    for mark in marks_in(module):
+        own = getattr(mark.subject, "__name__", "") or f"line {mark.line}"
+        name = mark.options.get("name") or bound.get(id(mark.subject), own)
+        names[name] = names.get(name, 0) + 1
+        times = f"[{names[name]}]" if names[name] > 1 else ""
+        options = {key: value for key, value in mark.options.items() if key != "name"}
+        yield Target(
+            f"{module.__name__}:{name}{times}",
+            mark.subject,
+            module,
+            mark.arguments,
+            options,
+            line=mark.line,
+        )
+
+
+def lookup(text: str, module: ModuleType | None = None) -> Any:
+    """The object that ``MODULE:NAME`` or ``FILE.py:NAME`` stands for; ``NAME`` of a module given.
+
+    Raises:
+        TargetError: there is no such module or name.
+    """
+    where, _, name = text.rpartition(":")
+    home = load(where) if where else module
+    value = _attribute(home, name)
+    if home is None or value is None:
+        near = _near(name, list(vars(home))) if home else "write MODULE:NAME"
+        raise TargetError(compose(f"{home.__name__ if home else text} has no {name!r}", do=near))
+    return value
+
+
+def _attribute(module: Any, name: str) -> Any:
+    value = module
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _named(module: ModuleType, name: str) -> Target:
+    full = f"{module.__name__}:{name}"
+    marked, pairs, rules = list(marked_in(module)), _pairs(module, []), _rules(module)
+    value = _without_jit(_attribute(module, name))
+    for target in (*marked, *([] if _has_own_gradient(value) else pairs)):
+        if target.short_name == name:
+            return target
+    if value is not None:
+        return Target(full, value, module)
+    for rule in rules:
+        if rule.primitive.name == name:
+            return Target(full, rule, module, brings_inputs=True)
+    names = [*vars(module), *(rule.primitive.name for rule in rules)]
+    names += [target.short_name for target in (*marked, *pairs)]
+    near = _near(name.split(".")[0], names)
+    raise TargetError(compose(f"{module.__name__} has no {name!r}", do=near))
+
+
+def _pairs(module: ModuleType, found: Sequence[Target]) -> list[Target]:
+    """``foo_fwd`` and ``foo_bwd``, unless they are a custom VJP's own or marked already."""
+    names = dict(vars(module))
+    own = [value for value in names.values() if _has_own_gradient(value)]
+    used = {id(getattr(value, part, None)) for value in own for part in ("fwd", "bwd")}
+    for target in found:
+        parts = target.subject if isinstance(target.subject, tuple) else (target.subject,)
+        used |= {id(part) for part in parts}
+    pairs: list[Target] = []
+    for forward_end, backward_end in PAIRS:
+        for name, forward in names.items():
+            base = name.removesuffix(forward_end)
+            backward = names.get(base + backward_end)
+            if base == name or not callable(forward) or not callable(backward):
+                continue
+            if not used & {id(forward), id(backward), id(names.get(base, forward))}:
+                reference = names.get(base)
+                options = {"reference": reference} if callable(reference) else {}
+                full = f"{module.__name__}:{base}"
+                pairs.append(Target(full, (forward, backward), module, options=options))
+    return pairs
+
+
+def _rules(module: ModuleType) -> list[Any]:
+    """The rules that are declared in a module's file; all of them for this package itself."""
+    from functional_bp import rules
+
+    every = module.__name__ == "functional_bp"
+    here = [rule for rule in rules.values() if every or rule.file == module.__file__]
+    return [rule for rule in here if rule.cases and rule.kind not in WITHOUT_GRADIENT]
+
+
+def _in_a_case(module: ModuleType, value: Any) -> bool:
+    """Whether it is a function of this package that only a rule's case calls."""
+    from functional_bp.engine.operation import Operation
+
+    return module.__name__.startswith("functional_bp.vjps") and not isinstance(value, Operation)
+
+
+def _has_own_gradient(value: Any) -> bool:
+    import jax
+
+    from functional_bp.engine.operation import Operation
+
+    return isinstance(value, jax.custom_vjp | jax.custom_jvp | Operation)
+
+
+def _without_jit(value: Any) -> Any:
+    """The function inside ``jax.jit``, if it has a gradient of its own."""
+    inner = getattr(value, "__wrapped__", None)
+    is_jitted = hasattr(value, "lower") and hasattr(value, "trace")
+    return inner if is_jitted and _has_own_gradient(inner) else value
+
+
+def _defined_in(module: ModuleType, value: Any) -> bool:
+    """Whether it is the module's own, not imported from the one that it says it comes from."""
+    home = getattr(value, "__module__", None)
+    other = sys.modules.get(home) if isinstance(home, str) else None
+    return other in (None, module) or all(known is not value for known in vars(other).values())
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(set(names)), n=4)
+    return f"near it: {', '.join(near)}" if near else ""
+
+
+# Shapes that a signature's annotations give, in jaxtyping's notation: ``Float[Array, "b d"]``.
+#
+# jaxtyping itself is not needed: its annotations are read by their attributes, or as text.
+#
+# References: docs.kidger.site/jaxtyping/api/array, "Shape".
+
+# What is drawn for each of jaxtyping's names, where it allows several dtypes.
+ANNOTATED_DTYPES = {
+    "float": "f32", "inexact": "f32", "real": "f32", "num": "f32", "shaped": "f32",
+    "complex": "c64", "int": "i32", "integer": "i32", "uint": "u32", "bool": "bool", "key": "key",
+    "float16": "f16", "float32": "f32", "float64": "f64", "bfloat16": "bf16",
+    "complex64": "c64", "complex128": "c128",
+    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
+    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
+}  # fmt: skip
+SIZES = (3, 4, 5, 2, 6, 7, 8, 9)  # all different, so that no two axes can be taken for each other
+
+
+@dataclass
+class Sizes:
+    """The sizes of named dimensions, the same in all arguments."""
+
+    known: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> int:
+        if name not in self.known:
+            count = len(self.known)
+            self.known[name] = SIZES[count] if count < len(SIZES) else count + 2
+        return self.known[name]
+
+
+def annotated(function: Callable[..., Any]) -> Mapping[str, tuple[str, str]]:
+    """Dtype and dimensions (``("f32", "b d")``) of every parameter whose annotation gives them."""
+    try:
+        texts = inspect.get_annotations(inspect.unwrap(function))
+    except TypeError:  # an object that has none
+        return {}
+    found = {}
+    for name, annotation in texts.items():
+        if isinstance(annotation, str):
+            evaluated = _evaluated(annotation, function)
+            parsed = _read(evaluated) or _parse(annotation)
+        else:
+            parsed = _read(annotation)
+        if parsed and name != "return":
+            found[name] = parsed
+    return found
+
+
+def shape_of(dims: str, sizes: Sizes) -> tuple[int, ...]:
+    """The shape that ``"b d"`` stands for.
+
+    Raises:
+        ValueError: a dimension that is no number, no name and no expression of these.
+    """
+    shape: list[int] = []
+    for dim in dims.split():
+        name = dim.rpartition("=")[2].lstrip("?#") or "_"
+        starred = name.startswith("*") or name == "..."
+        name = name.lstrip("*?#")
+        if name == "..." or name.startswith("_"):
+            shape.append(sizes[f"_{len(sizes.known)}"])
+        elif name.isidentifier():
+            shape.append(sizes["*" * starred + name])
+        else:
+            shape.append(_value(ast.parse(name, mode="eval").body, dim, sizes))
+    return tuple(shape)
+
+
+def _evaluated(text: str, function: Any) -> Any:
+    """What a textual annotation means where it stands, or None."""
+    try:
+        return eval(text, getattr(inspect.unwrap(function), "__globals__", {}))
+    except Exception:  # a name that is imported for type checkers alone
+        return None
+
+
+def _read(annotation: Any) -> tuple[str, str] | None:
+    """From jaxtyping's own objects; also a Python number's type."""
+    if annotation in (float, complex):
+        return ("f32" if annotation is float else "c64"), ""
+    dims, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
+    if not isinstance(dims, str):
+        return None
+    allowed = [str(dtype) for dtype in dtypes] if isinstance(dtypes, list | tuple) else []
+    for name in ("float32", "int32", "uint32", "complex64", "bool"):
+        if name in allowed:
+            return ANNOTATED_DTYPES[name], dims
+    known = [ANNOTATED_DTYPES[dtype] for dtype in allowed if dtype in ANNOTATED_DTYPES]
+    is_key = any("prng" in dtype or "key" in dtype for dtype in allowed)
+    return (known[0] if known else "key" if is_key else "f32"), dims
+
+
+def _parse(text: str) -> tuple[str, str] | None:
+    """From the text ``Float[Array, "b d"]``."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
+    if isinstance(node, ast.Name) and node.id in ("float", "complex"):
+        return ("f32" if node.id == "float" else "c64"), ""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
+        return None
+    kind = node.value.attr if isinstance(node.value, ast.Attribute) else ""
+    kind = node.value.id if isinstance(node.value, ast.Name) else kind
+    last = node.slice.elts[-1]
+    is_text = isinstance(last, ast.Constant) and isinstance(last.value, str)
+    if kind.lower() not in ANNOTATED_DTYPES or not is_text:
+        return None
+    return ANNOTATED_DTYPES[kind.lower()], str(ast.literal_eval(last))
+
+
+def _value(node: ast.expr, dim: str, sizes: Sizes) -> int:
+    """A dimension such as ``4``, ``2*d`` or ``t-1``."""
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _value(left, dim, sizes), _value(right, dim, sizes)
+            results = {ast.Add: a + b, ast.Sub: a - b, ast.Mult: a * b, ast.FloorDiv: a // (b or 1)}
+            if type(op) in results and results[type(op)] >= 0:
+                return results[type(op)]
+    raise ValueError(f"the dimension {dim!r} is no number, no name and no sum or product of them")
+
+
+# The inputs that a target is checked on: given, described, or read off its annotations.
+
+DTYPES = {short: name for name, short in SHORT_DTYPES.items()}
+HIGHEST_INTEGER = 3  # of those drawn without a range: small enough to be an index
+ARRAY = re.compile(
+    r"(?P<dtype>[a-z]+[0-9]*)(?:\[(?P<shape>[0-9, ]*)\])?"
+    r"(?::(?P<low>[-+.e0-9]+?)\.\.(?P<high>[-+.e0-9]+))?"
+)
+WAYS = (
+    "give --shape x=f32[4,3] for every argument, or --inputs FILE.npz with an array for each;\n"
+    "            or write example_inputs() into the module, which returns a tuple of arguments;\n"
+    '            or mark it with @bp.checked(x, ...); or annotate it: x: Float[Array, "b d"]'
+)
+
+
+class InputsError(BackpropError, ValueError):
+    """There are no inputs to check something on, or they do not fit it."""
+
+
+def inputs_for(
+    target: Target,
+    *,
+    file: str | None = None,
+    shapes: Sequence[str] = (),
+    seed: int = 0,
+    what: str = "check it on",
+) -> tuple[Any, ...]:
+    """The arguments to check a target on, by the first of these ways that there is.
+
+    Args:
+        target: what is checked.
+        file: an ``.npz`` file with an array for every argument, or a ``.py`` file with a function
+            ``example_inputs``.
+        shapes: ``x=f32[4,3]``, for every argument that has no default.
+        seed: of the random numbers.
+        what: is done with them, for the message.
+
+    Returns:
+        From the file, from the shapes, of the target's mark, from ``example_inputs`` of its
+        module, or after the annotations of its signature.
+
+    Raises:
+        InputsError: there are none, or they do not fit.
+    """
+    function = signed_function(target)
+    if file is not None:
+        return _checked(target, function, _from_file(target, function, file))
+    if shapes:
+        return _checked(target, function, _from_shapes(target, function, shapes, seed))
+    if target.arguments:
+        (first, *others) = target.arguments
+        if not others and callable(first):
+            made = first()
+            first, others = (made[0], made[1:]) if isinstance(made, tuple) and made else (made, ())
+        return _checked(target, function, (first, *others))
+    if target.brings_inputs:
+        return ()
+    example = _from_module(target)
+    if example is None:
+        example = _from_annotations(target, function, seed)
+    if example is None:
+        raise InputsError(
+            compose(
+                f"{target.name}: no inputs to {what}",
+                got=f"the signature {target.short_name}{_signature(function) or '(…)'}",
+                do=WAYS,
+            )
+        )
+    return _checked(target, function, example)
+
+
+def signed_function(target: Target) -> Any:
+    """The function whose parameters are meant: of a pair, the reference or the forward."""
+    if not isinstance(target.subject, tuple):
+        return target.subject
+    return target.options.get("reference") or target.subject[0]
+
+
+def positions(target: Target, names: Sequence[str]) -> tuple[int, ...]:
+    """The positions of the arguments with these names.
+
+    Raises:
+        InputsError: there is no argument of that name.
+    """
+    parameters = _parameters(target, signed_function(target))
+    _no_strangers(target, names, parameters)
+    return tuple(list(parameters).index(name) for name in names)
+
+
+def draw(text: str, rng: np.random.Generator) -> Any:
+    """An array after ``f32[4,3]``, ``f32[4,3]:0..1``, ``i32[5]:0..9``; or a Python literal.
+
+    Floats are normally distributed, or uniform in their range; integers are drawn from 0 to 3, or
+    from their range with both ends; complex numbers have a range for either part.
+
+    Raises:
+        ValueError: it is neither, or asks for a dtype that is switched off.
+    """
+    match = ARRAY.fullmatch(text.strip())
+    if match is None or match["dtype"] not in {*DTYPES, *DTYPES.values(), "key"}:
+        return _literal(text)
+    shape = tuple(int(size) for size in (match["shape"] or "").split(",") if size.strip())
+    limits = (float(match["low"]), float(match["high"])) if match["low"] else None
+    if match["dtype"] == "key":
+        import jax
+
+        keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), shape or (1,))
+        return keys if shape else keys[0]
+    return _array(shape, DTYPES.get(match["dtype"], match["dtype"]), limits, rng)
+
+
+def _array(
+    shape: tuple[int, ...], name: str, limits: tuple[float, float] | None, rng: np.random.Generator
+) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    dtype = jnp.dtype(name)
+    if dtype.itemsize // (2 if dtype.kind == "c" else 1) > 4 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ValueError(f"{name} is switched off: set the environment variable JAX_ENABLE_X64=1")
+    if dtype.kind == "b":
+        return jnp.asarray(rng.integers(0, 2, shape), bool)
+    if dtype.kind in "iu":
+        low, high = limits or (0, HIGHEST_INTEGER)
+        return jnp.asarray(rng.integers(int(low), int(high) + 1, shape), dtype)
+    reals = lambda: rng.uniform(*limits, shape) if limits else rng.standard_normal(shape)  # noqa: E731
+    values = reals() + 1j * reals() if dtype.kind == "c" else reals()
+    return jnp.asarray(np.asarray(values).astype(dtype))
+
+
+def _literal(text: str) -> Any:
+    """``-1``, ``"relu"``, ``(0, 1)``, ``None``."""
+    if re.fullmatch(r"[0-9 ]+(,[0-9 ]+)+", text):
+        raise ValueError(f"{text}: say f32[{text}] for an array, or ({text}) for a tuple")
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{text}: neither an array nor a Python literal") from error
+
+
+def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    if file.endswith(".py"):
+        example = _from_module(dataclasses.replace(target, module=load_file(Path(file))))
+        if example is None:
+            raise InputsError(
+                compose(f"{file} has no inputs for {target.name}",
+                        expected=f"example_inputs(), or example_inputs(name) for "
+                        f"{target.short_name!r}", do="let it return a tuple of arguments")
+            )  # fmt: skip
+        return example
+    try:
+        with np.load(file) as stored:
+            arrays = {name: jnp.asarray(stored[name]) for name in stored.files}
+    except (OSError, ValueError) as error:
+        raise InputsError(
+            compose(f"{file} cannot be read as an .npz file", got=f"{error}",
+                    do='write it with numpy.savez("inputs.npz", x=x, scale=scale)')
+        ) from error  # fmt: skip
+    if arrays and all(name == f"arr_{i}" for i, name in enumerate(arrays)):
+        return tuple(arrays.values())  # numpy.savez(file, x, scale): in their order
+    nested: dict[str, Any] = {}
+    for name, array in arrays.items():  # params/W1 is the entry W1 of the argument params
+        *outer, last = name.split("/")
+        inside = nested
+        for part in outer:
+            inside = inside.setdefault(part, {})
+        inside[last] = array
+    return _in_order(target, function, nested)
+
+
+def _from_shapes(
+    target: Target, function: Any, shapes: Sequence[str], seed: int
+) -> tuple[Any, ...]:
+    rng = np.random.default_rng(seed)
+    values: dict[str, Any] = {}
+    for text in shapes:
+        name, equals, description = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError("there is no =")
+            values[name.strip()] = draw(description, rng)
+        except ValueError as error:
+            raise InputsError(
+                compose(f"--shape {text} cannot be read", got=str(error),
+                        expected="--shape x=f32[4,3], also i32[5], bool[3], f32[4,3]:0..1, axis=-1")
+            ) from error  # fmt: skip
+    return _in_order(target, function, values)
+
+
+def _from_module(target: Target) -> tuple[Any, ...] | None:
+    example = getattr(target.module, "example_inputs", None)
+    if not callable(example):
+        return None
+    made = example(target.short_name) if _parameter_count(example) else example()
+    if isinstance(made, Mapping):
+        made = made.get(target.short_name)
+    if made is None:
+        return None
+    return tuple(made) if isinstance(made, tuple | list) else (made,)
+
+
+def _from_annotations(target: Target, function: Any, seed: int) -> tuple[Any, ...] | None:
+    described = annotated(function)
+    try:
+        parameters = _parameters(target, function)
+    except InputsError:
+        return None
+    rng, sizes = np.random.default_rng(seed), Sizes()
+    values: list[Any] = []
+    for name, parameter in parameters.items():
+        if name in described:
+            dtype, dims = described[name]
+            try:
+                shape = shape_of(dims, sizes)
+                values.append(draw(f"{dtype}[{','.join(map(str, shape))}]", rng))
+            except (ValueError, SyntaxError) as error:
+                message = f"{target.name}: the annotation of {name} cannot be read"
+                raise InputsError(compose(message, got=str(error), do=WAYS)) from error
+        elif parameter.default is not parameter.empty:
+            values.append(parameter.default)
+        else:
+            return None
+    return tuple(values) or None
+
+
+def _in_order(target: Target, function: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Values by name as positional arguments; defaults fill the places between."""
+    parameters = _parameters(target, function)
+    _no_strangers(target, list(values), parameters)
+    missing = [
+        name for name, p in parameters.items() if name not in values and p.default is p.empty
+    ]
+    if missing:
+        raise InputsError(
+            compose(f"{target.name}: nothing is given for {', '.join(missing)}",
+                    got=", ".join(values), expected=", ".join(parameters),
+                    do=f"add --shape {missing[0]}=f32[4,3], or its array to the file")
+        )  # fmt: skip
+    last = max((list(parameters).index(name) for name in values), default=-1)
+    return tuple(values.get(name, p.default) for name, p in list(parameters.items())[: last + 1])
+
+
+def _no_strangers(target: Target, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in parameters:
+            near = difflib.get_close_matches(name, list(parameters), n=3)
+            raise InputsError(
+                compose(f"{target.name} has no argument {name!r}",
+                        expected=", ".join(parameters),
+                        do=f"near it: {', '.join(near)}" if near else "")
+            )  # fmt: skip
+
+
+def _parameters(target: Target, function: Any) -> dict[str, inspect.Parameter]:
+    """The positional parameters by name."""
+    signature = _signature(function)
+    if signature is None:
+        raise InputsError(
+            compose(f"{target.name}: the names of its arguments are not known",
+                    got=f"{type(function).__name__} without a signature",
+                    do="give the arguments in order: numpy.savez(file, x, scale), or @bp.checked")
+        )  # fmt: skip
+    keyword_only = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    return {n: p for n, p in signature.parameters.items() if p.kind not in keyword_only}
+
+
+def _checked(target: Target, function: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments, if the signature takes so many."""
+    signature = _signature(function)
+    if signature is not None:
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise InputsError(
+                compose(f"the inputs do not fit {target.name}",
+                        got=f"{len(arguments)} arguments: {error}",
+                        expected=f"{target.short_name}{signature}")
+            ) from error  # fmt: skip
+    return arguments
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def _parameter_count(function: Callable[..., Any]) -> int:
+    signature = _signature(function)
+    return 0 if signature is None else len(signature.parameters)

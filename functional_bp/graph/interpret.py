@@ -1,0 +1,232 @@
+"""What a check reads off the graph of a claim: precision, thresholds, loops, custom rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from functional_bp import _jax
+from functional_bp.engine.sweeps import evaluate
+from functional_bp.gradcheck.subject import UNIT64, is_inexact, unit_of
+from functional_bp.graph.nested import inner_graphs
+
+COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
+ORDERING = {"gt", "lt", "ge", "le", "eq", "ne"}
+STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outside the domain
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation, those of nested graphs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in inner_graphs(eqn):
+            yield from equations(inner.jaxpr)
+
+
+def lowest_precision(jaxpr: Jaxpr) -> float:
+    """The coarsest relative spacing among the graph's real and complex values."""
+    avals: list[Any] = [v.aval for eqn in equations(jaxpr) for v in eqn.outvars]
+    units = [unit_of(a.dtype) for a in avals if hasattr(a, "dtype") and is_inexact(a) and a.size]
+    rounded = [
+        2.0 ** -eqn.params["mantissa_bits"]
+        for eqn in equations(jaxpr)
+        if eqn.primitive.name == "reduce_precision"
+    ]
+    return max([UNIT64, *units, *rounded])
+
+
+def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
+    """The constants that values are compared with or shifted by: where a branch may begin."""
+    found: set[float] = set()
+    for eqn in equations(jaxpr):
+        if eqn.primitive.name not in COMPARING:
+            continue
+        for atom in eqn.invars:
+            if isinstance(atom, Literal) and np.ndim(atom.val) == 0:
+                try:
+                    value = float(np.real(atom.val))
+                except (TypeError, ValueError):
+                    continue
+                if np.isfinite(value) and 0 < abs(value) < 1e4:
+                    found.add(value)
+    return sorted(found, key=abs)[:most]
+
+
+def asks_for_sign(jaxpr: Jaxpr) -> bool:
+    """Whether a value is compared with zero: ``where(x > 0, …)`` gives both sides a meaning."""
+    return any(
+        eqn.primitive.name in ORDERING and isinstance(atom, Literal) and np.all(atom.val == 0)
+        for eqn in equations(jaxpr)
+        for atom in eqn.invars
+    )
+
+
+def has_while(jaxpr: Jaxpr) -> bool:
+    """Whether a loop in the graph decides by its values when to stop."""
+    return any(eqn.primitive.name == "while" for eqn in equations(jaxpr))
+
+
+def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """``fun`` on a flat list of arrays, its while_loops stopped after ``STEP_LIMIT`` iterations.
+
+    A loop that is stopped yields NaN. So no input that a search tries can hang it.
+    """
+
+    def run(*arrays: Any) -> list[Any]:
+        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
+        if not has_while(jaxpr):
+            return interpret(jaxpr, consts, arrays, evaluate)
+        return interpret(jaxpr, consts, arrays, _evaluate_bounded)
+
+    return run
+
+
+def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """``fun`` with the bodies of custom_vjp and custom_jvp functions in place of their rules.
+
+    Those that JAX itself defines (``jax.nn.relu``, …) keep their rules.
+    """
+
+    def run(*arrays: Any) -> list[Any]:
+        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
+        return interpret(jaxpr, consts, arrays, _evaluate_body)
+
+    return run
+
+
+def holds_custom_rules(jaxpr: Jaxpr) -> bool:
+    """Whether a person's custom_vjp or custom_jvp function is in the graph."""
+    return any(_custom_body(eqn) is not None for eqn in equations(jaxpr))
+
+
+def interpret(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any], run: Any) -> list[Any]:
+    """Run a graph with ``run(eqn, operands)`` in place of each equation."""
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arrays)))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]  # noqa: E731
+    for eqn in jaxpr.eqns:
+        env.update(zip(eqn.outvars, run(eqn, [read(a) for a in eqn.invars])))
+    return [read(a) for a in jaxpr.outvars]
+
+
+def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    if eqn.primitive.name == "while":
+        return _bounded_while(eqn, operands)
+    if any(has_while(inner.jaxpr) for inner in inner_graphs(eqn)):
+        return rebuild(eqn, operands, _evaluate_bounded)
+    return evaluate(eqn, operands)
+
+
+def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    body = _custom_body(eqn)
+    if body is not None:
+        return interpret(body.jaxpr, body.consts, operands, _evaluate_body)
+    if any(holds_custom_rules(inner.jaxpr) for inner in inner_graphs(eqn)):
+        return rebuild(eqn, operands, _evaluate_body)
+    return evaluate(eqn, operands)
+
+
+def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
+    """The equation, with ``run`` for the equations of the graphs that it holds."""
+    inners = inner_graphs(eqn)
+    name = eqn.primitive.name
+    if name == "scan":
+        return _scan(eqn, operands, inners[0], run)
+    if name == "cond":
+        index, *rest = operands
+        branch = lambda inner: lambda *xs: interpret(inner.jaxpr, inner.consts, xs, run)  # noqa: E731
+        return lax.switch(index, [branch(inner) for inner in inners], *rest)
+    if len(inners) == 1 and len(inners[0].jaxpr.invars) == len(operands):
+        return interpret(inners[0].jaxpr, inners[0].consts, operands, run)
+    return evaluate(eqn, operands)
+
+
+def _scan(eqn: JaxprEqn, operands: Sequence[Any], body: Any, run: Any) -> Sequence[Any]:
+    consts, carries = _jax.scan_counts(eqn.params)
+    held, rest = list(operands[:consts]), list(operands[consts:])
+
+    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = interpret(body.jaxpr, body.consts, [*held, *carry, *x], run)
+        return outs[:carries], outs[carries:]
+
+    length, reverse = eqn.params["length"], eqn.params["reverse"]
+    last, ys = lax.scan(step, rest[:carries], rest[carries:], length=length, reverse=reverse)
+    return [*last, *ys]
+
+
+def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    condition, body = inner_graphs(eqn)
+    own, shared = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    tested, held, init = operands[:own], operands[own : own + shared], operands[own + shared :]
+
+    def proceed(state: tuple[Any, list[Any]]) -> Any:
+        count, carry = state
+        goes_on = interpret(condition.jaxpr, condition.consts, [*tested, *carry], evaluate)[0]
+        return jnp.all(goes_on) & (count < STEP_LIMIT)
+
+    def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
+        count, carry = state
+        outs = interpret(body.jaxpr, body.consts, [*held, *carry], _evaluate_bounded)
+        return count + 1, list(outs)
+
+    count, carry = lax.while_loop(proceed, step, (jnp.int32(0), list(init)))
+    stopped = count >= STEP_LIMIT
+    return [jnp.where(stopped, jnp.nan, x).astype(x.dtype) if is_inexact(x) else x for x in carry]
+
+
+def _custom_body(eqn: JaxprEqn) -> Any:
+    """The body of a person's custom_vjp or custom_jvp function, None for any other equation."""
+    if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call"):
+        return None
+    inner = inner_graphs(eqn)[0]
+    info = getattr(inner.jaxpr, "debug_info", None)
+    made_in = str(getattr(info, "func_src_info", ""))
+    return None if "jax/_src" in made_in or "site-packages/jax/" in made_in else inner
+
+
+# Has an iteration converged? Implicit differentiation is right only where it has.
+#
+# A loop of a fixed length that hands on a state and nothing else iterates a map: a fixed point, a
+# root. Where one more step changes the result, the iteration has not arrived, and a gradient by
+# the implicit function theorem answers another question than the one that was asked.
+
+
+def holds_iteration(jaxpr: Jaxpr) -> bool:
+    """Whether a loop in the graph iterates a map."""
+    return any(map(_is_iteration, equations(jaxpr)))
+
+
+def one_step_more(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """``fun`` on a flat list of arrays, each of its iterations a step longer."""
+
+    def run(*arrays: Any) -> list[Any]:
+        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
+        return interpret(jaxpr, consts, arrays, _step)
+
+    return run
+
+
+def _is_iteration(eqn: JaxprEqn) -> bool:
+    if eqn.primitive.name != "scan":
+        return False
+    consts, carries = _jax.scan_counts(eqn.params)
+    return len(eqn.invars) == consts + carries and len(eqn.outvars) == carries
+
+
+def _step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+    inners = inner_graphs(eqn)
+    if _is_iteration(eqn):
+        consts, _ = _jax.scan_counts(eqn.params)
+        held, init = operands[:consts], list(operands[consts:])
+        body = lambda carry, _: (  # noqa: E731
+            interpret(inners[0].jaxpr, inners[0].consts, [*held, *carry], evaluate), None
+        )  # fmt: skip
+        return lax.scan(body, init, length=eqn.params["length"] + 1)[0]
+    if len(inners) == 1 and holds_iteration(inners[0].jaxpr) and eqn.primitive.name != "scan":
+        return interpret(inners[0].jaxpr, inners[0].consts, operands, _step)
+    return evaluate(eqn, operands)

@@ -1,0 +1,71 @@
+r"""The tables as LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
+
+from __future__ import annotations
+
+from functional_bp.explanation.formulas.latex import escaped
+from functional_bp.explanation.tables import Cell, Line, Table
+from functional_bp.tables.text import fitted
+
+COLORS = {"nan": "red", "infinite": "red", "exploding": "magenta", "vanishing": "orange",
+          "zero": "orange"}  # fmt: skip
+PACKAGES = ("amsmath", "amssymb", "array", "booktabs", "longtable", "xcolor")
+PAGE_WIDTH = 165  # characters on a landscape page, with the formulas' letters counted once
+LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of longer ones
+
+
+def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
+    """The tables.
+
+    Args:
+        tables: what to write.
+        standalone: a whole document; otherwise a piece of one that loads ``PACKAGES``.
+    """
+    body = "\n\n".join(map(_table, tables)) + "\n"
+    if not standalone:
+        return f"% needs: {', '.join(PACKAGES)}\n{body}"
+    uses = "".join(f"\\usepackage{{{package}}}\n" for package in PACKAGES)
+    margins = "\\usepackage[landscape,margin=15mm]{geometry}\n"
+    return (
+        "\\documentclass{article}\n" + uses + margins
+        + f"\\begin{{document}}\n\\footnotesize\n{body}\\end{{document}}\n"
+    )  # fmt: skip
+
+
+def _table(table: Table) -> str:
+    table = fitted(table, PAGE_WIDTH)
+    form = "".join(_form(table, k) for k in range(len(table.columns)))
+    heads = " & ".join(escaped(column.heading) for column in table.columns)
+    rows = [_line(line, len(table.columns)) for line in table.lines]
+    return "\n".join(
+        [
+            rf"\begin{{longtable}}{{{form}}}",
+            rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\textbf{{{escaped(table.title)}}}}} \\",
+            rf"\toprule {heads} \\ \midrule \endhead",
+            *rows,
+            r"\bottomrule",
+            r"\end{longtable}",
+        ]
+    )
+
+
+def _form(table: Table, k: int) -> str:
+    """A column's alignment; long cells are broken into lines."""
+    right = table.columns[k].align == "right"
+    lengths = (len(line.cells[k].text) for line in table.lines if not line.is_heading)
+    if max(lengths, default=0) <= LONGEST:
+        return "r" if right else "l"
+    ragged = r"\raggedleft" if right else r"\raggedright"
+    return rf">{{{ragged}\arraybackslash}}p{{{LONG}}}"
+
+
+def _line(line: Line, count: int) -> str:
+    if line.is_heading:
+        inside = rf"\textit{{{escaped(line.cells[0].text)}}}"
+        return rf"\multicolumn{{{count}}}{{l}}{{{inside}}} \\"
+    return " & ".join(map(_cell, line.cells)) + r" \\"
+
+
+def _cell(cell: Cell) -> str:
+    text = f"${cell.formula}$" if cell.formula else escaped(cell.text)
+    color = COLORS.get(cell.state)
+    return rf"\textcolor{{{color}}}{{{text}}}" if color and text else text

@@ -1,0 +1,40 @@
+"""The tables as Markdown, for a page or a notebook."""
+
+from __future__ import annotations
+
+from functional_bp.explanation.tables import Line, Table
+
+MARKS = {"nan": "⚠ ", "infinite": "⚠ ", "exploding": "⚠ ", "vanishing": "", "zero": ""}
+
+
+def escaped(text: str) -> str:
+    r"""Text in a cell: what Markdown would take for its own is escaped.
+
+    >>> print(escaped("a|b * c_d"))
+    a\|b \* c\_d
+    """
+    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text)
+
+
+def markdown(tables: tuple[Table, ...]) -> str:
+    """The tables as GitHub's Markdown."""
+    return "\n\n".join(map(_table, tables)) + "\n"
+
+
+def _table(table: Table) -> str:
+    heads = " | ".join(column.heading for column in table.columns)
+    rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
+    place = next(k for k, column in enumerate(table.columns) if not column.drop)
+    rows = [_line(line, len(table.columns), place) for line in table.lines]
+    return "\n".join([f"**{escaped(table.title)}**", "", f"| {heads} |", f"| {rule} |", *rows])
+
+
+def _line(line: Line, count: int, place: int) -> str:
+    if line.is_heading:
+        cells = [""] * count
+        cells[place] = f"*{escaped(line.cells[0].text)}*"
+    else:
+        cells = [MARKS.get(c.state, "") + escaped(c.text) for c in line.cells]
+        if line.kind == "sum":
+            cells = [f"**{c}**" if c else "" for c in cells]
+    return f"| {' | '.join(cells)} |"

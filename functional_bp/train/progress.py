@@ -1,0 +1,707 @@
+"""Progress of training while it goes on: a bar in a terminal or a notebook, lines elsewhere.
+
+A step costs a count and a look at the clock. The device is asked for its numbers only when the
+display is drawn, ten times a second at most, and drawing takes a small part of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+from functional_bp.errors import compose
+from functional_bp.train.data.checks import DataError
+from functional_bp.train.history import ordered, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# How fast training goes, and how long it will take: from the steps that are done, not begun.
+
+WINDOW_SECONDS = 10.0  # that the rate is of; it follows a machine that becomes slower
+
+
+@dataclass(frozen=True)
+class Status:
+    """A moment of training, as a display shows it.
+
+    Attributes:
+        epoch: the epoch's number, from 0.
+        epochs: how many there will be.
+        steps: done in this epoch.
+        steps_per_epoch: None where it is not known.
+        rate: examples per second, or steps per second; None before there is one.
+        per_example: whether the rate is of examples.
+        seconds: that the epoch took until now.
+        left_seconds: until the last step of the epoch; None where that is not known.
+        run_left_seconds: until the last epoch is over; None where that is not known.
+        logs: the means over the epoch until now, and at its end those of validation.
+        phase: "compiling", "training", "validating", "done" with the epoch, or "stopped" in it.
+    """
+
+    epoch: int
+    epochs: int
+    steps: int
+    steps_per_epoch: int | None
+    rate: float | None
+    per_example: bool
+    seconds: float
+    left_seconds: float | None
+    run_left_seconds: float | None
+    logs: dict[str, float] = field(default_factory=dict)
+    phase: str = "training"
+
+
+class Pace:
+    """Rates over the last seconds and over an epoch.
+
+    The first step, which is compiled, does not count; nor does the time of validation.
+    """
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[float, int, int]] = deque()  # time, steps, examples
+        self._begin: tuple[float, int, int] | None = None
+        self._mean: tuple[float, float] | None = None  # steps, examples a second, last epoch
+        self._beside_seconds = 0.0  # of the last epoch, after its steps
+        self._first = True
+
+    def begin_epoch(self, now: float) -> None:
+        """No step of the epoch is done."""
+        self._marks.clear()
+        self._begin = None
+        if not self._first:
+            self.mark(now, 0, 0)
+
+    def mark(self, now: float, steps: int, examples: int) -> None:
+        """So many steps and examples of this epoch are done, the device's work on them too."""
+        self._first = False
+        self._begin = self._begin or (now, steps, examples)
+        self._marks.append((now, steps, examples))
+        while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_SECONDS:
+            self._marks.popleft()
+
+    def end_steps(self) -> None:
+        """The last step of the epoch is done and marked."""
+        if self._begin is not None:
+            self._mean = _per_second(self._begin, self._marks[-1]) or self._mean
+
+    def end_epoch(self, now: float) -> None:
+        """The epoch is over, its validation too."""
+        if self._marks:
+            self._beside_seconds = now - self._marks[-1][0]
+
+    @property
+    def mean(self) -> tuple[float, float] | None:
+        """Steps and examples per second, of the last epoch that ended."""
+        return self._mean
+
+    @property
+    def now(self) -> tuple[float, float] | None:
+        """Steps and examples per second, of the last seconds, or of the last epoch."""
+        here = _per_second(self._marks[0], self._marks[-1]) if self._marks else None
+        return here or self._mean
+
+    def left_seconds(self, steps: int, total: int | None) -> float | None:
+        """Until the last step of the epoch."""
+        if total is None or self.now is None:
+            return None
+        return max(0, total - steps) / self.now[0]
+
+    def run_left_seconds(self, steps: int, total: int | None, epochs: int) -> float | None:
+        """Until this epoch and ``epochs`` more are over, with what comes after their steps."""
+        here, whole = self.left_seconds(steps, total), self.left_seconds(0, total)
+        if here is None or whole is None:
+            return None
+        return here + epochs * whole + (epochs + 1) * self._beside_seconds
+
+
+def _per_second(first: Any, last: Any) -> tuple[float, float] | None:
+    seconds = last[0] - first[0]
+    if seconds <= 0 or last[1] <= first[1]:
+        return None
+    return (last[1] - first[1]) / seconds, (last[2] - first[2]) / seconds
+
+
+def duration(seconds: float) -> str:
+    """A time as it is said.
+
+    Example:
+        >>> [duration(s) for s in (0.04, 3.21, 59.6, 65, 7380, 100000)]
+        ['0.0 s', '3.2 s', '1 min 00 s', '1 min 05 s', '2 h 03 min', '1 d 04 h']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def rate_text(rate: float | None, per_example: bool) -> str:
+    """A rate as it is said; nothing where there is none.
+
+    Example:
+        >>> rate_text(41234.5, True), rate_text(3.21, False), rate_text(0.0321, True)
+        ('41,234 examples/s', '3.2 steps/s', '0.032 examples/s')
+    """
+    if rate is None:
+        return ""
+    number = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+    return f"{number} {'examples' if per_example else 'steps'}/s"
+
+
+def left_text(status: Status, short: bool = False) -> str:
+    """The time left, of the epoch and of all of them; nothing where it is not known.
+
+    Args:
+        status: the moment.
+        short: whether only the epoch's is said.
+
+    Example:
+        >>> left_text(Status(2, 50, 120, 400, 1.0, True, 3.0, 12.3, 580.0))
+        '12 s left, 9 min 40 s for all epochs'
+    """
+    if status.phase == "compiling":
+        return "compiling the step"
+    if status.phase == "validating":
+        return "validating"
+    if status.left_seconds is None or status.phase in ("done", "stopped"):
+        return ""
+    left = f"{duration(status.left_seconds)} left"
+    if not short and status.epoch + 1 < status.epochs and status.run_left_seconds is not None:
+        left += f", {duration(status.run_left_seconds)} for all epochs"
+    return left
+
+
+DRAWING_SHARE = 0.01  # of the time, at most
+Read = Callable[[], Mapping[str, Any]]
+
+
+class Display(Protocol):
+    """What shows moments of training.
+
+    Attributes:
+        interval_seconds: between two of them, at least.
+    """
+
+    interval_seconds: float
+
+    def open(self) -> None:
+        """Training begins."""
+        ...
+
+    def show(self, status: Status) -> None:
+        """A moment within an epoch."""
+        ...
+
+    def keep(self, status: Status) -> None:
+        """The end of an epoch, or of training within one: to stay on the screen."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something to be read, which stays on the screen."""
+        ...
+
+    def close(self) -> None:
+        """Training is over."""
+        ...
+
+
+class Silent:
+    """Progress that shows nothing; the methods are those of ``Progress``."""
+
+    read: Read | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        pass
+
+    def epoch(self, e: int, *, steps: int | None = None, start: int = 0) -> None:
+        """Nothing."""
+
+    def step(self, k: int, examples: int = 0) -> None:
+        """Nothing."""
+
+    def validate(self) -> None:
+        """Nothing."""
+
+    def end_epoch(self, logs: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+class Progress:
+    """Counts steps and has a display show them.
+
+    Args:
+        display: what shows them.
+        epochs: how many there will be.
+        steps_per_epoch: None where it is not known; after an epoch it is that epoch's number.
+        read: returns the means of the epoch until now, by name. Called when the display is drawn;
+            arrays of a device are waited for then.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        epochs: int,
+        steps_per_epoch: int | None = None,
+        read: Read | None = None,
+    ) -> None:
+        self.read = read
+        self._display, self._epochs, self._total = display, epochs, steps_per_epoch
+        self._pace = Pace()
+        self._epoch, self._open = 0, False
+        self._steps = self._first = self._examples = 0
+        self._logs: dict[str, float] = {}
+        self._started = 0.0
+        self._next = 0.0  # the time at which the display is drawn again
+        self._phase = "compiling"
+
+    def __enter__(self) -> Self:
+        self._display.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._open and self._steps > self._first:
+            self._phase = "stopped"
+            with contextlib.suppress(Exception):  # what ended training may have taken the numbers
+                self._fetch()
+            self._display.keep(self._status(time.perf_counter()))
+        self._display.close()
+
+    def epoch(self, e: int, *, steps: int | None = None, start: int = 0) -> None:
+        """An epoch begins.
+
+        Args:
+            e: its number, from 0.
+            steps: how many it has, if that is known now and was not before.
+            start: the number of steps that were done before a resume.
+        """
+        self._epoch, self._open = e, True
+        self._total = steps or self._total
+        self._steps = self._first = start
+        self._examples, self._logs = 0, {}
+        self._started = time.perf_counter()
+        self._pace.begin_epoch(self._started)
+        if self._phase == "compiling":
+            self._draw(self._started)
+            self._next = 0.0
+        else:
+            self._phase = "training"
+
+    def step(self, k: int, examples: int = 0) -> None:
+        """A step was given to the device.
+
+        Args:
+            k: how many were in this epoch, with this one.
+            examples: in its batch; 0 where that is not known.
+        """
+        self._steps = k
+        self._examples += examples
+        if time.perf_counter() >= self._next:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        self._phase = "training"
+        self._fetch()
+        self._draw(time.perf_counter())
+
+    def _fetch(self) -> None:
+        """The means until now; waits for the steps that were begun, so they are done then."""
+        if self.read is not None:
+            self._logs = _numbers(self.read())
+        done = self._steps - self._first
+        self._pace.mark(time.perf_counter(), done, self._examples)
+
+    def _draw(self, now: float) -> None:
+        self._display.show(self._status(now))
+        end = time.perf_counter()
+        wait = (end - now) / DRAWING_SHARE
+        self._next = end + max(self._display.interval_seconds, wait)
+
+    def validate(self) -> None:
+        """The steps of the epoch are over, its validation begins."""
+        self._fetch()
+        self._pace.end_steps()
+        self._phase = "validating"
+        now = time.perf_counter()
+        if now - self._started >= self._display.interval_seconds:  # else no one would read it
+            self._draw(now)
+
+    def end_epoch(self, logs: Mapping[str, Any]) -> None:
+        """An epoch is over.
+
+        Args:
+            logs: all that was measured in it.
+        """
+        now = time.perf_counter()
+        if self._phase != "validating":
+            self._pace.mark(now, self._steps - self._first, self._examples)
+            self._pace.end_steps()
+        self._logs, self._phase, self._open = _numbers(logs), "done", False
+        self._total = self._total or self._steps
+        self._pace.end_epoch(now)
+        self._display.keep(self._status(now))
+
+    def note(self, text: str) -> None:
+        """Show a text that stays on the screen."""
+        self._display.note(text)
+
+    def _status(self, now: float) -> Status:
+        pace = self._pace.mean if self._phase in ("validating", "done") else self._pace.now
+        per_example = self._examples > 0 or not self._steps
+        left = self._pace.left_seconds(self._steps, self._total)
+        more = self._epochs - self._epoch - 1
+        return Status(
+            epoch=self._epoch,
+            epochs=self._epochs,
+            steps=self._steps,
+            steps_per_epoch=self._total,
+            rate=pace and pace[1 if per_example else 0],
+            per_example=per_example,
+            seconds=now - self._started,
+            left_seconds=left,
+            run_left_seconds=self._pace.run_left_seconds(self._steps, self._total, more),
+            logs=self._logs,
+            phase=self._phase,
+        )
+
+
+def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers on the host; of what is no single number, nothing."""
+    arrays = {name: np.asarray(value) for name, value in logs.items()}
+    return {name: float(a) for name, a in arrays.items() if a.ndim == 0 and a.dtype != object}
+
+
+def progress(
+    verbose: str | int | bool = "auto",
+    epochs: int = 1,
+    steps_per_epoch: int | None = None,
+    *,
+    read: Read | None = None,
+) -> Progress | Silent:
+    """Progress for a training loop, to be used as a context.
+
+    Args:
+        verbose: "auto" or 1 for a bar in a terminal or a notebook and lines elsewhere, 2 for a
+            line an epoch, 0 for nothing. Above the bar stay the lines of finished epochs; where
+            they come faster than anyone reads, only some of them.
+        epochs: how many there will be.
+        steps_per_epoch: None where it is not known.
+        read: returns the means of the epoch until now, by name; called when it is drawn.
+
+    Raises:
+        DataError: ``verbose`` is something else.
+
+    Example:
+        >>> with progress(0, epochs=1, steps_per_epoch=2) as shown:
+        ...     shown.epoch(0)
+        ...     for k in range(2):
+        ...         shown.step(k + 1, examples=32)
+        ...     shown.end_epoch({"loss": 0.5})
+    """
+    if verbose not in ("auto", 0, 1, 2):
+        raise DataError(
+            compose(
+                "verbose cannot be used",
+                got=f"verbose = {verbose!r}",
+                expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)',
+            )
+        )
+    if not verbose:
+        return Silent()
+    return Progress(_display(verbose != 2), epochs, steps_per_epoch, read)
+
+
+def _display(bar: bool) -> Display:
+    """What fits where this runs."""
+    pass
+
+    if not bar:
+        return Lines()
+    if in_notebook():
+        return Notebook()
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines()
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a kernel of Jupyter, which displays HTML."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
+
+
+# What shows the progress of training: a bar in a terminal, a box in a notebook, or lines.
+
+BAR_WIDTH, LEAST_BAR_WIDTH = 30, 8  # characters
+LINE_SECONDS = 60.0  # between lines within an epoch, where there is no bar
+KEPT_SECONDS = 0.2  # between lines of finished epochs above a bar
+NOTEBOOK_ROWS = 8  # of the last epochs
+
+
+def epoch_text(status: Status) -> str:
+    """The epoch's number among all, of one width in all lines."""
+    return f"epoch {status.epoch + 1:{len(str(status.epochs))}d}/{status.epochs}"
+
+
+def steps_text(status: Status) -> str:
+    """The steps done, among all if that is known."""
+    if status.steps_per_epoch is None:
+        return f"{status.steps:,} steps"
+    return f"{status.steps:,}/{status.steps_per_epoch:,}"
+
+
+def logs_texts(status: Status) -> list[str]:
+    """Names and numbers, the loss first."""
+    return [f"{name} {shown(status.logs[name])}" for name in ordered(status.logs)]
+
+
+def line(status: Status) -> str:
+    """A moment of training in one line of text."""
+    parts = [epoch_text(status)]
+    if status.phase != "done":
+        parts += [steps_text(status), left_text(status)]
+    if status.phase in ("done", "stopped"):
+        parts += [duration(status.seconds)]
+    parts += [rate_text(status.rate, status.per_example)]
+    parts += logs_texts(status)
+    return "  ".join(part for part in parts if part)
+
+
+class Lines:
+    """A line for every epoch, and one a minute within long ones."""
+
+    interval_seconds = LINE_SECONDS
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def open(self) -> None:
+        """Nothing."""
+
+    def show(self, status: Status) -> None:
+        """A line; not for the first step, which says little."""
+        if not self._first:
+            self.keep(status)
+        self._first = status.phase == "compiling"
+
+    def keep(self, status: Status) -> None:
+        """A line."""
+        self.note(line(status))
+
+    def note(self, text: str) -> None:
+        """A line."""
+        print(text, file=sys.stdout, flush=True)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Bar:
+    """Two lines at the bottom of a terminal, with finished epochs above them."""
+
+    interval_seconds = 0.1
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self.console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._kept = -math.inf
+
+    def open(self) -> None:
+        """Take the bottom of the screen."""
+        self._live.start()
+
+    def show(self, status: Status) -> None:
+        """Draw the bar."""
+        self._live.update(bar(status, self.console.width), refresh=True)
+
+    def keep(self, status: Status) -> None:
+        """The line of a finished epoch; not of every one, where they come fast."""
+        now = time.perf_counter()
+        last = status.epoch + 1 == status.epochs or status.phase != "done"
+        if last or now - self._kept >= KEPT_SECONDS:
+            self.console.print(styled(line(status), status), soft_wrap=True)
+            self.show(status)
+            self._kept = now
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Give the bottom of the screen back."""
+        from rich.text import Text
+
+        self._live.update(Text(""))
+        self._live.stop()
+
+
+def styled(text: str, status: Status) -> Any:
+    """The line with its numbers told from their names."""
+    from rich.text import Text
+
+    made = Text(text)
+    made.stylize("bold", 0, len(epoch_text(status)))
+    made.highlight_regex(r"[\d,.]+ (examples|steps)/s", "dim")
+    made.highlight_regex(r"\b(nan|inf)\b", "bold red")
+    return made
+
+
+def bar(status: Status, width: int = 80) -> RenderableType:
+    """The epoch's number, a bar, steps, time left and rate; below them the logs.
+
+    Args:
+        status: what is shown.
+        width: of the terminal; the bar takes what the words leave.
+    """
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    words, left = _fitted(status, width - len(epoch_text(status)) - 2)
+    cells: list[Any] = [Text(epoch_text(status), "bold", no_wrap=True)]
+    if status.steps_per_epoch is not None and left >= LEAST_BAR_WIDTH:
+        total, wide = status.steps_per_epoch, min(BAR_WIDTH, left)
+        cells.append(ProgressBar(total, status.steps, wide, complete_style="blue"))
+    cells += [Text(word, no_wrap=True, overflow="ellipsis") for word in words]
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_row(*cells)
+    if not status.logs:
+        return grid
+    logs = "  ".join(logs_texts(status))
+    indent = " " * (len(epoch_text(status)) + 2)
+    below = Text(indent + logs, overflow="ellipsis", no_wrap=True)
+    below.highlight_regex(r"\b(nan|inf)\b", "bold red")
+    return Group(grid, below)
+
+
+def _fitted(status: Status, width: int) -> tuple[list[str], int]:
+    """What is said beside the bar, less where it is narrow, and the width that is left."""
+    steps, rate = steps_text(status), rate_text(status.rate, status.per_example)
+    whole, short = left_text(status), left_text(status, short=True)
+    words, left = [steps], width
+    for words in ([steps, whole, rate], [steps, short, rate], [steps, short]):
+        words = [word for word in words if word]
+        left = width - sum(len(word) + 2 for word in words)
+        if left >= LEAST_BAR_WIDTH:
+            break
+    return words, left
+
+
+class Notebook:
+    """A box in a notebook that is drawn again and again: a bar above a table of epochs."""
+
+    interval_seconds = 0.2
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._rows: list[Status] = []
+        self._notes: list[str] = []
+        self._drawn = -math.inf
+        self._last: Status | None = None
+
+    def open(self) -> None:
+        """Nothing; the box comes with the first moment."""
+
+    def show(self, status: Status) -> None:
+        """Draw the box."""
+        self._last = status
+        self._draw()
+
+    def keep(self, status: Status) -> None:
+        """A row of the table; drawn with the next moment, where they come fast."""
+        self._last = status
+        self._rows = [*self._rows[1 - NOTEBOOK_ROWS :], status]
+        if time.perf_counter() - self._drawn >= self.interval_seconds:
+            self._draw()
+
+    def note(self, text: str) -> None:
+        """A line below the table."""
+        self._notes.append(text)
+        self._draw()
+
+    def close(self) -> None:
+        """Draw the last one."""
+        if self._last is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        from IPython.display import HTML, display
+
+        box = HTML(page(self._last, self._rows, self._notes))
+        if self._handle is None:
+            self._handle = display(box, display_id=True)
+        else:
+            self._handle.update(box)
+        self._drawn = time.perf_counter()
+
+
+def page(status: Status | None, rows: list[Status], notes: list[str]) -> str:
+    """The box as HTML: it takes the colours of the notebook, light or dark."""
+    parts = [] if status is None else [_heading(status)]
+    if status is not None and status.phase == "training" and status.logs:
+        rows = [*rows, status]
+    if rows:
+        parts.append(_table(rows))
+    parts += [f"<div>{html.escape(text)}</div>" for text in notes]
+    return f'<div style="font-variant-numeric:tabular-nums">{"".join(parts)}</div>'
+
+
+def _heading(status: Status) -> str:
+    words = [steps_text(status), left_text(status), rate_text(status.rate, status.per_example)]
+    text = html.escape(" · ".join(word for word in words if word))
+    made = ""
+    if status.steps_per_epoch:
+        percent = min(100.0, 100 * status.steps / status.steps_per_epoch)
+        made = (
+            f'<div role="progressbar" aria-valuenow="{percent:.0f}" style="display:inline-block;'
+            "width:16em;height:.6em;margin:0 .8em;border-radius:.3em;overflow:hidden;"
+            'background:rgba(128,128,128,.3)">'
+            f'<div style="width:{percent:.1f}%;height:100%;background:#2f6fb3"></div></div>'
+        )
+    return f"<div><b>{html.escape(epoch_text(status))}</b>{made} {text}</div>"
+
+
+def _table(rows: list[Status]) -> str:
+    names = ordered(name for status in rows for name in status.logs)
+    cell = 'style="text-align:right;padding:.1em 1em .1em 0"'
+    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in ["epoch", "time", *names])
+    body = ""
+    for status in rows:
+        numbers = [shown(status.logs[name]) if name in status.logs else "" for name in names]
+        cells = [str(status.epoch + 1), duration(status.seconds), *numbers]
+        dim = "" if status.phase == "done" else ' style="opacity:.6"'
+        body += f"<tr{dim}>{''.join(f'<td {cell}>{c}</td>' for c in cells)}</tr>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

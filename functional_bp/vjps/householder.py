@@ -1,0 +1,352 @@
+"""Products of Householder reflections, and the QR factorization that is packed as them.
+
+A packed matrix holds unit lower trapezoidal vectors V below its diagonal; with the scalars τ it
+stands for Q = H₁ H₂ … H_k, H_i = I − τ_i v_i v_iᴴ. Everything here uses the product's compact form
+
+    Q = I − V T Vᴴ,   T = (I + D N)⁻¹ D,   D = diag τ,   N = striu(VᴴV)
+
+by induction: with Q' = I − V' T' V'ᴴ the product Q' (I − τ v vᴴ) has V = [V' v] and
+T = [T', −τ T' V'ᴴ v; 0, τ], and that is what (I + D N) T = D says column by column. It needs no
+loop over the reflections, no division by τ (a τ may be 0), and no orthogonality.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from functional_bp import _jax
+from functional_bp.engine.improvements import improvement
+from functional_bp.engine.rule import case, cplx, real, rule
+from functional_bp.vjps.factorizations import thin_qr, wide_qr
+from functional_bp.vjps.matrices import (
+    Array,
+    adjoint,
+    by_row,
+    columns,
+    conj,
+    dot,
+    identity,
+    lower,
+    padded,
+    place_diagonal,
+    rows,
+    solve_triangular,
+    stacked,
+    upper,
+    with_diagonal,
+)
+
+linalg = lax.linalg
+
+
+def unpack(a: Array, k: int) -> Array:
+    """V: the unit lower trapezoidal vectors in the first k columns of a packed matrix."""
+    return with_diagonal(lower(columns(a, 0, k), -1), 1)
+
+
+def compact(v: Array, taus: Array) -> tuple[Array, Array, Array]:
+    """T, N and I + D N of Q = I − V T Vᴴ."""
+    n = upper(dot(v, v, "hn"), 1)
+    d = place_diagonal(taus, n)
+    scaled = lax.mul(by_row(taus, n), n) + identity(n)
+    return solve_triangular(scaled, d, unit=True), n, scaled
+
+
+def _bars_of_compact(v: Array, t: Array, n: Array, scaled: Array, t_bar: Array) -> Any:
+    """What T̄ adds to V̄, and τ̄.
+
+    From (I + D N) T = D, with Z = I − N T,
+
+        dT = (I + D N)⁻¹ dD Z − T dN T
+        N̄ = −striu(Tᴴ T̄ Tᴴ),   V̄ += V (N̄ + N̄ᴴ),   τ̄ = diag((I + D N)⁻ᴴ T̄ Zᴴ)
+    """
+    n_bar = lax.neg(upper(dot(dot(t, t_bar, "hn"), t, "nh"), 1))
+    z = identity(n) - dot(n, t)
+    solved = solve_triangular(scaled, t_bar, "h", unit=True)
+    taus_bar = lax.reduce_sum(lax.mul(solved, conj(z)), [z.ndim - 1])
+    return dot(v, n_bar + adjoint(n_bar)), taus_bar
+
+
+def _pack(v_bar: Array, shape: tuple[int, ...]) -> Array:
+    """V̄ as the cotangent of a packed matrix: strictly below the diagonal, 0 elsewhere."""
+    return padded(conj(lower(v_bar, -1)), shape)
+
+
+def _product_bars(y_bar: Array, a: Array, taus: Array) -> tuple[Array, Array]:
+    """V̄ and τ̄ of Y = Q E, E the first columns of the identity."""
+    y_bar, k = conj(y_bar), taus.shape[-1]
+    v = unpack(a, k)
+    t, n, scaled = compact(v, taus)
+    first = rows(v, 0, a.shape[-1])
+    p = dot(v, y_bar, "hn")
+    through_t, taus_bar = _bars_of_compact(v, t, n, scaled, lax.neg(dot(p, first)))
+    v_bar = through_t - dot(dot(y_bar, first), t, "nh")
+    return v_bar - padded(dot(p, t, "hn"), v.shape), conj(taus_bar)
+
+
+def product_a(y_bar, a, taus):
+    """Ā = stril(V̄),  V̄ = −Ȳ V₁ Tᴴ − E Pᴴ T + V (N̄ + N̄ᴴ),  P = Vᴴ Ȳ.
+
+    Derivation:
+        Y = Q E, the first columns of Q = I − V T Vᴴ; V₁ = EᴴV is V's upper part:
+
+            dY = −dV T V₁ᴴ − V dT V₁ᴴ − V T dVᴴ E
+            ⟨Ȳ, dY⟩ = −⟨Ȳ V₁ Tᴴ + E Pᴴ T, dV⟩ − ⟨P V₁, dT⟩
+
+        T depends on V through N = striu(VᴴV). From (I + D N) T = D, with Z = I − N T,
+
+            dT = (I + D N)⁻¹ dD Z − T dN T
+
+        so T̄ = −P V₁ gives N̄ = −striu(Tᴴ T̄ Tᴴ), and dN = striu(dVᴴ V + Vᴴ dV) the last term.
+
+    Residuals: a and τ; the result is not kept.
+    """
+    return _pack(_product_bars(y_bar, a, taus)[0], a.shape)
+
+
+def product_taus(y_bar, a, taus):
+    """τ̄ = diag((I + D N)⁻ᴴ T̄ Zᴴ),  T̄ = −VᴴȲ V₁,  Z = I − N T; derived with ``product_a``."""
+    return _product_bars(y_bar, a, taus)[1]
+
+
+def _multiply_bars(y_bar: Array, a: Array, taus: Array, c: Array, left: bool, transpose: bool):
+    """V̄ and τ̄ of Y = Q C, Qᴴ C, C Q or C Qᴴ; from the right it is the adjoint's from the left."""
+    y_bar = conj(y_bar)
+    if not left:
+        y_bar, c, transpose = adjoint(y_bar), adjoint(c), not transpose
+    v = unpack(a, taus.shape[-1])
+    t, n, scaled = compact(v, taus)
+    p, b = dot(v, y_bar, "hn"), dot(v, c, "hn")
+    t_bar = lax.neg(dot(b, p, "nh") if transpose else dot(p, b, "nh"))
+    through_t, taus_bar = _bars_of_compact(v, t, n, scaled, t_bar)
+    v_bar = through_t - dot(dot(y_bar, b, "nh"), t, "nn" if transpose else "nh")
+    return v_bar - dot(dot(c, p, "nh"), t, "nh" if transpose else "nn"), conj(taus_bar)
+
+
+def multiply_a(y_bar, a, taus, c, *, left, transpose):
+    """Ā = stril(V̄),  V̄ = −Ȳ Bᴴ Tᴴ − C Pᴴ T + V (N̄ + N̄ᴴ),  P = Vᴴ Ȳ, B = Vᴴ C, for Y = Q C.
+
+    Derivation:
+        Y = C − V T Vᴴ C gives dY = −dV T B − V dT B − V T dVᴴ C, so
+
+            ⟨Ȳ, dY⟩ = −⟨Ȳ Bᴴ Tᴴ + C Pᴴ T, dV⟩ − ⟨P Bᴴ, dT⟩
+
+        and T̄ = −P Bᴴ goes on to N and τ as in ``product_a``. Qᴴ has Tᴴ in place of T, and
+        T̄ = −B Pᴴ. Y = C Q is Yᴴ = Qᴴ Cᴴ.
+    """
+    return _pack(_multiply_bars(y_bar, a, taus, c, left, transpose)[0], a.shape)
+
+
+def multiply_taus(y_bar, a, taus, c, *, left, transpose):
+    """τ̄ = diag((I + D N)⁻ᴴ T̄ Zᴴ),  T̄ = −VᴴȲ (VᴴC)ᴴ,  Z = I − N T; see ``multiply_a``."""
+    return _multiply_bars(y_bar, a, taus, c, left, transpose)[1]
+
+
+def multiply_c(y_bar, a, taus, *, left, transpose):
+    """C̄ = Qᴴ Ȳ = Ȳ − V Tᴴ Vᴴ Ȳ for Y = Q C; C̄ = Ȳ Qᴴ for Y = C Q. Q is not formed.
+
+    The compact form rather than ``ormqr`` with the adjoint: LAPACK's unblocked ``ormqr`` writes 1
+    on the diagonal of ``a`` while it runs (Reference-LAPACK issue 1011), so that on a CPU two of
+    them on one ``a`` in one program can spoil each other's result.
+    """
+    y_bar = conj(y_bar)
+    if not left:
+        y_bar, transpose = adjoint(y_bar), not transpose
+    v = unpack(a, taus.shape[-1])
+    t, _, _ = compact(v, taus)
+    c_bar = y_bar - dot(dot(v, t, "nn" if transpose else "nh"), dot(v, y_bar, "hn"))
+    return conj(c_bar if left else adjoint(c_bar))
+
+
+def bar_of_columns(v: Array, taus: Array, v_bar: Array, taus_bar: Array | None) -> Any:
+    """Q₁, the first columns of Q, and the cotangent that V̄ and τ̄ give it, which come from Q₁.
+
+    Derivation:
+        Q = I − V T Vᴴ gives E − Q₁ = V U, U = T V₁ᴴ: as V is unit lower trapezoidal and U upper
+        triangular it is the LU factorization of E − Q₁, and U's diagonal is τ. As in ``lu``, with
+        V = [V₁; V₂] and C = V₁⁻¹ d(E − Q₁)₁ U⁻¹,
+
+            C̄ = stril(V₁ᴴ V̄₁) + diag(τ̄ τ*) − triu(V₂ᴴ V̄₂)
+            Q̄₁ = −[V₁⁻ᴴ C̄ U⁻ᴴ; V̄₂ U⁻ᴴ]
+
+        For a square Q the last τ may be 0 (it is, for real matrices). Then nothing of V is below
+        it, and U_kk is needed only as the scale of dτ_k = C_kk U_kk: any number, say 1, serves.
+    """
+    m, k = v.shape[-2:]
+    v1, v2 = rows(v, 0, k), rows(v, k, m)
+    t, _, _ = compact(v, taus)
+    u = dot(t, v1, "nh")
+    q1 = lax.neg(dot(v, u))
+    q1 = q1 + identity(q1)
+    c_bar = lower(dot(v1, lower(rows(v_bar, 0, k), -1), "hn"), -1)
+    if m == k:
+        last = lax.broadcasted_iota("int32", taus.shape, taus.ndim - 1)
+        taus = lax.select(lax.eq(last, lax.full_like(last, k - 1)), lax.full_like(taus, 1), taus)
+        u = with_diagonal(upper(u, 1), place_diagonal(taus, u))
+    if taus_bar is not None:
+        c_bar = c_bar + place_diagonal(lax.mul(taus_bar, conj(taus)), c_bar)
+    if m > k:
+        c_bar = c_bar - upper(dot(v2, rows(v_bar, k, m), "hn"))
+    x_bar = solve_triangular(v1, c_bar, "h", lower=True, unit=True)
+    if m > k:
+        x_bar = stacked(x_bar, rows(v_bar, k, m))
+    return q1, lax.neg(solve_triangular(u, x_bar, "h", left=False))
+
+
+def geqrf(packed, taus, packed_bar=None, taus_bar=None):
+    """Ā = [Q̄ − Q sym(QᴴQ̄ − R̄Rᴴ)] R⁻ᴴ with the Q̄ that V̄ and τ̄ give Q.
+
+    Derivation:
+        A = Q R. R is the upper triangle of the packed result, and V and τ follow from Q alone: they
+        are the LU factors of E − Q (``bar_of_columns``). With Q̄ and R̄ it is the cotangent of a
+        QR factorization (``qr``). LAPACK's reflections make R's diagonal real, as there.
+
+    Residuals: the packed result and τ.
+    Kinks: a column that is 0 below the diagonal already is not reflected (τ = 0): no derivative.
+    """
+    m, n = packed.shape[-2:]
+    k = min(m, n)
+    r, v = rows(upper(packed), 0, k), unpack(packed, k)
+    packed_bar = lax.full_like(packed, 0) if packed_bar is None else conj(packed_bar)
+    taus_bar = None if taus_bar is None else conj(taus_bar)
+    q, q_bar = bar_of_columns(v, taus, columns(packed_bar, 0, k), taus_bar)
+    r_bar = rows(upper(packed_bar), 0, k)
+    return conj(thin_qr(q, r, q_bar, r_bar) if m >= n else wide_qr(q, r, q_bar, r_bar))
+
+
+def reflected(v: Any, tau: Any, x: Any) -> Any:
+    """(I − τ v vᴴ) x."""
+    return x - tau * jnp.outer(v, v.conj() @ x)
+
+
+def _reflections(a: Any, taus: Any, count: int) -> Any:
+    """The product of reflections one by one, in operations that JAX differentiates."""
+    q = jnp.eye(a.shape[0], dtype=a.dtype)
+    for i in reversed(range(taus.shape[0])):
+        v = jnp.concatenate([jnp.zeros(i, a.dtype), jnp.ones(1, a.dtype), a[i + 1 :, i]])
+        q = reflected(v, taus[i], q)
+    return q[:, :count]
+
+
+def reflector(x: Any) -> tuple[Any, Any, Any]:
+    """v, τ and the real β with (I − τ* v vᴴ) x = β e₁, as LAPACK has them."""
+    beta = -jnp.where(x[0].real < 0, -1.0, 1.0) * jnp.sqrt(jnp.sum((x * x.conj()).real))
+    if x.shape[0] == 1 and x.dtype.kind != "c":
+        return jnp.ones_like(x), jnp.zeros_like(x[0]), x[0]
+    v = jnp.concatenate([jnp.ones(1, x.dtype), x[1:] / (x[0] - beta)])
+    return v, (beta - x[0]) / beta, beta
+
+
+def _geqrf_by_columns(a: Any) -> Any:
+    """The packed QR factorization column by column, in operations that JAX differentiates."""
+    taus = []
+    for i in range(min(a.shape)):
+        v, tau, beta = reflector(a[i:, i])
+        rest = reflected(v, tau.conj(), a[i:, i + 1 :])
+        column = jnp.concatenate([jnp.full(1, beta, a.dtype), v[1:]])
+        a = a.at[i:, i].set(column).at[i:, i + 1 :].set(rest)
+        taus.append(tau)
+    return a, jnp.stack(taus)
+
+
+def _batched(function: Any) -> Any:
+    return jax.vmap(function)
+
+
+_product_of = lambda a, taus: _reflections(a, taus, a.shape[1])  # noqa: E731
+_whole = lambda a, taus: _reflections(a, taus, a.shape[0])  # noqa: E731
+
+
+def _ormqr(left: bool, transpose: bool) -> Any:
+    return lambda a, taus, c: linalg.ormqr(a, taus, c, left=left, transpose=transpose)
+
+
+def _ormqr_by_reflections(left: bool, transpose: bool) -> Any:
+    def reference(a: Any, taus: Any, c: Any) -> Any:
+        q = _whole(a, taus)
+        q = q.conj().T if transpose else q
+        return q @ c if left else c @ q
+
+    return reference
+
+
+def _packed_qr(a: Any) -> Any:
+    return tuple(_jax.find_helper("lax.linalg.geqrf")(a))
+
+
+NOTE = "JAX has no gradient of it; the reference multiplies the reflections one by one"
+rule(
+    linalg.householder_product_p, "a, taus -> y", a=product_a, taus=product_taus,
+    cases=[
+        case(linalg.householder_product, real(4, 3), real(3), reference=_product_of,
+             half=False, note=NOTE),
+        case(linalg.householder_product, real(4, 4), real(2), reference=_product_of,
+             half=False, note=NOTE),
+        case(linalg.householder_product, cplx(2, 4, 2), cplx(2, 2),
+             reference=_batched(_product_of), half=False, note=NOTE),
+        case(linalg.householder_product, real(3, 2), real(values=(0.0, 0.7)),
+             reference=_product_of, half=False, note=NOTE + "; τ = 0 is nothing special"),
+    ],
+)  # fmt: skip
+
+rule(
+    _jax.find_primitive("lax.linalg.ormqr_p"), "a, taus, c -> y",
+    a=multiply_a, taus=multiply_taus, c=multiply_c,
+    cases=[
+        *(
+            case(_ormqr(left, transpose), real(4, 3), real(3), real(*shape),
+                 reference=_ormqr_by_reflections(left, transpose), half=False, note=NOTE)
+            for left, shape in ((True, (4, 2)), (False, (2, 4)))
+            for transpose in (False, True)
+        ),
+        *(
+            case(_ormqr(left, transpose), cplx(2, 3, 2), cplx(2, 2), cplx(2, 3, 3),
+                 reference=_batched(_ormqr_by_reflections(left, transpose)), half=False, note=NOTE)
+            for left, transpose in ((True, False), (True, True), (False, True))
+        ),
+    ],
+)  # fmt: skip
+
+rule(
+    _jax.find_primitive("lax.linalg.geqrf_p"), "a -> packed, taus", a=geqrf,
+    cases=[
+        case(_packed_qr, *spec, reference=reference,
+             half=False, note="JAX has no gradient of the packed form")
+        for spec, reference in (
+            ((real(4, 3),), _geqrf_by_columns),
+            ((real(3, 3),), _geqrf_by_columns),
+            ((real(2, 4),), _geqrf_by_columns),
+            ((cplx(2, 4, 2),), _batched(_geqrf_by_columns)),
+            ((cplx(3, 3),), _geqrf_by_columns),
+            ((cplx(2, 3),), _geqrf_by_columns),
+        )
+    ],
+)  # fmt: skip
+_at = ([[2.0, 0.3], [-0.5, 1.0], [0.7, 0.4]],)
+improvement(
+    "householder_product",
+    lambda a: jnp.sin(linalg.householder_product(a, jnp.array([1.2, 0.7], a.dtype))),
+    at=_at, true=[[0.0, 0.0], [-0.9791403429, 0.0], [-0.0104235615, -0.0430885467]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "ormqr",
+    lambda a: jnp.sin(
+        linalg.ormqr(a, jnp.array([1.2, 0.7], a.dtype), jnp.array([[1], [2], [-1]], a.dtype))
+    ),
+    at=_at, true=[[0.0, 0.0], [0.495427012, 0.0], [0.1828087269, 0.1172805822]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip
+improvement(
+    "packed QR factorization", lambda a: jnp.sin(_packed_qr(a)[0]), at=_at,
+    true=[[0.457319715, -1.1328608225], [-0.3570499004, -0.309709106],
+          [0.2107836581, -0.0474407987]],
+    jax="raises NotImplementedError",
+    source="central differences of the result, extrapolated to order 8",
+)  # fmt: skip

@@ -1,0 +1,159 @@
+"""Reading and writing at computed positions: gather and the dynamic slices.
+
+All three copy entries from one place to another. The adjoint of a copy is an addition back to the
+place that was read, and nothing more: positions are integers, so they have no cotangent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from functional_bp.engine.rule import case, cplx, integer, linear, real, rule
+from functional_bp.engine.sweeps import zeros
+
+
+def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
+    """x̄ = 0 with ȳ written at the slice.
+
+    Derivation: y_i = x_{i+s} for i inside the slice, so
+
+        ⟨ȳ, ẏ⟩ = Σ_i ȳ_i ẋ_{i+s} = Σ_j ẋ_j [s ≤ j < s+n] ȳ_{j−s}
+
+    Every j is read at most once, hence a write and no sum. A start that would run over an edge is
+    clamped by ``dynamic_slice`` and by ``dynamic_update_slice`` alike, so both meet the same
+    entries.
+    """
+    return lax.dynamic_update_slice(zeros(x_t), y_bar, starts, allow_negative_indices=False)
+
+
+linear(
+    lax.dynamic_slice_p,
+    "x, *starts -> y",
+    x=sliced,
+    cases=[
+        case(lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)),
+             real(4, 5), integer(values=1), integer(values=2)),
+        case(lambda x, i: lax.dynamic_slice(x, (i,), (3,)), real(5), integer(values=9),
+             note="the start is clamped to 2"),
+        case(lambda x, i: lax.dynamic_slice(x, (i,), (3,)), cplx(5), integer(values=-4)),
+        case(lambda x, i: lax.dynamic_slice_in_dim(x, i, 0), real(3, 2), integer(values=1),
+             note="an empty slice"),
+    ],
+)  # fmt: skip
+
+
+def overwritten(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
+    """x̄ = ȳ with zeros over the slice.
+
+    Derivation: y_j = u_{j−s} inside the slice and x_j outside; what is overwritten is lost, so
+    x̄_j = ȳ_j outside and 0 inside.
+    """
+    return lax.dynamic_update_slice(y_bar, zeros(u_t), starts, allow_negative_indices=False)
+
+
+def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
+    """ū_i = ȳ_{i+s}: the cotangent's own slice."""
+    return lax.dynamic_slice(y_bar, starts, u_t.shape, allow_negative_indices=False)
+
+
+rule(
+    lax.dynamic_update_slice_p,
+    "x, u, *starts -> y",
+    linear="x, u",
+    x=overwritten,
+    u=written,
+    cases=[
+        case(lambda x, u, i, j: lax.dynamic_update_slice(x, u, (i, j)),
+             real(4, 5), real(2, 3), integer(values=1), integer(values=2)),
+        case(lambda x, u, i: lax.dynamic_update_slice(x, u, (i,)),
+             real(5), real(3), integer(values=9), note="the start is clamped to 2"),
+        case(lambda x, u, i: lax.dynamic_update_slice(x, u, (i,)),
+             cplx(5), cplx(2), integer(values=-4)),
+        case(lambda x, u, i: lax.dynamic_update_slice_in_dim(x, u, i, 0),
+             real(3, 2), real(0, 2), integer(values=1)),
+    ],
+)  # fmt: skip
+
+
+def scatter_dimensions(dimensions: lax.GatherDimensionNumbers) -> lax.ScatterDimensionNumbers:
+    """The dimension numbers of the scatter that writes where the gather reads."""
+    return lax.ScatterDimensionNumbers(
+        update_window_dims=dimensions.offset_dims,
+        inserted_window_dims=dimensions.collapsed_slice_dims,
+        scatter_dims_to_operand_dims=dimensions.start_index_map,
+        operand_batching_dims=dimensions.operand_batching_dims,
+        scatter_indices_batching_dims=dimensions.start_indices_batching_dims,
+    )
+
+
+def gathered(
+    y_bar: Any,
+    x_t: Any,
+    indices: Any,
+    *,
+    dimension_numbers: Any,
+    indices_are_sorted: Any,
+    unique_indices: Any,
+    mode: Any,
+) -> Any:
+    """x̄_j = Σ_{i: ι(i)=j} ȳ_i: scatter-add is the adjoint of gather.
+
+    Derivation: y_i = x_{ι(i)}, with ι the map from output to operand positions that the indices
+    give. Then
+
+        ⟨ȳ, ẏ⟩ = Σ_i ȳ_i ẋ_{ι(i)} = Σ_j ẋ_j Σ_{i: ι(i)=j} ȳ_i
+
+    Out of bounds: in mode ``clip`` ι itself is clamped, in both directions; in mode ``fill`` y_i
+    is a constant there, and the scatter drops ȳ_i.
+
+    Residuals: the indices; no float.
+    """
+    return lax.scatter_add(
+        zeros(x_t),
+        indices,
+        y_bar,
+        scatter_dimensions(dimension_numbers),
+        indices_are_sorted=indices_are_sorted,
+        unique_indices=unique_indices,
+        mode=mode,
+    )
+
+
+def _rows(mode: str, **promises: Any) -> Any:
+    dimensions = lax.GatherDimensionNumbers((1,), (0,), (0,))
+    sizes = lambda x: (1, x.shape[1])  # noqa: E731
+    return lambda x, i: lax.gather(x, i[:, None], dimensions, sizes(x), mode=mode, **promises)
+
+
+_OUTSIDE = [3, -1, 7, 0, 3]
+_windows = lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(),
+                                      start_index_map=(0, 1))  # fmt: skip
+_batched = lax.GatherDimensionNumbers(
+    offset_dims=(), collapsed_slice_dims=(1,), start_index_map=(1,),
+    operand_batching_dims=(0,), start_indices_batching_dims=(0,))  # fmt: skip
+
+linear(
+    lax.gather_p,
+    "x, indices -> y",
+    x=gathered,
+    cases=[
+        case(lambda x, i: x[i], real(4, 3), integer(values=[[2, -1], [2, 0]]), note="repeats"),
+        case(lambda x, i: x[1:, i, None], cplx(3, 4), integer(values=[0, 0, 3])),
+        case(_rows("fill"), real(4, 3), integer(values=_OUTSIDE)),
+        case(_rows("fill", fill_value=2.5), real(4, 3), integer(values=_OUTSIDE)),
+        case(_rows("clip"), real(4, 3), integer(values=_OUTSIDE)),
+        case(_rows("promise_in_bounds", unique_indices=True, indices_are_sorted=True),
+             real(4, 3), integer(values=[0, 2, 3])),
+        case(lambda x, i: lax.gather(x, i, _windows, (2, 2), mode="clip"),
+             real(4, 5), integer(values=[[0, 1], [1, 2], [9, 9]]), note="windows that overlap"),
+        case(lambda x, i: lax.gather(x, i, _windows, (2, 2), mode="fill"),
+             real(4, 5), integer(values=[[0, 1], [1, 2], [3, 4]]), note="the last runs over"),
+        case(lambda x, i: lax.gather(x, i[..., None], _batched, (1, 1)),
+             real(3, 4), integer(values=[[1, 1], [0, 3], [2, 2]])),
+        case(lambda x, i: x[i], real(4, 3), integer(values=np.zeros((2, 0), np.int32))),
+    ],
+)  # fmt: skip

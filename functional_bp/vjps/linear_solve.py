@@ -1,0 +1,194 @@
+"""``custom_linear_solve`` and ``linear_call``: operators given as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import eval_jaxpr
+from jax.extend.core import JaxprEqn, primitives
+
+from functional_bp import _jax
+from functional_bp.engine import sweeps
+from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent
+from functional_bp.engine.improvements import improvement
+from functional_bp.engine.plan import make_plan, out_activity
+from functional_bp.engine.rule import case, real, structure
+
+
+def _solve(a: Any, b: Any, symmetric: bool = False) -> Any:
+    a = a @ a.T + 3 * jnp.eye(3, dtype=a.dtype) if symmetric else a + 4 * jnp.eye(3, dtype=a.dtype)
+    direct = lambda matvec, b: jnp.linalg.solve(a, b)  # noqa: E731
+    transposed = lambda vecmat, b: jnp.linalg.solve(a.T, b)  # noqa: E731
+    return lax.custom_linear_solve(lambda x: a @ x, b, direct, transposed, symmetric=symmetric)
+
+
+@structure(
+    primitives.linear_solve_p,
+    cases=[
+        case(_solve, real(3, 3), real(3), half=False, note="LAPACK has no half precision"),
+        case(lambda a, b: _solve(a, b, True), real(3, 3), real(3), half=False),
+    ],
+)
+class LinearSolve(Structure):
+    """Implicit differentiation of A x = b:  b̄ = A⁻ᵀ x̄,  Ā = −b̄ xᵀ through A's own graph.
+
+    Derivation: A(θ) x = b gives Ȧ x + A ẋ = ḃ, so ẋ = A⁻¹ (ḃ − Ȧ x) and
+
+        ⟨x̄, ẋ⟩ = ⟨A⁻ᵀ x̄, ḃ⟩ − ⟨A⁻ᵀ x̄, Ȧ x⟩
+
+    whence b̄ = A⁻ᵀ x̄, and θ̄ is the reverse sweep of θ ↦ A(θ) x at the cotangent −b̄. How the
+    solver reached x does not matter.
+
+    Residuals: x, and what the matrix-vector product's rules name.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        lengths, self.jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+        self.starts: list[slice] = []
+        at = 0
+        for length in (lengths.matvec, lengths.vecmat, lengths.solve, lengths.transpose_solve):
+            self.starts.append(slice(at, at + length))
+            at += length
+        self.b = slice(at, None)
+        self.count = len(eqn.invars) - at
+        on = any(active[self.starts[0]]) or any(active[self.b])
+        solved = tuple(on and has_tangent(v.aval) for v in eqn.outvars[: self.count])
+        self.out_active = solved + (False,) * (len(eqn.outvars) - self.count)
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Plan the reverse sweep of θ ↦ A(θ) x."""
+        if self.jaxprs.transpose_solve is None:
+            raise TypeError(
+                "custom_linear_solve was given no transpose_solve, which its gradient needs: "
+                "b̄ = A⁻ᵀ x̄. Pass transpose_solve=, or symmetric=True"
+            )
+        constants = self.active[self.starts[0]]
+        self.matvec, self.matvec_consts = _jax.open_jaxpr(self.jaxprs.matvec)
+        outs = (True,) * self.count
+        self.plan = make_plan(
+            self.matvec,
+            constants + (False,) * self.count,
+            outs,
+            (False,) * self.count,
+            self.options,
+        )
+        reached = list(self.plan.reached[: len(constants)])
+        rest = [False] * (len(self.active) - len(constants) - self.count)
+        self.wanted = (*reached, *rest, *self.active[self.b])
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """The solution, and the linearization of θ ↦ A(θ) x at it."""
+        outs = sweeps.evaluate(self.eqn, operands)
+        inputs = [*operands[self.starts[0]], *outs[: self.count]]
+        _, residuals = sweeps.forward(self.plan, self.matvec_consts, inputs)
+        return outs, (list(operands[: self.b.start]), residuals)
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """One transposed solve, one reverse sweep of the product."""
+        constants, kept = residuals
+        x_bar = [
+            sweeps.zeros(v.aval) if bar is None else bar
+            for v, bar in zip(self.eqn.outvars[: self.count], cotangents)
+        ]
+        b_bar = self._transposed_solve(constants, x_bar)
+        minus = [lax.neg(bar) for bar in b_bar]
+        theta_bar: Sequence[Any] = [None] * len(self.active[self.starts[0]])
+        if any(self.plan.reached):
+            theta_bar = sweeps.reverse(self.plan, kept, minus)[: len(theta_bar)]
+        rest = [None] * (len(self.active) - len(theta_bar) - self.count)
+        return [*theta_bar, *rest, *b_bar]
+
+    def _transposed_solve(self, constants: list[Any], x_bar: list[Any]) -> list[Any]:
+        """b̄ with Aᵀ b̄ = x̄, itself a custom linear solve, so that it can be differentiated."""
+        names = ("matvec", "vecmat", "solve", "transpose_solve")
+        run = {}
+        for name, where in zip(names, self.starts):
+            jaxpr = getattr(self.jaxprs, name)
+            run[name] = None if jaxpr is None else self._function(jaxpr, constants[where])
+        return list(
+            lax.custom_linear_solve(
+                run["vecmat"], x_bar,
+                lambda _, b: run["transpose_solve"](b)[: self.count],
+                lambda _, b: run["solve"](b)[: self.count],
+                symmetric=False,
+            )
+        )  # fmt: skip
+
+    @staticmethod
+    def _function(jaxpr: Any, constants: Sequence[Any]) -> Any:
+        body, consts = _jax.open_jaxpr(jaxpr)
+        return lambda x: eval_jaxpr(body, consts, *constants, *x)
+
+
+@structure(
+    _jax.find_primitive("custom_derivatives.linear_call_p"),
+    cases=[
+        case(
+            lambda x, w: jax.custom_derivatives.linear_call(
+                lambda w, x: w * x, lambda w, y_bar: w * y_bar, w, x
+            ),
+            real(3),
+            real(3),
+            reference=lambda x, w: w * x,
+            batchable=False,
+            note="JAX drops the cotangent of w, and has no batching rule",
+        )
+    ],
+)
+class LinearCall(Structure):
+    """x̄ = fᵀ(r, ȳ) by the transpose that the person gave with the linear function.
+
+    Derivation: y = f(r, x) is linear in x; ⟨f(r, ẋ), ȳ⟩ = ⟨ẋ, fᵀ(r, ȳ)⟩ defines fᵀ. With respect
+    to r the function is differentiated by f's own graph.
+
+    Residuals: r; and what f's rules name for r̄, if r̄ is wanted.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        self.callee, self.callee_consts = _jax.open_jaxpr(eqn.params["callee"])
+        self.count = eqn.params["num_callee_consts"] + eqn.params["num_res"]
+        self.out_active = out_activity(self.callee, active, options)
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Plan the sweep of f for r̄."""
+        of_r = self.active[: self.count] + (False,) * (len(self.active) - self.count)
+        self.plan = make_plan(self.callee, of_r, seeded, needed, self.options)
+        self.wanted = self.plan.reached[: self.count] + self.active[self.count :]
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """f's forward sweep."""
+        outs, kept = sweeps.forward(self.plan, self.callee_consts, operands)
+        outs = sweeps.evaluate(self.eqn, operands)
+        return outs, (list(operands[: self.count]), kept)
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """The given transpose; f's reverse sweep for r̄."""
+        r, kept = residuals
+        bars = [
+            sweeps.zeros(v.aval) if bar is None else bar
+            for v, bar in zip(self.eqn.outvars, cotangents)
+        ]
+        r_bar = sweeps.reverse(self.plan, kept, cotangents)[: self.count]
+        transpose, constants = self.eqn.params["transpose_thunk"]()
+        body, consts = _jax.open_jaxpr(transpose)
+        r = r[self.eqn.params["num_callee_consts"] :]
+        x_bar = eval_jaxpr(body, consts, *constants, *r, *bars)
+        return [*r_bar, *x_bar]
+
+
+improvement(
+    "linear_call with respect to its residual arguments",
+    lambda w, x: jax.custom_derivatives.linear_call(
+        lambda w, x: w * x, lambda w, y_bar: w * y_bar, w, x
+    ),
+    at=(3.0, 2.0),
+    true=2.0,
+    jax="0.0, silently",
+    source="∂(w x)/∂w = x",
+)

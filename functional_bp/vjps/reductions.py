@@ -1,0 +1,144 @@
+"""Reductions over axes: sum, maximum, minimum, product."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+from jax import lax
+
+from functional_bp.engine.rule import case, cplx, linear, real, rule
+from functional_bp.vjps.shapes import layout, spread
+
+linear(
+    lax.reduce_sum_p, "x -> y", x=lambda y_bar, x_t, *, axes: spread(y_bar, x_t, axes),
+    why="y = Σᵢ xᵢ  ⇒  x̄ᵢ = ȳ for every i that was summed",
+    cases=[
+        case(lambda x: lax.reduce_sum(x, (0, 2)), real(2, 3, 4)),
+        case(lambda x: lax.reduce_sum(x, (0,)), cplx(3)),
+        case(lambda x: lax.reduce_sum(x, ()), real(2)),
+        case(lambda x: lax.reduce_sum(x, (1,)), real(2, 0)),
+    ],
+)  # fmt: skip
+
+
+def share_of_extreme(y_bar, x, y, x_t, *, axes):
+    """x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}.
+
+    Derivation:
+        y = xₖ near a point whose extreme element k is unique  ⇒  x̄ₖ = ȳ, all others zero.
+
+    Kinks:
+        where m elements tie, each gets ȳ/m: the mean of the m one-sided derivatives.
+    """
+    extreme = lax.convert_element_type(lax.eq(x, spread(y, x_t, axes)), y_bar.dtype)
+    count = lax.reduce_sum(extreme, axes)
+    return lax.mul(spread(lax.div(y_bar, count), x_t, axes), extreme)
+
+
+def _extreme_cases(reduce):
+    return [
+        case(lambda x: reduce(x, (0, 2)), real(2, 3, 4)),
+        case(lambda x: reduce(x, (0,)), real(values=[1, 3, 3, -2, 3]), second_order=False,
+             note="a tie of three"),
+        case(lambda x: reduce(x, (1,)), real(values=[[1, 1, 1], [2, 0, 2]])),
+        case(lambda x: reduce(x, ()), real(2)),
+        case(lambda x: reduce(x, (0,)), real(2, 0)),
+    ]  # fmt: skip
+
+
+TIES = "m elements that tie get 1/m each"
+rule(
+    lax.reduce_max_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    cases=_extreme_cases(lax.reduce_max),
+)  # fmt: skip
+rule(
+    lax.reduce_min_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    cases=_extreme_cases(lax.reduce_min),
+)  # fmt: skip
+
+
+def flattened(x, axes):
+    """``x`` with ``axes`` flattened into one leading axis, and the order of axes that does it."""
+    order = (*axes, *(i for i in range(x.ndim) if i not in axes))
+    n = math.prod(x.shape[i] for i in axes)
+    moved = lax.transpose(x, order)
+    if len(axes) == 1:
+        return moved, order
+    kept = order[len(axes) :]
+    sharding = layout(jax.typeof(x), (None, *kept))
+    return lax.reshape(moved, (n, *(x.shape[i] for i in kept)), out_sharding=sharding), order
+
+
+def halves(x):
+    """First half, second half of the leading axis, and the middle element if it is odd."""
+    n = x.shape[0]
+    part = lambda start, stop: lax.slice_in_dim(x, start, stop)  # noqa: E731
+    return part(0, n // 2), part(n - n // 2, n), [part(n // 2, n - n // 2)] * (n % 2)
+
+
+def product_of_halves(x):
+    """The first level of the product's tree: the first half times the second half."""
+    first, second, middle = halves(x)
+    product = lax.mul(first, second)
+    return lax.concatenate([product, *middle], 0) if middle else product
+
+
+def product_by_tree(x, *, axes, out_sharding=None):
+    """The product, and the first level of the tree that it came from."""
+    x, _ = flattened(x, axes)
+    level = pairs = product_of_halves(x) if x.shape[0] > 1 else x
+    while level.shape[0] > 1:
+        level = product_of_halves(level)
+    if level.shape[0] == 1:
+        return lax.squeeze(level, (0,)), pairs
+    return lax.full(level.shape[1:], 1, level.dtype), pairs
+
+
+def product_of_others(y_bar, x, pairs):
+    """ȳ times the product of the other elements, for every element of the leading axis."""
+    if x.shape[0] < 2:
+        return lax.broadcast_in_dim(y_bar, x.shape, tuple(range(1, x.ndim)))
+    first, second, middle = halves(x)
+    deeper = product_of_halves(pairs) if pairs.shape[0] > 1 else pairs
+    pairs_bar = product_of_others(y_bar, pairs, deeper)
+    half = first.shape[0]
+    both_bar = lax.slice_in_dim(pairs_bar, 0, half)
+    middle_bar = [lax.slice_in_dim(pairs_bar, half, half + 1)] if middle else []
+    return lax.concatenate([lax.mul(both_bar, second), *middle_bar, lax.mul(both_bar, first)], 0)
+
+
+def share_of_product(y_bar, x, pairs, x_t, *, axes):
+    """x̄ᵢ = ȳ Π_{j≠i} xⱼ.
+
+    Derivation:
+        y = a b with a and b the products of two halves   ⇒   ā = ȳ b,  b̄ = ȳ a:
+        down the tree of halves, every leaf ends with ȳ times all other leaves.
+
+    Residuals:
+        x and the first level of the tree, half as large; deeper levels are multiplied again.
+
+    Numerics:
+        nothing is divided, so zeros are exact, one or several; n − 1 products up, 2n down.
+    """
+    flat, order = flattened(x, axes)
+    flat_bar = product_of_others(y_bar, flat, pairs)
+    shape = [x_t.shape[i] for i in order]
+    permuted = lax.reshape(flat_bar, shape, out_sharding=layout(x_t, order))
+    return lax.transpose(permuted, np.argsort(order))
+
+
+rule(
+    lax.reduce_prod_p, "x -> y | pairs", x=share_of_product, forward=product_by_tree,
+    cases=[
+        case(lambda x: lax.reduce_prod(x, (0, 2)), real(2, 3, 4)),
+        case(lambda x: lax.reduce_prod(x, (0,)), cplx(5)),
+        case(lambda x: lax.reduce_prod(x, (1,)), real(values=[[0, 2, 3], [0, 4, 0], [1, 2, -1]]),
+             note="one zero, two zeros, none"),
+        case(lambda x: lax.reduce_prod(x, (0,)), real(7)),
+        case(lambda x: lax.reduce_prod(x, (0,)), real(1, 2)),
+        case(lambda x: lax.reduce_prod(x, ()), real(2)),
+        case(lambda x: lax.reduce_prod(x, (1,)), real(2, 0)),
+    ],
+)  # fmt: skip

@@ -1,0 +1,116 @@
+"""``jax.checkpoint``: keep inputs, run the forward sweep again in the reverse one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
+
+from functional_bp import _jax
+from functional_bp.engine import sweeps
+from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.plan import make_plan, out_activity
+from functional_bp.engine.rule import case, real, structure
+
+
+@structure(
+    primitives.remat_p,
+    cases=[
+        case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
+        case(
+            jax.checkpoint(
+                lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
+                policy=jax.checkpoint_policies.dots_saveable,
+            ),
+            real(2, 3),
+            real(3, 3),
+        ),
+    ],
+)
+class Remat(Structure):
+    """x̄ = f's reverse sweep on residuals that are computed again from x.
+
+    Derivation: the residuals r = r(x) of ȳ ↦ Jᵀ(r) ȳ are a function of the inputs; to keep x
+    in their place trades one more forward sweep for their memory.
+
+    Residuals: the operands that the second forward sweep reads, and what the person's ``policy``
+    marks as saveable.
+
+    Numerics: the operands of the second forward sweep are tied to the cotangents by an
+    optimization barrier, so that a compiler neither merges it with the first nor starts it early.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
+        self.policy = eqn.params["policy"]
+        if self.policy is not None and any(map(_is_opened, self.jaxpr.eqns)):
+            self.jaxpr, self.consts = _without_calls(self.jaxpr)
+        self.out_active = out_activity(self.jaxpr, active, options)
+
+    def seed(self, seeded: Mask, needed: Mask) -> None:
+        """Plan the first forward sweep, which keeps nothing, and the second, with the reverse."""
+        none = (False,) * len(seeded)
+        inactive = (False,) * len(self.active)
+        self.saved = _saveable(self.jaxpr, self.policy)
+        self.first = make_plan(self.jaxpr, inactive, none, needed, self.options, (), self.saved)
+        self.second = make_plan(self.jaxpr, self.active, seeded, none, self.options, self.saved)
+        self.wanted = self.second.reached
+        reads = {a for eqn in self.second.live for a in eqn.invars if not isinstance(a, Literal)}
+        self.reads = [v in reads.union(self.second.keep) for v in self.jaxpr.invars]
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """Values alone; keep the operands and what the policy saves."""
+        outs, (saved, _) = sweeps.forward(self.first, self.consts, operands)
+        return outs, ([x if r else None for x, r in zip(operands, self.reads)], saved)
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """Forward again, then reverse."""
+        if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
+            residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
+        operands, saved = residuals
+        given = dict(zip(self.saved, saved))
+        _, kept = sweeps.forward(self.second, self.consts, operands, given)
+        return sweeps.reverse(self.second, kept, cotangents)
+
+    def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
+        """The body's forward-mode sweep: it keeps nothing anyway."""
+        return sweep(self.jaxpr, self.consts, operands, dots, self.options)
+
+
+def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...]:
+    """The variables that the policy lets the first forward sweep keep."""
+    if policy is None:
+        return ()
+    saved: list[Any] = []
+    for eqn in jaxpr.eqns:
+        verdict = policy(eqn.primitive, *[a.aval for a in eqn.invars], **eqn.params)
+        if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
+            saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
+    return tuple(saved)
+
+
+def _is_opened(eqn: JaxprEqn) -> bool:
+    """Whether a policy is to see what the equation stands for, and not the equation."""
+    return eqn.primitive is primitives.jit_p or _jax.as_checkpoint(eqn) is not eqn
+
+
+@lru_cache(maxsize=256)
+def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
+    """The graph with every ``jit`` inside written out, so that a policy sees all it names."""
+
+    def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        if eqn.primitive is primitives.jit_p:
+            return sweeps.run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands, step)
+        plain = _jax.as_checkpoint(eqn)
+        return sweeps.evaluate(plain if plain.primitive.name == "name" else eqn, operands)
+
+    run = lambda *args: sweeps.run(jaxpr, (), args, step)  # noqa: E731
+    traced = jax.make_jaxpr(run)(*[v.aval for v in jaxpr.invars])
+    return _jax.open_jaxpr(traced)

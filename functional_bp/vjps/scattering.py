@@ -1,0 +1,317 @@
+"""Writing and adding at computed positions: the scatters.
+
+With ι the map from the positions of the updates ``u`` to those of the operand ``x`` that the
+indices give, every scatter is y_j = x_j ⊕ (all u_i with ι(i) = j). Dropped updates are those that
+ι sends out of bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from functional_bp import _jax
+from functional_bp.engine.improvements import improvement
+from functional_bp.engine.rule import case, cplx, integer, real, rule
+from functional_bp.engine.sweeps import zeros
+
+
+def read_back(y_bar: Any, indices: Any, u_t: Any, dimension_numbers: Any, **options: Any) -> Any:
+    """ȳ_{ι(i)}: for every update the entry that it was written to; zero where it was dropped."""
+    dimensions = lax.GatherDimensionNumbers(
+        offset_dims=dimension_numbers.update_window_dims,
+        collapsed_slice_dims=dimension_numbers.inserted_window_dims,
+        start_index_map=dimension_numbers.scatter_dims_to_operand_dims,
+        operand_batching_dims=dimension_numbers.operand_batching_dims,
+        start_indices_batching_dims=dimension_numbers.scatter_indices_batching_dims,
+    )
+    return lax.gather(
+        y_bar, indices, dimensions, window_sizes(y_bar, u_t, dimension_numbers),
+        fill_value=0, **options,
+    )  # fmt: skip
+
+
+def window_sizes(x_t: Any, u_t: Any, dimension_numbers: Any) -> tuple[int, ...]:
+    """The operand's extent that one update covers, axis by axis."""
+    single = {*dimension_numbers.inserted_window_dims, *dimension_numbers.operand_batching_dims}
+    windows = iter([u_t.shape[i] for i in dimension_numbers.update_window_dims])
+    return tuple(1 if i in single else next(windows) for i in range(len(x_t.shape)))
+
+
+def single_window(indices: Any, dimension_numbers: Any) -> bool:
+    """Whether there is at most one update in each batch, so that no two can meet."""
+    batch = {*dimension_numbers.scatter_indices_batching_dims, indices.ndim - 1}
+    count = math.prod(n for i, n in enumerate(indices.shape) if i not in batch)
+    return _jax.surely(lambda: count <= 1)
+
+
+def kept(y_bar: Any) -> Any:
+    """x̄ = ȳ: an addition leaves what was there."""
+    return y_bar
+
+
+def added(
+    y_bar: Any, indices: Any, u_t: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """ū_i = ȳ_{ι(i)}: gather is the adjoint of scatter-add.
+
+    Derivation: y_j = x_j + Σ_{i: ι(i)=j} u_i, so
+
+        ⟨ȳ, ẏ⟩ = ⟨ȳ, ẋ⟩ + Σ_j ȳ_j Σ_{i: ι(i)=j} u̇_i = ⟨ȳ, ẋ⟩ + Σ_i ȳ_{ι(i)} u̇_i
+
+    Residuals: the indices; no float.
+    """
+    return read_back(
+        y_bar, indices, u_t, dimension_numbers,
+        indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
+    )  # fmt: skip
+
+
+def subtracted(
+    y_bar: Any, indices: Any, u_t: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """ū_i = −ȳ_{ι(i)}, as for an addition of −u."""
+    return lax.neg(
+        read_back(
+            y_bar, indices, u_t, dimension_numbers,
+            indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
+        )
+    )  # fmt: skip
+
+
+_rows = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+_windows = lax.ScatterDimensionNumbers((1, 2), (), (0, 1))
+_batched = lax.ScatterDimensionNumbers((), (1,), (1,), (0,), (0,))
+
+
+def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
+    """Cases for one scatter: rows (all modes, repeats), windows that overlap, batched, empty."""
+
+    def at(dimensions: Any, **options: Any) -> Any:
+        return lambda x, i, u: scatter(x, i, u, dimensions, **options)
+
+    return [
+        case(at(_rows), real(4, 3), integer(values=[[3], [1], [3]]), real(3, 3)),
+        case(at(_rows, mode="drop"), real(4, 3), integer(values=[[3], [-1], [7]]), real(3, 3)),
+        case(at(_rows, mode="clip"), real(4, 3), integer(values=[[3], [-1], [7]]), real(3, 3),
+             reference=lambda x, i, u: scatter(x, i.clip(0, 3), u, _rows)),
+        case(at(_rows, mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True),
+             real(4, 3), integer(values=[[0], [2]]), real(2, 3)),
+        case(at(_windows), real(4, 4), integer(values=[[0, 1], [1, 2], [3, 3]]), real(3, 2, 2)),
+        case(at(_batched), real(3, 4), integer(values=[[[1], [1]], [[0], [3]], [[2], [2]]]),
+             real(3, 2)),
+        *([case(at(_rows), cplx(4, 3), integer(values=[[3], [1]]), cplx(2, 3))] * complex_too),
+        case(at(_rows), real(4, 3), integer(values=np.zeros((0, 1), np.int32)), real(0, 3)),
+    ]  # fmt: skip
+
+
+rule(
+    lax.scatter_add_p,
+    "x, indices, u -> y",
+    linear="x, u",
+    x=kept,
+    u=added,
+    cases=cases_of(lax.scatter_add),
+)
+rule(
+    lax.scatter_sub_p,
+    "x, indices, u -> y",
+    linear="x, u",
+    x=kept,
+    u=subtracted,
+    cases=cases_of(lax.scatter_sub),
+)
+
+
+def times_rest(
+    y_bar: Any, x: Any, indices: Any, u: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """ū_i = ȳ_{ι(i)} x_{ι(i)} Π_{k≠i: ι(k)=ι(i)} u_k: everything else that was multiplied there.
+
+    Derivation: y_j = x_j Π_{k: ι(k)=j} u_k is linear in each u_i on its own, so ∂y_j/∂u_i is the
+    product of the other factors. Where no two updates meet that is x_{ι(i)}. Otherwise the
+    factors are sorted by the entry they go to, and the others' product is the product of those
+    before times the product of those after, within the entry's segment.
+
+    Numerics: no division, so zeros among the factors are exact, to every order.
+    """
+    options = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    back = lambda values: read_back(values, indices, u, dimension_numbers, **options)  # noqa: E731
+    first = back(y_bar) * back(x)
+    if unique_indices or single_window(indices, dimension_numbers):
+        return first
+    places = lax.reshape(lax.iota(np.int32, x.size), x.shape)
+    return first * others_product(back(lax.add(places, np.int32(1))), u)
+
+
+def others_product(segments: Any, factors: Any) -> Any:
+    """For every factor the product of the others with the same segment number, shape by shape."""
+    count = factors.size
+    if count == 0:
+        return factors
+    order_of = (lax.reshape(segments, (count,)), lax.iota(np.int32, count))
+    segment, order = lax.sort(order_of, num_keys=1)
+    sorted_factors = lax.reshape(factors, (count,))[order]
+    starts = lax.concatenate([np.ones(1, bool), segment[1:] != segment[:-1]], 0)
+    ends = lax.concatenate([starts[1:], np.ones(1, bool)], 0)
+    one = lax.full((1,), 1, factors.dtype)
+    earlier = lax.concatenate([one, sorted_factors[:-1]], 0)
+    later = lax.concatenate([sorted_factors[1:], one], 0)
+    others = running_product(starts, earlier) * running_product(ends, later, reverse=True)
+    unsorted = lax.full((count,), 0, factors.dtype).at[order].set(others, unique_indices=True)
+    return lax.reshape(unsorted, factors.shape)
+
+
+def running_product(resets: Any, factors: Any, reverse: bool = False) -> Any:
+    """Running products that begin again at 1 where ``resets`` is true (dropping that factor).
+
+    Pairs (r, a) compose to (r₁ ∨ r₂, a₂ if r₂ else a₁ a₂), which is associative.
+    """
+
+    def compose(left: Any, right: Any) -> Any:
+        return left[0] | right[0], lax.select(right[0], right[1], left[1] * right[1])
+
+    begun = lax.select(resets, lax.full_like(factors, 1), factors)
+    return lax.associative_scan(compose, (resets, begun), reverse=reverse)[1]
+
+
+def times_updates(
+    y_bar: Any, indices: Any, u: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """x̄_j = ȳ_j Π_{k: ι(k)=j} u_k: the operation itself, applied to the cotangent."""
+    return lax.scatter_mul(
+        y_bar, indices, u, dimension_numbers,
+        indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
+    )  # fmt: skip
+
+
+def _factor_by_factor(x: Any, i: Any, u: Any) -> Any:
+    """The rows' scatter-mul as a product over updates, which JAX differentiates."""
+    for k in range(u.shape[0]):
+        x = x * jax.numpy.where(jax.numpy.arange(x.shape[0])[:, None] == i[k], u[k], 1)
+    return x
+
+
+rule(
+    lax.scatter_mul_p,
+    "x, indices, u -> y",
+    x=times_updates,
+    u=times_rest,
+    cases=[
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows, unique_indices=True),
+             real(4, 3), integer(values=[[3], [1]]), real(2, 3)),
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows, unique_indices=True, mode="clip"),
+             cplx(4, 3), integer(values=[[7], [1]]), cplx(2, 3)),
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows),
+             real(4, 3), integer(values=[[3], [1], [3], [9], [3]]), real(5, 3),
+             reference=_factor_by_factor, note="repeats: jax.vjp raises"),
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows), real(3, 2),
+             integer(values=[[0], [1], [0], [0], [1]]),
+             real(values=[[0, 2], [3, 0], [5, 0], [7, 0], [0, 0]]),
+             reference=_factor_by_factor, note="repeats with zeros"),
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows), cplx(3, 2),
+             integer(values=[[0], [0]]), cplx(2, 2), reference=_factor_by_factor),
+        case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows), real(4, 3), integer(values=[[2]]),
+             real(1, 3), reference=_factor_by_factor, note="one update cannot meet another"),
+    ],
+)  # fmt: skip
+improvement(
+    "scatter-mul with repeated indices",
+    lambda u: lax.scatter_mul(np.asarray([2.0, 3.0]), np.asarray([[0], [0], [1]]), u,
+                              lax.ScatterDimensionNumbers((), (0,), (0,))),
+    at=([5.0, 7.0, 11.0],), wrt=0, true=[14.0, 10.0, 3.0],
+    jax="raises NotImplementedError: only implemented if `unique_indices=True`",
+    source="the product rule: ∂(x₀ u₀ u₁)/∂u₀ = x₀ u₁",
+)  # fmt: skip
+
+
+def extreme(scatter: Any) -> Any:
+    """The forward sweep of scatter-max or -min, with the shares in which a cotangent is split."""
+
+    def forward(
+        x: Any, indices: Any, u: Any, *, update_jaxpr: Any, update_consts: Any,
+        dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+    ) -> Any:  # fmt: skip
+        options = dict(
+            indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode
+        )
+        back = lambda values: read_back(values, indices, u, dimension_numbers, **options)  # noqa: E731
+        y = scatter(x, indices, u, dimension_numbers, **options)
+        reached = back(y)
+        is_best, was_best = lax.eq(u, reached), lax.eq(back(x), reached)
+        counting = np.promote_types(x.dtype, np.float32)  # bfloat16 counts no further than 256
+        one = lambda on: lax.convert_element_type(on, counting)  # noqa: E731
+        blank = zeros(jax.typeof(x).update(dtype=counting, weak_type=False))
+        count = lax.scatter_add(blank, indices, one(is_best), dimension_numbers, **options)
+        even = lax.convert_element_type(1 / (back(count) + one(was_best)), x.dtype)
+        share = lambda on: lax.select(on, even, lax.full_like(even, 0))  # noqa: E731
+        return y, (share(was_best), share(is_best))
+
+    return forward
+
+
+def shared_operand(
+    y_bar: Any, indices: Any, x_share: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """x̄_j = ȳ_j r_j / (n_j + r_j) where an update arrives, ȳ_j elsewhere.
+
+    Derivation: y_j = max(x_j, max_{i: ι(i)=j} u_i) has the gradient of its winner; with n_j
+    updates equal to y_j and r_j = [x_j = y_j], the n_j + r_j winners have equal shares. The share
+    is known per update, and is the same for all updates of one entry, so that it does not matter
+    which of them writes.
+
+    Kinks: ties are split evenly, as for every maximum of several values. An update that is NaN
+    takes no share, nor leaves one.
+
+    Residuals: the indices and one share per update; nothing of the operand's size.
+    """
+    options = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    scaled = lax.mul(read_back(y_bar, indices, x_share, dimension_numbers, **options), x_share)
+    return lax.scatter(y_bar, indices, scaled, dimension_numbers, **options)
+
+
+def shared_updates(
+    y_bar: Any, indices: Any, u_share: Any, *,
+    dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
+) -> Any:  # fmt: skip
+    """ū_i = ȳ_{ι(i)} [u_i = y_{ι(i)}] / (n_j + r_j), in even shares as for the operand."""
+    options = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
+    return lax.mul(read_back(y_bar, indices, u_share, dimension_numbers, **options), u_share)
+
+
+for _primitive, _scatter, _sign in (
+    (lax.scatter_max_p, lax.scatter_max, 1),
+    (lax.scatter_min_p, lax.scatter_min, -1),
+):
+    rule(
+        _primitive,
+        "x, indices, u -> y | x_share, u_share",
+        x=shared_operand,
+        u=shared_updates,
+        forward=extreme(_scatter),
+        kinks="ties are split evenly between the operand and the updates",
+        cases=[
+            *cases_of(_scatter, complex_too=False),
+            case(lambda x, i, u, scatter=_scatter, sign=_sign: scatter(
+                    sign * x, i, sign * u, lax.ScatterDimensionNumbers((), (0,), (0,))),
+                 real(values=[1, 0, 2, 3]), integer(values=[[0], [0], [1], [1], [2]]),
+                 real(values=[1, 1, 5, 5, 0]), note="ties"),
+        ],
+    )  # fmt: skip
+improvement(
+    "scatter-max in mode clip",
+    lambda u: lax.scatter_max(np.zeros(3), np.asarray([[7]]), u,
+                              lax.ScatterDimensionNumbers((), (0,), (0,)), mode="clip"),
+    at=([5.0],), wrt=0, true=[1.0],
+    jax="inf in 0.10, whose rule does not clamp as the operation does; right in 0.12",
+    source="y₂ = max(0, u₀), as the index 7 is clamped to 2",
+)  # fmt: skip

@@ -1,0 +1,276 @@
+"""Eigenvalues, eigenvectors and singular values.
+
+The pairing of complex cotangents is that of ``matrices.py``. In the derivations P = V⁻¹ dA V is the
+perturbation in the basis of the eigenvectors; all that follows is how eigenvalues and eigenvectors
+read it. Degenerate eigenvalues leave the eigenvectors without a derivative: inf or nan, as in JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from functional_bp.engine.improvements import improvement
+from functional_bp.engine.rule import case, cplx, real, rule
+from functional_bp.errors import NotDifferentiableError, compose, describe
+from functional_bp.vjps.matrices import (
+    Array,
+    adjoint,
+    as_dtype_of,
+    by_column,
+    by_row,
+    conj,
+    dot,
+    fold_lower,
+    identity,
+    place_diagonal,
+    real_part,
+    solve,
+)
+
+linalg = lax.linalg
+
+
+def _reciprocal_gaps(w: Array, like: Array) -> Array:
+    """F_ij = 1/(w_j − w_i), 0 on the diagonal."""
+    unit = identity(like)
+    gaps = by_column(w, like) - by_row(w, like)
+    return lax.reciprocal(gaps + unit) - unit
+
+
+def refuse_subset(subset: tuple[int, int] | None, whole: int, what: str, got: Array) -> None:
+    """Raise NotDifferentiableError for the vectors of a partial decomposition."""
+    if subset is not None and tuple(subset) != (0, whole):
+        raise NotDifferentiableError(
+            compose(
+                f"the vectors of a partial {what} have no derivative here",
+                got=f"{describe(got)} with subset_by_index={tuple(subset)}",
+                expected=f"all {whole}: the derivative of a vector needs the other ones",
+                do=f"compute the whole {what} and slice it, or use the values alone",
+            )
+        )
+
+
+def eigh(v, w, v_bar=None, w_bar=None, *, lower, subset_by_index):
+    """Ā = Φ(S + Sᴴ),  S = V [F ∘ (Vᴴ V̄) + diag w̄] Vᴴ,  F_ij = 1/(w_j − w_i) off the diagonal.
+
+    Derivation:
+        A V = V W with Vᴴ V = I. Differentiate and multiply by Vᴴ; with P = Vᴴ dA V and Ω = Vᴴ dV
+
+            P + W Ω = Ω W + dW,   Ω + Ωᴴ = 0
+
+        Entry ij is P_ij = Ω_ij (w_j − w_i) + dW_ij. On the diagonal dw = Re diag P, and off it
+        Ω = F ∘ P; the diagonal of Ω is a phase of each vector, left at 0. So
+
+            ⟨V̄, V (F ∘ P)⟩ + ⟨w̄, diag P⟩ = ⟨F ∘ (Vᴴ V̄) + diag w̄, Vᴴ dA V⟩ = ⟨S, dA⟩
+
+        dA is Hermitian, and only one of its triangles is read. Let it be the lower one (for the
+        upper one, transpose): dA = dE + dEᴴ with dE = Φ(dA), Φ the lower triangle with half the
+        diagonal, so
+
+            ⟨S, dA⟩ = ⟨S + Sᴴ, dE⟩ = ⟨Φ(S + Sᴴ), dA's lower triangle⟩
+
+        ``symmetrize_input=True`` makes Ā the Hermitian ½ (S + Sᴴ).
+
+    Residuals: V and w, not A. Without V̄ S is V diag(w̄) Vᴴ, one product.
+    """
+    if v_bar is None:
+        s = dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh")
+        return _of_triangle(s, lower)
+    refuse_subset(subset_by_index, v.shape[-2], "symmetric eigendecomposition", v)
+    p_bar = lax.mul(as_dtype_of(_reciprocal_gaps(w, real_part(v)), v), dot(v, conj(v_bar), "hn"))
+    if w_bar is not None:
+        p_bar = p_bar + place_diagonal(as_dtype_of(w_bar, v), v)
+    return _of_triangle(dot(dot(v, p_bar), v, "nh"), lower)
+
+
+def _of_triangle(s: Array, is_lower: bool) -> Array:
+    """Φ(S + Sᴴ) for the triangle that is read, as the cotangent that goes out."""
+    folded = fold_lower(s)
+    return conj(folded if is_lower else adjoint(folded))
+
+
+def _symmetric(a: np.ndarray) -> np.ndarray:
+    """Hermitian, its eigenvalues well apart."""
+    n = a.shape[-1]
+    return (a + np.swapaxes(a.conj(), -1, -2)) / 4 + np.diag(4.0 * np.arange(n))
+
+
+def _phase_free(a: Any) -> Any:
+    v, w = linalg.eigh(a)
+    return v * v[..., :1, :].conj(), w
+
+
+def _from_lower(a: Any) -> Any:
+    """The Hermitian matrix with the lower triangle of A."""
+    below = jnp.tril(a, -1)
+    diagonal = jnp.real(jnp.diagonal(a, axis1=-2, axis2=-1)).astype(a.dtype)
+    return below + jnp.swapaxes(below.conj(), -1, -2) + jnp.eye(a.shape[-1]) * diagonal[..., None]
+
+
+def _of_upper(a: Any) -> Any:
+    return linalg.eigh(_from_lower(jnp.swapaxes(a.conj(), -1, -2)))[1]
+
+
+rule(
+    linalg.eigh_p, "a -> v, w", a=eigh,
+    kinks="equal eigenvalues: the vectors have no derivative (inf or nan), the values' is fine",
+    cases=[
+        case(linalg.eigh, real(3, 3, make=_symmetric), half=False),
+        case(linalg.eigh, real(2, 3, 3, make=_symmetric), half=False),
+        case(linalg.eigh, cplx(2, 3, 3, make=_symmetric), half=False),
+        case(lambda a: linalg.eigh(a)[1], cplx(2, 3, 3, make=_symmetric), half=False),
+        case(lambda a: linalg.eigh(a)[0], real(3, 3, make=_symmetric), half=False),
+        case(lambda a: linalg.eigh(a, symmetrize_input=False, lower=False)[1],
+             real(3, 3, make=_symmetric), reference=_of_upper, half=False,
+             note="JAX gives the entries below the diagonal, not read, a cotangent"),
+        case(lambda a: linalg.eigh(a, symmetrize_input=False), real(2, 3, 3, make=_symmetric),
+             reference=lambda a: linalg.eigh(_from_lower(a)), half=False, note="above it"),
+        case(lambda a: linalg.eigh(a, symmetrize_input=False)[1], cplx(3, 3, make=_symmetric),
+             reference=lambda a: linalg.eigh(_from_lower(a))[1], half=False,
+             note="nor is the diagonal's imaginary part read"),
+        case(lambda a: linalg.eigh(a, subset_by_index=(0, 3)), real(3, 3, make=_symmetric),
+             half=False),
+        case(_phase_free, cplx(3, 3, make=_symmetric), half=False),
+        case(linalg.eigh, real(0, 2, 2), half=False),
+    ],
+)  # fmt: skip
+
+
+improvement(
+    "eigenvalues of a lower triangle",
+    lambda a: jnp.sin(linalg.eigh(a, symmetrize_input=False)[1]),
+    at=([[2.0, 0.5], [0.5, 1.0]],),
+    true=[[-0.404434399873309679, 0.0], [-0.91642395050686014, 0.511989550633550463]],
+    jax="a cotangent for the entries above the diagonal, not read",
+    source="mpmath: derivatives of sin(m - r) + sin(m + r), m and r of a 2x2 matrix's eigenvalues",
+)  # fmt: skip
+
+
+def eig_keeping_vectors(a, *, compute_left_eigenvectors, compute_right_eigenvectors,
+                        enable_eigvec_derivs, **parameters):  # fmt: skip
+    """The decomposition; beside the outputs V, empty if eigenvectors are among the outputs.
+
+    A second derivative of the values alone goes through V, whatever its scale: always allowed.
+    """
+    either = compute_left_eigenvectors or compute_right_eigenvectors
+    w, *vectors = linalg.eig_p.bind(
+        a, compute_left_eigenvectors=compute_left_eigenvectors,
+        compute_right_eigenvectors=compute_right_eigenvectors or not either,
+        enable_eigvec_derivs=enable_eigvec_derivs or not either, **parameters,
+    )  # fmt: skip
+    return ([w, *vectors], lax.full((0,), 0, w.dtype)) if either else ([w], *vectors)
+
+
+def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvectors,
+        enable_eigvec_derivs):  # fmt: skip
+    """Ā = V⁻ᴴ [F* ∘ (Vᴴ Ū) + diag w̄] Vᴴ,  F_ij = 1/(w_j − w_i),  Ū: V̄ without the norm's share.
+
+    Derivation:
+        A V = V W. With P = V⁻¹ dA V and B = V⁻¹ dV it is P + W B = B W + dW: dw = diag P, and off
+        the diagonal B = F ∘ P. The diagonal of B is a scale c_j of each vector,
+
+            dv_j = u_j + c_j v_j,   dU = V (F ∘ P)
+
+        fixed by what LAPACK returns: ‖v_j‖ = 1 and a real entry k_j, the largest one:
+
+            Re c_j = −Re v_jᴴ u_j,   Im c_j = −Im u_kj / v_kj
+
+        With t_j = v_jᴴ v̄_j the adjoint of c_j's part goes to ū_j,
+
+            Ū = V̄ − V diag(Re t) − i E diag(Im t / v_k),   E: ones at the entries k_j
+
+        and ⟨Ū, V (F ∘ P)⟩ + ⟨w̄, diag P⟩ = ⟨F* ∘ (Vᴴ Ū) + diag w̄, V⁻¹ dA V⟩.
+
+        The left eigenvectors are the right ones of Aᴴ, whose eigenvalues are w*. For a real A the
+        cotangent is the real part, the adjoint of ℝ ⊂ ℂ.
+
+    Residuals: w and the eigenvectors that are outputs; V beside them if none is.
+    Kinks: equal eigenvalues; for the vectors also two entries tied for the largest.
+
+    Raises:
+        NotDifferentiableError: eigenvectors without ``enable_eigvec_derivs=True``.
+    """
+    w_bar = None if w_bar is None else conj(w_bar)
+    bars = [None if bar is None else conj(bar) for bar in vectors_bar]
+    if any(bar is not None for bar in bars) and not enable_eigvec_derivs:
+        raise NotDifferentiableError(
+            compose(
+                "the derivative of eigenvectors of a general matrix was not asked for",
+                got=f"eig of {describe(a_t)} with a gradient through its eigenvectors",
+                expected="distinct eigenvalues, and no vector with two largest entries, which "
+                "cannot be checked here",
+                do="pass enable_eigvec_derivs=True to jax.lax.linalg.eig if that holds",
+            )
+        )
+    if not vectors:
+        a_bar = _eig_pullback(w, v, w_bar, None)
+    else:
+        right = vectors[-1] if not compute_left_eigenvectors or len(vectors) == 2 else None
+        a_bar = None
+        if right is not None and not (w_bar is None and bars[-1] is None):
+            a_bar = _eig_pullback(w, right, w_bar, bars[-1])
+            w_bar = None
+        if compute_left_eigenvectors and not (w_bar is None and bars[0] is None):
+            w_bar = None if w_bar is None else conj(w_bar)
+            left_bar = adjoint(_eig_pullback(conj(w), vectors[0], w_bar, bars[0]))
+            a_bar = left_bar if a_bar is None else a_bar + left_bar
+    return as_dtype_of(conj(a_bar), a_t)
+
+
+def _eig_pullback(w: Array, v: Array, w_bar: Array | None, v_bar: Array | None) -> Array:
+    """V⁻ᴴ P̄ Vᴴ, the cotangent of the matrix whose right eigenvectors are V."""
+    if v_bar is None:
+        return solve(v, lax.mul(by_row(w_bar, v), adjoint(v)), "h")
+    size = lax.abs(v)
+    k = lax.argmax(size, v.ndim - 2, np.int32)
+    place = lax.broadcasted_iota(np.int32, v.shape, v.ndim - 2)
+    largest = lax.eq(place, by_column(k, v))
+    zero = lax.full_like(size, 0)
+    t = lax.reduce_sum(lax.mul(conj(v), v_bar), [v.ndim - 2])
+    at_largest = lax.reduce_sum(lax.select(largest, lax.real(v), zero), [v.ndim - 2])
+    share = by_column(lax.div(lax.imag(t), at_largest), v)
+    u_bar = v_bar - lax.mul(v, as_dtype_of(by_column(lax.real(t), v), v))
+    u_bar = u_bar - lax.complex(zero, lax.select(largest, share, zero))
+    p_bar = lax.mul(conj(_reciprocal_gaps(w, v)), dot(v, u_bar, "hn"))
+    if w_bar is not None:
+        p_bar = p_bar + place_diagonal(w_bar, v)
+    return solve(v, dot(p_bar, v, "nh"), "h")
+
+
+def _eig(left: bool, right: bool, derivs: bool = True) -> Any:
+    return lambda a: linalg.eig(
+        a, compute_left_eigenvectors=left, compute_right_eigenvectors=right,
+        enable_eigvec_derivs=derivs,
+    )  # fmt: skip
+
+
+def _distinct(a: np.ndarray) -> np.ndarray:
+    """Eigenvalues well apart, a conjugate pair among the real matrices' ones."""
+    n = a.shape[-1]
+    turned = np.zeros((n, n))
+    turned[0, 1:2], turned[1:2, 0] = 4, -4
+    return a / 4 + np.diag(3.0 * np.arange(n)) + turned
+
+
+rule(
+    linalg.eig_p, "a -> w, *vectors | v", a=eig, forward=eig_keeping_vectors,
+    kinks="equal eigenvalues: inf or nan",
+    cases=[
+        case(_eig(False, False, False), real(2, 3, 3, make=_distinct),
+             reference=_eig(False, False), half=False,
+             note="without the permission JAX refuses the values' second derivative"),
+        case(_eig(False, False, False), cplx(2, 3, 3, make=_distinct),
+             reference=_eig(False, False), half=False, note="as above"),
+        case(_eig(False, True), real(3, 3, make=_distinct), half=False),
+        case(_eig(False, True), cplx(2, 3, 3, make=_distinct), half=False),
+        case(_eig(True, False), real(2, 3, 3, make=_distinct), half=False),
+        case(_eig(True, True), cplx(3, 3, make=_distinct), half=False),
+        case(lambda a: _eig(True, True)(a)[0], real(3, 3, make=_distinct), half=False),
+        case(lambda a: _eig(True, True)(a)[1], real(3, 3, make=_distinct), half=False),
+        case(lambda a: _eig(True, False)(a)[0], cplx(3, 3, make=_distinct), half=False),
+    ],
+)  # fmt: skip

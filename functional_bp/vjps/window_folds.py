@@ -1,0 +1,398 @@
+"""Windows with a reduction of one's own: ``reduce_window`` and ``select_and_scatter``.
+
+Both are a fold: entries meet one after another under an operation ⊕ that a person wrote as a
+function of two scalars. The reverse sweep of a fold runs ⊕'s own graph backwards, entry by entry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import JaxprEqn
+
+from functional_bp import _jax
+from functional_bp.engine import sweeps
+from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent
+from functional_bp.engine.improvements import improvement
+from functional_bp.engine.plan import make_plan
+from functional_bp.engine.rule import case, integer, real, structure
+
+
+class Geometry(NamedTuple):
+    """Where the windows lie, axis by axis."""
+
+    dimensions: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    base_dilation: tuple[int, ...]
+    window_dilation: tuple[int, ...]
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each of a window's entries lies from the window's corner, one row for each."""
+        steps = [np.arange(k) * d for k, d in zip(self.dimensions, self.window_dilation)]
+        return np.array(list(itertools.product(*steps)), np.int32).reshape(-1, len(steps))
+
+    def pad(self, x: Any, fill: Any) -> Any:
+        """The operand as the windows see it."""
+        edges = [(lo, hi, b - 1) for (lo, hi), b in zip(self.padding, self.base_dilation)]
+        return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
+
+    def unpad(self, padded: Any) -> Any:
+        """The adjoint of ``pad``."""
+        edges = [(-lo, -hi, 0) for lo, hi in self.padding]
+        cropped = lax.pad(padded, jnp.zeros((), padded.dtype), edges)
+        return lax.slice(cropped, (0,) * cropped.ndim, cropped.shape, self.base_dilation)
+
+    def extents(self, count: Sequence[int]) -> list[int]:
+        """What ``count`` windows span from corner to corner."""
+        return [(n - 1) * s + 1 for n, s in zip(count, self.strides)]
+
+    def entries(self, padded: Any, offset: Any, count: Sequence[int]) -> Any:
+        """Every window's entry at ``offset``."""
+        span = lax.dynamic_slice(padded, list(offset), self.extents(count))
+        return lax.slice(span, (0,) * span.ndim, span.shape, self.strides)
+
+    def add_entries(self, padded: Any, offset: Any, entries: Any) -> Any:
+        """The adjoint of ``entries``: add them where they were read."""
+        zero = jnp.zeros((), entries.dtype)
+        apart = lax.pad(entries, zero, [(0, 0, s - 1) for s in self.strides])
+        before = lax.dynamic_slice(padded, list(offset), apart.shape)
+        return lax.dynamic_update_slice(padded, before + apart, list(offset))
+
+
+class Combination:
+    """⊕ on scalars, as a graph of 2n inputs and n outputs, lifted to arrays with its reverse."""
+
+    def __init__(self, jaxpr: Any, consts: Sequence[Any], options: Options) -> None:
+        self.jaxpr, self.consts = jaxpr, list(consts)
+        self.count = len(jaxpr.outvars)
+        self.floats = tuple(has_tangent(v.aval) for v in jaxpr.outvars)
+        nothing, everything = (False,) * self.count, (True,) * self.count
+        self.plan = make_plan(jaxpr, self.floats * 2, self.floats, nothing, options)
+        self.value_plan = make_plan(jaxpr, nothing * 2, nothing, everything, options)
+
+    def value(self, left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
+        """left ⊕ right."""
+        run = lambda *xs: sweeps.forward(self.value_plan, self.consts, xs)[0]  # noqa: E731
+        return self._lift(run, left, right)
+
+    def reverse(
+        self, left: Sequence[Any], right: Sequence[Any], bars: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """The cotangents of left and right from those of left ⊕ right; None for integers."""
+
+        def scalar(*values: Any) -> list[Any]:
+            xs, ys_bar = values[: 2 * self.count], iter(values[2 * self.count :])
+            _, residuals = sweeps.forward(self.plan, self.consts, xs)
+            seeds = [next(ys_bar) if on else None for on in self.floats]
+            found = sweeps.reverse(self.plan, residuals, seeds)
+            return [
+                jnp.zeros_like(x) if bar is None else bar
+                for x, bar, on in zip(xs, found, self.floats * 2) if on
+            ]  # fmt: skip
+
+        found = iter(self._lift(scalar, left, right, [bar for bar in bars if bar is not None]))
+        both = [next(found) if on else None for on in self.floats * 2]
+        return both[: self.count], both[self.count :]
+
+    @staticmethod
+    def _lift(scalar: Any, *groups: Sequence[Any]) -> list[Any]:
+        values = [value for group in groups for value in group]
+        axes = frozenset().union(*(_jax.varying_axes(jax.typeof(value)) for value in values))
+        values = [sweeps.vary(value, axes) for value in values]
+        shape = values[0].shape
+        flat = [lax.reshape(value, (math.prod(shape),)) for value in values]
+        return [lax.reshape(out, shape) for out in jax.vmap(scalar)(*flat)]
+
+
+def fold_back(
+    combination: Combination, start: Sequence[Any], places: Any, entries: Any,
+    give_back: Any, given: Sequence[Any], y_bars: Sequence[Any],
+) -> tuple[list[Any], list[Any]]:  # fmt: skip
+    """The reverse sweep of a ← a ⊕ p_k for k = 1, 2, …, wherever p_k is there.
+
+    Derivation: with a_k = a_{k−1} ⊕ p_k, the chain rule gives (ā_{k−1}, p̄_k) = (⊕)ᵀ ā_k at
+    (a_{k−1}, p_k), from the last entry to the first. Where p_k is not there a_k = a_{k−1}, so ā
+    passes and p̄_k is zero.
+
+    Args:
+        combination: ⊕.
+        start: a_0.
+        places: what ``entries`` needs to know for each k, stacked.
+        entries: place ↦ (p_k, where it is there).
+        give_back: (given, place, p̄_k) ↦ given, with p̄_k added.
+        given: zeros to add to.
+        y_bars: cotangents of the fold's result, None for integers.
+
+    Returns:
+        ``given`` in the end, and ā_0.
+    """
+
+    def onward(values: Any, place: Any) -> Any:
+        found, there = entries(place)
+        after = combination.value(values, found)
+        return [lax.select(there, new, old) for new, old in zip(after, values)], values
+
+    def back(state: Any, row: Any) -> Any:
+        given, bars = state
+        place, values = row
+        found, there = entries(place)
+        left, right = combination.reverse(values, found, bars)
+        choose = lambda new, old: None if new is None else lax.select(there, new, old)  # noqa: E731
+        right = [choose(bar, None if bar is None else jnp.zeros_like(bar)) for bar in right]
+        return (give_back(given, place, right), [choose(*pair) for pair in zip(left, bars)]), None
+
+    y_bars = [None if bar is None else sweeps.match_axes(bar, jax.typeof(a))
+              for bar, a in zip(y_bars, start)]  # fmt: skip
+    _, befores = lax.scan(onward, list(start), places)
+    (given, bars), _ = lax.scan(back, (list(given), list(y_bars)), (places, befores), reverse=True)
+    return given, bars
+
+
+def _reduce(computation: Any, initial: Any, *window: Any, **options: Any) -> Any:
+    start = lambda x: np.asarray(initial, x.dtype)  # noqa: E731
+    return lambda x: lax.reduce_window(x, start(x), computation, *window, **options)
+
+
+def _stacked(reduction: Any, x: Any, size: int) -> Any:
+    """Windows along one axis, with stride one, side by side."""
+    return reduction(jnp.stack([x[k : x.shape[0] - size + 1 + k] for k in range(size)]))
+
+
+def _best_pair(left: Any, right: Any) -> Any:
+    (a, i), (b, j) = left, right
+    return lax.select(a >= b, a, b), lax.select(a >= b, i, j)
+
+
+def _product_padded(x: Any) -> Any:
+    x = jnp.pad(x, ((1, 0), (0, 1)), constant_values=1.0)
+    return (x[:-1] * x[1:])[:, ::2] * (x[:-1] * x[1:])[:, 1::2]
+
+
+@structure(
+    lax.reduce_window_p,
+    cases=[
+        case(_reduce(lax.mul, 1.0, (3,), (1,), "VALID"), real(values=[2, 0, 3, 0, 0, 4]),
+             reference=lambda x: _stacked(lambda s: s[0] * s[1] * s[2], x, 3), note="zeros"),
+        case(_reduce(lax.mul, 1.0, (2, 2), (1, 2), ((1, 0), (0, 1))), real(3, 3),
+             reference=_product_padded),
+        case(_reduce(jnp.logaddexp, -np.inf, (3,), (1,), "VALID"), real(5),
+             reference=lambda x: _stacked(lambda s: jax.nn.logsumexp(s, axis=0), x, 3)),
+        case(_reduce(jnp.logaddexp, -np.inf, (2,), (1,), "VALID", window_dilation=(2,)), real(5),
+             reference=lambda x: jnp.logaddexp(x[:-2], x[2:])),
+        case(lambda x, start: lax.reduce_window(x, start, lambda a, b: a + b, (2,), (2,), "VALID"),
+             real(4), real(), batchable=False, note="JAX cannot batch an initial value",
+             reference=lambda x, start: x[::2] + x[1::2] + start),
+        case(lambda x, i: lax.reduce_window(
+            (x, i), (np.asarray(-np.inf, x.dtype), np.int32(-1)), _best_pair, (2,), (2,), "VALID",
+             )[0],
+             real(6), integer(6), reference=lambda x, i: lax.max(x[::2], x[1::2])),
+    ],
+)  # fmt: skip
+class ReduceWindow(Structure):
+    """x̄_j = Σ of what j is given by the windows that cover it, each by reversing its fold.
+
+    Derivation: y_o = (…((init ⊕ p_1) ⊕ p_2) …) ⊕ p_K with p_k the window's entries that lie in
+    the operand; the chain rule along the fold gives every p̄_k, and that of init, which is summed
+    over the windows. No division, so a product is right at zeros; ⊕ need have no inverse.
+
+    Residuals: the operands. The partial results are found again in the reverse sweep.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        params = eqn.params
+        self.combination = Combination(*_jaxpr_of(params, ""), options)
+        self.geometry = Geometry(
+            *(params[name] for name in ("window_dimensions", "window_strides", "padding",
+                                        "base_dilation", "window_dilation"))
+        )  # fmt: skip
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """The operation itself."""
+        return sweeps.evaluate(self.eqn, operands), operands
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """All folds side by side, from the windows' last entries to their first."""
+        count = len(residuals) // 2
+        xs, inits = residuals[:count], residuals[count:]
+        geometry, floats = self.geometry, self.combination.floats
+        y_t: Any = self.eqn.outvars[0].aval
+        shape = y_t.shape
+        if 0 in shape:
+            return [None] * len(residuals)
+        padded = [geometry.pad(x, 0) for x in xs]
+        inside = geometry.pad(lax.full(xs[0].shape, True), False)
+        given = [jnp.zeros_like(x) if on else None for x, on in zip(padded, floats)]
+        bars = [
+            (sweeps.zeros(v.aval) if bar is None else bar) if on else None
+            for bar, v, on in zip(cotangents, self.eqn.outvars, floats)
+        ]
+
+        def entries(offset: Any) -> Any:
+            there = geometry.entries(inside, offset, shape)
+            return [geometry.entries(x, offset, shape) for x in padded], there
+
+        def give_back(given: Any, offset: Any, found: Any) -> Any:
+            return [None if bar is None else geometry.add_entries(x_bar, offset, bar)
+                    for x_bar, bar in zip(given, found)]  # fmt: skip
+
+        start = [lax.broadcast(init, shape) for init in inits]
+        start = [sweeps.match_axes(a, jax.typeof(x)) for a, x in zip(start, xs)]
+        given, bars = fold_back(self.combination, start, geometry.offsets, entries, give_back,
+                                given, bars)  # fmt: skip
+        xs_bar = [None if bar is None else geometry.unpad(bar) for bar in given]
+        inits_bar = [None if bar is None else lax.reduce_sum(bar, range(bar.ndim)) for bar in bars]
+        pairs = zip([*xs_bar, *inits_bar], self.wanted, strict=True)
+        return [bar if on else None for bar, on in pairs]
+
+
+_FAILS = 'raises "Linearization failed to produce known values for all output primals"'
+
+improvement(
+    "products over windows",
+    _reduce(lax.mul, 1.0, (2,), (1,), "VALID"),
+    at=([2.0, 0.0, 3.0],), true=[0.0, 5.0, 0.0],
+    jax=_FAILS, source="y = (x₀ x₁, x₁ x₂), so x̄ = (x₁, x₀ + x₂, x₁)",
+)  # fmt: skip
+improvement(
+    "logaddexp over windows",
+    _reduce(jnp.logaddexp, -np.inf, (2,), (1,), "VALID"),
+    at=([2.0, 0.0, 3.0],),
+    true=[0.8807970779778823, 0.1192029220221177 + 0.04742587317756678, 0.9525741268224334],
+    jax=_FAILS, source="the softmax of each window: σ(2), σ(−2) + σ(−3), σ(3)",
+)  # fmt: skip
+improvement(
+    "the initial value of a window sum",
+    lambda start: lax.reduce_window(np.ones(4), start, lax.add, (2,), (2,), "VALID"),
+    at=(0.0,), true=2.0,
+    jax="0.0, because it drops an initial value that is zero when it is traced",
+    source="y_o = start + x_{2o} + x_{2o+1} for two windows",
+)  # fmt: skip
+
+
+def _select_and_scatter(select: Any, scatter: Any, *window: Any) -> Any:
+    bind = _jax.find_helper("lax.windowed_reductions._select_and_scatter")
+    return lambda x, source, start: bind(x, select, *window, source, start, scatter)
+
+
+def _scattered_pairs(combine: Any) -> Any:
+    """Windows of two side by side: the larger entry meets the source, the other only the start."""
+
+    def reference(x: Any, source: Any, start: Any) -> Any:
+        left = x[::2] >= x[1::2]
+        met = jnp.broadcast_to(combine(start, source), source.shape)
+        rest = jnp.broadcast_to(start, source.shape)
+        pairs = [jnp.where(left, met, rest), jnp.where(left, rest, met)]
+        return jnp.stack(pairs, 1).reshape(-1)
+
+    return reference
+
+
+@structure(
+    lax.select_and_scatter_p,
+    kinks="of equal entries in a window, the first",
+    cases=[
+        case(_select_and_scatter(lax.ge, lax.add, (2,), (2,), ((0, 0),)), real(6), real(3), real(),
+             reference=_scattered_pairs(lax.add), batchable=False, note="no batching rule in JAX"),
+        case(_select_and_scatter(lax.ge, lax.mul, (2,), (2,), ((0, 0),)), real(6), real(3), real(),
+             reference=_scattered_pairs(lax.mul), batchable=False, note="no batching rule in JAX"),
+        case(_select_and_scatter(lax.ge, lax.mul, (3,), (1,), ((1, 1),)),
+             real(values=[1, 5, 2, 0, 3]), real(5), real(), batchable=False,
+             reference=lambda x, s, start: start * jnp.stack(
+                 [jnp.ones_like(s[0]), s[0] * s[1] * s[2], jnp.ones_like(s[0]),
+                  jnp.ones_like(s[0]), s[3] * s[4]]) + 0 * x,
+             note="no batching rule in JAX; three windows meet at the 5, two at the 3"),
+    ],
+)  # fmt: skip
+class SelectAndScatter(Structure):
+    """s̄_o from reversing, at the entry that window o selected, the fold of all that arrived there.
+
+    Derivation: y_j = (…(init ⊕ s_o) ⊕ s_o' …) over the windows o with m(o) = j, where m(o) is
+    the entry that the window selects. Along a window's offsets k the entry j is met at most once
+    each, by the window whose corner lies k before it, so y is a fold over the offsets. m depends
+    on x alone and is piecewise constant: x has no cotangent.
+
+    Residuals: the operands.
+    """
+
+    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
+        super().__init__(eqn, active, options)
+        params = eqn.params
+        self.wanted = (False, *self.wanted[1:])
+        self.out_active = (any(self.wanted),)
+        self.selection, self.combination = (
+            Combination(*_jaxpr_of(params, name), options) for name in ("select_", "scatter_")
+        )
+        ones = (1,) * len(params["window_dimensions"])
+        self.geometry = Geometry(
+            params["window_dimensions"], params["window_strides"], params["padding"], ones, ones
+        )
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """The operation itself."""
+        return sweeps.evaluate(self.eqn, operands), operands
+
+    def _selected(self, x: Any) -> Any:
+        """The flat position, in the padded operand, of the entry that each window selects."""
+
+        def better(left: Any, right: Any) -> Any:
+            (a, i), (b, j) = left, right
+            (wins,), _ = sweeps.forward(self.selection.value_plan, self.selection.consts, (a, b))
+            first = (j < 0) | ((i >= 0) & wins)
+            return lax.select(first, a, b), lax.select(first, i, j)
+
+        padded = self.geometry.pad(x, 0)
+        inside = self.geometry.pad(lax.full(x.shape, True), False)
+        positions = lax.reshape(lax.iota(np.int32, padded.size), padded.shape)
+        positions = lax.select(inside, positions, lax.full_like(positions, -1))
+        positions = sweeps.match_axes(positions, jax.typeof(x))
+        start = (jnp.zeros((), x.dtype), np.int32(-1))
+        _, places = lax.reduce_window(
+            (padded, positions), start, better, self.geometry.dimensions, self.geometry.strides,
+            "VALID",
+        )  # fmt: skip
+        return places
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """All folds side by side, over the offsets of a window."""
+        x, source, init = residuals
+        (y_bar,) = cotangents
+        geometry, shape = self.geometry, source.shape
+        if 0 in shape:
+            bar = lax.reduce_sum(y_bar, range(y_bar.ndim)) if self.wanted[2] else None
+            return [None, None, bar]
+        places = self._selected(x)
+        start = geometry.pad(lax.broadcast(init, x.shape), 0)
+        start = sweeps.match_axes(start, jax.typeof(x))
+        here = lax.reshape(lax.iota(np.int32, start.size), start.shape)
+
+        def entries(offset: Any) -> Any:
+            there = geometry.add_entries(jnp.zeros_like(here), offset, places + 1) - 1 == here
+            return [geometry.add_entries(jnp.zeros_like(start), offset, source)], there
+
+        def give_back(given: Any, offset: Any, found: Any) -> Any:
+            return [given[0] + geometry.entries(found[0], offset, shape)]
+
+        (source_bar,), (init_bar,) = fold_back(
+            self.combination, [start], geometry.offsets, entries, give_back,
+            [jnp.zeros_like(source)], [geometry.pad(y_bar, 0)],
+        )  # fmt: skip
+        return [
+            None,
+            source_bar if self.wanted[1] else None,
+            lax.reduce_sum(geometry.unpad(init_bar), range(x.ndim)) if self.wanted[2] else None,
+        ]
+
+
+def _jaxpr_of(params: dict[str, Any], prefix: str) -> tuple[Any, list[Any]]:
+    jaxpr, consts = _jax.open_jaxpr(params[prefix + "jaxpr"])
+    return jaxpr, [*consts, *params[prefix + "consts"]][: len(jaxpr.constvars)]
