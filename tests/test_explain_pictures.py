@@ -242,4 +242,4 @@ def test_png_without_matplotlib_names_the_extra(
 
 
 def test_an_empty_scene_is_a_page() -> None:
-    assert ET.fromstring(svg.svg_of(Scene("nothing", 10, 10))).get("width") == "10"
+    assert ET.fromstring(svg.svg_text(Scene("nothing", 10, 10))).get("width") == "10"

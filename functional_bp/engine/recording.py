@@ -30,9 +30,9 @@ from functional_bp.engine.plan import (
     names_auxiliary,
     pull_step,
 )
+from functional_bp.engine.registered import Registered
 from functional_bp.engine.rule import rules
 from functional_bp.engine.sweeps import Residuals
-from functional_bp.vjps.custom_rules import Registered
 
 
 class Recorded(Follower):

@@ -114,6 +114,8 @@ class Registry(Mapping[Primitive, Rule]):
 
     def __init__(self) -> None:
         self._rules: dict[Primitive, Rule] = {}
+        self.changed: list[Callable[[], None]] = []  # caches of plans, emptied when a rule changes
+        self.foreign: Any = None  # the structure of a primitive whose rule its author gave to JAX
 
     def __getitem__(self, primitive: Primitive) -> Rule:
         return self._rules[primitive]
@@ -140,8 +142,6 @@ class Registry(Mapping[Primitive, Rule]):
         for callback in self.changed:
             callback()
         return rule
-
-    changed: list[Callable[[], None]] = []  # caches of plans are emptied when a rule changes
 
 
 rules = Registry()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
@@ -14,10 +12,10 @@ from jax.core import Tracer
 
 from functional_bp import _jax
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
-from functional_bp.explanation.residuals import kept_bytes
-from functional_bp.explanation.sweeps import Sweeps, flatten_taken, lookup, seeds_of, sweep
+from functional_bp.explanation.record import EvaluatedGraph
+from functional_bp.explanation.sweeps import flatten_taken, seeds_of, sweep
 from functional_bp.graph import names
-from functional_bp.graph.graph import Equation, Graph, Variable
+from functional_bp.graph.graph import Graph, Variable
 from functional_bp.graph.trace import trace
 
 if TYPE_CHECKING:
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from functional_bp.explanation.pictures.scene import ThemeName
     from functional_bp.explanation.signals import Signals
 
+TEXT_WIDTH = 120  # characters of a line, in a file
 MOST_ROWS = 200  # of a table that is printed without being asked for all of it
 
 
@@ -33,37 +32,7 @@ class NoValuesError(BackpropError, TypeError):
     """A function was to be explained at arguments that have no values."""
 
 
-class UnreachedError(BackpropError, KeyError):
-    """No path leads from a value to the output, so that it has no cotangent."""
-
-    __str__ = Exception.__str__  # a KeyError would show its message in quotes
-
-
-class ByName(Mapping[str, Any]):
-    """Arrays by the names of a graph's variables; an unknown name is answered with near ones."""
-
-    def __init__(self, graph: Graph, arrays: Mapping[Variable, Any]) -> None:
-        self._graph, self._arrays = graph, arrays
-
-    def __getitem__(self, name: str | Variable) -> Any:
-        variable = lookup(self._graph, name)
-        if variable not in self._arrays:
-            raise UnreachedError(
-                f"{variable} has no cotangent: no path with a derivative leads to the output"
-            )
-        return self._arrays[variable]
-
-    def __iter__(self) -> Iterator[str]:
-        return (v.name for v in self._graph.variables if v in self._arrays and v.name != "_")
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} arrays: {', '.join(self)}>"
-
-
-class Explanation:
+class Explanation(EvaluatedGraph):
     """A function's graph at a point, with the forward value and the cotangent of every node.
 
     Attributes:
@@ -74,36 +43,6 @@ class Explanation:
         shares: what each use of a variable adds to its cotangent, by equation and operand.
         kept_bytes: for each variable that ``bp.grad`` keeps from its forward sweep, the bytes.
     """
-
-    def __init__(
-        self, graph: Graph, sweeps: Sweeps, seeds: Sequence[Any], max_steps: int | None = None
-    ) -> None:
-        self.graph = graph
-        self.values, self.bars, self.shares = sweeps
-        self.seeds, self.max_steps = tuple(seeds), max_steps
-        literals = {v: v.value for v in graph.outputs if v.kind == "literal"}
-        self.value = ByName(graph, {**literals, **self.values})
-        self.cotangent = ByName(graph, self.bars)
-
-    @cached_property
-    def kept_bytes(self) -> Mapping[Variable, int]:
-        """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
-
-        What an operation that stays closed keeps inside (a loop, of all its steps) counts at its
-        first output. What ``jax.checkpoint`` holds is computed again: of it, only the values
-        that its policy saves count.
-        """
-        return kept_bytes(self.graph, [seed is not None for seed in self.seeds], self.max_steps)
-
-    @cached_property
-    def share_counts(self) -> Counter[Variable]:
-        """How many shares each cotangent is the sum of: uses, and the output's own cotangent."""
-        seeded = [v for v, seed in zip(self.graph.outputs, self.seeds) if seed is not None]
-        return Counter([*seeded, *(equation.inputs[k] for equation, k in self.shares)])
-
-    def share(self, equation: Equation, operand: int) -> Any:
-        """What one use of a variable adds to its cotangent; None where it adds nothing."""
-        return self.shares.get((equation, operand))
 
     def first_nonfinite(self) -> FirstNonfinite | None:
         """The first equation that makes a NaN or an infinity, and why; None where all is finite.
@@ -222,7 +161,13 @@ class Explanation:
         """
         from functional_bp.explanation.pictures.picture import save
 
-        save(self, path, style, theme, **options)
+        written = {
+            ".html": self.html,
+            ".md": self.markdown,
+            ".tex": lambda: self.latex(standalone=True),
+            ".txt": lambda: self.text(width=TEXT_WIDTH),
+        }
+        save(self, path, written, style, theme, **options)
 
     def _repr_html_(self) -> str | None:
         from functional_bp.explanation.page import frame
@@ -257,9 +202,10 @@ class Explanation:
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
         from functional_bp.explanation import tables
+        from functional_bp.explanation.formulas.latex import escaped
         from functional_bp.tables import latex
 
-        return latex.latex(tables.tables(self, rows), standalone)
+        return latex.latex(tables.tables(self, rows), escaped, standalone)
 
     def table_html(self, rows: int | None = None) -> str:
         """Both sweeps step by step, as a piece of HTML for light and dark pages."""

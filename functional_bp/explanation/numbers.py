@@ -1,6 +1,7 @@
 """Values for a reader: ``0.73``, ``(1.00 −0.91 −0.75)``, ``4×3, ‖·‖ = 2.28``.
 
 >>> import numpy as np
+
 >>> format_number(0.7310585), format_number(-1.2e-5), format_number(3.0)
 ('0.73', '−1.2e−5', '3.00')
 >>> format_value(np.array([1.0, -0.91, -0.75])), format_value(np.ones((4, 3)))
@@ -9,9 +10,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from functional_bp.tables.table import State
 
 MOST_SHOWN = 4  # entries of a vector that are written out
 
@@ -109,7 +112,6 @@ def format_value(array: Any, most: int = MOST_SHOWN) -> str:
 
 # Values that a reader must not overlook: NaN, infinities, and gradients that vanish or explode.
 
-State = Literal["", "nan", "infinite", "zero", "vanishing", "exploding"]
 VANISHING, EXPLODING = 1e-6, 1e4  # root mean square of a cotangent's entries
 
 WORDS: dict[State, str] = {

@@ -14,11 +14,11 @@ import numpy as np
 
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.engine.transforms import vjp
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.formulas.equations import forward, reverse, symbol, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
 from functional_bp.explanation.formulas.formula import Formula
 from functional_bp.explanation.numbers import MOST_SHOWN
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.sweeps import Share
 from functional_bp.graph.graph import Equation, Graph, Variable
 
@@ -162,7 +162,7 @@ class ReverseRow:
         return self.read() if self.read else None
 
 
-def forward_rows(explanation: Explanation) -> list[ForwardRow]:
+def forward_rows(explanation: EvaluatedGraph) -> list[ForwardRow]:
     """Inputs and constants, then the equations in execution order."""
     graph, kept = explanation.graph, explanation.kept_bytes
     known = symbols(graph)
@@ -181,7 +181,7 @@ def forward_rows(explanation: Explanation) -> list[ForwardRow]:
     return rows
 
 
-def reverse_rows(explanation: Explanation) -> list[ReverseRow]:
+def reverse_rows(explanation: EvaluatedGraph) -> list[ReverseRow]:
     """The outputs' cotangents, then every use of a variable, in reverse order of the equations.
 
     Where a variable has several uses, its sum follows the last of them.
@@ -189,7 +189,7 @@ def reverse_rows(explanation: Explanation) -> list[ReverseRow]:
     return list(_reverse(explanation))
 
 
-def _reverse(explanation: Explanation) -> Iterator[ReverseRow]:
+def _reverse(explanation: EvaluatedGraph) -> Iterator[ReverseRow]:
     graph, bars, shares = explanation.graph, explanation.bars, explanation.shares
     known = symbols(graph)
     local = local_gradients(shares, explanation.values)

@@ -17,9 +17,10 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
-from functional_bp.explanation.explanation import Explanation
+from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite, host
 from functional_bp.explanation.numbers import format_number, summarize
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.sweeps import sweep
 from functional_bp.graph.graph import Equation, Variable
 
@@ -48,7 +49,7 @@ class Gate(NamedTuple):
     examples: int
 
 
-def dead_gate(explanation: Explanation, variable: Variable) -> Gate | None:
+def dead_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
     """Where the whole of a variable's gradient becomes zero; None where no path says so."""
     seen: set[Variable] = set()
     ahead = [variable]
@@ -65,7 +66,7 @@ def dead_gate(explanation: Explanation, variable: Variable) -> Gate | None:
     return None
 
 
-def unit_gate(explanation: Explanation, variable: Variable) -> Gate | None:
+def unit_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
     """The operation at which some units of a variable lose their gradient, by their own values."""
     for axis in reversed(range(len(variable.shape))):
         units = _dead_units(explanation.bars[variable], axis)
@@ -76,7 +77,7 @@ def unit_gate(explanation: Explanation, variable: Variable) -> Gate | None:
     return None
 
 
-def _follow(explanation: Explanation, start: Variable, units: np.ndarray) -> Gate | None:
+def _follow(explanation: EvaluatedGraph, start: Variable, units: np.ndarray) -> Gate | None:
     seen = {start}
     ahead = [start]
     while ahead:
@@ -96,7 +97,7 @@ def _follow(explanation: Explanation, start: Variable, units: np.ndarray) -> Gat
     return None
 
 
-def _is_gate(explanation: Explanation, equation: Equation, here: Variable, units: Any) -> bool:
+def _is_gate(explanation: EvaluatedGraph, equation: Equation, here: Variable, units: Any) -> bool:
     """Whether an operation closes by its operand's own value, unit by unit, and not by a mask."""
     if equation.outputs[0].shape != here.shape or not here.shape:
         return False
@@ -121,7 +122,7 @@ def _far_from_zero(z: Any) -> np.ndarray:
     return np.abs(rows).min(axis=0) > rows.std(axis=0)
 
 
-def _reached_from(explanation: Explanation, variable: Variable) -> set[Variable]:
+def _reached_from(explanation: EvaluatedGraph, variable: Variable) -> set[Variable]:
     """What is computed from a variable."""
     found = {variable}
     maker = explanation.graph.defined_by(variable)
@@ -262,7 +263,7 @@ SCALE = 0.75
 MOST_LISTED = 6  # units that a message names
 
 
-def signals(explanation: Explanation) -> Signals:
+def signals(explanation: EvaluatedGraph) -> Signals:
     """What is notable about the gradients of inputs, parameters and named values.
 
     Dead (all zero though a path leads to the output), partly dead (units, as columns of a weight,
@@ -287,7 +288,7 @@ def signals(explanation: Explanation) -> Signals:
 class _Search:
     """What one explanation's gradients are compared with."""
 
-    def __init__(self, explanation: Explanation, named: Sequence[Variable]) -> None:
+    def __init__(self, explanation: EvaluatedGraph, named: Sequence[Variable]) -> None:
         self.explanation = explanation
         self.norms = {v: summarize(host(bar)).norm for v, bar in explanation.bars.items()}
         usual = [norm for v, norm in self.norms.items() if v.kind == "intermediate" and norm > 0]
@@ -296,7 +297,7 @@ class _Search:
 
     @cached_property
     def _first(self) -> FirstNonfinite | None:
-        return self.explanation.first_nonfinite()
+        return first_nonfinite(self.explanation)
 
     def of_value(self, variable: Variable) -> Signal | None:
         """A value that is not finite."""

@@ -2,107 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.formulas import latex, unicode
 from functional_bp.explanation.numbers import (
     WORDS,
-    State,
     format_number,
     format_shape,
     format_value,
     state_of,
     summarize,
 )
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
 from functional_bp.graph.graph import format_bytes
+from functional_bp.tables.table import Cell, Column, Line, State, Table
 
 RANGE = " … "  # between the least and the greatest entry
 Row = TypeVar("Row", ForwardRow, ReverseRow)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry.
-
-    Attributes:
-        text: in Unicode.
-        write: writes it in LaTeX's mathematics, if it is a formula.
-        state: what is remarkable about the value.
-        short: the text where there is less room, "" for the same.
-    """
-
-    text: str = ""
-    write: Callable[[], str] | None = None
-    state: State = ""
-    short: str = ""
-
-    @property
-    def formula(self) -> str:
-        """The formula in LaTeX, "" if it is none."""
-        return self.write() if self.write else ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column.
-
-    Attributes:
-        heading: what stands above it.
-        align: "left" or "right".
-        drop: where the width does not suffice, columns go in the order of this number; 0 stays.
-    """
-
-    heading: str
-    align: str = "left"
-    drop: int = 0
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of a table: its cells, and what kind of row it is ("input", "sum", "scope", …)."""
-
-    kind: str
-    cells: tuple[Cell, ...]
-
-    @property
-    def is_heading(self) -> bool:
-        """Whether it has one cell, as long as the table is wide."""
-        return self.kind in ("scope", "more")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a title."""
-
-    title: str
-    columns: tuple[Column, ...]
-    lines: tuple[Line, ...]
-
-    def used(self) -> Table:
-        """Without the columns in which nothing stands."""
-        on = [any(line.cells[k].text for line in self.lines if not line.is_heading)
-              for k in range(len(self.columns))]  # fmt: skip
-        return self.only([k for k, used in enumerate(on) if used])
-
-    def only(self, chosen: Iterable[int]) -> Table:
-        """With the chosen columns alone; a heading keeps its one cell."""
-        chosen = list(chosen)
-        return Table(
-            self.title,
-            tuple(self.columns[k] for k in chosen),
-            tuple(
-                line if line.is_heading
-                else Line(line.kind, tuple(line.cells[k] for k in chosen))
-                for line in self.lines
-            ),
-        )  # fmt: skip
-
 
 FORWARD = (
     Column("#", "right", 3), Column("equation"), Column("value"), Column("kept", "right", 2),
@@ -114,16 +34,7 @@ REVERSE = (
 )  # fmt: skip
 
 
-def shortened(table: Table) -> Table:
-    """The table with the short form of every cell."""
-    lines = tuple(
-        Line(line.kind, tuple(replace(c, text=c.short or c.text) for c in line.cells))
-        for line in table.lines
-    )
-    return replace(table, lines=lines)
-
-
-def tables(explanation: Explanation, rows: int | None = None) -> tuple[Table, Table]:
+def tables(explanation: EvaluatedGraph, rows: int | None = None) -> tuple[Table, Table]:
     """The table of the forward sweep and that of the reverse sweep.
 
     Args:

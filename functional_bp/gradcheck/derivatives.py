@@ -22,8 +22,8 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine.sweeps import evaluate
-from functional_bp.gradcheck.subject import UNIT64
 from functional_bp.graph import interpret
+from functional_bp.graph.interpret import UNIT64
 
 RATIO = 1.6  # of neighbouring step sizes
 FIRST_STEPS = (1e-2, 1e-3, 1e-4, 1e-6)  # relative to the inputs; each starts a tableau

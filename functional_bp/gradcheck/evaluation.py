@@ -12,8 +12,9 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.gradcheck.derivatives import Slope, complex_slope, complex_step
-from functional_bp.gradcheck.subject import UNIT64, Arrays, Subject, double, single
+from functional_bp.gradcheck.subject import Arrays, Subject, double, single
 from functional_bp.graph import interpret
+from functional_bp.graph.interpret import UNIT64
 from functional_bp.graph.nested import inner_graphs
 
 

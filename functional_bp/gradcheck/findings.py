@@ -157,3 +157,33 @@ def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tupl
     order: Sequence[int] = np.argsort(-gap.ravel(), kind="stable")[:count].tolist()
     places = [tuple(int(i) for i in np.unravel_index(k, gap.shape)) for k in order]
     return tuple(Entry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What a check found: the data of a report.
+
+    Attributes:
+        name: what was checked.
+        verdict: "right", "wrong" or "inconclusive".
+        findings: what is wrong; empty unless the verdict is "wrong".
+        rows: everything that was checked, with its outcome.
+        notes: what a person should know though it is no error (a kink's other convention).
+        reasons: why the verdict is "inconclusive".
+        seconds: how long the check took.
+        settings: what is needed to repeat it ("jax", "backend", "seed", "reference", …).
+    """
+
+    name: str
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gradient is right: neither wrong nor inconclusive."""
+        return self.verdict == "right"

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck.evaluation import IndexRange
-from functional_bp.gradcheck.subject import Arrays, is_inexact, single
+from functional_bp.gradcheck.subject import Arrays, single
+from functional_bp.graph.interpret import is_inexact
 
 Generator = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 

@@ -16,7 +16,6 @@ from functional_bp.gradcheck.derivatives import Slope, bend, slope
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
 from functional_bp.gradcheck.subject import (
     UNIT32,
-    UNIT64,
     Arrays,
     all_finite,
     distance,
@@ -25,6 +24,7 @@ from functional_bp.gradcheck.subject import (
     pairing,
     single,
 )
+from functional_bp.graph.interpret import UNIT64
 
 # How far a right gradient may be from the reference's: element by element, by measurement.
 #

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from functional_bp.gradcheck.findings import Finding, Row, Verdict
+from functional_bp.gradcheck.findings import CheckResult
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(CheckResult):
     """Is the gradient right, and if not, where and why.
 
     ``print(report)`` shows all of it; a notebook shows it as HTML.
@@ -25,20 +24,6 @@ class Report:
         seconds: how long the check took.
         settings: what is needed to repeat it ("jax", "backend", "seed", "reference", …).
     """
-
-    name: str
-    verdict: Verdict
-    findings: tuple[Finding, ...] = ()
-    rows: tuple[Row, ...] = ()
-    notes: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
-    seconds: float = 0.0
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the gradient is right: neither wrong nor inconclusive."""
-        return self.verdict == "right"
 
     def raise_if_wrong(self, *, inconclusive: bool = False) -> None:
         """Raise if the gradient is wrong.
@@ -100,7 +85,7 @@ class Report:
         """
         from functional_bp.gradcheck.formats import json
 
-        return json.read(text)
+        return json.read(text, Report)
 
     def __str__(self) -> str:
         return self.to_text().rstrip("\n")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.dtypes import float0
 
+from functional_bp.graph.interpret import is_inexact
 from functional_bp.graph.names import argument_names
 
 Arrays = tuple[Any, ...]
@@ -119,15 +120,7 @@ class Diagnosis:
 
 # Arrays of a check: promotion to double precision, rounding to single, random draws, distances.
 
-UNIT64 = float(np.finfo(np.float64).eps)  # relative spacing of float64
 UNIT32 = float(np.finfo(np.float32).eps)
-
-
-def is_inexact(x: Any) -> bool:
-    """Whether ``x`` is a real or complex array or number, so that it has a cotangent."""
-    dtype = getattr(x, "dtype", None)
-    dtype = np.asarray(x).dtype if dtype is None else dtype
-    return bool(jnp.issubdtype(dtype, np.inexact))
 
 
 def double(x: Any) -> np.ndarray:
@@ -141,11 +134,6 @@ def single(x: Any) -> np.ndarray:
     array = np.asarray(x)
     with np.errstate(over="ignore"):
         return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
-
-
-def unit_of(dtype: Any) -> float:
-    """The relative spacing of a real or complex dtype: 2.2e-16 for float64, 1.2e-7 for float32."""
-    return float(jnp.finfo(dtype).eps)
 
 
 def normal(rng: np.random.Generator, like: Any, dtype: Any = None) -> np.ndarray:

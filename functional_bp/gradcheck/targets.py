@@ -278,7 +278,7 @@ def _pairs(module: ModuleType, found: Sequence[Target]) -> list[Target]:
 
 def _rules(module: ModuleType) -> list[Any]:
     """The rules that are declared in a module's file; all of them for this package itself."""
-    from functional_bp import rules
+    from functional_bp.engine.rule import rules
 
     every = module.__name__ == "functional_bp"
     here = [rule for rule in rules.values() if every or rule.file == module.__file__]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from functional_bp.explanation.formulas.unicode import OVERLINE
-from functional_bp.explanation.tables import Cell, Line, Table
+from functional_bp.tables.table import OVERLINE, Cell, Line, Table
 
 STYLE = """
 .bp-sweeps{--ink:#1f2328;--soft:#59636e;--line:#d1d9e0;--band:#f6f8fa;--bad:#cf222e;--warn:#9a6700;

@@ -2,8 +2,9 @@ r"""The tables as LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics
 
 from __future__ import annotations
 
-from functional_bp.explanation.formulas.latex import escaped
-from functional_bp.explanation.tables import Cell, Line, Table
+from collections.abc import Callable
+
+from functional_bp.tables.table import Cell, Line, Table
 from functional_bp.tables.text import fitted
 
 COLORS = {"nan": "red", "infinite": "red", "exploding": "magenta", "vanishing": "orange",
@@ -13,14 +14,17 @@ PAGE_WIDTH = 165  # characters on a landscape page, with the formulas' letters c
 LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of longer ones
 
 
-def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
+def latex(
+    tables: tuple[Table, ...], escaped: Callable[[str], str], standalone: bool = False
+) -> str:
     """The tables.
 
     Args:
         tables: what to write.
+        escaped: writes plain text in LaTeX.
         standalone: a whole document; otherwise a piece of one that loads ``PACKAGES``.
     """
-    body = "\n\n".join(map(_table, tables)) + "\n"
+    body = "\n\n".join(_table(table, escaped) for table in tables) + "\n"
     if not standalone:
         return f"% needs: {', '.join(PACKAGES)}\n{body}"
     uses = "".join(f"\\usepackage{{{package}}}\n" for package in PACKAGES)
@@ -31,11 +35,11 @@ def latex(tables: tuple[Table, ...], standalone: bool = False) -> str:
     )  # fmt: skip
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, escaped: Callable[[str], str]) -> str:
     table = fitted(table, PAGE_WIDTH)
     form = "".join(_form(table, k) for k in range(len(table.columns)))
     heads = " & ".join(escaped(column.heading) for column in table.columns)
-    rows = [_line(line, len(table.columns)) for line in table.lines]
+    rows = [_line(line, len(table.columns), escaped) for line in table.lines]
     return "\n".join(
         [
             rf"\begin{{longtable}}{{{form}}}",
@@ -58,14 +62,14 @@ def _form(table: Table, k: int) -> str:
     return rf">{{{ragged}\arraybackslash}}p{{{LONG}}}"
 
 
-def _line(line: Line, count: int) -> str:
+def _line(line: Line, count: int, escaped: Callable[[str], str]) -> str:
     if line.is_heading:
         inside = rf"\textit{{{escaped(line.cells[0].text)}}}"
         return rf"\multicolumn{{{count}}}{{l}}{{{inside}}} \\"
-    return " & ".join(map(_cell, line.cells)) + r" \\"
+    return " & ".join(_cell(cell, escaped) for cell in line.cells) + r" \\"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, escaped: Callable[[str], str]) -> str:
     text = f"${cell.formula}$" if cell.formula else escaped(cell.text)
     color = COLORS.get(cell.state)
     return rf"\textcolor{{{color}}}{{{text}}}" if color and text else text

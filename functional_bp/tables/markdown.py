@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functional_bp.explanation.tables import Line, Table
+from functional_bp.tables.table import Line, Table
 
 MARKS = {"nan": "⚠ ", "infinite": "⚠ ", "exploding": "⚠ ", "vanishing": "", "zero": ""}
 

@@ -6,7 +6,7 @@ import io
 import shutil
 from typing import Any
 
-from functional_bp.explanation.tables import Cell, Table, shortened
+from functional_bp.tables.table import Cell, Table, shortened
 
 STYLES = {"nan": "bold red", "infinite": "bold red", "exploding": "bold magenta",
           "vanishing": "yellow", "zero": "yellow"}  # fmt: skip

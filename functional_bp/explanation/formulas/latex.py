@@ -22,7 +22,6 @@ from functional_bp.explanation.formulas.unicode import (
     ATOM,
     CHOICE,
     MACRON,
-    OVERLINE,
     POWER,
     PREFIX,
     PRODUCT,
@@ -30,6 +29,7 @@ from functional_bp.explanation.formulas.unicode import (
     Part,
     in_order,
 )
+from functional_bp.tables.table import OVERLINE
 
 SPACE = r"\,"
 GREEK = {

@@ -19,8 +19,9 @@ import numpy as np
 
 from functional_bp.explanation.formulas import expression as ex
 from functional_bp.explanation.formulas.expression import Expression
+from functional_bp.tables.table import OVERLINE
 
-MACRON, OVERLINE = "\u0304", "\u0305"
+MACRON = "\u0304"
 SUBSCRIPTS = str.maketrans("0123456789+-", "₀₁₂₃₄₅₆₇₈₉₊₋")
 SUPERSCRIPTS = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
 CHOICE, ALTERNATIVE, SUM, PRODUCT, PREFIX, POWER, ATOM = range(7)

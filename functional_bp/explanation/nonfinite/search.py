@@ -14,7 +14,6 @@ from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import Options, has_tangent
 from functional_bp.engine.plan import Auxiliary, plan_once
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.formulas import equations
 from functional_bp.explanation.formulas.equations import forward, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
@@ -34,6 +33,7 @@ from functional_bp.explanation.nonfinite.causes import (
     operands_of,
     read_by,
 )
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.sweeps import flatten_taken, plan_of, sweep
 from functional_bp.graph.graph import Equation, Graph, Variable
 from functional_bp.graph.inline import opened_jaxpr
@@ -273,7 +273,9 @@ class _Pullback(NamedTuple):
     upstream: int
 
 
-def made_in_reverse(explanation: Explanation, equation: Equation, operand: int) -> FirstNonfinite:
+def made_in_reverse(
+    explanation: EvaluatedGraph, equation: Equation, operand: int
+) -> FirstNonfinite:
     """What is said of a rule that makes a cotangent which is not finite from finite ones."""
     graph, values = explanation.graph, explanation.values
     share = explanation.share(equation, operand)
@@ -336,7 +338,7 @@ def _cause(pullback: _Pullback) -> tuple[str, str]:
     return cause.text, cause.advice
 
 
-def _pullback_of(explanation: Explanation, equation: Equation, operand: int) -> _Pullback:
+def _pullback_of(explanation: EvaluatedGraph, equation: Equation, operand: int) -> _Pullback:
     """The pullback of an equation to one operand, at the explanation's values."""
     eqn = equation.eqn
     by_var = {a: v for a, v in zip(eqn.invars, equation.inputs) if not isinstance(a, Literal)}
@@ -402,7 +404,7 @@ def _kept_name(number: int, residual: Any, values: Sequence[tuple[str, Any]]) ->
 HARMLESS = "It reaches neither the output nor a gradient: it is masked out."
 
 
-def first_nonfinite(explanation: Explanation) -> FirstNonfinite | None:
+def first_nonfinite(explanation: EvaluatedGraph) -> FirstNonfinite | None:
     """The first NaN or infinity of both sweeps; None where all is finite.
 
     First what makes the output not finite; else what makes a cotangent so; else a value that is not
@@ -506,7 +508,7 @@ def _inside(found: FirstNonfinite, equation: Equation, step: Step | None = None)
     return replace(found, inside=(held, *found.inside), source=found.source or equation.source)
 
 
-def _reverse(explanation: Explanation) -> FirstNonfinite | None:
+def _reverse(explanation: EvaluatedGraph) -> FirstNonfinite | None:
     """The first cotangent, last equation first, that is not finite; None if all are finite."""
     graph, bars = explanation.graph, explanation.bars
     bad = {v for v, x in bars.items() if is_bad(x)}
@@ -523,7 +525,7 @@ def _reverse(explanation: Explanation) -> FirstNonfinite | None:
     return _summed(explanation, next(v for v in graph.variables if v in bad))
 
 
-def _by_rule(explanation: Explanation, equation: Equation, operand: int) -> FirstNonfinite:
+def _by_rule(explanation: EvaluatedGraph, equation: Equation, operand: int) -> FirstNonfinite:
     """What a rule makes; or what made an operand infinite, that the rule multiplies by 0."""
     made = made_in_reverse(explanation, equation, operand)
     graph, values = explanation.graph, explanation.values
@@ -540,7 +542,7 @@ def _by_rule(explanation: Explanation, equation: Equation, operand: int) -> Firs
     return made
 
 
-def _stepwise(explanation: Explanation, equation: Equation) -> FirstNonfinite | None:
+def _stepwise(explanation: EvaluatedGraph, equation: Equation) -> FirstNonfinite | None:
     """The equation in a loop's body whose rule makes the cotangent, at the last such step."""
     if not is_loop(equation):
         return None
@@ -550,12 +552,12 @@ def _stepwise(explanation: Explanation, equation: Equation) -> FirstNonfinite | 
         if any(bar is not None and is_bad(bar) for bar in found):
             flat = flatten_taken(step.graph, step.operands)
             swept = sweep(flat, step.operands, step.seeds, explanation.max_steps)
-            inner = _reverse(Explanation(flat, swept, step.seeds, explanation.max_steps))
+            inner = _reverse(EvaluatedGraph(flat, swept, step.seeds, explanation.max_steps))
             return None if inner is None else _inside(inner, equation, step)
     return None
 
 
-def _summed(explanation: Explanation, variable: Variable) -> FirstNonfinite:
+def _summed(explanation: EvaluatedGraph, variable: Variable) -> FirstNonfinite:
     """A cotangent that is not finite though every share of it is: a seed, or a sum of shares."""
     graph, known = explanation.graph, symbols(explanation.graph)
     x_bar = explanation.bars[variable]

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.formulas.equations import forward, reverse, symbols
+from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.numbers import Summary, format_number, format_value, summarize
 from functional_bp.explanation.page.drawing import Drawer
 from functional_bp.explanation.pictures.contents import Contents, contents
 from functional_bp.explanation.pictures.scene import DARK, LIGHT, spans
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.scopes import Scope, scopes, views
+from functional_bp.explanation.signals import signals
 from functional_bp.graph.graph import Equation, Variable
 
 # What the page tells of each value and of each equation, as JSON has it.
@@ -28,7 +30,7 @@ MOST_IN_FULL = 64  # entries of an array that the page holds itself
 BARS = 25  # of a histogram
 
 
-def variable_facts(explanation: Explanation, variable: Variable, name: str) -> dict[str, Any]:
+def variable_facts(explanation: EvaluatedGraph, variable: Variable, name: str) -> dict[str, Any]:
     """Name, type, value and gradient, size of the gradient, bytes kept.
 
     Args:
@@ -95,7 +97,7 @@ def size_of(array: Any) -> float | str:
 
 
 def equation_facts(
-    explanation: Explanation, equation: Equation, number: Mapping[Variable, int], known: Any
+    explanation: EvaluatedGraph, equation: Equation, number: Mapping[Variable, int], known: Any
 ) -> dict[str, Any]:
     """Operation, operands with what they add to their cotangents and by which formula, costs."""
     facts: dict[str, Any] = {
@@ -128,9 +130,9 @@ def equation_facts(
     return facts
 
 
-def first_facts(explanation: Explanation) -> dict[str, Any] | None:
+def first_facts(explanation: EvaluatedGraph) -> dict[str, Any] | None:
     """The first NaN or infinity: the equation, or the loop that holds it, the entry, the cause."""
-    found = explanation.first_nonfinite()
+    found = first_nonfinite(explanation)
     if found is None:
         return None
     equation = found.inside[0].equation if found.inside else found.equation
@@ -153,12 +155,12 @@ def first_facts(explanation: Explanation) -> dict[str, Any] | None:
     }
 
 
-def signal_facts(explanation: Explanation, number: Mapping[Variable, int]) -> list[list[Any]]:
+def signal_facts(explanation: EvaluatedGraph, number: Mapping[Variable, int]) -> list[list[Any]]:
     """What is notable about gradients: kind, variable, message and line."""
-    return [[s.kind, number[s.variable], s.message, s.line] for s in explanation.signals()]
+    return [[s.kind, number[s.variable], s.message, s.line] for s in signals(explanation)]
 
 
-def graph_symbols(explanation: Explanation) -> Any:
+def graph_symbols(explanation: EvaluatedGraph) -> Any:
     """The symbols with which formulas name the graph's variables."""
     return symbols(explanation.graph)
 
@@ -212,7 +214,7 @@ class PageError(BackpropError, ValueError):
 
 
 def page(
-    explanation: Explanation,
+    explanation: EvaluatedGraph,
     title: str | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> str:
@@ -252,7 +254,7 @@ def page(
     )
 
 
-def frame(explanation: Explanation) -> str | None:
+def frame(explanation: EvaluatedGraph) -> str | None:
     """The page inside a notebook; None where it is too large for the notebook's file.
 
     A notebook then shows the still picture, with scopes closed.
@@ -282,7 +284,7 @@ def _palette() -> str:
 
 
 def _data(
-    explanation: Explanation,
+    explanation: EvaluatedGraph,
     shown: Contents,
     root: Scope,
     title: str,
@@ -330,7 +332,7 @@ def _data(
     }
 
 
-def _drawn(explanation: Explanation, shown: Contents) -> dict[Equation, Any]:
+def _drawn(explanation: EvaluatedGraph, shown: Contents) -> dict[Equation, Any]:
     """The operator that stands for an equation: of what is part of a wire, the next that is drawn.
 
     What no output depends on has none.
@@ -367,7 +369,7 @@ def _held(
 
 
 def _categories(
-    explanation: Explanation, every: list[Scope], colours: Mapping[str, str]
+    explanation: EvaluatedGraph, every: list[Scope], colours: Mapping[str, str]
 ) -> dict[str, str]:
     """The categories, by the names that variables and scopes have in the page."""
     graph = explanation.graph

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.numbers import format_value
 from functional_bp.explanation.pictures.boxes import Box, Placed, Point, Wire
 from functional_bp.explanation.pictures.contents import Contents, Node, Output
 from functional_bp.explanation.pictures.layout import layout
 from functional_bp.explanation.pictures.scene import path_data, spans
 from functional_bp.explanation.pictures.symbols import Line, Run, measure, roman
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.scopes import End, Scope, Stub, View
 from functional_bp.graph.graph import Variable
 
@@ -195,7 +195,7 @@ class Drawer:
 
     def __init__(
         self,
-        explanation: Explanation,
+        explanation: EvaluatedGraph,
         shown: Contents,
         number: Mapping[Variable, int],
         scope_number: Mapping[Scope, int],

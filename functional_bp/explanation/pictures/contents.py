@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.numbers import format_number, summarize
 from functional_bp.explanation.pictures.symbols import (
     Line,
@@ -28,6 +27,7 @@ from functional_bp.explanation.pictures.symbols import (
     typeset_name,
     typeset_paths,
 )
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable
 
 CARRIERS = frozenset(
@@ -118,7 +118,7 @@ class Contents:
 
 
 def contents(
-    explanation: Explanation, depth: int | None = None, gates: Collection[str] = ()
+    explanation: EvaluatedGraph, depth: int | None = None, gates: Collection[str] = ()
 ) -> Contents:
     """What a picture of an explanation shows.
 
@@ -132,7 +132,9 @@ def contents(
 
 
 class _Reader:
-    def __init__(self, explanation: Explanation, depth: int | None, gates: tuple[str, ...]) -> None:
+    def __init__(
+        self, explanation: EvaluatedGraph, depth: int | None, gates: tuple[str, ...]
+    ) -> None:
         self.explanation, self.graph = explanation, explanation.graph
         self.depth, self.gates = depth, gates
         self.maker_equation = {v: e for e in self.graph for v in e.outputs}

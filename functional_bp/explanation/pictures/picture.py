@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.explanation.explanation import Explanation
-from functional_bp.explanation.pictures import scene, styles
-from functional_bp.explanation.pictures import scene as raster
-from functional_bp.explanation.pictures import scene as svg
+from functional_bp.explanation.pictures import styles
 from functional_bp.explanation.pictures.contents import Contents, bundled, contents
 from functional_bp.explanation.pictures.layout import Direction, Engine
-from functional_bp.explanation.pictures.scene import Scene, ThemeName
+from functional_bp.explanation.pictures.scene import Scene, ThemeName, svg_text, write_raster
+from functional_bp.explanation.record import EvaluatedGraph
 
 Style = Literal["cs231n", "d2l"]
 MOST_DRAWN = 400  # operators and closed scopes; more is no picture that anybody reads
@@ -36,7 +34,7 @@ class PictureError(BackpropError, ValueError):
 
 
 def scene_of(
-    explanation: Explanation,
+    explanation: EvaluatedGraph,
     style: Style = "cs231n",
     *,
     direction: Direction = "right",
@@ -57,14 +55,14 @@ def scene_of(
 
 
 def svg_of(
-    explanation: Explanation, style: Style, theme: ThemeName, **options: Unpack[PictureOptions]
+    explanation: EvaluatedGraph, style: Style, theme: ThemeName, **options: Unpack[PictureOptions]
 ) -> str:
     """The picture as SVG; see ``Explanation.svg``."""
     check_word("theme", theme, ("light", "dark", "auto"))
-    return scene.svg_of(scene_of(explanation, style, **options), theme)
+    return svg_text(scene_of(explanation, style, **options), theme)
 
 
-def glance(explanation: Explanation) -> str | None:
+def glance(explanation: EvaluatedGraph) -> str | None:
     """The picture for a notebook, as deep as it can be taken in; None where it is too large."""
     deepest = max((e.scope.count("/") + 1 for e in explanation.graph if e.scope), default=0)
     for depth in (None, *range(deepest - 1, -1, -1)):
@@ -77,7 +75,7 @@ def _size(shown: Contents) -> int:
     return sum(node.kind != "leaf" for node in shown.nodes)
 
 
-def _check_size(explanation: Explanation, shown: Contents) -> None:
+def _check_size(explanation: EvaluatedGraph, shown: Contents) -> None:
     if _size(shown) > MOST_DRAWN:
         raise PictureError(
             compose(
@@ -105,39 +103,33 @@ def check_word(what: str, got: object, expected: tuple[str, ...]) -> None:
 # An explanation into a file, in the format that the file's suffix says.
 
 STILL = (".svg", ".png", ".pdf")
-WRITTEN: Mapping[str, Callable[[Explanation], str]] = {
-    ".html": lambda explanation: explanation.html(),
-    ".md": lambda explanation: explanation.markdown(),
-    ".tex": lambda explanation: explanation.latex(standalone=True),
-    ".txt": lambda explanation: explanation.text(width=TEXT_WIDTH),
-}
-TEXT_WIDTH = 120  # characters of a line, in a file
 
 
 def save(
-    explanation: Explanation,
+    explanation: EvaluatedGraph,
     path: str | os.PathLike[str],
+    written: Mapping[str, Callable[[], str]],
     style: Style = "cs231n",
     theme: ThemeName = "light",
     **options: Unpack[PictureOptions],
 ) -> None:
-    """Write an explanation; see ``Explanation.save``."""
+    """Write an explanation; see ``Explanation.save``. ``written`` has the texts, by suffix."""
     path = Path(path)
     suffix = path.suffix.lower()
     check_word("theme", theme, ("light", "dark", "auto"))
-    if suffix in WRITTEN:
-        path.write_text(WRITTEN[suffix](explanation), encoding="utf-8")
+    if suffix in written:
+        path.write_text(written[suffix](), encoding="utf-8")
         return
     if suffix not in STILL:
         raise PictureError(
             compose(
                 f"{path.name} names no format that an explanation can be saved in",
                 got=f"the suffix {suffix!r}",
-                expected=", ".join((*STILL, *WRITTEN)),
+                expected=", ".join((*STILL, *written)),
             )
         )
     scene = scene_of(explanation, style, **options)
     if suffix == ".svg":
-        path.write_text(svg.svg_of(scene, theme), encoding="utf-8")
+        path.write_text(svg_text(scene, theme), encoding="utf-8")
     else:
-        raster.raster_of(scene, path, suffix[1:], theme)
+        write_raster(scene, path, suffix[1:], theme)

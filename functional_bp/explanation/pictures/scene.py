@@ -214,7 +214,7 @@ RAISE = {-1: 0.22, 1: -0.4}  # of a text's size: how far a sub- or superscript i
 FACES = {"italic": ' font-style="italic"', "bold": ' font-weight="bold"', "roman": ""}
 
 
-def svg_of(scene: Scene, theme: ThemeName = "light") -> str:
+def svg_text(scene: Scene, theme: ThemeName = "light") -> str:
     """The picture as the text of an SVG file.
 
     Args:
@@ -343,7 +343,7 @@ class PicturesExtraError(BackpropError, ImportError):
     """A format needs a package that is not installed."""
 
 
-def raster_of(
+def write_raster(
     scene: Scene, target: str | os.PathLike[str] | BinaryIO, kind: str, theme: ThemeName = "light"
 ) -> None:
     """Write the picture to a file.

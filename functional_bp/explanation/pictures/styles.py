@@ -10,13 +10,13 @@ import math
 import os
 from typing import Any, Literal
 
-from functional_bp.explanation.explanation import Explanation
 from functional_bp.explanation.numbers import format_value
 from functional_bp.explanation.pictures.boxes import Box, Placed, Wire
 from functional_bp.explanation.pictures.contents import Bundle, Contents, Node, Output, norm_of
 from functional_bp.explanation.pictures.layout import Direction, Engine, layout
 from functional_bp.explanation.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
 from functional_bp.explanation.pictures.symbols import Line, Run, measure, plain
+from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable, format_bytes
 
 # What both styles draw alike: operators and closed scopes, and what hovering over a mark tells.
@@ -26,7 +26,7 @@ CIRCLE = 34.0
 PILL_HEIGHT = 28.0
 
 
-def value_line(explanation: Explanation, variable: Variable) -> Line:
+def value_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
     """The forward value in green."""
     if isinstance(variable, Bundle):
         norm = norm_of([explanation.values[v] for v in variable.members])
@@ -40,7 +40,7 @@ def gradient_line(cotangent: Any) -> Line:
     return () if cotangent is None else (Run(format_value(cotangent)),)
 
 
-def total_line(explanation: Explanation, variable: Variable) -> Line:
+def total_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
     """The cotangent of a variable, all uses together, in red."""
     if isinstance(variable, Bundle):
         bars = [explanation.bars[v] for v in variable.members if v in explanation.bars]
@@ -75,7 +75,7 @@ def describe_node(node: Node) -> str:
     return "\n".join([_equation(equation), *_place(equation)])
 
 
-def describe_variable(explanation: Explanation, variable: Variable, name: Line) -> str:
+def describe_variable(explanation: EvaluatedGraph, variable: Variable, name: Line) -> str:
     """What hovering over a variable tells: type, value, gradient, bytes kept."""
     if isinstance(variable, Bundle):
         return "\n".join(f"{v.name}: {v.type}" for v in variable.members)
@@ -129,7 +129,7 @@ class _Edge:
 
 
 def draw_cs231n(
-    explanation: Explanation,
+    explanation: EvaluatedGraph,
     shown: Contents,
     direction: Direction,
     engine: Engine | None,
@@ -166,7 +166,7 @@ class _Branch:
         self.variable = variable
 
 
-def _edges(explanation: Explanation, shown: Contents, branches: Branches) -> list[_Edge]:
+def _edges(explanation: EvaluatedGraph, shown: Contents, branches: Branches) -> list[_Edge]:
     edges: list[_Edge] = []
     for variable in shown.variables:
         maker, name = shown.maker[variable], shown.names.get(variable, ())
@@ -200,7 +200,7 @@ def _name_box(key: Any, name: Line) -> Box:
     return Box(key, max(10.0, measure(name, NAME_SIZE) + 8), 24.0)
 
 
-def _add_box(scene: Scene, explanation: Explanation, box: Box, placed: Placed) -> Shape:
+def _add_box(scene: Scene, explanation: EvaluatedGraph, box: Box, placed: Placed) -> Shape:
     x, y = placed.centers[box.key]
     if isinstance(box.key, _Branch):
         shape = Shape("ellipse", x, y, DOT, DOT, DOT / 2, "branch")
@@ -239,7 +239,7 @@ APART = 5.0  # text from a border, beside it
 
 
 def draw_d2l(
-    explanation: Explanation, shown: Contents, direction: Direction, engine: Engine | None
+    explanation: EvaluatedGraph, shown: Contents, direction: Direction, engine: Engine | None
 ) -> Scene:
     """Lay out and draw."""
     lines = {v: (value_line(explanation, v), total_line(explanation, v)) for v in shown.variables}

@@ -6,16 +6,12 @@ References: docs.github.com, "Workflow commands for GitHub Actions", "Setting an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from functional_bp.gradcheck.findings import Place
+from functional_bp.gradcheck.findings import CheckResult, Place
 from functional_bp.gradcheck.formats import words
 
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
 
-
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[CheckResult]) -> str:
     """A line for every finding, for every reason that kept back a verdict, and for every note."""
     lines: list[str] = []
     for report in reports:

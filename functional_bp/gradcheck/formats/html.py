@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from functional_bp.gradcheck.findings import Finding, Repair, Row
+from functional_bp.gradcheck.findings import CheckResult, Finding, Repair, Row
 from functional_bp.gradcheck.formats import words
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
 
 CLASSES = {"✓": "right", "✗": "wrong", "?": "open", "·": "note", "–": "out"}
 
@@ -87,20 +83,20 @@ body {{ margin: 0; padding: 2rem 1rem; background: #f6f5f2; }}
 """
 
 
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[CheckResult]) -> str:
     """A page of its own."""
     name = reports[0].name if len(reports) == 1 else words.totals(reports)
     return PAGE.format(title=escape(f"{name} – functional-bp check"), body=fragment(reports))
 
 
-def fragment(reports: Sequence[Report]) -> str:
+def fragment(reports: Sequence[CheckResult]) -> str:
     """What a notebook shows below a cell."""
     parts = [_overview(reports)] if len(reports) > 1 else []
     parts += [_report(report, f"r{position}") for position, report in enumerate(reports)]
     return f'<div class="fbp"><style>{STYLE}</style>\n{"".join(parts)}</div>'
 
 
-def _report(report: Report, anchor: str) -> str:
+def _report(report: CheckResult, anchor: str) -> str:
     parts = [
         f'<article id="{anchor}">',
         f"<h2>{escape(report.name)}</h2>",
@@ -169,7 +165,7 @@ def _repair(finding: Finding, repair: Repair) -> str:
     return text + (f'<pre class="edit">{spans}</pre>' if spans else "")
 
 
-def _overview(reports: Sequence[Report]) -> str:
+def _overview(reports: Sequence[CheckResult]) -> str:
     body = "".join(
         f'<tr><td class="symbol {_class(report.verdict)}">{words.SYMBOLS[report.verdict]}</td>'
         f'<td><a href="#r{position}">{escape(report.name)}</a></td>'

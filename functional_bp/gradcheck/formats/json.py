@@ -10,34 +10,30 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from functional_bp.errors import compose
-from functional_bp.gradcheck.findings import Entry, Finding, Place, Repair, Row
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
+from functional_bp.gradcheck.findings import CheckResult, Entry, Finding, Place, Repair, Row
 
 VERSION = 1
+Result = TypeVar("Result", bound=CheckResult)
 
 
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[CheckResult]) -> str:
     """One report as an object; several as ``{"reports": […]}``."""
     every = [{"version": VERSION, **_encode(report)} for report in reports]
     data = every[0] if len(every) == 1 else {"version": VERSION, "reports": every}
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read(text: str) -> Report:
-    """The one report that ``render`` wrote.
+def read(text: str, kind: type[Result]) -> Result:
+    """The one report that ``render`` wrote, as a ``kind`` of result.
 
     Raises:
         ValueError: the text is no report, or one of another version.
     """
-    from functional_bp.gradcheck.report import Report
-
     data = json.loads(text)
     if not isinstance(data, dict) or data.get("version") != VERSION or "verdict" not in data:
         got = data.get("version", "no version") if isinstance(data, dict) else type(data).__name__
@@ -53,7 +49,7 @@ def read(text: str) -> Report:
     fields["findings"] = tuple(map(_finding, data["findings"]))
     fields["rows"] = tuple(Row(**_numbers(row, "error", "limit")) for row in data["rows"])
     fields["notes"], fields["reasons"] = tuple(data["notes"]), tuple(data["reasons"])
-    return Report(**_numbers(fields, "seconds"))
+    return kind(**_numbers(fields, "seconds"))
 
 
 def _encode(value: Any) -> Any:

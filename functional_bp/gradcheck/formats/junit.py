@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from functional_bp.gradcheck.findings import Finding, Row
+from functional_bp.gradcheck.findings import CheckResult, Finding, Row
 from functional_bp.gradcheck.formats import words
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
 
 # Characters that XML 1.0 does not allow (its section 2.2).
 FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[CheckResult]) -> str:
     """All reports in one file."""
     root = ElementTree.Element("testsuites", name="functional-bp check")
     suites = [_suite(report) for report in reports]
@@ -34,7 +30,7 @@ def render(reports: Sequence[Report]) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _suite(report: Report) -> ElementTree.Element:
+def _suite(report: CheckResult) -> ElementTree.Element:
     explained, others = words.explained(report)
     cases = [_row(report, row, explained.get(at, [])) for at, row in enumerate(report.rows)]
     for finding in others:
@@ -63,7 +59,7 @@ def _suite(report: Report) -> ElementTree.Element:
     return suite
 
 
-def _row(report: Report, row: Row, findings: Sequence[Finding]) -> ElementTree.Element:
+def _row(report: CheckResult, row: Row, findings: Sequence[Finding]) -> ElementTree.Element:
     case = _case(report, row.checked)
     if findings:
         _failure(case, findings)
@@ -79,7 +75,7 @@ def _row(report: Report, row: Row, findings: Sequence[Finding]) -> ElementTree.E
     return case
 
 
-def _case(report: Report, name: str) -> ElementTree.Element:
+def _case(report: CheckResult, name: str) -> ElementTree.Element:
     return ElementTree.Element("testcase", classname=_clean(report.name), name=_clean(name))
 
 

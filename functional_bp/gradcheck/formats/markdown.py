@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from functional_bp.gradcheck.findings import Finding, Row
+from functional_bp.gradcheck.findings import CheckResult, Finding, Row
 from functional_bp.gradcheck.formats import words
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
 
 
-def render(reports: Sequence[Report]) -> str:
+def render(reports: Sequence[CheckResult]) -> str:
     """One report in full; of several, a table of all, and in full those that are not right."""
     if len(reports) == 1:
         return "\n".join(_report(reports[0])) + "\n"
@@ -30,7 +26,7 @@ def render(reports: Sequence[Report]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _report(report: Report) -> Iterator[str]:
+def _report(report: CheckResult) -> Iterator[str]:
     yield f"## {_text(report.name)}"
     yield ""
     yield f"**{_text(words.summary(report))}**  "

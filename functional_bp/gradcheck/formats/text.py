@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group
@@ -12,18 +12,15 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from functional_bp.gradcheck.findings import Finding, Row
+from functional_bp.gradcheck.findings import CheckResult, Finding, Row
 from functional_bp.gradcheck.formats import words
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
 
 COLOURS = {"✓": "green", "✗": "bold red", "?": "yellow", "·": "cyan", "–": "dim"}
 LABEL = 13  # characters of the column of labels
 WIDTH = 100  # characters per line of plain text
 
 
-def plain(reports: Sequence[Report], width: int = WIDTH) -> str:
+def plain(reports: Sequence[CheckResult], width: int = WIDTH) -> str:
     """The reports as text without colours."""
     console = Console(width=width, file=io.StringIO(), color_system=None, record=True)
     console.print(render(reports))
@@ -31,7 +28,7 @@ def plain(reports: Sequence[Report], width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def render(reports: Sequence[Report]) -> Group:
+def render(reports: Sequence[CheckResult]) -> Group:
     """One report in full; of several, a table of all, and in full those that are not right."""
     if len(reports) == 1:
         return Group(*_report(reports[0]))
@@ -42,7 +39,7 @@ def render(reports: Sequence[Report]) -> Group:
     return Group(*parts, _overview(reports), Text(), Text(words.totals(reports), style="bold"))
 
 
-def _report(report: Report) -> Iterator[Any]:
+def _report(report: CheckResult) -> Iterator[Any]:
     yield Text(report.name, style="bold")
     if report.settings:
         yield Text(" · ".join(words.settings(report)), style="dim")
@@ -177,7 +174,7 @@ class _Verbatim:
         yield Text(text, style=self.style, no_wrap=True, overflow="ignore")
 
 
-def _overview(reports: Sequence[Report]) -> Table:
+def _overview(reports: Sequence[CheckResult]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("gradient", overflow="fold")

@@ -6,15 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from functional_bp.errors import describe
-from functional_bp.gradcheck.findings import KINDS, Entry, Finding, Place, Repair, Row
-
-if TYPE_CHECKING:
-    from functional_bp.gradcheck.report import Report
+from functional_bp.gradcheck.findings import KINDS, CheckResult, Entry, Finding, Place, Repair, Row
 
 SYMBOLS = {"right": "✓", "wrong": "✗", "inconclusive": "?", "unresolved": "?", "note": "·",
            "left out": "–"}  # fmt: skip
@@ -49,7 +46,7 @@ def extent(finding: Finding) -> str:
     return " · ".join([*parts, "on the given inputs" if given else f"inputs: {finding.inputs}"])
 
 
-def settings(report: Report) -> list[str]:
+def settings(report: CheckResult) -> list[str]:
     """``jax 0.10.2``, ``cpu``, ``float64``, ``seed 0`` and the rest, in this order."""
     bare = ("backend", "precision", "dtype")  # say by themselves what they are
     known = [key for key in ("jax", *bare, "seed") if key in report.settings]
@@ -58,7 +55,7 @@ def settings(report: Report) -> list[str]:
     return [str(value[k]) if k in bare else f"{k} {value[k]}" for k in (*known, *others)]
 
 
-def summary(report: Report) -> str:
+def summary(report: CheckResult) -> str:
     """``✗ the gradient is wrong: 5 checked, 1 wrong, 1 left out, in 3.1 s``."""
     counts = {
         "wrong": sum(row.outcome == "wrong" for row in report.rows),
@@ -71,13 +68,13 @@ def summary(report: Report) -> str:
     return f"{verdict}: {', '.join(parts)}, in {seconds(report.seconds)}"
 
 
-def found(report: Report) -> str:
+def found(report: CheckResult) -> str:
     """The first finding, or the reason why there is no verdict, and how many more there are."""
     texts = [*map(title, report.findings)] or [*report.reasons]
     return "; ".join([*texts[:1], *([f"{len(texts) - 1} more"] if texts[1:] else [])])
 
 
-def totals(reports: Sequence[Report]) -> str:
+def totals(reports: Sequence[CheckResult]) -> str:
     """``12 gradients: 10 right, 1 wrong, 1 not decided``."""
     found = [report.verdict for report in reports]
     names = (("right", "right"), ("wrong", "wrong"), ("inconclusive", "not decided"))
@@ -98,7 +95,7 @@ def detail(finding: Finding) -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line))
 
 
-def in_short(report: Report) -> str:
+def in_short(report: CheckResult) -> str:
     """The verdict, and a few lines on every finding or reason: the message of an exception."""
     lines = [f"{report.name}: {VERDICTS[report.verdict]}"]
     for finding in report.findings:
@@ -106,7 +103,7 @@ def in_short(report: Report) -> str:
     return "\n".join([*lines, *(f"  {reason}" for reason in report.reasons)])
 
 
-def rerun(report: Report) -> str:
+def rerun(report: CheckResult) -> str:
     """The command or call that repeats the check, "" where none is known."""
     return report.settings.get("rerun", "")
 
@@ -265,7 +262,7 @@ def _dtype_code(dtype: np.dtype) -> str:
     return f"np.{dtype.name}" if hasattr(np, dtype.name) else f"jnp.{dtype.name}"
 
 
-def explained(report: Report) -> tuple[dict[int, list[Finding]], list[Finding]]:
+def explained(report: CheckResult) -> tuple[dict[int, list[Finding]], list[Finding]]:
     """The findings by the position of the wrong row that each explains, and those without one."""
     wrong = [at for at, row in enumerate(report.rows) if row.outcome == "wrong"]
     found: dict[int, list[Finding]] = {}

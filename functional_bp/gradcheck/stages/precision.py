@@ -13,7 +13,8 @@ from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.context import Trial
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
 from functional_bp.gradcheck.findings import Finding
-from functional_bp.gradcheck.subject import all_finite, distance, nudged, single, unit_of
+from functional_bp.gradcheck.subject import all_finite, distance, nudged, single
+from functional_bp.graph.interpret import unit_of
 
 CARELESS = {"coarse": 10, "fine": 30}  # times the error that conditioning or autodiff explains
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)

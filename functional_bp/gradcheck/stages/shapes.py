@@ -17,7 +17,8 @@ from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.context import Trial
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Place
-from functional_bp.gradcheck.subject import all_finite, double, farthest, nudged, unit_of
+from functional_bp.gradcheck.subject import all_finite, double, farthest, nudged
+from functional_bp.graph.interpret import unit_of
 
 JIT_TOLERANCE = 2e-3  # relative, in float32: compilers reorder sums
 PACKAGES = ("site-packages", "functional_bp/check", "functional_bp/graph", "<")
