@@ -74,5 +74,5 @@ PICTURES = {  # file: function, where, style, gates
 folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 for file, (function, args, style, gates) in PICTURES.items():
     explanation = bp.explain(function, *args)
-    explanation.save(folder / f"{file}.svg", style, "auto", gates=gates, engine="built-in")
+    explanation.save(folder / f"{file}.svg", style, "auto", gates=gates)
 assert bp.explain(neuron, *WEIGHTS).cotangent["x1"].round(2) == -0.59

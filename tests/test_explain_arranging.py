@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from functional_bp.explanation.page.drawing import FEWEST_TWINS, Arranged, arranged
-from functional_bp.explanation.pictures.boxes import Box
+from functional_bp.explanation.pictures.layout import Box
 
 WIDE, HEADS = 220.0, 12
 

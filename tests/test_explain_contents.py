@@ -101,7 +101,7 @@ def test_the_arguments_of_a_closed_scope_are_drawn_as_one() -> None:
 def test_a_loop_is_folded_with_its_length_or_unrolled(models: dict[str, bp.Explanation]) -> None:
     assert signs(models["folded"]) == ["step × 3"]
     assert signs(models["rnn"]).count("tanh") == 3
-    scene = scene_of(models["rnn"], "d2l", engine="built-in")
+    scene = scene_of(models["rnn"], "d2l")
     places = {plain(t.line): t.x for t in scene.texts}
     assert places["h"] < places["h_2"] < places["h_3"]  # time goes right
     assert sum(plain(t.line) == "W" for t in scene.texts) == 1  # shared, drawn once

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import random
@@ -10,18 +9,15 @@ import time
 
 import pytest
 
-from functional_bp.explanation.pictures.boxes import Placed
 from functional_bp.explanation.pictures.layout import (
     Box,
     Direction,
-    Engine,
     LayoutError,
+    Placed,
     Wire,
     layout,
 )
 
-HAS_GRAPHVIZ = importlib.util.find_spec("pygraphviz") is not None
-ENGINES: list[Engine] = ["built-in", "graphviz"] if HAS_GRAPHVIZ else ["built-in"]
 DIRECTIONS: list[Direction] = ["right", "down"]
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -121,13 +117,12 @@ def faults(boxes: list[Box], wires: list[Wire], placed: Placed) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("seed", range(8))
-def test_nothing_overlaps(seed: int, direction: Direction, engine: Engine) -> None:
+def test_nothing_overlaps(seed: int, direction: Direction) -> None:
     for labels in (False, True):
         boxes, wires = drawn(seed, 5 + 5 * seed, labels)
-        placed = layout(boxes, wires, direction, engine)
+        placed = layout(boxes, wires, direction)
         assert placed.centers.keys() == {box.key for box in boxes}
         assert placed.routes.keys() == {wire.key for wire in wires}
         assert faults(boxes, wires, placed) == []
@@ -135,7 +130,7 @@ def test_nothing_overlaps(seed: int, direction: Direction, engine: Engine) -> No
 
 def test_the_witness_sees_an_overlap() -> None:
     boxes, wires = drawn(3, 20, True)
-    placed = layout(boxes, wires, engine="built-in")
+    placed = layout(boxes, wires)
     moved = placed._replace(centers={**placed.centers, 4: placed.centers[5]})
     assert any("overlaps" in fault for fault in faults(boxes, wires, moved))
     assert any("does not end" in fault for fault in faults(boxes, wires, moved))
@@ -143,10 +138,9 @@ def test_the_witness_sees_an_overlap() -> None:
     assert faults(boxes, wires, over) != []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_same_graph_is_placed_the_same(engine: Engine) -> None:
-    first = layout(*drawn(5, 30, True), engine=engine)
-    assert first == layout(*drawn(5, 30, True), engine=engine)
+def test_the_same_graph_is_placed_the_same() -> None:
+    first = layout(*drawn(5, 30, True))
+    assert first == layout(*drawn(5, 30, True))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -154,7 +148,7 @@ def test_heads_lie_in_the_direction(direction: Direction) -> None:
     dice = random.Random(7)
     boxes = [Box(i, 30, 30) for i in range(40)]
     wires = [Wire(i, dice.randrange(i), i) for i in range(1, 40)]
-    centers = layout(boxes, wires, direction, "built-in").centers
+    centers = layout(boxes, wires, direction).centers
     axis = 0 if direction == "right" else 1
     assert all(centers[w.tail][axis] + 30 < centers[w.head][axis] for w in wires)
 
@@ -162,7 +156,7 @@ def test_heads_lie_in_the_direction(direction: Direction) -> None:
 def test_a_chain_is_level() -> None:
     boxes = [Box(i, 30, 30) for i in range(9)]
     wires = [Wire(i, i, i + 1, 20, 20) for i in range(8)]
-    placed = layout(boxes, wires, engine="built-in")
+    placed = layout(boxes, wires)
     assert len({y for _, y in placed.centers.values()}) == 1
     assert placed.height == 30
 
@@ -176,21 +170,13 @@ def test_five_hundred_boxes_take_less_than_three_seconds() -> None:
         for k in range(2)
     ]
     started = time.process_time()
-    layout(boxes, wires, engine="built-in")
+    layout(boxes, wires)
     assert time.process_time() - started < 3
-
-
-@pytest.mark.skipif(not HAS_GRAPHVIZ, reason="needs pygraphviz, of the extra pictures")
-def test_graphviz_is_taken_where_it_is_installed() -> None:
-    small = drawn(2, 12, True)
-    assert layout(*small) == layout(*small, engine="graphviz") != layout(*small, engine="built-in")
-    large = drawn(2, 130, False)
-    assert layout(*large) == layout(*large, engine="built-in")
 
 
 def test_nothing_and_one_box() -> None:
     assert layout([], []) == Placed({}, {}, {}, 0, 0)
-    assert layout([Box("x", 30, 20)], [], engine="built-in").centers == {"x": (15, 10)}
+    assert layout([Box("x", 30, 20)], []).centers == {"x": (15, 10)}
 
 
 @pytest.mark.parametrize("wire", [Wire("w", "x", "x"), Wire("w", "x", "z"), Wire("w", "z", "x")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import struct
@@ -17,15 +18,17 @@ from drawn_models import MODELS, normal
 from sampling import sampled
 
 import functional_bp as bp
-from functional_bp.explanation.pictures import scene as raster
-from functional_bp.explanation.pictures import scene as svg
-from functional_bp.explanation.pictures.layout import has_graphviz
 from functional_bp.explanation.pictures.picture import PictureError, scene_of
-from functional_bp.explanation.pictures.scene import Scene, Shape, Text
+from functional_bp.explanation.pictures.scene import (
+    PicturesExtraError,
+    Scene,
+    Shape,
+    Text,
+    svg_text,
+)
 from functional_bp.explanation.pictures.symbols import plain
 
 SVG = "{http://www.w3.org/2000/svg}"
-ENGINES = ["built-in", "graphviz"] if has_graphviz() else ["built-in"]
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +82,21 @@ def covers(shape: Shape, text: Text) -> bool:
     return common(around, text.extent)
 
 
-WAYS = itertools.product(MODELS, ["cs231n", "d2l"], ["right", "down"], ENGINES)
+WAYS = itertools.product(MODELS, ["cs231n", "d2l"], ["right", "down"])
 
 
-@pytest.mark.parametrize(("name", "style", "direction", "engine"), sampled(WAYS, 3))
+@pytest.mark.parametrize(("name", "style", "direction"), sampled(WAYS, 3))
 def test_no_text_is_cut_or_covered(
-    models: dict[str, bp.Explanation], name: str, style: Any, direction: Any, engine: Any
+    models: dict[str, bp.Explanation], name: str, style: Any, direction: Any
 ) -> None:
     for depth in (None, 0):
-        scene = scene_of(models[name], style, direction=direction, depth=depth, engine=engine)
+        scene = scene_of(models[name], style, direction=direction, depth=depth)
         assert scene.texts and scene.curves
         assert faults(scene) == []
 
 
 def test_the_witness_sees_what_is_cut_or_covered(models: dict[str, bp.Explanation]) -> None:
-    scene = scene_of(models["neuron"], engine="built-in")
+    scene = scene_of(models["neuron"])
     first, second = scene.texts[-2:]
     moved = [*scene.texts[:-1], second._replace(x=first.x, y=first.y)]
     assert any("overlaps" in f for f in faults(Scene("", scene.width, scene.height, [], [], moved)))
@@ -234,12 +237,12 @@ def test_unknown_words_list_the_known(
 def test_png_without_matplotlib_names_the_extra(
     models: dict[str, bp.Explanation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(raster.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(raster.PicturesExtraError, match=r"pip install 'functional-bp\[pictures\]'"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(PicturesExtraError, match=r"pip install 'functional-bp\[pictures\]'"):
         models["neuron"].save(tmp_path / "neuron.png")
     models["neuron"].save(tmp_path / "neuron.svg")  # needs nothing
     assert not (tmp_path / "neuron.png").exists()
 
 
 def test_an_empty_scene_is_a_page() -> None:
-    assert ET.fromstring(svg.svg_text(Scene("nothing", 10, 10))).get("width") == "10"
+    assert ET.fromstring(svg_text(Scene("nothing", 10, 10))).get("width") == "10"

@@ -46,8 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; the exit status."""
     if args.improvements:
-        pass
-
         return list_improvements(args.name or "", args.json)
     from functional_bp import rules
 

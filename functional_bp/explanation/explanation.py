@@ -114,8 +114,7 @@ class Explanation(EvaluatedGraph):
             theme: "light", "dark", or "auto", as the viewer's own preference is.
             **options: ``direction`` ("right" or "down"), ``depth`` (scopes deeper than that are
                 closed), ``gates`` (functions drawn as one operator, by name), ``branches`` (whether
-                the edges of a value with several uses show "shares" or the "total"), ``engine`` of
-                the layout ("graphviz" or "built-in").
+                the edges of a value with several uses show "shares" or the "total").
 
         Raises:
             PictureError: too large for a picture, or a word that none of these knows.

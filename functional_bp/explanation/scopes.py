@@ -124,8 +124,6 @@ def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
         shown: the contents of a picture in which every scope is open.
         most: items of a scope; one with more is divided.
     """
-    pass
-
     root = Scope("", "", None)
     opened: dict[str, Scope] = {"": root}
     for node in shown.nodes:

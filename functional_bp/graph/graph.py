@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 from jax.interpreters import ad
 
+import functional_bp.vjps  # noqa: F401  (registers the rules that are looked up below)
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.errors import BackpropError, describe
 from functional_bp.graph import costs
@@ -423,8 +424,6 @@ class Graph:
                 then leave out the name scope, the source and the rule.
             depth: nested graphs are shown to this depth, and as one line each below it.
         """
-        pass
-
         return graph_text(self, width, depth)
 
     def __str__(self) -> str:

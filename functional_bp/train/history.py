@@ -232,8 +232,6 @@ class History(Mapping[str, list[float]]):
             PlotExtraError: matplotlib is not installed.
             HistoryError: there is no such name.
         """
-        pass
-
         return figure_of(self, names)
 
     def _heading(self) -> str:

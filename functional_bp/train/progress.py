@@ -441,8 +441,6 @@ def progress(
 
 def _display(bar: bool) -> Display:
     """What fits where this runs."""
-    pass
-
     if not bar:
         return Lines()
     if in_notebook():

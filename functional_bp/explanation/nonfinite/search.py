@@ -319,8 +319,6 @@ def _entries(
 
 def _cause(pullback: _Pullback) -> tuple[str, str]:
     """The cause in words, and what to do."""
-    pass
-
     graph = trace(pullback.run, *pullback.arguments)
     flat = flatten_taken(graph, pullback.arguments)
     values = values_of(flat, pullback.arguments)

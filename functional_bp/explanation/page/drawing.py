@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from functional_bp.explanation.numbers import format_value
-from functional_bp.explanation.pictures.boxes import Box, Placed, Point, Wire
 from functional_bp.explanation.pictures.contents import Contents, Node, Output
-from functional_bp.explanation.pictures.layout import layout
+from functional_bp.explanation.pictures.layout import Box, Placed, Point, Wire, layout
 from functional_bp.explanation.pictures.scene import path_data, spans
 from functional_bp.explanation.pictures.symbols import Line, Run, measure, roman
 from functional_bp.explanation.record import EvaluatedGraph

@@ -1,4 +1,4 @@
-"""Where boxes and wires go: Graphviz where it is installed, a layered layout of our own elsewhere.
+"""Where boxes and wires go: layers along the wires, few crossings, level wires.
 
 >>> placed = layout([Box("x", 20, 20), Box("y", 20, 20)], [Wire("w", "x", "y", 30, 24)])
 >>> placed.centers["x"][0] < placed.labels["w"][0] < placed.centers["y"][0]
@@ -7,10 +7,9 @@ True
 
 from __future__ import annotations
 
-import importlib.util
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -19,12 +18,93 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.explanation.pictures.boxes import Box, Placed, Point, Wire, framed, transposed
-from functional_bp.explanation.pictures.graphviz import is_clear
 
 Direction = Literal["right", "down"]
-Engine = Literal["graphviz", "built-in"]
-MOST_FOR_GRAPHVIZ = 120  # boxes and labels; beyond it dot takes seconds, then minutes
+Point = tuple[float, float]
+
+
+class Box(NamedTuple):
+    """Something with a place of its own; width and height in points.
+
+    Wires are attached to the sides that face other layers, within ``core`` points around their
+    middle; anywhere where it is 0.
+    """
+
+    key: Hashable
+    width: float
+    height: float
+    core: float = 0
+
+
+class Wire(NamedTuple):
+    """A connection from the box ``tail`` to the box ``head``, with space for its label if asked."""
+
+    key: Hashable
+    tail: Hashable
+    head: Hashable
+    label_width: float = 0
+    label_height: float = 0
+
+
+class Placed(NamedTuple):
+    """Where everything is, in points; x grows to the right, y downwards, both from 0.
+
+    Attributes:
+        centers: of the boxes.
+        routes: for each wire a chain of cubic Bézier curves, 1 + 3n points, from the border of its
+            tail to the border of its head.
+        labels: for each wire with a label the centre of the space reserved for it. The wire goes
+            straight through the middle of that space, in the direction of the layout; nothing else
+            touches it.
+        width, height: of the frame that holds all of it.
+    """
+
+    centers: dict[Hashable, Point]
+    routes: dict[Hashable, list[Point]]
+    labels: dict[Hashable, Point]
+    width: float
+    height: float
+
+
+def transposed(placed: Placed) -> Placed:
+    """The same with x and y exchanged."""
+    return Placed(
+        {key: (y, x) for key, (x, y) in placed.centers.items()},
+        {key: [(y, x) for x, y in route] for key, route in placed.routes.items()},
+        {key: (y, x) for key, (x, y) in placed.labels.items()},
+        placed.height,
+        placed.width,
+    )
+
+
+def framed(placed: Placed, boxes: list[Box], wires: list[Wire]) -> Placed:
+    """The same moved to where its frame begins at 0, with the frame measured."""
+    corners = [*(p for route in placed.routes.values() for p in route)]
+    sized = [(placed.centers[b.key], b.width, b.height) for b in boxes]
+    sized += [
+        (placed.labels[w.key], w.label_width, w.label_height)
+        for w in wires
+        if w.key in placed.labels
+    ]
+    for (x, y), width, height in sized:
+        corners += [(x - width / 2, y - height / 2), (x + width / 2, y + height / 2)]
+    left, top = (min(values, default=0.0) for values in (list(c) for c in _axes(corners)))
+    right, bottom = (max(values, default=0.0) for values in (list(c) for c in _axes(corners)))
+
+    def moved(point: Point) -> Point:
+        return round(point[0] - left, 2), round(point[1] - top, 2)
+
+    return Placed(
+        {key: moved(point) for key, point in placed.centers.items()},
+        {key: [moved(point) for point in route] for key, route in placed.routes.items()},
+        {key: moved(point) for key, point in placed.labels.items()},
+        round(right - left, 2),
+        round(bottom - top, 2),
+    )
+
+
+def _axes(points: list[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 class LayoutError(BackpropError, ValueError):
@@ -35,7 +115,6 @@ def layout(
     boxes: Iterable[Box],
     wires: Iterable[Wire],
     direction: Direction = "right",
-    engine: Engine | None = None,
 ) -> Placed:
     """Place boxes in layers along ``direction``, wires and their labels between them.
 
@@ -43,9 +122,6 @@ def layout(
         boxes: with keys that differ.
         wires: with keys that differ, from one box to another; cycles are allowed.
         direction: where the heads of wires are, seen from their tails.
-        engine: "graphviz" (the extra ``pictures``) or "built-in"; by default Graphviz where it is
-            installed and the picture is small enough for it. Where Graphviz leads a wire over
-            something else, the built-in layout is taken, in which that cannot happen.
 
     Raises:
         LayoutError: a wire from a box to itself, or to a box that is not there; a key given twice.
@@ -54,18 +130,6 @@ def layout(
     _check(boxes, wires)
     if not boxes:
         return Placed({}, {}, {}, 0.0, 0.0)
-    if engine is None:
-        size = len(boxes) + sum(wire.label_width > 0 for wire in wires)
-        small = max(size, len(wires)) <= MOST_FOR_GRAPHVIZ
-        engine = "graphviz" if small and has_graphviz() else "built-in"
-    if engine == "graphviz":
-        from functional_bp.explanation.pictures.graphviz import place as place_by_graphviz
-
-        placed = place_by_graphviz(boxes, wires, direction)
-        if is_clear(placed, boxes, wires):
-            return framed(placed, boxes, wires)
-    pass
-
     if direction == "right":
         return framed(place_layered(boxes, wires), boxes, wires)
     turned = place_layered(
@@ -73,11 +137,6 @@ def layout(
         [w._replace(label_width=w.label_height, label_height=w.label_width) for w in wires],
     )
     return framed(transposed(turned), boxes, wires)
-
-
-def has_graphviz() -> bool:
-    """Whether pygraphviz, which brings Graphviz along, is installed."""
-    return importlib.util.find_spec("pygraphviz") is not None
 
 
 def _check(boxes: list[Box], wires: list[Wire]) -> None:

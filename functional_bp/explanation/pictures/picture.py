@@ -10,7 +10,7 @@ from typing import Literal, TypedDict, Unpack
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explanation.pictures import styles
 from functional_bp.explanation.pictures.contents import Contents, bundled, contents
-from functional_bp.explanation.pictures.layout import Direction, Engine
+from functional_bp.explanation.pictures.layout import Direction
 from functional_bp.explanation.pictures.scene import Scene, ThemeName, svg_text, write_raster
 from functional_bp.explanation.record import EvaluatedGraph
 
@@ -26,7 +26,6 @@ class PictureOptions(TypedDict, total=False):
     depth: int | None
     gates: Collection[str]
     branches: styles.Branches
-    engine: Engine | None
 
 
 class PictureError(BackpropError, ValueError):
@@ -41,7 +40,6 @@ def scene_of(
     depth: int | None = None,
     gates: Collection[str] = (),
     branches: styles.Branches = "shares",
-    engine: Engine | None = None,
 ) -> Scene:
     """All marks of the picture; see ``Explanation.svg``."""
     check_word("style", style, ("cs231n", "d2l"))
@@ -50,8 +48,8 @@ def scene_of(
     shown = bundled(contents(explanation, depth, gates))
     _check_size(explanation, shown)
     if style == "d2l":
-        return styles.draw_d2l(explanation, shown, direction, engine)
-    return styles.draw_cs231n(explanation, shown, direction, engine, branches)
+        return styles.draw_d2l(explanation, shown, direction)
+    return styles.draw_cs231n(explanation, shown, direction, branches)
 
 
 def svg_of(

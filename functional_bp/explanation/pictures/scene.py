@@ -11,7 +11,7 @@ from html import escape
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.explanation.pictures.boxes import Point
+from functional_bp.explanation.pictures.layout import Point
 from functional_bp.explanation.pictures.symbols import SCRIPT_SIZE, Line, Run, measure
 
 MARGIN = 14.0

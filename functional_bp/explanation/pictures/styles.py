@@ -11,9 +11,8 @@ import os
 from typing import Any, Literal
 
 from functional_bp.explanation.numbers import format_value
-from functional_bp.explanation.pictures.boxes import Box, Placed, Wire
 from functional_bp.explanation.pictures.contents import Bundle, Contents, Node, Output, norm_of
-from functional_bp.explanation.pictures.layout import Direction, Engine, layout
+from functional_bp.explanation.pictures.layout import Box, Direction, Placed, Wire, layout
 from functional_bp.explanation.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
 from functional_bp.explanation.pictures.symbols import Line, Run, measure, plain
 from functional_bp.explanation.record import EvaluatedGraph
@@ -132,7 +131,6 @@ def draw_cs231n(
     explanation: EvaluatedGraph,
     shown: Contents,
     direction: Direction,
-    engine: Engine | None,
     branches: Branches = "shares",
 ) -> Scene:
     """Lay out and draw."""
@@ -147,7 +145,7 @@ def draw_cs231n(
         boxes[end] = Box(end, DOT, DOT)
     ordered = [boxes[end] for end in _in_order(edges, boxes)]
     wires = [edge.wire(direction) for edge in edges]
-    placed = layout(ordered, wires, direction, engine)
+    placed = layout(ordered, wires, direction)
     scene = Scene(explanation.graph.name, 0, 0)
     shapes = {box.key: _add_box(scene, explanation, box, placed) for box in ordered}
     for edge in edges:
@@ -238,9 +236,7 @@ D2L_ROW = 15.0  # of a value above or a gradient below
 APART = 5.0  # text from a border, beside it
 
 
-def draw_d2l(
-    explanation: EvaluatedGraph, shown: Contents, direction: Direction, engine: Engine | None
-) -> Scene:
+def draw_d2l(explanation: EvaluatedGraph, shown: Contents, direction: Direction) -> Scene:
     """Lay out and draw."""
     lines = {v: (value_line(explanation, v), total_line(explanation, v)) for v in shown.variables}
     names = {v: node.label for v, node in shown.maker.items() if node.kind == "leaf"} | shown.names
@@ -255,7 +251,7 @@ def draw_d2l(
         if maker.kind != "leaf":
             wires.append(Wire((variable, "made"), maker, variable))
     wires += [Wire(use, use.variable, use.head) for use in shown.uses_in_order]
-    placed = layout(boxes, wires, direction, engine)
+    placed = layout(boxes, wires, direction)
     scene = Scene(explanation.graph.name, 0, 0)
     shapes: dict[Any, Shape] = {}
     for node in shown.nodes:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax  # noqa: F401  (the faults have it)
 
 from functional_bp.bench.corpus.declare import definite, fault, normal, operation
 

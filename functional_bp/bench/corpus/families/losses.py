@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax  # noqa: F401  (the faults have it)
 
 from functional_bp.bench.corpus.declare import fault, integers, normal, operation, uniform
 

@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import digamma, gammaln
+import numpy as np  # noqa: F401  (the faults have it)
+from jax.scipy.special import digamma, gammaln, ndtr  # noqa: F401  (the faults have it)
 
 from functional_bp.bench.corpus.declare import fault, integers, normal, operation, uniform
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np  # noqa: F401  (the faults have it)
 from jax import lax
 
 from functional_bp.bench.corpus.declare import fault, normal, operation, uniform
