@@ -58,7 +58,7 @@ cross_entropy = bp.operation(
     why="∂L/∂oᵢ = exp(oᵢ)/Σⱼ exp(oⱼ) − [i = y] = pᵢ − [i = y]",
 )
 scores, labels = jax.random.normal(jax.random.key(0), (4, 10)), jnp.array([1, 0, 9, 3])
-mean_loss = lambda o: jnp.mean(jax.vmap(cross_entropy)(o, labels))  # noqa: E731
+mean_loss = lambda o: jnp.mean(jax.vmap(cross_entropy)(o, labels))
 scores_bar = bp.grad(mean_loss)(scores)
 print(f"cross entropy {mean_loss(scores):.4f}, each row of its gradient sums to 0")
 

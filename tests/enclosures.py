@@ -28,7 +28,7 @@ def in_scan(function: Function) -> Function:
     """One step of a scan per draw; the arguments come in as scanned inputs."""
 
     def enclosed(*stacked: Any) -> list[Any]:
-        step = lambda count, args: (count + 1, leaves_of(function)(*args))  # noqa: E731
+        step = lambda count, args: (count + 1, leaves_of(function)(*args))
         return lax.scan(step, 0, stacked)[1]
 
     return enclosed
@@ -47,7 +47,7 @@ def in_cond(function: Function) -> Function:
     plain = leaves_of(function)
 
     def chosen(*args: Any) -> list[Any]:
-        none = lambda *args: [jnp.zeros_like(y) for y in jax.eval_shape(plain, *args)]  # noqa: E731
+        none = lambda *args: [jnp.zeros_like(y) for y in jax.eval_shape(plain, *args)]
         first = args[0].ravel()
         predicate = (first[0] == first[0]) if first.size else jnp.asarray(True)
         return lax.cond(predicate, plain, none, *args)
@@ -108,7 +108,7 @@ def measure(case: Any, vjp: Any, quick: Callable[[Function], Function]) -> dict[
             return False
         try:
             around = enclose(reference)
-            theirs = lambda *args: pull(jax.vjp, around, args, probe.everything)[1](bars)  # noqa: E731
+            theirs = lambda *args: pull(jax.vjp, around, args, probe.everything)[1](bars)
             jax.eval_shape(theirs, *stacked)
             jax.eval_shape(enclose(case.function), *stacked)
         except Exception:  # whatever JAX says there, it is JAX that says it

@@ -27,7 +27,7 @@ def draws(*shape: int, seed: int = 0) -> Any:
 
 def doubles(tree: Any) -> Any:
     """Parameters in double precision, of a library that makes them in single."""
-    single = lambda x: getattr(x, "dtype", None) == jnp.float32  # noqa: E731
+    single = lambda x: getattr(x, "dtype", None) == jnp.float32
     return jax.tree.map(lambda x: x.astype(jnp.float64) if single(x) else x, tree)
 
 

@@ -54,7 +54,7 @@ def linen_recurrence() -> Model:
 
     x, lengths = draws(3, 6, 2), jnp.array([6, 3, 4])
     variables = doubles(Network().init(jax.random.key(0), x, lengths))
-    loss = lambda v, x, lengths: (jnp.mean(Network().apply(v, x, lengths) ** 2), None)  # noqa: E731
+    loss = lambda v, x, lengths: (jnp.mean(Network().apply(v, x, lengths) ** 2), None)
     return Model(loss, variables, (x, lengths))
 
 
@@ -140,7 +140,7 @@ def equinox_loops() -> Model:
 
     def loss(x: Any, n: Any) -> Any:
         x = eqx.error_if(x, n > 100, "too many")
-        step = lambda s: (s[0] + 1, jnp.sin(s[1]) * x)  # noqa: E731
+        step = lambda s: (s[0] + 1, jnp.sin(s[1]) * x)
         _, y = eqxi.while_loop(
             lambda s: s[0] < n, step, (0, x), kind="checkpointed", max_steps=64, checkpoints=4
         )

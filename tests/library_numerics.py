@@ -250,7 +250,7 @@ def optax_updates() -> Model:
 
     def loss(start: Any, x: Any) -> Any:
         rule = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1), optax.lion(0.01))
-        objective = lambda w: mean_squares(jnp.tanh(x @ w), 1.0)  # noqa: E731
+        objective = lambda w: mean_squares(jnp.tanh(x @ w), 1.0)
 
         def step(carry: Any, _: Any) -> Any:
             weights, state = carry
@@ -282,5 +282,5 @@ def scipy_matrix_functions() -> Model:
             x, y = (x + jnp.linalg.inv(y)) / 2, (y + jnp.linalg.inv(x)) / 2
         return sum_of(jnp.imag(expm(1j * a)), x)
 
-    loss = lambda a: sum_of(funm(a, jnp.sin), sqrtm(a))  # noqa: E731
+    loss = lambda a: sum_of(funm(a, jnp.sin), sqrtm(a))
     return Model(loss, draws(4, 4) + 5 * jnp.eye(4), reference=reference, max_steps=4)

@@ -80,7 +80,7 @@ def adjoint(numbers: dict[str, Any]) -> None:
     if "pushed" not in numbers:
         return
     probe = numbers["probe"]
-    product = lambda x, y: np.asarray(x, np.complex128) * np.asarray(y, np.complex128)  # noqa: E731
+    product = lambda x, y: np.asarray(x, np.complex128) * np.asarray(y, np.complex128)
     left = [product(x, y) for x, y in zip(numbers["pushed"], probe.a, strict=True)]
     right = [product(x, y) for x, y in zip(probe.tangents, numbers["a"], strict=True)]
     scale = sum(np.abs(z[np.isfinite(z)]).sum() for z in left + right)

@@ -71,7 +71,7 @@ def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixtu
 
 
 def test_the_error_of_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = lambda f: lambda *args: jax.value_and_grad(lambda *a: 1.01 * f(*a))(*args)  # noqa: E731
+    wrong = lambda f: lambda *args: jax.value_and_grad(lambda *a: 1.01 * f(*a))(*args)
     monkeypatch.setitem(TRANSFORMS["value_and_grad"], "bp", wrong)
     from functional_bp.bench.engine import measure
 

@@ -267,7 +267,7 @@ def test_each_rival_finds_a_sign(name: str) -> None:
 
 def scored(**objects: bool) -> dict[str, Any]:
     """The score of a checker that objects to these cases of one operation."""
-    draw = lambda rng: (np.ones(1, np.float32),)  # noqa: E731
+    draw = lambda rng: (np.ones(1, np.float32),)
     declared = Fault(("sign",), ("x",), (("a", "b"),))
     operation = Operation("op", "module", draw, (declared,), also={"large": draw})
     made = [Case("wrong", operation, declared), Case("right", operation),

@@ -72,7 +72,7 @@ def test_all_sides_train_the_same() -> None:
 
 
 def test_a_side_that_trains_something_else_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = lambda task: train.in_jax.step(task._replace(x=1.01 * task.x))  # noqa: E731
+    other = lambda task: train.in_jax.step(task._replace(x=1.01 * task.x))
     monkeypatch.setitem(train.SIDES, "step", train.Side(other))
     assert measured(quick)["rows"][0]["largest_difference"] > 1e-4
 

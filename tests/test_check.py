@@ -190,14 +190,14 @@ def test_a_plain_function_is_judged_with_its_custom_rules_undone() -> None:
     assert check(lambda x: jnp.sum(jnp.sin(x)), X, quick=True).ok
     assert check(lambda x: jnp.sum(jax.nn.relu(x)), X).ok  # JAX's own rules are trusted
     assert not check(lambda x: jnp.sum(wrong(x)), X, quick=True).ok
-    in_a_loop = lambda x: lax.scan(lambda c, row: (c, wrong(row)), 0.0, x)[1]  # noqa: E731
+    in_a_loop = lambda x: lax.scan(lambda c, row: (c, wrong(row)), 0.0, x)[1]
     assert not check(in_a_loop, X, quick=True).ok
 
 
 def test_a_reference_in_jax_and_in_numpy() -> None:
     assert check(tanh_rule(1.0), X, reference=lambda x: jnp.sinh(x) / jnp.cosh(x)).ok
     assert check(tanh_rule(1.0), X, reference=np.tanh, quick=True).ok
-    in_numpy = lambda x: np.tanh(np.asarray(x))  # noqa: E731
+    in_numpy = lambda x: np.tanh(np.asarray(x))
     assert not check(tanh_rule(2.0), X, reference=in_numpy, quick=True).ok
     other = check(tanh_rule(1.0), X, reference=jnp.sin)
     assert [f.kind for f in other.findings] == ["value"]

@@ -59,18 +59,18 @@ def test_absent_where_a_function_cannot_be_continued(fun):
 
 def test_two_steps_that_disagree_are_no_witness():
     drawn = iter([1.0, 2.0])
-    run = lambda *_: [np.ones(3), np.full(3, next(drawn))]  # noqa: E731
+    run = lambda *_: [np.ones(3), np.full(3, next(drawn))]
     assert complex_slope(run, [np.ones(3)], (), [np.ones(3)], 0, np.ones(3)) is None
 
 
 def test_a_factor_of_one_plus_a_millionth_is_found_without_a_reference():
     """A factor of 1 + 1e-6 is found by the complex step, and its absence is no fault."""
-    forward = lambda x: (jnp.exp(x) * jnp.sin(x), x)  # noqa: E731
+    forward = lambda x: (jnp.exp(x) * jnp.sin(x), x)
 
     def backward(x, y_bar):
         return (y_bar * jnp.exp(x) * (jnp.sin(x) + jnp.cos(x)) * (1 + 1e-6),)
 
     x = jnp.linspace(-1.0, 1.0, 5)
     assert bp.check((forward, backward), x, reference=False).verdict == "wrong"
-    right = lambda x, y_bar: (backward(x, y_bar)[0] / (1 + 1e-6),)  # noqa: E731
+    right = lambda x, y_bar: (backward(x, y_bar)[0] / (1 + 1e-6),)
     assert bp.check((forward, right), x, reference=False).verdict == "right"

@@ -37,7 +37,7 @@ def test_shapes(ops: ModuleType, name: str, given: list[str], expected: list[str
 
 
 def test_ranges_are_kept_and_the_seed_decides(ops: ModuleType) -> None:
-    draw = lambda text, seed=0: targets.draw(text, np.random.default_rng(seed))  # noqa: E731
+    draw = lambda text, seed=0: targets.draw(text, np.random.default_rng(seed))
     drawn = np.asarray(draw("f32[1000]:-1..0.5"))
     assert -1 <= drawn.min() < -0.9 and 0.4 < drawn.max() <= 0.5
     assert set(np.asarray(draw("i32[1000]:2..4")).tolist()) == {2, 3, 4}
@@ -76,7 +76,7 @@ def test_example_inputs(ops: Any, example: Any, expected: tuple[Any, ...]) -> No
 
 
 def test_marks_give_arrays_or_a_function_that_makes_them(ops: ModuleType) -> None:
-    inputs = lambda *arguments: targets.inputs_for(  # noqa: E731
+    inputs = lambda *arguments: targets.inputs_for(
         Target("m:softplus", ops.softplus, ops, arguments)
     )
     assert inputs(1.0) == (1.0,) == inputs(lambda: (1.0,)) == inputs(lambda: 1.0)
@@ -87,7 +87,7 @@ def test_the_order_of_the_ways(ops: Any) -> None:
     ops.example_inputs = lambda: (np.zeros(4),)
     marked = Target("m:softplus", ops.softplus, ops, (np.zeros(5),))
     plain = Target("m:softplus", ops.softplus, ops)
-    size = lambda target, **ways: targets.inputs_for(target, **ways)[0].size  # noqa: E731
+    size = lambda target, **ways: targets.inputs_for(target, **ways)[0].size
     assert size(marked, file="x.npz", shapes=["x=f32[6]"]) == 7
     assert size(marked, shapes=["x=f32[6]"]) == 6
     assert size(marked) == 5

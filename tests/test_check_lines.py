@@ -39,7 +39,7 @@ def test_a_stale_residual_is_repaired_where_it_is_kept():
 
 
 def average(x, alpha):
-    step = lambda y, x_t: (alpha * y + x_t,) * 2  # noqa: E731
+    step = lambda y, x_t: (alpha * y + x_t,) * 2
     return lax.scan(step, jnp.zeros(2), x)[1]
 
 

@@ -76,7 +76,7 @@ def test_marking_changes_nothing() -> None:
 
 
 def test_a_function_without_parameters_makes_the_inputs() -> None:
-    make = lambda: (jnp.ones(3),)  # noqa: E731
+    make = lambda: (jnp.ones(3),)
     decorate = bp.checked(make)
     assert decorate(jnp.sin) is jnp.sin
     (mark,) = globals().pop(marks.KEPT_AS)

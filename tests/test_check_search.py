@@ -98,10 +98,10 @@ def test_both_ties_taken_whole_are_found_without_a_reference() -> None:
         winners = (x == jnp.max(x, axis=1, keepdims=True)).astype(x.dtype)
         return (winners * y_bar[:, None],)
 
-    shared = lambda kept, y_bar: (  # noqa: E731
+    shared = lambda kept, y_bar: (
         backward(kept, y_bar)[0] / jnp.sum(backward(kept, y_bar * 0 + 1)[0], axis=1, keepdims=True),
     )
-    largest = lambda x: jnp.max(x, axis=1)  # noqa: E731
+    largest = lambda x: jnp.max(x, axis=1)
     assert check(rule(largest, backward), X, reference=False).verdict == "wrong"
     assert check(rule(largest, shared), X, reference=False).verdict != "wrong"
 
@@ -121,7 +121,7 @@ def test_a_batch_that_makes_the_backward_pass_raise_is_found() -> None:
 
 
 def test_a_cotangent_cut_off_or_narrowed_is_told_apart() -> None:
-    square = lambda x: x * x  # noqa: E731
+    square = lambda x: x * x
     clipped = rule(square, lambda kept, y_bar: (jnp.clip(2 * kept[0] * y_bar, -1e3, 1e3),))
     narrow = rule(square, lambda kept, y_bar: (
         2 * kept[0] * y_bar.astype(jnp.float16).astype(y_bar.dtype),))  # fmt: skip

@@ -84,7 +84,7 @@ def test_two_independent_errors_are_two_findings() -> None:
 
 def test_names_inside_jit() -> None:
     inner = jax.jit(lambda x: bp.name(jnp.sin(x), "s"))
-    outer = lambda x: jnp.sum(inner(x) ** 2)  # noqa: E731
+    outer = lambda x: jnp.sum(inner(x) ** 2)
     claims = {"s": lambda s: 2 * s, "x": lambda s_bar, x: s_bar * jnp.cos(x)}
     assert check_steps(outer, X, claims=claims).ok
     assert not check_steps(outer, X, claims={**claims, "x": lambda s_bar, x: s_bar * x}).ok

@@ -180,7 +180,7 @@ def test_a_target_that_was_forgotten() -> None:
                                     *searches.LAST], ids=lambda search: search.__name__)
 def test_no_search_fails(search: searches.Search) -> None:
     """What a search raises is kept from the verdict, and would go unseen elsewhere."""
-    centred = lambda x, gamma, beta: {"x": x, "mean": x.mean(-1, keepdims=True)}  # noqa: E731
+    centred = lambda x, gamma, beta: {"x": x, "mean": x.mean(-1, keepdims=True)}
     for disagreement in (
         elementwise(lambda x, b: (b * (1 - x),)),
         layer_normed(layer_norm_back(scale=0)),

@@ -33,7 +33,7 @@ def test_real(factor: float) -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_complex(factor: float) -> None:
-    cube = lambda z: z * z.conj() * z  # noqa: E731
+    cube = lambda z: z * z.conj() * z
     made = custom(cube, lambda z, bar: factor * jax.vjp(cube, z)[1](bar)[0])
     z = (X + 1j * X[::-1]).astype(np.complex64)
     assert check(made, z, reference=lambda z: z * torch.conj(z) * z, quick=True).ok == (factor == 1)

@@ -118,7 +118,7 @@ def test_nothing_is_left_behind():
 
 def test_a_loop_that_ends_in_float64_alone():
     def newton(x):
-        far = lambda y: jnp.any(jnp.abs(y * y - x) > 1e-12 * x)  # noqa: E731
+        far = lambda y: jnp.any(jnp.abs(y * y - x) > 1e-12 * x)
         return lax.while_loop(far, lambda y: 0.5 * (y + x / y), jnp.ones_like(x))
 
     root = jax.custom_vjp(newton)

@@ -33,7 +33,7 @@ def perceptron(x: Any) -> Any:
 
 def recurrent(x: Any) -> Any:
     """A scan that carries a state and stacks outputs."""
-    step = lambda h, t: (jnp.tanh(WEIGHTS @ h + t * x), jnp.sum(h**2))  # noqa: E731
+    step = lambda h, t: (jnp.tanh(WEIGHTS @ h + t * x), jnp.sum(h**2))
     last, sizes = lax.scan(step, x, jnp.array([0.5, 1.0]))
     return jnp.sum(last) + jnp.sum(sizes)
 
@@ -106,13 +106,13 @@ def scanned(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def switched(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    other = lambda x: jax.tree.map(jnp.zeros_like, function(x))  # noqa: E731
+    other = lambda x: jax.tree.map(jnp.zeros_like, function(x))
     return lambda x: lax.cond(jnp.sum(x) < 99, function, other, x)
 
 
 def sharded(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    local = lambda x: jax.tree.map(lambda y: y[None], function(x[0]))  # noqa: E731
+    local = lambda x: jax.tree.map(lambda y: y[None], function(x[0]))
     mapped = jax.shard_map(local, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
     return lambda x: mapped(jnp.stack([x, 0.5 * x]))
 

@@ -260,7 +260,7 @@ def test_each_way_can_be_forced() -> None:
     assert bp.grad(branching, staged=False)(2.0) == 12.0
     with pytest.raises(jax.errors.TracerBoolConversionError):
         bp.grad(branching, staged=True)(2.0)
-    loss = lambda x: jnp.sum(jnp.tanh(x) ** 2)  # noqa: E731
+    loss = lambda x: jnp.sum(jnp.tanh(x) ** 2)
     ways = [jax.jit(bp.grad(loss, staged=staged))(X) for staged in (True, False)]
     np.testing.assert_allclose(*ways, rtol=1e-15)
 
@@ -305,10 +305,10 @@ def both_ways(rule: Rule, k: int) -> int:
     """
     case = rule.cases[k]
     args = case.draw(k)
-    none = lambda x: np.zeros(x.shape, jax.dtypes.float0)  # noqa: E731
-    ones = lambda leaves: [jnp.ones_like(x) if inexact(x) else none(x) for x in leaves]  # noqa: E731
-    floats = lambda leaves: [x for x in leaves if inexact(x)]  # noqa: E731
-    leaves_of = lambda *args: jax.tree.leaves(case.function(*args))  # noqa: E731
+    none = lambda x: np.zeros(x.shape, jax.dtypes.float0)
+    ones = lambda leaves: [jnp.ones_like(x) if inexact(x) else none(x) for x in leaves]
+    floats = lambda leaves: [x for x in leaves if inexact(x)]
+    leaves_of = lambda *args: jax.tree.leaves(case.function(*args))
 
     def run(*args: Any) -> Any:
         dots = [jnp.cos(x).astype(x.dtype) if inexact(x) else none(x) for x in args]

@@ -100,7 +100,7 @@ def test_entries_that_are_not_read_have_no_cotangent_in_any_case() -> None:
 
 
 def test_a_cotangent_of_the_mirrored_triangle_would_be_noticed() -> None:
-    eigenvalues = lambda a: lax.linalg.eigh(a, symmetrize_input=False)[1]  # noqa: E731
+    eigenvalues = lambda a: lax.linalg.eigh(a, symmetrize_input=False)[1]
     upper = case(eigenvalues, real(3, 3, make=lambda a: a + a.T))
     assert count_and_check(upper) == 3
     with pytest.raises(AssertionError, match="not read"):

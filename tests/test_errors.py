@@ -63,7 +63,7 @@ def test_a_missing_rule_names_the_persons_line_and_how_to_write_it() -> None:
 def test_the_advice_for_a_missing_rule_works() -> None:
     with planted(mystery_p, "x0 -> y", x0=lambda y_bar: 2 * y_bar):
         np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(mystery(x)))(X), 2 * np.ones(3))
-    stopped = lambda x: jnp.sum(x * mystery(jax.lax.stop_gradient(x)))  # noqa: E731
+    stopped = lambda x: jnp.sum(x * mystery(jax.lax.stop_gradient(x)))
     np.testing.assert_array_equal(bp.grad(stopped)(X), 2 * np.asarray(X))
 
 
@@ -75,12 +75,12 @@ def test_a_missing_rule_inside_a_nested_graph_names_the_same_line() -> None:
         "remat": jax.checkpoint(mystery),
     }
     for function in nested.values():
-        call = lambda function=function: bp.grad(lambda x: jnp.sum(function(x)))(X)  # noqa: E731
+        call = lambda function=function: bp.grad(lambda x: jnp.sum(function(x)))(X)
         mentions(message(MissingRuleError, call), "'mystery'", f"test_errors.py:{HERE}")
 
 
 def test_an_operation_off_the_way_to_the_gradient_needs_no_rule() -> None:
-    function = lambda x, y: jnp.sum(x) + jnp.sum(mystery(y))  # noqa: E731
+    function = lambda x, y: jnp.sum(x) + jnp.sum(mystery(y))
     np.testing.assert_array_equal(bp.grad(function)(X, X), np.ones(3))
 
 
@@ -95,7 +95,7 @@ def foreign_operation() -> Any:
 
 def test_strict_refuses_a_rule_that_is_not_ours() -> None:
     foreign = foreign_operation()
-    function = lambda x: jnp.sum(foreign(x))  # noqa: E731
+    function = lambda x: jnp.sum(foreign(x))
     np.testing.assert_array_equal(bp.grad(function)(X), jax.grad(function)(X))
     text = message(StrictError, lambda: bp.grad(function, strict=True)(X))
     mentions(text, "strict=True", "'foreign'", "test_errors.py", "bp.rule", "leave strict out")
@@ -283,7 +283,7 @@ def test_rule_that_asks_for_a_parameter_that_the_operation_has_not() -> None:
 
 
 def test_python_branch_on_a_traced_value() -> None:
-    branching = lambda x: x if x > 0 else -x  # noqa: E731
+    branching = lambda x: x if x > 0 else -x
     error = jax.errors.TracerBoolConversionError
     for grad in (jax.jit(bp.grad(branching)), bp.grad(branching, staged=True)):
         mentions(message(error, lambda: grad(1.0)), "lax.cond", "jnp.where", "argnums")  # noqa: B023

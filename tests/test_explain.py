@@ -145,7 +145,7 @@ def test_what_is_kept_is_what_the_pullback_holds(case: str) -> None:
 
     Of a ``cond``, here but in a checkpoint, the pullback keeps what any branch needs.
     """
-    fun = lambda W, x: KEEPING[case](bp.name, W, x)  # noqa: E731
+    fun = lambda W, x: KEEPING[case](bp.name, W, x)
     _, pullback = bp.vjp(fun, W, X, staged=True)
     held = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(pullback)}  # one array may serve two
     assert sum(bp.explain(fun, W, X).kept_bytes.values()) == sum(held.values()) > 0
@@ -154,7 +154,7 @@ def test_what_is_kept_is_what_the_pullback_holds(case: str) -> None:
 def test_a_checkpoint_keeps_its_inputs() -> None:
     """Three tanh of 1,000 entries: 12,000 bytes, or those of the input."""
     x = jnp.linspace(0.1, 1.0, 1000, dtype="float32")
-    layers = lambda x: jnp.tanh(jnp.tanh(jnp.tanh(x)))  # noqa: E731
+    layers = lambda x: jnp.tanh(jnp.tanh(jnp.tanh(x)))
     opened = bp.explain(lambda x: jnp.sum(layers(x)), x)
     explanation = bp.explain(lambda x: jnp.sum(jax.checkpoint(layers)(x)), x)
     assert sorted(opened.kept_bytes.values()) == [4000] * 3
@@ -241,7 +241,7 @@ def test_an_unrolled_loop_has_the_value_of_every_step() -> None:
 
 
 def test_a_loop_of_unknown_length_wants_a_bound() -> None:
-    loop = lambda x: lax.while_loop(lambda s: s < 9.0, lambda s: s * x, x)  # noqa: E731
+    loop = lambda x: lax.while_loop(lambda s: s < 9.0, lambda s: s * x, x)
     explanation = bp.explain(loop, 2.0, max_steps=5)
     assert explanation.value["result"] == 16.0 and explanation.cotangent["x"] == 32.0
     assert isinstance(explanation.kept_bytes, dict)
@@ -301,7 +301,7 @@ def test_names_that_are_not_there() -> None:
     [jax.jit, jax.grad, lambda f: lambda x: jax.vmap(f)(x[None])],
 )
 def test_under_a_transform(transform: Any) -> None:
-    square = lambda x: jnp.sum(x * x)  # noqa: E731
+    square = lambda x: jnp.sum(x * x)
     with pytest.raises(NoValuesError, match="x has no value") as failure:
         transform(lambda x: bp.explain(square, x).value["result"])(X)
     assert "bp.cotangents works inside" in str(failure.value)

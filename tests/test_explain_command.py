@@ -196,7 +196,7 @@ def test_files(call: Call, tmp_path: Path, file: str, start: bytes) -> None:
 
 def test_several_files_and_how_they_are_drawn(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    save = lambda self, path, **options: seen.append((str(path), options))  # noqa: E731
+    save = lambda self, path, **options: seen.append((str(path), options))
     monkeypatch.setattr(Explanation, "save", save)
     words = ("--style", "d2l", "--theme", "dark", "--depth", "1")
     assert call(*GATE, "--save", "a.svg", "--save", "a.png", *words)[1] == "a.svg\na.png\n"
@@ -353,7 +353,7 @@ def test_help_says_what_there_is(call: Call) -> None:
 
 
 def test_the_command_and_the_function_agree(call: Call) -> None:
-    gate = lambda x, y, z: bp.name(x + y, "p") * z  # noqa: E731
+    gate = lambda x, y, z: bp.name(x + y, "p") * z
     explanation = bp.explain(gate, 1.0, 3.0, -3.0)
     _, out, _ = call(*GATE, "--cotangents", "x,y,z,p")
     bars = [float(line.split()[-1].replace("−", "-")) for line in out.splitlines()]

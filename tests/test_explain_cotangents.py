@@ -56,7 +56,7 @@ def test_intermediates_and_arguments() -> None:
 
 def test_under_vmap_and_in_a_scan() -> None:
     xs = jnp.stack([X, 2 * X, -X])
-    one = lambda x: bp.cotangents(loss, ["h"])(PARAMS, x)["h"]  # noqa: E731
+    one = lambda x: bp.cotangents(loss, ["h"])(PARAMS, x)["h"]
     wanted = jnp.stack([h_bar(PARAMS, x) for x in xs])
     close(jax.vmap(one)(xs), wanted)
     close(jax.jit(jax.vmap(one))(xs), wanted)
@@ -65,8 +65,8 @@ def test_under_vmap_and_in_a_scan() -> None:
 
 @pytest.mark.parametrize("grad", [jax.grad, bp.grad])
 def test_the_gradient_of_a_cotangent(grad: Any) -> None:
-    ours = lambda x: jnp.sum(bp.cotangents(loss, ["h"])(PARAMS, x)["h"] ** 2)  # noqa: E731
-    theirs = lambda x: jnp.sum(h_bar(PARAMS, x) ** 2)  # noqa: E731
+    ours = lambda x: jnp.sum(bp.cotangents(loss, ["h"])(PARAMS, x)["h"] ** 2)
+    theirs = lambda x: jnp.sum(h_bar(PARAMS, x) ** 2)
     close(grad(ours)(X), jax.grad(theirs)(X))
 
 
@@ -95,7 +95,7 @@ def test_a_name_in_a_function_that_is_called_twice() -> None:
 
 
 def test_an_argument_comes_before_a_tag_of_the_same_name() -> None:
-    fun = lambda h: jnp.sum(3.0 * bp.name(h * 2.0, "h"))  # noqa: E731
+    fun = lambda h: jnp.sum(3.0 * bp.name(h * 2.0, "h"))
     found = bp.cotangents(fun, ["h", "h_2"])(X)
     assert found["h"].tolist() == [6.0] * 3 and found["h_2"].tolist() == [3.0] * 3
 
@@ -110,13 +110,13 @@ def test_names_in_calls_and_remat_and_of_what_is_returned() -> None:
 
 def test_the_steps_of_a_loop() -> None:
     def fun(w: Any, xs: Any) -> Any:
-        step = lambda h, x: (bp.name(jnp.tanh(w * h + x), "h"), None)  # noqa: E731
+        step = lambda h, x: (bp.name(jnp.tanh(w * h + x), "h"), None)
         return lax.scan(step, 0.0, xs)[0]
 
     found = jax.jit(bp.cotangents(fun, ["h", "h_3"], unroll=True))(0.5, X)
 
     def with_zeros(zeros: Any) -> Any:
-        step = lambda h, x: (jnp.tanh(0.5 * h + x[0]) + x[1], None)  # noqa: E731
+        step = lambda h, x: (jnp.tanh(0.5 * h + x[0]) + x[1], None)
         return lax.scan(step, 0.0, (X, zeros))[0]
 
     by_step = jax.grad(with_zeros)(jnp.zeros(3))
@@ -202,12 +202,12 @@ def test_nothing_upstream_is_computed() -> None:
 
 def test_no_forward_sweep_where_the_cotangent_needs_no_value() -> None:
     args = (jnp.ones((32, 8)), jnp.ones((32, 32)))
-    linear = lambda x, W: jnp.sum(bp.name(jnp.tanh(W @ x), "h") * 2.0)  # noqa: E731
+    linear = lambda x, W: jnp.sum(bp.name(jnp.tanh(W @ x), "h") * 2.0)
     assert flops(bp.cotangents(linear, ["h"]), *args) < 100
 
 
 def test_an_operation_without_a_rule_upstream_is_no_matter() -> None:
-    fun = lambda x: jnp.sum(  # noqa: E731
+    fun = lambda x: jnp.sum(
         bp.name(lax.while_loop(lambda s: s[0] < 9.0, lambda s: s * 2, x), "h") ** 2
     )
     close(bp.cotangents(fun, ["h"])(X)["h"], 2 * 32 * X)
@@ -276,7 +276,7 @@ def test_names_inside_what_stays_closed(case: str) -> None:
 
 
 def test_a_value_without_a_gradient() -> None:
-    fun = lambda i, x: jnp.sum(x[i])  # noqa: E731
+    fun = lambda i, x: jnp.sum(x[i])
     with pytest.raises(bp.errors.NotDifferentiableError, match="i has no gradient") as failure:
         bp.cotangents(fun, ["i"])(jnp.array([0, 2]), X)
     assert "got:      i64[2]" in str(failure.value)

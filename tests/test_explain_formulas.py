@@ -196,7 +196,7 @@ def test_contractions_as_matrices(out: str, x: str, y: str, expected: str) -> No
     rng = np.random.default_rng(0)
     sizes = dict(zip("abc", (2, 3, 4)))
     a, b = (rng.normal(size=[sizes[c] for c in axes]) for axes in (x, y))
-    column = lambda array: array if array.ndim > 1 else array[:, None]  # noqa: E731
+    column = lambda array: array if array.ndim > 1 else array[:, None]
     got = evaluate(product, {X: column(a), Y: column(b)})
     np.testing.assert_allclose(
         got.reshape([sizes[c] for c in out]), np.einsum(f"{x},{y}->{out}", a, b)

@@ -164,7 +164,7 @@ def test_scan_names_the_step_forward(reverse: bool) -> None:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_scan_names_the_step_in_reverse(reverse: bool) -> None:
     def loss(ts: Any) -> Any:
-        body = lambda h, t: (h + jnp.where(t > 0, jnp.sqrt(t), 0.0), h * t)  # noqa: E731
+        body = lambda h, t: (h + jnp.where(t > 0, jnp.sqrt(t), 0.0), h * t)
         return lax.scan(body, 1.0, ts, reverse=reverse)[0]
 
     found = first(loss, jnp.array([1.0, 2.0, 0.0, 4.0, 3.0]))
@@ -187,8 +187,8 @@ def test_of_a_state_the_last_bad_step_is_first_in_reverse() -> None:
 
 def test_scan_in_scan() -> None:
     def loss(x: Any, ts: Any) -> Any:
-        inner = lambda h, u: (h + jnp.log(u), None)  # noqa: E731
-        outer = lambda h, row: (lax.scan(inner, h, row)[0], None)  # noqa: E731
+        inner = lambda h, u: (h + jnp.log(u), None)
+        outer = lambda h, row: (lax.scan(inner, h, row)[0], None)
         return lax.scan(outer, x, ts)[0]
 
     found = first(loss, 1.0, jnp.array([[1.0, 2.0, 1.0], [3.0, 1.0, 0.0]]))
@@ -198,7 +198,7 @@ def test_scan_in_scan() -> None:
 
 def test_while_with_a_bound() -> None:
     def loss(x: Any) -> Any:
-        body = lambda s: (s[0] + 1, jnp.log(s[1]))  # noqa: E731
+        body = lambda s: (s[0] + 1, jnp.log(s[1]))
         return lax.while_loop(lambda s: s[0] < 6, body, (0, x))[1]
 
     found = first(loss, 2.0, max_steps=10)
@@ -206,8 +206,8 @@ def test_while_with_a_bound() -> None:
     np.testing.assert_allclose(found.operands[0].value, np.log(np.log(2.0)), rtol=1e-6)
 
     def masked(x: Any) -> Any:
-        term = lambda t: jnp.where(t > 0, jnp.sqrt(x - 1), 1.0)  # noqa: E731
-        body = lambda s: (s[0] + 1, s[1] + term(s[0] - 10.0))  # noqa: E731
+        term = lambda t: jnp.where(t > 0, jnp.sqrt(x - 1), 1.0)
+        body = lambda s: (s[0] + 1, s[1] + term(s[0] - 10.0))
         return lax.while_loop(lambda s: s[1] < 4, body, (0, 0.0 * x))[1]
 
     found = first(masked, 1.0, max_steps=10)
@@ -220,7 +220,7 @@ def test_cond_is_the_branch_that_ran() -> None:
 
     assert first(loss, -1.0).operation == "sqrt"
     assert first(loss, 1.0).operation == "log"
-    body = lambda h, t: (lax.cond(t > 0, jnp.log, jnp.sin, h), None)  # noqa: E731
+    body = lambda h, t: (lax.cond(t > 0, jnp.log, jnp.sin, h), None)
     found = first(lambda x: lax.scan(body, x, jnp.array([-1, -1, 1]))[0], -0.5)
     assert (found.operation, found.step) == ("log", 2)
 

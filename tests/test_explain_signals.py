@@ -136,7 +136,7 @@ def test_dead_units_are_named(activation: str) -> None:
         assert signal.numbers["units"] == [3, 7]
         assert signal.numbers["share"] == 2 / 32
         assert "2 of 32 units (6%)" in signal.message
-    by_output = lambda p, x, y: loss([{**q, "W": q["W"].T} for q in p], x, y)  # noqa: E731
+    by_output = lambda p, x, y: loss([{**q, "W": q["W"].T} for q in p], x, y)
     turned = [{**p, "W": p["W"].T} for p in params]
     found = signals(by_output, turned, draw(50, 64, 8), draw(51, 64, 4))
     assert found.of("p[1]['W']")[0].numbers["units"] == [3, 7]
@@ -169,7 +169,7 @@ def test_forty_sigmoid_layers_vanish() -> None:
 
 def rnn(activation: Activation) -> Callable[..., Any]:
     def loss(params: Any, xs: Any, h: Any) -> Any:
-        step = lambda h, x: (activation(params["W"] @ h + params["U"] @ x), None)  # noqa: E731
+        step = lambda h, x: (activation(params["W"] @ h + params["U"] @ x), None)
         return jnp.mean(lax.scan(step, h, xs)[0] ** 2)
 
     return loss

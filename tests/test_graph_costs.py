@@ -108,7 +108,7 @@ def test_flops_of_single_operations_by_hand() -> None:
 
 def test_flops_agree_with_xla_on_matrix_products() -> None:
     x, w = jnp.ones((8, 16), F32), jnp.ones((16, 32), F32)
-    fun = lambda x, w: x @ w  # noqa: E731
+    fun = lambda x, w: x @ w
     analysis = jax.jit(fun).lower(x, w).compile().cost_analysis()
     assert bp.trace(fun, x, w).flops == analysis["flops"]
 

@@ -26,7 +26,7 @@ W = np.array([[0.1, 0.4, -0.2], [0.7, -0.5, 0.3], [0.2, 0.1, 0.9]])
 def evaluate(graph: Graph, *leaves: Any) -> list[Any]:
     """Every equation run on the variables that the graph itself says it takes."""
     values: dict[Any, Any] = dict(zip((*graph.inputs, *graph.constants), (*leaves, *graph.consts)))
-    read = lambda v: np.asarray(v.value) if v.kind == "literal" else values[v]  # noqa: E731
+    read = lambda v: np.asarray(v.value) if v.kind == "literal" else values[v]
     for equation in graph:
         values.update(
             zip(equation.outputs, sweeps.evaluate(equation.eqn, [*map(read, equation.inputs)]))
@@ -87,7 +87,7 @@ own_vjp.defvjp(lambda x: (own_vjp(x), x), lambda x, y_bar: (y_bar,))
 
 def chosen(i: Any, x: Any) -> Any:
     """A branch with a call, a branch in a branch, and a branch that does nothing."""
-    inner = lambda x: lax.cond(x[0] > 0.0, layer, lambda x: x**2, x)  # noqa: E731
+    inner = lambda x: lax.cond(x[0] > 0.0, layer, lambda x: x**2, x)
     return lax.switch(i, [layer, inner, lambda x: x], x) + 1.0
 
 
@@ -256,7 +256,7 @@ def test_an_unrolled_scan(reverse: bool) -> None:
 
 def test_unrolled_loops_in_loops_and_of_no_steps() -> None:
     def fun(x: Any, none: Any) -> Any:
-        outer = lambda c, _: (lax.fori_loop(0, 2, lambda i, c: c * (i + 1.5), c), c)  # noqa: E731
+        outer = lambda c, _: (lax.fori_loop(0, 2, lambda i, c: c * (i + 1.5), c), c)
         x, ys = lax.scan(outer, x, None, length=2)
         return lax.scan(lambda c, z: (c * z, c), x, none)[0], ys
 

@@ -117,7 +117,7 @@ def test_gradients_are_those_of_jax(name: str) -> None:
 
     def slopes(package: Any, x: Any, w: Any) -> Any:
         once = package.grad(scalar, (0, 1))(x, w)
-        size = lambda x, w: jnp.sum(package.grad(scalar, 0)(x, w) ** 2)  # noqa: E731
+        size = lambda x, w: jnp.sum(package.grad(scalar, 0)(x, w) ** 2)
         return once, package.grad(size, (0, 1))(x, w)
 
     got, want = (jax.jit(lambda x, w, p=p: slopes(p, x, w))(X, W) for p in (bp, jax))
@@ -140,7 +140,7 @@ def test_a_checkpoint_is_swept_by_our_rules() -> None:
     """JAX has no reverse rule for a loop of unknown length; inside a checkpoint we have it too."""
 
     def looped(x: Any) -> Any:
-        body = lambda carry: (carry[0] + 1, jnp.sin(carry[1]))  # noqa: E731
+        body = lambda carry: (carry[0] + 1, jnp.sin(carry[1]))
         return lax.while_loop(lambda carry: carry[0] < 3, body, (0, x))[1]
 
     got = bp.grad(jax.checkpoint(looped), max_steps=4)(0.5)

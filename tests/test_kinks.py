@@ -91,7 +91,7 @@ IDS = [point.name for point in TABLE]
 
 def gradient_at(grad: Any, point: Point) -> tuple[Any, ...]:
     args = [jnp.asarray(x, jnp.float64) for x in point.at]
-    summed = lambda *args: jnp.sum(point.function(*args))  # noqa: E731
+    summed = lambda *args: jnp.sum(point.function(*args))
     return grad(summed, tuple(range(len(args))))(*args)
 
 
@@ -115,13 +115,13 @@ def test_integers_have_float0_cotangents() -> None:
 
 
 def test_complex_gradient_is_the_conjugate_of_the_steepest_ascent() -> None:
-    square = lambda z: jnp.real(z) ** 2 + jnp.imag(z) ** 2  # noqa: E731
+    square = lambda z: jnp.real(z) ** 2 + jnp.imag(z) ** 2
     assert bp.grad(square)(1.0 + 2.0j) == 2.0 - 4.0j
 
 
 def test_cotangent_dtype_is_the_arguments_even_through_a_wider_product() -> None:
     x = jnp.ones((2, 2), jnp.bfloat16)
-    wide = lambda x: lax.dot(x, x, preferred_element_type=jnp.float32).sum()  # noqa: E731
+    wide = lambda x: lax.dot(x, x, preferred_element_type=jnp.float32).sum()
     assert bp.grad(wide)(x).dtype == jnp.bfloat16
 
 
@@ -130,7 +130,7 @@ def test_an_operand_of_max_that_the_compiler_rounds_otherwise_when_it_computes_i
     low = -jnp.exp(0.4 * jnp.asarray(np.random.default_rng(3).normal(size=3)))
 
     def sample_and_slope(low: Any) -> Any:
-        draw = lambda low: jax.random.truncated_normal(jax.random.key(0), low, high)  # noqa: E731
+        draw = lambda low: jax.random.truncated_normal(jax.random.key(0), low, high)
         sample, pullback = bp.vjp(draw, low)
         return sample, pullback(jnp.array([0.13, -0.13, 0.64]))[0]
 

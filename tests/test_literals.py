@@ -84,7 +84,7 @@ def measure(rule: Rule, k: int) -> int:
         found = []
         for index, number, array, bars in pairs:
             others = [i for i in probe.everything if i != index]
-            chosen = lambda args, o=others: [args[i] for i in o]  # noqa: E731
+            chosen = lambda args, o=others: [args[i] for i in o]
             alone = fixing(function, number, others)
             _, call = pull(bp.vjp, alone, chosen(number), range(len(others)))
             _, witness = pull(bp.vjp, function, array, others)

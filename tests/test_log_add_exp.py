@@ -18,7 +18,7 @@ ARRAYS = [-3.0, -0.4, 0.0, 1.7, 30.0]
 
 
 def second(grad: Any, function: Any) -> Any:
-    slope = lambda x: jnp.sum(jnp.sin(grad(lambda x: jnp.sum(function(x)))(x)))  # noqa: E731
+    slope = lambda x: jnp.sum(jnp.sin(grad(lambda x: jnp.sum(function(x)))(x)))
     return grad(slope)
 
 
@@ -34,7 +34,7 @@ def second(grad: Any, function: Any) -> Any:
 )  # fmt: skip
 def test_near_jax_where_jax_is_right(function: Any) -> None:
     x = jnp.asarray(ARRAYS)
-    loss = lambda x: jnp.sum(jnp.sin(function(x)))  # noqa: E731
+    loss = lambda x: jnp.sum(jnp.sin(function(x)))
     np.testing.assert_allclose(bp.grad(loss)(x), jax.grad(loss)(x), rtol=1e-12, atol=1e-15)
     dot = jnp.cos(x)
     for got, want in zip(bp.jvp(function, (x,), (dot,)), jax.jvp(function, (x,), (dot,))):

@@ -33,7 +33,7 @@ LINE = next(
 
 def newton(a: Any) -> Any:
     """√a by Newton's iteration, until its square is as near as float64 has it."""
-    near = lambda y: jnp.abs(y * y - a) > 1e-13 * a  # noqa: E731
+    near = lambda y: jnp.abs(y * y - a) > 1e-13 * a
     return lax.while_loop(near, lambda y: 0.5 * (y + a / y), a)
 
 
@@ -87,7 +87,7 @@ def test_under_vmap_each_row_takes_its_own_number_of_steps() -> None:
     np.testing.assert_allclose(got, [8 * 2.0**7, 4 * 5.0**3, 1.0, 16 * 1.5**15], rtol=ROUNDING)
     inside = bp.grad(lambda x: jnp.sum(jax.vmap(squared_until)(x)), max_steps=6)
     np.testing.assert_allclose(jax.jit(inside)(starts), got, rtol=ROUNDING)
-    mapped = lambda x: jax.vmap(squared_until)(x)  # noqa: E731
+    mapped = lambda x: jax.vmap(squared_until)(x)
     ones = jnp.ones(4)
     np.testing.assert_allclose(bp.jvp(mapped, (starts,), (ones,))[1], got, rtol=ROUNDING)
     with pytest.raises(Exception, match="max_steps=3"):  # the last row takes four
@@ -112,7 +112,7 @@ def test_inside_a_scan() -> None:
 
 
 def test_a_closed_over_value_gets_its_cotangent() -> None:
-    scaled = lambda x: lax.while_loop(lambda v: v < 50.0, lambda v: v * x, 1.0)  # noqa: E731
+    scaled = lambda x: lax.while_loop(lambda v: v < 50.0, lambda v: v * x, 1.0)
     assert bp.grad(scaled, max_steps=10)(3.0) == 4 * 3.0**3  # 1, 3, 9, 27, 81
 
 
@@ -155,7 +155,7 @@ def test_forward_mode_needs_no_bound() -> None:
 
 
 def test_the_value_alone_needs_no_bound() -> None:
-    loss = lambda x: x * squared_until(lax.stop_gradient(x))  # noqa: E731
+    loss = lambda x: x * squared_until(lax.stop_gradient(x))
     assert bp.grad(loss)(2.0) == 256.0
 
 
@@ -202,7 +202,7 @@ STATIC = {
 @pytest.mark.parametrize("name", STATIC)
 def test_a_static_trip_count_needs_no_bound(name: str) -> None:
     function, n = STATIC[name]
-    scanned = lambda x: lax.scan(lambda v, _: (jnp.sin(v), None), x, None, length=n)[0]  # noqa: E731
+    scanned = lambda x: lax.scan(lambda v, _: (jnp.sin(v), None), x, None, length=n)[0]
     got = bp.grad(lambda x: jnp.sum(function(x)))(X)
     want = jax.grad(lambda x: jnp.sum(scanned(x)))(X)
     np.testing.assert_allclose(got, want, rtol=ROUNDING)

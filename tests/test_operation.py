@@ -108,7 +108,7 @@ def _vmapped(f: Any) -> Any:
 
 def _scanned(f: Any) -> Any:
     def around(x: Any, s: Any) -> Any:
-        step = lambda count, k: (count + 1, f(k * x, s))  # noqa: E731
+        step = lambda count, k: (count + 1, f(k * x, s))
         return lax.scan(step, 0, jnp.asarray([1.0, 0.5]))[1]
 
     return around
@@ -116,7 +116,7 @@ def _scanned(f: Any) -> Any:
 
 def _sharded(f: Any) -> Any:
     mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    local = lambda x, s: jax.tree.map(lambda y: y[None], f(x[0], s))  # noqa: E731
+    local = lambda x, s: jax.tree.map(lambda y: y[None], f(x[0], s))
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"))
     return lambda x, s: mapped(jnp.stack([x, 0.5 * x]), s)
 
@@ -182,9 +182,9 @@ def test_only_wanted_pullbacks_are_called() -> None:
 
 
 def test_only_what_the_wanted_pullbacks_name_is_kept() -> None:
-    wide = lambda x: norm(x, SCALE)  # noqa: E731
-    by_scale = lambda s: norm(X, s)  # noqa: E731
-    size = lambda f, x: sum(y.nbytes for y in jax.tree.leaves(bp.vjp(f, x)[1]))  # noqa: E731
+    wide = lambda x: norm(x, SCALE)
+    by_scale = lambda s: norm(X, s)
+    size = lambda f, x: sum(y.nbytes for y in jax.tree.leaves(bp.vjp(f, x)[1]))
     assert size(by_scale, SCALE) == X.nbytes  # x̂ alone
     assert size(wide, X) == X.nbytes + X.nbytes // 3 + SCALE.nbytes  # x̂, 1/σ and the scale
 

@@ -36,7 +36,7 @@ def waves_on_a_grid(x: Any, y: Any) -> Any:
 
 def recurrence(x: Any, y: Any) -> Any:
     def kernel(x_ref: Any, y_ref: Any, last_ref: Any, square_ref: Any) -> None:
-        step = lambda i, c: c * jnp.cos(x_ref[i, :]) + y_ref[i, :]  # noqa: E731
+        step = lambda i, c: c * jnp.cos(x_ref[i, :]) + y_ref[i, :]
         last_ref[...] = lax.fori_loop(0, 4, step, jnp.ones(4, x_ref.dtype))
         square_ref[...] = x_ref[...] ** 2
 
@@ -53,7 +53,7 @@ def product(x: Any, y: Any) -> Any:
 
 
 def in_a_scan(x: Any, y: Any) -> Any:
-    step = lambda c, _: ((waves(*c), c[1]), jnp.sum(c[0]))  # noqa: E731
+    step = lambda c, _: ((waves(*c), c[1]), jnp.sum(c[0]))
     return lax.scan(step, (x, y), None, length=3)
 
 

@@ -51,12 +51,12 @@ def test_only_the_wanted_cotangent_is_computed() -> None:
 
 
 def test_a_constant_gets_no_cotangent() -> None:
-    function = lambda x: jnp.sum(jnp.tanh(X @ W) * x)  # noqa: E731
+    function = lambda x: jnp.sum(jnp.tanh(X @ W) * x)
     assert operations(bp.grad(function), jnp.ones((4, 2)))["dot_general"] == 1
 
 
 def test_a_chain_that_leads_to_no_wanted_input_is_not_pulled_back() -> None:
-    function = lambda x, y: jnp.sum(x * jnp.sin(jnp.cos(y)))  # noqa: E731
+    function = lambda x, y: jnp.sum(x * jnp.sin(jnp.cos(y)))
     found = operations(bp.grad(function, 0), X, X)
     assert found["sin"] == 1 and found["cos"] == 1 and found["neg"] == 0
 
@@ -113,8 +113,8 @@ def test_only_one_argument_active_keeps_only_the_other() -> None:
 
 
 def test_a_scan_keeps_no_more_than_its_reverse_body_names() -> None:
-    step = lambda h, x: (jnp.tanh(h + x), None)  # noqa: E731
-    function = lambda h, xs: lax.scan(step, h, xs)[0]  # noqa: E731
+    step = lambda h, x: (jnp.tanh(h + x), None)
+    function = lambda h, xs: lax.scan(step, h, xs)[0]
     # tanh keeps its output: one row per step, and no copy of the inputs.
     assert kept_bytes(function, X[0], X) <= X.nbytes
 
@@ -166,5 +166,5 @@ def test_a_plan_is_made_once() -> None:
 
 
 def test_the_count_can_fail() -> None:
-    both = lambda x, w: jax.vjp(jnp.dot, x, w)[1](jnp.ones((4, 2)))  # noqa: E731
+    both = lambda x, w: jax.vjp(jnp.dot, x, w)[1](jnp.ones((4, 2)))
     assert operations(both, X, W)["dot_general"] != 1

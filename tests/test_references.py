@@ -76,7 +76,7 @@ def over_fori(x: Any) -> Any:
 
 
 def over_fori_pure(x: Any) -> Any:
-    body = lambda i, r: r.at[i % 3].set(jnp.sin(r[(i + 1) % 3]) * x[0])  # noqa: E731
+    body = lambda i, r: r.at[i % 3].set(jnp.sin(r[(i + 1) % 3]) * x[0])
     return jnp.sum(lax.fori_loop(0, 4, body, x))
 
 
@@ -166,7 +166,7 @@ def test_a_rule_of_its_own_keeps_a_function_with_references() -> None:
         return ref[...]
 
     f.defvjp(lambda x: (f(x), x), lambda x, y_bar: (y_bar * x * 7,))
-    loss = lambda x: jnp.sum(f(x) ** 2)  # noqa: E731
+    loss = lambda x: jnp.sum(f(x) ** 2)
     np.testing.assert_allclose(bp.grad(loss)(VECTOR), jax.grad(loss)(VECTOR), rtol=1e-12)
 
 

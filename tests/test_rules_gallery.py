@@ -49,7 +49,7 @@ def test_the_page_is_fresh() -> None:
         return
     theirs, ours = parts(written), parts(now)
     assert theirs.keys() == ours.keys(), REFRESH
-    named = lambda text: {n for n in re.findall(r"^\| `(.+?)` \|", text, flags=re.M)}  # noqa: E731
+    named = lambda text: {n for n in re.findall(r"^\| `(.+?)` \|", text, flags=re.M)}
     for chapter, text in ours.items():
         missing = named(text) - named(theirs[chapter])
         both = named(text) & named(theirs[chapter])
@@ -101,7 +101,7 @@ def test_every_improvement_belongs_to_a_rule(entry: object) -> None:
 
 
 def test_which_rules_improve() -> None:
-    improved = lambda p: [entry.name for entry in improvements_of(bp.rules[p])]  # noqa: E731
+    improved = lambda p: [entry.name for entry in improvements_of(bp.rules[p])]
     assert improved(lax.sin_p) == [] and improved(lax.mul_p) == []
     assert "division of small numbers in half precision" in improved(lax.div_p)
     assert "sign of a complex x" in improved(lax.sign_p), "and not to the product that follows"

@@ -97,7 +97,7 @@ def test_residuals_of_shape_zero(check_vma: bool) -> None:
 @CHECKED
 def test_within_scan_and_with_a_loop_within(check_vma: bool) -> None:
     def body(x: jax.Array, w: jax.Array) -> jax.Array:
-        step = lambda h, row: (jnp.tanh(h * row + lax.pmean(row, "i")), None)  # noqa: E731
+        step = lambda h, row: (jnp.tanh(h * row + lax.pmean(row, "i")), None)
         return lax.scan(step, x, w)[0]
 
     f = mapped(body, (BY_ROWS, P(None, "i")), BY_ROWS, check_vma)
@@ -111,7 +111,7 @@ def test_within_scan_and_with_a_loop_within(check_vma: bool) -> None:
 @CHECKED
 def test_second_derivative_by_any_pair_of_transforms(check_vma: bool) -> None:
     f = mapped(lambda x: jnp.sin(x) * lax.psum(jnp.sum(x * x), "i"), BY_ROWS, BY_ROWS, check_vma)
-    loss = lambda x: jnp.sum(f(x))  # noqa: E731
+    loss = lambda x: jnp.sum(f(x))
 
     def twice(outer: Any, inner: Any) -> Any:
         return jax.jit(outer(lambda x: jnp.sum(jnp.cos(inner(loss)(x)))))(draw(8))
@@ -133,7 +133,7 @@ def test_forward_mode(check_vma: bool) -> None:
 @CHECKED
 def test_grad_inside_the_body(check_vma: bool) -> None:
     def run(gradient: Any) -> jax.Array:
-        body = lambda w, x: gradient(lambda w: layer(w, w[0], x))(w)[None]  # noqa: E731
+        body = lambda w, x: gradient(lambda w: layer(w, w[0], x))(w)[None]
         f = mapped(body, (P(), BY_ROWS), BY_ROWS, check_vma)
         return jax.jit(f)(draw(3, 2), draw(16, 3, seed=1))
 
@@ -214,7 +214,7 @@ def test_pbroadcast(name: str) -> None:
     source = 2 if name == "pbroadcast" else jnp.int32(2)
 
     def loss(copy: Any) -> Any:
-        body = lambda x: jnp.sin(copy(x * x, axis_name="i", source=source)) * x  # noqa: E731
+        body = lambda x: jnp.sin(copy(x * x, axis_name="i", source=source)) * x
         return lambda x: jnp.sum(mapped(body, BY_ROWS, BY_ROWS, False)(x))
 
     same_gradient(loss(lax.pbroadcast), draw(16), reference=loss(copy_on_cpu))
@@ -251,7 +251,7 @@ def test_ragged_all_to_all() -> None:
         f = mapped(body, BY_ROWS, BY_ROWS, False, mesh=mesh)
         return lambda x, y: jnp.sum(f(x, y, *plan) * jnp.arange(10.0)[:, None])
 
-    by_gathers = lambda *v: exchange_on_cpu(*v, axis_name="i", axis_index_groups=None)  # noqa: E731
+    by_gathers = lambda *v: exchange_on_cpu(*v, axis_name="i", axis_index_groups=None)
     same_gradient(
         loss(lambda *v: lax.ragged_all_to_all(*v, axis_name="i")),
         draw(8, 2), draw(10, 2, seed=1), reference=loss(by_gathers),
@@ -303,7 +303,7 @@ def test_a_sharding_constraint_holds_for_the_cotangent_too() -> None:
 
 def test_device_put_brings_the_cotangent_back() -> None:
     here, there = jax.devices()[:2]
-    loss = lambda x: jnp.sum(jnp.sin(jax.device_put(x, there, src=here)))  # noqa: E731
+    loss = lambda x: jnp.sum(jnp.sin(jax.device_put(x, there, src=here)))
     x = jax.device_put(draw(3), here)
     gradient = bp.grad(loss)(x)
     np.testing.assert_allclose(gradient, np.cos(x), rtol=1e-12)
@@ -332,12 +332,12 @@ def test_a_product_summed_over_axes_of_one_device_takes_them_as_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     w, x = draw(6, 5), draw(4, 8, 6, seed=1)
-    summed = lambda: str(jax.make_jaxpr(bp.grad(summed_over_two_axes))(w, x))  # noqa: E731
+    summed = lambda: str(jax.make_jaxpr(bp.grad(summed_over_two_axes))(w, x))
     assert "([0, 1], [0, 1])" in summed()
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert "([0, 1], [0, 1])" not in summed()
     same_gradient(summed_over_two_axes, w, x)
-    batched = lambda w, x: jnp.sum(jnp.sin(jnp.einsum("btkh,hsk->btsh", x, w)))  # noqa: E731
+    batched = lambda w, x: jnp.sum(jnp.sin(jnp.einsum("btkh,hsk->btsh", x, w)))
     same_gradient(batched, draw(2, 3, 4), draw(3, 2, 4, 2, seed=1))
 
 

@@ -36,7 +36,7 @@ def summed(function: Any) -> Any:
 
 def choices(probe: Probe) -> list[tuple[int, ...]]:
     """Which operands' first axes are symbolic together."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     longer = [i for i, x in enumerate(probe.args) if x.ndim and x.shape[0] and not is_key(x)]
     alike = [tuple(j for j in longer if probe.args[j].shape[0] == probe.args[i].shape[0])
              for i in longer]  # fmt: skip

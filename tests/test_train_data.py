@@ -157,7 +157,7 @@ def test_a_function_makes_a_pass_for_every_epoch() -> None:
 
 
 def test_passes_follow_each_other_where_an_epoch_has_its_own_steps() -> None:
-    by_pass = lambda number: itertools.islice(stream(10 * number), 3)  # noqa: E731
+    by_pass = lambda number: itertools.islice(stream(10 * number), 3)
     whole = [0, 1, 2, 10, 11, 12, 20, 21]
     batches = source(by_pass, steps=4)
     assert numbers(batches.epoch(0)) + numbers(batches.epoch(1)) == whole

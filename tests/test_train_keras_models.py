@@ -56,7 +56,7 @@ CELLS = {"rnn": ("SimpleRNN", {}), "lstm": ("LSTM", {}), "gru": ("GRU", {"reset_
 def test_recurrent_cells(cell: str, keras: Any) -> None:
     name, options = CELLS[cell]
     layer = getattr(keras.layers, name)(7, return_sequences=True, **options)
-    predictions = lambda params, x: recurrent.apply(params, x, cell=cell)[0]  # noqa: E731
+    predictions = lambda params, x: recurrent.apply(params, x, cell=cell)[0]
     compare(layer, recurrent.init(KEY, cell, 4, 7), predictions, normal(3, 6, 4))
 
 

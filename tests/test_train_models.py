@@ -83,9 +83,9 @@ def looped(cell: str, p: Any, xs: np.ndarray) -> np.ndarray:
     """h_1, ..., h_T of one sequence, gate by gate."""
     m = p["U"].shape[0]
     h, c, out = np.zeros(m), np.zeros(m), []
-    gate = lambda k: slice(k * m, (k + 1) * m)  # noqa: E731
+    gate = lambda k: slice(k * m, (k + 1) * m)
     for x in xs:
-        a = lambda k, h, x=x: x @ p["W"][:, gate(k)] + h @ p["U"][:, gate(k)] + p["b"][gate(k)]  # noqa: E731
+        a = lambda k, h, x=x: x @ p["W"][:, gate(k)] + h @ p["U"][:, gate(k)] + p["b"][gate(k)]
         if cell == "rnn":
             h = tanh(a(0, h))
         elif cell == "lstm":
@@ -196,7 +196,7 @@ MODELS = {
 def test_gradients_are_jax_s(name: str) -> None:
     init, model, shape = MODELS[name]
     params, x = drawn(init), RNG.normal(size=shape)
-    loss = lambda params: jnp.mean(jnp.square(model(params, x)))  # noqa: E731
+    loss = lambda params: jnp.mean(jnp.square(model(params, x)))
     ours, theirs = jax.jit(bp.grad(loss))(params), jax.jit(jax.grad(loss))(params)
     # Relative to a leaf's largest entry, since entries cancel.
     for leaf in params:

@@ -60,7 +60,7 @@ JACOBIANS = ["jacrev", "jacfwd", "hessian"]
     ("name", "argnums"), sampled(itertools.product(JACOBIANS, [0, 1, (0, 1), (-1,)]), 3)
 )
 def test_argnums_of_jacobians(name: str, argnums: Any) -> None:
-    function = lambda x, y: {"a": jnp.sin(x) * y[0], "b": (x @ x) * y}  # noqa: E731
+    function = lambda x, y: {"a": jnp.sin(x) * y[0], "b": (x @ x) * y}
     args = (jnp.array([0.3, 0.7]), jnp.array([1.5, -0.5, 2.0]))
     same(getattr(bp, name)(function, argnums)(*args), getattr(jax, name)(function, argnums)(*args))
 
@@ -94,7 +94,7 @@ def test_has_aux(name: str) -> None:
 
 
 def test_has_aux_of_vjp() -> None:
-    arrays_only = lambda x: (jnp.sin(x), (x + 1, jnp.arange(2)))  # noqa: E731
+    arrays_only = lambda x: (jnp.sin(x), (x + 1, jnp.arange(2)))
     out, pullback, aux = bp.vjp(arrays_only, X, has_aux=True)
     want_out, want_pullback, want_aux = jax.vjp(arrays_only, X, has_aux=True)
     same((out, aux), (want_out, want_aux))
@@ -103,14 +103,14 @@ def test_has_aux_of_vjp() -> None:
 
 @pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
 def test_has_aux_of_jacobians(name: str) -> None:
-    function = lambda x: (jnp.sin(x), {"cosine": jnp.cos(x)})  # noqa: E731
+    function = lambda x: (jnp.sin(x), {"cosine": jnp.cos(x)})
     x = jnp.arange(3.0)
     got = getattr(bp, name)(function, has_aux=True)(x)
     same(got, getattr(jax, name)(function, has_aux=True)(x))
 
 
 def test_aux_carries_no_cotangent() -> None:
-    function = lambda x: (jnp.sum(jnp.sin(x)), jnp.sum(x**3))  # noqa: E731
+    function = lambda x: (jnp.sum(jnp.sin(x)), jnp.sum(x**3))
     same(bp.grad(function, has_aux=True)(X), jax.grad(function, has_aux=True)(X))
 
 
@@ -118,7 +118,7 @@ def test_aux_carries_no_cotangent() -> None:
 
 
 def test_allow_int() -> None:
-    function = lambda n, x: jnp.sum(x[n] ** 2)  # noqa: E731
+    function = lambda n, x: jnp.sum(x[n] ** 2)
     args = (jnp.array([0, 2]), jnp.arange(3.0))
     got = bp.grad(function, (0, 1), allow_int=True)(*args)
     same(got, jax.grad(function, (0, 1), allow_int=True)(*args))
@@ -126,20 +126,20 @@ def test_allow_int() -> None:
 
 
 def test_allow_int_of_booleans_in_a_tree() -> None:
-    function = lambda tree: jnp.sum(jnp.where(tree["mask"], tree["x"], 0.0))  # noqa: E731
+    function = lambda tree: jnp.sum(jnp.where(tree["mask"], tree["x"], 0.0))
     tree = {"mask": jnp.array([True, False]), "x": jnp.array([1.0, 2.0])}
     same(bp.grad(function, allow_int=True)(tree), jax.grad(function, allow_int=True)(tree))
 
 
 def test_holomorphic() -> None:
-    function = lambda z: jnp.sin(z) * z**2  # noqa: E731
+    function = lambda z: jnp.sin(z) * z**2
     z = jnp.asarray(0.5 + 1.5j)
     same(bp.grad(function, holomorphic=True)(z), jax.grad(function, holomorphic=True)(z))
 
 
 @pytest.mark.parametrize("name", ["jacrev", "jacfwd"])
 def test_holomorphic_jacobians(name: str) -> None:
-    function = lambda z: jnp.exp(z) * z[0]  # noqa: E731
+    function = lambda z: jnp.exp(z) * z[0]
     z = jnp.array([0.5 + 1.5j, 1.0 - 0.5j])
     got = getattr(bp, name)(function, holomorphic=True)(z)
     same(got, getattr(jax, name)(function, holomorphic=True)(z))
@@ -164,7 +164,7 @@ def test_vjp_of_functions_that_are_not_holomorphic(name: str) -> None:
 
 @pytest.mark.parametrize("x", [2.0, 2, np.float32(2.0), np.ones(3), True, 1.5 + 0.5j])
 def test_python_and_numpy_values(x: Any) -> None:
-    function = lambda x: x * jnp.asarray(3.0)  # noqa: E731
+    function = lambda x: x * jnp.asarray(3.0)
     out, pullback = bp.vjp(function, x)
     want, want_pullback = jax.vjp(function, x)
     same(out, want)
@@ -173,20 +173,20 @@ def test_python_and_numpy_values(x: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_weak_types_do_not_widen(dtype: str) -> None:
-    function = lambda x: jnp.sum(2.0 * x + 1)  # noqa: E731
+    function = lambda x: jnp.sum(2.0 * x + 1)
     x = jnp.ones(3, dtype)
     same(bp.value_and_grad(function)(x), jax.value_and_grad(function)(x))
 
 
 @pytest.mark.parametrize("x", [2.0, jnp.asarray(2.0, jnp.float32), jnp.asarray(2.0)])
 def test_weak_type_of_the_gradient(x: Any) -> None:
-    function = lambda x: jnp.sin(x) * 3.0  # noqa: E731
+    function = lambda x: jnp.sin(x) * 3.0
     got, want = bp.value_and_grad(function)(x), jax.value_and_grad(function)(x)
     assert [y.weak_type for y in got] == [y.weak_type for y in want]
 
 
 def test_mixed_precision_argument() -> None:
-    function = lambda x, y: jnp.sum(x.astype(jnp.float32) * y)  # noqa: E731
+    function = lambda x, y: jnp.sum(x.astype(jnp.float32) * y)
     args = (jnp.ones(3, jnp.bfloat16), jnp.arange(3, dtype=jnp.float32))
     same(bp.grad(function, (0, 1))(*args), jax.grad(function, (0, 1))(*args))
 
@@ -276,7 +276,7 @@ def test_unusual_functions_under_jit(name: str) -> None:
 
 def test_closure_over_a_tracer_of_an_outer_gradient() -> None:
     def outer(a: Any, grad: Any) -> Any:
-        inner = lambda x: jnp.sum(jnp.sin(a * x))  # noqa: E731
+        inner = lambda x: jnp.sum(jnp.sin(a * x))
         return jnp.sum(grad(inner)(CONSTANT) ** 2) * a
 
     for outside in (bp.grad, jax.grad):
@@ -285,7 +285,7 @@ def test_closure_over_a_tracer_of_an_outer_gradient() -> None:
 
 
 def test_closure_over_a_tracer_of_jit_and_vmap() -> None:
-    inner = lambda a: bp.grad(lambda x: jnp.sum(jnp.sin(a * x)))(CONSTANT)  # noqa: E731
+    inner = lambda a: bp.grad(lambda x: jnp.sum(jnp.sin(a * x)))(CONSTANT)
     want = jax.vmap(lambda a: jax.grad(lambda x: jnp.sum(jnp.sin(a * x)))(CONSTANT))
     points = jnp.array([0.5, 1.5])
     same(jax.vmap(inner)(points), want(points))
@@ -298,12 +298,12 @@ def test_the_function_keeps_its_name() -> None:
 
 
 def test_static_values_may_pass_through_keywords() -> None:
-    powered = lambda x, *, power: jnp.sum(x**power)  # noqa: E731
+    powered = lambda x, *, power: jnp.sum(x**power)
     same(bp.grad(powered)(CONSTANT, power=3), jax.grad(powered)(CONSTANT, power=3))
 
 
 def test_strings_and_functions_as_other_arguments() -> None:
-    function = lambda x, activation, mode: jnp.sum(activation(x)) * len(mode)  # noqa: E731
+    function = lambda x, activation, mode: jnp.sum(activation(x)) * len(mode)
     args = (CONSTANT, jnp.tanh, "twice")
     same(bp.grad(function)(*args), jax.grad(function)(*args))
 
@@ -325,7 +325,7 @@ def test_jvp() -> None:
 
 
 def test_jvp_with_aux() -> None:
-    function = lambda x: (jnp.sin(x), {"twice": 2 * x})  # noqa: E731
+    function = lambda x: (jnp.sin(x), {"twice": 2 * x})
     got = bp.jvp(function, (X,), (X,), has_aux=True)
     same(got, jax.jvp(function, (X,), (X,), has_aux=True))
 
@@ -338,7 +338,7 @@ def test_linearize() -> None:
 
 
 def test_hvp() -> None:
-    function = lambda params: network(params, X)  # noqa: E731
+    function = lambda params: network(params, X)
     tangents = jax.tree.map(jnp.ones_like, PARAMS)
     want = jax.jvp(jax.grad(function), (PARAMS,), (tangents,))[1]
     got = bp.hvp(function, (PARAMS,), (tangents,))
@@ -348,13 +348,13 @@ def test_hvp() -> None:
 
 @pytest.mark.parametrize("name", ["jacrev", "jacfwd", "hessian"])
 def test_jacobians_of_trees(name: str) -> None:
-    function = lambda params: {"sum": network(params, X), "b": params["b"] ** 2}  # noqa: E731
+    function = lambda params: {"sum": network(params, X), "b": params["b"] ** 2}
     same(getattr(bp, name)(function)(PARAMS), getattr(jax, name)(function)(PARAMS))
 
 
 @pytest.mark.parametrize("name", ["jacrev", "jacfwd", "hessian"])
 def test_jacobians_of_empty_arrays(name: str) -> None:
-    function = lambda x: jnp.sin(x) * 2  # noqa: E731
+    function = lambda x: jnp.sin(x) * 2
     x = jnp.zeros((0,))
     same(getattr(bp, name)(function)(x), getattr(jax, name)(function)(x))
 

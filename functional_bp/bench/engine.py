@@ -144,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines = []
     for row in rows:
-        ratio = lambda key: f"{row[key]['ratio']:.2f}"  # noqa: B023, E731
+        ratio = lambda key: f"{row[key]['ratio']:.2f}"  # noqa: B023
         lines.append(
             [row["model"], f"{row['largest_error']:.0e}", ratio("trace_seconds"),
              ratio("compile_seconds"), ratio("run_seconds"),
@@ -152,7 +152,7 @@ def table(rows: list[dict[str, Any]]) -> str:
              f"{row['run_seconds']['jax'] * 1e3:.2f} ms",
              f"{row['temporary_bytes']['jax'] / 2**20:.2f} MiB"]
         )  # fmt: skip
-    median = lambda key: statistics.median(row[key]["ratio"] for row in rows)  # noqa: E731
+    median = lambda key: statistics.median(row[key]["ratio"] for row in rows)
     lines.append(
         ["median", "", f"{median('trace_seconds'):.2f}", f"{median('compile_seconds'):.2f}",
          f"{median('run_seconds'):.2f}", f"{median('temporary_bytes'):.3f}",

@@ -66,7 +66,7 @@ def _layer_norm(x: Any, scale: Any) -> Any:
 
 def _attention(x: Any, p: Any, heads: int) -> Any:
     b, t, d = x.shape
-    split = lambda w: (x @ w).reshape(b, t, heads, d // heads)  # noqa: E731
+    split = lambda w: (x @ w).reshape(b, t, heads, d // heads)
     q, k, v = split(p["q"]), split(p["k"]), split(p["v"])
     scores = jnp.einsum("bthk,bshk->bhts", q, k) * (d // heads) ** -0.5
     scores = jnp.where(jnp.tril(jnp.ones((t, t), bool)), scores, -1e30)

@@ -149,8 +149,8 @@ def _torch_gradcheck(function: Any, args: Sequence[Any], reference: Any) -> bool
 
     with jax.enable_x64(True):
         of_actives, actives = only_actives(function, widened(args))
-        as_jax = lambda tensors: [jnp.asarray(t.detach().numpy()) for t in tensors]  # noqa: E731
-        as_torch = lambda array: torch.from_numpy(np.array(array))  # noqa: E731
+        as_jax = lambda tensors: [jnp.asarray(t.detach().numpy()) for t in tensors]
+        as_torch = lambda array: torch.from_numpy(np.array(array))
 
         class Bridge(torch.autograd.Function):
             @staticmethod

@@ -20,7 +20,7 @@ def neural_ode() -> Model:
     x = draw(64, 16, scale=1.0)
 
     def loss(p: Any, x: Any) -> Any:
-        f = lambda x: jnp.tanh(x @ p["a"] + p["b"]) @ p["c"]  # noqa: E731
+        f = lambda x: jnp.tanh(x @ p["a"] + p["b"]) @ p["c"]
 
         def step(x: Any, _: Any) -> Any:
             k1 = f(x)
@@ -105,7 +105,7 @@ def path_signature() -> Model:
     """The signatures of 16 paths to depth 4, each step by Chen's identity."""
     draw, depth = drawing(), 4
     params, paths = {"w": draw(3, 3)}, draw(16, 40, 3, scale=1.0)
-    outer = lambda a, b: a.reshape(a.shape + (1,) * b.ndim) * b  # noqa: E731
+    outer = lambda a, b: a.reshape(a.shape + (1,) * b.ndim) * b
 
     def step(signature: Any, x: Any) -> Any:
         """S ⊗ exp(x), each level by Horner's rule."""

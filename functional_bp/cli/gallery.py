@@ -118,7 +118,7 @@ def signature(rule: Rule) -> str:
     """``x, *ys -> z | r``, or "" for a rule that has none."""
     if not rule.operands and not rule.outputs:
         return ""
-    side = lambda names: ", ".join("*" * name.starred + name.text for name in names)  # noqa: E731
+    side = lambda names: ", ".join("*" * name.starred + name.text for name in names)
     text = f"{side(rule.operands)} -> {side(rule.outputs)}"
     return text + (f" | {', '.join(rule.auxiliaries)}" if rule.auxiliaries else "")
 

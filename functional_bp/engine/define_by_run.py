@@ -259,5 +259,5 @@ def chosen_call(
     primitive: Primitive, params: dict[str, Any], values: Sequence[Any], on: Sequence[bool]
 ) -> Callable[..., list[Any]]:
     """The operation as a function of those operands that ``on`` marks."""
-    run = lambda full: _jax.bind(_jax.current_trace(), primitive, full, params)  # noqa: E731
+    run = lambda full: _jax.bind(_jax.current_trace(), primitive, full, params)
     return sweeps.of_chosen(run, values, on)

@@ -133,7 +133,7 @@ def linearize(
             fun, primals, jax.tree.map(_zero_tangent, primals), has_aux, strict=strict
         )
         plain = (lambda *args: fun(*args)[0]) if has_aux else fun
-        again = lambda primals, *dots: jvp(plain, primals, dots, strict=strict)[1]  # noqa: E731
+        again = lambda primals, *dots: jvp(plain, primals, dots, strict=strict)[1]
         return (out, jax.tree_util.Partial(again, primals), *rest)
     out_leaves, out_tree = jax.tree.flatten(out)
     avals = [jax.typeof(x) for x in leaves], [jax.typeof(x) for x in out_leaves]
@@ -230,7 +230,7 @@ def jacfwd(
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         partial, chosen = choose(fun, argnums, args, kwargs)
         _check_real_inputs("jacfwd", chosen, holomorphic)
-        push = lambda *dots: jvp(partial, chosen, dots, has_aux, strict=strict)  # noqa: E731
+        push = lambda *dots: jvp(partial, chosen, dots, has_aux, strict=strict)
         out_axes = (None, -1, None) if has_aux else (None, -1)
         out, columns, *aux = jax.vmap(push, out_axes=out_axes)(*_standard_basis(chosen))
         _check_outputs("jacfwd", out, holomorphic)

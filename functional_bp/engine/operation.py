@@ -92,10 +92,10 @@ class Operation:
     @functools.lru_cache(maxsize=256)  # noqa: B019  (operations are made once and live on)
     def _with_parameters(self, items: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
         parameters = dict(items)
-        run = lambda *operands: self.values(operands, **parameters)[0]  # noqa: E731
+        run = lambda *operands: self.values(operands, **parameters)[0]
         run.__name__ = self.__name__
         made = jax.custom_vjp(run)
-        forward = lambda *primals: self._forward(primals, parameters)  # noqa: E731
+        forward = lambda *primals: self._forward(primals, parameters)
         made.defvjp(forward, _Backward(self, parameters), symbolic_zeros=True)
         return made
 

@@ -225,9 +225,9 @@ def plan_once(
         held: which inputs are there anyway when the reverse sweep runs; none, if left out.
     """
     varied, structures = _activity(jaxpr, active, options, sources)
-    on = lambda atom: not isinstance(atom, Literal) and atom in varied  # noqa: E731
+    on = lambda atom: not isinstance(atom, Literal) and atom in varied
     at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
-    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand  # noqa: E731
+    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
     values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
     values.update(also)

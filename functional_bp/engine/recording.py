@@ -126,7 +126,7 @@ class Recorder(_Recording):
             else:
                 assert rule is not None
                 active_atoms = {a for a, o in zip(eqn.invars, on) if o}
-                is_on = lambda a: not isinstance(a, Literal) and a in active_atoms  # noqa: E731
+                is_on = lambda a: not isinstance(a, Literal) and a in active_atoms
                 step = pull_step(eqn, rule, is_on, active, self.is_held)
                 env: dict[Any, Any] = {}
                 if names_auxiliary(step):

@@ -21,7 +21,7 @@ class Registered(Structure):
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the author's forward rule with respect to the wanted operands alone."""
-        run = lambda full: sweeps.evaluate(self.eqn, full)  # noqa: E731
+        run = lambda full: sweeps.evaluate(self.eqn, full)
         chosen = [x for x, on in zip(operands, self.wanted) if on]
         return jax.vjp(sweeps.of_chosen(run, operands, self.wanted), *chosen)
 
@@ -44,7 +44,7 @@ class Foreign(Registered):
         """The author's tangent rule itself."""
         del sweep
         on = [dot is not None for dot in dots]
-        run = lambda full: sweeps.evaluate(self.eqn, full)  # noqa: E731
+        run = lambda full: sweeps.evaluate(self.eqn, full)
         primals = [x for x, o in zip(operands, on) if o]
         chosen_dots = [dot for dot in dots if dot is not None]
         outs, out_dots = jax.jvp(sweeps.of_chosen(run, operands, on), primals, chosen_dots)

@@ -190,7 +190,7 @@ def rule(
         return None
     operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
     names = [*operands, *outputs]
-    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)  # noqa: E731
+    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)
     unknown = {*pullbacks, *if_held} - {name.text for name in operands}
     if unknown:
         raise RuleError(
@@ -277,8 +277,8 @@ def parse_signature(
     if not arrow:
         raise RuleError(f'rule for {owner!r}: signature {signature!r} has no "->"')
     outs, _, extra = tail.partition("|")
-    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]  # noqa: E731
-    to_name = lambda part: Name(part.lstrip("*"), part.startswith("*"))  # noqa: E731
+    split = lambda text: [part.strip() for part in text.split(",") if part.strip()]
+    to_name = lambda part: Name(part.lstrip("*"), part.startswith("*"))
     operands, outputs = tuple(map(to_name, split(head))), tuple(map(to_name, split(outs)))
     for group in (operands, outputs):
         if sum(name.starred for name in group) > 1:

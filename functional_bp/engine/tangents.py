@@ -86,7 +86,7 @@ class Pusher(DefineByRun):
                 outs, pull = jax.vjp(call, *primals)
                 floats = [has_tangent(jax.typeof(x)) for x in outs]
                 avals = [jax.typeof(x) for x, o in zip(outs, floats) if o]
-                full = lambda bars: pull(_spread_floats(bars, outs, floats))  # noqa: E731
+                full = lambda bars: pull(_spread_floats(bars, outs, floats))
                 found = iter(transpose(full, avals, self.options)(dots))
                 out_dots = [next(found) if o else None for o in floats]
         return self.pair(outs, out_dots)

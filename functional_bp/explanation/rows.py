@@ -84,7 +84,7 @@ def _jacobian(equation: Equation, operand: int, given: list[Any]) -> Any:
     except Exception:  # it runs only among others: a collective, an operation with an effect
         return None
     basis = jnp.eye(y.size, dtype=y.dtype).reshape(y.size, *y.shape)
-    rows: Callable[[Any], Any] = lambda y_bar: pull(y_bar)[0].reshape(-1)  # noqa: E731
+    rows: Callable[[Any], Any] = lambda y_bar: pull(y_bar)[0].reshape(-1)
     return jnp.stack([rows(y_bar) for y_bar in basis])
 
 

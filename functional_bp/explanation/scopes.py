@@ -381,7 +381,7 @@ def _cuts(passing: Sequence[int], most: int) -> list[tuple[int, int]]:
     count = len(passing) + 1
     usual = max(USUAL, math.ceil(count / most))
     usual = min(usual, most)
-    cost: Callable[[int, int], float] = lambda start, stop: (  # noqa: E731
+    cost: Callable[[int, int], float] = lambda start, stop: (
         (passing[stop - 1] if stop < count else 0) + EVENNESS * abs(stop - start - usual)
     )
     best: list[float] = [0.0]

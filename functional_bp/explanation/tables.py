@@ -153,9 +153,9 @@ def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[L
 
 def _formula(row: ReverseRow) -> Cell:
     bar, sign = unicode.written(row.variable), "+=" if row.is_share else "="
-    bar_latex = lambda: latex.written(row.variable)  # noqa: E731
+    bar_latex = lambda: latex.written(row.variable)
     if (formula := row.formula) is not None:
-        tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)  # noqa: E731
+        tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
         return Cell(formula.text(sign), tex, short=formula.brief(sign))
     if row.kind == "seed":
         value = described(row.downstream)

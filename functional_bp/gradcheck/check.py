@@ -367,7 +367,7 @@ def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
     """Several reports as one; the worst verdict counts."""
     order: tuple[Verdict, ...] = ("right", "inconclusive", "wrong")
     verdict = order[max((order.index(r.verdict) for _, r in reports), default=0)]
-    label = lambda part, text: f"{part}: {text}"  # noqa: E731
+    label = lambda part, text: f"{part}: {text}"
     return Report(
         name=name,
         verdict=verdict,

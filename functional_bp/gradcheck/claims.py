@@ -102,7 +102,7 @@ def _callable(
 
     plain = None
     if reference is not None:
-        plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))  # noqa: E731
+        plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))
     return flat.subject(
         function_name(fun),
         value=value,
@@ -169,7 +169,7 @@ class _Perturbed:
 
 
 def _operation(operation: Operation, args: Sequence[Any]) -> Subject:
-    plain = lambda *operands: operation.values(operands)[0]  # noqa: E731
+    plain = lambda *operands: operation.values(operands)[0]
     subject = _callable(operation, args, reference=plain)
     flat = Flattening(plain, args)
     judged = [operation.operands[flat.owners[k]].text for k in flat.active]
@@ -252,7 +252,7 @@ def _pair(
     def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
         return call(unnamed(kept), shapes[0], bars, flat.actives)
 
-    value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])  # noqa: E731
+    value = lambda actives, fixed: active_outputs(run(actives, fixed)[0])
     subject = flat.subject(
         function_name(forward),
         value=value,
@@ -264,10 +264,10 @@ def _pair(
     )
     if is_traceable(value, subject):
         return subject
-    numpy_value = lambda actives, fixed: active_outputs(  # noqa: E731
+    numpy_value = lambda actives, fixed: active_outputs(
         run(*jax.tree.map(_host, (actives, fixed)))[0]
     )
-    numpy_pull = lambda *parts: pull(*jax.tree.map(_host, parts))  # noqa: E731
+    numpy_pull = lambda *parts: pull(*jax.tree.map(_host, parts))
     return replace(
         subject, value=numpy_value, pull=numpy_pull, numeric=numpy_value, reference=None,
         residuals=None, backward=None, traceable=False,
@@ -626,14 +626,14 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     flat = Flattening(reference, args)
     if len(flat.active) != len(subject.actives):  # some arguments are held fixed
         flat = Flattening(reference, args, only=_same_leaves(flat, subject))
-    fun = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))  # noqa: E731
+    fun = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))
     problem: Exception | None = None
     try:
         jax.eval_shape(fun, subject.actives, subject.fixed)
         return replace(subject, reference=fun, reference_pull=None)
     except Exception as error:  # not a JAX function, or a wrong one: told apart below
         problem = error
-    on_host = lambda actives, fixed: fun(*jax.tree.map(jax.device_get, (actives, fixed)))  # noqa: E731
+    on_host = lambda actives, fixed: fun(*jax.tree.map(jax.device_get, (actives, fixed)))
     try:
         on_host(subject.actives, subject.fixed)
         return replace(subject, reference=None, reference_pull=None, numeric=on_host)
@@ -678,10 +678,10 @@ def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
 
         return replace(subject, reference=reference, reference_pull=scaled)
     if expect == "straight-through":
-        surrogate = lambda actives, fixed: (actives[0],)  # noqa: E731
+        surrogate = lambda actives, fixed: (actives[0],)
     elif callable(expect):
         flat = Flattening(expect, args)
-        surrogate = lambda actives, fixed: active_outputs(expect(*flat.join(actives, fixed)))  # noqa: E731
+        surrogate = lambda actives, fixed: active_outputs(expect(*flat.join(actives, fixed)))
     else:
         raise ValueError(
             compose(

@@ -244,7 +244,7 @@ def _complex_of(dtype: Any) -> Any:
 
 def _bilinear(eqn: JaxprEqn, x: Any, y: Any) -> Any:
     """(a + ib)(c + id) with real products: a library may form (a + b)(c + d), which loses b, d."""
-    product = lambda a, b: evaluate(eqn, [a, b])[0]  # noqa: E731
+    product = lambda a, b: evaluate(eqn, [a, b])[0]
     imaginary = product(x.real, y.imag) + product(x.imag, y.real)
     return lax.complex(product(x.real, y.real) - product(x.imag, y.imag), imaginary)
 

@@ -206,7 +206,7 @@ def _follow(
 ) -> list[Sources]:
     """Record the ranges in a graph; returns what its outputs come from."""
     counting: dict[Var, int] = {}  # values that are 0 … n − 1 along an axis
-    of = lambda atom: NOTHING if isinstance(atom, Literal) else sources.get(atom, NOTHING)  # noqa: E731
+    of = lambda atom: NOTHING if isinstance(atom, Literal) else sources.get(atom, NOTHING)
     for eqn in jaxpr.eqns:
         writes = eqn.primitive.name == "scatter"
         for position, length in _selected(eqn, counting):

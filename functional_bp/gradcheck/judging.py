@@ -310,7 +310,7 @@ class ReferenceJudge:
         far = [distance(c, t) for c, t in zip(result.claimed, result.true)]
         far = [np.inf if np.isnan(d) else d for d in far]
         leaf = max(range(len(masks)), key=lambda i: (bool(masks[i].any()), far[i]))
-        made = lambda outcome, **more: Judgement(  # noqa: E731
+        made = lambda outcome, **more: Judgement(
             outcome, result, masks, errors, bounds, leaf, **more
         )
         if self.declared:
@@ -507,9 +507,7 @@ class DifferenceJudge:
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
             return 0.0, "the forward pass is not finite nearby"
-        outs = lambda h: list(  # noqa: E731
-            self.full.outs(_moved(point, leaf, h * direction), point.fixed)
-        )
+        outs = lambda h: list(self.full.outs(_moved(point, leaf, h * direction), point.fixed))
         if not np.isfinite(claimed):
             close, far = (bend(outs, point.bars, h) for h in (1e-6, 1e-4))
             if not close <= 0.2 * far + 1e-9 * height:
@@ -530,9 +528,7 @@ class DifferenceJudge:
         near, far = (bend(outs, point.bars, h) for h in (3e-8, 1e-6))
         if not max(near, far) < 0.3 * error or (near > 0.01 * error and near > 0.3 * far):
             return 0.0, "a kink lies across the direction"
-        along = lambda h: pairing(  # noqa: E731
-            point.bars, [a - b for a, b in zip(outs(h), here)]
-        )
+        along = lambda h: pairing(point.bars, [a - b for a, b in zip(outs(h), here)])
         small = [(along(h) - along(-h)) / (2 * h) for h in (1e-5, 1e-6)]
         rounding = 8 * UNIT64 * height / 1e-6
         if any(abs(s - found.value) > 0.3 * error + rounding for s in small):

@@ -571,7 +571,7 @@ def _array(
     if dtype.kind in "iu":
         low, high = limits or (0, HIGHEST_INTEGER)
         return jnp.asarray(rng.integers(int(low), int(high) + 1, shape), dtype)
-    reals = lambda: rng.uniform(*limits, shape) if limits else rng.standard_normal(shape)  # noqa: E731
+    reals = lambda: rng.uniform(*limits, shape) if limits else rng.standard_normal(shape)
     values = reals() + 1j * reals() if dtype.kind == "c" else reals()
     return jnp.asarray(np.asarray(values).astype(dtype))
 

@@ -430,7 +430,7 @@ class Graph:
         return self.text()
 
     def __repr__(self) -> str:
-        count = lambda n, what: f"{n} {what}{'' if n == 1 else 's'}"  # noqa: E731
+        count = lambda n, what: f"{n} {what}{'' if n == 1 else 's'}"
         return (
             f"<Graph {self.name}: {count(len(self.inputs), 'input')}, "
             f"{count(len(self), 'equation')}, {count(len(self.outputs), 'output')}>"

@@ -120,7 +120,7 @@ def holds_custom_rules(jaxpr: Jaxpr) -> bool:
 def interpret(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any], run: Any) -> list[Any]:
     """Run a graph with ``run(eqn, operands)`` in place of each equation."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arrays)))
-    read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]  # noqa: E731
+    read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, run(eqn, [read(a) for a in eqn.invars])))
     return [read(a) for a in jaxpr.outvars]
@@ -151,7 +151,7 @@ def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
         return _scan(eqn, operands, inners[0], run)
     if name == "cond":
         index, *rest = operands
-        branch = lambda inner: lambda *xs: interpret(inner.jaxpr, inner.consts, xs, run)  # noqa: E731
+        branch = lambda inner: lambda *xs: interpret(inner.jaxpr, inner.consts, xs, run)
         return lax.switch(index, [branch(inner) for inner in inners], *rest)
     if len(inners) == 1 and len(inners[0].jaxpr.invars) == len(operands):
         return interpret(inners[0].jaxpr, inners[0].consts, operands, run)
@@ -235,7 +235,7 @@ def _step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     if _is_iteration(eqn):
         consts, _ = _jax.scan_counts(eqn.params)
         held, init = operands[:consts], list(operands[consts:])
-        body = lambda carry, _: (  # noqa: E731
+        body = lambda carry, _: (
             interpret(inners[0].jaxpr, inners[0].consts, [*held, *carry], evaluate), None
         )  # fmt: skip
         return lax.scan(body, init, length=eqn.params["length"] + 1)[0]

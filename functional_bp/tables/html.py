@@ -46,7 +46,7 @@ def shown(text: str) -> str:
     a&lt;b <span class="bar">lo</span>
     """
     over = re.compile(rf"(?:\w{OVERLINE})+")
-    bar = lambda found: f'<span class="bar">{found[0].replace(OVERLINE, "")}</span>'  # noqa: E731
+    bar = lambda found: f'<span class="bar">{found[0].replace(OVERLINE, "")}</span>'
     return over.sub(bar, escape(text))
 
 

@@ -411,7 +411,7 @@ class Loop:
         first, done = self._saver.restore(self) if self._saver else (0, 0)
         closing = contextlib.closing(self._saver) if self._saver else contextlib.nullcontext()
         with closing, self._interrupts.caught():
-            read = lambda: Sums.means(self.sums)  # noqa: E731
+            read = lambda: Sums.means(self.sums)
             with progress(verbose, epochs, self.source.steps, read=read) as shown:
                 self.callbacks.on_fit_begin(run)
                 for run.epoch in range(first, epochs):

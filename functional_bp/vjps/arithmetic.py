@@ -37,7 +37,6 @@ def pull_divisor(z_bar: Any, x: Any, y: Any) -> Any:
     return neg(mul(mul(z_bar, lax.integer_pow(y, -2)), x))
 
 
-# fmt: off
 pointwise(lax.add_p, "x, y -> z", x=lambda z_bar: z_bar, y=lambda z_bar: z_bar,
      why="z = x + y, ż = ẋ + ẏ",
      cases=[case(lax.add, real(3), real(3)), case(lax.add, cplx(2), cplx(2)),
@@ -86,7 +85,6 @@ rule(lax.complex_p, "x, y -> z", linear="x, y",
      x=lambda z_bar: lax.real(z_bar), y=lambda z_bar: neg(lax.imag(z_bar)),
      why="z = x + i y: Re(z̄ ż) = Re z̄ ẋ − Im z̄ ẏ",
      cases=[case(lax.complex, real(3), real(3), half=False, note="no half-precision complex")])
-# fmt: on
 
 _add_any: Any = _jax.find_primitive("ad_util.add_any_p")
 
@@ -114,7 +112,6 @@ def pull_atan2(z_bar: Any, first: Any, second: Any) -> Any:
     return mul(z_bar, div(second, add(square(first), square(second))))
 
 
-# fmt: off
 pointwise(lax.atan2_p, "x, y -> z",
      x=lambda z_bar, x, y: pull_atan2(z_bar, x, y),
      y=lambda z_bar, x, y: neg(pull_atan2(z_bar, y, x)),
@@ -124,7 +121,6 @@ pointwise(lax.atan2_p, "x, y -> z",
 improvement("atan2 of large numbers in half precision", lax.atan2, at=(300.0, 300.0),
             true=1 / 600, jax="0.0: x² + y² overflows", source="y/(x² + y²) = 300/180000",
             dtype="float16", rtol=2e-3)
-# fmt: on
 
 
 def _chosen(choose: Any, precedes: Any) -> Any:
@@ -164,7 +160,7 @@ def pull_chosen(z_bar: Any, chosen: Any, operand: int) -> Any:
 
 for _function, _primitive, _precedes in (
     (lax.max, lax.max_p, lax.ge), (lax.min, lax.min_p, lax.le),
-):  # fmt: skip
+):
     pointwise(
         _primitive,
         "x, y -> z | chosen",
@@ -181,7 +177,7 @@ for _function, _primitive, _precedes in (
                  note="a constant operand"),
             case(_function, real(3), real(), note="a scalar operand"),
         ],
-    )  # fmt: skip
+    )
 
 
 def _clamped(low: Any, x: Any, high: Any, **params: Any) -> tuple[Any, Any]:
@@ -200,7 +196,6 @@ def where(condition: Any, y_bar: Any) -> Any:
     return lax.select(condition, y_bar, lax.full_like(y_bar, 0))
 
 
-# fmt: off
 pointwise(lax.clamp_p, "low, x, high -> y | below, inside, above",
      low=lambda y_bar, below: where(below, y_bar),
      x=lambda y_bar, inside: where(inside, y_bar),
@@ -214,7 +209,6 @@ pointwise(lax.clamp_p, "low, x, high -> y | below, inside, above",
                  real(values=[-2.0, -1.0, 0.3, 1.0, 2.0]), note="at the bounds"),
             case(lax.clamp, real(values=1.0), real(values=[0.0, 2.0]), real(values=-1.0),
                  reference=_clamp_alike, note="crossed bounds")])
-# fmt: on
 
 
 def pull_base(z_bar: Any, x: Any, y: Any) -> Any:
@@ -283,7 +277,6 @@ def pull_coefficient(y_bar: Any, x: Any, index: int) -> Any:
     return y_bar
 
 
-# fmt: off
 pointwise(lax.pow_p, "x, y -> z", x=pull_base, y=pull_exponent,
      cases=[case(lax.pow, real(3, low=0.2, high=3), real(3)), case(lax.pow, cplx(2), cplx(2)),
             case(lax.pow, real(4), integer(4)),
@@ -317,4 +310,3 @@ rule(lax.select_n_p, "which, *xs -> y", linear="xs", xs=pull_case,
 improvement("clamp with a scalar bound", lax.clamp, at=(1.0, [0.0, 2.0, 9.0], 3.0), wrt=0, true=1.0,
             jax="raises: its cotangent is not summed to the bound's shape",
             source="one of the three values is the lower bound")
-# fmt: on

@@ -119,14 +119,14 @@ class Cond(Structure):
                 return [
                     sweeps.zeros(a.aval) if bar is None else sweeps.match_axes(bar, a.aval)
                     for bar, a, on in zip(found, operands, wanted) if on
-                ]  # fmt: skip
+                ]
 
             return run
 
         found = lax.switch(
             residuals.index, [branch(b) for b in range(len(self.plans))],
             residuals.operands, residuals.slots, list(cotangents),
-        )  # fmt: skip
+        )
         remaining = iter(found)
         return [None, *(next(remaining) if on else None for on in wanted)]
 

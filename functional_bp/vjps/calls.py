@@ -113,7 +113,7 @@ _sweeps = lru_cache(maxsize=1024)(_Sweeps)
 @lru_cache(maxsize=1024)
 def _tangents(jaxpr: Jaxpr, options: Options, sweep: Sweep) -> Callable[..., Any]:
     """The forward-mode sweep of a graph as a jitted function."""
-    push = lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options)  # noqa: E731
+    push = lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options)
     return jax.jit(push, inline=size(jaxpr) < SMALL)
 
 
@@ -273,7 +273,7 @@ _partitioned_by_hand.def_partition(
         mesh, lambda x: jnp.sin(x) * x, given[0].sharding, (given[0].sharding,)
     ),
     sharding_rule="i -> i",
-)  # fmt: skip
+)
 
 
 @structure(
@@ -299,7 +299,6 @@ class CustomPartitioning(Call):
 # Markers: operations that change no value, only what is known or done about it.
 
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
-# fmt: off
 pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
      why="y = x; the name is for whoever reads the graph",
      cases=[case(lambda x: checkpoint_name(x, "h") * x, real(3)),
@@ -307,7 +306,6 @@ pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar:
 rule(_tie, "x, y -> z", y=lambda z_bar: z_bar,
      why="z = y, scheduled after x",
      cases=[case(lambda x, y: _tie.bind(x, y) * x, real(3), real(3))])
-# fmt: on
 
 
 @structure(
@@ -318,7 +316,7 @@ rule(_tie, "x, y -> z", y=lambda z_bar: z_bar,
         case(lambda x, y: lax.optimization_barrier((x, y))[1] * y, real(3), real(3),
              note="an output without a cotangent"),
     ],
-)  # fmt: skip
+)
 class Barrier(Structure):
     """x̄ᵢ = ȳᵢ, behind one barrier that the cotangents pass together, as the values did.
 

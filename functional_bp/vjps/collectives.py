@@ -117,7 +117,7 @@ def all_gather_x(y_bar, *, all_gather_dimension, axis_name, axis_index_groups=No
     return lax.psum_scatter(
         y_bar, axis_name, scatter_dimension=all_gather_dimension,
         axis_index_groups=axis_index_groups, tiled=tiled,
-    )  # fmt: skip
+    )
 
 
 def all_gather_invariant_x(y_bar, *, all_gather_dimension, axis_name, axis_size, tiled):
@@ -151,7 +151,7 @@ def all_to_all_x(y_bar, x_t, *, axis_name, split_axis, concat_axis, axis_index_g
     x_bar = lax.all_to_all(
         y_bar, axis_name, split_axis=concat_axis, concat_axis=split_axis,
         axis_index_groups=axis_index_groups, tiled=tiled,
-    )  # fmt: skip
+    )
     return x_bar if x_bar.shape == x_t.shape else lax.reshape(x_bar, x_t.shape)
 
 
@@ -163,7 +163,7 @@ def received_at(offsets: Any, axis_name: Any) -> Any:
 def ragged_operand(
     y_bar, operand_t, input_offsets, send_sizes, output_offsets, recv_sizes,
     *, axis_name, axis_index_groups=None,
-):  # fmt: skip
+):
     """operand-bar = the exchange run backwards: what was received is sent to where it came from.
 
     Derivation: rows input_offsets[e] … + send_sizes[e] of this device's operand become rows
@@ -175,7 +175,7 @@ def ragged_operand(
         y_bar, nothing, received_at(output_offsets, axis_name), recv_sizes,
         received_at(input_offsets, axis_name), send_sizes,
         axis_name=axis_name, axis_index_groups=axis_index_groups,
-    )  # fmt: skip
+    )
 
 
 def ragged_output(y_bar, output_offsets, recv_sizes, *, axis_name):
@@ -253,18 +253,18 @@ linear(lax.psum_p, "x -> y", x=psum_x, cases=[
     case(blockwise(lambda x: lax.psum(x * x, "i") * x, check_vma=False), real(4)),
     case(blockwise(lambda x: lax.psum(x * x, (0, "i")) * x, check_vma=False), real(4, 3),
          note="an array axis and a mesh axis"),
-])  # fmt: skip
+])
 
 linear(_jax.find_primitive("lax.parallel.psum_invariant_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
      why="y = Σ_d xᵈ is one value, so x̄ᵈ = ȳ on every device d: a copy, no communication.",
      cases=[case(blockwise(lambda x: _psum(x) * x), real(4, 3)),
-            case(blockwise(_psum, out=REPLICATED), real(4))])  # fmt: skip
+            case(blockwise(_psum, out=REPLICATED), real(4))])
 
 linear(_jax.find_primitive("core.pvary_p"), "x -> y",
      x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
      why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ.",
-     cases=[case(blockwise(_vary), real(4, 3))])  # fmt: skip
+     cases=[case(blockwise(_vary), real(4, 3))])
 
 for _primitive, _collective, _extremum in (
     (lax.pmax_p, lax.pmax, jnp.max),
@@ -275,7 +275,7 @@ for _primitive, _collective, _extremum in (
              real(4, 3) if tie is None else real(values=tie),
              reference=_times_whole_extremum(_extremum), second_order=tie is None)
         for checked in (True, False) for tie in (None, [[1.0, 2.0]] * 4)
-    ])  # fmt: skip
+    ])
 
 improvement(
     "pmax",
@@ -298,40 +298,40 @@ linear(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
     case(blockwise(_turn), real(4, 3)),
     case(blockwise(_turn, check_vma=False), real(4)),
     case(blockwise(_to_first), real(4, 3), note="a partial permutation"),
-])  # fmt: skip
+])
 
 linear(_jax.find_primitive("lax.parallel.pbroadcast_p"), "x -> y", x=pbroadcast_x)
 rule(_jax.find_primitive("lax.parallel.pbroadcast_dynamic_p"), "x, source -> y",
-     x=pbroadcast_dynamic_x)  # fmt: skip
+     x=pbroadcast_dynamic_x)
 
 linear(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
     case(blockwise(_gather(tiled=True)), real(4, 3)),
     case(blockwise(_gather(axis=1)), real(4, 3)),
     case(blockwise(_gather(axis=1, tiled=True), check_vma=False), real(4, 3)),
-])  # fmt: skip
+])
 
 linear(_jax.find_primitive("lax.parallel.all_gather_invariant_p"), "x -> y",
      x=all_gather_invariant_x, cases=[
     case(blockwise(_gather(to="invarying", tiled=True), out=REPLICATED), real(4, 3)),
     case(blockwise(_gather(to="invarying", axis=1), out=REPLICATED), real(4, 3)),
-])  # fmt: skip
+])
 
 linear(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x, cases=[
     case(blockwise(_scatter()), real(4, 3)),
     case(blockwise(_scatter(), check_vma=False), real(4, 3)),
     case(blockwise(_scatter_rows), real(4, 3), batchable=False,
          note="not tiled, where JAX's vmap loses track of the batch axis"),
-])  # fmt: skip
+])
 
 linear(lax.all_to_all_p, "x -> y", x=all_to_all_x, cases=[
     case(blockwise(_exchange), real(4, 2)),
     case(blockwise(_exchange, check_vma=False), real(4, 2)),
     case(blockwise(_exchange_blocks), real(4, 2), note="not tiled"),
-])  # fmt: skip
+])
 
 rule(lax.ragged_all_to_all_p,
      "operand, output, input_offsets, send_sizes, output_offsets, recv_sizes -> y",
-     operand=ragged_operand, output=ragged_output)  # fmt: skip
+     operand=ragged_operand, output=ragged_output)
 
 
 # Collectives between the "unreduced" and "reduced" types of a value inside ``shard_map``.
@@ -365,22 +365,22 @@ linear(_jax.find_primitive("lax.parallel.unreduced_psum_p"), "x -> y",
        x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="reduced"),
        why="y = Σ_d xᵈ is one value; so is the cotangent ȳ of every summand.",
        cases=[case(blockwise(_postponed_sum, out=REPLICATED), real(4, 3),
-                   batchable=False)])  # fmt: skip
+                   batchable=False)])
 
 linear(_jax.find_primitive("lax.parallel.preduced_p"), "x -> y",
        x=lambda y_bar, *, axes: lax.psum(y_bar, tuple(axes)),
        why="y = x, with a cotangent in summands: x̄ = Σ_d ȳᵈ.",
-       cases=[case(blockwise(_as_reduced), real(4, 3), batchable=False)])  # fmt: skip
+       cases=[case(blockwise(_as_reduced), real(4, 3), batchable=False)])
 
 linear(_jax.find_primitive("lax.parallel.vary_unreduced_cast_p"), "x -> y",
        x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="varying"),
        why="xᵈ is read as a summand of y = Σ_d xᵈ, so x̄ᵈ = ȳ.",
-       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
+       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])
 
 linear(_jax.find_primitive("core.reduced_vary_cast_p"), "x -> y",
        x=lambda y_bar, *, axes: lax.pcast(y_bar, tuple(axes), to="unreduced"),
        why="yᵈ = x on every device d, so x̄ = Σ_d ȳᵈ: the ȳᵈ are its summands.",
-       cases=[case(blockwise(_as_reduced), real(4), batchable=False)])  # fmt: skip
+       cases=[case(blockwise(_as_reduced), real(4), batchable=False)])
 
 
 def _gathered(y_bar, *, all_gather_dimension, axis_name, tiled):
@@ -391,7 +391,7 @@ def _gathered(y_bar, *, all_gather_dimension, axis_name, tiled):
     """
     return lax.psum_scatter(
         y_bar, axis_name, scatter_dimension=all_gather_dimension, tiled=tiled
-    )  # fmt: skip
+    )
 
 
 def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
@@ -403,6 +403,6 @@ def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
 
 
 linear(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=_gathered,
-       cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])  # fmt: skip
+       cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])
 linear(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
-       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])  # fmt: skip
+       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])

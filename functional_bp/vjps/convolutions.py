@@ -34,14 +34,14 @@ def dilated(sizes: Sequence[int], dilation: Sequence[int]) -> list[int]:
 
 def extents(x: Any, w: Any, y: Any, numbers: Any, steps: Any) -> Any:
     """Per spatial axis: the dilated extents of x, w and y (y's dilation is the stride)."""
-    pick = lambda array, spec: [array.shape[i] for i in spec[2:]]  # noqa: E731
+    pick = lambda array, spec: [array.shape[i] for i in spec[2:]]
     return zip(*(dilated(pick(a, s), d) for a, s, d in zip((x, w, y), numbers, steps)))
 
 
 def correlate_with_window(
     y_bar, w, x_t, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
     feature_group_count, batch_group_count, precision, preferred_element_type,
-):  # fmt: skip
+):
     """x̄ = ȳ, dilated by the stride, convolved with the reversed window.
 
     Derivation:
@@ -78,14 +78,14 @@ def correlate_with_window(
         y_bar, lax.convert_element_type(window, y_bar.dtype), lhs_dilation, pads, window_strides,
         rhs_dilation, lax.ConvDimensionNumbers(y_spec, _swapped(w_spec), x_spec), groups, 1,
         precision, preferred_element_type, layout(x_t) if batch_group_count == 1 else None,
-    )  # fmt: skip
+    )
     return regroup(x_bar, batch_group_count, x_spec[1], x_spec[0])
 
 
 def correlate_with_input(
     y_bar, x, w_t, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
     feature_group_count, batch_group_count, precision, preferred_element_type,
-):  # fmt: skip
+):
     """w̄ = the padded x, convolved with ȳ as a window.
 
     Derivation:
@@ -115,7 +115,7 @@ def correlate_with_input(
         lax.convert_element_type(x, y_bar.dtype), y_bar, rhs_dilation, pads, lhs_dilation,
         window_strides, numbers, batch_group_count, feature_group_count, precision,
         preferred_element_type, layout(w_t),
-    )  # fmt: skip
+    )
 
 
 def _swapped(spec: tuple[int, ...]) -> tuple[int, ...]:
@@ -155,4 +155,4 @@ rule(
         case(_conv((1,), "VALID"), real(1, 2, 2), real(2, 2, 4), note="the window fits nowhere"),
         case(_conv((1,), "SAME"), real(0, 2, 4), real(2, 2, 3)),
     ],
-)  # fmt: skip
+)

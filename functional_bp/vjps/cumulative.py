@@ -75,7 +75,7 @@ def _interleave(even: Any, odd: Any, n: int, axis: int) -> Any:
 
 
 def scan_rule(primitive: Any, combine: Callable[[Any, Any], Any], partials: Partials,
-              **text: Any) -> None:  # fmt: skip
+              **text: Any) -> None:
     """Declare a running reduction; its forward sweep is the prefix tree, as JAX's is."""
 
     def forward(x: Any, *, axis: int, reverse: bool) -> tuple[Any, Any]:
@@ -104,7 +104,7 @@ def share(a: Any, b: Any, chosen: Any) -> tuple[Any, Any]:
 def softmax_of_two(a: Any, b: Any, z: Any) -> tuple[Any, Any]:
     """∂ log(eᵃ + eᵇ)/∂a = eᵃ⁻ᶻ; an infinite a or z counts as 0, as JAX has it."""
     a, b, z = (lax.select(lax.eq(v, lax.full_like(v, np.inf)), lax.full_like(v, 0), v)
-               for v in (a, b, z))  # fmt: skip
+               for v in (a, b, z))
     return lax.exp(a - z), lax.exp(b - z)
 
 
@@ -122,7 +122,7 @@ linear(
     x=lambda y_bar, *, axis, reverse: lax.cumsum(y_bar, axis=axis, reverse=not reverse),
     why="yⱼ = Σ_{i≤j} xᵢ  ⇒  x̄ᵢ = Σ_{j≥i} ȳⱼ: the running sum from the other end",
     cases=_cases(lax.cumsum, case(lax.cumsum, cplx(3))),
-)  # fmt: skip
+)
 scan_rule(
     lax.cumprod_p, lax.mul, lambda a, b, ab: (b, a),
     doc="""x̄ᵢ = Σ_{j≥i} ȳⱼ Π_{k≤j, k≠i} xₖ, through the prefix tree with ∂(ab) = (b, a).""",
@@ -131,19 +131,19 @@ scan_rule(
         case(lax.cumprod, cplx(4)),
         case(lax.cumprod, real(values=[2, 0, 3, 0, -1]), note="zeros"),
     ),
-)  # fmt: skip
+)
 TIES = "a tie of two at a node of the prefix tree: ½ each, as JAX; [1, 1, 1] gives [1.75, .75, .5]"
 _TIED = real(values=[1, 1, 1, 0, 2, 2])
 scan_rule(
     lax.cummax_p, lax.max, share, kinks=TIES,
     doc="""x̄ᵢ = Σ ȳⱼ over the j whose running maximum is xᵢ, through the prefix tree.""",
     cases=_cases(lax.cummax, case(lax.cummax, _TIED), case(lambda x: lax.cummax(-x), _TIED)),
-)  # fmt: skip
+)
 scan_rule(
     lax.cummin_p, lax.min, share, kinks=TIES,
     doc="""x̄ᵢ = Σ ȳⱼ over the j whose running minimum is xᵢ, through the prefix tree.""",
     cases=_cases(lax.cummin, case(lax.cummin, _TIED)),
-)  # fmt: skip
+)
 scan_rule(
     lax.cumlogsumexp_p, jnp.logaddexp, softmax_of_two,
     doc="""x̄ᵢ = Σ_{j≥i} ȳⱼ exp(xᵢ − yⱼ), as products of the tree's exp(a − z) ≤ 1: no overflow.""",
@@ -152,4 +152,4 @@ scan_rule(
         case(lax.cumlogsumexp, real(values=[900, -900, 905]), half=False, note="large"),
         case(lax.cumlogsumexp, real(values=[1, -np.inf, 2]), second_order=False),
     ),
-)  # fmt: skip
+)

@@ -152,7 +152,7 @@ class CustomJVP(Structure):
 
     def _push(self, operands: Sequence[Any], dots: Sequence[Any]) -> tuple[Any, Any]:
         """Values, and tangents of the outputs that have any, by JAX's call of the person's rule."""
-        run = lambda full: sweeps.evaluate(self.eqn, full)  # noqa: E731
+        run = lambda full: sweeps.evaluate(self.eqn, full)
         primals = [x for x, on in zip(operands, self.wanted) if on]
         call = sweeps.of_chosen(run, operands, self.wanted)
         values, out_dots = jax.jvp(call, primals, list(dots))

@@ -80,7 +80,6 @@ def is_complex(x: Any) -> bool:
     return np.issubdtype(x.dtype, np.complexfloating)
 
 
-# fmt: off
 pointwise(lax.neg_p, "x -> y", x=lambda y_bar: neg(y_bar),
      why="y = −x",
      cases=[case(lax.neg, real(3)), case(lax.neg, cplx(2))])
@@ -181,7 +180,6 @@ linear(lax.conj_p, "x -> y",
      x=lambda y_bar, x_t: lax.conj(y_bar) if is_complex(x_t) else lax.real(y_bar),
      why="Re(ȳ conj ẋ) = Re(conj(ȳ) ẋ), so x̄ = conj ȳ; its real part where x is real",
      cases=[case(lax.conj, cplx(3)), case(lax.conj, real(3), half=False)])
-# fmt: on
 
 
 def pull_asinh(y_bar: Any, x: Any) -> Any:
@@ -206,17 +204,17 @@ def pull_asinh(y_bar: Any, x: Any) -> Any:
 pointwise(lax.asinh_p, "x -> y", x=pull_asinh,
      cases=[case(lax.asinh, real(3)), case(lax.asinh, cplx(2, low=-0.7, high=0.7)),
             case(lax.asinh, real(values=[-3e2, 2e3]), note="beyond the square's range in half"),
-     ])  # fmt: skip
+     ])
 improvement("asinh of a large x in half precision", lax.asinh, at=(400.0,), true=0.0024999921875366,
             jax="0.0 in JAX 0.10: x² overflows", source="mpmath: 1/sqrt(1 + 400**2)",
-            dtype="float16", rtol=2e-3)  # fmt: skip
+            dtype="float16", rtol=2e-3)
 improvement("acosh of a large x in half precision", lax.acosh, at=(400.0,), true=0.0025000078125366,
             jax="0.0 in JAX 0.10: x² overflows", source="mpmath: 1/sqrt(400**2 - 1)",
-            dtype="float16", rtol=2e-3)  # fmt: skip
+            dtype="float16", rtol=2e-3)
 improvement("acosh of a complex x in the left half plane", lax.acosh, at=(-1.0 + 0.5j,),
             true=-0.606155253420389433 - 0.776349347198923945j,
             jax="of the wrong sign in JAX 0.10: the other branch of √(x² − 1)",
-            source="mpmath: 1/(sqrt(x - 1) sqrt(x + 1))")  # fmt: skip
+            source="mpmath: 1/(sqrt(x - 1) sqrt(x + 1))")
 
 
 def _abs_with_direction(x: Any, **params: Any) -> tuple[Any, Any]:
@@ -249,7 +247,7 @@ pointwise(lax.abs_p, "x -> y | direction", x=pull_abs, forward=_abs_with_directi
      cases=[case(lax.abs, real(3)), case(lax.abs, cplx(3)),
             case(lax.abs, real(values=[0.0, -1.0, 2.0]), second_order=False, note="at the kink"),
             case(lax.abs, cplx(values=[0j, 1 - 2j]), second_order=False, note="at the kink"),
-     ])  # fmt: skip
+     ])
 
 
 @structure(
@@ -298,16 +296,16 @@ def unit(x: Any) -> Any:
 
 improvement("sign of a complex x", lambda x: lax.sign(x) * (2 - 1j), at=(0.6 - 1.1j,),
             true=1.5656736332231058781 - 0.8540037999398759335j, jax="0 in JAX 0.10",
-            source="mpmath: derivatives of Re((2 - i) x/|x|) along 1 and i")  # fmt: skip
+            source="mpmath: derivatives of Re((2 - i) x/|x|) along 1 and i")
 
 for _order, _true in enumerate([4.2483542552915889592e-18, -4.2483542552915889231e-18], 1):
     improvement(f"σ at a large x, derivative {_order}", jax.nn.sigmoid, order=_order, at=(40.0,),
                 true=_true, jax="0.0: y is 1, and 1 − y is formed",
-                source="mpmath: diff(1/(1 + exp(-x)), 40)")  # fmt: skip
+                source="mpmath: diff(1/(1 + exp(-x)), 40)")
 for _order, _true in enumerate([1.6993417021166355837e-17, -3.3986834042332711385e-17], 1):
     improvement(f"tanh at a large x, derivative {_order}", lax.tanh, order=_order, at=(20.0,),
                 true=_true, jax="0.0: y is 1, and 1 − y² is formed",
-                source="mpmath: diff(tanh, 20)")  # fmt: skip
+                source="mpmath: diff(tanh, 20)")
 
 
 # Operations without a derivative to carry: piecewise constant ones, and those off the reals.
@@ -327,14 +325,13 @@ def _over_rows(function: Any) -> Any:
 SECOND: Any = dict(second_order=False, note="the derivative is identically zero")
 
 for _function, _primitive in ((lax.floor, lax.floor_p), (lax.ceil, lax.ceil_p),
-                              (lax.round, lax.round_p)):  # fmt: skip
+                              (lax.round, lax.round_p)):
     piecewise_constant(
         _primitive,
         "a step function: constant between the steps",
         cases=[case(_function, real(values=[-1.3, 0.5, 1.0, 2.7]))],
     )
 
-# fmt: off
 piecewise_constant(lax.is_finite_p, "a truth value",
                    cases=[case(lax.is_finite, real(3), **SECOND)])
 piecewise_constant(lax.argmax_p, "an index: constant between ties",
@@ -427,4 +424,3 @@ for _function, _primitive in (
         _primitive, "keys and bits",
         cases=[case(lambda x, f=_function: f(jax.random.key(0)).astype(x.dtype) / 2**32 + x,
                     real(3), half=False, note="bits do not fit a half-precision number")])
-# fmt: on

@@ -95,7 +95,7 @@ rule(
             half=False, note="as above; nor is the diagonal's imaginary part read",
         ),
     ],
-)  # fmt: skip
+)
 
 
 def lu(factors_bar, factors, order):
@@ -144,7 +144,7 @@ def lu(factors_bar, factors, order):
     return permute_rows(a_bar, order, inverse=True)
 
 
-_lu = lambda a: linalg.lu(a)[0]  # noqa: E731
+_lu = lambda a: linalg.lu(a)[0]
 rule(
     linalg.lu_p, "a -> factors, pivots, order", a=lu,
     cases=[
@@ -157,7 +157,7 @@ rule(
         case(_lu, real(0, 3, 3), half=False),
         case(_lu, real(2, 1, 1), half=False),
     ],
-)  # fmt: skip
+)
 
 
 def thin_qr(q, r, q_bar=None, r_bar=None):
@@ -296,7 +296,7 @@ rule(
              reference=_qr_of_permuted(False), half=False, note="JAX's R̄ is wrong here"),
         case(_qr(full_matrices=False), real(0, 3, 2), half=False),
     ],
-)  # fmt: skip
+)
 improvement(
     "pivoted QR of a wide matrix", lambda a: jnp.sin(linalg.qr(a, pivoting=True)[1]),
     at=([[0.5, 2.0, 1.0], [0.3, -0.4, 1.5]],),
@@ -304,7 +304,7 @@ improvement(
           [1.0842571561, -1.0398195723, 0.0575239369]],
     jax="another matrix: it multiplies by columns that are not permuted",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)
 improvement(
     "batched pivoted QR", lambda a: jnp.sin(linalg.qr(a, pivoting=True)[1]),
     at=([[[0.5, 2.0], [1.5, 0.3]], [[1.0, -0.5], [0.2, 0.8]]],),
@@ -312,7 +312,7 @@ improvement(
           [[-0.3937218226, -1.0511598739], [-0.7008960601, 0.4375524071]]],
     jax="raises TypeError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)
 improvement(
     "cholesky of a lower triangle",
     lambda a: jnp.sin(linalg.cholesky(a, symmetrize_input=False)),
@@ -320,4 +320,4 @@ improvement(
     true=[[-0.0079600171, 0.0], [0.5047555133, 0.3172310723]],
     jax="a cotangent for the entries above the diagonal, not read (JAX 0.10; right in 0.12)",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)

@@ -75,4 +75,4 @@ linear(
         case(_kind("IRFFT", 3, 4), cplx(2, 3, 3), half=False),
         case(_kind("FFT", 4), cplx(0, 4), half=False),
     ],
-)  # fmt: skip
+)

@@ -45,7 +45,7 @@ def _multiplier(h: Array, g: Array, h_bar: Array) -> Array:
     """Y = H̄ + X of one matrix, column by column from the last; derived in ``hessenberg``."""
     n = h.shape[-1]
     place = lax.iota(np.int32, n)
-    times = lambda matrix, x: lax.dot(matrix, x, precision=lax.Precision.HIGHEST)  # noqa: E731
+    times = lambda matrix, x: lax.dot(matrix, x, precision=lax.Precision.HIGHEST)
 
     def step(carry: Any, row: Any) -> Any:
         y, y_next = carry
@@ -62,7 +62,7 @@ def _multiplier(h: Array, g: Array, h_bar: Array) -> Array:
         return (lax.dynamic_update_index_in_dim(y, y_j, j, 1), y_j), None
 
     pivots = diagonal(columns(rows(h, 1, n), 0, n - 1))
-    below = lambda x: rows(x, 1, n)  # noqa: E731
+    below = lambda x: rows(x, 1, n)
     along = (place[: n - 1], below(transpose(g)), below(g), below(transpose(h)), below(upper(h)))
     last = lax.squeeze(columns(h_bar, n - 1, n), [1])
     return lax.scan(step, (h_bar, last), (*along, pivots), reverse=True)[0][0]
@@ -114,7 +114,7 @@ def hessenberg(packed, taus, packed_bar=None, taus_bar=None):
     packed_bar, taus_bar = conj(packed_bar), None if taus_bar is None else conj(taus_bar)
     h_bar = upper(packed_bar)
     h_bar = h_bar + as_dtype_of(real_part(upper(packed_bar, -1) - h_bar), packed)
-    within = lambda x: columns(rows(x, 1, n), 0, n - 1)  # noqa: E731
+    within = lambda x: columns(rows(x, 1, n), 0, n - 1)
     v = unpack(within(packed), n - 1)
     h = upper(packed, -1)
     return conj(_reduction(h, h_bar, v, within(packed_bar), taus, taus_bar))
@@ -150,11 +150,11 @@ def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=
         band = band + lax.pad(
             below, lax.full((), 0, packed.dtype),
             [(0, 0, 0)] * (packed.ndim - 2) + [(1, 0, 0), (0, 1, 0)],
-        )  # fmt: skip
+        )
     band = as_dtype_of(real_part(band), packed)
     subdiagonal = triangle(upper(packed, -1), -1)
     h = upper(triangle(packed), -1) + adjoint(subdiagonal)
-    within = lambda x: columns(rows(x, 1, n), 0, n - 1)  # noqa: E731
+    within = lambda x: columns(rows(x, 1, n), 0, n - 1)
     v = unpack(within(packed), n - 1)
     a_bar = fold_lower(_reduction(h, band, v, within(packed_bar), taus, taus_bar))
     a_bar = conj(a_bar + upper(packed_bar, 1))
@@ -209,7 +209,7 @@ rule(
         case(linalg.hessenberg, real(1, 1), reference=lambda a: (a, a[0, :0]), half=False,
              note=NOTE),
     ],
-)  # fmt: skip
+)
 
 rule(
     _jax.find_primitive("lax.linalg.tridiagonal_p"), "a -> packed, d, e, taus", a=tridiagonal,
@@ -225,7 +225,7 @@ rule(
         case(lambda a: linalg.tridiagonal(a)[1:3], real(3, 3, make=_by_pairs),
              reference=lambda a: _tridiagonal_by_columns(True)(a)[1:3], half=False, note=NOTE),
     ],
-)  # fmt: skip
+)
 _at = ([[2.0, 0.3, -0.2], [0.4, 1.0, 0.5], [-0.3, 0.6, 3.0]],)
 improvement(
     "hessenberg", lambda a: jnp.sin(linalg.hessenberg(a)[0]), at=_at,
@@ -234,11 +234,11 @@ improvement(
           [-6.2061433892, -0.8607318101, 0.1922744994]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)
 improvement(
     "tridiagonal", lambda a: jnp.sin(linalg.tridiagonal(a)[2]), at=_at,
     true=[[0.0, 0.0, 0.0], [-2.1451242764, -0.3371631371, 0.0],
           [-1.3975280988, -0.1966784967, 0.3371631371]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)

@@ -257,8 +257,8 @@ def _batched(function: Any) -> Any:
     return jax.vmap(function)
 
 
-_product_of = lambda a, taus: _reflections(a, taus, a.shape[1])  # noqa: E731
-_whole = lambda a, taus: _reflections(a, taus, a.shape[0])  # noqa: E731
+_product_of = lambda a, taus: _reflections(a, taus, a.shape[1])
+_whole = lambda a, taus: _reflections(a, taus, a.shape[0])
 
 
 def _ormqr(left: bool, transpose: bool) -> Any:
@@ -291,7 +291,7 @@ rule(
         case(linalg.householder_product, real(3, 2), real(values=(0.0, 0.7)),
              reference=_product_of, half=False, note=NOTE + "; τ = 0 is nothing special"),
     ],
-)  # fmt: skip
+)
 
 rule(
     _jax.find_primitive("lax.linalg.ormqr_p"), "a, taus, c -> y",
@@ -309,7 +309,7 @@ rule(
             for left, transpose in ((True, False), (True, True), (False, True))
         ),
     ],
-)  # fmt: skip
+)
 
 rule(
     _jax.find_primitive("lax.linalg.geqrf_p"), "a -> packed, taus", a=geqrf,
@@ -325,7 +325,7 @@ rule(
             ((cplx(2, 3),), _geqrf_by_columns),
         )
     ],
-)  # fmt: skip
+)
 _at = ([[2.0, 0.3], [-0.5, 1.0], [0.7, 0.4]],)
 improvement(
     "householder_product",
@@ -333,7 +333,7 @@ improvement(
     at=_at, true=[[0.0, 0.0], [-0.9791403429, 0.0], [-0.0104235615, -0.0430885467]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)
 improvement(
     "ormqr",
     lambda a: jnp.sin(
@@ -342,11 +342,11 @@ improvement(
     at=_at, true=[[0.0, 0.0], [0.495427012, 0.0], [0.1828087269, 0.1172805822]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)
 improvement(
     "packed QR factorization", lambda a: jnp.sin(_packed_qr(a)[0]), at=_at,
     true=[[0.457319715, -1.1328608225], [-0.3570499004, -0.309709106],
           [0.2107836581, -0.0474407987]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)

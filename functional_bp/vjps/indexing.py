@@ -43,7 +43,7 @@ linear(
         case(lambda x, i: lax.dynamic_slice_in_dim(x, i, 0), real(3, 2), integer(values=1),
              note="an empty slice"),
     ],
-)  # fmt: skip
+)
 
 
 def overwritten(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
@@ -76,7 +76,7 @@ rule(
         case(lambda x, u, i: lax.dynamic_update_slice_in_dim(x, u, i, 0),
              real(3, 2), real(0, 2), integer(values=1)),
     ],
-)  # fmt: skip
+)
 
 
 def scatter_dimensions(dimensions: lax.GatherDimensionNumbers) -> lax.ScatterDimensionNumbers:
@@ -125,16 +125,16 @@ def gathered(
 
 def _rows(mode: str, **promises: Any) -> Any:
     dimensions = lax.GatherDimensionNumbers((1,), (0,), (0,))
-    sizes = lambda x: (1, x.shape[1])  # noqa: E731
+    sizes = lambda x: (1, x.shape[1])
     return lambda x, i: lax.gather(x, i[:, None], dimensions, sizes(x), mode=mode, **promises)
 
 
 _OUTSIDE = [3, -1, 7, 0, 3]
 _windows = lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(),
-                                      start_index_map=(0, 1))  # fmt: skip
+                                      start_index_map=(0, 1))
 _batched = lax.GatherDimensionNumbers(
     offset_dims=(), collapsed_slice_dims=(1,), start_index_map=(1,),
-    operand_batching_dims=(0,), start_indices_batching_dims=(0,))  # fmt: skip
+    operand_batching_dims=(0,), start_indices_batching_dims=(0,))
 
 linear(
     lax.gather_p,
@@ -156,4 +156,4 @@ linear(
              real(3, 4), integer(values=[[1, 1], [0, 3], [2, 2]])),
         case(lambda x, i: x[i], real(4, 3), integer(values=np.zeros((2, 0), np.int32))),
     ],
-)  # fmt: skip
+)

@@ -21,8 +21,8 @@ from functional_bp.engine.rule import case, real, structure
 
 def _solve(a: Any, b: Any, symmetric: bool = False) -> Any:
     a = a @ a.T + 3 * jnp.eye(3, dtype=a.dtype) if symmetric else a + 4 * jnp.eye(3, dtype=a.dtype)
-    direct = lambda matvec, b: jnp.linalg.solve(a, b)  # noqa: E731
-    transposed = lambda vecmat, b: jnp.linalg.solve(a.T, b)  # noqa: E731
+    direct = lambda matvec, b: jnp.linalg.solve(a, b)
+    transposed = lambda vecmat, b: jnp.linalg.solve(a.T, b)
     return lax.custom_linear_solve(lambda x: a @ x, b, direct, transposed, symmetric=symmetric)
 
 
@@ -117,7 +117,7 @@ class LinearSolve(Structure):
                 lambda _, b: run["solve"](b)[: self.count],
                 symmetric=False,
             )
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _function(jaxpr: Any, constants: Sequence[Any]) -> Any:

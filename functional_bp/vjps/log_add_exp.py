@@ -86,7 +86,6 @@ for _name, _structure in {"logaddexp": LogAddExp, "logaddexp2": LogAddExp2}.item
         of_jax[_function.jvp] = _structure
 
 
-# fmt: off
 improvement("logaddexp of two equal large numbers", jnp.logaddexp, at=(1e20, 1e20), true=0.5,
             jax="1.0: ln 2 is below rounding in z", source="1/(1 + e^0)")
 _SIGMA = "mpmath: sigma(x) sigma(-x)"
@@ -110,4 +109,3 @@ for _base, _function in {"": jnp.logaddexp, "2": jnp.logaddexp2}.items():
                 jax="nan: e^(−inf + inf)", source=_HALF)
     improvement(f"logaddexp{_base} of inf and a number", _function, at=(jnp.inf, 1.0), wrt=1,
                 true=0.0, jax="e: inf is replaced by 0 in e^(y − z)", source="e^(1 - inf)")
-# fmt: on

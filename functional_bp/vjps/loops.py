@@ -112,7 +112,7 @@ class While(Structure):
         """The loop itself, with the state's tangent carried along: no bound is needed."""
         consts, state = operands[self.groups[1]], list(operands[self.groups[2]])
         const_dots, on = list(dots[self.groups[1]]), self.out_active
-        fill = lambda dot, x: sweeps.zeros(jax.typeof(x)) if dot is None else dot  # noqa: E731
+        fill = lambda dot, x: sweeps.zeros(jax.typeof(x)) if dot is None else dot
 
         def body(pair: Any) -> Any:
             state, state_dots = pair
@@ -162,7 +162,7 @@ def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
     state, _ = lax.scan(
         lambda s, _: (_step(loop, operands, s), None),
         list(operands[loop.groups[2]]), None, length=loop.steps,
-    )  # fmt: skip
+    )
     return state
 
 

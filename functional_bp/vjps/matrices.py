@@ -195,7 +195,7 @@ def permute_rows(x: Array, order: Array, *, inverse: bool = False) -> Array:
         places = lax.broadcasted_iota(order.dtype, order.shape, order.ndim - 1)
         order = lax.sort((order, places), dimension=order.ndim - 1, num_keys=1)[1]
     index = lax.broadcast_in_dim(order, (*order.shape, 1), range(order.ndim))
-    gather = lambda rows, index: lax.gather(  # noqa: E731
+    gather = lambda rows, index: lax.gather(
         rows, index,
         lax.GatherDimensionNumbers(
             offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,)
@@ -203,17 +203,17 @@ def permute_rows(x: Array, order: Array, *, inverse: bool = False) -> Array:
         slice_sizes=(1, rows.shape[1]),
         unique_indices=True,
         mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-    )  # fmt: skip
+    )
     return mapped(gather, x)(x, index)
 
 
 def solve_triangular(a: Array, b: Array, form: str = "n", *, left: bool = True,
-                     lower: bool = False, unit: bool = False) -> Array:  # fmt: skip
+                     lower: bool = False, unit: bool = False) -> Array:
     """A⁻¹B, or B A⁻¹ with ``left=False``; with A as it is (n), transposed (t) or adjoint (h)."""
     return lax.linalg.triangular_solve(
         a, b, left_side=left, lower=lower, transpose_a=form != "n",
         conjugate_a=form == "h" and is_complex(a), unit_diagonal=unit,
-    )  # fmt: skip
+    )
 
 
 def solve(a: Array, b: Array, form: str = "n") -> Array:

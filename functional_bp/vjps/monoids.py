@@ -33,7 +33,7 @@ def fold(eqn: JaxprEqn) -> Any:
     count = len(eqn.invars) // 2
 
     def combine(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
-        scalars = lambda *values: eval_jaxpr(body, consts, *values)  # noqa: E731
+        scalars = lambda *values: eval_jaxpr(body, consts, *values)
         for _ in left[0].shape:
             scalars = jax.vmap(scalars)
         return scalars(*left, *right)
@@ -69,7 +69,7 @@ def _rotation(x: Any, y: Any) -> Any:
     return lax.reduce(
         (x, y), (np.ones((), x.dtype), np.zeros((), y.dtype)),
         lambda p, q: (p[0] * q[0] - p[1] * q[1], p[0] * q[1] + p[1] * q[0]), (0,),
-    )  # fmt: skip
+    )
 
 
 def _circle(a: Any, b: Any) -> Any:
@@ -94,7 +94,7 @@ def _from(init: Any, x: Any) -> Any:
              reference=lambda i, x: (1 + i) * lax.reduce_prod(1 + x, (0,)) - 1,
              note="the initial value: JAX raises NotImplementedError"),
     ],
-)  # fmt: skip
+)
 class Reduce(Call):
     """x̄ is the reverse sweep of the tree that folds x.
 
@@ -123,8 +123,8 @@ improvement(
     "one operand of a reduction of two", _rotation, at=([2.0, 3.0], [1.0, -1.0]), wrt=0,
     true=[2.0, 3.0], jax="raises TypeError",
     source="(2+i)(3−i): ∂(Re + Im)/∂x₀ = 3 − 1, ∂/∂x₁ = 2 + 1",
-)  # fmt: skip
+)
 improvement(
     "initial value of a reduction", _from, at=(0.5, [1.0, 2.0]), wrt=0, true=6.0,
     jax="raises NotImplementedError", source="y = (1 + init)(1 + x₀)(1 + x₁) − 1: ∂y/∂init = 2 · 3",
-)  # fmt: skip
+)

@@ -48,7 +48,7 @@ def _apply_by_mask(x: Any, i: Any) -> Any:
              integer(values=[[2], [0]]), reference=_apply_by_mask),
         case(_apply, real(4, 3), integer(values=[[2]]), reference=_apply_by_mask),
     ],
-)  # fmt: skip
+)
 class Scatter(Structure):
     """x̄ = ȳ with zeros where an update was written; ū_i = ȳ_{ι(i)} if u_i was the last writer.
 
@@ -90,7 +90,7 @@ class Scatter(Structure):
             lax.select(untouched, x, lax.full_like(x, 0)), indices,
             lax.select(spread(wrote, u.shape), u, lax.full_like(u, 0)),
             self.dimension_numbers, **self.how,
-        )  # fmt: skip
+        )
         return [y], (indices, wrote)
 
     def _last_writers(self, x: Any, indices: Any, u: Any) -> tuple[Any, Any]:
@@ -168,4 +168,4 @@ improvement(
     at=([2.0, 3.0],), wrt=0, true=[1.0, 6.0],
     jax="raises NotImplementedError: scatter_apply JVP not implemented",
     source="y₁ = x₁², so ∂y₁/∂x₁ = 2 x₁",
-)  # fmt: skip
+)

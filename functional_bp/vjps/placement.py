@@ -78,7 +78,7 @@ def _column_major(x: Any) -> Any:
 
 
 rule(primitives.device_put_p, "*xs -> *ys", linear="xs", xs=moved_back,
-     cases=[case(_put, real(3)), case(_put_pair, real(3), real(3))])  # fmt: skip
+     cases=[case(_put, real(3)), case(_put_pair, real(3), real(3))])
 
 linear(sharding_constraint_p, "x -> y",
      x=lambda y_bar, *, sharding, layout, context_mesh, unconstrained_dims:
@@ -86,12 +86,12 @@ linear(sharding_constraint_p, "x -> y",
              y_bar, sharding=sharding, layout=layout, context_mesh=context_mesh,
              unconstrained_dims=unconstrained_dims),
      why="y = x, laid out as asked; x̄ = ȳ, laid out likewise.",
-     cases=[case(_constrain, real(4, 3))])  # fmt: skip
+     cases=[case(_constrain, real(4, 3))])
 
 linear(layout_constraint_p, "x -> y",
      x=lambda y_bar, *, layout: layout_constraint_p.bind(y_bar, layout=layout),
      why="y = x, in the memory layout asked for; x̄ = ȳ, likewise.",
-     cases=[case(jax.jit(_column_major), real(4, 3), batchable=False)])  # fmt: skip
+     cases=[case(jax.jit(_column_major), real(4, 3), batchable=False)])
 
 linear(_jax.find_primitive("pjit.reshard_p"), "x -> y", x=resharded_back,
-     cases=[case(_reshard, real(4, 3))])  # fmt: skip
+     cases=[case(_reshard, real(4, 3))])

@@ -31,7 +31,7 @@ def as_one_axis(x: Any, axes: Any) -> tuple[Any, list[int]]:
 
 
 def adjoint_dot(z_bar: Any, y: Any, x_t: Any, numbers: Any, z_kept: Any, z_other: Any,
-                precision: Any, preferred_element_type: Any) -> Any:  # fmt: skip
+                precision: Any, preferred_element_type: Any) -> Any:
     """x̄ = z̄ contracted with y, its axes in x's order.
 
     ``numbers`` are the dimension numbers seen from x; ``z_kept`` and ``z_other`` are the axes of
@@ -57,12 +57,12 @@ def adjoint_dot(z_bar: Any, y: Any, x_t: Any, numbers: Any, z_kept: Any, z_other
             y, z_bar, ((y_kept, z_other), (y_batch, z_batch)),
             precision[::-1] if isinstance(precision, tuple) else precision,
             preferred_element_type, out_sharding=layout(x_t, y_first),
-        )  # fmt: skip
+        )
         return result
     result = lax.dot_general(
         z_bar, y, ((z_other, y_kept), (z_batch, y_batch)),
         precision, preferred_element_type, out_sharding=layout(x_t, z_first),
-    )  # fmt: skip
+    )
     return result if z_first == sorted(z_first) else lax.transpose(result, np.argsort(z_first))
 
 
@@ -87,7 +87,7 @@ def dot_left(z_bar, y, x_t, *, dimension_numbers, precision, preferred_element_t
     kept = len(x_t.shape) - len(x_contract)
     z_kept, z_other = range(count, kept), range(kept, z_bar.ndim)
     return adjoint_dot(z_bar, y, x_t, dimension_numbers, z_kept, z_other,
-                       precision, preferred_element_type)  # fmt: skip
+                       precision, preferred_element_type)
 
 
 def dot_right(z_bar, x, y_t, *, dimension_numbers, precision, preferred_element_type):
@@ -102,7 +102,7 @@ def dot_right(z_bar, x, y_t, *, dimension_numbers, precision, preferred_element_
     kept = x.ndim - len(x_contract)
     numbers = ((y_contract, x_contract), (y_batch, x_batch))
     return adjoint_dot(z_bar, x, y_t, numbers, range(kept, z_bar.ndim), range(count, kept),
-                       precision, preferred_element_type)  # fmt: skip
+                       precision, preferred_element_type)
 
 
 def _dot(contract: Any, batch: Any = ((), ()), **parameters: Any) -> Any:
@@ -131,4 +131,4 @@ rule(
         case(_dot(((1,), (0,))), real(0, 3), real(3, 2)),
         case(lambda x: x @ x, real(3, 3), note="one operand twice"),
     ],
-)  # fmt: skip
+)

@@ -36,7 +36,7 @@ def _split(numbers: Any, x: Any, y: Any) -> Any:
 
 
 def _product(left: Any, right: Any, group_sizes: Any, dims: Any, ragged: int, group: Any,
-             axes: Any, like: Any, settings: Any) -> Any:  # fmt: skip
+             axes: Any, like: Any, settings: Any) -> Any:
     """A ragged product whose result's axes are ``axes`` of ``like``, put in ``like``'s order."""
     numbers = lax.RaggedDotDimensionNumbers(dims, [ragged], group)
     result = lax.ragged_dot_general(
@@ -46,7 +46,7 @@ def _product(left: Any, right: Any, group_sizes: Any, dims: Any, ragged: int, gr
 
 
 def ragged_left(z_bar, y, sizes, x_t, *, ragged_dot_dimension_numbers, precision,
-                preferred_element_type):  # fmt: skip
+                preferred_element_type):
     """x̄_brc = Σ_g z̄_brg y_q(r)bcg; with c ragged, x̄_bfr = Σ_g z̄_q(r)bfg y_brg.
 
     Derivation:
@@ -67,14 +67,14 @@ def ragged_left(z_bar, y, sizes, x_t, *, ragged_dot_dimension_numbers, precision
         return dot_left(
             z_bar, y, x_t, dimension_numbers=numbers.dot_dimension_numbers,
             precision=precision, preferred_element_type=preferred_element_type,
-        )  # fmt: skip
+        )
     if ragged in x_kept:
         z_batch = range(n_batch)
         z_other = range(n_batch + n_x, z_bar.ndim)
         axes = [*x_batch, *x_kept, *(x_contract[i] for i in np.argsort(y_contract))]
         dims = ((z_other, y_kept), (z_batch, y_batch))
         return _product(z_bar, y, sizes, dims, n_batch + x_kept.index(ragged),
-                        numbers.rhs_group_dimensions, axes, x_t, settings)  # fmt: skip
+                        numbers.rhs_group_dimensions, axes, x_t, settings)
     z_batch = range(1, 1 + n_batch)
     z_other = range(1 + n_batch + n_x, z_bar.ndim)
     axes = [*x_batch, *(x_contract[i] for i in np.argsort(y_contract)), *x_kept]
@@ -84,7 +84,7 @@ def ragged_left(z_bar, y, sizes, x_t, *, ragged_dot_dimension_numbers, precision
 
 
 def ragged_right(z_bar, x, sizes, y_t, *, ragged_dot_dimension_numbers, precision,
-                 preferred_element_type):  # fmt: skip
+                 preferred_element_type):
     """ȳ_qbcg = Σ_{r in q} x_brc z̄_brg; with c ragged, ȳ_brg = Σ_f x_bfr z̄_q(r)bfg.
 
     Derivation:
@@ -101,7 +101,7 @@ def ragged_right(z_bar, x, sizes, y_t, *, ragged_dot_dimension_numbers, precisio
         return dot_right(
             z_bar, x, y_t, dimension_numbers=numbers.dot_dimension_numbers,
             precision=precision, preferred_element_type=preferred_element_type,
-        )  # fmt: skip
+        )
     y_summed = [y_contract[i] for i in np.argsort(x_contract)]
     if ragged in x_kept:
         z_batch, z_own = range(n_batch), range(n_batch, n_batch + n_x)
@@ -165,4 +165,4 @@ rule(
              _sizes([3, 1]), batchable=False, reference=lambda x, y, s: x @ y,
              note="batch axis ragged: JAX has no derivative"),
     ],
-)  # fmt: skip
+)

@@ -20,7 +20,7 @@ linear(
         case(lambda x: lax.reduce_sum(x, ()), real(2)),
         case(lambda x: lax.reduce_sum(x, (1,)), real(2, 0)),
     ],
-)  # fmt: skip
+)
 
 
 def share_of_extreme(y_bar, x, y, x_t, *, axes):
@@ -45,18 +45,18 @@ def _extreme_cases(reduce):
         case(lambda x: reduce(x, (1,)), real(values=[[1, 1, 1], [2, 0, 2]])),
         case(lambda x: reduce(x, ()), real(2)),
         case(lambda x: reduce(x, (0,)), real(2, 0)),
-    ]  # fmt: skip
+    ]
 
 
 TIES = "m elements that tie get 1/m each"
 rule(
     lax.reduce_max_p, "x -> y", x=share_of_extreme, kinks=TIES,
     cases=_extreme_cases(lax.reduce_max),
-)  # fmt: skip
+)
 rule(
     lax.reduce_min_p, "x -> y", x=share_of_extreme, kinks=TIES,
     cases=_extreme_cases(lax.reduce_min),
-)  # fmt: skip
+)
 
 
 def flattened(x, axes):
@@ -74,7 +74,7 @@ def flattened(x, axes):
 def halves(x):
     """First half, second half of the leading axis, and the middle element if it is odd."""
     n = x.shape[0]
-    part = lambda start, stop: lax.slice_in_dim(x, start, stop)  # noqa: E731
+    part = lambda start, stop: lax.slice_in_dim(x, start, stop)
     return part(0, n // 2), part(n - n // 2, n), [part(n // 2, n - n // 2)] * (n % 2)
 
 
@@ -141,4 +141,4 @@ rule(
         case(lambda x: lax.reduce_prod(x, ()), real(2)),
         case(lambda x: lax.reduce_prod(x, (1,)), real(2, 0)),
     ],
-)  # fmt: skip
+)

@@ -52,7 +52,7 @@ def _squared(x: Any) -> Any:
 
 
 _IN_PLACE = case(_squared_in_place, real(3), reference=_squared,
-                 note="JAX 0.10 cannot differentiate references twice")  # fmt: skip
+                 note="JAX 0.10 cannot differentiate references twice")
 _FILLED = case(_filled, real(3))
 _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
@@ -117,7 +117,7 @@ def _stateless(x: Any, y: Any) -> Any:
             batchable=False,
             note="JAX has a derivative in forward mode alone, and cannot vmap it",
         )
-    ],  # fmt: skip
+    ],
 )
 class RunState(Call):
     """ȳ ↦ x̄ is the reverse sweep of the body, rewritten to return its references' last values.

@@ -111,6 +111,6 @@ def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
         plain = _jax.as_checkpoint(eqn)
         return sweeps.evaluate(plain if plain.primitive.name == "name" else eqn, operands)
 
-    run = lambda *args: sweeps.run(jaxpr, (), args, step)  # noqa: E731
+    run = lambda *args: sweeps.run(jaxpr, (), args, step)
     traced = jax.make_jaxpr(run)(*[v.aval for v in jaxpr.invars])
     return _jax.open_jaxpr(traced)

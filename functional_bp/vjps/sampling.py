@@ -90,7 +90,6 @@ def _draws(log_space: bool) -> Any:
     return lambda a: sample(jax.random.key(0), a)
 
 
-# fmt: off
 rule(_jax.find_primitive("random.core.random_gamma_p"), "key, a -> z", a=pull_random_gamma,
      cases=[case(_draws(log_space), real(3, low=0.6, high=4), reference=_by_quantile(log_space),
                  half=False, note="JAX has no second derivative")
@@ -106,7 +105,6 @@ rule(lax.rng_uniform_p, "a, b -> z",
                  batchable=False, note="∂z/∂a + ∂z/∂b = 1 whatever was drawn; JAX has no rule")])
 improvement("rng_uniform in its bounds", lambda a: lax.rng_uniform(a, a + 1, (4,)), at=(2.0,),
             true=4.0, jax="raises", source="∂z/∂a + ∂z/∂b = 1, four times")
-# fmt: on
 
 
 def _centred(z: Any, x: Any) -> Any:

@@ -261,7 +261,7 @@ class Scan(Structure):
         def body(state: Any, slices: Any) -> Any:
             local = {**env, **dict(zip(step.varying, [*state, *slices]))}
             _run(step.divided.within, local)
-            value = lambda atoms: [sweeps.value_of(a, local) for a in atoms]  # noqa: E731
+            value = lambda atoms: [sweeps.value_of(a, local) for a in atoms]
             return value(step.state), (value(step.ys), value(step.stacked))
 
         params = self.eqn.params
@@ -274,7 +274,7 @@ class Scan(Structure):
         nc, jaxpr, reached = self.carries, self.jaxpr, self.plan.reached
         k_vars, c_vars, x_vars = (jaxpr.invars[group] for group in self.groups)
         k_on, c_on, x_on = (reached[group] for group in self.groups)
-        fill = lambda bar, var: sweeps.zeros(var.aval) if bar is None else bar  # noqa: E731
+        fill = lambda bar, var: sweeps.zeros(var.aval) if bar is None else bar
         fixed, stacked, last = residuals.by_kind()
 
         def body(state: Any, slices: Any) -> Any:
@@ -306,7 +306,7 @@ class Scan(Structure):
         k, c, xs = (list(operands[group]) for group in self.groups)
         k_dot, c_dot, x_dot = (list(dots[group]) for group in self.groups)
         on = self.body_active[self.groups[1]]
-        fill = lambda dot, x: sweeps.zeros(jax.typeof(x)) if dot is None else dot  # noqa: E731
+        fill = lambda dot, x: sweeps.zeros(jax.typeof(x)) if dot is None else dot
 
         def body(state: Any, slices: Any) -> Any:
             (c, c_dot), (x, x_dot) = state, slices
@@ -416,7 +416,7 @@ class _Kept:
 
     def by_kind(self) -> tuple[list[Any], list[Any], list[Any]]:
         """What has no time axis, what has one, and the last states."""
-        chosen = lambda test: [v for v, k in zip(self.values, self.step.kinds) if test(k)]  # noqa: E731
+        chosen = lambda test: [v for v, k in zip(self.values, self.step.kinds) if test(k)]
         still, step = chosen(lambda k: k == "still"), chosen(lambda k: k == "step")
         return still, step, chosen(lambda k: isinstance(k, int))
 

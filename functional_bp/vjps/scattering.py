@@ -32,7 +32,7 @@ def read_back(y_bar: Any, indices: Any, u_t: Any, dimension_numbers: Any, **opti
     return lax.gather(
         y_bar, indices, dimensions, window_sizes(y_bar, u_t, dimension_numbers),
         fill_value=0, **options,
-    )  # fmt: skip
+    )
 
 
 def window_sizes(x_t: Any, u_t: Any, dimension_numbers: Any) -> tuple[int, ...]:
@@ -57,7 +57,7 @@ def kept(y_bar: Any) -> Any:
 def added(
     y_bar: Any, indices: Any, u_t: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """ū_i = ȳ_{ι(i)}: gather is the adjoint of scatter-add.
 
     Derivation: y_j = x_j + Σ_{i: ι(i)=j} u_i, so
@@ -69,20 +69,20 @@ def added(
     return read_back(
         y_bar, indices, u_t, dimension_numbers,
         indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
-    )  # fmt: skip
+    )
 
 
 def subtracted(
     y_bar: Any, indices: Any, u_t: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """ū_i = −ȳ_{ι(i)}, as for an addition of −u."""
     return lax.neg(
         read_back(
             y_bar, indices, u_t, dimension_numbers,
             indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
         )
-    )  # fmt: skip
+    )
 
 
 _rows = lax.ScatterDimensionNumbers((1,), (0,), (0,))
@@ -108,7 +108,7 @@ def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
              real(3, 2)),
         *([case(at(_rows), cplx(4, 3), integer(values=[[3], [1]]), cplx(2, 3))] * complex_too),
         case(at(_rows), real(4, 3), integer(values=np.zeros((0, 1), np.int32)), real(0, 3)),
-    ]  # fmt: skip
+    ]
 
 
 rule(
@@ -132,7 +132,7 @@ rule(
 def times_rest(
     y_bar: Any, x: Any, indices: Any, u: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """ū_i = ȳ_{ι(i)} x_{ι(i)} Π_{k≠i: ι(k)=ι(i)} u_k: everything else that was multiplied there.
 
     Derivation: y_j = x_j Π_{k: ι(k)=j} u_k is linear in each u_i on its own, so ∂y_j/∂u_i is the
@@ -143,7 +143,7 @@ def times_rest(
     Numerics: no division, so zeros among the factors are exact, to every order.
     """
     options = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
-    back = lambda values: read_back(values, indices, u, dimension_numbers, **options)  # noqa: E731
+    back = lambda values: read_back(values, indices, u, dimension_numbers, **options)
     first = back(y_bar) * back(x)
     if unique_indices or single_window(indices, dimension_numbers):
         return first
@@ -185,12 +185,12 @@ def running_product(resets: Any, factors: Any, reverse: bool = False) -> Any:
 def times_updates(
     y_bar: Any, indices: Any, u: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = ȳ_j Π_{k: ι(k)=j} u_k: the operation itself, applied to the cotangent."""
     return lax.scatter_mul(
         y_bar, indices, u, dimension_numbers,
         indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
-    )  # fmt: skip
+    )
 
 
 def _factor_by_factor(x: Any, i: Any, u: Any) -> Any:
@@ -222,7 +222,7 @@ rule(
         case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows), real(4, 3), integer(values=[[2]]),
              real(1, 3), reference=_factor_by_factor, note="one update cannot meet another"),
     ],
-)  # fmt: skip
+)
 improvement(
     "scatter-mul with repeated indices",
     lambda u: lax.scatter_mul(np.asarray([2.0, 3.0]), np.asarray([[0], [0], [1]]), u,
@@ -230,7 +230,7 @@ improvement(
     at=([5.0, 7.0, 11.0],), wrt=0, true=[14.0, 10.0, 3.0],
     jax="raises NotImplementedError: only implemented if `unique_indices=True`",
     source="the product rule: ∂(x₀ u₀ u₁)/∂u₀ = x₀ u₁",
-)  # fmt: skip
+)
 
 
 def extreme(scatter: Any) -> Any:
@@ -239,20 +239,20 @@ def extreme(scatter: Any) -> Any:
     def forward(
         x: Any, indices: Any, u: Any, *, update_jaxpr: Any, update_consts: Any,
         dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         options = dict(
             indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode
         )
-        back = lambda values: read_back(values, indices, u, dimension_numbers, **options)  # noqa: E731
+        back = lambda values: read_back(values, indices, u, dimension_numbers, **options)
         y = scatter(x, indices, u, dimension_numbers, **options)
         reached = back(y)
         is_best, was_best = lax.eq(u, reached), lax.eq(back(x), reached)
         counting = np.promote_types(x.dtype, np.float32)  # bfloat16 counts no further than 256
-        one = lambda on: lax.convert_element_type(on, counting)  # noqa: E731
+        one = lambda on: lax.convert_element_type(on, counting)
         blank = zeros(jax.typeof(x).update(dtype=counting, weak_type=False))
         count = lax.scatter_add(blank, indices, one(is_best), dimension_numbers, **options)
         even = lax.convert_element_type(1 / (back(count) + one(was_best)), x.dtype)
-        share = lambda on: lax.select(on, even, lax.full_like(even, 0))  # noqa: E731
+        share = lambda on: lax.select(on, even, lax.full_like(even, 0))
         return y, (share(was_best), share(is_best))
 
     return forward
@@ -261,7 +261,7 @@ def extreme(scatter: Any) -> Any:
 def shared_operand(
     y_bar: Any, indices: Any, x_share: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = ȳ_j r_j / (n_j + r_j) where an update arrives, ȳ_j elsewhere.
 
     Derivation: y_j = max(x_j, max_{i: ι(i)=j} u_i) has the gradient of its winner; with n_j
@@ -282,7 +282,7 @@ def shared_operand(
 def shared_updates(
     y_bar: Any, indices: Any, u_share: Any, *,
     dimension_numbers: Any, indices_are_sorted: Any, unique_indices: Any, mode: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """ū_i = ȳ_{ι(i)} [u_i = y_{ι(i)}] / (n_j + r_j), in even shares as for the operand."""
     options = dict(indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode)
     return lax.mul(read_back(y_bar, indices, u_share, dimension_numbers, **options), u_share)
@@ -306,7 +306,7 @@ for _primitive, _scatter, _sign in (
                  real(values=[1, 0, 2, 3]), integer(values=[[0], [0], [1], [1], [2]]),
                  real(values=[1, 1, 5, 5, 0]), note="ties"),
         ],
-    )  # fmt: skip
+    )
 improvement(
     "scatter-max in mode clip",
     lambda u: lax.scatter_max(np.zeros(3), np.asarray([[7]]), u,
@@ -314,4 +314,4 @@ improvement(
     at=([5.0],), wrt=0, true=[1.0],
     jax="inf in 0.10, whose rule does not clamp as the operation does; right in 0.12",
     source="y₂ = max(0, u₀), as the index 7 is clamped to 2",
-)  # fmt: skip
+)

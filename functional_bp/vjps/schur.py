@@ -177,7 +177,7 @@ def schur(u, vectors, kept_q, vectors_bar, u_bar=None):
         f_bar = f_bar + _free_rotations(u, lax.mul(k, paired))
         k = lax.mul(skew(f_bar), lax.full_like(paired, 1) - paired)
         w = _triangularize(u)
-        into = lambda x: dot(dot(w, lax.complex(x, lax.full_like(x, 0)), "hn"), w)  # noqa: E731
+        into = lambda x: dot(dot(w, lax.complex(x, lax.full_like(x, 0)), "hn"), w)
         x = mapped(_multiplier, u)(upper(into(u)), lower(into(k), -1))
         x = lax.real(dot(dot(w, x), w, "nh"))
     return conj(dot(dot(q, f_bar + x), q, "nh"))
@@ -230,7 +230,7 @@ rule(
         case(_cube, cplx(3, 3, make=_distinct), reference=lambda a: a @ a @ a, half=False,
              note="as above"),
     ],
-)  # fmt: skip
+)
 improvement(
     "schur, two real eigenvalues and a pair", lambda a: sum(map(jnp.sin, linalg.schur(a))),
     at=([[1.0, 0.3, -0.2, 0.5], [0.4, 3.0, 6.0, 0.1],
@@ -241,4 +241,4 @@ improvement(
           [-0.8596165648, -1.0730634118, -1.0940570042, 0.8629782082]],
     jax="raises NotImplementedError",
     source="central differences of LAPACK's result, extrapolated to order 8",
-)  # fmt: skip
+)

@@ -86,7 +86,7 @@ linear(
         case(lambda x: lax.broadcast_in_dim(x, (2, 3), ()), cplx()),
         case(lambda x: lax.broadcast_in_dim(x, (0, 3), (0, 1)), real(1, 3), note="no copies"),
     ],
-)  # fmt: skip
+)
 
 
 def slice_of_concatenated(y_bar, xs_t, index, *, dimension):
@@ -106,7 +106,7 @@ rule(
         case(lambda a, b, c: lax.concatenate([a, b, c], 1), real(2, 1), real(2, 3), real(2, 0)),
         case(lambda a, b: lax.concatenate([a, b, a], 0), cplx(2), cplx(1), note="a twice"),
     ],
-)  # fmt: skip
+)
 
 
 def unpad(y_bar, x_t, *, padding_config):
@@ -126,7 +126,7 @@ def unpad(y_bar, x_t, *, padding_config):
 
 def sum_over_padding(y_bar, x_t, *, padding_config):
     """p̄ = Σ ȳ − Σ x̄: every element of y that is not one of x is the padding value p."""
-    everything = lambda array: lax.reduce_sum(array, tuple(range(array.ndim)))  # noqa: E731
+    everything = lambda array: lax.reduce_sum(array, tuple(range(array.ndim)))
     x_bar = unpad(y_bar, x_t, padding_config=padding_config)
     return lax.sub(everything(y_bar), everything(x_bar))
 
@@ -143,12 +143,12 @@ rule(
              real(), reference=lambda p: np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 0, 1]]) * p,
              note="padding value alone: JAX raises TypeError"),
     ],
-)  # fmt: skip
+)
 improvement(
     "padding value alone", lambda p: lax.pad(np.zeros((2, 2)), p, ((1, 0, 0), (2, -1, 1))),
     at=(2.0,), true=10.0, jax="raises TypeError",
     source="counting: 3 × 4 places, 2 of them hold x (a column of x is cut off)",
-)  # fmt: skip
+)
 
 
 def reshape_back(y_bar, x_t, *, dimensions):
@@ -169,7 +169,7 @@ linear(
         case(lambda x: lax.reshape(x, ()), real(1, 1)),
         case(lambda x: lax.reshape(x, (0, 5)), real(3, 0)),
     ],
-)  # fmt: skip
+)
 linear(
     lax.rev_p, "x -> y", x=lambda y_bar, *, dimensions: lax.rev(y_bar, dimensions),
     why="y[i] = x[n−1−i]  ⇒  x̄[i] = ȳ[n−1−i]: a reversal is its own transpose",
@@ -177,7 +177,7 @@ linear(
         case(lambda x: lax.rev(x, (0, 2)), real(2, 3, 2)),
         case(lambda x: lax.rev(x, (0,)), cplx(3)),
     ],
-)  # fmt: skip
+)
 
 
 def embed_slice(y_bar, x_t, *, start_indices, limit_indices, strides):
@@ -202,7 +202,7 @@ linear(
         case(lambda x: lax.slice(x, (2,), (2,), (3,)), real(4), note="an empty slice"),
         case(lambda x: x[1:2], cplx(3)),
     ],
-)  # fmt: skip
+)
 
 
 def join_parts(ys_bar, ys_t, *, axis):
@@ -225,7 +225,7 @@ linear(
         case(lambda x: lax.split(x, (2, 1, 2), 0)[1], real(5, 2), note="one part used"),
         case(lambda x: lax.split(x, (2, 1, 2), 0)[::2], cplx(5), note="one part not used"),
     ],
-)  # fmt: skip
+)
 linear(
     lax.squeeze_p, "x -> y", x=lambda y_bar, x_t, *, dimensions: spread(y_bar, x_t, dimensions),
     why="axes of size 1 are put back: x̄ has the elements of ȳ",
@@ -234,7 +234,7 @@ linear(
         case(lambda x: lax.squeeze(x, (-1,)), cplx(2, 1)),
         case(lambda x: lax.squeeze(x, (1,)), real(0, 1)),
     ],
-)  # fmt: skip
+)
 rule(
     find_primitive("lax.lax.stack_p"), "*xs -> y", linear="xs",
     xs=lambda y_bar, index, *, axis: lax.index_in_dim(y_bar, index, axis, keepdims=False),
@@ -243,7 +243,7 @@ rule(
         case(lambda a, b: lax.stack([a, b, a], 1), real(2, 3), real(2, 3)),
         case(lambda a, b: lax.stack([a, b], 0), cplx(), cplx()),
     ],
-)  # fmt: skip
+)
 
 
 def stack_parts(ys_bar, ys_t, *, axis):
@@ -265,7 +265,7 @@ linear(
         case(lambda x: lax.unstack(x, 0)[1], real(3, 2), note="one part used"),
         case(lambda x: lax.unstack(x, 0)[1:], cplx(3), note="one part not used"),
     ],
-)  # fmt: skip
+)
 
 
 def sum_over_tiles(y_bar, x_t, *, reps):
@@ -295,7 +295,7 @@ linear(
         case(lambda x: lax.tile(x, (1, 1)), cplx(2, 2)),
         case(lambda x: lax.tile(x, (2, 0)), real(1, 2), note="no copies"),
     ],
-)  # fmt: skip
+)
 linear(
     lax.transpose_p, "x -> y",
     x=lambda y_bar, *, permutation: lax.transpose(y_bar, np.argsort(permutation)),
@@ -304,7 +304,7 @@ linear(
         case(lambda x: lax.transpose(x, (2, 0, 1)), real(2, 3, 4)),
         case(lambda x: lax.transpose(x, (1, 0)), cplx(0, 2)),
     ],
-)  # fmt: skip
+)
 
 
 # Changes of dtype and copies: linear, so the cotangent goes back through the same change.
@@ -325,7 +325,6 @@ def pull_convert(y_bar: Any, x_t: Any) -> Any:
     return lax.convert_element_type(y_bar, x_t.dtype)
 
 
-# fmt: off
 linear(lax.convert_element_type_p, "x -> y", x=pull_convert,
      cases=[case(lambda x: lax.convert_element_type(x, jnp.float32), real(3)),
             case(lambda x: lax.convert_element_type(x, jnp.bfloat16), real(3), second_order=False,
@@ -347,4 +346,3 @@ linear(lax.copy_p, "x -> y", x=lambda y_bar: y_bar,
 rule(lax.stage_p, "x -> y", x=lambda y_bar: y_bar,
      why="y = x, moved to the device",
      cases=[case(lax.stage, real(3))])
-# fmt: on

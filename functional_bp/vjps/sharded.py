@@ -232,7 +232,7 @@ class ShardMap(Structure):
         return jax.shard_map(
             body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs,
             axis_names=self.axes, check_vma=self.check_vma,
-        )  # fmt: skip
+        )
 
     def _reusable(self, outs: Sequence[Any], positions: Sequence[int]) -> list[tuple[int, Any]]:
         """Outputs that come back from the whole array as the very block that was returned."""

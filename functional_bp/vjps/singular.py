@@ -89,7 +89,7 @@ def svd(s, vectors, kept_u, kept_vh, vectors_bar, s_bar=None, *, subset_by_index
     whole = min(u.shape[-2], vh.shape[-1])
     refuse_subset(subset_by_index, whole, "singular value decomposition", u)
     p_bar, left, right = [], [], None
-    per_s = lambda x: lax.div(x, as_dtype_of(by_column(s, x), x))  # noqa: E731
+    per_s = lambda x: lax.div(x, as_dtype_of(by_column(s, x), x))
     if u_bar is not None:
         inside, outside = _turn(u, conj(u_bar), k)
         p_bar.append(_times_gaps(s, inside, by_column))
@@ -148,7 +148,7 @@ def _spaces_of_full(a: Any) -> Any:
 
 def _spaces_of_thin(a: Any) -> Any:
     u, s, vh = linalg.svd(a, full_matrices=False)
-    eye = lambda x: jnp.eye(x.shape[-1], dtype=x.dtype)  # noqa: E731
+    eye = lambda x: jnp.eye(x.shape[-1], dtype=x.dtype)
     uu, vv = u @ adjoint(u), adjoint(vh) @ vh
     return u, s, vh, eye(uu) - uu, eye(vv) - vv
 
@@ -180,7 +180,7 @@ rule(
              half=False, note="as above"),
         case(_svd(compute_uv=False), real(0, 3, 2), half=False),
     ],
-)  # fmt: skip
+)
 improvement(
     "svd with full matrices",
     lambda a: (lambda u: jnp.sin(u[:, 2:] @ u[:, 2:].T))(linalg.svd(a, full_matrices=True)[0]),
@@ -189,4 +189,4 @@ improvement(
           [-0.0969105189, -0.4513261597]],
     jax="raises NotImplementedError",
     source="central differences of the result, extrapolated to order 8",
-)  # fmt: skip
+)

@@ -22,7 +22,7 @@ def triangular_b(x_bar, a, *, left_side, lower, transpose_a, conjugate_a, unit_d
     return linalg.triangular_solve(
         a, x_bar, left_side=left_side, lower=lower, transpose_a=not transpose_a,
         conjugate_a=conjugate_a, unit_diagonal=unit_diagonal,
-    )  # fmt: skip
+    )
 
 
 def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal):
@@ -40,10 +40,10 @@ def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, uni
     Residuals: A and X, not B.
     Numerics: A⁻ᵀ is applied to X̄ or to X̄ Xᵀ, whichever has fewer columns.
     """
-    back = lambda y: triangular_b(  # noqa: E731
+    back = lambda y: triangular_b(
         y, a, left_side=left_side, lower=lower, transpose_a=transpose_a, conjugate_a=conjugate_a,
         unit_diagonal=unit_diagonal,
-    )  # fmt: skip
+    )
     n, others = a.shape[-1], x.shape[-1] if left_side else x.shape[-2]
     x_bar = lax.neg(x_bar)
     if n > others:
@@ -81,7 +81,7 @@ rule(
              half=False),
         case(_triangular(left_side=True), real(0, 0), real(0, 2), half=False),
     ],
-)  # fmt: skip
+)
 
 
 def _shifted(x: Array, by: int) -> Array:
@@ -98,7 +98,7 @@ def tridiagonal_b(x_bar, dl, d, du, *, perturb_singular=False):
 
     Residuals: the three diagonals.
     """
-    moved = lambda x, by: lax.squeeze(_shifted(lax.expand_dims(x, [x.ndim]), by), [x.ndim])  # noqa: E731
+    moved = lambda x, by: lax.squeeze(_shifted(lax.expand_dims(x, [x.ndim]), by), [x.ndim])
     return linalg.tridiagonal_solve(
         moved(du, -1), d, moved(dl, 1), x_bar, perturb_singular=perturb_singular
     )
@@ -124,8 +124,8 @@ def _along(by: int, name: str) -> Any:
     return pullback
 
 
-_dominant_diagonal = lambda x: x + 5  # noqa: E731
-_tridiagonal = lambda dl, d, du, b: linalg.tridiagonal_solve(dl, d, du, b)  # noqa: E731
+_dominant_diagonal = lambda x: x + 5
+_tridiagonal = lambda dl, d, du, b: linalg.tridiagonal_solve(dl, d, du, b)
 rule(
     linalg.tridiagonal_solve_p, "dl, d, du, b -> x",
     dl=_along(-1, "dl"), d=_along(0, "d"), du=_along(1, "du"), b=tridiagonal_b,
@@ -137,4 +137,4 @@ rule(
         case(_tridiagonal, cplx(3), cplx(3, make=_dominant_diagonal), cplx(3), cplx(3, 2),
              half=False),
     ],
-)  # fmt: skip
+)

@@ -89,7 +89,7 @@ rule(
         case(lambda x: lax.sort((x, lax.iota("int32", 4)), num_keys=1), real(4)),
         case(lambda x: lax.sort(x), real(2, 0)),
     ],
-)  # fmt: skip
+)
 
 
 def largest(y_bar: Any, x_t: Any, places: Any, *, axis: int) -> Any:

@@ -71,7 +71,6 @@ def pull_bessel_i1e(y_bar: Any, x: Any, y: Any) -> Any:
     return mul(y_bar, lax.select(is_tiny, lax.full_like(x, 0.5), slope))
 
 
-# fmt: off
 pointwise(lax.erf_p, "x -> y",
      x=lambda y_bar, x: mul(constant(2 / np.sqrt(np.pi), x), mul(y_bar, exp(neg(square(x))))),
      why="erf x = 2/√π ∫₀ˣ e^(−t²) dt",
@@ -99,7 +98,6 @@ pointwise(lax.bessel_i0e_p, "x -> y", x=pull_bessel_i0e, kinks="x = 0: −1, fro
 pointwise(lax.bessel_i1e_p, "x -> y", x=pull_bessel_i1e,
      cases=[case(lax.bessel_i1e, real(3)), case(lax.bessel_i1e, real(2, low=9, high=20)),
             case(lax.bessel_i1e, real(values=[0.0]), second_order=False, note="at 0")])
-# fmt: on
 
 
 def _digamma_left(x: Any) -> Any:
@@ -112,12 +110,12 @@ def _lgamma_left(x: Any) -> Any:
 
 improvement("digamma at negative x", lax.digamma, at=(-10.3,), true=14.986887065722686726,
             jax="1.0e18: the series of ζ(2, x) starts left of its poles",
-            source="mpmath: psi(1, -10.3)")  # fmt: skip
+            source="mpmath: psi(1, -10.3)")
 improvement("digamma at negative x, just beyond the series' start", lax.digamma, at=(-9.5,),
-            true=9.769687445030231886, jax="-2.9e12", source="mpmath: psi(1, -9.5)")  # fmt: skip
+            true=9.769687445030231886, jax="-2.9e12", source="mpmath: psi(1, -9.5)")
 improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
             jax="1.0: the kinks of e^|x| and of e^(−|x|) I₀ do not cancel",
-            source="I₀′ = I₁, I₁(0) = 0")  # fmt: skip
+            source="I₀′ = I₁, I₁(0) = 0")
 
 
 # Special functions of several operands, differentiated in their parameters too.
@@ -244,7 +242,6 @@ def pull_polygamma_order(y_bar: Any, m: Any, x: Any) -> Any:
     return y_bar * (sign * jnp.exp(lax.lgamma(m + 1)) * inner).astype(y_bar.dtype)
 
 
-# fmt: off
 pointwise(lax.regularized_incomplete_beta_p, "a, b, x -> y",
      a=lambda y_bar, a, b, x: y_bar * beta_slope(a, b, x, "a").astype(y_bar.dtype),
      b=lambda y_bar, a, b, x: y_bar * beta_slope(a, b, x, "b").astype(y_bar.dtype),
@@ -305,7 +302,6 @@ pointwise(lax.polygamma_p, "m, x -> y",
             case(lambda m, x: lax.polygamma(m, x), real(values=[1.0, 2.0, 3.0]),
                  real(3, low=0.5, high=4), reference=lambda m, x: _polygamma_by_sum(m, x),
                  note="in the order: the sign is that of the integer")])
-# fmt: on
 
 
 def _igamma_by_series(a: Any, x: Any) -> Any:
@@ -334,7 +330,7 @@ def _zeta_by_sum(s: Any, q: Any) -> Any:
     head = jnp.sum((q[..., None] + k) ** -s[..., None], -1)
     w = q + 200
     return head + w ** (1 - s) / (s - 1) + w**-s / 2 + s * w ** (-s - 1) / 12 \
-        - s * (s + 1) * (s + 2) * w ** (-s - 3) / 720  # fmt: skip
+        - s * (s + 1) * (s + 2) * w ** (-s - 3) / 720
 
 
 def _polygamma_by_sum(m: Any, x: Any) -> Any:
@@ -353,7 +349,6 @@ def _second(function: Any, argument: int) -> Any:
     return derivative
 
 
-# fmt: off
 _BETA = "mpmath: numerical derivative of betainc(a, b, 0, x, regularized=True), 60 digits"
 for _a, _b, _x, _wrt, _true in (
     (2.5, 1.5, 0.3, 0, -0.0948427191535115944), (2.5, 1.5, 0.3, 1, 0.0870273186224221607),
@@ -388,4 +383,3 @@ improvement("polygamma at negative x", lax.polygamma, at=(2.0, -9.3), wrt=1,
 improvement("polygamma in its order", lax.polygamma, at=(3.0, 1.7), wrt=0,
             true=0.535315594495012360907, jax="raises ValueError",
             source="mpmath: derivative of gamma(m + 1) zeta(m + 1, 1.7) at m = 3")
-# fmt: on

@@ -137,7 +137,7 @@ rule(
         case(_phase_free, cplx(3, 3, make=_symmetric), half=False),
         case(linalg.eigh, real(0, 2, 2), half=False),
     ],
-)  # fmt: skip
+)
 
 
 improvement(
@@ -147,11 +147,11 @@ improvement(
     true=[[-0.404434399873309679, 0.0], [-0.91642395050686014, 0.511989550633550463]],
     jax="a cotangent for the entries above the diagonal, not read",
     source="mpmath: derivatives of sin(m - r) + sin(m + r), m and r of a 2x2 matrix's eigenvalues",
-)  # fmt: skip
+)
 
 
 def eig_keeping_vectors(a, *, compute_left_eigenvectors, compute_right_eigenvectors,
-                        enable_eigvec_derivs, **parameters):  # fmt: skip
+                        enable_eigvec_derivs, **parameters):
     """The decomposition; beside the outputs V, empty if eigenvectors are among the outputs.
 
     A second derivative of the values alone goes through V, whatever its scale: always allowed.
@@ -161,12 +161,12 @@ def eig_keeping_vectors(a, *, compute_left_eigenvectors, compute_right_eigenvect
         a, compute_left_eigenvectors=compute_left_eigenvectors,
         compute_right_eigenvectors=compute_right_eigenvectors or not either,
         enable_eigvec_derivs=enable_eigvec_derivs or not either, **parameters,
-    )  # fmt: skip
+    )
     return ([w, *vectors], lax.full((0,), 0, w.dtype)) if either else ([w], *vectors)
 
 
 def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvectors,
-        enable_eigvec_derivs):  # fmt: skip
+        enable_eigvec_derivs):
     """Ā = V⁻ᴴ [F* ∘ (Vᴴ Ū) + diag w̄] Vᴴ,  F_ij = 1/(w_j − w_i),  Ū: V̄ without the norm's share.
 
     Derivation:
@@ -245,7 +245,7 @@ def _eig(left: bool, right: bool, derivs: bool = True) -> Any:
     return lambda a: linalg.eig(
         a, compute_left_eigenvectors=left, compute_right_eigenvectors=right,
         enable_eigvec_derivs=derivs,
-    )  # fmt: skip
+    )
 
 
 def _distinct(a: np.ndarray) -> np.ndarray:
@@ -273,4 +273,4 @@ rule(
         case(lambda a: _eig(True, True)(a)[1], real(3, 3, make=_distinct), half=False),
         case(lambda a: _eig(True, False)(a)[0], cplx(3, 3, make=_distinct), half=False),
     ],
-)  # fmt: skip
+)

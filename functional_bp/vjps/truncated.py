@@ -75,9 +75,9 @@ def beta_slope(a: Any, b: Any, x: Any, operand: str) -> Any:
     log_beta = lax.lgamma(a) + lax.lgamma(b) - lax.lgamma(a + b)
     curvature = jnp.maximum(far - 1, 0) * x / y**2
     width = 1 / jnp.minimum(near, near - (far - 1) * x / y + jnp.sqrt(curvature))
-    axis = lambda v: v[..., None]  # noqa: E731
-    log_rest = lambda s: jnp.log(axis(y) - axis(x) * jnp.expm1(-s))  # noqa: E731
-    log_t = lambda s: axis(jnp.log(x)) - s  # noqa: E731
+    axis = lambda v: v[..., None]
+    log_rest = lambda s: jnp.log(axis(y) - axis(x) * jnp.expm1(-s))
+    log_t = lambda s: axis(jnp.log(x)) - s
     centre_near, centre_far = digamma_difference(near, far), digamma_difference(far, near)
     this_is_near = is_left if operand == "a" else ~is_left
 
@@ -114,10 +114,10 @@ def gamma_curvature(a: Any, x: Any) -> Any:
     right = (x - a + 1 + jnp.sqrt(jnp.maximum(a - 1, 0))) / x
     slope = jnp.where(is_left, a - x + jnp.sqrt(x), right)
     width = 1 / jnp.minimum(jnp.where(is_left, a, 1), slope)
-    axis = lambda v: v[..., None]  # noqa: E731
+    axis = lambda v: v[..., None]
     # ln(t/x), and t − x
-    ratio = lambda s: jnp.where(axis(is_left), -s, jnp.log1p(s / axis(x)))  # noqa: E731
-    ahead = lambda s: jnp.where(axis(is_left), axis(x) * jnp.expm1(-s), s)  # noqa: E731
+    ratio = lambda s: jnp.where(axis(is_left), -s, jnp.log1p(s / axis(x)))
+    ahead = lambda s: jnp.where(axis(is_left), axis(x) * jnp.expm1(-s), s)
     power = jnp.where(is_left, a, a - 1)
     middle, spread = jnp.log(x) - lax.digamma(a), lax.polygamma(jnp.ones_like(a), a)
     total = integrate(

@@ -81,7 +81,7 @@ class Combination:
 
     def value(self, left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
         """left ⊕ right."""
-        run = lambda *xs: sweeps.forward(self.value_plan, self.consts, xs)[0]  # noqa: E731
+        run = lambda *xs: sweeps.forward(self.value_plan, self.consts, xs)[0]
         return self._lift(run, left, right)
 
     def reverse(
@@ -97,7 +97,7 @@ class Combination:
             return [
                 jnp.zeros_like(x) if bar is None else bar
                 for x, bar, on in zip(xs, found, self.floats * 2) if on
-            ]  # fmt: skip
+            ]
 
         found = iter(self._lift(scalar, left, right, [bar for bar in bars if bar is not None]))
         both = [next(found) if on else None for on in self.floats * 2]
@@ -116,7 +116,7 @@ class Combination:
 def fold_back(
     combination: Combination, start: Sequence[Any], places: Any, entries: Any,
     give_back: Any, given: Sequence[Any], y_bars: Sequence[Any],
-) -> tuple[list[Any], list[Any]]:  # fmt: skip
+) -> tuple[list[Any], list[Any]]:
     """The reverse sweep of a ← a ⊕ p_k for k = 1, 2, …, wherever p_k is there.
 
     Derivation: with a_k = a_{k−1} ⊕ p_k, the chain rule gives (ā_{k−1}, p̄_k) = (⊕)ᵀ ā_k at
@@ -146,19 +146,19 @@ def fold_back(
         place, values = row
         found, there = entries(place)
         left, right = combination.reverse(values, found, bars)
-        choose = lambda new, old: None if new is None else lax.select(there, new, old)  # noqa: E731
+        choose = lambda new, old: None if new is None else lax.select(there, new, old)
         right = [choose(bar, None if bar is None else jnp.zeros_like(bar)) for bar in right]
         return (give_back(given, place, right), [choose(*pair) for pair in zip(left, bars)]), None
 
     y_bars = [None if bar is None else sweeps.match_axes(bar, jax.typeof(a))
-              for bar, a in zip(y_bars, start)]  # fmt: skip
+              for bar, a in zip(y_bars, start)]
     _, befores = lax.scan(onward, list(start), places)
     (given, bars), _ = lax.scan(back, (list(given), list(y_bars)), (places, befores), reverse=True)
     return given, bars
 
 
 def _reduce(computation: Any, initial: Any, *window: Any, **options: Any) -> Any:
-    start = lambda x: np.asarray(initial, x.dtype)  # noqa: E731
+    start = lambda x: np.asarray(initial, x.dtype)
     return lambda x: lax.reduce_window(x, start(x), computation, *window, **options)
 
 
@@ -196,7 +196,7 @@ def _product_padded(x: Any) -> Any:
              )[0],
              real(6), integer(6), reference=lambda x, i: lax.max(x[::2], x[1::2])),
     ],
-)  # fmt: skip
+)
 class ReduceWindow(Structure):
     """x̄_j = Σ of what j is given by the windows that cover it, each by reversing its fold.
 
@@ -214,7 +214,7 @@ class ReduceWindow(Structure):
         self.geometry = Geometry(
             *(params[name] for name in ("window_dimensions", "window_strides", "padding",
                                         "base_dilation", "window_dilation"))
-        )  # fmt: skip
+        )
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """The operation itself."""
@@ -243,12 +243,12 @@ class ReduceWindow(Structure):
 
         def give_back(given: Any, offset: Any, found: Any) -> Any:
             return [None if bar is None else geometry.add_entries(x_bar, offset, bar)
-                    for x_bar, bar in zip(given, found)]  # fmt: skip
+                    for x_bar, bar in zip(given, found)]
 
         start = [lax.broadcast(init, shape) for init in inits]
         start = [sweeps.match_axes(a, jax.typeof(x)) for a, x in zip(start, xs)]
         given, bars = fold_back(self.combination, start, geometry.offsets, entries, give_back,
-                                given, bars)  # fmt: skip
+                                given, bars)
         xs_bar = [None if bar is None else geometry.unpad(bar) for bar in given]
         inits_bar = [None if bar is None else lax.reduce_sum(bar, range(bar.ndim)) for bar in bars]
         pairs = zip([*xs_bar, *inits_bar], self.wanted, strict=True)
@@ -262,21 +262,21 @@ improvement(
     _reduce(lax.mul, 1.0, (2,), (1,), "VALID"),
     at=([2.0, 0.0, 3.0],), true=[0.0, 5.0, 0.0],
     jax=_FAILS, source="y = (x₀ x₁, x₁ x₂), so x̄ = (x₁, x₀ + x₂, x₁)",
-)  # fmt: skip
+)
 improvement(
     "logaddexp over windows",
     _reduce(jnp.logaddexp, -np.inf, (2,), (1,), "VALID"),
     at=([2.0, 0.0, 3.0],),
     true=[0.8807970779778823, 0.1192029220221177 + 0.04742587317756678, 0.9525741268224334],
     jax=_FAILS, source="the softmax of each window: σ(2), σ(−2) + σ(−3), σ(3)",
-)  # fmt: skip
+)
 improvement(
     "the initial value of a window sum",
     lambda start: lax.reduce_window(np.ones(4), start, lax.add, (2,), (2,), "VALID"),
     at=(0.0,), true=2.0,
     jax="0.0, because it drops an initial value that is zero when it is traced",
     source="y_o = start + x_{2o} + x_{2o+1} for two windows",
-)  # fmt: skip
+)
 
 
 def _select_and_scatter(select: Any, scatter: Any, *window: Any) -> Any:
@@ -312,7 +312,7 @@ def _scattered_pairs(combine: Any) -> Any:
                   jnp.ones_like(s[0]), s[3] * s[4]]) + 0 * x,
              note="no batching rule in JAX; three windows meet at the 5, two at the 3"),
     ],
-)  # fmt: skip
+)
 class SelectAndScatter(Structure):
     """s̄_o from reversing, at the entry that window o selected, the fold of all that arrived there.
 
@@ -359,7 +359,7 @@ class SelectAndScatter(Structure):
         _, places = lax.reduce_window(
             (padded, positions), start, better, self.geometry.dimensions, self.geometry.strides,
             "VALID",
-        )  # fmt: skip
+        )
         return places
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
@@ -385,7 +385,7 @@ class SelectAndScatter(Structure):
         (source_bar,), (init_bar,) = fold_back(
             self.combination, [start], geometry.offsets, entries, give_back,
             [jnp.zeros_like(source)], [geometry.pad(y_bar, 0)],
-        )  # fmt: skip
+        )
         return [
             None,
             source_bar if self.wanted[1] else None,

@@ -21,7 +21,7 @@ from functional_bp.engine.sweeps import match_axes
 def summed(
     y_bar: Any, x_t: Any, *, window_dimensions: Any, window_strides: Any, padding: Any,
     base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = Σ of ȳ_o over the windows o that cover j: again a sum over windows.
 
     Derivation: y_o = Σ_w x_{(o s + w d − ℓ)/b}, so x̄_j = Σ_{o,w: o s + w d − ℓ = j b} ȳ_o. Write
@@ -41,7 +41,7 @@ def summed(
     for n, out, k, s, (low, _), b, d in zip(
         x_t.shape, y_bar.shape, window_dimensions, window_strides, padding, base_dilation,
         window_dilation, strict=True,
-    ):  # fmt: skip
+    ):
         before = (k - 1) * d - low
         length = (n - 1) * b + (k - 1) * d + 1
         spaced = (out - 1) * s + 1 if out else 0
@@ -97,13 +97,13 @@ linear(
         case(_pool(lax.add, 0.0, (1, 3), (2, 2), "SAME", window_dilation=(1, 2)), real(3, 5)),
         case(_pool(lax.add, 0.0, (2,), (1,), "VALID"), real(0)),
     ],
-)  # fmt: skip
+)
 
 
 def to_the_selected(
     y_bar: Any, x: Any, select_prim: Any, window_dimensions: Any, window_strides: Any,
     padding: Any, base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = Σ of ȳ_o over the windows o that selected the entry j.
 
     Base dilation puts entries between the operand's that are never selected. Where windows are
@@ -114,7 +114,7 @@ def to_the_selected(
         places = selected_places(
             x, select_prim, window_dimensions, window_strides, padding, base_dilation,
             window_dilation,
-        )  # fmt: skip
+        )
         flat = lax.full((x.size,), 0, y_bar.dtype)
         flat = match_axes(flat, jax.typeof(y_bar))
         return lax.reshape(flat.at[places].add(y_bar, mode="drop"), x.shape)
@@ -123,7 +123,7 @@ def to_the_selected(
     found = lax.select_and_scatter_add_p.bind(
         y_bar, x, select_prim=select_prim, window_dimensions=window_dimensions,
         window_strides=window_strides, padding=padding,
-    )  # fmt: skip
+    )
     if any(b != 1 for b in base_dilation):
         found = lax.slice(found, (0,) * found.ndim, found.shape, base_dilation)
     return found
@@ -137,7 +137,7 @@ def worst(select_prim: Any, dtype: Any) -> np.ndarray:
 def selected_places(
     x: Any, select_prim: Any, window_dimensions: Any, window_strides: Any, padding: Any,
     base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """Per window the flat position of the entry it selects, the first of equals; x.size if none."""
 
     def better(left: Any, right: Any) -> Any:
@@ -149,14 +149,14 @@ def selected_places(
     _, places = lax.reduce_window(
         (x, match_axes(positions, jax.typeof(x))), (worst(select_prim, x.dtype), np.int32(x.size)),
         better, window_dimensions, window_strides, padding, base_dilation, window_dilation,
-    )  # fmt: skip
+    )
     return places
 
 
 def largest_in_window(
     y_bar: Any, x: Any, *, window_dimensions: Any, window_strides: Any, padding: Any,
     base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = Σ of ȳ_o over the windows o whose maximum stands at j.
 
     Derivation: y_o = x_{m(o)} with m(o) the position of the window's maximum, constant while no
@@ -167,16 +167,16 @@ def largest_in_window(
     Residuals: x; the positions are found again from it.
     """
     return to_the_selected(y_bar, x, lax.ge_p, window_dimensions, window_strides, padding,
-                           base_dilation, window_dilation)  # fmt: skip
+                           base_dilation, window_dilation)
 
 
 def smallest_in_window(
     y_bar: Any, x: Any, *, window_dimensions: Any, window_strides: Any, padding: Any,
     base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """x̄_j = Σ of ȳ_o over the windows o whose minimum stands at j; as for the maximum."""
     return to_the_selected(y_bar, x, lax.le_p, window_dimensions, window_strides, padding,
-                           base_dilation, window_dilation)  # fmt: skip
+                           base_dilation, window_dilation)
 
 
 def _first_in_window(better: Any, initial: float) -> Any:
@@ -214,7 +214,7 @@ for _primitive, _reduction, _better, _initial, _pullback in (
             case(_pool(_reduction, _initial, (2,), (1,), "VALID", window_dilation=(2,)), real(6),
                  reference=lambda x, pair=_reduction: pair(x[:-2], x[2:]), note="jax.vjp raises"),
         ],
-    )  # fmt: skip
+    )
 
 
 improvement(
@@ -223,13 +223,13 @@ improvement(
     at=([1.0, 5.0, 3.0, 2.0],), wrt=0, true=[0.0, 1.0, 1.0, 0.0],
     jax="raises NotImplementedError: VJP not implemented … with window dilation",
     source="y = (max(x₀, x₂), max(x₁, x₃)) = (x₂, x₁)",
-)  # fmt: skip
+)
 
 
 def selected_tangents(
     y_bar: Any, x: Any, *, select_prim: Any, window_dimensions: Any, window_strides: Any,
     padding: Any, base_dilation: Any, window_dilation: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """ṫ's cotangent is ȳ added where x was selected.
 
     Derivation: y_o = t_{m(o)} with m(o) chosen by x alone; linear in t, and constant in x wherever
@@ -238,7 +238,7 @@ def selected_tangents(
     Residuals: x.
     """
     return to_the_selected(y_bar, x, select_prim, window_dimensions, window_strides, padding,
-                           base_dilation, window_dilation)  # fmt: skip
+                           base_dilation, window_dilation)
 
 
 def _read_selected(select_prim: Any, *window: Any, **dilations: Any) -> Any:
@@ -248,7 +248,7 @@ def _read_selected(select_prim: Any, *window: Any, **dilations: Any) -> Any:
         t, x, select_prim=select_prim, window_dimensions=dimensions, window_strides=strides,
         padding=padding, base_dilation=dilations.get("base_dilation", ones),
         window_dilation=dilations.get("window_dilation", ones),
-    )  # fmt: skip
+    )
 
 
 rule(
@@ -264,13 +264,13 @@ rule(
              real(values=[1, 5, 3, 2]), note="jax.vjp raises",
              reference=lambda t, x: jax.numpy.stack([t[2], t[1]]) + 0 * x[:2]),
     ],
-)  # fmt: skip
+)
 
 
 def read_selected(
     y_bar: Any, x: Any, *, select_prim: Any, window_dimensions: Any, window_strides: Any,
     padding: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """s̄_o = ȳ_{m(o)}: the entry that the window selected.
 
     Derivation: y_j = Σ_{o: m(o)=j} s_o, with m(o) chosen by x alone, which has no cotangent.
@@ -282,14 +282,14 @@ def read_selected(
         match_axes(y_bar, jax.typeof(x)), x, select_prim=select_prim,
         window_dimensions=window_dimensions, window_strides=window_strides, padding=padding,
         base_dilation=ones, window_dilation=ones,
-    )  # fmt: skip
+    )
 
 
 def _write_selected(select_prim: Any, dimensions: Any, strides: Any, padding: Any) -> Any:
     return lambda s, x: lax.select_and_scatter_add_p.bind(
         s, x, select_prim=select_prim, window_dimensions=dimensions, window_strides=strides,
         padding=padding,
-    )  # fmt: skip
+    )
 
 
 rule(

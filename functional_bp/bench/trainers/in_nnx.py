@@ -87,7 +87,7 @@ def _lstm(nnx: Any, task: Task) -> Any:
     p, rngs = task.params, nnx.Rngs(0)
     cell = nnx.OptimizedLSTMCell(p["W"].shape[0], p["U"].shape[0], rngs=rngs)
     _with(cell, dense_i__kernel=p["W"], dense_h__kernel=p["U"], dense_h__bias=p["b"])
-    last = lambda x: x[:, -1]  # noqa: E731
+    last = lambda x: x[:, -1]
     return nnx.Sequential(nnx.RNN(cell, rngs=rngs), last, _dense(nnx, p["V"], p["d"]))
 
 

@@ -148,7 +148,7 @@ def _gpt(torch: Any, task: Task) -> Any:
     class Block(nn.Module):
         def __init__(self, b: Any) -> None:
             super().__init__()
-            join = lambda kind, n: [np.asarray(b[kind + i]).reshape(*n, d) for i in "QKV"]  # noqa: E731
+            join = lambda kind, n: [np.asarray(b[kind + i]).reshape(*n, d) for i in "QKV"]
             self.qkv = _dense(torch, np.concatenate(join("W", [d]), 1),
                               np.concatenate(join("b", [])))  # fmt: skip
             self.out = _dense(torch, np.asarray(b["WO"]).reshape(d, d), b["bO"])

@@ -250,7 +250,7 @@ def _product(coefficient: Fraction, above: list[Expression], below: list[Express
                     base, times = factor, sign
             exponents[base] += times
             order.setdefault(base)
-    raised = lambda base, n: base if n == 1 else Power(base, Number(Fraction(n)))  # noqa: E731
+    raised = lambda base, n: base if n == 1 else Power(base, Number(Fraction(n)))
     top = tuple(raised(b, exponents[b]) for b in order if exponents[b] > 0)
     bottom = tuple(raised(b, -exponents[b]) for b in order if exponents[b] < 0)
     if not bottom and not top:
@@ -267,7 +267,7 @@ def _squares(factors: list[Expression]) -> list[Expression]:
             if i != j and isinstance(left, Sum) and isinstance(right, Sum):
                 (a, *b), terms = left.terms, list(right.terms)
                 if len(b) == 1 and sorted(map(repr, terms)) == sorted(map(repr, (a, negate(b[0])))):
-                    square = lambda x: power(x, Number(Fraction(2)))  # noqa: E731
+                    square = lambda x: power(x, Number(Fraction(2)))
                     rest = [f for k, f in enumerate(factors) if k not in (i, j)]
                     difference = subtract(square(a), square(b[0]))
                     return [*rest[: min(i, j)], difference, *rest[min(i, j) :]]
@@ -384,7 +384,7 @@ def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expr
     """The expression with some of its parts replaced, all at once."""
     if expression in values:
         return values[expression]
-    again = lambda e: substitute(e, values)  # noqa: E731
+    again = lambda e: substitute(e, values)
     match expression:
         case Sum(terms):
             return add(*map(again, terms))
@@ -420,7 +420,7 @@ def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expr
 def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
     """``substitute``, but a variable that would cancel stays: z − z is no 0 where z may be NaN."""
     made = substitute(expression, values)
-    symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}  # noqa: E731
+    symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}
     wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
     return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
 

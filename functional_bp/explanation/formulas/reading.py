@@ -80,7 +80,7 @@ def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
     """
     if expression in values:
         return values[expression]
-    at = lambda e: evaluate(e, values)  # noqa: E731
+    at = lambda e: evaluate(e, values)
     match expression:
         case Number(value):
             return float(value)

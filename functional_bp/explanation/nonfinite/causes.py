@@ -241,7 +241,7 @@ def cause_of(
             f"something inside {equation.label or equation.operation} makes it of finite operands"
         )
         return Cause(variable, bad, (), text, "look at that function by itself")
-    run = lambda *values: sweeps.evaluate(equation.eqn, values)  # noqa: E731
+    run = lambda *values: sweeps.evaluate(equation.eqn, values)
     found = read_by(run, operands, output, index)
     reads = tuple(
         entry_at(names.get(v, v.name), x, at)

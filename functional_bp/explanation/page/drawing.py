@@ -334,7 +334,7 @@ class Drawer:
         return f"{'from' if stub.side == 'in' else 'to'} {self._called(stub.elsewhere)}"
 
     def _called(self, end: Scope | Node | Output) -> str:
-        plain: Callable[[Line], str] = lambda line: "".join(run.text for run in line)  # noqa: E731
+        plain: Callable[[Line], str] = lambda line: "".join(run.text for run in line)
         if isinstance(end, Scope):
             return end.name
         return plain(end.label) or "outside"

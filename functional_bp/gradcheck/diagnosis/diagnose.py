@@ -44,7 +44,7 @@ SHARE_OF_NUMBERS, SHARE_OF_REPAIRS, SHARE_OF_ANOTHER = 0.3, 0.75, 0.85
 def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
     """Search for what explains a disagreement, until ``clock.now()`` is ``deadline``."""
     started = now()
-    until = lambda share: started + share * (deadline - started)  # noqa: E731
+    until = lambda share: started + share * (deadline - started)
     seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
     several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)

@@ -160,7 +160,7 @@ def _program(
 ) -> Program | None:
     """The forward pass's residuals and the backward pass as one program; None if untraceable."""
     kept, backward = subject.residuals, subject.backward
-    host = lambda xs: tuple(np.asarray(x) if _is_plain(x) else x for x in xs)  # noqa: E731
+    host = lambda xs: tuple(np.asarray(x) if _is_plain(x) else x for x in xs)
     at = host(subject.actives if actives is None else actives)
     others = host(subject.fixed if fixed is None else fixed)
     try:

@@ -162,10 +162,10 @@ def _left_behind(trial: Trial, name: str) -> Finding | None:
 def _whole(trial: Trial, batch: Point) -> dict[str, Callable[[], Any]]:
     """Transformations over whole batches."""
     subject = trial.subject
-    pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]  # noqa: E731
+    pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
 
     def scan() -> Any:
-        step = lambda carry, slice_: (carry, pull(*slice_))  # noqa: E731
+        step = lambda carry, slice_: (carry, pull(*slice_))
         return jax.lax.scan(step, 0, (batch.actives, batch.bars))[1]
 
     made = {"vmap": lambda: jax.vmap(pull)(batch.actives, batch.bars), "scan": scan}
@@ -178,7 +178,7 @@ def _scan_under_grad(subject: Subject, batch: Point) -> Any:
     """The function in a scan, and that differentiated: its two passes are traced apart."""
 
     def scanned(*actives: Any) -> Any:
-        step = lambda carry, slice_: (carry, subject.value(slice_, batch.fixed))  # noqa: E731
+        step = lambda carry, slice_: (carry, subject.value(slice_, batch.fixed))
         return jax.lax.scan(step, 0, actives)[1]
 
     outs, pullback = jax.vjp(scanned, *batch.actives)
@@ -187,7 +187,7 @@ def _scan_under_grad(subject: Subject, batch: Point) -> Any:
 
 def _one_by_one(trial: Trial, batch: Point, first: Point) -> dict[str, Callable[[], Any]]:
     subject = trial.subject
-    pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]  # noqa: E731
+    pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
 
     def over(k: int) -> Callable[[], Any]:
         axes = tuple(0 if i == k else None for i in range(len(first.actives)))
@@ -215,7 +215,7 @@ def _one_by_one(trial: Trial, batch: Point, first: Point) -> dict[str, Callable[
 
 def _batch(point: Point) -> Point:
     """Arguments and cotangents at several scales, stacked along a new first axis."""
-    grow = lambda x, rate: np.stack([x * (1 - rate * i) for i in range(BATCH)])  # noqa: E731
+    grow = lambda x, rate: np.stack([x * (1 - rate * i) for i in range(BATCH)])
     actives = tuple(grow(np.asarray(x), 0.2) for x in point.actives)
     bars = tuple(grow(np.asarray(b), -0.2) for b in point.bars)
     return Point(actives, point.fixed, bars)
@@ -248,7 +248,7 @@ def sharded_inputs(trial: Trial) -> None:
         trial.row("sharded inputs", "left out", "not finite")
         return
     limit = 1e-4 if trial.iterative else max(TOLERANCE, 1e2 * trial.full.unit)
-    pull = lambda a, b: subject.pull(a, point.fixed, b)[1]  # noqa: E731
+    pull = lambda a, b: subject.pull(a, point.fixed, b)[1]
     gap = 0.0
     for way, run in (("under jit", jax.jit(pull)), ("without jit", pull)):
         name = "sharded inputs" if way == "under jit" else f"sharded inputs, {way}"

@@ -55,7 +55,7 @@ class Branches:
 
         def towards(actives: Arrays, fixed: Arrays, bars: Arrays, up: Any, down: Any) -> Any:
             lows, highs = extremes(actives, fixed, bars)
-            pick = lambda weights, values: jnp.sum(jnp.where(weights != 0, values, 0.0))  # noqa: E731
+            pick = lambda weights, values: jnp.sum(jnp.where(weights != 0, values, 0.0))
             return pick(up, highs) - pick(down, lows)
 
         self._extremes = jax.jit(extremes)

@@ -26,7 +26,7 @@ Pull = Callable[[Sequence[Any]], Arrays]
 def linearity(trial: Trial) -> None:
     """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
     point = trial.point
-    pull = lambda bars: trial.full.both(point._replace(bars=tuple(bars))).claimed  # noqa: E731
+    pull = lambda bars: trial.full.both(point._replace(bars=tuple(bars))).claimed
     here = pull(point.bars)
     if not all_finite(here):
         trial.row("linear in the cotangent", "left out", "the claim is not finite here")

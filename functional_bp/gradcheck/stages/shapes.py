@@ -197,7 +197,7 @@ def _other_inputs(trial: Trial, native: Point) -> Point:
         tuple(map(input_classes.other_key, native.fixed)), np.random.default_rng(11),
         trial.integer_ranges,
     )  # fmt: skip
-    cast = lambda new, old: jnp.asarray(new).astype(old.dtype)  # noqa: E731
+    cast = lambda new, old: jnp.asarray(new).astype(old.dtype)
     return Point(tuple(map(cast, actives, native.actives)), tuple(map(cast, fixed, native.fixed)),
                  native.bars)  # fmt: skip
 

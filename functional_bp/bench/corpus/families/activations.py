@@ -50,7 +50,7 @@ GELU = operation(
         "large": lambda rng: (normal(rng, 4, 5, scale=40.0),),
         "tiny": lambda rng: (normal(rng, 4, 5, scale=1e-15),),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -87,7 +87,7 @@ SILU = operation(
     fault("region", "x", "(y_bar * slope,)", "(jnp.where(x < -9.0, y_bar, y_bar * slope),)",
           elsewhere=lambda rng: (uniform(rng, -12.0, -9.5, 4, 5),)),
     also={"huge": lambda rng: (normal(rng, 4, 5, scale=1e15),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -127,7 +127,7 @@ SOFTPLUS = operation(
         "huge": lambda rng: (normal(rng, 3, 5, scale=1e15),),
         "very negative": lambda rng: (uniform(rng, -90.0, -60.0, 3, 5),),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -163,7 +163,7 @@ ELU = operation(
           elsewhere=lambda rng: (uniform(rng, 6.5, 9.0, 4, 6),)),
     fault("dtype", "x", "(slope * y_bar,)", "((slope * y_bar).astype(jnp.bfloat16),)"),
     also={"very negative": lambda rng: (uniform(rng, -30.0, -20.0, 4, 6),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -200,7 +200,7 @@ MISH = operation(
           "(y_bar * slope * (np.random.random_sample(x.shape) < 0.9),)"),
     fault("jit", "x", "x, t = residuals",  # a fast path for NumPy, and another for tracers
           "x, t = residuals\n    t = jnp.tanh(x) if isinstance(x, jax.core.Tracer) else t"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -241,7 +241,7 @@ SWIGLU = operation(
           "gate_bar = y_bar * x * (activated / gate + activated",
           elsewhere=lambda rng: (normal(rng, 4, 6), 0 * normal(rng, 4, 6))),
     also={"huge": lambda rng: (normal(rng, 4, 6, scale=1e12), normal(rng, 4, 6, scale=1e12))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -279,4 +279,4 @@ PRELU = operation(
     fault("structure", "alpha", "jnp.where(positive, 0.0, x * y_bar), axis=0)",
           "jnp.where(positive, 0.0, x * y_bar))"),
     also={"tall": lambda rng: (normal(rng, 20000, 5), uniform(rng, 0.1, 0.4, 5))},
-)  # fmt: skip
+)

@@ -55,7 +55,7 @@ SOFTMAX = operation(
         "wide": lambda rng: (normal(rng, 2, 60000),),
         "one class wins": lambda rng: (normal(rng, 5, 5) + np.eye(5, dtype=np.float32) * 50,),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -88,7 +88,7 @@ LOG_SOFTMAX = operation(
     fault("missing term", "x", "y_bar - jnp.exp(y) * total", "y_bar"),
     fault("factor", "x", "total = jnp.sum(y_bar", "total = 1.00001 * jnp.sum(y_bar"),
     also={"huge": lambda rng: (normal(rng, 6, 4, scale=1e6),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -141,7 +141,7 @@ ATTENTION = operation(
         "sharp": lambda rng: (normal(rng, 2, 4, 4, scale=30), normal(rng, 2, 4, 4, scale=30),
                               normal(rng, 2, 4, 4)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -190,7 +190,7 @@ CAUSAL_ATTENTION = operation(
     fault(("sign", "missing term"), ("q", "k"), "y_bar @ v.T - delta", "y_bar @ v.T + delta"),
     fault("second order", ("q", "k"), "delta = jnp.sum(y * y_bar",
           "delta = jnp.sum(lax.stop_gradient(y) * y_bar", order=2),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -243,4 +243,4 @@ ROTARY = operation(
           "c, s = jnp.sin(angles), jnp.cos(angles)\n    first, second = jnp.split(x, 2, axis=-1)"
           "\n    first_bar"),
     also={"large angles": lambda rng: (normal(rng, 3, 4, 6), uniform(rng, -1e4, 1e4, 4, 3))},
-)  # fmt: skip
+)

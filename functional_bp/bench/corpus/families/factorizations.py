@@ -46,7 +46,7 @@ CHOLESKY_FACTOR = operation(
           "jnp.triu(factor.T @"),
     also={"ill conditioned": lambda rng: (
         definite(rng, 4) * np.outer(*[10.0 ** np.arange(0, -8, -2)] * 2).astype(np.float32),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -81,7 +81,7 @@ EIGENVALUES = operation(
           "(jnp.diag(jnp.diag((vectors * values_bar) @ vectors.T)),)"),
     fault("extra term", "a", "(vectors * values_bar) @ vectors.T",
           "(vectors * (values_bar + 0.1)) @ vectors.T"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -124,7 +124,7 @@ EIGEN_DECOMPOSITION = operation(
     fault(("missing factor", "wrong function"), "a", "between / (values", "between * (values"),
     fault(("missing term", "transpose", "entries"), "a", "(projector_bar + projector_bar.T) / 2.0",
           "projector_bar"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -155,7 +155,7 @@ NUCLEAR_NORM = operation(
     fault(("wrong operand", "missing factor"), "a", "jnp.sum(s), (u, vh)",
           "jnp.sum(s), (u * s, vh)"),
     fault(("not linear", "sign"), "a", "(y_bar * (u @ vh),)", "(jnp.abs(y_bar) * (u @ vh),)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -186,4 +186,4 @@ MATRIX_SQUARE = operation(
     fault(("factor", "precision"), "a", "(y_bar @ a.T + a.T", "((1.0 + 1e-5) * y_bar @ a.T + a.T"),
     fault("second order", "a", "y_bar @ a.T + a.T", "y_bar @ lax.stop_gradient(a).T + a.T",
           order=2),
-)  # fmt: skip
+)

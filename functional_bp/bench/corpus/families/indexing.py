@@ -51,7 +51,7 @@ EMBEDDING = operation(
           ".at[tokens].add(y_bar) * (table / table)",
           elsewhere=lambda rng: (0 * normal(rng, 9, 4), distinct(rng, 9, 2, 3))),
     also={"all the same": lambda rng: (normal(rng, 9, 4), 0 * integers(rng, 9, 50))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -93,7 +93,7 @@ SEGMENT_MEAN = operation(
     fault(("region", "wrong operand", "not finite"), "x", "y_bar / counts[:, None]",
           "y_bar / jnp.minimum(counts, 3.0)[:, None]",
           elsewhere=lambda rng: (normal(rng, 7, 3), np.zeros(7, np.int32))),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -128,7 +128,7 @@ SCATTER_UPDATE = operation(
     fault(("missing term", "cotangent ignored"), "base", "return base_bar, None, rows_bar",
           "return jnp.zeros_like(base_bar), None, rows_bar"),
     fault(("off by one", "entries"), "base", "at[index].set(0.0)", "at[index + 1].set(0.0)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -158,7 +158,7 @@ MASKED_FILL = operation(
     fault(("entries", "transpose", "wrong operand"), "x", "(mask, y_bar, 0.0)",
           "(mask.T, y_bar, 0.0)"),
     fault(("entries", "wrong constant", "not linear"), "x", "y_bar, 0.0)", "y_bar, -1e-3)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -193,4 +193,4 @@ TOP_TWO = operation(
     fault("region", "x", ".add(values_bar),)", ".add(values_bar) * (x > 0.0),)",
           elsewhere=lambda rng: (-1.0 - np.abs(normal(rng, 5, 5)),)),
     also={"ties": lambda rng: (np.round(normal(rng, 5, 5) * 2) / 2 + 0,)},
-)  # fmt: skip
+)

@@ -56,7 +56,7 @@ DENSE = operation(
         "huge": lambda rng: (normal(rng, 2, 3, 4, scale=1e15), normal(rng, 4, 4, scale=1e15),
                              normal(rng, 4)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -96,7 +96,7 @@ BILINEAR = operation(
           "jnp.sum(z_bar) * jnp.sum(w, axis=0)"),
     fault("second order", ("x", "y", "w"), "x, w, y = residuals",
           "x, w, y = lax.stop_gradient(residuals)", order=2),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -140,7 +140,7 @@ SOLVE = operation(
             (np.diag(10.0 ** np.arange(-6, 6, 2)) + np.triu(normal(rng, 6, 6, scale=1e-7), 1))
             .astype(np.float32), normal(rng, 6)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -172,7 +172,7 @@ INVERSE = operation(
     fault(("missing factor", "transpose"), "a", "y.T @ y_bar @ y.T", "y.T @ y_bar"),
     fault("wrong operand", "a", "return y, y", "return y, a"),
     fault("factor", "a", "(-(y.T @ y_bar @ y.T),)", "(-0.5 * (y.T @ y_bar @ y.T),)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -208,7 +208,7 @@ LOG_DETERMINANT = operation(
           order=2),
     fault(("precision", "extra term"), "a", "jnp.linalg.inv(a).T",
           "jnp.linalg.inv(a + 1e-7 * jnp.eye(4, dtype=a.dtype)).T"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -240,7 +240,7 @@ TRACE_OF_PRODUCT = operation(
     fault("not linear", "b", "b_bar = y_bar * a.T", "b_bar = jnp.abs(y_bar) * a.T"),
     fault("factor", "a", "a_bar = y_bar * b.T", "a_bar = 1.000001 * y_bar * b.T"),
     fault("dtype", "b", "return a_bar, b_bar", "return a_bar, b_bar.astype(jnp.float16)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -276,7 +276,7 @@ QUADRATIC_FORM = operation(
           elsewhere=lambda rng: (normal(rng, 5, scale=20.0), normal(rng, 5, 5))),
     also={"definite, huge": lambda rng: (normal(rng, 5, scale=1e9),
                                          definite(rng, 5) * np.float32(1e12))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -315,4 +315,4 @@ PAIRWISE_DISTANCE = operation(
     fault("factor", ("x", "y"), "/ d[..., None]", "/ (2.0 * d[..., None])"),
     also={"close": lambda rng: (1.0 + normal(rng, 4, 3, scale=1e-3),
                                 1.0 + normal(rng, 4, 3, scale=1e-3))},
-)  # fmt: skip
+)

@@ -54,7 +54,7 @@ CROSS_ENTROPY = operation(
         "certain": lambda rng: (normal(rng, 8, 5) + 40 * (integers(rng, 5, 8)[:, None] == 2),
                                 integers(rng, 1, 8) + 2),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -93,7 +93,7 @@ LOGISTIC_LOSS = operation(
           "jax.nn.sigmoid(jnp.clip(logits, -7.0, 7.0))",
           elsewhere=lambda rng: (uniform(rng, 8.0, 9.0, 3, 6), uniform(rng, 0.0, 1.0, 3, 6))),
     also={"certain": lambda rng: (normal(rng, 3, 6, scale=300.0), uniform(rng, 0.0, 1.0, 3, 6))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -132,7 +132,7 @@ HUBER = operation(
     fault(("region", "wrong constant"), ("prediction", "target"), "jnp.abs(r) < 1.0",
           "jnp.abs(r) < 0.5"),
     also={"outliers": lambda rng: (normal(rng, 4, 6, scale=1e15), normal(rng, 4, 6))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -170,7 +170,7 @@ KL_DIVERGENCE = operation(
           "p / (q + 1e-6)"),
     fault("region", "q", "p / q", "p / jnp.maximum(q, 1e-2)",
           elsewhere=lambda rng: (uniform(rng, 0.1, 1.0, 4, 4), uniform(rng, 1e-4, 9e-3, 4, 4))),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -210,7 +210,7 @@ HINGE = operation(
     fault(("mean or sum", "factor"), "scores", " / labels.shape[0], None", ", None"),
     fault(("missing term", "entries"), "scores",
           "violated.at[rows, labels].set(-jnp.sum(violated, axis=1))", "violated"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -252,4 +252,4 @@ CONTRASTIVE = operation(
     fault("second order", ("a", "b"), "a, b, probabilities = residuals",
           "a, b, probabilities = residuals\n    probabilities = lax.stop_gradient(probabilities)",
           order=2),
-)  # fmt: skip
+)

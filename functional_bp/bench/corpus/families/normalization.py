@@ -68,7 +68,7 @@ LAYER_NORM = operation(
         "tiny": lambda rng: (normal(rng, 6, 6, scale=1e-12), normal(rng, 6), normal(rng, 6)),
         "wide": lambda rng: (normal(rng, 2, 50000), normal(rng, 50000), normal(rng, 50000)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -114,7 +114,7 @@ RMS_NORM = operation(
         "huge": lambda rng: (normal(rng, 2, 4, 6, scale=1e15), normal(rng, 6)),
         "tiny": lambda rng: (normal(rng, 2, 4, 6, scale=1e-15), normal(rng, 6)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -166,7 +166,7 @@ BATCH_NORM = operation(
           "centred, deviation, gamma = residuals\n    deviation = lax.stop_gradient(deviation)",
           order=2),
     also={"large mean": lambda rng: (1e3 + normal(rng, 4, 3, 5), normal(rng, 5), normal(rng, 5))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -207,7 +207,7 @@ L2_NORMALIZE = operation(
         "tiny": lambda rng: (normal(rng, 5, 5, scale=1e-15),),
         "huge": lambda rng: (normal(rng, 5, 5, scale=1e15),),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -244,7 +244,7 @@ WEIGHT_NORM = operation(
           "w_bar - scale_bar * v / norm) + 0.01 * v"),
     fault("second order", "v", "v, scale, norm = residuals",
           "v, scale, norm = residuals\n    norm = lax.stop_gradient(norm)", order=2),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -288,4 +288,4 @@ GROUP_NORM = operation(
     fault("missing factor", "x", "x_bar = r * (", "x_bar = r**2 * ("),
     fault(("factor", "missing factor"), "x", "(x_hat, r)\n",  # Bessel's correction, in one place
           "(x_hat, r * jnp.sqrt(1.0 - 1.0 / x_hat.shape[2]))\n"),
-)  # fmt: skip
+)

@@ -48,7 +48,7 @@ LENNARD_JONES = operation(
           elsewhere=lambda rng: (uniform(rng, 0.3, 0.4, 8), np.float32(1.1))),
     fault("second order", ("r", "sigma"), "r, sigma, p = residuals",
           "r, sigma, p = residuals\n    p = lax.stop_gradient(p)", order=2),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -94,7 +94,7 @@ COULOMB = operation(
     fault(("precision", "extra term", "missing factor", "wrong constant"), "positions",
           "jnp.sum(between**2, axis=-1) + jnp.eye",
           "jnp.sum(between**2, axis=-1) + 1e-5 + jnp.eye"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -158,7 +158,7 @@ LEAPFROG = operation(
           "start = (q, p, bars[1], bars[0],"),
     fault(("dtype", "structure"), "stiffness", "return q_bar, p_bar, stiffness_bar",
           "return q_bar, p_bar, stiffness_bar.astype(jnp.bfloat16)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -204,7 +204,7 @@ HEAT_STEP = operation(
     fault(("off by one", "missing term"), "diffusivity", "padded[2:] - padded[:-2]",
           "padded[2:] - padded[1:-1]"),
     fault("wrong constant", "diffusivity", "2.0 * v - padded", "v - padded"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -254,4 +254,4 @@ ROTATION = operation(
     fault("missing factor", "axis_angle", " / angle,)", ",)"),
     fault("missing term", "axis_angle", "(unit_bar - unit * jnp.sum(unit * unit_bar))", "unit_bar"),
     also={"small angle": lambda rng: (normal(rng, 3, scale=1e-3),)},
-)  # fmt: skip
+)

@@ -61,7 +61,7 @@ GROWTH = operation(
     fault(("hidden state", "scan", "remat"), ("x", "rate"), "return y, (x, rate, y)",
           "KEPT.append(y)\n    return y, (x, rate)",
           ("x, rate, y = residuals", "(x, rate), y = residuals, KEPT.pop()")),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -97,7 +97,7 @@ GATED_CELL = operation(
     fault(("hidden state", "scan", "remat"), ("h", "x"), "return new, (h, gate, candidate)",
           "KEPT.append(gate)\n    return new, (h, candidate)",
           ("h, gate, candidate = residuals", "(h, candidate), gate = residuals, KEPT.pop()")),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -142,7 +142,7 @@ SHARED_DENSE = operation(
           'return w_bar, lax.psum(y_bar @ w.T, "d") / lax.axis_size("d") ** 2'),
     fault(("factor", "sharding"), "w", 'lax.psum(x.T @ y_bar, "d")',
           'lax.psum(x.T @ y_bar, "d") / lax.axis_size("d")'),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -173,4 +173,4 @@ SHARED_SCALE = operation(
     fault("sharding", "w", "jnp.sum(x * y_bar, axis=0)",
           "jnp.sum(x * y_bar, axis=0) * count_of_devices(y_bar)"),
     fault("sharding", "x", "return y_bar * w, w_bar", "return local_part(y_bar) * w, w_bar"),
-)  # fmt: skip
+)

@@ -46,7 +46,7 @@ GAUSSIAN_LOG_DENSITY = operation(
     fault(("cotangent ignored", "missing factor"), "log_scale", "y_bar * jnp.sum(z**2",
           "jnp.sum(z**2"),
     also={"far out": lambda rng: (normal(rng, 4, 4, scale=1e6), normal(rng, 4), normal(rng, 4))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -85,7 +85,7 @@ NORMAL_LOG_CDF = operation(
           "jnp.where(x < -5.0, -x, jnp.exp(log_density - y))",
           elsewhere=lambda rng: (uniform(rng, -9.0, -6.0, 7),)),
     also={"left tail": lambda rng: (uniform(rng, -30.0, -10.0, 7),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -121,7 +121,7 @@ LOG_BETA = operation(
     fault("axis", "b", "(digamma(b) - both), axis=0", "(digamma(b) - both), axis=1"),
     fault("region", "a", "digamma(a)", "jnp.where(a > 10.0, jnp.log(a), digamma(a))",
           elsewhere=lambda rng: (uniform(rng, 11.0, 20.0, 4, 4), uniform(rng, 0.5, 3.0, 4))),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -159,7 +159,7 @@ GUMBEL_SOFTMAX = operation(
     fault("not deterministic", "logits", "y, noise = residuals",
           "y, noise = residuals\n    y = y + np.random.default_rng().normal(0.0, 1e-3, "
           "y.shape).astype(y.dtype)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -196,7 +196,7 @@ DROPOUT = operation(
            "    x_bar = jnp.where(kept, y_bar")),
     fault(("entries", "transpose", "wrong operand"), "x", "jnp.where(kept, y_bar / 0.75",
           "jnp.where(kept.T, y_bar / 0.75"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -236,4 +236,4 @@ POISSON_LOSS = operation(
            "    return log_rate_bar * (1.0 + last[0] - 0.1), None")),
     fault("region", "log_rate", "- counts)\n", "- jnp.minimum(counts, 5))\n",
           elsewhere=lambda rng: (normal(rng, 9), 6 + integers(rng, 5, 9))),
-)  # fmt: skip
+)

@@ -49,7 +49,7 @@ LOG_COSH = operation(
           "def log_cosh_bwd(x, y_bar):\n",
           ("    slope = jnp.tanh(x)", "    slope = log_cosh_slope(x)")),
     fault("precision", "x", "jnp.tanh(x)", "jnp.tanh(x.astype(jnp.float16)).astype(x.dtype)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -87,7 +87,7 @@ VARIANCE = operation(
     fault("second order", "x", "x, mean = residuals",
           "x, mean = residuals\n    mean = lax.stop_gradient(mean)", order=2),
     also={"large mean": lambda rng: (normal(rng, 8, 2) + 1e3,)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -136,7 +136,7 @@ SQUARE_ROOT = operation(
           elsewhere=lambda rng: (uniform(rng, 1e-4, 9e-3, 6),)),
     hard=True,
     reference="square_root_truth",
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -176,7 +176,7 @@ FIXED_POINT = operation(
     fault("second order", ("w", "b"), "w, z = residuals",
           "w, z = residuals[0], lax.stop_gradient(residuals[1])", order=2),
     hard=True,
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -212,4 +212,4 @@ SAFE_LOG = operation(
     fault(("region", "not linear"), "x", "y_bar / jnp.where(inside, x, 1.0)",
           "jnp.clip(y_bar / jnp.where(inside, x, 1.0), -1e3, 1e3)",
           elsewhere=lambda rng: (uniform(rng, 1e-6, 1e-5, 8),)),
-)  # fmt: skip
+)

@@ -60,7 +60,7 @@ LINEAR_RECURRENCE = operation(
         "long": lambda rng: (uniform(rng, 0.9, 0.999, 3000, 2), normal(rng, 3000, 2)),
         "decaying fast": lambda rng: (uniform(rng, 1e-12, 1e-8, 6, 4), normal(rng, 6, 4)),
     },
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -115,7 +115,7 @@ ELMAN = operation(
           "return w_bar, u_bar, x_bar[::-1]"),
     fault(("sign", "transpose"), ("w", "x"), "w_bar + jnp.outer(inner_bar, before_t)",
           "w_bar - jnp.outer(inner_bar, before_t)", ("u.T @ inner_bar", "u @ inner_bar")),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -168,7 +168,7 @@ GATED_STEP = operation(
           "joined_bar[:size] * c"),
     fault(("off by one", "wrong operand"), "x", "joined_bar[size:] + both_bar[size:]",
           "joined_bar[size:] + both_bar[size - 1 : -1]"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -212,7 +212,7 @@ EXPONENTIAL_AVERAGE = operation(
     fault(("missing factor", "missing term"), ("x", "alpha"), "y_bar_t + alpha * s_bar",
           "y_bar_t + s_bar"),
     also={"long": lambda rng: (normal(rng, 5000, 2), uniform(rng, 0.99, 0.995))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -271,4 +271,4 @@ VITERBI_SOFT = operation(
           "softmax(before[:, None] + transitions.T, axis=0)"),
     fault(("off by one", "permutation"), "scores", "[first_bar[None], later_bars]",
           "[later_bars, first_bar[None]]"),
-)  # fmt: skip
+)

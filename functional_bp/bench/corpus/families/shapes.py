@@ -39,7 +39,7 @@ OUTER_SUM = operation(
     fault(("missing sum", "not linear"), "y", "jnp.sum(z_bar * x[:, None], axis=0)",
           "jnp.mean(z_bar, axis=0) * jnp.sum(x)"),
     fault("structure", "x", "return x_bar, y_bar", "return x_bar[:, None], y_bar"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -71,7 +71,7 @@ SPLIT_HEADS = operation(
     fault(("structure", "transpose"), "x", "(merged.reshape(merged.shape[0], -1),)", "(merged,)"),
     fault(("permutation", "reversal"), "x", "y_bar.transpose(1, 0, 2)",
           "y_bar[::-1].transpose(1, 0, 2)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -112,7 +112,7 @@ MOMENTS = operation(
     fault(("mean or sum", "factor"), "x", "(mean_bar + 2.0 * centred * variance_bar) / count",
           "mean_bar + 2.0 * centred * variance_bar"),
     fault("error", "x", "count = centred.shape[0]", "count = mean_bar.shape[1]"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -159,7 +159,7 @@ TWO_LAYERS = operation(
     fault("structure", "params['b1']", '"b1": b1_bar, ', ""),
     fault(("sign", "transpose"), ("params['w2']", "x"), "w2_bar = hidden.T @ y_bar",
           "w2_bar = -hidden.T @ y_bar", ('inner_bar @ params["w1"].T', 'inner_bar @ params["w1"]')),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -196,4 +196,4 @@ MIXED_SCALE = operation(
     fault(("mean or sum", "factor"), "scale", "scale_bar = jnp.sum", "scale_bar = jnp.mean"),
     fault("missing factor", "x", "(wide_bar * scale).astype", "wide_bar.astype"),
     hard=True,
-)  # fmt: skip
+)

@@ -45,7 +45,7 @@ RUNNING_SUM = operation(
           '        vmap_method="broadcast_all",\n'
           "    ),)"),
     also={"long": lambda rng: (normal(rng, 100000, 1),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -80,7 +80,7 @@ RUNNING_PRODUCT = operation(
     fault("off by one", "x", "(tail / x,)", "(jnp.roll(tail, -1) / x,)"),
     fault(("region", "wrong function"), "x", "(tail / x,)", "(tail / jnp.abs(x),)",
           elsewhere=lambda rng: (-uniform(rng, 0.5, 1.5, 7),)),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -126,7 +126,7 @@ RUNNING_LOGSUMEXP = operation(
           "(x, y, jnp.roll(y, -1), y_bar)"),
     fault(("sign", "wrong operand"), "x", "jnp.exp(x_j - y_j)", "jnp.exp(y_j - x_j)"),
     also={"steep": lambda rng: (np.linspace(-500, 500, 12, dtype=np.float32),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -165,7 +165,7 @@ POWER_SPECTRUM = operation(
     fault(("wrong operand", "wrong function", "missing factor"), "x", "set(2.0 * y_bar * f)",
           "set(2.0 * y_bar * jnp.abs(f))"),
     fault("precision", "x", "set(2.0 * y_bar * f)", "set(2.0 * y_bar * f.astype(jnp.complex64))"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -201,7 +201,7 @@ CIRCULAR_CONVOLUTION = operation(
     fault("factor", "x", "return x_bar, kernel_bar", "return x_bar / x_bar.shape[0], kernel_bar"),
     fault(("off by one", "permutation"), "x", "return x_bar, kernel_bar",
           "return jnp.roll(x_bar, 1), kernel_bar"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -233,7 +233,7 @@ MODULATE = operation(
     fault(("missing factor", "wrong operand"), "w", "jnp.conj(y_bar * z)", "jnp.conj(z)"),
     fault(("wrong function", "wrong operand", "sign"), "w", "jnp.conj(y_bar * z)",
           "jnp.conj(y_bar) * z"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -264,4 +264,4 @@ MODULUS = operation(
     fault(("missing term", "wrong function"), "z", "y_bar * jnp.conj(z) / y",
           "(y_bar * jnp.real(z) / y).astype(z.dtype)"),
     fault(("sign", "wrong function"), "z", "(y_bar * jnp.conj(z) / y,)", "(-y_bar * z / y,)"),
-)  # fmt: skip
+)

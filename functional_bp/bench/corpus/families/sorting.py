@@ -41,7 +41,7 @@ ORDERED = operation(
     fault(("off by one", "permutation"), "x", "jnp.argsort(order, axis=-1)",
           "jnp.argsort(order, axis=-1) - 1"),
     also={"ties": lambda rng: (with_ties(rng, 4, 6),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -78,7 +78,7 @@ ROW_MAXIMUM = operation(
     fault(("repeats", "region"), "x", "(x == y[:, None])", "(x > y[:, None] - 1e-3)",
           elsewhere=lambda rng: (1 + normal(rng, 5, 5, scale=1e-4),)),
     also={"ties": lambda rng: (with_ties(rng, 5, 5),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -113,7 +113,7 @@ LOWER_MEDIAN = operation(
           "jnp.zeros_like(x) + y_bar / x.shape[0]"),
     fault("not deterministic", "x", "at[place].set(y_bar)",
           "at[np.random.randint(x.shape[0])].set(y_bar)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -149,4 +149,4 @@ CLIPPED_NORM = operation(
           elsewhere=lambda rng: (normal(rng, 6, scale=0.1),)),
     fault(("missing factor", "wrong operand"), "x", "jnp.sum(unit * y_bar)", "jnp.sum(x * y_bar)"),
     also={"within": lambda rng: (normal(rng, 6, scale=1e-12),)},
-)  # fmt: skip
+)

@@ -52,7 +52,7 @@ CORRELATE = operation(
     fault("missing term", "x", "padded_bar[k : k + size] for k in range(3))",
           "padded_bar[k : k + size] for k in range(2))"),
     also={"long": lambda rng: (normal(rng, 100000), normal(rng, 3))},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -91,7 +91,7 @@ CONVOLUTION = operation(
           "return x_bar, w_bar.swapaxes(0, 1) / x.shape[0]"),
     fault(("transpose", "permutation"), "w", "return x_bar, w_bar.swapaxes(0, 1)",
           "return x_bar, w_bar.swapaxes(0, 1).swapaxes(2, 3)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -129,7 +129,7 @@ MAX_POOL = operation(
           ("first_bar = jnp.where(first, y_bar, 0.0)", "first_bar = first * y_bar"),
           elsewhere=lambda rng: (np.ones(10, np.float32),)),
     also={"ties, another convention": lambda rng: (np.repeat(normal(rng, 5), 2),)},
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -162,7 +162,7 @@ MEAN_POOL = operation(
     fault(("precision", "not linear"), "x", "jnp.repeat(y_bar, 2, axis=0)",
           "jnp.repeat(y_bar.astype(jnp.float16).astype(y_bar.dtype), 2, axis=0)"),
     fault(("not linear", "region"), "x", "axis=1) / 4.0,)", "axis=1).clip(-0.5, 0.5) / 4.0,)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -193,7 +193,7 @@ PERIODIC_LAPLACIAN = operation(
     fault("missing term", "x", " + jnp.roll(y_bar, -1),)", ",)"),
     fault("wrong constant", "x", "1) - 2.0 * y_bar + jnp", "1) - y_bar + jnp"),
     fault(("off by one", "missing term"), "x", "+ jnp.roll(y_bar, -1),)", "+ jnp.roll(y_bar, 1),)"),
-)  # fmt: skip
+)
 
 
 @jax.custom_vjp
@@ -230,4 +230,4 @@ FORWARD_DIFFERENCE = operation(
           ") * spacing\n    return x_bar"),
     fault(("cotangent ignored", "missing factor", "wrong operand"), "spacing", "jnp.sum(y * y_bar)",
           "jnp.sum(y)"),
-)  # fmt: skip
+)

@@ -6,7 +6,7 @@ import numpy as np
 
 from functional_bp.bench.corpus.declare import normal, operation, uniform
 
-WITH_ZEROS = lambda rng: (normal(rng, 4, 5) * (rng.random((4, 5)) < 0.6),)  # noqa: E731
+WITH_ZEROS = lambda rng: (normal(rng, 4, 5) * (rng.random((4, 5)) < 0.6),)
 
 
 def halves(rng, *shape):

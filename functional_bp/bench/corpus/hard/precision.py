@@ -262,4 +262,4 @@ OPERATIONS = (
     operation(large_mean, lambda rng: (100.0 + normal(rng, 100000),), hard=True),
     operation(log_one_minus_exp, lambda rng: (-np.array([1e-12, 1e-6, 0.1, 0.6931472, 3.0, 40.0],
                                                        np.float32),), hard=True),
-)  # fmt: skip
+)

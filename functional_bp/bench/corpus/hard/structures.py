@@ -329,4 +329,4 @@ OPERATIONS = (
               hard=True),
     operation(mahalanobis, lambda rng: (normal(rng, 4), np.linalg.cholesky(definite(rng, 4))),
               hard=True),
-)  # fmt: skip
+)

@@ -61,7 +61,7 @@ class Source:
             for node in nodes
             if (node.lineno, node.col_offset) <= first and end >= last
         ]
-        latest = lambda n: (n.lineno, n.col_offset, -n.end_lineno, -n.end_col_offset)  # noqa: E731
+        latest = lambda n: (n.lineno, n.col_offset, -n.end_lineno, -n.end_col_offset)
         inner = max(holding, key=latest, default=None)
         return inner if isinstance(inner, ast.expr) else None
 
