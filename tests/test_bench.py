@@ -1,4 +1,4 @@
-"""``functional-bp bench engine``: its columns, and that its figures are of the same mathematics."""
+"""``python -m benchmarks engine``: its columns, and that both sides compute the same."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import pytest
 
-from functional_bp import bench
-from functional_bp.bench.engine import SIDES, TRANSFORMS, table
-from functional_bp.bench.models import models
-from functional_bp.cli.main import main
+from benchmarks import engine
+from benchmarks.__main__ import main
+from benchmarks.engine import SIDES, TRANSFORMS, measure, table
+from benchmarks.models import models
 
 RATIOS = ("trace_seconds", "compile_seconds", "run_seconds", "temporary_bytes", "flops")
 
@@ -20,8 +20,6 @@ RATIOS = ("trace_seconds", "compile_seconds", "run_seconds", "temporary_bytes", 
 @pytest.fixture(scope="module")
 def rows() -> Any:
     """One row of the bench, measured once."""
-    from functional_bp.bench.engine import measure
-
     with jax.enable_x64(False):
         return measure({"mlp": models["mlp"]}, 1)
 
@@ -51,7 +49,7 @@ def test_the_table_has_a_line_per_model_and_the_median(rows: Any) -> None:
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     with jax.enable_x64(False):
-        status = main(["bench", "engine", "--models", "mlp", "--repeats", "1", "--json"])
+        status = main(["engine", "--models", "mlp", "--repeats", "1", "--json"])
     assert status == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["model"] == "mlp" and set(RATIOS) <= set(row)
@@ -66,23 +64,19 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", *words]) == 2
+    assert main([*words]) == 2
     assert text in capsys.readouterr().err
 
 
 def test_the_error_of_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = lambda f: lambda *args: jax.value_and_grad(lambda *a: 1.01 * f(*a))(*args)
     monkeypatch.setitem(TRANSFORMS["value_and_grad"], "bp", wrong)
-    from functional_bp.bench.engine import measure
-
     (row,) = measure({"mlp": models["mlp"]}, 1)
     assert row["largest_error"] > 5e-3
 
 
 @pytest.mark.parametrize("name", ["hessian-vector-product", "jacobian", "hessian"])
 def test_a_model_may_name_another_transform(name: str) -> None:
-    from functional_bp.bench.engine import measure
-
     assert models[name]().transform in TRANSFORMS and models[name]().transform != "value_and_grad"
     with jax.enable_x64(False):
         (row,) = measure({name: models[name]}, 1)
@@ -91,6 +85,6 @@ def test_a_model_may_name_another_transform(name: str) -> None:
 
 def test_every_model_runs_by_name() -> None:
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    args = parser.parse_args(["engine", "--models", *models])
+    engine.add_arguments(parser)
+    args = parser.parse_args(["--models", *models])
     assert args.models == list(models) and args.repeats == 9

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from sampling import sampled
 
-from functional_bp.bench.corpus import Case, Operation, cases, load, operations
-from functional_bp.bench.corpus.declare import Fault, fault
-from functional_bp.bench.corpus.sources import edited
-from functional_bp.bench.rivals import (
+from benchmarks.__main__ import main
+from benchmarks.corpus import Case, Operation, cases, load, operations
+from benchmarks.corpus.declare import Fault, fault
+from benchmarks.corpus.sources import edited
+from benchmarks.rivals import (
     compare_with_vjp,
     cotangents,
     only_actives,
@@ -25,9 +26,8 @@ from functional_bp.bench.rivals import (
     rivals,
     widened,
 )
-from functional_bp.bench.scores import score
-from functional_bp.bench.trials import OURS, Trial, checkers
-from functional_bp.cli.main import main
+from benchmarks.scores import score
+from benchmarks.trials import OURS, Trial, checkers
 
 # Relative to the cotangent of the largest argument: rounding of float64, with room for
 # ill-conditioned inputs, and what a fault must exceed to be one.
@@ -299,7 +299,7 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         "jax.vjp float32",
         "--json",
     ]
-    assert main(["bench", "check", *words]) == 0
+    assert main(["check", *words]) == 0
     data = json.loads(capsys.readouterr().out)
     own = data["scores"]["jax.vjp float32"]
     assert (own["found"], own["faults"], own["right"]) == (1, 1, 2)
@@ -307,13 +307,13 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "check", "--only", "silu:factor", "--checkers", "jax.vjp"]) == 0
+    assert main(["check", "--only", "silu:factor", "--checkers", "jax.vjp"]) == 0
     out = capsys.readouterr().out
     assert "jax.vjp float32" in out and "missed:\n  silu:factor" in out
 
 
 def test_the_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "check", "--list", "--limit", "7"]) == 0
+    assert main(["check", "--list", "--limit", "7"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
@@ -326,7 +326,7 @@ def test_the_command_lists_cases(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "check", *words]) == 2
+    assert main(["check", *words]) == 2
     assert text in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""``functional-bp bench train``: its columns, and that all sides train the same model."""
+"""``python -m benchmarks train``: its columns, and that all sides train the same model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import pytest
 
-from functional_bp.bench import train
-from functional_bp.bench.trainers import LeftOutError, cycle, tasks
-from functional_bp.cli.main import main
+from benchmarks import train
+from benchmarks.__main__ import main
+from benchmarks.trainers import LeftOutError, cycle, tasks
 
 OURS = ("jax", "step")
 
@@ -177,10 +177,10 @@ def test_the_command_prints_json(
     for part in train.PARTS:
         monkeypatch.setitem(train.PARTS, part, quick)
     monkeypatch.setattr(train.measure, "__defaults__", (0.0, 0.0))
-    assert main(["bench", "train", "--only", "mlp", "--repeats", "1", "--json"]) == 0
+    assert main(["train", "--only", "mlp", "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["model"] for row in found["rows"]] == ["mlp"]
-    assert main(["bench", "train", "--only", "mlp", "--repeats", "1"]) == 0
+    assert main(["train", "--only", "mlp", "--repeats", "1"]) == 0
     assert "above 1 is faster" in capsys.readouterr().out
 
 
@@ -192,5 +192,5 @@ def test_the_command_prints_json(
     ],
 )
 def test_called_wrongly(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "train", *words]) == 2
+    assert main(["train", *words]) == 2
     assert text in capsys.readouterr().err

@@ -13,7 +13,8 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
-from functional_bp.explanation.explanation import NoValuesError, UnreachedError
+from functional_bp.explanation.explanation import NoValuesError
+from functional_bp.explanation.record import UnreachedError
 from functional_bp.graph.graph import UnknownVariableError
 
 X = jnp.array([0.3, -1.2, 2.0])

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import jax
 import pytest
 
-from functional_bp.bench.train import AGREED, FITS, SIDES
-from functional_bp.bench.trainers import tasks
+from benchmarks.train import AGREED, FITS, SIDES
+from benchmarks.trainers import tasks
 
 pytestmark = [
     pytest.mark.libraries,

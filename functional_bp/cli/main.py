@@ -25,10 +25,6 @@ COMMANDS = {
         "show a function's graph with its values, gradients and formulas",
     ),
     "rules": ("functional_bp.cli.rules", "list the VJP rules, or show one in full"),
-    "bench": (
-        "functional_bp.bench",
-        "measure engine and check beside JAX's and others",
-    ),
 }
 
 INTERRUPTED = 130  # as shells report a program that was stopped with Ctrl-C

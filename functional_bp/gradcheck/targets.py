@@ -27,7 +27,6 @@ from functional_bp.gradcheck.marks import marks_in
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
 MAIN = "__main__"
 WITHOUT_GRADIENT = ("no tangent space", "piecewise constant")  # declared, not derived
-CORPUS = "functional_bp.bench.corpus"  # what the check itself is measured on
 PLUGIN = "functional_bp.gradcheck.plugin"  # needs pytest, and has no gradient in it
 
 
@@ -166,7 +165,7 @@ def _modules(module: ModuleType) -> Iterator[ModuleType | Target]:
         return
     prefix = module.__name__ + "."
     for entry in pkgutil.walk_packages(path, prefix, onerror=lambda name: None):
-        if entry.name.rpartition(".")[2] == MAIN or entry.name.startswith((PLUGIN, CORPUS)):
+        if entry.name.rpartition(".")[2] == MAIN or entry.name.startswith(PLUGIN):
             continue
         try:
             yield _import(entry.name)
