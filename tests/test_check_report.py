@@ -234,4 +234,4 @@ def test_each_format_is_a_file() -> None:
     import pkgutil
 
     names = {module.name for module in pkgutil.iter_modules(formats.__path__)}
-    assert names == {"github", "html", "json", "junit", "markdown", "text", "words"}
+    assert names == {"html", "json", "markdown", "text", "words"}

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import Target
 
-FORMATS = {"text": "", "json": ".json", "markdown": ".md", "html": ".html", "junit": ".xml",
-           "github": ""}  # fmt: skip
+FORMATS = {"text": "", "json": ".json", "markdown": ".md", "html": ".html"}
 PLAIN_WIDTH = 100  # characters per line where the output is not a terminal
 EPILOG = """\
 What is checked:
@@ -256,11 +255,11 @@ def _show(reports: Sequence[Report], kind: str, output: str | None) -> None:
 
 
 def _render(reports: Sequence[Report], kind: str) -> str:
-    from functional_bp.gradcheck.formats import github, html, json, junit, markdown, text
+    from functional_bp.gradcheck.formats import html, json, markdown, text
 
     if kind == "text":
         return text.plain(reports, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
-    modules = {"json": json, "markdown": markdown, "html": html, "junit": junit, "github": github}
+    modules = {"json": json, "markdown": markdown, "html": html}
     return modules[kind].render(reports)
 
 

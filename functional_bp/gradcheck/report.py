@@ -58,18 +58,6 @@ class Report(CheckResult):
 
         return markdown.render([self])
 
-    def to_junit(self) -> str:
-        """JUnit XML: a test case for every row of the table and every finding beside them."""
-        from functional_bp.gradcheck.formats import junit
-
-        return junit.render([self])
-
-    def to_github(self) -> str:
-        """Lines by which GitHub Actions annotates the source."""
-        from functional_bp.gradcheck.formats import github
-
-        return github.render([self])
-
     def to_json(self) -> str:
         """JSON with everything in it; ``Report.from_json`` reads it."""
         from functional_bp.gradcheck.formats import json

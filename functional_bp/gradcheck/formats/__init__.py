@@ -1,1 +1,1 @@
-"""A report as text, HTML, Markdown, JSON, JUnit XML and annotations: one format a file."""
+"""A report as text, HTML, Markdown and JSON: one format a file."""
