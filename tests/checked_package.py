@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sample_reports import ALL, RIGHT, WRONG
 
-from functional_bp.cli.main import main
+from functional_bp.cli import main
 from functional_bp.gradcheck import check as checker
 from functional_bp.gradcheck import targets
 from functional_bp.gradcheck.report import Report

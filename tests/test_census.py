@@ -121,7 +121,7 @@ def test_each_rule_says_what_it_is(rule: Rule) -> None:
     reason = CENSUS["without cases"].get(rule.primitive.name)
     assert rule.cases or reason, "no cases: give inputs that it is tested on"
     assert Path(rule.file).is_file() and rule.line > 0, "no source line"
-    assert Path(rule.file).parent.name == "rules"
+    assert Path(rule.file).parent.name == "vjps"
 
 
 def test_each_rule_stands_where_it_says() -> None:

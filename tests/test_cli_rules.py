@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
-from functional_bp.cli.main import gallery, main
+from functional_bp.cli import gallery, main
 from functional_bp.engine import improvements as declared
 
 PACKAGE = Path(bp.__file__).parent

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from functional_bp.cli import demo
 from functional_bp.cli.demo import RELATIVE_TOLERANCE, batches, compare, load_digits
-from functional_bp.cli.main import demo
 
 
 def run(*options: str) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.cli.main import main
+from functional_bp.cli import main
 from functional_bp.explanation.explanation import Explanation
 
 MODEL = '''

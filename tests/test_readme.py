@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import functional_bp as bp
-from functional_bp.cli.main import main
+from functional_bp.cli import main
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

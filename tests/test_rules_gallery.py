@@ -11,12 +11,12 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
+from functional_bp.cli import gallery, main
 from functional_bp.cli.gallery import improvements_of, primitive_of
-from functional_bp.cli.main import gallery, main
 from functional_bp.engine.improvements import improvements
 from functional_bp.engine.rule import Rule
 
-PAGE = Path(gallery.HOME) / "functional_bp" / "rules" / "README.md"
+PAGE = Path(gallery.HOME) / "functional_bp" / "vjps" / "README.md"
 RULES = sorted(bp.rules.values(), key=lambda rule: rule.primitive.name)
 REFRESH = "run: functional-bp rules --markdown > functional_bp/vjps/README.md (newest JAX)"
 

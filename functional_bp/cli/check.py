@@ -142,7 +142,7 @@ def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) ->
 
 
 def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, Any]:
-    """The options of ``functional_bp.gradcheck`` that stand on the command line."""
+    """The options of ``functional_bp.check`` that stand on the command line."""
     from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError, lookup, positions
 
@@ -182,7 +182,7 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
 
 
 def _expectation(text: str, target: Target) -> Any:
-    """A number, a function by its name, or a word that ``functional_bp.gradcheck`` knows."""
+    """A number, a function by its name, or a word that ``functional_bp.check`` knows."""
     from functional_bp.gradcheck.targets import lookup
 
     try:

@@ -425,7 +425,8 @@ def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> 
 def _check_scalar(fun: Callable[..., Any], value: Any, holomorphic: bool) -> None:
     name = getattr(fun, "__name__", "the function")
     leaves, tree = jax.tree.flatten(value)
-    if not jax.tree_util.treedef_is_leaf(tree) or jax.typeof(leaves[0]).shape != ():
+    is_array = len(leaves) == 1 and jax.tree_util.treedef_is_leaf(tree)
+    if not is_array or jax.typeof(leaves[0]).shape != ():
         raise NotDifferentiableError(
             compose(
                 f"Gradient only defined for scalar-output functions; {name} returns another",

@@ -20,7 +20,7 @@ class Mark:
         subject: what is marked.
         arguments: the inputs, or a single function without parameters that returns them; empty
             where they are to be found as ``functional_bp.gradcheck.targets`` says.
-        options: those of ``functional_bp.gradcheck``.
+        options: those of ``functional_bp.check``.
         line: where it is marked.
     """
 
@@ -44,7 +44,7 @@ def checked(*args: Any, **options: Any) -> Any:
         *args: the inputs to check it on; or one function without parameters that returns a tuple
             of them, called when it is checked; or nothing, where the annotations or an
             ``example_inputs`` function of the module give them.
-        **options: those of ``functional_bp.gradcheck``: ``reference=``, ``argnums=``, ``quick=``, …
+        **options: those of ``functional_bp.check``: ``reference=``, ``argnums=``, ``quick=``, …
 
     Example:
         >>> import functional_bp as bp

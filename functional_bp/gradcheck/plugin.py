@@ -26,7 +26,7 @@ class CheckGradient(Protocol):
     def __call__(
         self, subject: Any, *args: Any, inconclusive: bool = False, **options: Any
     ) -> Report:
-        """As ``functional_bp.gradcheck``; raises if the gradient is wrong."""
+        """As ``functional_bp.check``; raises if the gradient is wrong."""
         ...
 
 
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def check_gradient() -> CheckGradient:
-    """Checks a hand-derived gradient as ``functional_bp.gradcheck`` does, and fails if it is wrong.
+    """Checks a hand-derived gradient as ``functional_bp.check`` does, and fails if it is wrong.
 
     With ``inconclusive=True`` it also fails where no verdict was reached. Returns the report.
     """

@@ -40,10 +40,10 @@ class Target:
 
     Attributes:
         name: what a person calls it, as in ``mypackage.ops:layer_norm``.
-        subject: what ``functional_bp.gradcheck`` is given; None where there is an ``error``.
+        subject: what ``functional_bp.check`` is given; None where there is an ``error``.
         module: where it stands.
         arguments: the inputs of its mark; see ``Mark``.
-        options: of ``functional_bp.gradcheck``.
+        options: of ``functional_bp.check``.
         brings_inputs: whether it is checked without being given any (a rule has cases).
         line: of its mark; 0 where it has none.
         error: why it cannot be checked, for a module of a package that cannot be imported.

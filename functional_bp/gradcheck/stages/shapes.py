@@ -21,7 +21,7 @@ from functional_bp.gradcheck.subject import all_finite, double, farthest, nudged
 from functional_bp.graph.interpret import unit_of
 
 JIT_TOLERANCE = 2e-3  # relative, in float32: compilers reorder sums
-PACKAGES = ("site-packages", "functional_bp/check", "functional_bp/graph", "<")
+PACKAGES = ("site-packages", "functional_bp/gradcheck", "functional_bp/graph", "<")
 
 
 def shapes(trial: Trial) -> None:
