@@ -16,7 +16,7 @@ from jax.interpreters import ad
 import functional_bp as bp
 from functional_bp.engine.rule import Rule
 
-CENSUS = json.loads((Path(__file__).parent / "data" / "primitives.json").read_text())
+CENSUS = json.loads((Path(__file__).parents[1] / "data" / "primitives.json").read_text())
 ROWS = {row["name"]: row for row in CENSUS["tier 1, in people's graphs"]}
 
 # Kernel languages for one kind of device; they need that device's compilers to import.

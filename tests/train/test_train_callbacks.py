@@ -71,7 +71,7 @@ def through_json(saved: Callback, fresh: Any) -> Any:
 
 
 # Stopping. The last epochs are what Keras 3.15's EarlyStopping gives on the same values;
-# tests/test_train_keras.py compares with Keras itself on drawn ones.
+# test_train_keras.py compares with Keras itself on drawn ones.
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 import functional_bp as bp
 from functional_bp.explanation.numbers import format_number, format_value
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "textbook_pictures.py"
 COMMITTED = sorted((ROOT / "examples" / "pictures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"

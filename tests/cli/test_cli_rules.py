@@ -177,7 +177,7 @@ def test_signature_and_keeps_of_every_form() -> None:
     assert facts["signature"] == "x, y -> z | r"
     assert facts["keeps"] == {"x, y": ["x", "r"]}
     assert gallery.keeps(facts) == "x_bar, y_bar: x, r"
-    assert facts["file"] == "tests/test_cli_rules.py"
+    assert facts["file"] == "tests/cli/test_cli_rules.py"
     code = gallery.code(facts)
     assert code.startswith("def test_signature_and_keeps_of_every_form") and '"x, y -> z' in code
 

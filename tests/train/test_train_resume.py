@@ -197,7 +197,7 @@ def test_the_last_good_state_is_saved(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, hashlib, signal, numpy as np, jax, optax
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split("|")
 from test_train_resume import fit
 from functional_bp import train
 
@@ -212,7 +212,9 @@ print(hashlib.sha256(data).hexdigest(), history.stopped, len(history["loss"]), f
 
 
 def start(folder: Path, epochs: int) -> subprocess.Popen[str]:
-    words = [sys.executable, "-c", PROGRAM, str(Path(__file__).parent), str(folder), str(epochs)]
+    here = Path(__file__).parent
+    paths = f"{here}|{here.parent / 'support'}"
+    words = [sys.executable, "-c", PROGRAM, paths, str(folder), str(epochs)]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ})
 
 
