@@ -12,10 +12,12 @@ from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 from jax import dtypes
 from jax._src import core as _core
 from jax._src import source_info_util as _source
+from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.literals import TypedNdArray as _TypedNdArray
 from jax.errors import InconclusiveDimensionOperation
@@ -30,6 +32,11 @@ from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
 OPERATION = __file__.replace("_jax.py", "engine/operation.py")
+
+PERTURBED: Any = object.__new__(_ad.JVPTracer)  # stands for any value with a tangent
+PERTURBED.tangent = None
+
+jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
 _ENGINE = ("sweeps", "define_by_run", "recording", "tangents")
 for _module in ("_jax", *(f"engine/{name}" for name in _ENGINE)):

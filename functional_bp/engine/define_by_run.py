@@ -43,6 +43,10 @@ class Follower(_jax.Tracer):
         """
         return None if _jax.asks_if_neutral() else _jax.concrete(self.primal)
 
+    def _contents(self) -> list[tuple[str, Any]]:
+        """What JAX asks for a value that depends on a differentiated one (closure_convert)."""
+        return [("primal", _jax.PERTURBED)]
+
     def _known(self, is_number: bool = False) -> Any:
         if not self._trace.is_valid():
             raise _jax.escaped(self)
@@ -81,6 +85,9 @@ class Follower(_jax.Tracer):
 
     def _short_repr(self) -> str:
         return f"{type(self).__name__}({self.primal!r})"
+
+    def __init_subclass__(cls) -> None:
+        cls.__module__ = "jax"  # libraries that dispatch on a value's package take it for JAX's
 
 
 class ClosureError(BackpropError, jax.errors.UnexpectedTracerError):

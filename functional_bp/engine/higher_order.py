@@ -108,6 +108,9 @@ class Unruled(Structure):
 
 def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
     """The structure that asks JAX for the rule that a primitive's author registered there."""
-    if options.strict or eqn.primitive not in ad.primitive_jvps or rules.foreign is None:
+    primitive = eqn.primitive
+    is_transposable = options.linear and primitive in ad.primitive_transposes
+    if options.strict or not (primitive in ad.primitive_jvps or is_transposable):
         return Unruled
+    assert rules.foreign is not None
     return rules.foreign

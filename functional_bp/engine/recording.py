@@ -153,7 +153,7 @@ class Recorder(_Recording):
         on, values = split(self, operands)
         with _jax.under(self.parent_trace):
             call = chosen_call(primitive, params, values, on)
-            outs, pull = jax.vjp(call, *(x for x, o in zip(values, on) if o))
+            outs, pull = _jax.vjp(call, *(x for x, o in zip(values, on) if o))
         avals = list(map(jax.typeof, outs))
         eqn = _jax.equation(primitive, {}, list(map(self.atom, operands)), avals, prefix=self.depth)
         floats = tuple(map(has_tangent, avals))

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import JaxprEqn
+from jax.interpreters import ad
 from jax.interpreters.ad import Zero
 
+from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Structure, Sweep, has_tangent
+from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep, has_tangent
 from functional_bp.engine.rule import rules
 
 
@@ -23,7 +26,7 @@ class Registered(Structure):
         """Run the author's forward rule with respect to the wanted operands alone."""
         run = lambda full: sweeps.evaluate(self.eqn, full)
         chosen = [x for x, on in zip(operands, self.wanted) if on]
-        return jax.vjp(sweeps.of_chosen(run, operands, self.wanted), *chosen)
+        return _jax.vjp(sweeps.of_chosen(run, operands, self.wanted), *chosen)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the author's backward rule; it is told which cotangents are zero, if it asks."""
@@ -40,6 +43,12 @@ class Foreign(Registered):
     that of a Pallas kernel.
     """
 
+    def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
+        """Where there is a transpose alone, that."""
+        if eqn.primitive not in ad.primitive_jvps:
+            return Transposable(eqn, active, options)
+        return super().__new__(cls)
+
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The author's tangent rule itself."""
         del sweep
@@ -47,9 +56,31 @@ class Foreign(Registered):
         run = lambda full: sweeps.evaluate(self.eqn, full)
         primals = [x for x, o in zip(operands, on) if o]
         chosen_dots = [dot for dot in dots if dot is not None]
-        outs, out_dots = jax.jvp(sweeps.of_chosen(run, operands, on), primals, chosen_dots)
+        outs, out_dots = _jax.jvp(sweeps.of_chosen(run, operands, on), primals, chosen_dots)
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return outs, [dot if on else None for dot, on in zip(out_dots, floats)]
+
+
+class Transposable(Registered):
+    """A third party's primitive that is met in tangents alone: its author gave the transpose.
+
+    Residuals: the operands in which it is not linear here.
+    """
+
+    def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
+        """Run it, and keep the other operands."""
+        fixed = [None if on else x for x, on in zip(operands, self.wanted)]
+        return sweeps.evaluate(self.eqn, operands), fixed
+
+    def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
+        """Ask for the author's transpose."""
+        run = lambda full: sweeps.evaluate(self.eqn, full)
+        avals = [a.aval for a, on in zip(self.eqn.invars, self.wanted) if on]
+        pairs = zip(self.eqn.outvars, cotangents)
+        bars = [sweeps.zeros(v.aval) if bar is None else bar for v, bar in pairs]
+        pull = jax.linear_transpose(sweeps.of_chosen(run, residuals, self.wanted), *avals)
+        found = iter(pull(bars))
+        return [next(found) if on else None for on in self.wanted]
 
 
 rules.foreign = Foreign

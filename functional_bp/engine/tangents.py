@@ -81,9 +81,9 @@ class Pusher(DefineByRun):
             call = chosen_call(primitive, params, values, on)
             primals = [x for x, o in zip(values, on) if o]
             if primitive is primitives.custom_jvp_call_p:
-                outs, out_dots = jax.jvp(call, primals, dots)
+                outs, out_dots = _jax.jvp(call, primals, dots)
             else:
-                outs, pull = jax.vjp(call, *primals)
+                outs, pull = _jax.vjp(call, *primals)
                 floats = [has_tangent(jax.typeof(x)) for x in outs]
                 avals = [jax.typeof(x) for x, o in zip(outs, floats) if o]
                 full = lambda bars: pull(_spread_floats(bars, outs, floats))

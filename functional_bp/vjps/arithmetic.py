@@ -223,7 +223,8 @@ def pull_base(z_bar: Any, x: Any, y: Any) -> Any:
     exponent = lax.convert_element_type(y, x.dtype)
     slope = mul(exponent, lax.pow(x, sub(exponent, constant(1, x))))
     if y.dtype.kind in "iu":
-        slope = lax.select(lax.eq(y, constant(0, y)), lax.full_like(slope, 0), slope)
+        is_zero = lax.broadcast_in_dim(lax.eq(y, constant(0, y)), slope.shape, range(y.ndim))
+        slope = lax.select(is_zero, lax.full_like(slope, 0), slope)
     return mul(z_bar, slope)
 
 

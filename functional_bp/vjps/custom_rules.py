@@ -155,6 +155,6 @@ class CustomJVP(Structure):
         run = lambda full: sweeps.evaluate(self.eqn, full)
         primals = [x for x, on in zip(operands, self.wanted) if on]
         call = sweeps.of_chosen(run, operands, self.wanted)
-        values, out_dots = jax.jvp(call, primals, list(dots))
+        values, out_dots = _jax.jvp(call, primals, list(dots))
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return values, [dot if on else None for dot, on in zip(out_dots, floats)]

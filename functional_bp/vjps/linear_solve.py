@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import eval_jaxpr
 from jax.extend.core import JaxprEqn, primitives
@@ -26,11 +27,19 @@ def _solve(a: Any, b: Any, symmetric: bool = False) -> Any:
     return lax.custom_linear_solve(lambda x: a @ x, b, direct, transposed, symmetric=symmetric)
 
 
+def _with_a_boundary(b: Any) -> Any:
+    ends = np.array([0, 3])
+    product = lambda x: (2 * x).at[ends].set(3 * x[ends])
+    solve = lambda _, b: (b / 2).at[ends].set(b[ends] / 3)
+    return lax.custom_linear_solve(product, b, solve, symmetric=True)
+
+
 @structure(
     primitives.linear_solve_p,
     cases=[
         case(_solve, real(3, 3), real(3), half=False, note="LAPACK has no half precision"),
         case(lambda a, b: _solve(a, b, True), real(3, 3), real(3), half=False),
+        case(_with_a_boundary, real(4), note="symmetric, by operations that JAX cannot transpose"),
     ],
 )
 class LinearSolve(Structure):
@@ -103,26 +112,14 @@ class LinearSolve(Structure):
         rest = [None] * (len(self.active) - len(theta_bar) - self.count)
         return [*theta_bar, *rest, *b_bar]
 
-    def _transposed_solve(self, constants: list[Any], x_bar: list[Any]) -> list[Any]:
-        """b̄ with Aᵀ b̄ = x̄, itself a custom linear solve, so that it can be differentiated."""
-        names = ("matvec", "vecmat", "solve", "transpose_solve")
-        run = {}
-        for name, where in zip(names, self.starts):
-            jaxpr = getattr(self.jaxprs, name)
-            run[name] = None if jaxpr is None else self._function(jaxpr, constants[where])
-        return list(
-            lax.custom_linear_solve(
-                run["vecmat"], x_bar,
-                lambda _, b: run["transpose_solve"](b)[: self.count],
-                lambda _, b: run["solve"](b)[: self.count],
-                symmetric=False,
-            )
-        )
-
-    @staticmethod
-    def _function(jaxpr: Any, constants: Sequence[Any]) -> Any:
-        body, consts = _jax.open_jaxpr(jaxpr)
-        return lambda x: eval_jaxpr(body, consts, *constants, *x)
+    def _transposed_solve(self, constants: list[Any], x_bar: list[Any]) -> Sequence[Any]:
+        """b̄ with Aᵀ b̄ = x̄: the same operation, with A and Aᵀ in each other's place."""
+        params = self.eqn.params
+        matvec, vecmat, solve, transposed = (constants[where] for where in self.starts)
+        return self.eqn.primitive.bind(
+            *vecmat, *matvec, *transposed, *solve, *x_bar,
+            const_lengths=params["const_lengths"].transpose(), jaxprs=self.jaxprs.transpose(),
+        )[: self.count]
 
 
 @structure(

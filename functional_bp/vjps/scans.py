@@ -269,9 +269,29 @@ class Scan(Structure):
         outs = _spread_over([*last, *ys], self.needed)
         return outs, step.kept(env, {"xs": xs, "ys": ys, "after": last, "stacked": stacked})
 
+    def _reached_from(self, given: Mask) -> tuple[Mask, Mask]:
+        """Which states have a cotangent, and which inputs of a step, if these outputs have one.
+
+        A function that is recorded is planned for all outputs. A state whose cotangent stays zero
+        has none: times an infinite slope, zero would be no number.
+        """
+        seeded = tuple(s and g for s, g in zip(self.seeded[: self.carries], given))
+        ys = given[self.carries :]
+        if (*seeded, *ys) == self.seeded:
+            return seeded, self.plan.reached
+        nothing = (False,) * len(given)
+        while True:
+            plan = make_plan(self.jaxpr, self.body_active, (*seeded, *ys), nothing, self.options)
+            useful = union(plan.reached[self.groups[1]], seeded)
+            useful = tuple(u and s for u, s in zip(useful, self.seeded))
+            if useful == seeded:
+                return seeded, plan.reached
+            seeded = useful
+
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """The adjoint recursion, as a scan in the other direction."""
-        nc, jaxpr, reached = self.carries, self.jaxpr, self.plan.reached
+        nc, jaxpr = self.carries, self.jaxpr
+        seeded, reached = self._reached_from(tuple(bar is not None for bar in cotangents))
         k_vars, c_vars, x_vars = (jaxpr.invars[group] for group in self.groups)
         k_on, c_on, x_on = (reached[group] for group in self.groups)
         fill = lambda bar, var: sweeps.zeros(var.aval) if bar is None else bar
@@ -281,22 +301,20 @@ class Scan(Structure):
             k_bar, c_bar, after = state
             kept, y_bar = slices
             tree, after = residuals.at_step(fixed, kept, after)
-            c_bars = _spread_over(c_bar, self.seeded[:nc])
+            c_bars = _spread_over(c_bar, seeded)
             found = sweeps.reverse(self.plan, tree, [*c_bars, *y_bar])
             k_found, c_found, x_found = (found[group] for group in self.groups)
             k_bar = [s if b is None else lax.add(s, b) for s, b in zip(k_bar, _only(k_found, k_on))]
-            c_new = [fill(b, v) for b, v, on in zip(c_found, c_vars, self.seeded) if on]
+            c_new = [fill(b, v) for b, v, on in zip(c_found, c_vars, seeded) if on]
             x_new = [fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on]
             return (k_bar, c_new, after), x_new
 
-        c_start = [
-            fill(bar, var) for bar, var, on in zip(cotangents[:nc], c_vars, self.seeded) if on
-        ]
+        c_start = [fill(bar, var) for bar, var, on in zip(cotangents, c_vars, seeded) if on]
         k_start = [sweeps.zeros(v.aval) for v in _only(k_vars, k_on)]
         params = self.eqn.params
         start, slices = (k_start, c_start, last), (stacked, list(cotangents[nc:]))
         (k_bar, c_bar, _), x_bar = scan_steps(body, start, slices, params, not params["reverse"])
-        found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, self.seeded[:nc])]
+        found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, seeded)]
         found += _spread_over(x_bar, x_on)
         return [bar if on else None for bar, on in zip(found, self.wanted)]
 

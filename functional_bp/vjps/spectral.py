@@ -34,6 +34,10 @@ from functional_bp.vjps.matrices import (
 linalg = lax.linalg
 
 
+class EigenvectorError(NotDifferentiableError, NotImplementedError):
+    """Derivatives of the eigenvectors of a general matrix hold only where they are asked for."""
+
+
 def _reciprocal_gaps(w: Array, like: Array) -> Array:
     """F_ij = 1/(w_j − w_i), 0 on the diagonal."""
     unit = identity(like)
@@ -192,12 +196,12 @@ def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvector
     Kinks: equal eigenvalues; for the vectors also two entries tied for the largest.
 
     Raises:
-        NotDifferentiableError: eigenvectors without ``enable_eigvec_derivs=True``.
+        EigenvectorError: eigenvectors without ``enable_eigvec_derivs=True``.
     """
     w_bar = None if w_bar is None else conj(w_bar)
     bars = [None if bar is None else conj(bar) for bar in vectors_bar]
     if any(bar is not None for bar in bars) and not enable_eigvec_derivs:
-        raise NotDifferentiableError(
+        raise EigenvectorError(
             compose(
                 "the derivative of eigenvectors of a general matrix was not asked for",
                 got=f"eig of {describe(a_t)} with a gradient through its eigenvectors",

@@ -295,6 +295,72 @@ def test_references_are_followed() -> None:
     )
 
 
+# --- a state that comes to nothing ---------------------------------------------------------------
+
+
+def scanned(w: Any) -> Any:
+    return lax.scan(lambda c, _: ((c[0] * c[0], jnp.sqrt(0 * c[0])), None), (w, 0.0), None, 3)[0][0]
+
+
+def looped(w: Any) -> Any:
+    """The last step's error stands in the state, as a stopping criterion does."""
+    return lax.fori_loop(0, 3, lambda _, c: (c[0] * c[0], jnp.sqrt(c[0] - c[0])), (w, 0.0))[0]
+
+
+def until(w: Any) -> Any:
+    step = lambda c: (c[0] * c[0], jnp.sqrt(0 * c[0]), c[2] + 1)
+    return lax.while_loop(lambda c: c[2] < 3, step, (w, 0.0, 0))[0]
+
+
+def of_a_constant(w: Any) -> Any:
+    """An operand of the loop that feeds nothing else."""
+    step = lambda c, _: ((c[0] * c[0], jnp.sqrt(0 * w)), None)
+    return lax.scan(step, (w, 0.0), None, 3)[0][0]
+
+
+@pytest.mark.parametrize("function", [scanned, looped, until, of_a_constant])
+def test_an_unread_state_with_an_infinite_slope_adds_nothing(function: Any) -> None:
+    """Zero times infinity would be no number: w⁸ has 8 w⁷ and 56 w⁶."""
+    assert bp.grad(function)(1.0) == jax.jit(bp.grad(function))(1.0) == 8.0
+    assert bp.hessian(function)(1.0) == 56.0
+    assert bp.grad(bp.grad(function))(1.0) == 56.0
+    assert bp.linearize(function, 1.0)[1](1.0) == 8.0
+
+
+# --- what libraries ask of values -----------------------------------------------------------------
+
+
+def test_closures_are_converted() -> None:
+    def scaled(a: Any) -> Any:
+        function, hoisted = jax.closure_convert(lambda x: a * x, 1.0)
+        assert len(hoisted) == 1
+        made = jax.custom_vjp(function)
+        made.defvjp(lambda x, *c: (function(x, *c), (x, c)),
+                    lambda kept, bar: (bar * kept[1][0], bar * kept[0]))  # fmt: skip
+        return made(2.0, *hoisted)
+
+    assert bp.grad(scaled)(0.3) == jax.jit(bp.grad(scaled))(0.3) == 2.0
+
+
+def test_values_say_that_they_are_of_jax() -> None:
+    packages: list[str] = []
+    look = lambda x: packages.append(type(x).__module__.partition(".")[0]) or x
+    bp.grad(look)(1.0)
+    bp.jvp(look, (1.0,), (1.0,))
+    assert packages == ["jax", "jax"]
+
+
+def test_ours_in_the_place_of_jax_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "vjp", bp.vjp)
+    monkeypatch.setattr(jax, "jvp", bp.jvp)
+    square = jax.custom_vjp(lambda x: x * x)
+    square.defvjp(lambda x: (x * x, x), lambda x, bar: (3 * x * bar,))
+    cube = jax.custom_jvp(lambda x: x**3)
+    cube.defjvp(lambda primals, dots: (primals[0] ** 3, 5 * primals[0] * dots[0]))
+    assert bp.grad(square)(2.0) == 6.0 and bp.grad(cube)(2.0) == 10.0
+    assert bp.jvp(square, (2.0,), (1.0,))[1] == 6.0 and bp.jvp(cube, (2.0,), (1.0,))[1] == 10.0
+
+
 # --- every rule, recorded -----------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import ad, mlir
 from sampling import sampled
 
 import functional_bp as bp
@@ -362,3 +364,32 @@ def test_jacobians_of_empty_arrays(name: str) -> None:
 def test_a_wrong_gradient_would_be_noticed() -> None:
     with pytest.raises(AssertionError):
         same(bp.grad(network)(PARAMS, X * 1.000001), jax.grad(network)(PARAMS, X))
+
+
+def test_a_primitive_of_which_the_transpose_alone_is_known() -> None:
+    """It stands in a tangent function, where everything is linear."""
+    double = Primitive("double")
+    double.def_impl(lambda x: 2 * x)
+    double.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(double, mlir.lower_fun(lambda x: 2 * x, multiple_results=False))
+    ad.primitive_transposes[double] = lambda bar, x: [2 * bar]
+    try:
+        square = jax.custom_jvp(lambda x: x * x)
+        square.defjvp(lambda primals, dots: (primals[0] ** 2, double.bind(primals[0] * dots[0])))
+        assert bp.grad(square)(3.0) == jax.jit(bp.grad(square))(3.0) == 6.0
+        with pytest.raises(NotImplementedError, match="double"):
+            bp.grad(double.bind)(3.0)
+    finally:
+        del ad.primitive_transposes[double]
+
+
+def test_errors_of_the_class_that_jax_raises() -> None:
+    vectors = lambda a: jnp.sum(jnp.abs(jnp.linalg.eig(a)[1]))
+    for package in (bp, jax):
+        with pytest.raises(NotImplementedError, match="eigenvectors"):
+            package.grad(vectors)(jnp.eye(2) + 1.0)
+        for output in (lambda x: None, lambda x: (), lambda x: {"loss": x}):
+            with pytest.raises(TypeError, match="scalar-output"):
+                package.grad(output)(2.0)
+        with pytest.raises(TypeError, match="tuple"):
+            package.jvp(jnp.sin, 2.0, 1.0)
