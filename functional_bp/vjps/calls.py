@@ -190,6 +190,8 @@ class Jit(Call):
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """The body's forward-mode sweep."""
+        if self._in_place():
+            return super().tangents(sweep, operands, dots)
         return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
 
     def push(self, along: Callable[..., Any], residuals: Any, dots: Any) -> Sequence[Any]:
