@@ -33,9 +33,6 @@ from jax.sharding import PartitionSpec
 
 OPERATION = __file__.replace("_jax.py", "engine/operation.py")
 
-PERTURBED: Any = object.__new__(_ad.JVPTracer)  # stands for any value with a tangent
-PERTURBED.tangent = None
-
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
 _ENGINE = ("sweeps", "define_by_run", "recording", "tangents")
@@ -61,6 +58,13 @@ def asks_if_neutral() -> bool:
 def current_trace() -> Any:
     """The trace that operations now belong to."""
     return _core.trace_ctx.trace
+
+
+def perturbed() -> Any:
+    """What stands for a value with a tangent where JAX asks for one."""
+    made = object.__new__(_ad.JVPTracer)
+    made.tangent = None
+    return made
 
 
 def is_staged_now() -> bool:

@@ -45,7 +45,7 @@ class Follower(_jax.Tracer):
 
     def _contents(self) -> list[tuple[str, Any]]:
         """What JAX asks for a value that depends on a differentiated one (closure_convert)."""
-        return [("primal", _jax.PERTURBED)]
+        return [("primal", _jax.perturbed())]
 
     def _known(self, is_number: bool = False) -> Any:
         if not self._trace.is_valid():

@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend.core import Literal
 from measuring import Probe, compiled, fixing, inexact, pull
 from properties import close, tolerance
-from test_rules import all_cases
+from rule_cases import all_cases
 
 import functional_bp as bp
 from functional_bp.engine import sweeps

@@ -14,7 +14,7 @@ import pytest
 from jax import export, lax
 from measuring import Probe, compiled, inexact
 from properties import close, tolerance
-from test_rules import all_cases, sampled_cases
+from rule_cases import all_cases, sampled_cases
 
 import functional_bp as bp
 from functional_bp import _jax

@@ -16,7 +16,7 @@ import pytest
 from jax import lax
 from jax.extend.core import primitives
 from measuring import Probe, compiled, inexact, pull
-from test_rules import all_cases, sampled_cases
+from rule_cases import all_cases, sampled_cases
 
 import functional_bp as bp
 from functional_bp.engine.rule import Case, case, real

@@ -9,29 +9,11 @@ import enclosures
 import pytest
 from measuring import compiled, measure
 from properties import PROPERTIES, close, tolerance
+from rule_cases import all_cases, name_of
 from sampling import LARGE, by_default, sampled
 
 import functional_bp as bp
 from functional_bp.engine.rule import Rule
-
-
-def all_cases() -> list[Any]:
-    """One parameter per rule and case, named chapter-primitive-number."""
-    return [
-        pytest.param(rule, k, id=f"{Path(rule.file).stem}-{rule.primitive.name}-{k}")
-        for rule in bp.rules.values()
-        for k in range(len(rule.cases))
-    ]
-
-
-def sampled_cases() -> list[Any]:
-    """The first case of every third rule, for a property of its own that takes long."""
-    return [p for p in all_cases() if p.values[1] == 0 and name_of(*p.values) not in LARGE][::3]
-
-
-def name_of(rule: Rule, k: int) -> str:
-    return rule.primitive.name
-
 
 CASES = sampled([p for p in all_cases() if name_of(*p.values) not in LARGE], 16, kind=name_of)
 OF_LARGE = [p for p in all_cases() if name_of(*p.values) in LARGE]
