@@ -24,6 +24,7 @@ from functional_bp import _jax
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.graph import interpret
 from functional_bp.graph.interpret import UNIT64
+from functional_bp.graph.nested import CALLS, WITH_OWN_RULE
 
 RATIO = 1.6  # of neighbouring step sizes
 FIRST_STEPS = (1e-2, 1e-3, 1e-4, 1e-6)  # relative to the inputs; each starts a tableau
@@ -117,16 +118,15 @@ ANALYTIC = {
     "add", "add_any", "sub", "mul", "div", "neg", "square", "integer_pow", "exp", "exp2", "expm1",
     "log", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asinh", "logistic", "sqrt",
     "rsqrt", "pow", "reduce_sum", "cumsum", "reduce_prod", "cumprod",
-    "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "concatenate", "pad",
+    "broadcast_in_dim", "reshape", "squeeze", "transpose", "concatenate", "pad",
     "slice", "dynamic_slice", "dynamic_update_slice", "gather", "scatter", "scatter-add",
-    "select_n", "rev", "copy", "copy_p", "name", "split", "stack", "tile", "convert_element_type",
+    "select_n", "rev", "copy", "name", "split", "stack", "tile", "convert_element_type",
 }  # fmt: skip
 REAL_PART = {"gt", "lt", "ge", "le", "eq", "ne", "sign", "floor", "ceil", "round", "is_finite",
              "argmax", "argmin", "stop_gradient"}  # fmt: skip
 
 BILINEAR = {"dot_general", "conv_general_dilated"}
-HOLDING = {"jit", "pjit", "closed_call", "remat", "remat2", "checkpoint", "custom_jvp_call",
-           "custom_vjp_call", "scan", "cond"}  # fmt: skip
+HOLDING = CALLS | WITH_OWN_RULE | {"scan", "cond"}
 
 
 class NotAnalytic(Exception):

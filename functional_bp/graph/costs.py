@@ -30,13 +30,12 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 MOVES = frozenset(
-    """all_gather all_gather_invariant all_gather_reduced all_to_all axis_index bitcast_convert_type
-    broadcast broadcast_in_dim collapse concatenate convert_element_type copy copy_p create_token
-    debug_callback debug_print device_put dynamic_slice dynamic_update_slice empty empty2
-    expand_dims full gather get iota mesh_cast name opt_barrier optimization_barrier pad pbroadcast
-    pcast ppermute pvary random_unwrap random_wrap ragged_all_to_all real imag reduced_vary_cast
-    reshape reshard rev scatter sharding_constraint slice split squeeze stop_gradient swap tile
-    transpose unreduced_cast complex"""
+    """all_gather all_gather_invariant all_gather_reduced all_to_all axis_index
+    bitcast_convert_type broadcast_in_dim complex concatenate convert_element_type copy
+    create_token debug_callback debug_print device_put dynamic_slice dynamic_update_slice empty
+    empty2 gather get imag iota name optimization_barrier pad pbroadcast ppermute pvary
+    ragged_all_to_all random_unwrap random_wrap real reduced_vary_cast reshape reshard rev
+    scatter sharding_constraint slice split squeeze stop_gradient swap tile transpose"""
     .split()
 )  # fmt: skip
 

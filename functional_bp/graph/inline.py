@@ -28,10 +28,10 @@ from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 from functional_bp import _jax
 from functional_bp.graph import names
 from functional_bp.graph.graph import Equation, Graph, Recomputed, Variable
+from functional_bp.graph.nested import CALLS
 from functional_bp.graph.trace import trace
 
-CHECKPOINTS = frozenset({"remat", "remat2", "checkpoint"})
-CALLS = frozenset({"jit", "pjit", "closed_call", "core_call"}) | CHECKPOINTS
+CHECKPOINT = "remat2"
 Value = tuple[Variable, Any]  # a variable of the flat graph, and its atom in the flat jaxpr
 
 
@@ -140,7 +140,7 @@ class _Inliner:
             if len(inside.equations) > 1:
                 path = self.new_scope(here.scope, _label(equation))
                 here = here._replace(scope=path)
-            if equation.operation in CHECKPOINTS:
+            if equation.operation == CHECKPOINT:
                 here = here._replace(recomputed=(*here.recomputed, Recomputed(equation.eqn)))
             within = dict(zip(inside.inputs, fed, strict=True))
             outer = {inner: called.get(v, v) for inner, v in zip(inside.outputs, equation.outputs)}
@@ -218,7 +218,7 @@ class _Inliner:
 
 def _label(equation: Equation) -> str:
     """What a call's scope is called."""
-    if equation.operation in CHECKPOINTS:
+    if equation.operation == CHECKPOINT:
         return "checkpoint"
     return equation.label or equation.operation
 

@@ -22,6 +22,18 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp import _jax
 
+# Operations that run one graph, once, in their place: calls; and those with a derivative of their
+# own, of which a call is what they compute.
+CALLS = frozenset({"jit", "closed_call", "call", "remat2"})
+WITH_OWN_RULE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_lin"})
+
+
+def called(eqn: JaxprEqn) -> Any:
+    """The graph that a call runs in its place; None for what is no call."""
+    if eqn.primitive.name not in CALLS | WITH_OWN_RULE:
+        return None
+    return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+
 
 class Inner(NamedTuple):
     """One graph that an equation holds.
@@ -45,7 +57,7 @@ class Inner(NamedTuple):
 
 # Parameters that hold the combiner of a reduction or a scatter: two scalars to one, no graph.
 _COMBINERS = {"update_jaxpr", "select_jaxpr", "scatter_jaxpr"}
-_COMBINING = {"reduce", "reduce_window", "reduce_window_multi"}
+_COMBINING = {"reduce", "reduce_window"}
 
 
 def inner_graphs(eqn: JaxprEqn) -> list[Inner]:

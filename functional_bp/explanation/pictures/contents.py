@@ -36,9 +36,7 @@ CARRIERS = frozenset(
         "reshape",
         "convert_element_type",
         "squeeze",
-        "expand_dims",
         "copy",
-        "copy_p",
     }
 )
 _LETTERS = re.compile(r"[a-z]{1,2}")

@@ -172,7 +172,7 @@ SIGNS: Mapping[str, Line] = {
     "dynamic_update_slice": roman("update"), "convert_element_type": roman("cast"),
     "broadcast_in_dim": roman("broadcast"), "stop_gradient": roman("stop"), "rev": roman("flip"),
     "custom_linear_solve": roman("solve"), "reduce_window_sum": roman("Σ window"),
-    "reduce_window_max": roman("max pool"), "square_root": (Run("√"), X),
+    "reduce_window_max": roman("max pool"),
 }  # fmt: skip
 FUNCTIONS = {"sigmoid": "σ", "logistic": "σ", "loss": "ℓ", "l": "ℓ"}
 COMMUTATIVE = {"add": "+", "add_any": "+", "mul": "∗", "max": "max", "min": "min"}

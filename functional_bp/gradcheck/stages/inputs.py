@@ -19,7 +19,7 @@ from functional_bp.gradcheck.evaluation import Evaluation, Point
 from functional_bp.gradcheck.judging import Judgement
 from functional_bp.gradcheck.subject import Arrays, single
 from functional_bp.graph import interpret
-from functional_bp.graph.nested import inner_graphs
+from functional_bp.graph.nested import called, inner_graphs
 
 # Both sides of every comparison: a search drives inputs across thresholds nobody has crossed.
 #
@@ -29,7 +29,6 @@ from functional_bp.graph.nested import inner_graphs
 
 BETWEEN = {"lt", "le", "gt", "ge", "max", "min"}
 AT_ZERO = {"abs", "sign"}
-ENTERED = {"jit", "pjit", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}
 STEPS = 25
 BEYOND = (0.05, 0.5)  # how far past a threshold, in units of the way to it
 
@@ -113,7 +112,7 @@ def holds_comparison(jaxpr: Jaxpr) -> bool:
     for eqn in jaxpr.eqns:
         if _compared(eqn):
             return True
-        if eqn.primitive.name in ENTERED and holds_comparison(inner_graphs(eqn)[0].jaxpr):
+        if called(eqn) is not None and holds_comparison(inner_graphs(eqn)[0].jaxpr):
             return True
     return False
 
@@ -137,7 +136,7 @@ def _margins(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any]) -> list
                 margins.extend(operands[1] - bound for bound in (operands[0], operands[2]))
             else:
                 margins.append(operands[0])
-        if eqn.primitive.name in ENTERED:
+        if called(eqn) is not None:
             inner = inner_graphs(eqn)[0]
             return interpret.interpret(inner.jaxpr, inner.consts, operands, step)
         return evaluate(eqn, operands)

@@ -25,7 +25,6 @@ from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
-    INLINED,
     Equation,
     Program,
     Span,
@@ -37,6 +36,7 @@ from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
 from functional_bp.gradcheck.diagnosis.repair.validate import Trial
 from functional_bp.gradcheck.subject import Disagreement
+from functional_bp.graph.nested import called
 
 # The true backward pass with a mark on every edge of the forward graph.
 #
@@ -117,7 +117,7 @@ def _interpret(
         name = eqn.primitive.name
         spans = tuple(Span(*frame) for frame in source_spans(eqn)) or outer
         operands = [read(atom) for atom in eqn.invars]
-        inner = eqn.params.get(INLINED.get(name, "")) if name not in OPAQUE else None
+        inner = called(eqn) if name not in OPAQUE else None
         if inner is not None:
             body, constants = open_jaxpr(inner)
             outs: Sequence[Any] = again(body, constants, operands, outer=spans)

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal, Primitive
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
+from functional_bp.graph.nested import called
 
 # JAX's commonest primitives in NumPy: a graph of small arrays is evaluated a thousand times.
 
@@ -203,7 +204,7 @@ TABLE: dict[str, Operation] = {
         "gt": np.greater, "ge": np.greater_equal,
         "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
         "not": np.invert, "select_n": _select,
-        "copy": np.asarray, "copy_p": np.asarray, "stop_gradient": np.asarray,
+        "copy": np.asarray, "stop_gradient": np.asarray,
         "name": np.asarray, "pvary": np.asarray,
         "reduce_precision": np.asarray,
     }.items()},
@@ -223,7 +224,6 @@ TABLE: dict[str, Operation] = {
     "reshape": lambda x, *_, new_sizes, **__: np.reshape(x, new_sizes),
     "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
     "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions)),
-    "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, tuple(dimensions)),
     "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
     "stack": lambda *xs, axis, **_: np.stack(xs, axis),
     "split": _split,
@@ -246,13 +246,6 @@ Values = dict[int, Any]
 Change = Callable[
     [Sequence[Any], Values], Any
 ]  # operands, values in scope -> result, or results in a list
-
-INLINED = {
-    "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr",
-    "remat": "jaxpr", "custom_lin": "call_jaxpr",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -575,7 +568,7 @@ def _flatten(
             eqn = as_checkpoint(raw)
             own = tuple(Span(*frame) for frame in source_spans(eqn)) or spans
             operands = tuple(read(atom) for atom in eqn.invars)
-            inner = eqn.params.get(INLINED.get(eqn.primitive.name, ""))
+            inner = called(eqn)
             if inner is not None:
                 results = inline(*open_jaxpr(inner), operands, own)
                 slots.update(zip(eqn.outvars, results))
