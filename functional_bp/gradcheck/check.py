@@ -15,7 +15,7 @@ from functional_bp.engine.rule import Rule
 from functional_bp.gradcheck import claims as claiming
 from functional_bp.gradcheck.claims import by_our_rules, read
 from functional_bp.gradcheck.clock import TimeUp, watchdog
-from functional_bp.gradcheck.context import Trial, overtime
+from functional_bp.gradcheck.context import Context, overtime
 from functional_bp.gradcheck.diagnosis.localize import line_of_overflow, lines_of
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Verdict
@@ -36,7 +36,7 @@ from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 
 # Stages that run once the first derivative at the given inputs is right.
-FURTHER: tuple[Callable[[Trial], None], ...] = (
+FURTHER: tuple[Callable[[Context], None], ...] = (
     single_cotangents,
     parts,
     searched_inputs,
@@ -156,44 +156,46 @@ def run(
     try:
         with watchdog(seconds + overtime(seconds)):
             subject, problem = _with_usable_reference(subject)
-            trial = Trial(subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared)
+            context = Context(
+                subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared
+            )
     except TimeUp as error:
         reason = _not_ended("the first call", error, seconds + overtime(seconds))
         return _unanswered(subject.name, reason, started)
     if problem:
-        trial.note(problem)
+        context.note(problem)
     try:
-        with watchdog(trial.patience):
-            unresolved, goes_on = _first_order(trial)
+        with watchdog(context.patience):
+            unresolved, goes_on = _first_order(context)
     except TimeUp as error:
         reason = _not_ended("the check at the given inputs", error, time.monotonic() - started)
         unresolved, goes_on = [reason], False
-    if not trial.findings and goes_on:
+    if not context.findings and goes_on:
         for stage in FURTHER:
-            if trial.time_left < 0:
-                trial.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
+            if context.time_left < 0:
+                context.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
                 break
-            _guarded(trial, stage)
-            if trial.findings:
+            _guarded(context, stage)
+            if context.findings:
                 break
-    elif trial.findings and not quick:
-        trial.row("other inputs, second order, vmap, dtypes, …", "left out",
+    elif context.findings and not quick:
+        context.row("other inputs, second order, vmap, dtypes, …", "left out",
                   "until what is wrong above is right")  # fmt: skip
-    findings = tuple(_placed(trial, finding) for finding in trial.findings)
-    if trial.kinks:
-        trial.note("a valid subgradient, by another convention than the reference's, at kinks "
-                   f"(inputs: {', '.join(trial.kinks)})")  # fmt: skip
-    inconclusive = unresolved or (trial.reasons if trial.time_left < 0 else [])
+    findings = tuple(_placed(context, finding) for finding in context.findings)
+    if context.kinks:
+        context.note("a valid subgradient, by another convention than the reference's, at kinks "
+                   f"(inputs: {', '.join(context.kinks)})")  # fmt: skip
+    inconclusive = unresolved or (context.reasons if context.time_left < 0 else [])
     verdict = "wrong" if findings else "inconclusive" if inconclusive else "right"
     return Report(
         name=subject.name,
         verdict=verdict,
         findings=findings,
-        rows=tuple(trial.rows),
-        notes=tuple(trial.notes),
-        reasons=() if findings else tuple(dict.fromkeys((*unresolved, *trial.reasons))),
+        rows=tuple(context.rows),
+        notes=tuple(context.notes),
+        reasons=() if findings else tuple(dict.fromkeys((*unresolved, *context.reasons))),
         seconds=time.monotonic() - started,
-        settings=_settings(trial, seed),
+        settings=_settings(context, seed),
     )
 
 
@@ -213,66 +215,66 @@ def _with_usable_reference(subject: Subject) -> tuple[Subject, str]:
     return subject, ""
 
 
-def _first_order(trial: Trial) -> tuple[list[str], bool]:
+def _first_order(context: Context) -> tuple[list[str], bool]:
     """Structure, repeated calls, and the cotangents at the given inputs.
 
     Returns reasons for no verdict, and whether it makes sense to look further.
     """
-    shapes(trial)
-    if trial.findings:
+    shapes(context)
+    if context.findings:
         return [], True
-    if not trial.quick:
-        _guarded(trial, repeated_calls)
-        if trial.findings:
+    if not context.quick:
+        _guarded(context, repeated_calls)
+        if context.findings:
             return [], True
-    point = trial.point
+    point = context.point
     try:
-        judgement = trial.judge.judge(point, given=True)
+        judgement = context.judge.judge(point, given=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        trial.findings.append(
+        context.findings.append(
             Finding("error", f"the claim raises {type(error).__name__}: {first}",
                     where=place_of(error))
         )  # fmt: skip
         return [], True
     if judgement.outcome == "value":
-        trial.findings.append(
+        context.findings.append(
             Finding("value", f"{judgement.reason}: the forward pass of the claim does not compute "
                     "the reference function", stage="forward value")
         )  # fmt: skip
-        trial.row("forward value", "wrong", "the reference")
+        context.row("forward value", "wrong", "the reference")
         return [], True
-    trial.row("forward value", "right", "the reference")
-    linearity(trial)
-    _rows_of(trial, judgement)
+    context.row("forward value", "right", "the reference")
+    linearity(context)
+    _rows_of(context, judgement)
     if judgement.outcome == "wrong":
-        found = trial.findings[0] if trial.findings else None
-        trial.findings.clear()
-        trial.find(
+        found = context.findings[0] if context.findings else None
+        context.findings.clear()
+        context.find(
             point,
             judgement,
-            kind=found.kind if found else _known_kind(trial, judgement),
+            kind=found.kind if found else _known_kind(context, judgement),
             message=found.message + "." if found else "",
-            smallest=shrink(trial, point, judgement, given=True)[0],
+            smallest=shrink(context, point, judgement, given=True)[0],
         )
     if judgement.outcome in ("unresolved", "witnesses", "outside"):
         reason = judgement.reason or "no witness could judge the claim at the given inputs"
         return [reason], judgement.outcome != "witnesses"
     if judgement.outcome == "kink":
-        trial.kinks.append("given")
+        context.kinks.append("given")
     return [], True
 
 
-def _placed(trial: Trial, finding: Finding) -> Finding:
+def _placed(context: Context, finding: Finding) -> Finding:
     """The finding with the likeliest line, where its stage or the diagnosis named none."""
     if finding.where is not None:
         return finding
-    subject, example = trial.subject, finding.example
+    subject, example = context.subject, finding.example
     try:
         if finding.kind == "overflow" and example:
             actives = tuple(example[name] for name in subject.names)
             fixed = tuple(example.get(n, x) for n, x in zip(subject.fixed_names, subject.fixed))
-            where = line_of_overflow(subject, actives, fixed, trial.point.bars)
+            where = line_of_overflow(subject, actives, fixed, context.point.bars)
         else:
             where = next(iter(lines_of(subject, finding.kind, finding.argument)), None)
     except Exception:  # a place is a help, and no reason to lose the finding
@@ -280,27 +282,27 @@ def _placed(trial: Trial, finding: Finding) -> Finding:
     return replace(finding, where=where)
 
 
-def _known_kind(trial: Trial, judgement: Judgement) -> str | None:
+def _known_kind(context: Context, judgement: Judgement) -> str | None:
     """The kind where no diagnosis is needed to tell it."""
-    if trial.is_declared:
+    if context.is_declared:
         return "declaration"
     claimed, mask = judgement.result.claimed[judgement.leaf], judgement.masks[judgement.leaf]
     if not np.any(mask & np.isfinite(claimed)):
         return "not finite"
-    return "cotangent ignored" if silent_outputs(trial) else None
+    return "cotangent ignored" if silent_outputs(context) else None
 
 
-def _rows_of(trial: Trial, judgement: Judgement) -> None:
+def _rows_of(context: Context, judgement: Judgement) -> None:
     """A line for each argument's cotangent."""
-    against = "the reference's VJP" if trial.has_reference else "finite differences"
-    if judgement.confirmed and trial.has_reference:
+    against = "the reference's VJP" if context.has_reference else "finite differences"
+    if judgement.confirmed and context.has_reference:
         against += " and finite differences"
-    for k, name in enumerate(trial.subject.names):
+    for k, name in enumerate(context.subject.names):
         wrong = bool(judgement.masks and judgement.masks[k].any())
         outcome = "right" if judgement.outcome != "unresolved" else "unresolved"
         if wrong:
             outcome = "wrong" if judgement.outcome == "wrong" else "note"
-        trial.row(
+        context.row(
             f"cotangent of {name}",
             outcome,
             against if outcome != "unresolved" else judgement.reason,
@@ -309,19 +311,19 @@ def _rows_of(trial: Trial, judgement: Judgement) -> None:
         )
 
 
-def _guarded(trial: Trial, stage: Callable[[Trial], None]) -> None:
+def _guarded(context: Context, stage: Callable[[Context], None]) -> None:
     """A stage that raises is reported as left out: it is no fault of the claim's."""
     began = time.monotonic()
     try:
-        with watchdog(trial.patience):
-            stage(trial)
+        with watchdog(context.patience):
+            stage(context)
     except TimeUp as error:
-        trial.row(_title(stage), "left out", "it did not end")
-        trial.reasons.append(_not_ended(_title(stage), error, time.monotonic() - began))
+        context.row(_title(stage), "left out", "it did not end")
+        context.reasons.append(_not_ended(_title(stage), error, time.monotonic() - began))
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        trial.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
-        trial.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
+        context.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
+        context.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
 
 
 def _not_ended(what: str, error: BaseException, seconds: float) -> str:
@@ -337,18 +339,18 @@ def _unanswered(name: str, reason: str, started: float) -> Report:
                   reasons=(reason,), seconds=time.monotonic() - started, settings={})  # fmt: skip
 
 
-def _title(stage: Callable[[Trial], None]) -> str:
+def _title(stage: Callable[[Context], None]) -> str:
     return getattr(stage, "__name__", "a stage").replace("_", " ")
 
 
-def _settings(trial: Trial, seed: int) -> dict[str, str]:
+def _settings(context: Context, seed: int) -> dict[str, str]:
     return {
         "jax": jax.__version__,
         "backend": jax.default_backend(),
-        "precision": f"float{trial.full.bits}",
+        "precision": f"float{context.full.bits}",
         "seed": str(seed),
-        "reference": "declared" if trial.is_declared
-        else "its VJP" if trial.has_reference else "finite differences",
+        "reference": "declared" if context.is_declared
+        else "its VJP" if context.has_reference else "finite differences",
     }  # fmt: skip
 
 

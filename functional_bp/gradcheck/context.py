@@ -43,7 +43,7 @@ REPEATING = {"ties", "all one", "equal rows", "constant rows", "whole numbers"} 
 SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
 
-class Trial:
+class Context:
     """What the stages of a check share.
 
     Args:

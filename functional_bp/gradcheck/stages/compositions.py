@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.diagnosis.diagnose import lines_of
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding
@@ -42,112 +42,112 @@ SEPARATE = (
 LOST = (jax.errors.UnexpectedTracerError, KeyError, IndexError, AttributeError, NameError)
 
 
-def compositions(trial: Trial) -> None:
+def compositions(context: Context) -> None:
     """vmap over everything, over the cotangents and over each argument; scan; remat."""
-    if trial.quick or not trial.subject.traceable or trial.subject.only_here:
+    if context.quick or not context.subject.traceable or context.subject.only_here:
         return
-    if trial.size > FEW_ELEMENTS:
-        trial.row("vmap, scan, remat", "left out", "long arrays")
+    if context.size > FEW_ELEMENTS:
+        context.row("vmap, scan, remat", "left out", "long arrays")
         return
-    with trial.full.precision():
-        batch = jax.tree.map(jnp.asarray, _batch(trial.point))
+    with context.full.precision():
+        batch = jax.tree.map(jnp.asarray, _batch(context.point))
     slices = [
         Point(tuple(x[i] for x in batch.actives), batch.fixed, tuple(b[i] for b in batch.bars))
         for i in range(BATCH)
     ]
-    expected = _stacked([trial.full.both(point).claimed for point in slices])
+    expected = _stacked([context.full.both(point).claimed for point in slices])
     if not all_finite(expected):
-        trial.row("vmap, scan, remat", "left out", "not finite near the given inputs")
+        context.row("vmap, scan, remat", "left out", "not finite near the given inputs")
         return
     first = slices[0]
-    made = {**_whole(trial, batch), **_one_by_one(trial, batch, first)}
+    made = {**_whole(context, batch), **_one_by_one(context, batch, first)}
     truths: dict[str, list[np.ndarray]] = {}
     for name in made:
         truths[name] = expected
     truths["vmap over the cotangents"] = _stacked(
-        [trial.full.both(first._replace(bars=point.bars)).claimed for point in slices]
+        [context.full.both(first._replace(bars=point.bars)).claimed for point in slices]
     )
-    for k, argument in enumerate(trial.subject.names[:MOST_ARGUMENTS]):
+    for k, argument in enumerate(context.subject.names[:MOST_ARGUMENTS]):
         points = [
             first._replace(actives=(*first.actives[:k], p.actives[k], *first.actives[k + 1 :]))
             for p in slices
         ]
-        truths[f"vmap over {argument}"] = _stacked([trial.full.both(p).claimed for p in points])
-    truths["remat"] = [np.asarray(c) for c in trial.full.both(first).claimed]
-    _compare(trial, made, truths)
+        truths[f"vmap over {argument}"] = _stacked([context.full.both(p).claimed for p in points])
+    truths["remat"] = [np.asarray(c) for c in context.full.both(first).claimed]
+    _compare(context, made, truths)
 
 
 def _compare(
-    trial: Trial, made: dict[str, Callable[[], Any]], truths: dict[str, list[np.ndarray]]
+    context: Context, made: dict[str, Callable[[], Any]], truths: dict[str, list[np.ndarray]]
 ) -> None:
     """Run all compositions in one compiled function; one at a time if that raises."""
-    limit = 1e-4 if trial.iterative else max(TOLERANCE, 1e2 * trial.full.unit)
+    limit = 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
     results: dict[str, Any] = {}
     try:
-        with trial.full.precision():
+        with context.full.precision():
             every = jax.jit(lambda: {name: run() for name, run in made.items()})
             results = jax.block_until_ready(every())
     except Exception:  # which of them was it?
         for name, run in made.items():
             try:
-                with trial.full.precision():
+                with context.full.precision():
                     compiled = jax.jit(run).lower().compile()
             except Exception as error:  # it says itself that it has no such rule
-                if name in ("remat", "scan under grad") and (found := _left_behind(trial, name)):
-                    trial.findings.append(found)
-                    trial.row(name, "wrong", f"raises {type(error).__name__}")
+                if name in ("remat", "scan under grad") and (found := _left_behind(context, name)):
+                    context.findings.append(found)
+                    context.row(name, "wrong", f"raises {type(error).__name__}")
                     return
-                trial.row(name, "left out", f"raises {type(error).__name__}")
-                trial.note(f"{name} of the gradient raises {type(error).__name__}")
+                context.row(name, "left out", f"raises {type(error).__name__}")
+                context.note(f"{name} of the gradient raises {type(error).__name__}")
                 continue
             try:
                 results[name] = jax.block_until_ready(compiled())
             except Exception as error:
-                _raises(trial, name, error)
+                _raises(context, name, error)
                 return
     for name, found in results.items():
         gap = farthest(to_numpy(found), truths[name])
         wrong = gap > limit
-        trial.row(name, "wrong" if wrong else "right", "a loop" if name != "remat" else "without",
+        context.row(name, "wrong" if wrong else "right", "a loop" if name != "remat" else "without",
                   error=gap, limit=limit)  # fmt: skip
-        if wrong and not trial.findings:
+        if wrong and not context.findings:
             kind = name.split()[0]
             which = f" ({name})" if name != kind else ""
-            trial.findings.append(
+            context.findings.append(
                 Finding(kind, f"{SAYS[kind]} (relative {gap:.1e}){which}", stage=name)
             )
 
 
-def _raises(trial: Trial, name: str, error: Exception) -> None:
+def _raises(context: Context, name: str, error: Exception) -> None:
     """A transformation that can be traced and compiled but fails when it runs."""
     kind = name.split()[0]
-    trial.row(name, "wrong", f"raises {type(error).__name__}")
-    if (found := _left_behind(trial, name)) is not None:
-        trial.findings.append(found)
+    context.row(name, "wrong", f"raises {type(error).__name__}")
+    if (found := _left_behind(context, name)) is not None:
+        context.findings.append(found)
         return
     last = (str(error).strip() or "no message").splitlines()[-1]
     message = f"{name} of the gradient compiles, but raises {type(error).__name__}: {last}"
-    trial.findings.append(Finding(kind, message[:300], where=place_of(error), stage=name))
+    context.findings.append(Finding(kind, message[:300], where=place_of(error), stage=name))
 
 
-def _left_behind(trial: Trial, name: str) -> Finding | None:
+def _left_behind(context: Context, name: str) -> Finding | None:
     """What to say where the backward pass needs more of the forward pass than its residuals.
 
     The forward pass is run under jit, so that all it leaves elsewhere is out of date, and the
     backward pass then on the residuals alone.
     """
-    subject, point = trial.subject, trial.point
+    subject, point = context.subject, context.point
     kept, backward = subject.residuals, subject.backward
     if kept is None or backward is None:
         return None
     try:
-        with trial.full.precision():
+        with context.full.precision():
             actives = tuple(map(jnp.asarray, point.actives))
             residuals = jax.jit(lambda xs: kept(xs, point.fixed))(actives)
     except Exception:  # the forward pass cannot be run by itself
         return None
     try:
-        with trial.full.precision():
+        with context.full.precision():
             backward(residuals, point.fixed, tuple(map(jnp.asarray, point.bars)))
     except LOST as error:
         kind = name.split()[0]
@@ -159,9 +159,9 @@ def _left_behind(trial: Trial, name: str) -> Finding | None:
     return None
 
 
-def _whole(trial: Trial, batch: Point) -> dict[str, Callable[[], Any]]:
+def _whole(context: Context, batch: Point) -> dict[str, Callable[[], Any]]:
     """Transformations over whole batches."""
-    subject = trial.subject
+    subject = context.subject
     pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
 
     def scan() -> Any:
@@ -185,8 +185,8 @@ def _scan_under_grad(subject: Subject, batch: Point) -> Any:
     return pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(batch.bars, outs)))
 
 
-def _one_by_one(trial: Trial, batch: Point, first: Point) -> dict[str, Callable[[], Any]]:
-    subject = trial.subject
+def _one_by_one(context: Context, batch: Point, first: Point) -> dict[str, Callable[[], Any]]:
+    subject = context.subject
     pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
 
     def over(k: int) -> Callable[[], Any]:
@@ -225,16 +225,16 @@ def _stacked(results: list[Arrays]) -> list[np.ndarray]:
     return [np.stack([np.asarray(r[k]) for r in results]) for k in range(len(results[0]))]
 
 
-def sharded_inputs(trial: Trial) -> None:
+def sharded_inputs(context: Context) -> None:
     """The claim on inputs that are split over two devices along their first axis."""
-    subject, point = trial.subject, trial.point
-    if trial.quick or not subject.traceable or subject.only_here:
+    subject, point = context.subject, context.point
+    if context.quick or not subject.traceable or subject.only_here:
         return
     devices = jax.devices()[:2]
     lengths = [x.shape[0] for x in point.actives if x.ndim and x.shape[0] % 2 == 0]
     if len(devices) < 2 or not lengths:
         why = "one device" if len(devices) < 2 else "no axis that two devices can share"
-        trial.row("sharded inputs", "left out", why)
+        context.row("sharded inputs", "left out", why)
         return
     mesh = jax.make_mesh((2,), ("d",), (AxisType.Auto,), devices=devices)
     length = max(set(lengths), key=lengths.count)
@@ -243,39 +243,40 @@ def sharded_inputs(trial: Trial) -> None:
         split = np.ndim(x) > 0 and np.shape(x)[0] == length
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec("d" if split else None)))
 
-    expected = trial.full.both(point).claimed
+    expected = context.full.both(point).claimed
     if not all_finite(expected):
-        trial.row("sharded inputs", "left out", "not finite")
+        context.row("sharded inputs", "left out", "not finite")
         return
-    limit = 1e-4 if trial.iterative else max(TOLERANCE, 1e2 * trial.full.unit)
+    limit = 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
     pull = lambda a, b: subject.pull(a, point.fixed, b)[1]
     gap = 0.0
     for way, run in (("under jit", jax.jit(pull)), ("without jit", pull)):
         name = "sharded inputs" if way == "under jit" else f"sharded inputs, {way}"
         try:
-            with trial.full.precision():
+            with context.full.precision():
                 actives, bars = tuple(map(put, point.actives)), tuple(map(put, point.bars))
                 found = to_numpy(run(actives, bars))
         except Exception as error:
             place = place_of(error)
             if way == "under jit" or place is None:  # it may not be made for these devices
-                trial.row(name, "left out", f"raises {type(error).__name__}")
+                context.row(name, "left out", f"raises {type(error).__name__}")
                 return
-            trial.row(name, "wrong", f"raises {type(error).__name__}")
-            _shards_differ(trial, name, f"raise {type(error).__name__} where under jit and on "
+            context.row(name, "wrong", f"raises {type(error).__name__}")
+            _shards_differ(context, name, f"raise {type(error).__name__} where under jit and on "
                            "one device they do not: ", place)  # fmt: skip
             return
         gap = farthest(found, expected)
         wrong = gap > limit
-        trial.row(name, "wrong" if wrong else "right", "one device", error=gap, limit=limit)
+        context.row(name, "wrong" if wrong else "right", "one device", error=gap, limit=limit)
         if wrong:
-            _shards_differ(trial, name, f"give another gradient than on one (relative {gap:.1e}), "
+            _shards_differ(context, name,
+                           f"give another gradient than on one (relative {gap:.1e}), "
                            f"{way}: ", None)  # fmt: skip
             return
 
 
-def _shards_differ(trial: Trial, name: str, what: str, place: Any) -> None:
+def _shards_differ(context: Context, name: str, what: str, place: Any) -> None:
     advice = "something looks at where the arrays are, or counts the devices"
     message = f"inputs that two devices share {what}{advice}"
-    place = place or next(iter(lines_of(trial.subject, "sharding")), None)
-    trial.findings.append(Finding("sharding", message, where=place, stage=name))
+    place = place or next(iter(lines_of(context.subject, "sharding")), None)
+    context.findings.append(Finding("sharding", message, where=place, stage=name))

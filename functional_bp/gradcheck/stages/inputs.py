@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.evaluation import Evaluation, Point
 from functional_bp.gradcheck.judging import Judgement
 from functional_bp.gradcheck.subject import Arrays, single
@@ -165,29 +165,29 @@ BRANCH_SECONDS = 1.5
 OVERFLOWING = ("large", "very large", "heavy-tailed", "between -40 and 40", "tiny")
 
 
-def searched_inputs(trial: Trial) -> None:
+def searched_inputs(context: Context) -> None:
     """Judge the claim on every class of inputs; the first on which it is wrong is a finding."""
-    if trial.subject.only_here:
-        trial.row("other inputs", "left out", "the claim is a number, made for these inputs")
+    if context.subject.only_here:
+        context.row("other inputs", "left out", "the claim is a number, made for these inputs")
         return
     names = None
-    if trial.iterative:
+    if context.iterative:
         names = input_classes.CAREFUL
-        trial.note("a while_loop decides how long it runs: other inputs are tried near the given")
-    elif trial.is_large or trial.quick:
+        context.note("a while_loop decides how long it runs: other inputs are tried near the given")
+    elif context.is_large or context.quick:
         names = input_classes.FEW
-    values = interpret.thresholds(trial.graph) if trial.graph is not None else []
+    values = interpret.thresholds(context.graph) if context.graph is not None else []
     tried, outside, unresolved = 0, 0, 0
-    branches = _branches(trial)
+    branches = _branches(context)
     for name, actives, fixed in input_classes.candidates(
-        trial.point.actives, trial.point.fixed, values, trial.rng, names,
-        arguments=trial.subject.names, ranges=trial.integer_ranges,
+        context.point.actives, context.point.fixed, values, context.rng, names,
+        arguments=context.subject.names, ranges=context.integer_ranges,
     ):  # fmt: skip
-        if trial.time_left < 0:
-            trial.reasons.append("the time was up before every class of inputs was tried")
+        if context.time_left < 0:
+            context.reasons.append("the time was up before every class of inputs was tried")
             break
-        point = Point(actives, fixed, trial.new_bars())
-        judgement = _judge(trial, point)
+        point = Point(actives, fixed, context.new_bars())
+        judgement = _judge(context, point)
         tried += 1
         if branches is not None and judgement is not None and judgement.outcome == "right":
             branches.see(point)
@@ -195,34 +195,34 @@ def searched_inputs(trial: Trial) -> None:
             outside += judgement is None or judgement.outcome == "outside"
             unresolved += judgement is not None and judgement.outcome == "unresolved"
         elif judgement.outcome == "kink":
-            trial.kinks.append(name)
+            context.kinks.append(name)
         elif judgement.outcome == "wrong":
-            _found(trial, point, judgement, name)
+            _found(context, point, judgement, name)
             return
-    if branches is not None and _crossed(trial, branches):
+    if branches is not None and _crossed(context, branches):
         return
-    climbed = None if trial.quick else _ascend(trial)
+    climbed = None if context.quick else _ascend(context)
     if climbed is not None:
-        _found(trial, *climbed, "found by ascent on the disagreement")
+        _found(context, *climbed, "found by ascent on the disagreement")
         return
     said = f"{tried} classes of inputs"
     said += f", {outside} outside the domain" if outside else ""
     said += f", {unresolved} unresolved" if unresolved else ""
     if branches is not None and branches.counts[1]:
         said += "; {} of {} comparisons seen both ways".format(*branches.counts)
-    trial.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
+    context.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
 
 
-def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | None:
+def _judge(context: Context, point: Point, *, given: bool = False) -> Judgement | None:
     """The judgement, None where the forward pass raises on these inputs."""
     try:
-        found = trial.judge.judge(point, given=given)
-        if found.outcome == "wrong" and not given and not trial.is_settled(point):
+        found = context.judge.judge(point, given=given)
+        if found.outcome == "wrong" and not given and not context.is_settled(point):
             reason = "an iteration of the forward pass has not converged there"
             return replace(found, outcome="outside", reason=reason)
-        if found.outcome == "wrong" and not given and _is_lost_outside(trial, point, found):
-            name = trial.subject.names[found.leaf]
-            trial.note(
+        if found.outcome == "wrong" and not given and _is_lost_outside(context, point, found):
+            name = context.subject.names[found.leaf]
+            context.note(
                 f"the cotangent of {name} is not finite for signs that the given inputs do not "
                 "have (zeros, negative numbers): no error if they are outside the domain"
             )
@@ -232,28 +232,28 @@ def _judge(trial: Trial, point: Point, *, given: bool = False) -> Judgement | No
         return None
 
 
-def _branches(trial: Trial) -> Branches | None:
+def _branches(context: Context) -> Branches | None:
     """The comparisons in the claim's graph, None where no search drives inputs across them."""
-    leaves_out = trial.quick or trial.is_large or trial.iterative
-    if trial.graph is None or leaves_out or not holds_comparison(trial.graph):
+    leaves_out = context.quick or context.is_large or context.iterative
+    if context.graph is None or leaves_out or not holds_comparison(context.graph):
         return None
-    return Branches(trial.full, trial.graph, trial.consts)
+    return Branches(context.full, context.graph, context.consts)
 
 
-def _crossed(trial: Trial, branches: Branches) -> bool:
+def _crossed(context: Context, branches: Branches) -> bool:
     """Judge the claim beyond the thresholds that no class of inputs crossed."""
-    until = min(time.monotonic() + BRANCH_SECONDS, trial.deadline)
-    for point in branches.across(trial.point, until):
-        judgement = _judge(trial, point)
+    until = min(time.monotonic() + BRANCH_SECONDS, context.deadline)
+    for point in branches.across(context.point, until):
+        judgement = _judge(context, point)
         if judgement is not None and judgement.outcome == "wrong":
-            _found(trial, point, judgement, "beyond a threshold in the code")
+            _found(context, point, judgement, "beyond a threshold in the code")
             return True
         if judgement is not None and judgement.outcome == "right":
             branches.see(point)
     return False
 
 
-def _is_lost_outside(trial: Trial, point: Point, judgement: Judgement) -> bool:
+def _is_lost_outside(context: Context, point: Point, judgement: Judgement) -> bool:
     """Whether the claim is merely not finite, at inputs of a sign that no given input has.
 
     At zero, the edge of the domain, an infinity may be the limit of the derivative, NaN is none:
@@ -261,12 +261,12 @@ def _is_lost_outside(trial: Trial, point: Point, judgement: Judgement) -> bool:
     """
     claimed = judgement.result.claimed[judgement.leaf]
     lost = ~np.isfinite(claimed)
-    if trial.asks_for_sign and np.isnan(claimed).any():
-        if not trial.leaves_domain(point, closed=True):
+    if context.asks_for_sign and np.isnan(claimed).any():
+        if not context.leaves_domain(point, closed=True):
             return False
     if not lost.any() or np.any(judgement.masks[judgement.leaf] & ~lost & _has_truth(judgement)):
         return False
-    return trial.leaves_domain(point)
+    return context.leaves_domain(point)
 
 
 def _has_truth(judgement: Judgement) -> bool:
@@ -274,18 +274,18 @@ def _has_truth(judgement: Judgement) -> bool:
     return judgement.result.true is not None
 
 
-def _found(trial: Trial, point: Point, judgement: Judgement, name: str) -> None:
-    smallest, _ = shrink(trial, point, judgement)
-    kind = "declaration" if trial.is_declared else None
+def _found(context: Context, point: Point, judgement: Judgement, name: str) -> None:
+    smallest, _ = shrink(context, point, judgement)
+    kind = "declaration" if context.is_declared else None
     lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
     if lost.any():
         kind = "overflow" if name in OVERFLOWING else "not finite"
-    trial.find(point, judgement, inputs=name, kind=kind, smallest=smallest)
-    trial.row("other inputs", "wrong", f"inputs: {name}")
+    context.find(point, judgement, inputs=name, kind=kind, smallest=smallest)
+    context.row("other inputs", "wrong", f"inputs: {name}")
 
 
 def shrink(
-    trial: Trial, point: Point, judgement: Judgement, *, given: bool = False
+    context: Context, point: Point, judgement: Judgement, *, given: bool = False
 ) -> tuple[Point, Judgement]:
     """A simpler point at which the claim is still wrong for the same argument.
 
@@ -293,7 +293,7 @@ def shrink(
     that of a single output entry.
     """
     until = time.monotonic() + SHRINK_SECONDS
-    if judgement.result.true is None or trial.is_large or trial.subject.only_here:
+    if judgement.result.true is None or context.is_large or context.subject.only_here:
         return point, judgement
     for simpler in _simpler_points(point, judgement.masks):
         if time.monotonic() > until:
@@ -301,7 +301,7 @@ def shrink(
         candidate = simpler(point)
         if candidate is None:
             continue
-        found = _judge(trial, candidate, given=given)
+        found = _judge(context, candidate, given=given)
         if found is not None and found.outcome == "wrong" and found.leaf == judgement.leaf:
             point, judgement = candidate, found
     return point, judgement
@@ -339,16 +339,20 @@ def _simpler_points(point: Point, masks: tuple[np.ndarray, ...]) -> list[Any]:
     return [*steps, one_cotangent]
 
 
-def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
+def _ascend(context: Context) -> tuple[Point, Judgement] | None:
     """Climb |claimed − true| / |true| from the given inputs; None where it stays within limits.
 
     It needs a disagreement to climb: where claim and reference agree to the last digits all around
     there is no slope.
     """
-    if not (trial.has_reference and trial.subject.traceable) or trial.is_large or trial.iterative:
+    if (
+        not (context.has_reference and context.subject.traceable)
+        or context.is_large
+        or context.iterative
+    ):
         return None
-    start = trial.point
-    result = trial.full.both(start)
+    start = context.point
+    result = context.full.both(start)
     assert result.true is not None
     gap = max(
         float(np.max(np.abs(c - t), initial=0.0)) for c, t in zip(result.claimed, result.true)
@@ -358,14 +362,14 @@ def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
         return None
 
     def disagreement(actives: Arrays, fixed: Arrays, bars: Arrays) -> Any:
-        _, claimed, _, true = trial.full.pair(actives, fixed, bars)
+        _, claimed, _, true = context.full.pair(actives, fixed, bars)
         apart = sum(jnp.sum(jnp.abs(c - t) ** 2) for c, t in zip(claimed, true))
         scale = sum(jnp.sum(jnp.abs(t) ** 2) for t in true)
         return jnp.log(apart + 1e-300) - jnp.log(scale + 1e-300)
 
-    until = min(time.monotonic() + ASCENT_SECONDS, trial.deadline)
+    until = min(time.monotonic() + ASCENT_SECONDS, context.deadline)
     try:
-        with trial.full.precision():
+        with context.full.precision():
             uphill = jax.jit(jax.grad(disagreement))
             actives = start.actives
             for step in range(ASCENT_STEPS):
@@ -381,7 +385,7 @@ def _ascend(trial: Trial) -> tuple[Point, Judgement] | None:
                     for x, s in zip(actives, slopes)
                 )  # fmt: skip
                 point = replace_actives(start, actives)
-                found = _judge(trial, point)
+                found = _judge(context, point)
                 if found is not None and found.outcome == "wrong":
                     return point, found
     except Exception:  # the claim is not twice differentiable: nothing to climb by

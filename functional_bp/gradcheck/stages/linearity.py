@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.subject import Arrays, all_finite, distance, farthest
@@ -23,19 +23,19 @@ TOLERANCE = 1e-6  # relative
 Pull = Callable[[Sequence[Any]], Arrays]
 
 
-def linearity(trial: Trial) -> None:
+def linearity(context: Context) -> None:
     """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
-    point = trial.point
-    pull = lambda bars: trial.full.both(point._replace(bars=tuple(bars))).claimed
+    point = context.point
+    pull = lambda bars: context.full.both(point._replace(bars=tuple(bars))).claimed
     here = pull(point.bars)
     if not all_finite(here):
-        trial.row("linear in the cotangent", "left out", "the claim is not finite here")
+        context.row("linear in the cotangent", "left out", "the claim is not finite here")
         return
     # A claim computed in low precision is as linear as that precision lets it be.
-    tolerance = max(TOLERANCE, 1e2 * claim_unit(trial))
-    problem = _scaled(trial, point, pull, here, tolerance)
+    tolerance = max(TOLERANCE, 1e2 * claim_unit(context))
+    problem = _scaled(context, point, pull, here, tolerance)
     if problem is None:
-        other = trial.new_bars()
+        other = context.new_bars()
         apart = [a + b for a, b in zip(here, pull(other))]
         gap = farthest(pull([a + b for a, b in zip(point.bars, other)]), apart)
         if gap > tolerance:
@@ -46,16 +46,16 @@ def linearity(trial: Trial) -> None:
                 stage="linearity",
             )
     if problem is not None:
-        trial.findings.append(problem)
-    trial.row("linear in the cotangent", "wrong" if problem else "right", "x̄(c ȳ) = c x̄(ȳ)",
+        context.findings.append(problem)
+    context.row("linear in the cotangent", "wrong" if problem else "right", "x̄(c ȳ) = c x̄(ȳ)",
               limit=tolerance)  # fmt: skip
 
 
 def _scaled(
-    trial: Trial, point: Point, pull: Pull, here: Arrays, tolerance: float
+    context: Context, point: Point, pull: Pull, here: Arrays, tolerance: float
 ) -> Finding | None:
     at_zero = pull([np.zeros_like(b) for b in point.bars])
-    names = trial.subject.names
+    names = context.subject.names
     constant = [n for n, z in zip(names, at_zero) if np.any(z)]
     same = farthest(pull([2 * b for b in point.bars]), here) <= tolerance and any(
         np.any(h) for h in here
@@ -76,8 +76,8 @@ def _scaled(
             argument=constant[0] if len(constant) == 1 else None,
             stage="linearity",
         )
-    narrowed = claim_unit(trial) > trial.full.unit
-    is_coarse = trial.full.unit > COARSE
+    narrowed = claim_unit(context) > context.full.unit
+    is_coarse = context.full.unit > COARSE
     for scale, text in (*MILD, *(() if is_coarse else EXTREME)):
         found = pull([scale * b for b in point.bars])
         gap = farthest(found, [scale * h for h in here])
@@ -121,41 +121,43 @@ def _only(
     return wrong[0] if len(wrong) == 1 else None
 
 
-def claim_unit(trial: Trial) -> float:
+def claim_unit(context: Context) -> float:
     """The relative spacing of the coarsest number format in the claim's graph."""
-    return 0.0 if trial.graph is None else interpret.lowest_precision(trial.graph)
+    return 0.0 if context.graph is None else interpret.lowest_precision(context.graph)
 
 
-def single_cotangents(trial: Trial) -> None:
+def single_cotangents(context: Context) -> None:
     """Each output's cotangent alone, the others zero."""
-    point = trial.point
+    point = context.point
     if len(point.bars) < 2:
         return
     for k in range(len(point.bars)):
         bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
         alone = point._replace(bars=bars)
-        judgement = trial.judge.judge(alone, given=True)
+        judgement = context.judge.judge(alone, given=True)
         label = f"the cotangent of output {k} alone"
         if judgement.outcome != "wrong":
-            trial.row(label, "right" if judgement.outcome == "right" else "note", judgement.reason)
+            context.row(
+                label, "right" if judgement.outcome == "right" else "note", judgement.reason
+            )
             continue
         silent = not any(np.any(c) for c in judgement.result.claimed)
-        trial.find(
+        context.find(
             alone,
             judgement,
             kind="cotangent ignored" if silent else None,
             message=f"the cotangent of output {k} is ignored." if silent else "",
         )
-        trial.row(label, "wrong")
+        context.row(label, "wrong")
         return
 
 
-def silent_outputs(trial: Trial) -> list[int]:
+def silent_outputs(context: Context) -> list[int]:
     """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
-    point, silent = trial.point, []
+    point, silent = context.point, []
     for k in range(len(point.bars) if len(point.bars) > 1 else 0):
         bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
-        result = trial.full.both(point._replace(bars=bars))
+        result = context.full.both(point._replace(bars=bars))
         is_zero = not any(np.any(c) for c in result.claimed)
         if is_zero and result.true is not None and any(np.any(t) for t in result.true):
             silent.append(k)
@@ -172,44 +174,46 @@ MOST = 4  # arguments, and outputs, that are taken one at a time
 PARTS_TOLERANCE = 1e-6  # relative
 
 
-def parts(trial: Trial) -> None:
+def parts(context: Context) -> None:
     """x̄ of each argument alone, and with the cotangent of each output alone."""
-    subject, point = trial.subject, trial.point
+    subject, point = context.subject, context.point
     counts = (len(point.actives), len(point.bars))
-    if not (subject.symbolic_zeros and subject.by_transform) or trial.quick or max(counts) < 2:
+    if not (subject.symbolic_zeros and subject.by_transform) or context.quick or max(counts) < 2:
         return
-    expected = trial.full.both(point).claimed
+    expected = context.full.both(point).claimed
     if not all_finite(expected):
         return
     made = {f"{subject.names[k]} alone differentiated": (k, None) for k in range(counts[0])[:MOST]}
     if counts[1] > 1:
         made |= {f"output {j} alone with a cotangent": (None, j) for j in range(counts[1])[:MOST]}
     for label, (argument, output) in made.items():
-        truth = expected if output is None else _with_zeros(trial, output)
+        truth = expected if output is None else _with_zeros(context, output)
         names = subject.names if argument is None else (subject.names[argument],)
         truth = truth if argument is None else (truth[argument],)
         try:
-            with trial.full.precision():
-                found = to_numpy(jax.jit(_pull(trial, argument, output))(*point))
+            with context.full.precision():
+                found = to_numpy(jax.jit(_pull(context, argument, output))(*point))
         except Exception as error:
             first = (str(error).strip() or "no message").splitlines()[0]
-            _wrong(trial, label, "error", f"the claim raises {type(error).__name__}: {first}", None)
+            _wrong(
+                context, label, "error", f"the claim raises {type(error).__name__}: {first}", None
+            )
             return
         gaps = [distance(f, t) for f, t in zip(found, truth)]
         worst = int(np.argmax(gaps))
-        if not gaps[worst] <= max(PARTS_TOLERANCE, 1e2 * trial.full.unit):
+        if not gaps[worst] <= max(PARTS_TOLERANCE, 1e2 * context.full.unit):
             lost = not np.any(found[worst])
             text = f"the cotangent of {names[worst]} is another (relative {gaps[worst]:.1e}) than "
             text += "when the other " + ("outputs' are zero arrays" if argument is None else
                                          "arguments are differentiated too")  # fmt: skip
-            _wrong(trial, label, "cotangent ignored" if lost else "other", text, names[worst])
+            _wrong(context, label, "cotangent ignored" if lost else "other", text, names[worst])
             return
-    trial.row("each argument and output alone", "right", "all together")
+    context.row("each argument and output alone", "right", "all together")
 
 
-def _pull(trial: Trial, argument: int | None, output: int | None) -> Callable[..., Arrays]:
+def _pull(context: Context, argument: int | None, output: int | None) -> Callable[..., Arrays]:
     """The claim for one argument, or for one output's cotangent: the others are not there."""
-    value = trial.subject.value
+    value = context.subject.value
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> Arrays:
         chosen = range(len(actives)) if argument is None else [argument]
@@ -225,13 +229,13 @@ def _pull(trial: Trial, argument: int | None, output: int | None) -> Callable[..
     return pull
 
 
-def _with_zeros(trial: Trial, output: int) -> Arrays:
+def _with_zeros(context: Context, output: int) -> Arrays:
     """The claim where the other outputs' cotangents are arrays of zeros."""
-    bars = [b if j == output else np.zeros_like(b) for j, b in enumerate(trial.point.bars)]
-    return trial.full.both(trial.point._replace(bars=tuple(bars))).claimed
+    bars = [b if j == output else np.zeros_like(b) for j, b in enumerate(context.point.bars)]
+    return context.full.both(context.point._replace(bars=tuple(bars))).claimed
 
 
-def _wrong(trial: Trial, label: str, kind: str, text: str, argument: str | None) -> None:
+def _wrong(context: Context, label: str, kind: str, text: str, argument: str | None) -> None:
     message = f"{label}: {text} (symbolic zeros take another path)"
-    trial.findings.append(Finding(kind, message, argument=argument, stage="parts"))
-    trial.row(label, "wrong", "all together")
+    context.findings.append(Finding(kind, message, argument=argument, stage="parts"))
+    context.row(label, "wrong", "all together")

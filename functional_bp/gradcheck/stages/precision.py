@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
 from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.subject import all_finite, distance, nudged, single
@@ -21,52 +21,52 @@ DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 EXTREMES = ("large", "very large", "tiny", "heavy-tailed", "between -40 and 40", "all zero")
 
 
-def precision(trial: Trial) -> None:
+def precision(context: Context) -> None:
     """float32, bfloat16 and float16 against float64; extreme inputs in float32."""
-    subject = trial.subject
-    if not subject.traceable or not trial.has_reference or trial.full.bits == 32:
+    subject = context.subject
+    if not subject.traceable or not context.has_reference or context.full.bits == 32:
         return
-    if trial.quick or subject.only_here or trial.is_large:
+    if context.quick or subject.only_here or context.is_large:
         return
     given = [np.dtype(x.dtype) for x in subject.actives]
     if any(d.kind == "c" for d in given):
-        trial.row("dtypes", "left out", "complex arguments")
+        context.row("dtypes", "left out", "complex arguments")
         return
     finest = min(unit_of(d) for d in given)
     for dtype in DTYPES:
-        if unit_of(dtype) >= finest and not (trial.iterative and dtype != jnp.float32):
-            _in_dtype(trial, np.dtype(dtype))
-            if any(f.kind in ("precision", "overflow") for f in trial.findings):
+        if unit_of(dtype) >= finest and not (context.iterative and dtype != jnp.float32):
+            _in_dtype(context, np.dtype(dtype))
+            if any(f.kind in ("precision", "overflow") for f in context.findings):
                 return
     if finest <= unit_of(jnp.float32):
-        _extremes(trial)
+        _extremes(context)
 
 
-def _in_dtype(trial: Trial, dtype: np.dtype) -> None:
+def _in_dtype(context: Context, dtype: np.dtype) -> None:
     label = f"{dtype.name} against float64"
-    rounded = trial.point.cast(lambda a: _round(a, dtype))
+    rounded = context.point.cast(lambda a: _round(a, dtype))
     if not all_finite(rounded.actives):
-        trial.row(label, "left out", "the inputs are not representable")
+        context.row(label, "left out", "the inputs are not representable")
         return
-    low = trial.low if dtype == np.float32 else None
-    low = low or Evaluation(trial.subject, 32, dtype)
+    low = context.low if dtype == np.float32 else None
+    low = low or Evaluation(context.subject, 32, dtype)
     try:
         coarse = low.both(rounded.cast(low.cast))
-        fine = trial.full.both(rounded)
+        fine = context.full.both(rounded)
     except Exception as error:
-        trial.row(label, "left out", f"raises {type(error).__name__}")
+        context.row(label, "left out", f"raises {type(error).__name__}")
         return
     assert coarse.true is not None and fine.true is not None
-    if trial.iterative and not all_finite(coarse.outs):
-        trial.row(label, "left out", "a loop does not end")
-        trial.note(f"in {dtype.name} a while_loop of the forward pass does not end: is its "
+    if context.iterative and not all_finite(coarse.outs):
+        context.row(label, "left out", "a loop does not end")
+        context.note(f"in {dtype.name} a while_loop of the forward pass does not end: is its "
                    "tolerance finer than that dtype resolves?")  # fmt: skip
         return
     unit = unit_of(dtype)
-    moved = [_movement(trial, rounded, fine, unit / 4) for _ in range(2)]
+    moved = [_movement(context, rounded, fine, unit / 4) for _ in range(2)]
     factor = CARELESS["fine" if unit < 1e-4 else "coarse"]
     worst = (0.0, 0.0)
-    for k, name in enumerate(trial.subject.names):
+    for k, name in enumerate(context.subject.names):
         ours = distance(coarse.claimed[k], fine.claimed[k])
         theirs = distance(coarse.true[k], fine.true[k])
         explained = max(m[k] for m in moved)
@@ -75,19 +75,19 @@ def _in_dtype(trial: Trial, dtype: np.dtype) -> None:
         limit = factor * max(theirs, explained, unit)
         worst = max(worst, (ours / limit, limit)) if np.isfinite(ours) else worst
         if not ours <= limit:
-            _careless(trial, dtype, name, ours, theirs, explained)
-            trial.row(label, "wrong", "autodiff in the same dtype", error=ours, limit=limit)
+            _careless(context, dtype, name, ours, theirs, explained)
+            context.row(label, "wrong", "autodiff in the same dtype", error=ours, limit=limit)
             return
-    trial.row(label, "right", "autodiff in the same dtype",
+    context.row(label, "right", "autodiff in the same dtype",
               error=worst[0] * worst[1], limit=worst[1])  # fmt: skip
 
 
 def _careless(
-    trial: Trial, dtype: np.dtype, name: str, ours: float, theirs: float, explained: float
+    context: Context, dtype: np.dtype, name: str, ours: float, theirs: float, explained: float
 ) -> None:
     finite = np.isfinite(ours)
     what = f"has the relative error {ours:.1e}" if finite else "is not finite"
-    trial.findings.append(
+    context.findings.append(
         Finding(
             "precision" if finite else "overflow",
             f"right in float64, but in {dtype.name} the cotangent of {name} {what}; plain autodiff "
@@ -99,9 +99,9 @@ def _careless(
     )
 
 
-def _movement(trial: Trial, point: Point, here: Result, unit: float) -> list[float]:
+def _movement(context: Context, point: Point, here: Result, unit: float) -> list[float]:
     """How far rounding inputs and cotangents moves each cotangent of the reference, relative."""
-    moved = trial.full.both(point.cast(lambda a: nudged(trial.rng, a, unit)))
+    moved = context.full.both(point.cast(lambda a: nudged(context.rng, a, unit)))
     assert moved.true is not None and here.true is not None
     return [distance(a, b) for a, b in zip(moved.true, here.true)]
 
@@ -111,31 +111,31 @@ def _round(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.asarray(x).astype(dtype).astype(x.dtype)
 
 
-def _extremes(trial: Trial) -> None:
+def _extremes(context: Context) -> None:
     """float32 on large and tiny inputs: finite where the truth and autodiff are."""
-    low = trial.low
-    if low is None or trial.iterative:
+    low = context.low
+    if low is None or context.iterative:
         return
     tried = 0
     for name, actives, fixed in input_classes.candidates(
-        trial.point.actives, trial.point.fixed, (), trial.rng, EXTREMES
+        context.point.actives, context.point.fixed, (), context.rng, EXTREMES
     ):
-        point = Point(tuple(single(a).astype(a.dtype) for a in actives), fixed, trial.point.bars)
-        if trial.leaves_domain(point):
+        point = Point(tuple(single(a).astype(a.dtype) for a in actives), fixed, context.point.bars)
+        if context.leaves_domain(point):
             continue
         try:
-            coarse, fine = low.both(point.cast(single)), trial.full.both(point)
+            coarse, fine = low.both(point.cast(single)), context.full.both(point)
         except Exception:  # not in the domain
             continue
         assert coarse.true is not None and fine.true is not None and coarse.true_outs is not None
         if not all_finite((*coarse.true_outs, *coarse.outs)):
             continue
         tried += 1
-        for k, argument in enumerate(trial.subject.names):
+        for k, argument in enumerate(context.subject.names):
             truth = np.isfinite(coarse.true[k]) & np.isfinite(fine.true[k])
             lost = truth & ~np.isfinite(coarse.claimed[k])
             if lost.any():
-                trial.findings.append(
+                context.findings.append(
                     Finding(
                         "overflow",
                         f"in float32 the cotangent of {argument} is not finite in {int(lost.sum())}"
@@ -146,9 +146,9 @@ def _extremes(trial: Trial) -> None:
                         inputs=name,
                         wrong_entries=int(lost.sum()),
                         size=int(lost.size),
-                        example=trial.example(point),
+                        example=context.example(point),
                     )
                 )
-                trial.row("extreme inputs in float32", "wrong", "autodiff in float32")
+                context.row("extreme inputs in float32", "wrong", "autodiff in float32")
                 return
-    trial.row("extreme inputs in float32", "right", f"autodiff in float32, {tried} classes")
+    context.row("extreme inputs in float32", "right", f"autodiff in float32, {tried} classes")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.derivatives import slope
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding
@@ -20,14 +20,14 @@ NOISE = 16  # a second derivative moves more than a first by as much
 TOLERANCE = 1e-6  # relative
 
 
-def second_order(trial: Trial) -> None:
+def second_order(context: Context) -> None:
     """∂/∂x of ⟨v, x̄(x, ȳ)⟩, by differentiating the claim, against the reference's."""
-    subject, point = trial.subject, trial.point
-    if subject.only_here or not subject.traceable or trial.is_large or trial.quick:
-        why = "a long array" if trial.is_large else "quick" if trial.quick else "not traceable"
-        trial.row("second order", "left out", why)
+    subject, point = context.subject, context.point
+    if subject.only_here or not subject.traceable or context.is_large or context.quick:
+        why = "a long array" if context.is_large else "quick" if context.quick else "not traceable"
+        context.row("second order", "left out", why)
         return
-    directions = tuple(normal(trial.rng, x) for x in point.actives)
+    directions = tuple(normal(context.rng, x) for x in point.actives)
 
     def along(actives: Arrays, bars: Arrays, fixed: Arrays, vs: Arrays, claim: bool) -> Any:
         pull = subject.pull if claim else partial(pull_reference, subject)
@@ -35,29 +35,29 @@ def second_order(trial: Trial) -> None:
         return sum(jnp.sum(jnp.real(v * bar)) for v, bar in zip(vs, found))
 
     try:
-        with trial.full.precision():
+        with context.full.precision():
             slopes = jax.jit(jax.grad(along), static_argnums=4)
             here = (point.actives, point.bars, point.fixed, directions)
             claimed = [np.asarray(a) for a in slopes(*here, True)]
     except Exception as error:
-        trial.row("second order", "left out", f"the claim cannot be differentiated again: "
+        context.row("second order", "left out", f"the claim cannot be differentiated again: "
                   f"{type(error).__name__}")  # fmt: skip
         return
-    if not trial.has_reference:
-        _by_differences(trial, directions, claimed)
+    if not context.has_reference:
+        _by_differences(context, directions, claimed)
         return
     try:
-        with trial.full.precision():
+        with context.full.precision():
             true = [np.asarray(a) for a in slopes(*here, False)]
             noise = [np.zeros(t.shape) for t in true]
-            moved = tuple(nudged(trial.rng, x, trial.full.unit) for x in point.actives)
+            moved = tuple(nudged(context.rng, x, context.full.unit) for x in point.actives)
             again = [np.asarray(a) for a in slopes(moved, *here[1:], False)]
             again_claimed = [np.asarray(a) for a in slopes(moved, *here[1:], True)]
     except Exception:
-        _by_differences(trial, directions, claimed)
+        _by_differences(context, directions, claimed)
         return
     if not all_finite(true):
-        trial.row("second order", "left out", "the reference's is not finite here")
+        context.row("second order", "left out", "the reference's is not finite here")
         return
     with np.errstate(invalid="ignore"):
         noise = [
@@ -68,31 +68,31 @@ def second_order(trial: Trial) -> None:
     noise = [
         np.maximum(n, np.max(n, axis=-1, keepdims=True)) if n.ndim and n.size else n for n in noise
     ]
-    natural = _natural(trial, directions)
+    natural = _natural(context, directions)
     allowed = [
-        trial.limits.allowed(t, n, natural, 1e3 * trial.full.unit) for t, n in zip(true, noise)
+        context.limits.allowed(t, n, natural, 1e3 * context.full.unit) for t, n in zip(true, noise)
     ]
     masks = list(map(exceeding, claimed, true, allowed))
     gap = farthest(claimed, true)
-    if any_of(masks) and gap > (1e-3 if trial.iterative else TOLERANCE):
-        _wrong(trial, [n for n, m in zip(trial.subject.names, masks) if m.any()], gap)
+    if any_of(masks) and gap > (1e-3 if context.iterative else TOLERANCE):
+        _wrong(context, [n for n, m in zip(context.subject.names, masks) if m.any()], gap)
     else:
-        trial.row("second order", "right", "the reference differentiated twice", error=gap)
+        context.row("second order", "right", "the reference differentiated twice", error=gap)
 
 
-def _natural(trial: Trial, directions: Arrays) -> float:
+def _natural(context: Context, directions: Arrays) -> float:
     """The first derivative's natural unit along the directions, of which the second is a rest.
 
     Where a softmax is saturated the first derivative is what rounding left of a cancellation, and
     that has no derivative.
     """
-    here = trial.full.both(trial.point)
-    units = trial.limits.natural(trial.point, here.outs, here.claimed)
+    here = context.full.both(context.point)
+    units = context.limits.natural(context.point, here.outs, here.claimed)
     return sum(u * float(np.max(np.abs(v), initial=0.0)) for u, v in zip(units, directions))
 
 
-def _wrong(trial: Trial, names: list[str], gap: float) -> None:
-    trial.findings.append(
+def _wrong(context: Context, names: list[str], gap: float) -> None:
+    context.findings.append(
         Finding(
             "second order",
             f"the first derivative is right, the second is wrong (relative {gap:.1e}): a part of "
@@ -103,63 +103,64 @@ def _wrong(trial: Trial, names: list[str], gap: float) -> None:
             relative_error=gap,
         )
     )
-    trial.row("second order", "wrong", "the reference differentiated twice", error=gap)
+    context.row("second order", "wrong", "the reference differentiated twice", error=gap)
 
 
-def _by_differences(trial: Trial, directions: Arrays, claimed: list[np.ndarray]) -> None:
+def _by_differences(context: Context, directions: Arrays, claimed: list[np.ndarray]) -> None:
     """The second derivative along one direction, by differences of the claim itself."""
-    point = trial.point
-    ways = tuple(normal(trial.rng, x) for x in point.actives)
+    point = context.point
+    ways = tuple(normal(context.rng, x) for x in point.actives)
 
     def first(step: float) -> float:
         moved = tuple(x + step * w for x, w in zip(point.actives, ways))
-        return pairing(directions, trial.full.both(point._replace(actives=moved)).claimed)
+        return pairing(directions, context.full.both(point._replace(actives=moved)).claimed)
 
     found, value = slope(first), pairing(ways, claimed)
     limit = 100 * found.error + 1e-4 * max(abs(found.value), abs(value)) + 1e-9 * abs(first(0.0))
-    limit += 1e-9 * _natural(trial, directions)
+    limit += 1e-9 * _natural(context, directions)
     step = 1e-6
     ahead, behind = first(step) - first(0.0), first(0.0) - first(-step)
     smooth = abs(ahead - behind) < 1e-2 * (abs(ahead) + abs(behind)) + 1e-12 * abs(first(0.0))
     if not found.resolved or not smooth or not np.isfinite(value):
-        trial.row("second order", "unresolved", "differences of the claim do not settle")
-    elif abs(value - found.value) > limit and trial.full.unit < 1e-15:
-        _wrong(trial, [], abs(value - found.value) / (abs(found.value) + 1e-300))
+        context.row("second order", "unresolved", "differences of the claim do not settle")
+    elif abs(value - found.value) > limit and context.full.unit < 1e-15:
+        _wrong(context, [], abs(value - found.value) / (abs(found.value) + 1e-300))
     else:
-        trial.row("second order", "right", "differences of the claim",
+        context.row("second order", "right", "differences of the claim",
                   error=abs(value - found.value) / (abs(found.value) + 1e-300))  # fmt: skip
 
 
-def adjoint_identity(trial: Trial) -> None:
+def adjoint_identity(context: Context) -> None:
     """⟨ȳ, J v⟩ = ⟨x̄, v⟩, with J v by the reference's forward mode: a third witness."""
-    subject, point = trial.subject, trial.point
-    if subject.reference is None or trial.is_declared or trial.quick or not subject.traceable:
+    subject, point = context.subject, context.point
+    if subject.reference is None or context.is_declared or context.quick or not subject.traceable:
         return
     reference = subject.reference
-    dots = tuple(normal(trial.rng, x) for x in point.actives)
+    dots = tuple(normal(context.rng, x) for x in point.actives)
 
     def tangents(actives: Arrays, fixed: Arrays, vs: Arrays) -> Any:
         return jax.jvp(lambda *xs: reference(xs, fixed), actives, vs)[1]
 
     try:
-        with trial.full.precision():
+        with context.full.precision():
             actives = tuple(map(jnp.asarray, point.actives))
             pushed = jax.jit(tangents)(actives, point.fixed, tuple(map(jnp.asarray, dots)))
             pushed = [np.asarray(d) for d in pushed]
     except Exception:  # custom_vjp functions inside, callbacks: no forward mode
-        trial.row("adjoint identity", "left out", "the reference has no forward mode")
+        context.row("adjoint identity", "left out", "the reference has no forward mode")
         return
-    result = trial.full.both(point)
+    result = context.full.both(point)
     left, right = pairing(point.bars, pushed), pairing(result.claimed, dots)
     products = [np.abs(np.asarray(d) * b) for d, b in zip(dots, result.claimed)]
     scale = sum(float(np.sum(p)) for p in products) + 1e-300
     gap = abs(left - right) / scale
-    limit = 1e-6 if trial.iterative else max(1e-9, 1e3 * trial.full.unit)
+    limit = 1e-6 if context.iterative else max(1e-9, 1e3 * context.full.unit)
     if gap <= limit or not np.isfinite(gap):
-        trial.row("adjoint identity", "right", "⟨ȳ, J v⟩ = ⟨x̄, v⟩", error=gap, limit=limit)
+        context.row("adjoint identity", "right", "⟨ȳ, J v⟩ = ⟨x̄, v⟩", error=gap, limit=limit)
         return
     assert result.true is not None
     if farthest(result.claimed, result.true) <= 1e-9:
-        trial.row("adjoint identity", "note", "the reference's own forward and reverse mode differ",
-                  error=gap, limit=limit)  # fmt: skip
-        trial.note("the reference's forward mode and its reverse mode disagree with each other")
+        context.row("adjoint identity", "note",
+                    "the reference's own forward and reverse mode differ",
+                    error=gap, limit=limit)  # fmt: skip
+        context.note("the reference's forward mode and its reverse mode disagree with each other")

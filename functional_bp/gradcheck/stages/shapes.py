@@ -14,7 +14,7 @@ import numpy as np
 from functional_bp.engine.sweeps import unbroadcast
 from functional_bp.errors import describe
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Trial
+from functional_bp.gradcheck.context import Context
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Place
 from functional_bp.gradcheck.subject import all_finite, double, farthest, nudged
@@ -24,22 +24,22 @@ JIT_TOLERANCE = 2e-3  # relative, in float32: compilers reorder sums
 PACKAGES = ("site-packages", "functional_bp/gradcheck", "functional_bp/graph", "<")
 
 
-def shapes(trial: Trial) -> None:
+def shapes(context: Context) -> None:
     """The claim can be evaluated, and returns cotangents of the arguments' shapes and dtypes."""
-    subject, native = trial.subject, trial.native
+    subject, native = context.subject, context.native
     try:
         if subject.traceable:
             _, found = jax.eval_shape(subject.pull, *native)
         else:
             _, found = subject.pull(*native)
     except Exception as error:
-        _cannot_run(trial, error, native)
+        _cannot_run(context, error, native)
         return
     for name, x, bar in zip(subject.names, native.actives, found):
         if np.shape(bar) != np.shape(x):
-            _wrong_shape(trial, name, x, bar)
+            _wrong_shape(context, name, x, bar)
         elif bar.dtype != x.dtype and subject.traceable:
-            trial.findings.append(
+            context.findings.append(
                 Finding(
                     "dtype",
                     f"the cotangent of {name} is {describe(bar)}, the argument {describe(x)}; JAX "
@@ -48,15 +48,15 @@ def shapes(trial: Trial) -> None:
                     stage="structure",
                 )
             )
-    outcome = "wrong" if trial.findings else "right"
-    trial.row("number, shapes and dtypes of cotangents", outcome, "the arguments")
+    outcome = "wrong" if context.findings else "right"
+    context.row("number, shapes and dtypes of cotangents", outcome, "the arguments")
 
 
-def _cannot_run(trial: Trial, error: Exception, native: Point) -> None:
+def _cannot_run(context: Context, error: Exception, native: Point) -> None:
     """The claim raises: a wrong number or shape of cotangents, or an error of its own."""
-    subject = trial.subject
+    subject = context.subject
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    before = len(trial.findings)
+    before = len(context.findings)
     if subject.backward is not None and subject.residuals is not None:
         try:
             kept = jax.eval_shape(subject.residuals, native.actives, native.fixed)
@@ -65,12 +65,12 @@ def _cannot_run(trial: Trial, error: Exception, native: Point) -> None:
             found = ()
         for name, x, bar in zip(subject.names, native.actives, found):
             if np.shape(bar) != np.shape(x):
-                _wrong_shape(trial, name, x, bar)
-    if len(trial.findings) == before:
+                _wrong_shape(context, name, x, bar)
+    if len(context.findings) == before:
         words = ("custom vjp", "cotangent", "structure", "pytree", "bwd rule", "must produce")
         structural = any(word in str(error).lower() for word in words)
         where = place_of(error)
-        trial.findings.append(
+        context.findings.append(
             Finding(
                 "structure" if structural else "error",
                 f"the backward pass raises {type(error).__name__}: {first}",
@@ -78,10 +78,10 @@ def _cannot_run(trial: Trial, error: Exception, native: Point) -> None:
                 where=where,
             )
         )
-    trial.row("number, shapes and dtypes of cotangents", "wrong", "the arguments")
+    context.row("number, shapes and dtypes of cotangents", "wrong", "the arguments")
 
 
-def _wrong_shape(trial: Trial, name: str, x: Any, bar: Any) -> None:
+def _wrong_shape(context: Context, name: str, x: Any, bar: Any) -> None:
     shape, wanted = tuple(np.shape(bar)), tuple(np.shape(x))
     message = f"the cotangent of {name} has shape {shape}, the argument {wanted}"
     kind, repair = "structure", ""
@@ -94,21 +94,23 @@ def _wrong_shape(trial: Trial, name: str, x: Any, bar: Any) -> None:
             f"; {name} was broadcast over axis {axis} in the forward pass, so its cotangent is "
             f"summed there: .sum({axis}{', keepdims=True' if not lead else ''})"
         )
-        if not _summed_is_right(trial, name):
+        if not _summed_is_right(context, name):
             kind, repair = "structure", repair + " (and its values are wrong besides)"
-    trial.findings.append(
-        Finding(kind, message + repair, argument=name, stage="structure", where=_line(trial, name))
+    context.findings.append(
+        Finding(
+            kind, message + repair, argument=name, stage="structure", where=_line(context, name)
+        )
     )
 
 
-def _summed_is_right(trial: Trial, name: str) -> bool:
+def _summed_is_right(context: Context, name: str) -> bool:
     """Whether the wrongly shaped cotangent, summed over the broadcast axes, is the true one."""
-    subject, point = trial.subject, trial.point
+    subject, point = context.subject, context.point
     if subject.backward is None or subject.residuals is None or subject.reference is None:
         return True
     k = subject.names.index(name)
     try:
-        with trial.full.precision():
+        with context.full.precision():
             kept = subject.residuals(point.actives, point.fixed)
             bar = subject.backward(kept, point.fixed, point.bars)[k]
             reference = subject.reference
@@ -120,11 +122,11 @@ def _summed_is_right(trial: Trial, name: str) -> bool:
     return summed is not None and farthest([summed], [true]) < 1e-6
 
 
-def _line(trial: Trial, name: str) -> Place | None:
+def _line(context: Context, name: str) -> Place | None:
     """The line of the backward pass that makes the cotangent of an argument."""
     from functional_bp.gradcheck.diagnosis.diagnose import line_of_cotangent
 
-    return line_of_cotangent(trial.subject, name)
+    return line_of_cotangent(context.subject, name)
 
 
 def place_of(error: BaseException) -> Place | None:
@@ -140,10 +142,10 @@ def place_of(error: BaseException) -> Place | None:
     return Place(str(Path(last.filename)), last.lineno or 0, (last.line or "").strip())
 
 
-def repeated_calls(trial: Trial) -> None:
+def repeated_calls(context: Context) -> None:
     """Equal calls give equal results, also when others come between, and under jit."""
-    subject, native = trial.subject, trial.native
-    runs = [trial.first_call, *(to_numpy(subject.pull(*native)[1]) for _ in range(2))]
+    subject, native = context.subject, context.native
+    runs = [context.first_call, *(to_numpy(subject.pull(*native)[1]) for _ in range(2))]
     first, second = farthest(runs[0], runs[1]), farthest(runs[1], runs[2])
     if not _equal(runs[0], runs[1]) or not _equal(runs[1], runs[2]):
         stays = _equal(runs[1], runs[2]) or first > 1e3 * second
@@ -155,18 +157,18 @@ def repeated_calls(trial: Trial) -> None:
             else "three equal calls give three different gradients (relative "
             f"{max(first, second):.1e}): something is drawn at random or counted"
         )
-        trial.findings.append(Finding(kind, message, stage="repeated calls"))
-        trial.row("repeated calls", "wrong", "the first call")
+        context.findings.append(Finding(kind, message, stage="repeated calls"))
+        context.row("repeated calls", "wrong", "the first call")
         return
-    if _interleaved(trial, native, runs[0]):
-        trial.row("repeated calls", "right", "the first call", error=0.0)
+    if _interleaved(context, native, runs[0]):
+        context.row("repeated calls", "right", "the first call", error=0.0)
     if subject.traceable:
-        _jit(trial, native, runs[0])
+        _jit(context, native, runs[0])
 
 
-def _interleaved(trial: Trial, native: Point, alone: tuple[np.ndarray, ...]) -> bool:
+def _interleaved(context: Context, native: Point, alone: tuple[np.ndarray, ...]) -> bool:
     """A backward pass is not changed by another call's forward pass in between."""
-    subject = trial.subject
+    subject = context.subject
     if subject.residuals is None or subject.backward is None:
         return True
     try:
@@ -178,7 +180,7 @@ def _interleaved(trial: Trial, native: Point, alone: tuple[np.ndarray, ...]) -> 
     gap = farthest(found, alone)
     if gap <= 1e-5 or not np.isfinite(gap):
         return True
-    trial.findings.append(
+    context.findings.append(
         Finding(
             "hidden state",
             "the backward pass of one call changes once another call's forward pass has run "
@@ -186,16 +188,16 @@ def _interleaved(trial: Trial, native: Point, alone: tuple[np.ndarray, ...]) -> 
             stage="repeated calls",
         )
     )
-    trial.row("repeated calls", "wrong", "the first call")
+    context.row("repeated calls", "wrong", "the first call")
     return False
 
 
-def _other_inputs(trial: Trial, native: Point) -> Point:
+def _other_inputs(context: Context, native: Point) -> Point:
     """Other arguments of the same shapes and dtypes: numbers, indices, keys."""
     actives, fixed = input_classes.draw(
         input_classes.CLASSES["near"], "drawn", tuple(np.asarray(x) for x in native.actives),
         tuple(map(input_classes.other_key, native.fixed)), np.random.default_rng(11),
-        trial.integer_ranges,
+        context.integer_ranges,
     )  # fmt: skip
     cast = lambda new, old: jnp.asarray(new).astype(old.dtype)
     return Point(tuple(map(cast, actives, native.actives)), tuple(map(cast, fixed, native.fixed)),
@@ -203,31 +205,31 @@ def _other_inputs(trial: Trial, native: Point) -> Point:
 
 
 def _remembers(
-    trial: Trial, native: Point, compiled: Callable[..., Any], limit: float
+    context: Context, native: Point, compiled: Callable[..., Any], limit: float
 ) -> float | None:
     """How far a call without jit, after calls with other inputs, is from the same one under jit."""
-    other = _other_inputs(trial, native)
+    other = _other_inputs(context, native)
     try:
-        alone, after = to_numpy(compiled(*other)), to_numpy(trial.subject.pull(*other)[1])
+        alone, after = to_numpy(compiled(*other)), to_numpy(context.subject.pull(*other)[1])
     except Exception:  # the other inputs are outside the domain
         return None
     if not all_finite((*alone, *after)):
         return None
     gap = farthest(after, alone)
-    return gap if gap > limit and gap > 30 * _movement(trial, limit / 1e4, other) else None
+    return gap if gap > limit and gap > 30 * _movement(context, limit / 1e4, other) else None
 
 
-def _jit(trial: Trial, native: Point, eager: tuple[np.ndarray, ...]) -> None:
-    subject = trial.subject
+def _jit(context: Context, native: Point, eager: tuple[np.ndarray, ...]) -> None:
+    subject = context.subject
     compiled = jax.jit(lambda *parts: subject.pull(*parts)[1])
     jitted = to_numpy(compiled(*native))
     gap = farthest(jitted, eager)
     coarsest = max([1e-7, *(unit_of(x.dtype) for x in native.actives)])
     limit = JIT_TOLERANCE if coarsest < 1e-5 else 0.2
     if gap > limit and np.isfinite(gap):
-        limit = max(limit, 30 * _movement(trial, coarsest))
+        limit = max(limit, 30 * _movement(context, coarsest))
     if gap > limit and all(np.all(np.isfinite(e)) for e in eager):
-        trial.findings.append(
+        context.findings.append(
             Finding(
                 "jit",
                 f"jit changes the gradient (relative {gap:.1e}): the code tells tracers from "
@@ -235,12 +237,12 @@ def _jit(trial: Trial, native: Point, eager: tuple[np.ndarray, ...]) -> None:
                 stage="jit",
             )
         )
-        trial.row("jit", "wrong", "the same call without jit", error=gap, limit=limit)
+        context.row("jit", "wrong", "the same call without jit", error=gap, limit=limit)
         return
-    trial.row("jit", "right", "the same call without jit", error=gap, limit=limit)
-    apart = _remembers(trial, native, compiled, limit)
+    context.row("jit", "right", "the same call without jit", error=gap, limit=limit)
+    apart = _remembers(context, native, compiled, limit)
     if apart is not None:
-        trial.findings.append(
+        context.findings.append(
             Finding(
                 "hidden state",
                 "on other inputs of the same shapes the gradient is not theirs "
@@ -249,14 +251,14 @@ def _jit(trial: Trial, native: Point, eager: tuple[np.ndarray, ...]) -> None:
                 stage="repeated calls",
             )
         )
-        trial.row("calls with other inputs", "wrong", "the same call under jit", error=apart)
+        context.row("calls with other inputs", "wrong", "the same call under jit", error=apart)
 
 
-def _movement(trial: Trial, unit: float, point: Point | None = None) -> float:
+def _movement(context: Context, unit: float, point: Point | None = None) -> float:
     """How far rounding to a coarser dtype alone moves the gradient, relative."""
-    point = trial.point if point is None else point.cast(double)
-    here = trial.full.both(point)
-    moved = trial.full.both(point.cast(lambda a: nudged(trial.rng, a, unit)))
+    point = context.point if point is None else point.cast(double)
+    here = context.full.both(point)
+    moved = context.full.both(point.cast(lambda a: nudged(context.rng, a, unit)))
     return farthest(moved.true or moved.claimed, here.true or here.claimed)
 
 

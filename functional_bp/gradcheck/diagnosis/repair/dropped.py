@@ -34,7 +34,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
 )
 from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Trial
+from functional_bp.gradcheck.diagnosis.repair.validate import Validation
 from functional_bp.gradcheck.subject import Disagreement
 from functional_bp.graph.nested import called
 
@@ -187,7 +187,7 @@ def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
 
 def _prepare(
     disagreement: Disagreement, deadline: float
-) -> tuple[Trial, Sequence[Edge], str | None] | None:
+) -> tuple[Validation, Sequence[Edge], str | None] | None:
     subject, given = disagreement.subject, disagreement.given
     assert subject.reference is not None
     program, edges = marked_backward(subject.reference, given.actives, given.fixed, given.bars)
@@ -198,30 +198,30 @@ def _prepare(
         inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
         return inputs, [np.asarray(x) for x in sample.claimed]
 
-    trial = Trial(program, draw, disagreement.argument, deadline)
-    if not agrees(program.outs(trial.point(0).values), given.true):
+    validation = Validation(program, draw, disagreement.argument, deadline)
+    if not agrees(program.outs(validation.point(0).values), given.true):
         return None
-    return trial, edges, home_of(subject.source)
+    return validation, edges, home_of(subject.source)
 
 
-def _search(trial: Trial, edges: Sequence[Edge], home: str | None) -> list[Found]:
-    values = trial.point(0).values
+def _search(validation: Validation, edges: Sequence[Edge], home: str | None) -> list[Found]:
+    values = validation.point(0).values
     sizes = sizes_of(values)
     passed: list[tuple[float, Edit, Edge]] = []
     of_slot: dict[int, Edge] = {}
-    for order, (slot, value, edge) in enumerate(_marks(trial.program, values, edges)):
+    for order, (slot, value, edge) in enumerate(_marks(validation.program, values, edges)):
         of_slot[slot] = edge
         for edit in _edits(slot, value, sizes):
-            if trial.late:
+            if validation.late:
                 break
-            found = trial.attempt(edit, {}, keep=edit.kind == DROPPED)
+            found = validation.attempt(edit, {}, keep=edit.kind == DROPPED)
             if found is not None:
                 passed.append((found.rank + 0.01 * order, found, edge))
-    if not passed and not trial.late:
-        return [_both(pair, of_slot, home) for pair in sums(trial)[:1]]
+    if not passed and not validation.late:
+        return [_both(pair, of_slot, home) for pair in sums(validation)[:1]]
     said: list[Found] = []
     for _, edit, edge in sorted(passed, key=lambda one: one[0]):
-        if len(said) < SHOWN and trial.holds(trial.changes(edit)):
+        if len(said) < SHOWN and validation.holds(validation.changes(edit)):
             one = _described(edit, edge, home)
             if all(one.message != other.message for other in said):
                 said.append(one)

@@ -34,7 +34,7 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     with_kept_lines,
 )
 from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Trial, Tried, unsettled
+from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validation, unsettled
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 # Two edits at once: those whose changes add up to what is missing, then one on top of another.
@@ -46,17 +46,17 @@ CLOSE = 1e-6
 
 
 def pairs(
-    trial: Trial, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
+    validation: Validation, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
-    found = list(sums(trial))
-    if trial.late or any(_rank(pair) <= CONVINCING for pair in found):
+    found = list(sums(validation))
+    if validation.late or any(_rank(pair) <= CONVINCING for pair in found):
         return sorted(found, key=_rank)
-    for first in _promising(trial):
-        if trial.late:
+    for first in _promising(validation):
+        if validation.late:
             break
         for other in second(first):
-            if trial.holds(trial.changes(first, other)):
+            if validation.holds(validation.changes(first, other)):
                 found.append((first, other))
         if any(_rank(pair) <= CONVINCING for pair in found):
             break
@@ -67,15 +67,15 @@ def _rank(pair: tuple[Edit, Edit]) -> float:
     return pair[0].rank + pair[1].rank
 
 
-def _promising(trial: Trial) -> list[Edit]:
+def _promising(validation: Validation) -> list[Edit]:
     """First edits that take much of the error away, then likely ones."""
-    plain = [t for t in trial.tried if t.edit.settle is None]
+    plain = [t for t in validation.tried if t.edit.settle is None]
     helping = sorted((t for t in plain if t.error < 0.9), key=lambda t: t.error)
-    parallel = sorted(plain, key=lambda t: -_cosine(t, trial))
+    parallel = sorted(plain, key=lambda t: -_cosine(t, validation))
     likely = sorted(plain, key=lambda t: t.edit.rank)
     scaled = [
         found
-        for t in trial.tried
+        for t in validation.tried
         if t.edit.settle is not None and t.edit.start == 1.0
         for c in (-1.0, 2.0, 0.5)
         if (found := t.edit.settle(c)) is not None
@@ -91,37 +91,37 @@ def _promising(trial: Trial) -> list[Edit]:
     return chosen
 
 
-def _cosine(tried: Tried, trial: Trial) -> float:
+def _cosine(tried: Tried, validation: Validation) -> float:
     """How parallel the result under an edit is to the true one."""
-    out = trial.present[trial.seen] + tried.change
-    wanted = trial.present[trial.seen] + trial.missing[trial.seen]
+    out = validation.present[validation.seen] + tried.change
+    wanted = validation.present[validation.seen] + validation.missing[validation.seen]
     size = float(np.linalg.norm(out) * np.linalg.norm(wanted))
     return 0.0 if size == 0 or not np.isfinite(size) else abs(float(out @ wanted)) / size
 
 
-def sums(trial: Trial) -> list[tuple[Edit, Edit]]:
+def sums(validation: Validation) -> list[tuple[Edit, Edit]]:
     """Pairs whose changes add up, each possibly times a constant, to what is missing."""
-    if trial.size == 0 or len(trial.tried) < 2:
+    if validation.size == 0 or len(validation.tried) < 2:
         return []
-    seen = trial.seen
+    seen = validation.seen
     chosen = np.random.default_rng(0).permutation(len(seen))[:WIDE]
-    missing = trial.missing[seen][chosen]
-    plain = [t for t in trial.tried if t.edit.settle is None][:4000]
-    free = [t for t in trial.tried if t.edit.settle is not None][:1500]
+    missing = validation.missing[seen][chosen]
+    plain = [t for t in validation.tried if t.edit.settle is None][:4000]
+    free = [t for t in validation.tried if t.edit.settle is not None][:1500]
     found: list[tuple[Edit, Edit]] = []
     for first, other, coefficients in (
         *_two_plain(plain, missing, chosen),
         *_one_free(plain, free, missing, chosen),
         *_two_free(free, missing, chosen),
     ):
-        if trial.late or len(found) >= 3:
+        if validation.late or len(found) >= 3:
             break
         if first.edit.site == other.edit.site:
             continue
         edits = [_with_constant(t.edit, c) for t, c in zip((first, other), coefficients)]
         if all(e is not None and e.settle is None for e in edits):
             one, two = (replace(e) for e in edits if e is not None)
-            if trial.holds(trial.changes(one, two)):
+            if validation.holds(validation.changes(one, two)):
                 found.append((one, two))
     return found
 
@@ -247,17 +247,17 @@ class Search:
 
     def __init__(
         self,
-        trial: Trial,
+        validation: Validation,
         names: Names,
         sizes: Sequence[int],
         thresholds: Sequence[float],
         within: frozenset[int] | None,
     ) -> None:
-        self.trial, self.names = trial, names
+        self.validation, self.names = validation, names
         self.sites = list(
             sites(
-                trial.program, trial.point(0).values, trial.judged, names, sizes, thresholds, (),
-                within,
+                validation.program, validation.point(0).values, validation.judged, names, sizes,
+                thresholds, (), within,
             )
         )  # fmt: skip
         others: set[int] = set()
@@ -265,7 +265,7 @@ class Search:
             if site.equation.key in others:
                 self.sites.remove(site)
             else:
-                others.update(twin.key for twin in trial.twins.get(site.equation.key, ()))
+                others.update(twin.key for twin in validation.twins.get(site.equation.key, ()))
         self.by_key = {site.equation.key: site for site in self.sites}
 
     def one(self) -> list[Candidate]:
@@ -275,16 +275,16 @@ class Search:
 
     def two(self, deadline: float) -> list[Found]:
         """What two edits at once explain."""
-        self.trial.deadline = deadline
+        self.validation.deadline = deadline
         with jax.enable_x64(True), np.errstate(all="ignore"):
-            groups = pairs(self.trial, self.by_key, self.second)
+            groups = pairs(self.validation, self.by_key, self.second)
             return self.reported(
                 [tuple(Candidate(e, self.by_key[e.site], e.rank) for e in g) for g in groups]
             )
 
     def second(self, first: Edit) -> list[Edit]:
         """The edits that make the program right once a first one is made."""
-        return [c.edit for c in self.singles(self.trial.changes(first), brief=True)]
+        return [c.edit for c in self.singles(self.validation.changes(first), brief=True)]
 
     def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
@@ -292,11 +292,11 @@ class Search:
         for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
-                if self.trial.late or candidate.rank > best + COMPARABLE or brief and passed:
+                if self.validation.late or candidate.rank > best + COMPARABLE or brief and passed:
                     break
                 if best <= LIKELY and candidate.edit.reads:
                     continue
-                found = self.trial.attempt(candidate.edit, under)
+                found = self.validation.attempt(candidate.edit, under)
                 if found is not None and len(passed) < 2 * SHOWN:
                     rank = candidate.rank - candidate.edit.rank + found.rank
                     passed += self._verified(Candidate(found, candidate.site, rank), under)
@@ -318,10 +318,10 @@ class Search:
 
     def _verified(self, candidate: Candidate, under: Mapping[int, Change]) -> list[Candidate]:
         """The candidate if it holds on fresh samples; less likely where more than it is wrong."""
-        changes = {**under, **self.trial.changes(candidate.edit)}
-        if not self.trial.holds(changes):
+        changes = {**under, **self.validation.changes(candidate.edit)}
+        if not self.validation.holds(changes):
             return []
-        whole = self.trial.holds(changes, whole=True)
+        whole = self.validation.holds(changes, whole=True)
         if self._says_nothing(candidate):
             return []
         return [Candidate(candidate.edit, candidate.site, candidate.rank + (not whole))]
@@ -404,17 +404,17 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         held = first if number == 0 else arguments(sample)
         return _numeric(held), [np.asarray(t) for t in sample.true]
 
-    trial = Trial(program, draw, disagreement.argument, deadline)
-    outs = program.outs(trial.point(0).values)
+    validation = Validation(program, draw, disagreement.argument, deadline)
+    outs = program.outs(validation.point(0).values)
     if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
     home = home_of(subject.source)
-    right = [i for i in range(len(program.outputs)) if i not in trial.wrong]
+    right = [i for i in range(len(program.outputs)) if i not in validation.wrong]
     if whole and backward is not None:
         program = with_kept_lines(program, home)
     program = with_aliases(program, disagreement.argument, right, home)
     repeated = twins(program, home)
-    trial = Trial(program, draw, disagreement.argument, deadline, twins=repeated)
+    validation = Validation(program, draw, disagreement.argument, deadline, twins=repeated)
     outs_from = len(program.inputs) - len(_numeric(first[-1]))
     given_names = _given_names(disagreement, program, first)
     names = Names(program, home, given_names, program.inputs[outs_from:])
@@ -425,7 +425,9 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         within = backward_keys(program, program.inputs[start : start + count[2]], home)
         if backward is not None and residuals is not None:  # the backward pass has been searched
             within = all_keys(program) - within
-    return Search(trial, names, sizes_of(trial.point(0).values), _thresholds(disagreement), within)
+    return Search(
+        validation, names, sizes_of(validation.point(0).values), _thresholds(disagreement), within
+    )
 
 
 def _as_jax(leaf: Any) -> Any:

@@ -130,7 +130,7 @@ class Tried:
     error: float  # what is left, relative to the error without the edit
 
 
-class Trial:
+class Validation:
     """Tries edits on the first sample and verifies them on the others."""
 
     def __init__(
