@@ -44,9 +44,16 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
         TypeError: it is nothing that claims a gradient.
     """
     made = _read(subject, args)
-    if made.traceable and _looks_at_values(made):
-        return replace(made, traceable=False, residuals=None, backward=None)
-    return made
+    try:
+        is_staged = not made.traceable or is_traceable(made.value, made)
+    except Exception:  # whatever else is wrong with it is found where it is run
+        is_staged = True
+    return made if is_staged else run_each_time(made)
+
+
+def run_each_time(subject: Subject) -> Subject:
+    """The claim, of which Python looks at values, so that each call has to run."""
+    return replace(subject, traceable=False, residuals=None, backward=None)
 
 
 def _read(subject: Any, args: Sequence[Any]) -> Subject:
@@ -302,8 +309,8 @@ def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
     return True
 
 
-def _looks_at_values(subject: Subject) -> bool:
-    """Whether Python branches on values, forwards or backwards, so that each call has to run."""
+def looks_at_values(subject: Subject) -> bool:
+    """Whether Python branches on values in the rule, forwards or backwards; it is traced."""
     try:
         outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
         jax.eval_shape(subject.pull, subject.actives, subject.fixed, outs)

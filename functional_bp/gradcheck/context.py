@@ -14,6 +14,7 @@ import numpy as np
 from functional_bp import _jax
 from functional_bp.errors import compose
 from functional_bp.gradcheck import input_classes as inputs
+from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
 from functional_bp.gradcheck.evaluation import Evaluation, IndexRange, Point, index_ranges, to_numpy
@@ -70,6 +71,9 @@ class Context:
         self.is_large = self.size > LARGE
         self.full, self.low, self.point = self._start()
         self.first_call = self._first_call()  # before the claim is traced, lest it remember that
+        if subject.traceable and looks_at_values(subject):
+            self.subject = subject = run_each_time(subject)
+            self.full, self.low, self.point = self._start()
         self.graph, self.consts = self._graph()
         self.integer_ranges = self._integer_ranges()
         self.iterative = self.graph is not None and interpret.has_while(self.graph)

@@ -140,7 +140,7 @@ def test_the_fixture_where_nothing_is_decided(inner: pytest.Pytester) -> None:
     inner.makepyfile(
         """
         import pytest
-        from functional_bp.gradcheck import checker
+        from functional_bp.gradcheck import check as checker
         from functional_bp.gradcheck.report import Report
         @pytest.fixture(autouse=True)
         def stand_in(monkeypatch):
@@ -202,7 +202,7 @@ def test_marks_in_test_files_and_packages(inner: pytest.Pytester) -> None:
 def test_what_is_not_decided_is_skipped_with_its_reasons(inner: pytest.Pytester) -> None:
     inner.makeconftest(
         """
-        from functional_bp.gradcheck import checker
+        from functional_bp.gradcheck import check as checker
         from functional_bp.gradcheck.report import Report
         report = Report("f", "inconclusive", reasons=("nothing settled",))
         checker.check = lambda *args, **options: report
