@@ -210,7 +210,7 @@ class Scan(Structure):
     reads, collects the sum.
 
     Residuals: per step, what f's own rules name, or what it is a view of, stacked over time
-    (``residuals.py``). Not stacked: constants, what depends on constants alone (computed once,
+    (the division above). Not stacked: constants, what depends on constants alone (computed once,
     before the loop), the slices of xs, and the slices of an output ys that the caller gets
     anyway. A state kept both before and after a step is kept once.
     """

@@ -1,9 +1,8 @@
 """The first NaN or infinity of a function and its gradient: which equation, which entries, why.
 
-``search`` goes through the forward sweep, then the reverse sweep, and into loops step by step
-(``loops``); ``origins`` tells the equation that makes a NaN from those that pass it on; ``entries``
-finds which entries of the operands are to blame, ``causes`` says why, and ``pullbacks`` looks at a
-rule in the same way as at a function.
+``search`` goes through the forward sweep, then the reverse sweep, and into loops step by step; it
+tells the equation that makes a NaN from those that pass it on, and looks at a rule in the same way
+as at a function. ``causes`` finds which entries of the operands are to blame, and says why.
 """
 
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite as FirstNonfinite

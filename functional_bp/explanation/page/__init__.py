@@ -1,7 +1,7 @@
 """A page that a browser opens without a network: the graph scope by scope, with all that is known.
 
-``facts`` collects what is told of each value and equation, ``drawing`` lays out each scope,
-``document`` puts both with ``page.html``, ``page.css`` and the scripts into one file. In the page
+``drawing`` lays out each scope; ``document`` collects what is told of each value and equation, and
+puts both with ``page.html``, ``page.css`` and the scripts into one file. In the page
 a scope opens where it stands: ``unfolding.js`` makes room for its view in the view around it.
 """
 

@@ -480,11 +480,11 @@ def _level(
 
 # The built-in layout: layers, few crossings, level wires.
 #
-# 1. Boxes are put in layers along the direction of the wires, each near its uses (``ranking``).
+# 1. Boxes are put in layers along the direction of the wires, each near its uses.
 # 2. A wire that passes layers has a bend in each of them; its label stands in a layer between.
-# 3. The order inside each layer is chosen for few crossings (``ordering``), positions for level
+# 3. The order inside each layer is chosen for few crossings, positions for level
 # wires
-#    (``aligning``).
+#   .
 # 4. Inside a layer a wire runs level, in space of its own; it climbs or falls only between layers.
 #    So no wire touches a box or a label that is not its own.
 

@@ -264,7 +264,7 @@ def _of_another_argument(evidence: Evidence) -> list[Hypothesis]:
 
 # What the claim does with ȳ: it must be linear in it, and use the cotangent of every output.
 
-NEAR_ENOUGH = 1e-6  # relative; in float64 anything but linear is off by far more
+LINEAR_TOLERANCE = 1e-6  # relative; in float64 anything but linear is off by far more
 STEP = 1e-3  # by which an argument is moved to see whether an output depends on it
 
 
@@ -375,7 +375,7 @@ def _depends(evidence: Evidence, output: int) -> bool:
 
 def _same(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None = None) -> bool:
     size = np.linalg.norm(b if scale is None else scale)
-    return bool(np.linalg.norm(a - b) <= NEAR_ENOUGH * size)
+    return bool(np.linalg.norm(a - b) <= LINEAR_TOLERANCE * size)
 
 
 def _together(evidence: Evidence) -> str:

@@ -21,7 +21,7 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import Renamed, Twin
 
 PATIENCE = 24  # edits of one equation before its matrix is worth its price
 MOST = 64  # entries of a result; each costs a run of what lies downstream
-AFFINE_CALLS = 1e-9  # relative to the change
+AFFINE_TOLERANCE = 1e-9  # relative to the change
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Matrices:
         for scale in (4 * unit, -unit, 0.01 * unit):
             step = scale * rng.standard_normal(np.shape(before))
             found, expected = out(before + step) - present, slope @ step.ravel()
-            if np.linalg.norm(found - expected) > AFFINE_CALLS * np.linalg.norm(expected):
+            if np.linalg.norm(found - expected) > AFFINE_TOLERANCE * np.linalg.norm(expected):
                 return None
         return Downstream(self.equations[key], self.start, present, slope)
 
