@@ -93,6 +93,7 @@ class Rule:
     structure: type | None = None
     linear: tuple[tuple[str, ...], ...] = ()
     is_pointwise: bool = False
+    pushforward: Pullback | None = None
     why: str = ""
     kinks: str = ""
     cases: tuple[Any, ...] = ()
@@ -155,6 +156,7 @@ def rule(
     forward: Callable[..., Any] | None = None,
     linear: str = "",
     pointwise: bool = False,
+    pushforward: Callable[..., Any] | None = None,
     if_held: Mapping[str, Callable[..., Any]] = {},
     why: str = "",
     kinks: str = "",
@@ -176,6 +178,8 @@ def rule(
             operation itself.
         pointwise: an entry of the output depends on the same entry of the operands alone, so that
             each pullback is its own transpose, and forward mode.
+        pushforward: forward mode of an operation of one operand ``x``, where it is simpler than
+            the transpose of the pullback: a function of ``x_dot`` and of what a pullback may name.
         if_held: pullbacks by operand that take the place of the others where what they keep costs
             no memory: the inputs of the function that is differentiated.
         why: the derivation, where the pullbacks' docstrings do not give it.
@@ -205,6 +209,12 @@ def rule(
         )
     if joint is not None and any(name.starred for name in operands):
         raise RuleError(f"rule for {primitive.name!r}: a joint rule has no starred operands")
+    push = None
+    if pushforward is not None:
+        if len(operands) > 1 or operands[0].starred:
+            raise RuleError(f"rule for {primitive.name!r}: a pushforward is of one operand")
+        incoming = {operands[0].text + "_dot": operands[0]}
+        push = parse_function(pushforward, names, incoming, auxiliaries, primitive.name)
     frame = sys._getframe(1)
     return rules.add(
         Rule(
@@ -219,6 +229,7 @@ def rule(
             forward=forward,
             linear=groups,
             is_pointwise=pointwise,
+            pushforward=push,
             why=why,
             kinks=kinks,
             cases=tuple(cases),
@@ -297,8 +308,22 @@ def parse_pullback(
     owner: str,
 ) -> Pullback:
     """Read a pullback's needs off its parameter names."""
-    values = {name.text for name in names} | set(auxiliaries)
     cotangents = {name.text + "_bar": name for name in outputs}
+    return parse_function(function, names, cotangents, auxiliaries, owner)
+
+
+def parse_function(
+    function: Callable[..., Any],
+    names: Sequence[Name],
+    incoming: Mapping[str, Name],
+    auxiliaries: Sequence[str],
+    owner: str,
+) -> Pullback:
+    """Read what a function of a rule needs off its parameter names.
+
+    ``incoming`` has the cotangents, or the tangents, by parameter.
+    """
+    values = {name.text for name in names} | set(auxiliaries)
     needs: list[Need] = []
     parameters: list[tuple[str, bool]] = []
     wanted = False
@@ -307,9 +332,9 @@ def parse_pullback(
         if parameter.kind is parameter.KEYWORD_ONLY:
             wanted |= text == "wanted"
             parameters += [] if text == "wanted" else [(text, not optional)]
-        elif text in cotangents:
-            starred = cotangents[text].starred
-            needs.append(Need("cotangent", cotangents[text].text, optional or starred))
+        elif text in incoming:
+            starred = incoming[text].starred
+            needs.append(Need("cotangent", incoming[text].text, optional or starred))
         elif text in values:
             needs.append(Need("value", text))
         elif text.endswith("_t") and text[:-2] in values:
@@ -319,7 +344,7 @@ def parse_pullback(
         else:
             raise RuleError(
                 f"rule for {owner!r}: parameter {text!r} of a pullback is neither a cotangent "
-                f"({', '.join(sorted(cotangents))}), nor a value ({', '.join(sorted(values))}), "
+                f"({', '.join(sorted(incoming))}), nor a value ({', '.join(sorted(values))}), "
                 f"nor one of those with _t, nor keyword-only (an equation's parameter)"
             )
     return Pullback(function, tuple(needs), tuple(parameters), wanted)

@@ -1,12 +1,13 @@
 """Forward mode: y = f(x) and ẏ = J ẋ, one operation at a time, nothing kept from one to the next.
 
-Three ways from a rule of reverse mode to its tangents, the first that applies:
+The ways from a rule of reverse mode to its tangents, the first that applies:
 
 - an operation that holds a graph, or brings a rule of its own, pushes the tangents through that;
 - of a **linear** operation the tangent is the operation itself, ẏ = f(ẋ); of a bilinear one the
   sum over its factors, ẏ = f(ẋ₁, x₂) + f(x₁, ẋ₂);
 - the Jacobian of a **pointwise** operation is diagonal, so the pullback ȳ ↦ x̄ = Jᵀ ȳ is its own
   transpose, ẏ = Jᵀ ẋ;
+- a few rules bring a **pushforward**, ẋ ↦ ẏ, where that is simpler than a transpose;
 - of any other the pullback is transposed, ⟨J ẋ, ȳ⟩ = ⟨ẋ, Jᵀ ȳ⟩, by the reverse sweep over it.
 """
 
@@ -26,7 +27,7 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.engine.higher_order import Options, has_tangent, structure_of
 from functional_bp.engine.plan import Plan, Step, plan_once, spread
-from functional_bp.engine.rule import Rule, rules
+from functional_bp.engine.rule import Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
 
 Tangents = list[Any]  # None where zero
@@ -184,6 +185,9 @@ def push_by_rule(
         if _is_diagonal([jax.typeof(x) for x in operands], dots, out):
             dots = [None if dot is None else _stretched(dot, out.shape) for dot in dots]
             return outs, [_push_pointwise(rule, params, [*operands, *outs, *extra], dots)]
+    elif rule.pushforward is not None:
+        outs = _run(rule, operands, params)
+        return outs, [_call(rule.pushforward, _named(rule, [*operands, *outs]), dots[0], params)]
     return None
 
 
@@ -231,22 +235,32 @@ def _push_pointwise(
     rule: Rule, params: dict[str, Any], values: Sequence[Any], dots: Sequence[Any]
 ) -> Any:
     """ẏ = Σ ẋᵢ · ∂f/∂xᵢ, by the pullbacks themselves."""
-    texts = [name.text for name in (*rule.operands, *rule.outputs)]
-    named = dict(zip((*texts, *rule.auxiliaries), values, strict=True))
+    named = _named(rule, values)
     total = None
     for operand, dot in zip(rule.operands, dots):
         pullback = rule.pullbacks.get(operand.text)
         if dot is None or pullback is None:
             continue
-        given = {"cotangent": lambda _: dot, "value": named.get}  # noqa: B023
-        arguments = [
-            given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
-            for need in pullback.needs
-        ]
-        asked = {p: params[p] for p, required in pullback.parameters if required or p in params}
-        part = pullback.function(*arguments, **asked)
+        part = _call(pullback, named, dot, params)
         total = part if total is None else lax.add(total, part)
     return total
+
+
+def _named(rule: Rule, values: Sequence[Any]) -> dict[str, Any]:
+    """Operands, outputs and auxiliaries by their names in the signature."""
+    texts = [name.text for name in (*rule.operands, *rule.outputs)]
+    return dict(zip((*texts, *rule.auxiliaries), values))
+
+
+def _call(function: Pullback, named: dict[str, Any], moved: Any, params: dict[str, Any]) -> Any:
+    """A function of a rule at one cotangent or tangent, with all values at hand."""
+    given = {"cotangent": lambda _: moved, "value": named.get}
+    arguments = [
+        given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
+        for need in function.needs
+    ]
+    asked = {p: params[p] for p, required in function.parameters if required or p in params}
+    return function.function(*arguments, **asked)
 
 
 def _push_transposed(
@@ -334,6 +348,12 @@ def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangent
             for a, aval, there in zip(eqn.invars, avals, is_there)
         ]
         return _push_linear(rule, names, eqn.params, operands, dots)
+    if rule.pushforward is not None:
+        atoms = dict(zip((rule.operands[0].text, rule.outputs[0].text), (*eqn.invars, *eqn.outvars)))
+        if any(atom not in have for atom in atoms.values()):
+            return None
+        named = {name: have[atom] for name, atom in atoms.items()}
+        return [_call(rule.pushforward, named, dots[0], eqn.params)]
     out: Any = eqn.outvars[0].aval
     if not rule.is_pointwise or not _is_diagonal(avals, dots, out):
         return None

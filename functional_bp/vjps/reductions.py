@@ -32,9 +32,20 @@ def share_of_extreme(y_bar, x, y, x_t, *, axes):
     Kinks:
         where m elements tie, each gets ȳ/m: the mean of the m one-sided derivatives.
     """
-    extreme = lax.convert_element_type(lax.eq(x, spread(y, x_t, axes)), y_bar.dtype)
-    count = lax.reduce_sum(extreme, axes)
+    extreme, count = extremes(x, y, x_t, axes)
     return lax.mul(spread(lax.div(y_bar, count), x_t, axes), extreme)
+
+
+def mean_of_extreme(x_dot, x, y, x_t, *, axes):
+    """ẏ = Σᵢ ẋᵢ [xᵢ = y] / #{j : xⱼ = y}, the transpose."""
+    extreme, count = extremes(x, y, x_t, axes)
+    return lax.div(lax.reduce_sum(lax.mul(x_dot, extreme), axes), count)
+
+
+def extremes(x, y, x_t, axes):
+    """[xᵢ = y] as numbers, and how many there are."""
+    extreme = lax.convert_element_type(lax.eq(x, spread(y, x_t, axes)), x.dtype)
+    return extreme, lax.reduce_sum(extreme, axes)
 
 
 def _extreme_cases(reduce):
@@ -50,11 +61,11 @@ def _extreme_cases(reduce):
 
 TIES = "m elements that tie get 1/m each"
 rule(
-    lax.reduce_max_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    lax.reduce_max_p, "x -> y", x=share_of_extreme, pushforward=mean_of_extreme, kinks=TIES,
     cases=_extreme_cases(lax.reduce_max),
 )
 rule(
-    lax.reduce_min_p, "x -> y", x=share_of_extreme, kinks=TIES,
+    lax.reduce_min_p, "x -> y", x=share_of_extreme, pushforward=mean_of_extreme, kinks=TIES,
     cases=_extreme_cases(lax.reduce_min),
 )
 

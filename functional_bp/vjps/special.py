@@ -13,6 +13,9 @@ import numpy as np
 from jax import lax
 from jax.lax import div, exp, mul, neg, square, sub
 
+from functional_bp import _jax
+from functional_bp.engine import sweeps
+from functional_bp.engine.higher_order import Structure, of_jax
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, pointwise, real
 from functional_bp.vjps.elementwise import constant
@@ -113,6 +116,34 @@ improvement("digamma at negative x", lax.digamma, at=(-10.3,), true=14.986887065
             source="mpmath: psi(1, -10.3)")
 improvement("digamma at negative x, just beyond the series' start", lax.digamma, at=(-9.5,),
             true=9.769687445030231886, jax="-2.9e12", source="mpmath: psi(1, -9.5)")
+class BesselI0(Structure):
+    """x̄ = ȳ I₁(x) = ȳ e^|x| · e^(−|x|) I₁(x), for y = I₀(x) as JAX's ``i0`` computes it.
+
+    Derivation:
+
+        I₀(x) = Σ (x²/4)ᵏ/(k!)²,  I₀′(x) = Σ (x/2)²ᵏ⁻¹/(k! (k − 1)!) = I₁(x)
+
+    Residuals: x.
+
+    Numerics: JAX 0.10 forms e^|x| (sign x − sign x + e^(−|x|) I₁), where a small I₁ is lost.
+    """
+
+    def forward(self, *operands: Any) -> tuple[Any, Any]:
+        """The function itself, and its operand."""
+        return sweeps.evaluate(self.eqn, operands), operands[0]
+
+    def reverse(self, residuals: Any, cotangents: Any) -> Any:
+        """ȳ times the slope."""
+        x, (y_bar,) = residuals, cotangents
+        return [mul(y_bar, mul(exp(lax.abs(x)), lax.bessel_i1e(x)))]
+
+
+_i0: Any = _jax.find_primitive("numpy.lax_numpy._i0")  # JAX 0.10; in 0.12 its own rule is this one
+if getattr(_i0, "jvp", None) is not None:
+    of_jax[_i0.jvp] = BesselI0
+
+improvement("I₀ at a small number", jnp.i0, at=(1e-300,), true=5e-301, rtol=1e-12,
+            jax="0.0: a small I₁ is added to 1, and 1 is taken away", source="I₁(x) = x/2 + x³/16 + …")
 improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
             jax="1.0: the kinks of e^|x| and of e^(−|x|) I₀ do not cancel",
             source="I₀′ = I₁, I₁(0) = 0")
