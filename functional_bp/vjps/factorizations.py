@@ -1,4 +1,4 @@
-"""Triangular and orthogonal factorizations: Cholesky, LU and QR.
+"""The triangular and orthogonal factorizations are Cholesky, LU and QR.
 
 All of them follow one path: differentiate the factorization, multiply by the inverse factors from
 both sides, and split the matrix that remains into the parts that the factors may move in. The
@@ -235,7 +235,9 @@ def qr(q, r, p, q_bar=None, r_bar=None, *, full_matrices):
 
 
 def wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
-    """Fewer rows than columns: the first columns fix Q, the others are projected on it."""
+    """A wide A, with fewer rows than columns, fixes Q by its first columns; the others are
+    projected on it.
+    """
     m, n = r.shape[-2:]
     first = columns(r, 0, m)
     if r_bar is None:
@@ -248,7 +250,7 @@ def wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
 
 
 def _bar_of_thin_columns(q: Any, q_bar: Any, n: int) -> Any:
-    """Moves the cotangent of a full Q's further columns to the first n, which determine them."""
+    """Move the cotangent of a full Q's further columns to the first n, which determine them."""
     m = q.shape[-2]
     q1, q2, q2_bar = columns(q, 0, n), columns(q, n, m), columns(q_bar, n, m)
     x, y = rows(q1, 0, n), rows(q1, n, m)
@@ -262,7 +264,7 @@ def _qr(**parameters: Any) -> Any:
 
 
 def _qr_of_permuted(full_matrices: bool) -> Any:
-    """Pivoted QR as the plain QR of the permuted columns, which JAX differentiates rightly."""
+    """Write pivoted QR as plain QR of the permuted columns, which JAX differentiates rightly."""
 
     def reference(a: Any) -> Any:
         p = linalg.qr(lax.stop_gradient(a), pivoting=True)[2]

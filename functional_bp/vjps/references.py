@@ -1,4 +1,5 @@
-"""Mutable references: those of others, which stay; those of the function are gone before.
+"""A mutable reference from outside the function stays one; those of its own are rewritten
+beforehand.
 
 ``engine/references.py`` rewrites them to values.
 """

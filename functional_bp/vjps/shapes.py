@@ -22,7 +22,8 @@ from functional_bp.vjps.elementwise import is_complex
 
 
 def layout(x_t: Any, axes: Sequence[int | None] | None = None) -> NamedSharding | None:
-    """The sharding that a cotangent of ``x_t`` has, its axes taken in the order ``axes``.
+    """``layout`` is the sharding that a cotangent of ``x_t`` has, its axes taken in the order
+    ``axes``.
 
     ``None`` among ``axes`` stands for a new, unsharded axis. Only a mesh with explicit axes needs
     it; elsewhere the result is None and the compiler chooses.
@@ -41,7 +42,7 @@ def layout(x_t: Any, axes: Sequence[int | None] | None = None) -> NamedSharding 
 
 
 def undivided(x: Any) -> bool:
-    """Whether no compiler will divide the axes of ``x`` over devices.
+    """Say whether no compiler will divide the axes of ``x`` over devices.
 
     Where one may, axes must not be made one: it could divide the one by the first of them alone.
     A mesh in ``x``'s type is manual, then; without one, ``in_shardings`` may still bring one.
@@ -57,7 +58,7 @@ def spread(y_bar: Any, x_t: Any, axes: Sequence[int]) -> Any:
 
 
 def blank(aval: Any) -> Any:
-    """Zeros of the type ``aval``."""
+    """Make zeros of the type ``aval``."""
     return lax.full(aval.shape, 0, aval.dtype, sharding=layout(aval))
 
 

@@ -1,4 +1,4 @@
-"""Linear systems with a triangular or a tridiagonal matrix."""
+"""Linear systems with a triangular or a tridiagonal matrix have a rule each."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ rule(
 
 
 def _shifted(x: Array, by: int) -> Array:
-    """x_{i+by} along the next to last axis, 0 where there is none."""
+    """Shift to x_{i+by} along the next to last axis, 0 where there is none."""
     pads = [(0, 0, 0)] * x.ndim
     pads[-2] = (-by, by, 0)
     return lax.pad(x, lax.full((), 0, x.dtype), pads)
@@ -105,7 +105,7 @@ def tridiagonal_b(x_bar, dl, d, du, *, perturb_singular=False):
 
 
 def _along(by: int, name: str) -> Any:
-    """The pullback of the diagonal with entries at (i, i + by)."""
+    """Make the pullback of the diagonal with entries at (i, i + by)."""
 
     def pullback(x_bar, dl, d, du, x, *, perturb_singular=False):
         b_bar = tridiagonal_b(x_bar, dl, d, du, perturb_singular=perturb_singular)

@@ -20,7 +20,7 @@ from functional_bp.vjps.truncated import beta_slope, gamma_curvature, widen
 
 
 def trigamma(x: Any) -> Any:
-    """ψ′(x), right for negative x too.
+    """``trigamma`` is ψ′(x), right for negative x too.
 
     Derivation:
 
@@ -124,7 +124,7 @@ improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
 
 
 def power_log(exponent: Any, x: Any) -> Any:
-    """exponent · ln x, and 0 where both are 0 (0⁰ = 1)."""
+    """power_log(exponent, x) = exponent · ln x, and 0 where both are 0 (0⁰ = 1)."""
     is_one = (exponent == 0) & (x == 0)
     return exponent * jnp.log(jnp.where(is_one, 1, x))
 
@@ -152,7 +152,7 @@ def gamma_cross(a: Any, x: Any) -> Any:
 
 
 def gamma_second(a: Any, x: Any) -> Any:
-    """∂²P(a, x)/∂a² (``truncated.gamma_curvature``), 0 at x = 0."""
+    """``gamma_second`` is ∂²P(a, x)/∂a² (``truncated.gamma_curvature``), 0 at x = 0."""
     a, x = widen(a, x)
     is_inner = (x > 0) & (a > 0)
     safe_a, safe_x = jnp.where(is_inner, a, 1), jnp.where(is_inner, x, 1)
@@ -161,7 +161,7 @@ def gamma_second(a: Any, x: Any) -> Any:
 
 
 def bernoulli(count: int) -> list[Fraction]:
-    """The Bernoulli numbers B₀ … from Σ_{k≤n} C(n + 1, k) B_k = 0."""
+    """Compute the Bernoulli numbers B₀ … from Σ_{k≤n} C(n + 1, k) B_k = 0."""
     numbers = [Fraction(1)]
     for n in range(1, count):
         numbers.append(-sum(math.comb(n + 1, k) * numbers[k] for k in range(n)) / Fraction(n + 1))
@@ -174,7 +174,7 @@ TAIL = [float(b / math.factorial(n)) for n, b in enumerate(bernoulli(25)) if n >
 
 
 def zeta_slope(s: Any, q: Any) -> Any:
-    """∂ζ(s, q)/∂s for s > 1 and q > 0, nan elsewhere.
+    """``zeta_slope`` is ∂ζ(s, q)/∂s for s > 1 and q > 0, nan elsewhere.
 
     Derivation:
 
@@ -207,7 +207,7 @@ def zeta_slope(s: Any, q: Any) -> Any:
 
 
 def polygamma(m: Any, x: Any) -> Any:
-    """ψ⁽ᵐ⁾(x), right for negative x too.
+    """``polygamma`` is ψ⁽ᵐ⁾(x), right for negative x too.
 
     Derivation:
 
@@ -325,7 +325,7 @@ def _betainc_by_series(a: Any, b: Any, x: Any) -> Any:
 
 
 def _zeta_by_sum(s: Any, q: Any) -> Any:
-    """Σ_{k<200} (q + k)⁻ˢ, the rest by three terms of the Euler–Maclaurin formula."""
+    """Compute Σ_{k<200} (q + k)⁻ˢ, and the rest by three terms of the Euler–Maclaurin formula."""
     k = jnp.arange(200, dtype=s.dtype)
     head = jnp.sum((q[..., None] + k) ** -s[..., None], -1)
     w = q + 200
@@ -339,7 +339,7 @@ def _polygamma_by_sum(m: Any, x: Any) -> Any:
 
 
 def _second(function: Any, argument: int) -> Any:
-    """The derivative of ``function`` in one argument, by our own rules."""
+    """Differentiate ``function`` in one argument, by our own rules."""
 
     def derivative(*args: Any) -> Any:
         from functional_bp.engine.transforms import grad

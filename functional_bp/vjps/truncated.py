@@ -1,4 +1,4 @@
-"""Parameter derivatives of the incomplete beta and gamma functions, by quadrature.
+"""The incomplete beta and gamma functions are differentiated in their parameters by quadrature.
 
 Both are distribution functions F(x; θ) = ∫_{t<x} p(t; θ) dt. Their derivatives in a parameter are
 truncated means of the score, and the same integral to the right of x, with the sign turned:
@@ -28,7 +28,7 @@ STEPS = len(_W)
 
 
 def widen(*arrays: Any) -> list[Any]:
-    """The arrays broadcast together, half precision as float32."""
+    """Broadcast the arrays together, half precision as float32."""
     shape = jnp.broadcast_shapes(*(array.shape for array in arrays))
     half = arrays[0].dtype.itemsize == 2
     return [
@@ -37,7 +37,7 @@ def widen(*arrays: Any) -> list[Any]:
 
 
 def integrate(log_weight: Any, score: Any, width: Any) -> Any:
-    """∫₀^∞ exp(log_weight(s)) score(s) ds, for arrays of parameters, on a new last axis."""
+    """Compute ∫₀^∞ exp(log_weight(s)) score(s) ds, for arrays of parameters, on a new last axis."""
     width = lax.stop_gradient(width)[..., None]
     nodes, weights = (jnp.asarray(v, width.dtype) for v in (NODES, WEIGHTS))
     s = width * nodes
@@ -45,12 +45,12 @@ def integrate(log_weight: Any, score: Any, width: Any) -> Any:
 
 
 def digamma_difference(a: Any, b: Any) -> Any:
-    """ψ(a) − ψ(a + b)."""
+    """digamma_difference(a, b) = ψ(a) − ψ(a + b)."""
     return lax.digamma(a) - lax.digamma(a + b)
 
 
 def beta_slope(a: Any, b: Any, x: Any, operand: str) -> Any:
-    """∂I_x(a, b)/∂a or ∂I_x(a, b)/∂b.
+    """``beta_slope`` is ∂I_x(a, b)/∂a or ∂I_x(a, b)/∂b.
 
     Derivation:
 
@@ -95,7 +95,8 @@ def beta_slope(a: Any, b: Any, x: Any, operand: str) -> Any:
 
 
 def gamma_curvature(a: Any, x: Any) -> Any:
-    """∂²P(a, x)/∂a² over the density p(x) = ∂P/∂x, where P is ``lax.igamma``.
+    """``gamma_curvature`` is ∂²P(a, x)/∂a² over the density p(x) = ∂P/∂x, where P is
+    ``lax.igamma``.
 
     Derivation:
 
