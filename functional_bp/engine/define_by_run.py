@@ -38,8 +38,8 @@ class Follower(_jax.Tracer):
     def to_concrete_value(self) -> Any:
         """Return the value, as far as it is known, for ``if x > 0``.
 
-        Not for ``lax.reduce`` and ``lax.reduce_window``, which leave out an initial value that is
-        neutral, and with it its derivative.
+        ``lax.reduce`` and ``lax.reduce_window`` are not told: they leave out an initial value that
+        is neutral, and with it its derivative.
         """
         return None if _jax.asks_if_neutral() else _jax.concrete(self.primal)
 
@@ -62,8 +62,8 @@ class Follower(_jax.Tracer):
             raise jax.errors.ConcretizationTypeError(self, "Its value is not known yet.")
         return found
 
-    # A number for Python, as of a PyTorch tensor that requires a gradient, and with its warning.
-    # Not an array for NumPy: ``__array__`` stays an error.
+    # Python may take a number, as from a PyTorch tensor that requires a gradient, with its warning.
+    # NumPy may take no array: ``__array__`` stays an error.
 
     def __float__(self) -> float:
         return float(self._known(is_number=True))

@@ -144,7 +144,7 @@ def linearize(
 
 @jax.tree_util.register_pytree_node_class
 class LinearMap:
-    """``linearize`` returns this map ẋ ↦ J ẋ. A pytree, so that it may enter and leave ``jit``."""
+    """``linearize`` returns this map ẋ ↦ J ẋ, a pytree, so that it may enter and leave ``jit``."""
 
     def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box
@@ -186,7 +186,7 @@ def jacrev(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """Make the Jacobian a row for each output entry, by reverse mode, as ``jax.jacrev`` does.
+    """Make a function that returns the Jacobian, row by row in reverse mode; as ``jax.jacrev``.
 
     Returns:
         A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
@@ -220,7 +220,8 @@ def jacfwd(
     *,
     strict: bool = False,
 ) -> Callable[..., Any]:
-    """Make the Jacobian a column for each input entry, by forward mode, as ``jax.jacfwd`` does.
+    """Make a function that returns the Jacobian, column by column in forward mode; as
+    ``jax.jacfwd``.
 
     Returns:
         A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
@@ -251,7 +252,7 @@ def hessian(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """Make the Hessian ∂²f/∂x∂x, forward over reverse, as ``jax.hessian`` does."""
+    """Make a function that returns the Hessian ∂²f/∂x∂x, forward over reverse; as JAX does."""
     how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
     reverse = jacrev(fun, argnums, has_aux=has_aux, holomorphic=holomorphic, **how)
     return jacfwd(reverse, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict)

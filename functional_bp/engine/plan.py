@@ -6,7 +6,11 @@ A plan is made once per graph and question, before anything runs, and cached:
 2. *usefulness*, last to first: which of those reach an output whose cotangent is given, which
    values the rules on the way name (these are kept), and which equations still have to run.
 
-Reference: Griewank and Walther's "varied" and "useful" variables, and their "to be recorded".
+An equation's ``Step`` says which pullbacks to call, and where their arguments are.
+
+References:
+    Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761: their "varied"
+    and "useful" variables, and what is "to be recorded".
 """
 
 from __future__ import annotations
@@ -23,13 +27,9 @@ from functional_bp.engine.higher_order import Mask, Options, Structure, has_tang
 from functional_bp.engine.rule import Name, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
-# One equation of the reverse sweep: which pullbacks to call, and where their arguments are.
-
 
 class Auxiliary:
-    """An auxiliary is computed by a rule's ``forward`` beside the outputs, and kept like a
-    variable.
-    """
+    """An auxiliary is what a rule's ``forward`` computes beside the outputs, and is kept."""
 
     def __init__(self, eqn: JaxprEqn, name: str) -> None:
         self.eqn, self.name = eqn, name

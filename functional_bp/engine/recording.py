@@ -5,7 +5,9 @@ look at values, and wherever closures hold what the function made. Plan, rules a
 are the same. Since an operation runs before it is known what becomes of it, its residuals are
 those for all its outputs; what turns out not to be needed is dropped at the end.
 
-Reference: the tape of define-by-run reverse mode; Griewank and Walther's "recording".
+References:
+    Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761: "recording", the
+    tape of define-by-run reverse mode.
 """
 
 from __future__ import annotations

@@ -19,7 +19,13 @@ keyword-only names    the equation's parameters; one with a default may be missi
 
 A starred name is given as a list. What a graph keeps for its reverse sweep is thus known before
 anything runs. A rule holds only mathematics: zeros, activity, un-broadcasting, dtypes and
-accumulation belong to the engine (``backprop.py``).
+accumulation belong to the engine (``sweeps.py``).
+
+Test inputs stand beside the rules: what to call, on arrays of what shape and range. A case is data,
+not arrays, so that importing a rule touches no device::
+
+    case(lambda x, y: x @ y, real(3, 4), real(4, 2))
+    case(lax.log, real(3, low=0.1, high=4))
 """
 
 from __future__ import annotations
@@ -180,7 +186,7 @@ def rule(
             no memory: the inputs of the function that is differentiated.
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
-        cases: inputs that the rule is tested on (``functional_bp.engine.rule``).
+        cases: inputs that the rule is tested on (``case``).
         **pullbacks: ``operand=function``; the function's parameters name what it is given.
 
     Raises:
@@ -325,12 +331,7 @@ def parse_pullback(
     return Pullback(function, tuple(needs), tuple(parameters), wanted)
 
 
-# Test inputs that stand beside the rules: what to call, on arrays of what shape and range.
-#
-# A case is data, not arrays, so that importing a rule touches no device::
-#
-#     case(lambda x, y: x @ y, real(3, 4), real(4, 2))
-#     case(lax.log, real(3, low=0.1, high=4))
+# Test inputs.
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Box:
 
 @jax.tree_util.register_pytree_node_class
 class PullbackFunction:
-    """``vjp`` returns this function of the output's cotangents to those of the inputs. A pytree."""
+    """``vjp`` returns this function of the output's cotangents to the inputs' ones, a pytree."""
 
     def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box

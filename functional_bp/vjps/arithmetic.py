@@ -1,5 +1,4 @@
-"""Elementwise operations of several operands have one pullback each: sums, products, powers,
-choices.
+"""Elementwise operations of several operands are sums, products, powers, choices and the like.
 
 The engine sums a cotangent over the axes that a scalar operand was broadcast along.
 """

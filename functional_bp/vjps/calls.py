@@ -1,6 +1,7 @@
-"""Operations that call a graph: ``jit`` and its relatives.
+"""``jit`` and its relatives call a graph, whose reverse sweep is their rule.
 
-y = f(x) with f a graph: x̄ is f's reverse sweep, its residuals are f's.
+y = f(x) with f a graph: x̄ is f's reverse sweep, its residuals are f's. Markers (names, ties,
+barriers) stand here too: they change no value, only what is known or done about it.
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ class CustomPartitioning(Call):
     parameter = "call"
 
 
-# Markers: operations that change no value, only what is known or done about it.
+# Markers.
 
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
 pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,

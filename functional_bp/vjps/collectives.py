@@ -1,4 +1,4 @@
-"""Collectives: sums, maxima, gathers and exchanges over the devices of a mesh axis.
+"""Collectives are sums, maxima, gathers and exchanges over the devices of a mesh axis.
 
 Inside ``shard_map`` a collective is a linear map on the stacked vector (x¹, …, xⁿ) of all devices'
 blocks; its VJP is the transposed map, again a collective. Two typings of the same sum exist:
@@ -9,6 +9,12 @@ blocks; its VJP is the transposed map, again a collective. Two typings of the sa
 - *untyped* (``check_vma=False``, ``vmap`` with an axis name): every device holds its own copy with
   its own cotangent, of which the true one is the sum. ``psum`` is then Σ followed by a copy to
   all, a symmetric matrix of ones, and so its own transpose.
+
+Two further types put a sum off. An *unreduced* value is a sum that has not been carried out: device
+d holds the summand xᵈ. A *reduced* value is one value on all devices whose cotangent is left
+unreduced. The two types are each other's cotangents, so a sum over devices can wait until it is
+wanted, or become a reduce-scatter. The rules between them are linear and keep nothing; JAX has no
+``vmap`` of these.
 """
 
 from __future__ import annotations
@@ -337,11 +343,6 @@ rule(lax.ragged_all_to_all_p,
 
 
 # Collectives between the "unreduced" and "reduced" types of a value inside ``shard_map``.
-#
-# An *unreduced* value is a sum that has not been carried out: device d holds the summand xᵈ. A
-# *reduced* value is one value on all devices whose cotangent is left unreduced. The two types are
-# each other's cotangents, so a sum over devices can wait until it is wanted, or become a
-# reduce-scatter. Every rule here is linear and keeps nothing. JAX has no ``vmap`` of these.
 
 
 def _postponed_sum(x: Any) -> Any:

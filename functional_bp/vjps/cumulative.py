@@ -1,6 +1,10 @@
-"""Running sums, products, extremes and log-sum-exps along an axis.
+"""Running sums, products, extremes and log-sum-exps along an axis have one rule each.
 
 All but the sum share one derivation, the adjoint of the prefix tree below.
+
+References:
+    Blelloch 1990, Prefix sums and their applications, CMU-CS-90-190, has the tree; its adjoint is
+    derived in ``prefix_adjoint``.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ Partials = Callable[[Any, Any, Any], tuple[Any, Any]]
 def prefix_adjoint(
     y_bar: Any, x: Any, y: Any, axis: int, combine: Callable[[Any, Any], Any], partials: Partials
 ) -> Any:
-    """x̄ of yᵢ = x₀ ∘ x₁ ∘ … ∘ xᵢ, for ∘ with partial derivatives (∂(a∘b)/∂a, ∂(a∘b)/∂b).
+    """Return x̄ of yᵢ = x₀ ∘ x₁ ∘ … ∘ xᵢ, for ∘ with partial derivatives (∂(a∘b)/∂a, ∂(a∘b)/∂b).
 
     Derivation:
         the tree computes, with the pairs pᵢ = x₂ᵢ ∘ x₂ᵢ₊₁ and the same tree on half the length,

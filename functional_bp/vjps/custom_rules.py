@@ -1,6 +1,7 @@
-"""Operations that bring a rule of their own: a person's ``custom_vjp``, a third party's primitive.
+"""Some operations bring a rule of their own: a person's ``custom_vjp``, a third party's primitive.
 
 The rule is asked of JAX for this one operation, and is otherwise run by our sweeps like any other.
+The tangent function of a ``jax.custom_jvp`` is transposed by our reverse sweep.
 """
 
 from __future__ import annotations
@@ -65,9 +66,6 @@ class HiPrimitive(Registered):
         if checkpoint.primitive is primitives.remat_p:
             return Remat(checkpoint, active, options)
         return super().__new__(cls)
-
-
-# A person's ``jax.custom_jvp``: its tangent function is transposed by our reverse sweep.
 
 
 @jax.custom_jvp

@@ -2,6 +2,10 @@
 
 For a complex x the cotangent is ȳ · f′(x) without a conjugate, as in JAX: f is holomorphic, and
 the pairing of a cotangent with a tangent is the bilinear one, Re Σ ȳ ẋ.
+
+A piecewise constant function has the derivative zero wherever it has one. Integers, booleans, keys
+and tokens have no tangent space: nothing flows into them or out of them. Both need no cotangent,
+and nothing is kept for them.
 """
 
 from __future__ import annotations
@@ -309,10 +313,6 @@ for _order, _true in enumerate([1.6993417021166355837e-17, -3.398683404233271138
 
 
 # Operations without a derivative to carry: piecewise constant ones, and those off the reals.
-#
-# A piecewise constant function has the derivative zero wherever it has one. Integers, booleans,
-# keys and tokens have no tangent space: nothing flows into them or out of them. Both need no
-# cotangent, and nothing is kept for them.
 
 
 def _over_rows(function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The discrete Fourier transform comes in four kinds; the adjoint of each is one of them."""
+"""The discrete Fourier transform has four kinds; the adjoint of each is one of them, weighted."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def fourier(y_bar, *, fft_type, fft_lengths):
             z̄ = (c/N) RFFT(ȳ)*
 
         N is the product of the lengths; on the other axes the matrix is F or F⁻¹ itself.
+
+    Source: derived above.
     """
     if fft_type == lax.FftType.RFFT:
         weighted = lax.div(lax.conj(y_bar), _multiplicity(y_bar, fft_lengths[-1]))

@@ -109,6 +109,11 @@ def hessenberg(packed, taus, packed_bar=None, taus_bar=None):
 
     Residuals: the packed result and τ.
     Kinks: a subdiagonal entry 0, where H decouples, or a column that needs no reflection (τ = 0).
+
+    References:
+        Krämer, Moreno-Muñoz, Roy and Hauberg 2024, Gradients of functions of large matrices,
+        arXiv:2405.17277, for the adjoint of the Arnoldi iteration, which builds the same A Q = Q H
+        column by column; that of the dense reduction is derived above.
     """
     n = packed.shape[-1]
     if packed_bar is None:
@@ -136,6 +141,9 @@ def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=
 
     Residuals: the packed result, which holds d and e, and τ.
     Kinks: as ``hessenberg``.
+
+    References:
+        as ``hessenberg``, with the Lanczos iteration in the Arnoldi iteration's place.
     """
     if not lower:
         packed, taus = _reversed(packed, 2), _reversed(taus, 1)

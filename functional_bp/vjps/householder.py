@@ -8,6 +8,12 @@ stands for Q = H₁ H₂ … H_k, H_i = I − τ_i v_i v_iᴴ. Everything here u
 by induction: with Q' = I − V' T' V'ᴴ the product Q' (I − τ v vᴴ) has V = [V' v] and
 T = [T', −τ T' V'ᴴ v; 0, τ], and that is what (I + D N) T = D says column by column. It needs no
 loop over the reflections, no division by τ (a τ may be 0), and no orthogonality.
+
+References:
+    Schreiber and Van Loan 1989, A storage-efficient WY representation for products of Householder
+    transformations, doi 10.1137/0910005, for the compact form; Papanicolopulos 2024, Derivatives of
+    the full QR factorisation and of the factored-form and compact WY representations,
+    arXiv:2409.13374, for its derivative. The adjoints are derived below.
 """
 
 from __future__ import annotations
@@ -104,6 +110,10 @@ def product_a(y_bar, a, taus):
         so T̄ = −P V₁ gives N̄ = −striu(Tᴴ T̄ Tᴴ), and dN = striu(dVᴴ V + Vᴴ dV) the last term.
 
     Residuals: a and τ; the result is not kept.
+
+    References:
+        Schreiber and Van Loan 1989, doi 10.1137/0910005, for the compact form; the adjoint is
+        derived above.
     """
     return _pack(_product_bars(y_bar, a, taus)[0], a.shape)
 
@@ -139,6 +149,9 @@ def multiply_a(y_bar, a, taus, c, *, left, transpose):
 
         and T̄ = −P Bᴴ goes on to N and τ as in ``product_a``. Qᴴ has Tᴴ in place of T, and
         T̄ = −B Pᴴ. Y = C Q is Yᴴ = Qᴴ Cᴴ.
+
+    References:
+        Schreiber and Van Loan 1989, doi 10.1137/0910005, for the compact form; derived above.
     """
     return _pack(_multiply_bars(y_bar, a, taus, c, left, transpose)[0], a.shape)
 
@@ -210,6 +223,10 @@ def geqrf(packed, taus, packed_bar=None, taus_bar=None):
 
     Residuals: the packed result and τ.
     Kinks: a column that is 0 below the diagonal already is not reflected (τ = 0): no derivative.
+
+    References:
+        Papanicolopulos 2024, arXiv:2409.13374, differentiates the factored form; the adjoint is
+        derived above.
     """
     m, n = packed.shape[-2:]
     k = min(m, n)

@@ -53,6 +53,11 @@ class LinearSolve(Structure):
     solver reached x does not matter.
 
     Residuals: x, and what the matrix-vector product's rules name.
+
+    References:
+        Naumann 2019, A note on adjoint linear algebra, arXiv:1905.00578, for a matrix; Blondel et
+        al. 2021, Efficient and modular implicit differentiation, arXiv:2105.15183, for operators
+        that are functions of θ.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -144,6 +149,8 @@ class LinearCall(Structure):
     to r the function is differentiated by f's own graph.
 
     Residuals: r; and what f's rules name for r̄, if r̄ is wanted.
+
+    Source: derived above.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:

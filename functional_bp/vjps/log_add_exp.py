@@ -1,6 +1,6 @@
 """ln(eˣ + eʸ), of which softplus and log σ are made, has a rule that keeps more digits than JAX's.
 
-Known by that tangent function, it has a pullback that keeps its digits where JAX's loses them.
+JAX has no primitive of it but a function with a tangent rule, by which it is known here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _share_jvp(base: float, primals: Any, tangents: Any) -> Any:
 
 
 class LogAddExp(Structure):
-    """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ); so in base two.
+    """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ).
 
     Derivation:
 

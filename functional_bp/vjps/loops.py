@@ -1,6 +1,4 @@
-"""``while`` runs as a scan: of a static trip count as it is, of a dynamic one bounded and
-checkpointed.
-"""
+"""``while`` runs as a scan: as it is with a static trip count, else bounded and checkpointed."""
 
 from __future__ import annotations
 
@@ -45,8 +43,7 @@ def _three_times(x: Any) -> Any:
     ],
 )
 class While(Structure):
-    """The loop runs as a scan of n steps, its trip count or its bound, and is swept back through
-    time.
+    """The loop runs as a scan of n steps, its trip count or its bound, and is swept in reverse.
 
     Derivation: s₀ = s, sₜ₊₁ = f(sₜ) while c(sₜ). With n at least the number of steps taken, the
     loop equals n steps of sₜ₊₁ = f(sₜ) if c(sₜ) else sₜ, whose branches have rules. The trip

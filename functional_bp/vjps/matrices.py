@@ -5,6 +5,12 @@ Matrices are the last two axes, and the letters are those of a textbook: ᵀ tra
 The derivations pair complex cotangents as ⟨Ȳ, dY⟩ = Re tr(Ȳᴴ dY), which makes them read as the
 real ones. JAX pairs without the conjugate, Re tr(Ȳᵀ dY); so a rule conjugates the cotangents that
 come in and the one that goes out, which for real matrices is nothing.
+
+References:
+    Giles 2008, An extended collection of matrix derivative results for forward and reverse mode
+    algorithmic differentiation, Oxford report 08/01 (in short: doi 10.1007/978-3-540-68942-3_4),
+    for the method: differentiate what defines the
+    result, then read the adjoint off a trace.
 """
 
 from __future__ import annotations

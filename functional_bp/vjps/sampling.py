@@ -21,6 +21,9 @@ def sample_slope(a: Any, z: Any) -> Any:
     Derivation:
 
         P(a, z) = u is fixed:  P_a + p z′ = 0,  z′ = −P_a/p,  p = ∂P/∂z
+
+    References:
+        Figurnov, Mohamed and Mnih 2018, Implicit reparameterization gradients, arXiv:1805.08498.
     """
     # JAX's stub shows the undecorated function: the decorator passes the dtype.
     return lax.random_gamma_grad(a, z)  # pyright: ignore[reportCallIssue]
@@ -54,6 +57,9 @@ def pull_random_gamma(z_bar: Any, a: Any, z: Any, *, log_space: bool) -> Any:
         (``sample_slope``);  d ln z = dz/z
 
     Kinks: a draw too small for its dtype counts as the smallest normal number.
+
+    References:
+        Figurnov, Mohamed and Mnih 2018, Implicit reparameterization gradients, arXiv:1805.08498.
     """
     wide_a, wide_z = widen(a, z)
     if not log_space:

@@ -1,4 +1,21 @@
-"""``scan``: backpropagation through time."""
+"""``scan`` is differentiated by backpropagation through time, and keeps as few bytes as it can.
+
+A step, traced with all that its rules keep, is a graph. What a rule names may be known before
+the loop, may be a view of something else (a slice, a transpose, a conversion: no arithmetic), or
+be one of several views of the same value. So ``divide`` divides the graph:
+
+1. what is computed twice in the same way is one value;
+2. what depends on the loop's constants alone is computed once, before the loop;
+3. each view is either kept or made again from what it is a view of, whichever needs fewer bytes.
+
+Derivation of 3: views have one source each, so they form a forest. With price p(v) for keeping
+v, the least price of having all that is named below v, v itself included if it is, is
+
+    need(v) = p(v) if v is named, else min(p(v), Σ need(w) over the views w of v)
+
+found from the leaves up; the choice follows from the roots down. On a tie the view is kept: it
+is not made again.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +33,6 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
 from functional_bp.engine.plan import CHEAP, make_plan, out_activity, union
 from functional_bp.engine.rule import case, integer, real, structure
-
-# What a loop keeps of its steps: the fewest bytes from which a reverse sweep can be fed.
-#
-# A step, traced with all that its rules keep, is a graph. What a rule names may be known before
-# the loop, may be a view of something else (a slice, a transpose, a conversion: no arithmetic), or
-# be one of several views of the same value. So the graph is divided:
-#
-# 1. what is computed twice in the same way is one value;
-# 2. what depends on the loop's constants alone is computed once, before the loop;
-# 3. each view is either kept or made again from what it is a view of, whichever needs fewer bytes.
-#
-# Derivation of 3: views have one source each, so they form a forest. With price p(v) for keeping
-# v, the least price of having all that is named below v, v itself included if it is, is
-#
-#     need(v) = p(v) if v is named, else min(p(v), Σ need(w) over the views w of v)
-#
-# found from the leaves up; the choice follows from the roots down. On a tie the view is kept: it
-# is not made again.
 
 # No arithmetic, one operand: made again where that saves bytes.
 VIEWS = CHEAP | {lax.transpose_p, lax.slice_p, lax.rev_p, lax.split_p, lax.copy_p}
@@ -210,9 +209,13 @@ class Scan(Structure):
     reads, collects the sum.
 
     Residuals: per step, what f's own rules name, or what it is a view of, stacked over time
-    (the division above). Not stacked: constants, what depends on constants alone (computed once,
+    (``divide``). Not stacked: constants, what depends on constants alone (computed once,
     before the loop), the slices of xs, and the slices of an output ys that the caller gets
     anyway. A state kept both before and after a step is kept once.
+
+    References:
+        Werbos 1990, Backpropagation through time: what it does and how to do it,
+        doi 10.1109/5.58337.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:

@@ -151,6 +151,11 @@ def schur(u, vectors, kept_q, vectors_bar, u_bar=None):
     Residuals: U and Q; Q beside the outputs if only U is computed.
     Kinks: equal eigenvalues: inf or nan. A block with b + c = 0 is a rotation times a scale, its
         own rotation free: it is left at 0, right for what does not depend on it.
+
+    References:
+        Konstantinov and Petkov 2024, On Schur forms for matrices with simple eigenvalues,
+        doi 10.3390/axioms13120839, for the freedom of Q and perturbations of the form; the adjoint
+        and the real form with its blocks are derived above.
     """
     q, q_bar = vectors[0] if vectors else kept_q, vectors_bar[0] if vectors else None
     if u.shape[-1] == 0:

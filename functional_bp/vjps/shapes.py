@@ -1,7 +1,8 @@
-"""Operations that move, repeat or leave out elements: 0/1 matrices, transposed.
+"""Operations that move, repeat or leave out elements are 0/1 matrices; transposed, they give x̄.
 
 Nothing is kept from the forward sweep. Where an element is used k times its cotangents are summed;
-where it is left out its cotangent is zero.
+where it is left out its cotangent is zero. A change of dtype and a copy are linear as well: the
+cotangent goes back through the same change.
 """
 
 from __future__ import annotations
@@ -308,7 +309,7 @@ linear(
 )
 
 
-# Changes of dtype and copies: linear, so the cotangent goes back through the same change.
+# Changes of dtype and copies.
 
 
 def pull_convert(y_bar: Any, x_t: Any) -> Any:

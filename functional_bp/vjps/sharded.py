@@ -55,7 +55,7 @@ class _Layout(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class MeshResiduals:
-    """The residuals of all devices are whole arrays here, with how to cut them again. A pytree."""
+    """The residuals of all devices are whole arrays here, a pytree with how to cut them again."""
 
     def __init__(self, arrays: Sequence[Any], layout: _Layout) -> None:
         self.arrays, self.layout = arrays, layout

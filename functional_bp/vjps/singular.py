@@ -1,6 +1,4 @@
-"""The singular values and vectors of a matrix have one rule; complex cotangents pair as in
-``matrices.py``.
-"""
+"""Singular values and vectors have one rule; complex cotangents pair as in ``matrices.py``."""
 
 from __future__ import annotations
 
@@ -83,6 +81,12 @@ def svd(s, vectors, kept_u, kept_vh, vectors_bar, s_bar=None, *, subset_by_index
     Residuals: s, U and Vᴴ, not A; the last two beside the outputs if only s is computed.
     Kinks: equal singular values, or a zero one where the range is left, have no derivative of the
         vectors: inf or nan.
+
+    References:
+        Giles 2008, An extended collection of matrix derivative results, Oxford report 08/01 (in
+        short: doi 10.1007/978-3-540-68942-3_4), for the singular values; Wan and Zhang 2019,
+        Automatic differentiation for complex valued SVD, arXiv:1909.02659, for the phase. The full
+        matrices are derived above.
     """
     u, vh = vectors or (kept_u, kept_vh)
     u_bar, vh_bar = vectors_bar or (None, None)

@@ -17,7 +17,7 @@ from functional_bp.engine.sweeps import zeros
 
 
 def put_back(y_bar: Any, x_t: Any, places: Any, axis: int) -> Any:
-    """x̄ with x̄[…, places[i], …] = ȳ[…, i, …] along ``axis``, zero elsewhere.
+    """Return x̄ with x̄[…, places[i], …] = ȳ[…, i, …] along ``axis``, zero elsewhere.
 
     Derivation: y_i = x_{π(i)} with π one-to-one, so x̄_{π(i)} = ȳ_i. No two entries meet, which
     is what ``unique_indices`` tells the compiler.
@@ -64,6 +64,8 @@ def sorted_along(
     Kinks: among equal keys the order is the one that was used (stable: as they stood).
 
     Residuals: π alone.
+
+    Source: derived above.
     """
     y_bar = ys_bar[index]
     return None if y_bar is None else put_back(y_bar, xs_t[index], order, dimension)

@@ -1,4 +1,8 @@
-"""Special functions of one operand: error function, log-gamma and digamma, Bessel functions."""
+"""The special functions are differentiated in their argument, and in their parameters too.
+
+Of one operand there are the error function, log-gamma and digamma, and Bessel functions; of several
+the incomplete beta and gamma functions, the Hurwitz zeta function and the polygamma functions.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +34,9 @@ def trigamma(x: Any) -> Any:
         so ψ′ at x < 0 follows from ψ′ at 1 − x > 1. The sine is taken of π(x − round x).
 
     Numerics: JAX's polygamma sums the series of ζ(2, x) from x on, which fails below x = −8.
+
+    References:
+        DLMF 5.15.6, dlmf.nist.gov/5.15, has the reflection; derived above.
     """
     is_negative = lax.lt(x, constant(0, x))
     mirrored = lax.select(is_negative, sub(constant(1, x), x), x)
@@ -118,9 +125,7 @@ improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
             source="I₀′ = I₁, I₁(0) = 0")
 
 
-# Special functions of several operands, differentiated in their parameters too.
-#
-# The incomplete beta and gamma functions, the Hurwitz zeta function, the polygamma functions.
+# Functions of several operands.
 
 
 def power_log(exponent: Any, x: Any) -> Any:
@@ -187,6 +192,10 @@ def zeta_slope(s: Any, q: Any) -> Any:
         latter is carried along the product: (uv)′ = u′v + uv′.
 
     Numerics: N = 12 terms and 12 corrections, the last below 1e-15 of the sum.
+
+    References:
+        Johansson 2013, Rigorous high-precision computation of the Hurwitz zeta function and its
+        derivatives, arXiv:1309.2877.
     """
     s, q = widen(s, q)
     invalid = ~((s > 1) & (q > 0))
@@ -215,6 +224,10 @@ def polygamma(m: Any, x: Any) -> Any:
         with f = x − ⌊x⌋ it is the same at f, where both arguments are positive:
 
         ψ⁽ᵐ⁾(x) = ψ⁽ᵐ⁾(f) + (−1)ᵐ (ψ⁽ᵐ⁾(1 − x) − ψ⁽ᵐ⁾(1 − f))
+
+    References:
+        DLMF 5.15.6, dlmf.nist.gov/5.15, has the reflection; the way past the poles is derived
+        above.
     """
     is_negative = x < 0
     f = jnp.where(is_negative, x - lax.stop_gradient(jnp.floor(x)), x)

@@ -80,6 +80,11 @@ def eigh(v, w, v_bar=None, w_bar=None, *, lower, subset_by_index):
         ``symmetrize_input=True`` makes Ā the Hermitian ½ (S + Sᴴ).
 
     Residuals: V and w, not A. Without V̄ S is V diag(w̄) Vᴴ, one product.
+
+    References:
+        Giles 2008, An extended collection of matrix derivative results, Oxford report 08/01 (in
+        short: doi 10.1007/978-3-540-68942-3_4); Walter and Lehmann 2010, arXiv:1001.1654. The
+        triangle that is read is derived above.
     """
     if v_bar is None:
         s = dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh")
@@ -195,6 +200,13 @@ def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvector
 
     Residuals: w and the eigenvectors that are outputs; V beside them if none is.
     Kinks: equal eigenvalues; for the vectors also two entries tied for the largest.
+
+    References:
+        Giles 2008, Oxford report 08/01 (in short: doi 10.1007/978-3-540-68942-3_4), for the values
+        and F ∘ P; Magnus 1985, On differentiating eigenvalues and eigenvectors, Econometric Theory
+        1, 179–191, and Liounis, Christian and Robinson 2019, Observations on the computation of
+        eigenvalue and eigenvector Jacobians, doi 10.3390/a12120245, for complex matrices. LAPACK's
+        scale of the vectors is derived above.
 
     Raises:
         EigenvectorError: eigenvectors without ``enable_eigvec_derivs=True``.

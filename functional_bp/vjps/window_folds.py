@@ -316,8 +316,7 @@ def _scattered_pairs(combine: Any) -> Any:
     ],
 )
 class SelectAndScatter(Structure):
-    """s̄_o = what reversing the fold of all that arrived at the entry that window o selected gives
-    s_o.
+    """s̄_o = the share of s_o when the fold of all that arrived at window o's entry is reversed.
 
     Derivation: y_j = (…(init ⊕ s_o) ⊕ s_o' …) over the windows o with m(o) = j, where m(o) is
     the entry that the window selects. Along a window's offsets k the entry j is met at most once
