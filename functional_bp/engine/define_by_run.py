@@ -1,4 +1,4 @@
-"""Define by run: operations are evaluated on the values at hand while they are differentiated.
+"""Operations are evaluated on the values at hand while they are differentiated: define by run.
 
 A tracer here carries its value, so that Python may branch on it, print it or convert it to a
 number; and what does not depend on a differentiated input never becomes a tracer at all, so that
@@ -23,7 +23,7 @@ from functional_bp.errors import BackpropError, compose
 
 
 class Follower(_jax.Tracer):
-    """A value that depends on a differentiated input."""
+    """A follower is a value that depends on a differentiated input."""
 
     __slots__ = ("primal",)
 
@@ -32,19 +32,19 @@ class Follower(_jax.Tracer):
         self.primal = primal
 
     def full_lower(self) -> Any:
-        """Itself."""
+        """Return the tracer itself."""
         return self
 
     def to_concrete_value(self) -> Any:
-        """The value, as far as it is known: ``if x > 0``.
+        """Return the value, as far as it is known, for ``if x > 0``.
 
-        Not for ``lax.reduce`` and ``lax.reduce_window``, which leave out an initial value that is
-        neutral, and with it its derivative.
+        ``lax.reduce`` and ``lax.reduce_window`` are not told: they leave out an initial value that
+        is neutral, and with it its derivative.
         """
         return None if _jax.asks_if_neutral() else _jax.concrete(self.primal)
 
     def _contents(self) -> list[tuple[str, Any]]:
-        """What JAX asks for a value that depends on a differentiated one (closure_convert)."""
+        """JAX asks this of a value that depends on a differentiated one (``closure_convert``)."""
         return [("primal", _jax.perturbed())]
 
     def _known(self, is_number: bool = False) -> Any:
@@ -62,8 +62,8 @@ class Follower(_jax.Tracer):
             raise jax.errors.ConcretizationTypeError(self, "Its value is not known yet.")
         return found
 
-    # A number for Python, as of a PyTorch tensor that requires a gradient, and with its warning.
-    # Not an array for NumPy: ``__array__`` stays an error.
+    # Python may take a number, as from a PyTorch tensor that requires a gradient, with its warning.
+    # NumPy may take no array: ``__array__`` stays an error.
 
     def __float__(self) -> float:
         return float(self._known(is_number=True))
@@ -76,11 +76,11 @@ class Follower(_jax.Tracer):
         return super().__format__(spec) if found is None else format(found, spec)
 
     def item(self, *args: Any) -> Any:
-        """The entry as a Python number."""
+        """Return the entry as a Python number."""
         return self._known().item(*args)
 
     def tolist(self) -> Any:
-        """The entries as Python numbers."""
+        """Return the entries as Python numbers."""
         return self._known(is_number=True).tolist()
 
     def _short_repr(self) -> str:
@@ -95,7 +95,7 @@ class ClosureError(BackpropError, jax.errors.UnexpectedTracerError):
 
 
 class Reference(_jax.Tracer):
-    """A mutable array that the function made: a name for a succession of values."""
+    """A reference is a mutable array that the function made: a name for a succession of values."""
 
     __slots__ = ("newest",)
 
@@ -104,7 +104,7 @@ class Reference(_jax.Tracer):
         self.newest = newest
 
     def full_lower(self) -> Any:
-        """Itself."""
+        """Return the tracer itself."""
         return self
 
 
@@ -112,7 +112,7 @@ _freeze, _free = _jax.find_primitive("core.freeze_p"), _jax.find_primitive("core
 
 
 class DefineByRun(_jax.Trace):
-    """The trace: what concerns none of its tracers passes through to the trace around it."""
+    """This trace passes what concerns none of its tracers through to the trace around it."""
 
     inlines = True  # whether small functions of JAX are run operation by operation
 
@@ -123,7 +123,7 @@ class DefineByRun(_jax.Trace):
         self.options = options
 
     def owns(self, x: Any) -> bool:
-        """Whether ``x`` is a tracer of this trace."""
+        """Say whether ``x`` is a tracer of this trace."""
         return isinstance(x, Follower) and x._trace is self
 
     def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
@@ -131,7 +131,7 @@ class DefineByRun(_jax.Trace):
         raise NotImplementedError
 
     def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-        """The same for an operation that is traced already."""
+        """Run an operation that is traced already."""
         raise NotImplementedError
 
     def apply_own_rule(
@@ -163,7 +163,7 @@ class DefineByRun(_jax.Trace):
         return Reference(self, aval, newest)
 
     def discharged(self, primitive: Primitive, operands: Any, params: Any) -> Any:
-        """An operation that reads, writes or makes references, as one on their newest values."""
+        """Run an operation that reads, writes or makes references, on their newest values."""
         held = [isinstance(x, Reference) and x._trace is self for x in operands]
         values = [x.newest if on else x for x, on in zip(operands, held)]
         if primitive is _freeze:
@@ -229,7 +229,9 @@ class DefineByRun(_jax.Trace):
     def apply_staged(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
     ) -> tuple[list[Any], Any]:
-        """Run an operation as the equation that it is in a graph; also what it returned there."""
+        """Run an operation as the equation that it is in a graph; return also what it returned
+        there.
+        """
         returned: list[Any] = []
 
         def alone(*xs: Any) -> list[Any]:
@@ -246,7 +248,7 @@ class DefineByRun(_jax.Trace):
         return sweeps.run(*_jax.open_jaxpr(closed), operands, step), returned[0]
 
     def stage_value(self, val: Any) -> Any:
-        """The value, as one of the trace around; a tracer of this trace is one already."""
+        """Make the value one of the trace around; a tracer of this trace is one already."""
         return val if self.owns(val) else self.parent_trace.stage_value(val)
 
 
@@ -257,7 +259,7 @@ def _rebound(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def split(trace: DefineByRun, operands: Sequence[Any]) -> tuple[list[bool], list[Any]]:
-    """Which operands are tracers of the trace, and the values behind all of them."""
+    """Say which operands are tracers of the trace, and return the values behind all of them."""
     on = [trace.owns(x) for x in operands]
     return on, [x.primal if o else x for x, o in zip(operands, on)]
 
@@ -265,6 +267,6 @@ def split(trace: DefineByRun, operands: Sequence[Any]) -> tuple[list[bool], list
 def chosen_call(
     primitive: Primitive, params: dict[str, Any], values: Sequence[Any], on: Sequence[bool]
 ) -> Callable[..., list[Any]]:
-    """The operation as a function of those operands that ``on`` marks."""
+    """Make the operation a function of those operands that ``on`` marks."""
     run = lambda full: _jax.bind(_jax.current_trace(), primitive, full, params)
     return sweeps.of_chosen(run, values, on)

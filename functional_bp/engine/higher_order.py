@@ -1,4 +1,4 @@
-"""What stands for an operation that holds a graph of its own, and what decides that it is one."""
+"""A structure stands for an operation that holds a graph of its own; here it is chosen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Sweep = Callable[..., tuple[list[Any], list[Any]]]  # tangents.forward_mode
 
 
 class Options(NamedTuple):
-    """What a caller may set for a whole sweep, nested graphs included."""
+    """Options are what a caller may set for a whole sweep, nested graphs included."""
 
     strict: bool = False  # refuse rules that are not ours
     max_steps: int | None = None  # the bound for loops without a static trip count
@@ -35,7 +35,7 @@ def _inexact(dtype: Any) -> bool:
 
 
 def has_tangent(aval: Any) -> bool:
-    """Whether a value of this type has a tangent space: real and complex arrays do."""
+    """Say whether a value of this type has a tangent space: real and complex arrays do."""
     dtype = getattr(aval, "dtype", None)
     if dtype is None or not hasattr(aval, "shape"):
         return bool(getattr(aval, "is_high", False))
@@ -43,7 +43,8 @@ def has_tangent(aval: Any) -> bool:
 
 
 class Structure:
-    """An operation that holds a graph of its own: ``scan``, ``cond``, ``jit``, …
+    """A structure differentiates an operation that holds a graph of its own: ``scan``, ``cond``,
+    ``jit``, …
 
     The engine makes one for every active equation, then calls, in this order, ``seed`` once,
     ``forward`` and ``reverse`` any number of times. ``out_active`` must be set on return from
@@ -65,18 +66,20 @@ class Structure:
         self.seeded, self.needed = seeded, needed
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The outputs, and a pytree of arrays that ``reverse`` needs. An output that is not
-        needed may be None; a residual that is itself an operand costs nothing."""
+        """Return the outputs, and a pytree of arrays that ``reverse`` needs. An output that is not
+        needed may be None; a residual that is itself an operand costs nothing.
+        """
         raise NotImplementedError
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """One cotangent per operand, None where it is zero or not wanted. Absent output
-        cotangents are None."""
+        """Return one cotangent per operand, None where it is zero or not wanted. Absent output
+        cotangents are None.
+        """
         raise NotImplementedError
 
 
 def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | None:
-    """The structure of an active equation; None where it has pullbacks instead."""
+    """Return the structure of an active equation; None where it has pullbacks instead."""
     rule = rules.get(eqn.primitive)
     if rule is None:
         return _foreign(eqn, options)(eqn, active, options)
@@ -88,10 +91,10 @@ of_jax: dict[Any, type[Structure]] = {}
 
 
 class Unruled(Structure):
-    """An operation that nobody can differentiate: an error, once its cotangent is wanted."""
+    """Nobody can differentiate this operation: it raises an error once its cotangent is wanted."""
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Raise: no rule of ours, and none that its author registered, or may be used."""
+        """Raise: there is no rule of ours, and none that its author registered, or may be used."""
         where = ":".join(map(str, _jax.source_line(self.eqn) or ()))
         if self.eqn.primitive not in ad.primitive_jvps:
             raise missing_rule(self.eqn.primitive.name, where, [a.aval for a in self.eqn.invars])
@@ -107,7 +110,7 @@ class Unruled(Structure):
 
 
 def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
-    """The structure that asks JAX for the rule that a primitive's author registered there."""
+    """Return the structure that asks JAX for the rule that an author registered there."""
     primitive = eqn.primitive
     is_transposable = options.linear and primitive in ad.primitive_transposes
     if options.strict or not (primitive in ad.primitive_jvps or is_transposable):

@@ -1,4 +1,4 @@
-"""The named list of deliberate improvements: where we differ from JAX, and what is true.
+"""This named list says where we differ from JAX on purpose, and what is true there.
 
 By default every gradient is JAX's, kinks included. Each exception is declared beside its rule::
 
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True, eq=False)
 class Improvement:
-    """One place where the gradient is not JAX's.
+    """An improvement is one place where the gradient is not JAX's.
 
     Attributes:
         name: what a person would look for.
@@ -50,7 +50,7 @@ class Improvement:
     order: int = 1
 
     def gradient(self, grad: Callable[..., Any]) -> Callable[..., Any]:
-        """The gradient by a transform, ``bp.grad`` or ``jax.grad``."""
+        """Differentiate the call by a transform, ``bp.grad`` or ``jax.grad``."""
         function = self.function
         for _ in range(self.order):
             function = grad(_summed(function), self.wrt)

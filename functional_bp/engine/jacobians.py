@@ -1,4 +1,4 @@
-"""Forward mode, and what is built from both modes: Jacobians, Hessians and their products."""
+"""Forward mode, and both modes together, give Jacobians, Hessians and their products."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def jvp(
     *,
     strict: bool = False,
 ) -> Any:
-    """Output and tangent: y = f(x), ẏ = J ẋ; as ``jax.jvp``.
+    """Push a tangent forward, y = f(x) and ẏ = J ẋ, as ``jax.jvp`` does.
 
     The same rules as in reverse, each pullback transposed once more. Loops need no bound.
 
@@ -75,7 +75,7 @@ def jvp(
 
 
 def _pushed(flat: Flat, dots: Sequence[Any], options: Options) -> tuple[list[Any], list[Any]]:
-    """Outputs and tangents, by running the function."""
+    """Return outputs and tangents by running the function."""
     leaves = as_arrays(flat.leaves)
     pusher = Pusher(options)
     with explaining(is_staged=False), _jax.under(pusher):
@@ -119,7 +119,7 @@ def linearize(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Any:
-    """Output and linear map: y = f(x), and ẋ ↦ J ẋ, with the forward sweep done once.
+    """Return the output y = f(x) and the linear map ẋ ↦ J ẋ, with the forward sweep done once.
 
     As ``jax.linearize``: the map keeps what the rules name, and may be applied many times.
     """
@@ -144,23 +144,23 @@ def linearize(
 
 @jax.tree_util.register_pytree_node_class
 class LinearMap:
-    """What ``linearize`` returns: ẋ ↦ J ẋ. A pytree, so that it may enter and leave ``jit``."""
+    """``linearize`` returns this map ẋ ↦ J ẋ, a pytree, so that it may enter and leave ``jit``."""
 
     def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box
         self._transposes: dict[Any, Any] = {}
 
     def tree_flatten(self) -> tuple[Any, Box]:
-        """The kept arrays, and the plan that goes with them."""
+        """Return the kept arrays, and the plan that goes with them."""
         return (self.residuals,), self._box
 
     @classmethod
     def tree_unflatten(cls, box: Box, children: Any) -> LinearMap:
-        """The inverse of ``tree_flatten``."""
+        """Undo ``tree_flatten``."""
         return cls(children[0], box)
 
     def __call__(self, *dots: Any) -> Any:
-        """J ẋ, for one tangent per argument.
+        """Return J ẋ, for one tangent per argument.
 
         Raises:
             CotangentError: a tangent's structure, shape or dtype does not match its primal.
@@ -186,7 +186,7 @@ def jacrev(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """The Jacobian, a row for each output entry, by reverse mode; as ``jax.jacrev``.
+    """Make a function that returns the Jacobian, row by row in reverse mode; as ``jax.jacrev``.
 
     Returns:
         A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
@@ -220,7 +220,8 @@ def jacfwd(
     *,
     strict: bool = False,
 ) -> Callable[..., Any]:
-    """The Jacobian, a column for each input entry, by forward mode; as ``jax.jacfwd``.
+    """Make a function that returns the Jacobian, column by column in forward mode; as
+    ``jax.jacfwd``.
 
     Returns:
         A function of the same arguments. Each leaf has shape ``output.shape + input.shape``.
@@ -251,7 +252,7 @@ def hessian(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """The Hessian ∂²f/∂x∂x, forward over reverse; as ``jax.hessian``."""
+    """Make a function that returns the Hessian ∂²f/∂x∂x, forward over reverse; as JAX does."""
     how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
     reverse = jacrev(fun, argnums, has_aux=has_aux, holomorphic=holomorphic, **how)
     return jacfwd(reverse, argnums, has_aux=has_aux, holomorphic=holomorphic, strict=strict)
@@ -266,7 +267,7 @@ def hvp(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Any:
-    """The Hessian-vector product H v = d/dε ∇f(x + ε v), forward over reverse.
+    """Compute the Hessian-vector product H v = d/dε ∇f(x + ε v), forward over reverse.
 
     Args:
         fun: scalar-valued.
@@ -293,7 +294,7 @@ def hvp(
 
 
 def _standard_basis(tree: Any) -> Any:
-    """Unit vectors of the tree's total size, along a new first axis of every leaf."""
+    """Make the unit vectors of the tree's total size, along a new first axis of every leaf."""
     leaves, structure = jax.tree.flatten(tree)
     sizes = [np.size(leaf) for leaf in leaves]
     found = []
@@ -310,7 +311,7 @@ def _standard_basis(tree: Any) -> Any:
 
 
 def _split_rows(array: Any, tree: Any) -> Any:
-    """An array whose first axis runs over the entries of ``tree``, as a tree of arrays."""
+    """Split an array whose first axis runs over the entries of ``tree`` into a tree of arrays."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     parts = np.split(array, ends) if array.dtype == dtypes.float0 else jnp.split(array, ends)
@@ -319,7 +320,7 @@ def _split_rows(array: Any, tree: Any) -> Any:
 
 
 def _split_columns(array: Any, tree: Any) -> Any:
-    """An array whose last axis runs over the entries of ``tree``, as a tree of arrays."""
+    """Split an array whose last axis runs over the entries of ``tree`` into a tree of arrays."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     split_ = np.split if array.dtype == dtypes.float0 else jnp.split
@@ -339,7 +340,9 @@ def _check_real_inputs(what: str, chosen: Any, holomorphic: bool) -> None:
 
 
 def _check_outputs(what: str, out: Any, holomorphic: bool) -> None:
-    """As JAX: the output of ``jacrev`` is real, unless holomorphic; that of ``jacfwd`` anything."""
+    """Check as JAX: the output of ``jacrev`` is real, unless holomorphic; that of ``jacfwd``
+    anything.
+    """
     for leaf in jax.tree.leaves(out):
         aval = jax.typeof(leaf)
         is_complex = has_tangent(aval) and aval.dtype.kind == "c"

@@ -1,4 +1,4 @@
-"""``operation``: a fused operation with a hand-derived pullback, as an ordinary JAX callable."""
+"""``operation`` makes a fused operation with hand-derived pullbacks an ordinary JAX callable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from functional_bp.errors import RuleError, compose, describe
 def operation(
     signature: str, forward: Callable[..., Any], *, why: str = "", **pullbacks: Callable[..., Any]
 ) -> Operation:
-    """A function with a hand-written pullback, declared as a rule is.
+    """Declare a function with hand-written pullbacks, as a rule is declared.
 
     Args:
         signature: ``"x, scale -> y | x_hat, rstd"``: operands, outputs, and what ``forward``
@@ -50,7 +50,7 @@ def operation(
 
 
 class Operation:
-    """What ``operation`` returns; call it on arrays."""
+    """``operation`` returns this callable of arrays."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Operation:
         functools.update_wrapper(self, forward)
 
     def __call__(self, *operands: Any, **parameters: Any) -> Any:
-        """The operation's output."""
+        """Compute the operation's output."""
         if len(operands) != len(self.operands):
             raise TypeError(
                 compose(f"{self.__name__} takes {len(self.operands)} operands",
@@ -100,7 +100,7 @@ class Operation:
         return made
 
     def values(self, operands: Sequence[Any], **parameters: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The output, and the tuple of auxiliaries that ``forward`` computes beside it."""
+        """Return the output, and the tuple of auxiliaries that ``forward`` computes beside it."""
         result = self.forward(*operands, **parameters)
         if not self.auxiliaries:
             return result, ()
@@ -108,7 +108,7 @@ class Operation:
         return out, extra if isinstance(extra, tuple) else (extra,)
 
     def named_values(self, operands: Sequence[Any], **parameters: Any) -> dict[str, Any]:
-        """Operands, outputs and auxiliaries by their names in the signature."""
+        """Return operands, outputs and auxiliaries by their names in the signature."""
         return self._by_name(operands, *self.values(operands, **parameters))
 
     def _by_name(self, operands: Sequence[Any], out: Any, extra: Sequence[Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Operation:
     def cotangent(
         self, name: str, values: Mapping[str, Any], bars: Sequence[Any], **parameters: Any
     ) -> Any:
-        """What the pullback of the operand ``name`` returns; None where there is none.
+        """Return what the pullback of the operand ``name`` returns; None where there is none.
 
         Args:
             name: the operand.
@@ -134,7 +134,7 @@ class Operation:
         return self._call(name, named, _Kept(dict(values), (), shapes), parameters)
 
     def _forward(self, primals: Sequence[Any], parameters: dict[str, Any]) -> tuple[Any, Any]:
-        """The output, and what the pullbacks of the wanted operands name."""
+        """Return the output, and what the pullbacks of the wanted operands name."""
         operands = [p.value for p in primals]
         out, extra = self.values(operands, **parameters)
         values = self._by_name(operands, out, extra)
@@ -146,7 +146,7 @@ class Operation:
         return out, _Kept({n: values[n] for n in sorted(keep)}, wanted, _Hidden(shapes))
 
     def _reverse(self, kept: _Kept, bars: Any, parameters: dict[str, Any]) -> tuple[Any, ...]:
-        """A cotangent per operand, None where it is not wanted."""
+        """Return a cotangent per operand, None where it is not wanted."""
         bars = bars if len(self.outputs) > 1 else (bars,)
         named = {
             n.text: None if isinstance(bar, SymbolicZero) else bar
@@ -189,7 +189,7 @@ class Operation:
 
 
 class _Backward:
-    """The backward function of an operation, in a graph that holds a call of it."""
+    """This is the backward function of an operation, in a graph that holds a call of it."""
 
     def __init__(self, operation: Operation, parameters: dict[str, Any]) -> None:
         self.operation, self.parameters = operation, parameters
@@ -199,13 +199,13 @@ class _Backward:
 
 
 def operation_of(eqn: JaxprEqn) -> Operation | None:
-    """The operation that an equation calls, None if it calls none."""
+    """Return the operation that an equation calls, None if it calls none."""
     backward = _jax.custom_backward(eqn)
     return backward.operation if isinstance(backward, _Backward) else None
 
 
 class _Hidden:
-    """A value that a pytree carries without looking at it."""
+    """A pytree carries this value without looking at it."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -219,7 +219,7 @@ class _Hidden:
 
 @jax.tree_util.register_pytree_node_class
 class _Kept:
-    """An operation's residuals."""
+    """An operation's residuals are a pytree that knows what they stand for."""
 
     def __init__(self, values: dict[str, Any], wanted: tuple[bool, ...], shapes: _Hidden) -> None:
         self.values, self.wanted, self.shapes = values, wanted, shapes

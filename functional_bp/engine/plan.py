@@ -1,4 +1,4 @@
-"""The plan of a graph: which cotangents to compute, which values to keep, what to run at all.
+"""The plan of a graph says which cotangents to compute, which values to keep, what to run at all.
 
 A plan is made once per graph and question, before anything runs, and cached:
 
@@ -6,7 +6,11 @@ A plan is made once per graph and question, before anything runs, and cached:
 2. *usefulness*, last to first: which of those reach an output whose cotangent is given, which
    values the rules on the way name (these are kept), and which equations still have to run.
 
-Reference: Griewank and Walther's "varied" and "useful" variables, and their "to be recorded".
+An equation's ``Step`` says which pullbacks to call, and where their arguments are.
+
+References:
+    Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761: their "varied"
+    and "useful" variables, and what is "to be recorded".
 """
 
 from __future__ import annotations
@@ -23,18 +27,16 @@ from functional_bp.engine.higher_order import Mask, Options, Structure, has_tang
 from functional_bp.engine.rule import Name, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
-# One equation of the reverse sweep: which pullbacks to call, and where their arguments are.
-
 
 class Auxiliary:
-    """A value computed by a rule's ``forward`` beside the outputs; kept like a variable."""
+    """An auxiliary is what a rule's ``forward`` computes beside the outputs, and is kept."""
 
     def __init__(self, eqn: JaxprEqn, name: str) -> None:
         self.eqn, self.name = eqn, name
 
 
 class Pull(NamedTuple):
-    """One pullback call: for which operands, and where its arguments are found."""
+    """A pull is one pullback call: for which operands, and where its arguments are found."""
 
     operands: tuple[int, ...]
     names: tuple[str, ...]  # the operands' names in the signature, for a joint rule
@@ -44,7 +46,7 @@ class Pull(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One equation of the reverse sweep."""
+    """A step is one equation of the reverse sweep."""
 
     eqn: JaxprEqn
     rule: Rule | None
@@ -53,7 +55,7 @@ class Step(NamedTuple):
 
 
 def spread(names: Sequence[Name], count: int) -> list[Name]:
-    """The signature's name for each of ``count`` operands or outputs."""
+    """Return the signature's name for each of ``count`` operands or outputs."""
     extra = count - sum(not name.starred for name in names)
     return [n for name in names for n in [name] * (extra if name.starred else 1)]
 
@@ -65,7 +67,7 @@ def pull_step(
     out_useful: Mask,
     is_held: Callable[[Any], bool] = lambda _: False,
 ) -> Step:
-    """Which pullbacks to call for an equation, and where each finds its arguments.
+    """Decide which pullbacks to call for an equation, and where each finds its arguments.
 
     ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
     """
@@ -160,19 +162,19 @@ def pull_step(
 
 
 def named(step: Step) -> list[Any]:
-    """The variables and auxiliaries that the step's pullbacks ask for."""
+    """Return the variables and auxiliaries that the step's pullbacks ask for."""
     payloads = [p for pull in step.pulls for kind, p, _ in pull.arguments if kind == "value"]
     every = [v for p in payloads for v in (p if isinstance(p, list) else [p])]
     return [v for v in every if not isinstance(v, Literal)]
 
 
 def names_auxiliary(step: Step) -> bool:
-    """Whether a pullback of the step asks for what the rule's ``forward`` computes beside."""
+    """Say whether a pullback of the step asks for what the rule's ``forward`` computes beside."""
     return any(isinstance(value, Auxiliary) for value in named(step))
 
 
 class Plan(NamedTuple):
-    """The two sweeps over one graph, decided."""
+    """A plan decides the two sweeps over one graph."""
 
     jaxpr: Jaxpr
     steps: tuple[Step, ...]  # in forward order
@@ -299,13 +301,13 @@ make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
 
 @lru_cache(maxsize=512)
 def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
-    """Which outputs depend on an active input, for the structures that hold ``jaxpr``."""
+    """Say which outputs depend on an active input, for the structures that hold ``jaxpr``."""
     varied, _ = _activity(jaxpr, active, options)
     return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
 
 
 def union(first: Mask, second: Mask) -> Mask:
-    """Elementwise or."""
+    """Combine masks by an elementwise or."""
     return tuple(a or b for a, b in zip(first, second, strict=True))
 
 
@@ -315,7 +317,7 @@ rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
 def _activity(
     jaxpr: Jaxpr, active: Mask, options: Options, sources: Sequence[Var] = ()
 ) -> tuple[set[Var], dict[JaxprEqn, Structure]]:
-    """The variables that depend on an active input, or a source, by what has a derivative."""
+    """Find the variables that depend on an active input, or a source, by what has a derivative."""
     varied = {v for v, on in zip(jaxpr.invars, active) if on and has_tangent(v.aval)}
     varied.update(v for v in sources if has_tangent(v.aval))
     structures: dict[JaxprEqn, Structure] = {}
@@ -333,7 +335,7 @@ def _activity(
 
 
 def has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
-    """Whether the rule has a pullback for any of the active operands."""
+    """Say whether the rule has a pullback for any of the active operands."""
     rule = rules[eqn.primitive]
     names = spread(rule.operands, len(eqn.invars))
     return rule.joint is not None or any(
@@ -342,7 +344,7 @@ def has_pullback(eqn: JaxprEqn, active: Mask) -> bool:
 
 
 def _is_cheaper_again(eqn: JaxprEqn) -> bool:
-    """Whether running the equation again keeps fewer bytes, at no arithmetic."""
+    """Say whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
     inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
@@ -352,12 +354,12 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
 
 
 def size_in_bytes(aval: Any) -> int:
-    """The bytes of a value of this type; 0 of what is not an array."""
+    """Count the bytes of a value of this type; 0 of what is not an array."""
     return aval.size * aval.dtype.itemsize
 
 
 def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:
-    """The variables that no later equation, and nothing kept, still needs."""
+    """Find the variables that no later equation, and nothing kept, still needs."""
     seen = {v for v in keep if not isinstance(v, Literal)}
     uses: dict[JaxprEqn, list[Var]] = {}
     for eqn in reversed(eqns):

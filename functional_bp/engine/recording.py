@@ -1,11 +1,13 @@
-"""Recording: a function is run on its values, and the steps of its reverse sweep are noted.
+"""A function is run on its values, and the steps of its reverse sweep are recorded.
 
 The second way to a plan, beside staging (``staging.py``): used outside ``jit``, where Python may
 look at values, and wherever closures hold what the function made. Plan, rules and reverse sweep
 are the same. Since an operation runs before it is known what becomes of it, its residuals are
 those for all its outputs; what turns out not to be needed is dropped at the end.
 
-Reference: the tape of define-by-run reverse mode; Griewank and Walther's "recording".
+References:
+    Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761: "recording", the
+    tape of define-by-run reverse mode.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from functional_bp.engine.sweeps import Residuals
 
 
 class Recorded(Follower):
-    """A value on the record, with the variable that stands for it there."""
+    """This is a value on the record, with the variable that stands for it there."""
 
     __slots__ = ("variable",)
 
@@ -46,14 +48,14 @@ class Recorded(Follower):
 
 
 class _Recording(DefineByRun):
-    """What both kinds of record share."""
+    """Both kinds of record share this."""
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.depth = _jax.scope_depth()
 
     def atom(self, x: Any) -> Any:
-        """What stands for an operand in an equation."""
+        """Return what stands for an operand in an equation."""
         if self.owns(x):
             return x.variable
         aval = jax.typeof(x)
@@ -74,7 +76,7 @@ class _Recording(DefineByRun):
 
 
 class Recorder(_Recording):
-    """Runs each operation, and notes what the reverse sweep will ask for."""
+    """A recorder runs each operation, and notes what the reverse sweep will ask for."""
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
@@ -140,7 +142,7 @@ class Recorder(_Recording):
         return self._tracers(eqn, outs, active)
 
     def is_held(self, atom: Any) -> bool:
-        """Whether a variable is an input, there anyway when the reverse sweep runs."""
+        """Say whether a variable is an input, there anyway when the reverse sweep runs."""
         return not isinstance(atom, Literal) and atom in self.held
 
     def apply_own_rule(
@@ -163,14 +165,14 @@ class Recorder(_Recording):
         return self._tracers(eqn, outs, floats)
 
     def _tracers(self, eqn: JaxprEqn, outs: Sequence[Any], active: Sequence[bool]) -> list[Any]:
-        """The outputs; those that have a tangent as further values on the record."""
+        """Return the outputs; those that have a tangent are further values on the record."""
         pairs = zip(outs, eqn.outvars, active)
         return [Recorded(self, value, var) if on else value for value, var, on in pairs]
 
     def finish(
         self, inputs: Sequence[Any], outs: Sequence[Any], seeded: Mask
     ) -> tuple[Plan, list[Any], Residuals]:
-        """The plan of the reverse sweep, the outputs' values, and the residuals."""
+        """Return the plan of the reverse sweep, the outputs' values, and the residuals."""
         self.invalidate()
         on, values = split(self, outs)
         variables = [x.variable if o else Var(jax.typeof(x)) for x, o in zip(outs, on)]
@@ -204,7 +206,7 @@ class Recorder(_Recording):
 
 
 class GraphRecorder(_Recording):
-    """Runs each operation, and notes it as an equation of a graph, differentiable or not."""
+    """This recorder notes each operation as an equation of a graph, differentiable or not."""
 
     def __init__(self) -> None:
         super().__init__(Options())
@@ -212,7 +214,7 @@ class GraphRecorder(_Recording):
         self.constants: dict[int, tuple[Var, Any]] = {}  # by identity
 
     def atom(self, x: Any) -> Any:
-        """What stands for an operand; an array from outside is a constant of the graph."""
+        """Return what stands for an operand; an array from outside is a constant of the graph."""
         made = super().atom(x)
         if self.owns(x) or isinstance(made, Literal):
             return made
@@ -249,7 +251,7 @@ class GraphRecorder(_Recording):
 def record_graph(
     flat: Callable[..., Sequence[Any]], leaves: Sequence[Any]
 ) -> tuple[Jaxpr, list[Any]]:
-    """The graph of what ``flat`` did at these values, and its constants' values."""
+    """Return the graph of what ``flat`` did at these values, and its constants' values."""
     recorder = GraphRecorder()
     inputs = [Recorded(recorder, jax.numpy.asarray(x)) for x in leaves]
     with _jax.under(recorder):
@@ -263,7 +265,9 @@ def record_graph(
 def record(
     flat: Callable[..., Sequence[Any]], leaves: Sequence[Any], wanted: Mask, options: Options
 ) -> tuple[Recorder, list[Any], list[Any]]:
-    """Run ``flat`` with the wanted leaves on the record; the recorder, its inputs, its outputs."""
+    """Run ``flat`` with the wanted leaves on the record; return the recorder, its inputs, its
+    outputs.
+    """
     recorder = Recorder(options)
     inputs = [Recorded(recorder, x) if on else x for x, on in zip(leaves, wanted)]
     recorder.held.update(x.variable for x, on in zip(inputs, wanted) if on)
@@ -273,5 +277,5 @@ def record(
 
 
 def _key(value: Any) -> Any:
-    """Where the forward sweep puts a value."""
+    """Say where the forward sweep puts a value."""
     return (value.eqn, value.name) if isinstance(value, Auxiliary) else value

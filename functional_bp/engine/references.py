@@ -1,4 +1,4 @@
-"""Mutable references: rewritten to values before anything is differentiated.
+"""Mutable references are rewritten to values before anything is differentiated.
 
 A reference is a name for a succession of values. ``without_references`` makes each of them a value
 of its own: ``swap`` and ``addupdate`` give a new one, ``get`` reads the newest, a loop carries it.
@@ -30,7 +30,7 @@ OWN_RULE = {
 
 
 def refuse_references(leaves: Sequence[Any]) -> None:
-    """An error where an argument is a mutable reference."""
+    """Raise an error where an argument is a mutable reference."""
     for place, leaf in enumerate(leaves):
         if _jax.is_reference(jax.typeof(leaf)):
             raise NotDifferentiableError(
@@ -46,7 +46,7 @@ def refuse_references(leaves: Sequence[Any]) -> None:
 def without_references(
     jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]
 ) -> tuple[Jaxpr, list[Any]]:
-    """The same function of ``args`` as a graph without references that it makes itself.
+    """Return the same function of ``args`` as a graph without references that it makes itself.
 
     Derivation: with r₀, r₁, … the values that a reference takes one after the other,
 
@@ -62,7 +62,7 @@ def without_references(
 
 
 def _run(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """Evaluate, with the newest value of every reference in the reference's place."""
+    """Evaluate with the newest value of every reference in the reference's place."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     ours: set[Any] = set()  # the references' variables
     for eqn in jaxpr.eqns:

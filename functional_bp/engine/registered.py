@@ -1,4 +1,4 @@
-"""Operations whose authors gave JAX a rule, which is asked for and run by our sweeps."""
+"""Operations whose authors gave JAX a rule are asked for that rule, which our sweeps run."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Registered(Structure):
 
 
 class Foreign(Registered):
-    """A third party's primitive: its author's rule is one for tangents, which JAX transposes.
+    """A third party's primitive has its author's rule for tangents, which JAX transposes.
 
     Forward mode asks for the tangents alone, so that a rule serves which cannot be transposed, as
     that of a Pallas kernel.
     """
 
     def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
-        """Where there is a transpose alone, that."""
+        """Make it ``Transposable`` where its author gave a transpose alone."""
         if eqn.primitive not in ad.primitive_jvps:
             return Transposable(eqn, active, options)
         return super().__new__(cls)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The author's tangent rule itself."""
+        """Run the author's tangent rule itself."""
         del sweep
         on = [dot is not None for dot in dots]
         run = lambda full: sweeps.evaluate(self.eqn, full)
@@ -62,7 +62,7 @@ class Foreign(Registered):
 
 
 class Transposable(Registered):
-    """A third party's primitive that is met in tangents alone: its author gave the transpose.
+    """A third party's primitive whose author gave the transpose is met in tangents alone.
 
     Residuals: the operands in which it is not linear here.
     """

@@ -1,4 +1,4 @@
-"""The forms of a rule, and the registry.
+"""This file has the forms of a rule, the inputs that it is tested on, and the registry.
 
 A rule stands for one primitive. Its signature names operands and outputs, and each operand's
 pullback is a pure function whose **parameter names say what it needs**::
@@ -19,7 +19,13 @@ keyword-only names    the equation's parameters; one with a default may be missi
 
 A starred name is given as a list. What a graph keeps for its reverse sweep is thus known before
 anything runs. A rule holds only mathematics: zeros, activity, un-broadcasting, dtypes and
-accumulation belong to the engine (``backprop.py``).
+accumulation belong to the engine (``sweeps.py``).
+
+Test inputs stand beside the rules: what to call, on arrays of what shape and range. A case is data,
+not arrays, so that importing a rule touches no device::
+
+    case(lambda x, y: x @ y, real(3, 4), real(4, 2))
+    case(lax.log, real(3, low=0.1, high=4))
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ Held = TypeVar("Held")  # a class of structures
 
 @dataclass(frozen=True)
 class Name:
-    """One name of a signature; ``starred`` stands for any number of operands or outputs."""
+    """This is one name of a signature; ``starred`` stands for any number of operands or outputs."""
 
     text: str
     starred: bool = False
@@ -50,7 +56,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Need:
-    """One parameter of a pullback: a cotangent, a value, a shape, or the member's index."""
+    """A need is a parameter of a pullback: a cotangent, a value, a shape, or the member's index."""
 
     kind: Literal["cotangent", "value", "shape", "index"]
     name: str
@@ -59,7 +65,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Pullback:
-    """A pullback function with what its signature says it needs."""
+    """A pullback is a function with what its signature says it needs."""
 
     function: Callable[..., Any]
     needs: tuple[Need, ...]
@@ -68,18 +74,18 @@ class Pullback:
 
     @property
     def keeps(self) -> tuple[str, ...]:
-        """The names whose values are kept from the forward sweep for this pullback."""
+        """``keeps`` names the values that this pullback wants from the forward sweep."""
         return tuple(need.name for need in self.needs if need.kind == "value")
 
     @property
     def cotangents(self) -> tuple[str, ...]:
-        """The outputs whose cotangents it reads."""
+        """``cotangents`` names the outputs whose cotangents it reads."""
         return tuple(need.name for need in self.needs if need.kind == "cotangent")
 
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """How the cotangents of one primitive's operands follow from those of its outputs."""
+    """A rule says how the cotangents of a primitive's operands follow from those of its outputs."""
 
     primitive: Primitive
     kind: Kind
@@ -102,7 +108,7 @@ class Rule:
 
     @property
     def derivation(self) -> str:
-        """The rule's mathematics in words: ``why``, or the docstrings of its pullbacks."""
+        """``derivation`` is the mathematics in words: ``why``, or the pullbacks' docstrings."""
         functions = [p.function for p in (*self.pullbacks.values(), *self.if_held.values())]
         functions += [self.joint.function] if self.joint else []
         texts = [self.why, *(f.__doc__ or "" for f in functions)]
@@ -111,7 +117,7 @@ class Rule:
 
 
 class Registry(Mapping[Primitive, Rule]):
-    """All rules, by primitive: ``bp.rules[lax.mul_p]``, ``len(bp.rules)``, ``"mul" in names``."""
+    """The registry has all rules by primitive: ``bp.rules[lax.mul_p]``, ``len(bp.rules)``."""
 
     def __init__(self) -> None:
         self._rules: dict[Primitive, Rule] = {}
@@ -184,7 +190,7 @@ def rule(
             no memory: the inputs of the function that is differentiated.
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
-        cases: inputs that the rule is tested on (``functional_bp.engine.rule``).
+        cases: inputs that the rule is tested on (``case``).
         **pullbacks: ``operand=function``; the function's parameters name what it is given.
 
     Raises:
@@ -265,7 +271,7 @@ def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[
 def structure(
     primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
 ) -> Callable[[type[Held]], type[Held]]:
-    """Class decorator: the rule of an operation that holds a graph of its own (``Structure``)."""
+    """Declare a class as the rule of an operation that holds a graph of its own (``Structure``)."""
     frame = sys._getframe(1)
     file, line = frame.f_code.co_filename, frame.f_lineno
 
@@ -350,17 +356,12 @@ def parse_function(
     return Pullback(function, tuple(needs), tuple(parameters), wanted)
 
 
-# Test inputs that stand beside the rules: what to call, on arrays of what shape and range.
-#
-# A case is data, not arrays, so that importing a rule touches no device::
-#
-#     case(lambda x, y: x @ y, real(3, 4), real(4, 2))
-#     case(lax.log, real(3, low=0.1, high=4))
+# Test inputs.
 
 
 @dataclass(frozen=True)
 class Spec:
-    """An array to be drawn: shape, dtype kind, range, or fixed ``values``."""
+    """A spec is an array to be drawn: shape, dtype kind, range, or fixed ``values``."""
 
     shape: tuple[int, ...]
     kind: str = "real"  # "real", "complex", "integer", "boolean"
@@ -391,36 +392,38 @@ class Spec:
 
     @property
     def differentiable(self) -> bool:
-        """Whether a cotangent exists for it."""
+        """Say whether a cotangent exists for it."""
         return self.kind in ("real", "complex")
 
 
 def real(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
          make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
-    """Uniform in [low, high), or the fixed ``values``; ``make`` reshapes the draw's structure."""
+    """Draw real numbers uniformly in [low, high), or take the fixed ``values``; ``make`` gives the
+    draw a structure.
+    """
     return Spec(np.shape(values) if values is not None else shape, "real", low, high, values, make)
 
 
 def cplx(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
          make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
-    """Complex, real and imaginary part uniform in [low, high)."""
+    """Draw complex numbers, real and imaginary part uniform in [low, high)."""
     shape = np.shape(values) if values is not None else shape
     return Spec(shape, "complex", low, high, values, make)
 
 
 def integer(*shape: int, low: int = 0, high: int = 4, values: Any = None) -> Spec:
-    """Integers in [low, high), or the fixed ``values`` (their dtype is kept)."""
+    """Draw integers in [low, high), or take the fixed ``values`` (their dtype is kept)."""
     return Spec(np.shape(values) if values is not None else shape, "integer", low, high, values)
 
 
 def boolean(*shape: int, values: Any = None) -> Spec:
-    """Fair coin flips, or the fixed ``values``."""
+    """Flip fair coins, or take the fixed ``values``."""
     return Spec(np.shape(values) if values is not None else shape, "boolean", values=values)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call of one primitive: the function, and what to draw for its arguments.
+    """A case is a call of one primitive: the function, and what to draw for its arguments.
 
     Attributes:
         function: takes arrays, returns an array or a pytree of arrays.
@@ -442,7 +445,7 @@ class Case:
     note: str = ""
 
     def draw(self, seed: int = 0, dtype: Any = np.float64) -> list[np.ndarray]:
-        """The arguments as NumPy arrays."""
+        """Draw the arguments as NumPy arrays."""
         rng = np.random.default_rng(seed)
         return [spec.draw(rng, dtype) for spec in self.specs]
 
@@ -456,5 +459,5 @@ def case(
     batchable: bool = True,
     note: str = "",
 ) -> Case:
-    """A call to test a rule on; see ``Case``."""
+    """Make a call to test a rule on; see ``Case``."""
     return Case(function, specs, reference, second_order, half, batchable, note)

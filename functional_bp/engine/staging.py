@@ -1,4 +1,4 @@
-"""Staging: a function at given arguments becomes a jaxpr, with the pytrees around it."""
+"""A function at given arguments is staged to a jaxpr, with the pytrees around it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from functional_bp.errors import BackpropError, compose
 
 
 class Flat:
-    """A function of pytrees as a function of lists of arrays; calling it fills in the rest.
+    """A flat function takes and returns lists of arrays for one of pytrees; calling it fills in the
+    rest.
 
     Attributes:
         leaves: its arguments' leaves.
@@ -38,7 +39,7 @@ class Flat:
         refuse_references(self.leaves)
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        """The leaves of the output, then those of the auxiliary that are tracers."""
+        """Return the leaves of the output, then those of the auxiliary that are tracers."""
         out = self.fun(*jax.tree.unflatten(self.in_tree, inputs))
         aux: Any = None
         if self.has_aux:
@@ -58,7 +59,7 @@ class Flat:
         return leaves + [x for x in aux_leaves if isinstance(x, Tracer)]
 
     def output(self, values: Sequence[Any]) -> tuple[Any, Any]:
-        """The output and the auxiliary, from the values of what the call returned."""
+        """Rebuild the output and the auxiliary from the values of what the call returned."""
         rest = iter(values[self.out_count :])
         aux = [next(rest) if x is _TRACED else x for x in self._fixed]
         out = jax.tree.unflatten(self.out_tree, values[: self.out_count])
@@ -69,14 +70,14 @@ _TRACED = object()
 
 
 def stage_pure(flat: Flat) -> tuple[Jaxpr, list[Any], bool]:
-    """As ``stage``, of a function at its arguments; references that it makes are rewritten."""
+    """Stage a function at its arguments by ``stage``; references that it makes are rewritten."""
     with explaining(is_staged=True):
         jaxpr, consts, is_whole = stage(flat, flat.leaves)
     return *without_references(jaxpr, consts, flat.leaves), is_whole
 
 
 def stage(flat: Callable[..., list[Any]], leaves: Sequence[Any]) -> tuple[Jaxpr, list[Any], bool]:
-    """The graph of a flat function, its constants, and whether the graph is whole.
+    """Return the graph of a flat function, its constants, and whether the graph is whole.
 
     It is not whole where the rule of a function that was made inside (``jax.custom_vjp``) closes
     over a value that was computed inside: the value is none any more once tracing has ended.
@@ -93,7 +94,7 @@ def stage(flat: Callable[..., list[Any]], leaves: Sequence[Any]) -> tuple[Jaxpr,
 
 
 def _closes_over(graph: Any, trace: Any) -> bool:
-    """Whether a Python function that an operation carries holds a value of the trace."""
+    """Say whether a Python function that an operation carries holds a value of the trace."""
     for eqn in _jax.open_jaxpr(graph)[0].eqns:
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else [value]:
@@ -118,7 +119,7 @@ _FARTHEST = 10_000  # objects that are looked at
 
 
 def _reaches(roots: Sequence[Any], trace: Any) -> bool:
-    """Whether a tracer of the trace can be reached from the objects, through their attributes."""
+    """Say whether a tracer of the trace can be reached through the objects' attributes."""
     ahead, seen = list(roots), set(map(id, roots))
     while ahead and len(seen) < _FARTHEST:
         here = ahead.pop()
@@ -142,7 +143,7 @@ def _is_opaque(x: Any) -> bool:
 
 @contextlib.contextmanager
 def explaining(is_staged: bool) -> Iterator[None]:
-    """Adds to JAX's tracer errors what they mean for a person who called a transform of ours."""
+    """Add to JAX's tracer errors what they mean for a person who called a transform of ours."""
     try:
         yield
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:

@@ -1,4 +1,4 @@
-"""The two sweeps: forward with what the plan keeps, reverse from output to input cotangents.
+"""The forward sweep keeps what the plan says; the reverse one goes from output to input cotangents.
 
 Everything here is pure JAX on values that may be tracers, so that the sweeps compose with ``jit``,
 ``vmap``, ``scan``, ``shard_map``, each other, and JAX's own transforms.
@@ -23,7 +23,7 @@ Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structur
 
 
 def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-    """Run one equation; always returns a list of outputs."""
+    """Run one equation, and return a list of outputs always."""
     with _jax.emitting(eqn), eqn.ctx.manager:
         try:
             out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
@@ -42,7 +42,7 @@ def run(
     args: Sequence[Any],
     step: Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]] = evaluate,
 ) -> list[Any]:
-    """The outputs of a graph, each equation by ``step``."""
+    """Return the outputs of a graph, each equation run by ``step``."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, step(eqn, [value_of(a, env) for a in eqn.invars])))
@@ -52,7 +52,7 @@ def run(
 def of_chosen(
     function: Callable[[Sequence[Any]], Any], operands: Sequence[Any], on: Sequence[bool]
 ) -> Callable[..., list[Any]]:
-    """A function of all operands as one of those that ``on`` marks."""
+    """Make a function of all operands one of those that ``on`` marks."""
 
     def call(*chosen: Any) -> list[Any]:
         remaining = iter(chosen)
@@ -62,7 +62,7 @@ def of_chosen(
 
 
 def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
-    """The value of an operand, always an array: a literal's, where JAX has a Python number."""
+    """Return an operand's value, always an array: a literal's, where JAX has a Python number."""
     if not isinstance(atom, Literal):
         return values[atom]
     return atom.val if hasattr(atom.val, "shape") else _jax.number_as_array(atom.val, atom.aval)
@@ -71,7 +71,7 @@ def value_of(atom: Any, values: Mapping[Any, Any]) -> Any:
 def forward(
     plan: Plan, consts: Sequence[Any], args: Sequence[Any], given: Mapping[Any, Any] | None = None
 ) -> tuple[list[Any], Residuals]:
-    """The forward sweep: the graph's outputs (None where not needed), and what was kept."""
+    """Run the forward sweep: return the outputs (None where not needed), and what was kept."""
     jaxpr = plan.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
     env.update(zip(jaxpr.invars, args))
@@ -99,7 +99,7 @@ def forward(
 def forward_with_auxiliaries(
     step: Step, operands: Sequence[Any], env: dict[Any, Any]
 ) -> Sequence[Any]:
-    """An equation's outputs, by the rule's own forward; what it computes beside goes to ``env``."""
+    """Run an equation by its rule's own ``forward``; what that computes beside goes to ``env``."""
     rule, eqn = step.rule, step.eqn
     assert rule is not None and rule.forward is not None
     with _jax.emitting(eqn), eqn.ctx.manager:
@@ -110,7 +110,9 @@ def forward_with_auxiliaries(
 
 
 def kept_values(plan: Plan, kept: Sequence[Any]) -> dict[Any, Any]:
-    """What the rules name, by variable or auxiliary: what was kept, and what is made of that."""
+    """Return what the rules name, by variable or auxiliary: what was kept, and what is made of
+    that.
+    """
     have: dict[Any, Any] = dict(zip(plan.keep, kept))
     for eqn in plan.again:
         operands = [value_of(a, have) for a in eqn.invars]
@@ -119,7 +121,7 @@ def kept_values(plan: Plan, kept: Sequence[Any]) -> dict[Any, Any]:
 
 
 class Record(NamedTuple):
-    """What a reverse sweep found on its way, for those who want to see it.
+    """A record has what a reverse sweep found on its way, for those who want to see it.
 
     Attributes:
         bars: the cotangent of each variable that has one.
@@ -133,7 +135,8 @@ class Record(NamedTuple):
 def reverse(
     plan: Plan, residuals: Residuals, cotangents: Sequence[Any], record: Record | None = None
 ) -> list[Any]:
-    """The reverse sweep: a cotangent per input of the graph, None where zero or not wanted.
+    """Run the reverse sweep: return a cotangent per input of the graph, None where zero or not
+    wanted.
 
     Args:
         plan: the plan that ``forward`` ran with.
@@ -182,7 +185,7 @@ def reverse(
 def call(
     step: Step, pull: Pull, out_bars: Sequence[Any], have: dict[Any, Any]
 ) -> list[tuple[int, Any]]:
-    """Call one pullback; pairs of operand position and cotangent."""
+    """Call one pullback, and return pairs of operand position and cotangent."""
     places = [payload for kind, payload, _ in pull.arguments if kind == "cotangent"]
     read = [i for p in places for i in (p if isinstance(p, list) else [p])]
     if all(out_bars[i] is None for i in read):
@@ -224,12 +227,12 @@ def _from_joint(step: Step, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
 
 
 def zeros(aval: Any) -> Any:
-    """Zeros as a cotangent of a value: in its sharding, varying over the same mesh axes."""
+    """Make zeros as a cotangent of a value: in its sharding, varying over the same mesh axes."""
     return match_axes(match_sharding(lax.full(aval.shape, 0, aval.dtype), aval), aval)
 
 
 def match_sharding(array: Any, aval: Any) -> Any:
-    """``array``, in the sharding of a cotangent of ``aval``, where shardings are explicit."""
+    """Put ``array`` in the sharding of a cotangent of ``aval``, where shardings are explicit."""
     sharding = getattr(aval, "sharding", None)
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
         return array
@@ -241,12 +244,12 @@ def match_sharding(array: Any, aval: Any) -> Any:
 
 
 def match_axes(array: Any, aval: Any) -> Any:
-    """``array``, made to vary over the manual mesh axes that ``aval`` varies over."""
+    """Make ``array`` vary over the manual mesh axes that ``aval`` varies over."""
     return vary(array, _jax.varying_axes(aval))
 
 
 def vary(array: Any, axes: frozenset[str]) -> Any:
-    """``array``, made to vary over the manual mesh axes ``axes`` at least."""
+    """Make ``array`` vary over the manual mesh axes ``axes`` at least."""
     missing = axes - _jax.varying_axes(jax.typeof(array)) if axes else axes
     return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
@@ -258,7 +261,7 @@ def accumulate(bars: dict[Any, Any], var: Any, bar: Any) -> None:
 
 
 def fit(bar: Any, aval: Any, step: Step) -> Any:
-    """A rule's result as a cotangent of ``aval``: un-broadcast, in its dtype.
+    """Make a rule's result a cotangent of ``aval``: un-broadcast, in its dtype.
 
     Raises:
         RuleError: it is not an array, or its shape or dtype cannot be that of a cotangent.

@@ -1,4 +1,4 @@
-"""Forward mode: y = f(x) and ẏ = J ẋ, one operation at a time, nothing kept from one to the next.
+"""Forward mode goes one operation at a time, y = f(x) and ẏ = J ẋ, and keeps nothing on the way.
 
 The ways from a rule of reverse mode to its tangents, the first that applies:
 
@@ -34,7 +34,7 @@ Tangents = list[Any]  # None where zero
 
 
 class Pushed(Follower):
-    """A value with its tangent."""
+    """This is a value with its tangent."""
 
     __slots__ = ("tangent",)
 
@@ -44,7 +44,7 @@ class Pushed(Follower):
 
 
 class Pusher(DefineByRun):
-    """Runs each operation on values and tangents."""
+    """A pusher runs each operation on values and tangents."""
 
     inlines = False  # a function's tangents are traced once, and then one call
 
@@ -66,7 +66,7 @@ class Pusher(DefineByRun):
         return outs if primitive.multiple_results else outs[0]
 
     def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-        """The same for an operation that is traced already."""
+        """Run an operation that is traced already."""
         on, values = split(self, operands)
         dots = [x.tangent if o else None for x, o in zip(operands, on)]
         with _jax.under(self.parent_trace):
@@ -75,7 +75,7 @@ class Pusher(DefineByRun):
     def apply_own_rule(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
     ) -> Sequence[Any]:
-        """Run a function that brings a derivative of its own by that."""
+        """Run a function that brings a derivative of its own by that derivative."""
         on, values = split(self, operands)
         dots = [x.tangent for x, o in zip(operands, on) if o]
         with _jax.under(self.parent_trace):
@@ -93,7 +93,7 @@ class Pusher(DefineByRun):
         return self.pair(outs, out_dots)
 
     def pair(self, values: Sequence[Any], dots: Sequence[Any]) -> list[Any]:
-        """Values with their tangents; a value without one as it is."""
+        """Return values with their tangents; a value without one stays as it is."""
         return [
             x if dot is None or not has_tangent(jax.typeof(x)) else Pushed(self, x, dot)
             for x, dot in zip(values, dots)
@@ -111,7 +111,7 @@ def _spread_floats(bars: Sequence[Any], outs: Sequence[Any], floats: Sequence[bo
 def forward_mode(
     jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any], dots: Sequence[Any], options: Options
 ) -> tuple[list[Any], Tangents]:
-    """Outputs y = f(x) of a graph, and their tangents ẏ = J ẋ (None where zero)."""
+    """Return the outputs y = f(x) of a graph, and their tangents ẏ = J ẋ (None where zero)."""
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
     tangent = {v: dot for v, dot in zip(jaxpr.invars, dots) if dot is not None}
     for eqn in jaxpr.eqns:
@@ -131,7 +131,7 @@ def forward_mode(
 def push(
     eqn: JaxprEqn, operands: Sequence[Any], dots: Sequence[Any], options: Options
 ) -> tuple[Sequence[Any], Tangents]:
-    """One equation: outputs and tangents."""
+    """Push tangents through one equation: return its outputs and their tangents."""
     rule = rules.get(eqn.primitive)
     if rule is not None:
         found = push_by_rule(rule, eqn.params, operands, dots)
@@ -156,7 +156,7 @@ def push(
 def _compiled(
     primitive: Primitive, params: Any, in_avals: Any, out_avals: Any, options: Options
 ) -> Callable[..., Any]:
-    """Outputs and tangents of an operation that holds a graph, compiled once, outside ``jit``."""
+    """Push tangents through an operation that holds a graph, compiled once, outside ``jit``."""
     eqn = _jax.equation(primitive, dict(params), [Var(a) for a in in_avals], out_avals)
     return jax.jit(lambda operands, dots: push(eqn, operands, dots, options))
 
@@ -167,7 +167,7 @@ rules.changed.append(_compiled.cache_clear)
 def push_by_rule(
     rule: Rule, params: dict[str, Any], operands: Sequence[Any], dots: Sequence[Any]
 ) -> tuple[list[Any], Tangents] | None:
-    """Outputs and tangents of what is linear, or pointwise, in its active operands; else None."""
+    """Push tangents through what is linear or pointwise in its active operands; else None."""
     if rule.kind in ("piecewise constant", "no tangent space"):
         outs = _run(rule, operands, params)
         return outs, [None] * len(outs)
@@ -202,7 +202,7 @@ def _is_diagonal(avals: Sequence[Any], dots: Sequence[Any], out: Any) -> bool:
 
 
 def _stretched(dot: Any, shape: tuple[int, ...]) -> Any:
-    """The tangent of an operand of shape () or with axes of length 1, as of the whole output."""
+    """Stretch the tangent of an operand, of shape () or with axes of length 1, to the output's."""
     if dot.shape == shape:
         return dot
     return lax.broadcast_in_dim(dot, shape, tuple(range(dot.ndim)))
@@ -284,7 +284,7 @@ def _push_transposed(
 
 
 def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transposed:
-    """The transpose of a graph's reverse sweep, for those outputs that have tangents."""
+    """Transpose a graph's reverse sweep, for those outputs that have tangents."""
     avals: list[Any] = [v.aval for v in plan.jaxpr.outvars]
 
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
@@ -302,7 +302,8 @@ def push_along(
     options: Options,
     transposes: dict[JaxprEqn, Transposed] | None = None,
 ) -> Tangents:
-    """ẏ = J ẋ by what the reverse sweep of a graph keeps; the function is not run again.
+    """Push tangents, ẏ = J ẋ, by what the reverse sweep of a graph keeps; the function is not run
+    again.
 
     Args:
         plan: of the reverse sweep.
@@ -328,7 +329,7 @@ def push_along(
 
 
 def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
-    """One step forwards, where the rule itself tells how and all that it needs was kept."""
+    """Push through one step, where the rule itself tells how and all that it needs was kept."""
     rule, eqn = step.rule, step.eqn
     if rule is None or step.structure is not None:
         return None
@@ -374,7 +375,7 @@ def _push_transposed_step(
     options: Options,
     transposes: dict[JaxprEqn, Transposed] | None,
 ) -> Tangents:
-    """One step forwards, by the transpose of its pullback."""
+    """Push through one step by the transpose of its pullback."""
     eqn = step.eqn
     if step.structure is not None and (own := getattr(step.structure, "push", None)) is not None:
         return own(push_along, inner[0], dots)
@@ -396,7 +397,8 @@ def _push_transposed_step(
 
 
 class Transposed(NamedTuple):
-    """The transpose of a linear function: one value per output (None for zero) to one per input.
+    """The transpose of a linear function takes one value per output (None for zero) to one per
+    input.
 
     Attributes:
         plan: of the reverse sweep over the function's graph.
@@ -409,7 +411,7 @@ class Transposed(NamedTuple):
     present: tuple[bool, ...]
 
     def __call__(self, values: Sequence[Any]) -> Tangents:
-        """The reverse sweep."""
+        """Run the reverse sweep."""
         given = [value for value, on in zip(values, self.present, strict=True) if on]
         return sweeps.reverse(self.plan, self.residuals, given)
 
@@ -417,7 +419,7 @@ class Transposed(NamedTuple):
 def transpose(
     linear: Callable[[Sequence[Any]], Sequence[Any]], avals: Sequence[Any], options: Options
 ) -> Transposed:
-    """The transpose of a linear function, by our reverse sweep over its graph.
+    """Transpose a linear function by our reverse sweep over its graph.
 
     Args:
         linear: takes values of types ``avals``, returns a list; None stands for zero.

@@ -1,4 +1,4 @@
-"""The transforms: JAX's signatures, our sweeps.
+"""The transforms have JAX's signatures and our sweeps.
 
 Each traces the function once (``jax.make_jaxpr``), plans, and runs the sweeps on values that may
 be tracers; so all of them work inside and outside ``jit``, ``vmap``, ``scan`` and each other.
@@ -47,7 +47,7 @@ class _Static(NamedTuple):
 
 
 class Box:
-    """Holds what a pytree must not compare: equal only to itself."""
+    """A box holds what a pytree must not compare: it is equal only to itself."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -55,23 +55,23 @@ class Box:
 
 @jax.tree_util.register_pytree_node_class
 class PullbackFunction:
-    """What ``vjp`` returns: cotangents of the output to cotangents of the inputs. A pytree."""
+    """``vjp`` returns this function of the output's cotangents to the inputs' ones, a pytree."""
 
     def __init__(self, residuals: Any, box: Box) -> None:
         self.residuals, self._box = residuals, box
 
     def tree_flatten(self) -> tuple[Any, Box]:
-        """The kept arrays, and the plan that goes with them."""
+        """Return the kept arrays, and the plan that goes with them."""
         return (self.residuals,), self._box
 
     @classmethod
     def tree_unflatten(cls, box: Box, children: Any) -> PullbackFunction:
-        """The inverse of ``tree_flatten``."""
+        """Undo ``tree_flatten``."""
         (residuals,) = children
         return cls(residuals, box)
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
-        """x̄ = Jᵀ ȳ for every input.
+        """Return x̄ = Jᵀ ȳ for every input.
 
         Raises:
             CotangentError: its structure, a shape or a dtype is not that of the output.
@@ -82,7 +82,7 @@ class PullbackFunction:
         return jax.tree.unflatten(static.in_tree, bars)
 
     def with_refs(self, *places: Any) -> Callable[[Any], tuple[Any, ...]]:
-        """The pullback, adding cotangents to mutable arrays in place; as of ``jax.vjp``.
+        """Make the pullback add cotangents to mutable arrays in place, as that of ``jax.vjp`` does.
 
         Args:
             *places: for each input, in its structure: a reference (``jax.new_ref``) to which its
@@ -116,11 +116,11 @@ class PullbackFunction:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the reverse sweep."""
+        """``plan`` is the plan of the reverse sweep."""
         return self._box.value.plan
 
     def flat(self, bars: Sequence[Any]) -> list[Any]:
-        """The same on lists of leaves, with None for zero on both sides."""
+        """Do the same on lists of leaves, with None for zero on both sides."""
         auxiliary = [None] * (len(self.plan.jaxpr.outvars) - len(bars))
         return sweeps.reverse(self.plan, self.residuals, [*bars, *auxiliary])
 
@@ -164,7 +164,7 @@ def _as_cotangent(bar: Any, aval: Any) -> Any:
 
 
 def weakened(value: Any, aval: Any) -> Any:
-    """A cotangent or tangent, weakly typed if its primal is, as in JAX."""
+    """Make a cotangent or tangent weakly typed if its primal is, as JAX does."""
     if not aval.weak_type or jax.typeof(value).weak_type:
         return value
     return lax.convert_element_type_p.bind(
@@ -180,7 +180,7 @@ def vjp(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Any:
-    """Output and pullback: y = f(x), and ȳ ↦ Jᵀ ȳ; as ``jax.vjp``.
+    """Return the output y = f(x) and the pullback ȳ ↦ Jᵀ ȳ, as ``jax.vjp`` does.
 
     Args:
         fun: takes and returns pytrees of arrays.
@@ -204,7 +204,9 @@ def vjp(
 def vjp_wanted(
     fun: Callable[..., Any], primals: Any, wanted: Mask, has_aux: bool, options: Options
 ) -> tuple[Any, PullbackFunction, Any]:
-    """Output, pullback and auxiliary (None without one), with cotangents of the wanted inputs."""
+    """Return output, pullback and auxiliary (None without one), with cotangents of the wanted
+    inputs.
+    """
     flat = Flat(fun, primals, has_aux)
     plan, outs, residuals, in_avals = _run(flat, wanted, options)
     out_avals = tuple(v.aval for v in plan.jaxpr.outvars[: flat.out_count])
@@ -217,7 +219,8 @@ def vjp_wanted(
 def _run(
     flat: Flat, wanted: Mask, options: Options
 ) -> tuple[Plan, list[Any], Residuals, tuple[Any, ...]]:
-    """The forward sweep of a function, staged or recorded: plan, outputs, residuals, input types.
+    """Run the forward sweep of a function, staged or recorded: plan, outputs, residuals, input
+    types.
 
     Inside ``jit`` the function is staged, so that the plan knows all before anything runs; where
     nothing is traced around it, it is recorded, and Python sees values. Where the rule of a
@@ -257,13 +260,13 @@ def _recorded(
 
 
 def as_arrays(leaves: Sequence[Any]) -> list[Any]:
-    """Python and NumPy numbers as JAX arrays, so that rules meet nothing else."""
+    """Turn Python and NumPy numbers into JAX arrays, so that rules meet nothing else."""
     plain = bool | int | float | complex | np.ndarray | np.generic
     return [jnp.asarray(leaf) if isinstance(leaf, plain) else leaf for leaf in leaves]
 
 
 def literals_as_arrays(outs: Sequence[Any], jaxpr: Jaxpr) -> list[Any]:
-    """Outputs that the graph has as constants, as arrays."""
+    """Turn outputs that the graph has as constants into arrays."""
     avals: list[Any] = [v.aval for v in jaxpr.outvars]
     return [
         jnp.asarray(out, aval.dtype) if isinstance(v, Literal) else out
@@ -283,7 +286,7 @@ def value_and_grad(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """A function that returns ``(f(x), ∇f(x))``; as ``jax.value_and_grad``."""
+    """Make a function that returns ``(f(x), ∇f(x))``, as ``jax.value_and_grad`` does."""
     if reduce_axes:
         raise NotImplementedError("reduce_axes is deprecated in JAX, and not implemented")
     options = Options(strict, max_steps, staged)
@@ -314,7 +317,7 @@ def grad(
     max_steps: int | None = None,
     staged: bool | None = None,
 ) -> Callable[..., Any]:
-    """A function that returns ∇f(x); as ``jax.grad``."""
+    """Make a function that returns ∇f(x), as ``jax.grad`` does."""
     how: Any = {"strict": strict, "max_steps": max_steps, "staged": staged}
     both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int, reduce_axes, **how)
 
@@ -335,7 +338,7 @@ def fwd_and_bwd(
     strict: bool = False,
     max_steps: int | None = None,
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The forward sweep and the reverse sweep as two functions; as ``jax.fwd_and_bwd``.
+    """Make the forward and the reverse sweep two functions, as ``jax.fwd_and_bwd`` does.
 
     Returns:
         ``fwd``, which takes the arguments and returns ``(output, pullback)``, with ``has_aux`` also
@@ -360,7 +363,7 @@ def choose(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The function of the chosen positional arguments alone, and those arguments."""
+    """Return the function of the chosen positional arguments alone, and those arguments."""
     numbers = [operator.index(i) for i in (argnums if isinstance(argnums, Sequence) else [argnums])]
     for i in numbers:
         if not -len(args) <= i < len(args):
@@ -392,7 +395,9 @@ def choose(
 
 
 def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> Mask:
-    """Which leaves of the chosen arguments have a tangent space; an error for what may not be."""
+    """Say which leaves of the chosen arguments have a tangent space; raise an error for what may
+    not be.
+    """
     wanted = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(chosen)[0]:
         try:

@@ -1,4 +1,4 @@
-"""Hand-written VJP rules, one chapter a file. Importing this package registers them all."""
+"""The hand-written VJP rules stand here, one chapter a file; an import registers them all."""
 
 import importlib
 import pkgutil

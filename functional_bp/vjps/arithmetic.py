@@ -1,4 +1,4 @@
-"""Elementwise operations of several operands: sums, products, powers, choices.
+"""Elementwise operations of several operands are sums, products, powers, choices and the like.
 
 The engine sums a cotangent over the axes that a scalar operand was broadcast along.
 """
@@ -18,14 +18,16 @@ from functional_bp.vjps.elementwise import constant
 
 
 def times(z_bar: Any, factor: Any) -> Any:
-    """z̄ · factor in z̄'s dtype, which differs where ``mul`` was given an ``out_dtype``."""
+    """``times`` is z̄ · factor in z̄'s dtype, which differs where ``mul`` was given an
+    ``out_dtype``.
+    """
     if factor.dtype != z_bar.dtype:
         factor = lax.convert_element_type(factor, z_bar.dtype)
     return mul(z_bar, factor)
 
 
 def pull_divisor(z_bar: Any, x: Any, y: Any) -> Any:
-    """z = x/y: x̄ = z̄/y and ȳ = −z̄ x/y².
+    """z = x/y has x̄ = z̄/y and ȳ = −z̄ x/y².
 
     Derivation: z y = x gives ż y + z ẏ = ẋ, so ż = ẋ/y − x ẏ/y².
 
@@ -90,13 +92,13 @@ _add_any: Any = _jax.find_primitive("ad_util.add_any_p")
 
 
 def quotient(x: Any, y: Any) -> Any:
-    """trunc(x/y)."""
+    """quotient(x, y) = trunc(x/y)."""
     ratio = div(x, y)
     return mul(lax.sign(ratio), lax.floor(lax.abs(ratio)))
 
 
 def pull_atan2(z_bar: Any, first: Any, second: Any) -> Any:
-    """z̄ · second/(first² + second²): x̄ with (x, y), and −ȳ with (y, x).
+    """z̄ · second/(first² + second²) is x̄ with (x, y), and −ȳ with (y, x).
 
     Derivation:
 
@@ -124,7 +126,7 @@ improvement("atan2 of large numbers in half precision", lax.atan2, at=(300.0, 30
 
 
 def _chosen(choose: Any, precedes: Any) -> Any:
-    """The forward sweep of max and min, with which operand was chosen: 1 = x, 2 = y, 3 = both.
+    """The forward sweep of max and min also says which operand was chosen: 1 = x, 2 = y, 3 = both.
 
     Numerics: x and y are compared with each other, not with z: a compiler may compute x once for z
     and once more, otherwise rounded, for the comparison, and then neither equals z.
@@ -187,7 +189,7 @@ def _clamped(low: Any, x: Any, high: Any, **params: Any) -> tuple[Any, Any]:
 
 
 def _clamp_alike(low: Any, x: Any, high: Any) -> Any:
-    """``lax.clamp`` with bounds of x's shape, which JAX differentiates."""
+    """``lax.clamp`` is given bounds of x's shape here, which JAX differentiates."""
     return lax.clamp(lax.broadcast(low, x.shape), x, lax.broadcast(high, x.shape))
 
 

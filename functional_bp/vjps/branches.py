@@ -1,4 +1,4 @@
-"""``cond`` and ``switch``: the reverse sweep of the branch that was taken."""
+"""``cond`` and ``switch`` are differentiated by the reverse sweep of the branch that was taken."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Cond(Structure):
         self.wanted = (False, *reached)
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The branch's outputs, and its residuals in shared slots."""
+        """Return the branch's outputs, and its residuals in shared slots."""
         index, *values = operands
         layouts = [self._layout(b, values) for b in range(len(self.plans))]
         slots: list[Any] = []
@@ -92,7 +92,7 @@ class Cond(Structure):
         return [out if n else None for out, n in zip(outs, self.needed)], residuals
 
     def _layout(self, b: int, values: Sequence[Any]) -> _Layout:
-        """What branch ``b`` keeps: which operands, which slots, in which tree."""
+        """Say what branch ``b`` keeps: which operands, which slots, in which tree."""
         found: list[Any] = []
 
         def run(*values: Any) -> list[Any]:
@@ -107,7 +107,7 @@ class Cond(Structure):
         return _Layout(tree, from_operands, [v.aval for v in avals])
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The reverse sweep of the branch that was taken."""
+        """Run the reverse sweep of the branch that was taken."""
         operands, wanted = self.eqn.invars[1:], self.wanted[1:]
 
         def branch(b: int) -> Any:
@@ -131,7 +131,7 @@ class Cond(Structure):
         return [None, *(next(remaining) if on else None for on in wanted)]
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The forward-mode sweep of the branch that is taken."""
+        """Run the forward-mode sweep of the branch that is taken."""
         index, *values = operands
 
         def branch(b: int) -> Any:
@@ -150,7 +150,7 @@ class Cond(Structure):
 
 
 class _Layout:
-    """Where one branch's residuals lie."""
+    """A layout says where one branch's residuals lie."""
 
     def __init__(self, tree: Any, from_operands: list[int | None], avals: list[Any]) -> None:
         self.tree, self.from_operands, self.avals = tree, from_operands, avals
@@ -178,7 +178,7 @@ def _same(a: Any, b: Any) -> bool:
 
 @jax.tree_util.register_pytree_node_class
 class _Taken:
-    """The residuals of a ``cond``."""
+    """The residuals of a ``cond`` are the index of the branch and what that branch kept."""
 
     def __init__(self, index: Any, operands: Any, slots: Any, layouts: tuple[_Layout, ...]) -> None:
         self.index, self.operands, self.slots, self.layouts = index, operands, slots, layouts

@@ -1,6 +1,7 @@
-"""Operations that call a graph: ``jit`` and its relatives.
+"""``jit`` and its relatives call a graph, whose reverse sweep is their rule.
 
-y = f(x) with f a graph: x̄ is f's reverse sweep, its residuals are f's.
+y = f(x) with f a graph: x̄ is f's reverse sweep, its residuals are f's. Markers (names, ties,
+barriers) stand here too: they change no value, only what is known or done about it.
 """
 
 from __future__ import annotations
@@ -51,24 +52,24 @@ class Call(Structure):
         return self.jaxpr, self.active, seeded, needed, self.options, held if any(held) else ()
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The body's forward sweep, in place."""
+        """Run the body's forward sweep in place."""
         return sweeps.forward(self.plan, self.consts, operands)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The body's reverse sweep, in place."""
+        """Run the body's reverse sweep in place."""
         return sweeps.reverse(self.plan, residuals, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The body's forward-mode sweep, in place."""
+        """Run the body's forward-mode sweep in place."""
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
     def push(self, along: Callable[..., Any], residuals: Any, dots: Any) -> Sequence[Any]:
-        """The tangents by what the body's reverse sweep keeps, in place."""
+        """Push the tangents by what the body's reverse sweep keeps, in place."""
         return along(self.plan, residuals, dots, self.options)
 
 
 class _Sweeps:
-    """The sweeps of a plan as jitted functions: one set per graph and question.
+    """The sweeps of a plan are jitted functions, one set per graph and question.
 
     A residual that is an operand, a constant or an output of the call is not returned once more.
     """
@@ -94,14 +95,14 @@ class _Sweeps:
         return outs, kept
 
     def forward(self, consts: Sequence[Any], args: Sequence[Any]) -> tuple[list[Any], Any]:
-        """The call's outputs, and the residuals of its body."""
+        """Return the call's outputs, and the residuals of its body."""
         outs, kept = self._forward(list(consts), list(args))
         given = [*consts, *args, *outs]
         leaves = [given[i] if is_given else kept[i] for is_given, i in self.places]
         return outs, jax.tree.unflatten(self.tree, leaves)
 
     def push(self, along: Callable[..., Any], residuals: Any, dots: Sequence[Any]) -> list[Any]:
-        """The call's tangents by what its reverse sweep keeps."""
+        """Push the call's tangents by what its reverse sweep keeps."""
         if self._push is None:
             self._push = jax.jit(lambda kept, dots: along(self.plan, kept, dots, self.options))
         return self._push(residuals, dots)
@@ -112,7 +113,7 @@ _sweeps = lru_cache(maxsize=1024)(_Sweeps)
 
 @lru_cache(maxsize=1024)
 def _tangents(jaxpr: Jaxpr, options: Options, sweep: Sweep) -> Callable[..., Any]:
-    """The forward-mode sweep of a graph as a jitted function."""
+    """Make the forward-mode sweep of a graph a jitted function."""
     push = lambda consts, args, dots: sweep(jaxpr, consts, args, dots, options)
     return jax.jit(push, inline=size(jaxpr) < SMALL)
 
@@ -122,7 +123,7 @@ SMALL = 10  # equations
 
 @lru_cache(maxsize=4096)
 def asked_if_held(jaxpr: Jaxpr) -> Mask:
-    """Which inputs of a graph a pullback asks for if they are there anyway."""
+    """Say which inputs of a graph a pullback asks for if they are there anyway."""
     asked: set[Any] = set()
     for eqn in jaxpr.eqns:
         rule = rules.get(eqn.primitive)
@@ -140,7 +141,7 @@ def asked_if_held(jaxpr: Jaxpr) -> Mask:
 
 @lru_cache(maxsize=4096)
 def size(jaxpr: Jaxpr) -> int:
-    """How many equations a graph has, those of the calls in it included."""
+    """Count a graph's equations, those of the calls in it included."""
     inner = [e.params["jaxpr"] for e in jaxpr.eqns if e.primitive is primitives.jit_p]
     return len(jaxpr.eqns) + sum(size(_jax.open_jaxpr(graph)[0]) for graph in inner)
 
@@ -174,7 +175,7 @@ class Jit(Call):
         self.wanted = self.plan.reached
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The body's forward sweep."""
+        """Run the body's forward sweep as a jitted function."""
         placed = self._placed(operands, "in_shardings")
         if self._in_place():
             outs, residuals = super().forward(*placed)
@@ -183,19 +184,19 @@ class Jit(Call):
         return self._placed(outs, "out_shardings"), residuals
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The body's reverse sweep."""
+        """Run the body's reverse sweep as a jitted function."""
         if self._in_place():
             return super().reverse(residuals, cotangents)
         return self.sweeps.reverse(residuals, list(cotangents))
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The body's forward-mode sweep."""
+        """Run the body's forward-mode sweep as a jitted function."""
         if self._in_place():
             return super().tangents(sweep, operands, dots)
         return _tangents(self.jaxpr, self.options, sweep)(self.consts, list(operands), list(dots))
 
     def push(self, along: Callable[..., Any], residuals: Any, dots: Any) -> Sequence[Any]:
-        """The tangents by what the body's reverse sweep keeps."""
+        """Push the tangents by what the body's reverse sweep keeps."""
         if self._in_place():
             return super().push(along, residuals, dots)
         return self.sweeps.push(along, residuals, list(dots))
@@ -204,7 +205,7 @@ class Jit(Call):
         return _jax.is_staged_now() and (self.options.in_place or size(self.jaxpr) < SMALL)
 
     def _placed(self, values: Sequence[Any], which: str) -> list[Any]:
-        """The values, constrained to the shardings that the person gave to ``jit``."""
+        """Constrain the values to the shardings that the person gave to ``jit``."""
         return [
             lax.with_sharding_constraint(value, sharding)
             if isinstance(sharding, jax.sharding.Sharding) and value is not None
@@ -298,7 +299,7 @@ class CustomPartitioning(Call):
     parameter = "call"
 
 
-# Markers: operations that change no value, only what is known or done about it.
+# Markers.
 
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
 pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
@@ -332,10 +333,10 @@ class Barrier(Structure):
         self.out_active = self.wanted
 
     def forward(self, *operands: Any) -> tuple[list[Any], None]:
-        """The operands, behind a barrier; nothing is kept."""
+        """Pass the operands behind a barrier; nothing is kept."""
         return lax.optimization_barrier_p.bind(*operands), None
 
     def reverse(self, residuals: None, cotangents: Any) -> list[Any]:
-        """The cotangents that there are, behind a barrier."""
+        """Pass the cotangents that there are behind a barrier."""
         passed = iter(lax.optimization_barrier([c for c in cotangents if c is not None]))
         return [None if c is None else next(passed) for c in cotangents]

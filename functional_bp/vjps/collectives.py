@@ -1,4 +1,4 @@
-"""Collectives: sums, maxima, gathers and exchanges over the devices of a mesh axis.
+"""Collectives are sums, maxima, gathers and exchanges over the devices of a mesh axis.
 
 Inside ``shard_map`` a collective is a linear map on the stacked vector (x¹, …, xⁿ) of all devices'
 blocks; its VJP is the transposed map, again a collective. Two typings of the same sum exist:
@@ -9,6 +9,12 @@ blocks; its VJP is the transposed map, again a collective. Two typings of the sa
 - *untyped* (``check_vma=False``, ``vmap`` with an axis name): every device holds its own copy with
   its own cotangent, of which the true one is the sum. ``psum`` is then Σ followed by a copy to
   all, a symmetric matrix of ones, and so its own transpose.
+
+Two further types put a sum off. An *unreduced* value is a sum that has not been carried out: device
+d holds the summand xᵈ. A *reduced* value is one value on all devices whose cotangent is left
+unreduced. The two types are each other's cotangents, so a sum over devices can wait until it is
+wanted, or become a reduce-scatter. The rules between them are linear and keep nothing; JAX has no
+``vmap`` of these.
 """
 
 from __future__ import annotations
@@ -26,18 +32,18 @@ from functional_bp.vjps.sharded import REPLICATED, blockwise, mesh_size
 
 
 def add_up(x: Any, axes: Sequence[Any], groups: Any = None) -> Any:
-    """Σ over the named mesh axes; ``x`` itself where there is none."""
+    """Sum ``x`` over the named mesh axes; where there is none, return ``x`` itself."""
     return lax.psum(x, tuple(axes), axis_index_groups=groups) if axes else x
 
 
 def split_axes(axes: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """A collective's ``axes`` as mesh axes (names) and array axes (integers)."""
+    """Split a collective's ``axes`` into mesh axes (names) and array axes (integers)."""
     named = tuple(axis for axis in axes if not isinstance(axis, int))
     return named, tuple(axis for axis in axes if isinstance(axis, int))
 
 
 def copy_along(y: Any, x_t: Any, positions: Sequence[int]) -> Any:
-    """``y`` copied along the array axes that a collective reduced."""
+    """Copy ``y`` along the array axes that a collective reduced."""
     if not positions:
         return y
     gone = {p % len(x_t.shape) for p in positions}
@@ -156,7 +162,9 @@ def all_to_all_x(y_bar, x_t, *, axis_name, split_axis, concat_axis, axis_index_g
 
 
 def received_at(offsets: Any, axis_name: Any) -> Any:
-    """The k-th entry is what the k-th device holds for us: offsets seen from the other side."""
+    """The k-th entry of the result is what the k-th device holds for us: offsets as the other side
+    sees them.
+    """
     return lax.all_to_all(offsets, axis_name, 0, 0, tiled=True)
 
 
@@ -239,7 +247,7 @@ def _times_extremum(collective):
 
 
 def _times_whole_extremum(extremum):
-    """The same function on the whole array, in as many blocks as the mesh has devices."""
+    """The same function works on the whole array, in as many blocks as the mesh has devices."""
 
     def of_whole(x):
         blocks = x.reshape(mesh_size(), -1, *x.shape[1:])
@@ -335,11 +343,6 @@ rule(lax.ragged_all_to_all_p,
 
 
 # Collectives between the "unreduced" and "reduced" types of a value inside ``shard_map``.
-#
-# An *unreduced* value is a sum that has not been carried out: device d holds the summand xᵈ. A
-# *reduced* value is one value on all devices whose cotangent is left unreduced. The two types are
-# each other's cotangents, so a sum over devices can wait until it is wanted, or become a
-# reduce-scatter. Every rule here is linear and keeps nothing. JAX has no ``vmap`` of these.
 
 
 def _postponed_sum(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Convolution: both cotangents are convolutions again."""
+"""Both cotangents of a convolution are convolutions again."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def regroup(array: Any, groups: int, source: int, target: int) -> Any:
 
 
 def dilated(sizes: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """The extents after dilation−1 zeros are put between neighbours."""
+    """Return the extents after dilation−1 zeros are put between neighbours."""
     return [(n - 1) * d + 1 if n else 0 for n, d in zip(sizes, dilation)]
 
 
 def extents(x: Any, w: Any, y: Any, numbers: Any, steps: Any) -> Any:
-    """Per spatial axis: the dilated extents of x, w and y (y's dilation is the stride)."""
+    """Return, per spatial axis, the dilated extents of x, w and y (y's dilation is the stride)."""
     pick = lambda array, spec: [array.shape[i] for i in spec[2:]]
     return zip(*(dilated(pick(a, s), d) for a, s, d in zip((x, w, y), numbers, steps)))
 

@@ -1,6 +1,10 @@
-"""Running sums, products, extremes and log-sum-exps along an axis.
+"""Running sums, products, extremes and log-sum-exps along an axis have one rule each.
 
 All but the sum share one derivation, the adjoint of the prefix tree below.
+
+References:
+    Blelloch 1990, Prefix sums and their applications, CMU-CS-90-190, has the tree; its adjoint is
+    derived in ``prefix_adjoint``.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ Partials = Callable[[Any, Any, Any], tuple[Any, Any]]
 def prefix_adjoint(
     y_bar: Any, x: Any, y: Any, axis: int, combine: Callable[[Any, Any], Any], partials: Partials
 ) -> Any:
-    """x̄ of yᵢ = x₀ ∘ x₁ ∘ … ∘ xᵢ, for ∘ with partial derivatives (∂(a∘b)/∂a, ∂(a∘b)/∂b).
+    """Return x̄ of yᵢ = x₀ ∘ x₁ ∘ … ∘ xᵢ, for ∘ with partial derivatives (∂(a∘b)/∂a, ∂(a∘b)/∂b).
 
     Derivation:
         the tree computes, with the pairs pᵢ = x₂ᵢ ∘ x₂ᵢ₊₁ and the same tree on half the length,
@@ -61,7 +65,9 @@ def prefix_adjoint(
 
 
 def _shift(array: Any, start: int, size: int, axis: int, step: int = 1) -> Any:
-    """``array`` at start, start + step, … of ``size`` places along ``axis``, zeros elsewhere."""
+    """Put ``array`` at start, start + step, … of ``size`` places along ``axis``, and zeros
+    elsewhere.
+    """
     if array.shape[axis] == size:
         return array
     covered = (array.shape[axis] - 1) * step + 1
@@ -93,7 +99,7 @@ def scan_rule(primitive: Any, combine: Callable[[Any, Any], Any], partials: Part
 
 
 def share(a: Any, b: Any, chosen: Any) -> tuple[Any, Any]:
-    """The partial derivatives of max or min: 1 for the chosen, ½ each for a tie."""
+    """The partial derivatives of max or min are 1 for the chosen operand, and ½ each at a tie."""
     is_a, is_b = lax.eq(a, chosen), lax.eq(b, chosen)
     zero, one = lax.full_like(chosen, 0), lax.full_like(chosen, 1)
     of_a = lax.select(is_b, lax.full_like(chosen, 0.5), one)
@@ -102,7 +108,7 @@ def share(a: Any, b: Any, chosen: Any) -> tuple[Any, Any]:
 
 
 def softmax_of_two(a: Any, b: Any, z: Any) -> tuple[Any, Any]:
-    """∂ log(eᵃ + eᵇ)/∂a = eᵃ⁻ᶻ; an infinite a or z counts as 0, as JAX has it."""
+    """∂ log(eᵃ + eᵇ)/∂a = eᵃ⁻ᶻ, where an infinite a, b or z counts as 0, as JAX has it."""
     a, b, z = (lax.select(lax.eq(v, lax.full_like(v, np.inf)), lax.full_like(v, 0), v)
                for v in (a, b, z))
     return lax.exp(a - z), lax.exp(b - z)

@@ -1,6 +1,7 @@
-"""Operations that bring a rule of their own: a person's ``custom_vjp``, a third party's primitive.
+"""Some operations bring a rule of their own: a person's ``custom_vjp``, a third party's primitive.
 
 The rule is asked of JAX for this one operation, and is otherwise run by our sweeps like any other.
+The tangent function of a ``jax.custom_jvp`` is transposed by our reverse sweep.
 """
 
 from __future__ import annotations
@@ -58,14 +59,13 @@ class HiPrimitive(Registered):
     """x̄ = vjp_bwd(residuals, ȳ), as its author wrote it; of a checkpoint, our own sweeps."""
 
     def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
-        """With the flag ``jax_remat3``, ``jax.checkpoint`` is such a primitive as well."""
+        """Treat ``jax.checkpoint``, which is such a primitive with the flag ``jax_remat3``, as a
+        checkpoint.
+        """
         checkpoint = _jax.as_checkpoint(eqn)
         if checkpoint.primitive is primitives.remat_p:
             return Remat(checkpoint, active, options)
         return super().__new__(cls)
-
-
-# A person's ``jax.custom_jvp``: its tangent function is transposed by our reverse sweep.
 
 
 @jax.custom_jvp
@@ -95,7 +95,9 @@ class CustomJVP(Structure):
     """
 
     def __new__(cls, eqn: JaxprEqn, active: Mask, options: Options) -> Any:
-        """In a graph that is linear in its active inputs, a plain call: f is its own tangent."""
+        """Make it a plain call in a graph that is linear in its active inputs: f is its own
+        tangent.
+        """
         if options.linear:
             return Call(eqn, active, options)
         known = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
@@ -129,7 +131,9 @@ class CustomJVP(Structure):
         self.tangents_read = [v in read for v in self.jaxpr.invars[len(avals) :]]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The values, and the coefficients that the transpose keeps; no tangent is computed."""
+        """Compute the values, and the coefficients that the transpose keeps; no tangent is
+        computed.
+        """
         tangents = [
             sweeps.zeros(aval) if read else None  # a rule that is not ours wants a point
             for aval, read in zip(self.tangent_avals, self.tangents_read)
@@ -139,19 +143,21 @@ class CustomJVP(Structure):
         return outs[: len(self.eqn.outvars)], residuals
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The transposed tangent function."""
+        """Run the transposed tangent function."""
         bars = [None] * len(self.eqn.outvars) + [cotangents[i] for i in self.out_float]
         found = sweeps.reverse(self.plan, residuals, bars)
         remaining = iter(found[len(self.eqn.invars) :])
         return [next(remaining) if on else None for on in self.wanted]
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The person's tangent function itself."""
+        """Run the person's tangent function itself."""
         del sweep
         return self._push(operands, [dot for dot in dots if dot is not None])
 
     def _push(self, operands: Sequence[Any], dots: Sequence[Any]) -> tuple[Any, Any]:
-        """Values, and tangents of the outputs that have any, by JAX's call of the person's rule."""
+        """Return values and tangents (of the outputs that have any) by JAX's call of the person's
+        rule.
+        """
         run = lambda full: sweeps.evaluate(self.eqn, full)
         primals = [x for x, on in zip(operands, self.wanted) if on]
         call = sweeps.of_chosen(run, operands, self.wanted)

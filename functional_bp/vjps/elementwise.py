@@ -1,7 +1,11 @@
-"""Elementwise functions of one operand: x̄ = ȳ · f′(x).
+"""An elementwise function y = f(x) of one operand has x̄ = ȳ · f′(x).
 
 For a complex x the cotangent is ȳ · f′(x) without a conjugate, as in JAX: f is holomorphic, and
 the pairing of a cotangent with a tangent is the bilinear one, Re Σ ȳ ẋ.
+
+A piecewise constant function has the derivative zero wherever it has one. Integers, booleans, keys
+and tokens have no tangent space: nothing flows into them or out of them. Both need no cotangent,
+and nothing is kept for them.
 """
 
 from __future__ import annotations
@@ -33,12 +37,12 @@ from functional_bp.engine.rule import (
 
 
 def constant(value: float, x: Any) -> np.ndarray:
-    """A scalar of ``x``'s dtype."""
+    """Make a scalar of ``x``'s dtype."""
     return np.asarray(value, x.dtype)
 
 
 def one_minus_square(x: Any) -> Any:
-    """1 − x² = (1 − x)(1 + x), which keeps its digits where |x| is near 1."""
+    """1 − x² = (1 − x)(1 + x), a form that keeps its digits where |x| is near 1."""
     if hasattr(lax, "one_minus_square"):
         return _one_minus_square(x)
     one = constant(1, x)
@@ -46,7 +50,7 @@ def one_minus_square(x: Any) -> Any:
 
 
 def pull_tanh(y_bar: Any, y: Any) -> Any:
-    """tanh′ = 1 − tanh² = 1 − y²: x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)."""
+    """tanh′ = 1 − tanh² = 1 − y², so x̄ = ȳ (1 − y)(1 + y) = t + t y with t = ȳ (1 − y)."""
     if hasattr(lax, "one_minus_square"):
         return mul(y_bar, _one_minus_square(y))
     part = mul(y_bar, sub(constant(1, y), y))
@@ -76,7 +80,7 @@ def _one_minus_square(x: Any) -> Any:
 
 
 def is_complex(x: Any) -> bool:
-    """Whether an array or its type is complex."""
+    """Say whether an array or its type is complex."""
     return np.issubdtype(x.dtype, np.complexfloating)
 
 
@@ -277,11 +281,11 @@ class Sign(Structure):
         self.out_active, self.wanted = (on,), (on and self.wanted[0],)
 
     def forward(self, *operands: Any) -> tuple[list[Any], Any]:
-        """sign(x), and x."""
+        """Return sign(x), and keep x."""
         return [lax.sign(operands[0])], operands[0]
 
     def reverse(self, residuals: Any, cotangents: Any) -> list[Any]:
-        """i Im(y ȳ) conj(y)/|x|."""
+        """Return x̄ = i Im(y ȳ) conj(y)/|x|."""
         x, y_bar = residuals, cotangents[0]
         y, size = lax.sign(x), lax.abs(x)
         size = lax.select(lax.eq(size, constant(0, size)), lax.full_like(size, 1), size)
@@ -290,7 +294,7 @@ class Sign(Structure):
 
 
 def unit(x: Any) -> Any:
-    """x/|x|."""
+    """unit(x) = x/|x|."""
     return div(x, lax.complex(lax.abs(x), lax.full_like(lax.abs(x), 0)))
 
 
@@ -309,14 +313,10 @@ for _order, _true in enumerate([1.6993417021166355837e-17, -3.398683404233271138
 
 
 # Operations without a derivative to carry: piecewise constant ones, and those off the reals.
-#
-# A piecewise constant function has the derivative zero wherever it has one. Integers, booleans,
-# keys and tokens have no tangent space: nothing flows into them or out of them. Both need no
-# cotangent, and nothing is kept for them.
 
 
 def _over_rows(function: Any) -> Any:
-    """``function`` on one device of a mesh with the axis "rows"."""
+    """Run ``function`` on one device of a mesh with the axis "rows"."""
     mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("rows")
     return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)

@@ -1,8 +1,8 @@
-"""Triangular and orthogonal factorizations: Cholesky, LU and QR.
+"""The triangular and orthogonal factorizations are Cholesky, LU and QR.
 
 All of them follow one path: differentiate the factorization, multiply by the inverse factors from
 both sides, and split the matrix that remains into the parts that the factors may move in. The
-pairing of complex cotangents is that of ``matrices.py``.
+pairing of complex cotangents is that of ``matrices.py``. Each rule names its sources.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ def cholesky(l_bar, l):  # noqa: E741
         lower triangle of Lᴴ L̄. ``symmetrize_input=True`` makes Ā the Hermitian ½ T.
 
     Residuals: L alone.
+
+    References:
+        Murray 2016, Differentiation of the Cholesky decomposition, arXiv:1602.07527, for real
+        matrices; derived above for complex ones.
     """
     factor = lower(l)
     t = hermitian_from_lower(dot(factor, conj(l_bar), "hn"))
@@ -121,6 +125,12 @@ def lu(factors_bar, factors, order):
 
     Residuals: the packed L and U, and the permutation.
     Kinks: where two pivots tie, the branch that was taken.
+
+    References:
+        de Hoog, Anderssen and Lukas 2011, Differentiation of matrix functionals using triangular
+        factorization, doi 10.1090/S0025-5718-2011-02451-8, for square matrices; Axen 2021,
+        Differentiating the LU decomposition,
+        sethaxen.com/blog/2021/02/differentiating-the-lu-decomposition, for wide and tall ones.
     """
     m, n = factors.shape[-2:]
     k = min(m, n)
@@ -218,6 +228,13 @@ def qr(q, r, p, q_bar=None, r_bar=None, *, full_matrices):
 
     Residuals: Q and R, not A.
     Kinks: where R is singular, and for the full Q where X − I is, there is no derivative.
+
+    References:
+        Walter and Lehmann 2010, Algorithmic differentiation of linear algebra functions with
+        application in optimum experimental design, arXiv:1001.1654, for the thin form; Roberts and
+        Roberts 2020, QR and LQ decomposition matrix backpropagation algorithms, arXiv:2009.10071,
+        for the wide and the pivoted one; Papanicolopulos 2024, Derivatives of the full QR
+        factorisation, arXiv:2409.13374, for the full Q. The last adjoint is derived above.
     """
     m, n = q.shape[-2], r.shape[-1]
     q_bar, r_bar = (None if bar is None else conj(bar) for bar in (q_bar, r_bar))
@@ -235,7 +252,9 @@ def qr(q, r, p, q_bar=None, r_bar=None, *, full_matrices):
 
 
 def wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
-    """Fewer rows than columns: the first columns fix Q, the others are projected on it."""
+    """A wide A, with fewer rows than columns, fixes Q by its first columns; the others are
+    projected on it.
+    """
     m, n = r.shape[-2:]
     first = columns(r, 0, m)
     if r_bar is None:
@@ -248,7 +267,7 @@ def wide_qr(q: Any, r: Any, q_bar: Any, r_bar: Any) -> Any:
 
 
 def _bar_of_thin_columns(q: Any, q_bar: Any, n: int) -> Any:
-    """Moves the cotangent of a full Q's further columns to the first n, which determine them."""
+    """Move the cotangent of a full Q's further columns to the first n, which determine them."""
     m = q.shape[-2]
     q1, q2, q2_bar = columns(q, 0, n), columns(q, n, m), columns(q_bar, n, m)
     x, y = rows(q1, 0, n), rows(q1, n, m)
@@ -262,7 +281,7 @@ def _qr(**parameters: Any) -> Any:
 
 
 def _qr_of_permuted(full_matrices: bool) -> Any:
-    """Pivoted QR as the plain QR of the permuted columns, which JAX differentiates rightly."""
+    """Write pivoted QR as plain QR of the permuted columns, which JAX differentiates rightly."""
 
     def reference(a: Any) -> Any:
         p = linalg.qr(lax.stop_gradient(a), pivoting=True)[2]

@@ -1,4 +1,4 @@
-"""The discrete Fourier transform in its four kinds."""
+"""The discrete Fourier transform has four kinds; the adjoint of each is one of them, weighted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _fft(x: Any, kind: Any, lengths: tuple[int, ...]) -> Any:
 
 
 def _multiplicity(like: Any, n: int) -> Any:
-    """How often entry k of a half spectrum stands in the whole one: 1 for k = 0, n/2; else 2."""
+    """Count how often entry k of a half spectrum stands in the whole: 1 for k = 0, n/2; else 2."""
     k = lax.broadcasted_iota(np.int32, like.shape, like.ndim - 1)
     once = lax.bitwise_or(lax.eq(k, np.int32(0)), lax.eq(lax.mul(k, np.int32(2)), np.int32(n)))
     return lax.select(once, lax.full_like(like, 1), lax.full_like(like, 2))
@@ -44,6 +44,8 @@ def fourier(y_bar, *, fft_type, fft_lengths):
             z̄ = (c/N) RFFT(ȳ)*
 
         N is the product of the lengths; on the other axes the matrix is F or F⁻¹ itself.
+
+    Source: derived above.
     """
     if fft_type == lax.FftType.RFFT:
         weighted = lax.div(lax.conj(y_bar), _multiplicity(y_bar, fft_lengths[-1]))

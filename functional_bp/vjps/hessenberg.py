@@ -1,4 +1,4 @@
-"""Unitary reductions to bands: Hessenberg and tridiagonal form."""
+"""Unitary reductions bring a matrix to a band: to Hessenberg or to tridiagonal form."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ linalg = lax.linalg
 
 
 def _bordered(x: Array, shape: tuple[int, ...]) -> Array:
-    """diag(0, X), of ``shape``."""
+    """Make diag(0, X), of ``shape``."""
     return lax.pad(x, lax.full((), 0, x.dtype), [(n - m, 0, 0) for m, n in zip(x.shape, shape)])
 
 
 def _multiplier(h: Array, g: Array, h_bar: Array) -> Array:
-    """Y = H̄ + X of one matrix, column by column from the last; derived in ``hessenberg``."""
+    """Solve for Y = H̄ + X of one matrix, column by column from the last, as derived in
+    ``hessenberg``.
+    """
     n = h.shape[-1]
     place = lax.iota(np.int32, n)
     times = lambda matrix, x: lax.dot(matrix, x, precision=lax.Precision.HIGHEST)
@@ -107,6 +109,11 @@ def hessenberg(packed, taus, packed_bar=None, taus_bar=None):
 
     Residuals: the packed result and τ.
     Kinks: a subdiagonal entry 0, where H decouples, or a column that needs no reflection (τ = 0).
+
+    References:
+        Krämer, Moreno-Muñoz, Roy and Hauberg 2024, Gradients of functions of large matrices,
+        arXiv:2405.17277, for the adjoint of the Arnoldi iteration, which builds the same A Q = Q H
+        column by column; that of the dense reduction is derived above.
     """
     n = packed.shape[-1]
     if packed_bar is None:
@@ -121,7 +128,7 @@ def hessenberg(packed, taus, packed_bar=None, taus_bar=None):
 
 
 def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=None, *, lower):
-    """Ā as for ``hessenberg`` with a Hermitian H, folded on the triangle that is read.
+    """Ā = that of ``hessenberg`` with a Hermitian H, folded on the triangle that is read.
 
     Derivation:
         A Hermitian matrix's Hessenberg form is Hermitian, thus tridiagonal, and it is reached by
@@ -134,6 +141,9 @@ def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=
 
     Residuals: the packed result, which holds d and e, and τ.
     Kinks: as ``hessenberg``.
+
+    References:
+        as ``hessenberg``, with the Lanczos iteration in the Arnoldi iteration's place.
     """
     if not lower:
         packed, taus = _reversed(packed, 2), _reversed(taus, 1)
@@ -162,12 +172,12 @@ def tridiagonal(packed, taus, packed_bar=None, d_bar=None, e_bar=None, taus_bar=
 
 
 def _reversed(x: Any, count: int) -> Any:
-    """The last ``count`` axes backwards."""
+    """Turn the last ``count`` axes backwards."""
     return None if x is None else lax.rev(x, range(x.ndim - count, x.ndim))
 
 
 def _hessenberg_by_columns(a: Any) -> Any:
-    """The packed reduction column by column, in operations that JAX differentiates."""
+    """Do the packed reduction column by column, in operations that JAX differentiates."""
     n, taus, packed = a.shape[0], [], jnp.zeros_like(a)
     for i in range(n - 1):
         v, tau, beta = reflector(a[i + 1 :, i])
@@ -192,7 +202,7 @@ def _tridiagonal_by_columns(lower: bool) -> Any:
 
 
 def _by_pairs(a: np.ndarray) -> np.ndarray:
-    """Away from columns that need no reflection."""
+    """Move a matrix away from those with columns that need no reflection."""
     return a + 3 * np.eye(a.shape[-1], k=-1) + 3 * np.eye(a.shape[-1], k=1)
 
 

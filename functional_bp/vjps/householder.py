@@ -1,4 +1,4 @@
-"""Products of Householder reflections, and the QR factorization that is packed as them.
+"""Householder reflections have a product, and a QR factorization may be packed as reflections.
 
 A packed matrix holds unit lower trapezoidal vectors V below its diagonal; with the scalars τ it
 stands for Q = H₁ H₂ … H_k, H_i = I − τ_i v_i v_iᴴ. Everything here uses the product's compact form
@@ -8,6 +8,12 @@ stands for Q = H₁ H₂ … H_k, H_i = I − τ_i v_i v_iᴴ. Everything here u
 by induction: with Q' = I − V' T' V'ᴴ the product Q' (I − τ v vᴴ) has V = [V' v] and
 T = [T', −τ T' V'ᴴ v; 0, τ], and that is what (I + D N) T = D says column by column. It needs no
 loop over the reflections, no division by τ (a τ may be 0), and no orthogonality.
+
+References:
+    Schreiber and Van Loan 1989, A storage-efficient WY representation for products of Householder
+    transformations, doi 10.1137/0910005, for the compact form; Papanicolopulos 2024, Derivatives of
+    the full QR factorisation and of the factored-form and compact WY representations,
+    arXiv:2409.13374, for its derivative. The adjoints are derived below.
 """
 
 from __future__ import annotations
@@ -44,12 +50,12 @@ linalg = lax.linalg
 
 
 def unpack(a: Array, k: int) -> Array:
-    """V: the unit lower trapezoidal vectors in the first k columns of a packed matrix."""
+    """V holds the unit lower trapezoidal vectors in the first k columns of a packed matrix."""
     return with_diagonal(lower(columns(a, 0, k), -1), 1)
 
 
 def compact(v: Array, taus: Array) -> tuple[Array, Array, Array]:
-    """T, N and I + D N of Q = I − V T Vᴴ."""
+    """Return T, N and I + D N of Q = I − V T Vᴴ."""
     n = upper(dot(v, v, "hn"), 1)
     d = place_diagonal(taus, n)
     scaled = lax.mul(by_row(taus, n), n) + identity(n)
@@ -57,7 +63,7 @@ def compact(v: Array, taus: Array) -> tuple[Array, Array, Array]:
 
 
 def _bars_of_compact(v: Array, t: Array, n: Array, scaled: Array, t_bar: Array) -> Any:
-    """What T̄ adds to V̄, and τ̄.
+    """Return what T̄ adds to V̄, and τ̄.
 
     From (I + D N) T = D, with Z = I − N T,
 
@@ -72,12 +78,12 @@ def _bars_of_compact(v: Array, t: Array, n: Array, scaled: Array, t_bar: Array) 
 
 
 def _pack(v_bar: Array, shape: tuple[int, ...]) -> Array:
-    """V̄ as the cotangent of a packed matrix: strictly below the diagonal, 0 elsewhere."""
+    """Make V̄ the cotangent of a packed matrix: strictly below the diagonal, 0 elsewhere."""
     return padded(conj(lower(v_bar, -1)), shape)
 
 
 def _product_bars(y_bar: Array, a: Array, taus: Array) -> tuple[Array, Array]:
-    """V̄ and τ̄ of Y = Q E, E the first columns of the identity."""
+    """Return V̄ and τ̄ of Y = Q E, where E is the first columns of the identity."""
     y_bar, k = conj(y_bar), taus.shape[-1]
     v = unpack(a, k)
     t, n, scaled = compact(v, taus)
@@ -104,6 +110,10 @@ def product_a(y_bar, a, taus):
         so T̄ = −P V₁ gives N̄ = −striu(Tᴴ T̄ Tᴴ), and dN = striu(dVᴴ V + Vᴴ dV) the last term.
 
     Residuals: a and τ; the result is not kept.
+
+    References:
+        Schreiber and Van Loan 1989, doi 10.1137/0910005, for the compact form; the adjoint is
+        derived above.
     """
     return _pack(_product_bars(y_bar, a, taus)[0], a.shape)
 
@@ -114,7 +124,9 @@ def product_taus(y_bar, a, taus):
 
 
 def _multiply_bars(y_bar: Array, a: Array, taus: Array, c: Array, left: bool, transpose: bool):
-    """V̄ and τ̄ of Y = Q C, Qᴴ C, C Q or C Qᴴ; from the right it is the adjoint's from the left."""
+    """Return V̄ and τ̄ of Y = Q C, Qᴴ C, C Q or C Qᴴ; from the right it is the adjoint's from the
+    left.
+    """
     y_bar = conj(y_bar)
     if not left:
         y_bar, c, transpose = adjoint(y_bar), adjoint(c), not transpose
@@ -137,6 +149,9 @@ def multiply_a(y_bar, a, taus, c, *, left, transpose):
 
         and T̄ = −P Bᴴ goes on to N and τ as in ``product_a``. Qᴴ has Tᴴ in place of T, and
         T̄ = −B Pᴴ. Y = C Q is Yᴴ = Qᴴ Cᴴ.
+
+    References:
+        Schreiber and Van Loan 1989, doi 10.1137/0910005, for the compact form; derived above.
     """
     return _pack(_multiply_bars(y_bar, a, taus, c, left, transpose)[0], a.shape)
 
@@ -163,7 +178,8 @@ def multiply_c(y_bar, a, taus, *, left, transpose):
 
 
 def bar_of_columns(v: Array, taus: Array, v_bar: Array, taus_bar: Array | None) -> Any:
-    """Q₁, the first columns of Q, and the cotangent that V̄ and τ̄ give it, which come from Q₁.
+    """Return Q₁, the first columns of Q, and its cotangent, given that of V and τ, which come from
+    Q₁.
 
     Derivation:
         Q = I − V T Vᴴ gives E − Q₁ = V U, U = T V₁ᴴ: as V is unit lower trapezoidal and U upper
@@ -207,6 +223,10 @@ def geqrf(packed, taus, packed_bar=None, taus_bar=None):
 
     Residuals: the packed result and τ.
     Kinks: a column that is 0 below the diagonal already is not reflected (τ = 0): no derivative.
+
+    References:
+        Papanicolopulos 2024, arXiv:2409.13374, differentiates the factored form; the adjoint is
+        derived above.
     """
     m, n = packed.shape[-2:]
     k = min(m, n)
@@ -219,12 +239,12 @@ def geqrf(packed, taus, packed_bar=None, taus_bar=None):
 
 
 def reflected(v: Any, tau: Any, x: Any) -> Any:
-    """(I − τ v vᴴ) x."""
+    """reflected(v, τ, x) = (I − τ v vᴴ) x."""
     return x - tau * jnp.outer(v, v.conj() @ x)
 
 
 def _reflections(a: Any, taus: Any, count: int) -> Any:
-    """The product of reflections one by one, in operations that JAX differentiates."""
+    """Multiply the reflections one by one, in operations that JAX differentiates."""
     q = jnp.eye(a.shape[0], dtype=a.dtype)
     for i in reversed(range(taus.shape[0])):
         v = jnp.concatenate([jnp.zeros(i, a.dtype), jnp.ones(1, a.dtype), a[i + 1 :, i]])
@@ -233,7 +253,7 @@ def _reflections(a: Any, taus: Any, count: int) -> Any:
 
 
 def reflector(x: Any) -> tuple[Any, Any, Any]:
-    """v, τ and the real β with (I − τ* v vᴴ) x = β e₁, as LAPACK has them."""
+    """Return v, τ and the real β with (I − τ* v vᴴ) x = β e₁, as LAPACK has them."""
     beta = -jnp.where(x[0].real < 0, -1.0, 1.0) * jnp.sqrt(jnp.sum((x * x.conj()).real))
     if x.shape[0] == 1 and x.dtype.kind != "c":
         return jnp.ones_like(x), jnp.zeros_like(x[0]), x[0]
@@ -242,7 +262,7 @@ def reflector(x: Any) -> tuple[Any, Any, Any]:
 
 
 def _geqrf_by_columns(a: Any) -> Any:
-    """The packed QR factorization column by column, in operations that JAX differentiates."""
+    """Do the packed QR factorization column by column, in operations that JAX differentiates."""
     taus = []
     for i in range(min(a.shape)):
         v, tau, beta = reflector(a[i:, i])

@@ -1,4 +1,4 @@
-"""Reading and writing at computed positions: gather and the dynamic slices.
+"""Gather and the dynamic slices read and write at computed positions.
 
 All three copy entries from one place to another. The adjoint of a copy is an addition back to the
 place that was read, and nothing more: positions are integers, so they have no cotangent.
@@ -80,7 +80,7 @@ rule(
 
 
 def scatter_dimensions(dimensions: lax.GatherDimensionNumbers) -> lax.ScatterDimensionNumbers:
-    """The dimension numbers of the scatter that writes where the gather reads."""
+    """Return the dimension numbers of the scatter that writes where the gather reads."""
     return lax.ScatterDimensionNumbers(
         update_window_dims=dimensions.offset_dims,
         inserted_window_dims=dimensions.collapsed_slice_dims,

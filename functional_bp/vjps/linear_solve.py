@@ -1,4 +1,4 @@
-"""``custom_linear_solve`` and ``linear_call``: operators given as functions."""
+"""``custom_linear_solve`` and ``linear_call`` are given their operators as functions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _with_a_boundary(b: Any) -> Any:
     ],
 )
 class LinearSolve(Structure):
-    """Implicit differentiation of A x = b:  b̄ = A⁻ᵀ x̄,  Ā = −b̄ xᵀ through A's own graph.
+    """Implicit differentiation of A x = b gives b̄ = A⁻ᵀ x̄, and Ā = −b̄ xᵀ through A's own graph.
 
     Derivation: A(θ) x = b gives Ȧ x + A ẋ = ḃ, so ẋ = A⁻¹ (ḃ − Ȧ x) and
 
@@ -53,6 +53,11 @@ class LinearSolve(Structure):
     solver reached x does not matter.
 
     Residuals: x, and what the matrix-vector product's rules name.
+
+    References:
+        Naumann 2019, A note on adjoint linear algebra, arXiv:1905.00578, for a matrix; Blondel et
+        al. 2021, Efficient and modular implicit differentiation, arXiv:2105.15183, for operators
+        that are functions of θ.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -91,14 +96,14 @@ class LinearSolve(Structure):
         self.wanted = (*reached, *rest, *self.active[self.b])
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The solution, and the linearization of θ ↦ A(θ) x at it."""
+        """Return the solution, and the linearization of θ ↦ A(θ) x at it."""
         outs = sweeps.evaluate(self.eqn, operands)
         inputs = [*operands[self.starts[0]], *outs[: self.count]]
         _, residuals = sweeps.forward(self.plan, self.matvec_consts, inputs)
         return outs, (list(operands[: self.b.start]), residuals)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """One transposed solve, one reverse sweep of the product."""
+        """Do one transposed solve, then one reverse sweep of the product."""
         constants, kept = residuals
         x_bar = [
             sweeps.zeros(v.aval) if bar is None else bar
@@ -113,7 +118,7 @@ class LinearSolve(Structure):
         return [*theta_bar, *rest, *b_bar]
 
     def _transposed_solve(self, constants: list[Any], x_bar: list[Any]) -> Sequence[Any]:
-        """b̄ with Aᵀ b̄ = x̄: the same operation, with A and Aᵀ in each other's place."""
+        """Solve Aᵀ b̄ = x̄ by the same operation, with A and Aᵀ in each other's place."""
         params = self.eqn.params
         matvec, vecmat, solve, transposed = (constants[where] for where in self.starts)
         return self.eqn.primitive.bind(
@@ -144,6 +149,8 @@ class LinearCall(Structure):
     to r the function is differentiated by f's own graph.
 
     Residuals: r; and what f's rules name for r̄, if r̄ is wanted.
+
+    Source: derived above.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -159,13 +166,13 @@ class LinearCall(Structure):
         self.wanted = self.plan.reached[: self.count] + self.active[self.count :]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """f's forward sweep."""
+        """Run f's forward sweep, and keep r."""
         outs, kept = sweeps.forward(self.plan, self.callee_consts, operands)
         outs = sweeps.evaluate(self.eqn, operands)
         return outs, (list(operands[: self.count]), kept)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The given transpose; f's reverse sweep for r̄."""
+        """Run the given transpose, and for r̄ f's reverse sweep."""
         r, kept = residuals
         bars = [
             sweeps.zeros(v.aval) if bar is None else bar

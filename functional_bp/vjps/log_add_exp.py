@@ -1,6 +1,6 @@
-"""ln(eˣ + eʸ), of which softplus and log σ are made, and for which JAX has a tangent function.
+"""ln(eˣ + eʸ), of which softplus and log σ are made, has a rule that keeps more digits than JAX's.
 
-Known by that tangent function, it has a pullback that keeps its digits where JAX's loses them.
+JAX has no primitive of it but a function with a tangent rule, by which it is known here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from functional_bp.vjps.elementwise import constant
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def share(base: float, x: Any, y: Any, z: Any) -> Any:
-    """bˣ/(bˣ + bʸ) = b^(x − z), with z = log_b(bˣ + bʸ) as it was computed from x and y.
+    """``share`` is bˣ/(bˣ + bʸ) = b^(x − z), with z = log_b(bˣ + bʸ) as it was computed from x and
+    y.
 
     Kinks: x = z, where one is infinite or the other negligible: 1, and ½ where y is x too.
 
@@ -45,7 +46,7 @@ def _share_jvp(base: float, primals: Any, tangents: Any) -> Any:
 
 
 class LogAddExp(Structure):
-    """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ); so in base two.
+    """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ).
 
     Derivation:
 
@@ -62,20 +63,20 @@ class LogAddExp(Structure):
     base = float(np.e)
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The operation itself, and the shares."""
+        """Run the operation itself, and keep the shares."""
         (z,) = sweeps.evaluate(self.eqn, operands)
         x, y = (lax.broadcast_in_dim(v, z.shape, ()) if v.ndim < z.ndim else v for v in operands)
         pairs = zip([(x, y), (y, x)], self.wanted)
         return [z], [share(self.base, *pair, z) if on else None for pair, on in pairs]
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """z̄ in shares."""
+        """Return z̄ in shares."""
         (z_bar,) = cotangents
         return [None if p is None else mul(z_bar, p) for p in residuals]
 
 
 class LogAddExp2(LogAddExp):
-    """The same in base two."""
+    """x̄ = z̄ p, ȳ = z̄ q, p = 2^(x − z), q = 2^(y − z), for z = log₂(2ˣ + 2ʸ)."""
 
     base = 2.0
 

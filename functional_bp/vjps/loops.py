@@ -1,4 +1,4 @@
-"""``while``: loops of static trip count, and bounded, checkpointed loops of dynamic one."""
+"""``while`` runs as a scan: as it is with a static trip count, else bounded and checkpointed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _three_times(x: Any) -> Any:
     ],
 )
 class While(Structure):
-    """The loop as a scan of n steps, n its trip count or its bound, then backwards through time.
+    """The loop runs as a scan of n steps, its trip count or its bound, and is swept in reverse.
 
     Derivation: s₀ = s, sₜ₊₁ = f(sₜ) while c(sₜ). With n at least the number of steps taken, the
     loop equals n steps of sₜ₊₁ = f(sₜ) if c(sₜ) else sₜ, whose branches have rules. The trip
@@ -75,7 +75,7 @@ class While(Structure):
         self.out_active = state
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
-        """Rewrite the loop as a scan, and plan that."""
+        """Rewrite the loop as a scan, and plan that scan."""
         self.steps = _trip_count(self)
         bounded = self.steps is None
         if bounded:
@@ -101,15 +101,15 @@ class While(Structure):
         self.wanted = self.plan.reached
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The loop as a scan."""
+        """Run the loop as a scan."""
         return sweeps.forward(self.plan, self.consts, operands)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The scan's reverse sweep."""
+        """Run the scan's reverse sweep."""
         return sweeps.reverse(self.plan, residuals, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The loop itself, with the state's tangent carried along: no bound is needed."""
+        """Run the loop itself, with the state's tangent carried along: no bound is needed."""
         consts, state = operands[self.groups[1]], list(operands[self.groups[2]])
         const_dots, on = list(dots[self.groups[1]]), self.out_active
         fill = lambda dot, x: sweeps.zeros(jax.typeof(x)) if dot is None else dot
@@ -138,7 +138,7 @@ def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[An
 
 
 def _goes_on(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> Any:
-    """Whether c(s) holds; under ``vmap`` one answer per row, if the rows differ in it."""
+    """Say whether c(s) holds; under ``vmap`` one answer per row, if the rows differ in it."""
     consts = operands[loop.groups[0]]
     return eval_jaxpr(loop.cond, loop.cond_consts, *consts, *state)[0]
 
@@ -148,7 +148,7 @@ def _any(on: Any) -> Any:
 
 
 def _where(on: Any, then: Sequence[Any], otherwise: Sequence[Any]) -> list[Any]:
-    """The rows for which ``on`` holds from one state, the others from the other."""
+    """Take the rows for which ``on`` holds from one state, the others from the other."""
     if not on.shape:
         return list(then)  # a loop that is not mapped asks before it takes the step
     rows = tuple(range(on.ndim))
@@ -158,7 +158,7 @@ def _where(on: Any, then: Sequence[Any], otherwise: Sequence[Any]) -> list[Any]:
 
 
 def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
-    """The loop as exactly n steps."""
+    """Run the loop as exactly n steps."""
     state, _ = lax.scan(
         lambda s, _: (_step(loop, operands, s), None),
         list(operands[loop.groups[2]]), None, length=loop.steps,
@@ -167,7 +167,9 @@ def _static(loop: While, operands: Sequence[Any]) -> list[Any]:
 
 
 def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
-    """The loop as at most n steps in checkpointed segments of ⌈√n⌉; an error if c still holds."""
+    """Run the loop as at most n steps in checkpointed segments of ⌈√n⌉; raise if c still holds
+    then.
+    """
     bound = loop.steps
     assert bound is not None
     length = max(1, math.isqrt(max(bound - 1, 0)) + 1)
@@ -198,7 +200,9 @@ def _bounded(loop: While, operands: Sequence[Any]) -> list[Any]:
 
 
 def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> list[Any]:
-    """The state; of a loop cut off at its bound an error, and NaN until it comes."""
+    """Return the state; of a loop cut off at its bound raise an error, and return NaN until it
+    comes.
+    """
 
     def check(flag: Any) -> None:
         if np.any(flag):
@@ -222,7 +226,7 @@ def _refuse_unfinished(unfinished: Any, state: Sequence[Any], bound: int) -> lis
 
 
 def _trip_count(loop: While) -> int | None:
-    """The number of steps, if the condition depends on literals alone; None otherwise."""
+    """Return the number of steps if the condition depends on literals alone, None otherwise."""
     operands: list[Any] = loop.eqn.invars
     starts = operands[loop.groups[2]]
     steers = _steering(loop)
@@ -253,7 +257,7 @@ def _trip_count(loop: While) -> int | None:
 
 
 def _steering(loop: While) -> list[int] | None:
-    """Which parts of the state the condition depends on, step after step.
+    """Find which parts of the state the condition depends on, step after step.
 
     None if it depends on a value from outside the loop as well.
     """
@@ -272,13 +276,13 @@ def _steering(loop: While) -> list[int] | None:
 
 
 def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
-    """What a graph has to run for the needed outputs, without effects."""
+    """Return what a graph has to run for the needed outputs, without effects."""
     off = (False,) * len(jaxpr.invars), (False,) * len(needed)
     return make_plan(jaxpr, *off, needed, effects=False)
 
 
 def _depends(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[bool]:
-    """Which inputs the wanted outputs depend on."""
+    """Find which inputs the wanted outputs depend on."""
     plan = _excerpt(jaxpr, tuple(wanted))
     reads = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     reads |= {v for v, on in zip(jaxpr.outvars, wanted) if on and not isinstance(v, Literal)}

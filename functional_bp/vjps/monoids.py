@@ -1,4 +1,4 @@
-"""``lax.reduce`` with a monoid of the caller's: the reverse sweep of its reduction tree."""
+"""``lax.reduce`` with a monoid of the caller's has the reverse sweep of its reduction tree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from functional_bp.vjps.shapes import layout
 
 
 def fold(eqn: JaxprEqn) -> Any:
-    """The reduction as a function: adjacent pairs combined level by level, then the initial value.
+    """The reduction, as a function, combines adjacent pairs level by level, then the initial value.
 
     The order of the elements is kept, so the operation need not commute.
     """
@@ -65,7 +65,7 @@ def fold(eqn: JaxprEqn) -> Any:
 
 
 def _rotation(x: Any, y: Any) -> Any:
-    """The product of complex numbers, given as pairs: two operands in one reduction."""
+    """The product of complex numbers, given as pairs, makes two operands of one reduction."""
     return lax.reduce(
         (x, y), (np.ones((), x.dtype), np.zeros((), y.dtype)),
         lambda p, q: (p[0] * q[0] - p[1] * q[1], p[0] * q[1] + p[1] * q[0]), (0,),
@@ -73,7 +73,7 @@ def _rotation(x: Any, y: Any) -> Any:
 
 
 def _circle(a: Any, b: Any) -> Any:
-    """a ∘ b = a + b + ab, a monoid with unit 0: 1 + a∘b = (1+a)(1+b)."""
+    """a ∘ b = a + b + ab is a monoid with unit 0, for 1 + a∘b = (1+a)(1+b)."""
     return a + b + a * b
 
 

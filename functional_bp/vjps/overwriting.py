@@ -1,4 +1,4 @@
-"""``scatter``, which overwrites, and ``scatter_apply``, which maps entries in place.
+"""``scatter`` overwrites entries, and ``scatter_apply`` maps them in place.
 
 Both reach a graph as the primitive ``scatter``; the second with a graph of its own inside.
 """
@@ -78,7 +78,7 @@ class Scatter(Structure):
             self.out_active = (active[0],)
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The scatter; keeps who wrote last where that is in doubt, and slopes if applied."""
+        """Scatter; keep who wrote last where that is in doubt, and an applied function's slopes."""
         x, indices, u = operands
         if self.applied is not None:
             slopes = self._slopes(x, indices, u)
@@ -94,7 +94,7 @@ class Scatter(Structure):
         return [y], (indices, wrote)
 
     def _last_writers(self, x: Any, indices: Any, u: Any) -> tuple[Any, Any]:
-        """Which entries have no writer, and which updates are the last one of theirs.
+        """Find which entries have no writer, and which updates are the last one of theirs.
 
         Axes that every window covers whole are left out: there, windows meet wholly or not at all.
         """
@@ -118,7 +118,7 @@ class Scatter(Structure):
         return spread(lax.eq(written, dtype.type(0)), x.shape), wrote
 
     def _slopes(self, x: Any, indices: Any, u: Any) -> Any:
-        """f'(x_j) for every entry that f is applied to."""
+        """Return f'(x_j) for every entry that f is applied to."""
         if not self.unique:
             raise NotDifferentiableError(
                 compose(
@@ -139,7 +139,7 @@ class Scatter(Structure):
         return lax.reshape(jax.vmap(slope)(lax.reshape(values, (values.size,))), values.shape)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """x̄ and ū; the indices have none."""
+        """Return x̄ and ū; the indices have none."""
         (y_bar,) = cotangents
         indices, kept = residuals
         u_t, dims = self.eqn.invars[2].aval, self.dimension_numbers
@@ -158,7 +158,7 @@ class Scatter(Structure):
 
 
 def spread(x: Any, shape: Sequence[int]) -> Any:
-    """``x`` repeated along the axes where it has size one."""
+    """Repeat ``x`` along the axes where it has size one."""
     return lax.broadcast_in_dim(x, tuple(shape), range(x.ndim))
 
 

@@ -1,4 +1,4 @@
-"""Where an array lives: devices, memories, layouts and shardings. The values pass unchanged.
+"""An array may move between devices, memories, layouts and shardings; its values pass unchanged.
 
 y = x, so x̄ = ȳ, brought back to where x lives. With explicit sharding the engine does that by
 itself, because a cotangent carries its primal's sharding.
@@ -24,7 +24,7 @@ layout_constraint_p: Any = _jax.find_primitive("pjit.layout_constraint_p")
 
 
 def by_rows(devices: int, axis_type: AxisType) -> NamedSharding:
-    """Rows over a mesh of the first ``devices`` devices."""
+    """Divide rows over a mesh of the first ``devices`` devices."""
     mesh = jax.make_mesh((devices,), ("i",), (axis_type,), devices=jax.devices()[:devices])
     return NamedSharding(mesh, P("i"))
 

@@ -1,4 +1,4 @@
-"""Matrix products: ``dot_general``."""
+"""Both cotangents of a matrix product, ``dot_general``, are matrix products again."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from functional_bp.vjps.shapes import layout, undivided
 
 
 def other_axes(ndim: int, *taken: Any) -> list[int]:
-    """The axes of an operand that are in none of ``taken``, in order."""
+    """Return the axes of an operand that are in none of ``taken``, in order."""
     used = {axis for group in taken for axis in group}
     return [axis for axis in range(ndim) if axis not in used]
 
 
 def neighbours(axes: Any) -> bool:
-    """Whether the axes stand side by side, in order."""
+    """Say whether the axes stand side by side, in order."""
     return list(axes) == list(range(axes[0], axes[0] + len(axes)))
 
 
 def as_one_axis(x: Any, axes: Any) -> tuple[Any, list[int]]:
-    """``x`` with neighbouring axes made one, and that one."""
+    """Return ``x`` with neighbouring axes made one, and that axis."""
     first, after = axes[0], axes[-1] + 1
     shape = (*x.shape[:first], math.prod(x.shape[first:after]), *x.shape[after:])
     return lax.reshape(x, shape), [first]

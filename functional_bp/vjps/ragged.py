@@ -1,4 +1,4 @@
-"""``ragged_dot_general``: products of consecutive groups of rows, each with its own matrix.
+"""``ragged_dot_general`` multiplies consecutive groups of rows, each with its own matrix.
 
 In the formulas r is the ragged axis, cut into groups, and q(r) the group that r lies in; an r
 beyond the last group contributes nothing. b: batch, c: contracted, f and g: the other axes.
@@ -27,7 +27,7 @@ from functional_bp.vjps.shapes import layout
 
 
 def _split(numbers: Any, x: Any, y: Any) -> Any:
-    """The dimension numbers, the ragged axis of x, and the axes that x and y keep."""
+    """Return the dimension numbers, the ragged axis of x, and the axes that x and y keep."""
     (x_contract, y_contract), (x_batch, y_batch) = numbers.dot_dimension_numbers
     (ragged,) = numbers.lhs_ragged_dimensions
     x_kept = other_axes(len(x.shape), x_contract, x_batch)
@@ -37,7 +37,9 @@ def _split(numbers: Any, x: Any, y: Any) -> Any:
 
 def _product(left: Any, right: Any, group_sizes: Any, dims: Any, ragged: int, group: Any,
              axes: Any, like: Any, settings: Any) -> Any:
-    """A ragged product whose result's axes are ``axes`` of ``like``, put in ``like``'s order."""
+    """Compute a ragged product whose result's axes are ``axes`` of ``like``, put in ``like``'s
+    order.
+    """
     numbers = lax.RaggedDotDimensionNumbers(dims, [ragged], group)
     result = lax.ragged_dot_general(
         left, right, group_sizes, numbers, *settings, out_sharding=layout(like, axes)
@@ -124,7 +126,7 @@ def _ragged(dims: Any, ragged: int, group: Any) -> Any:
 
 
 def _in_group(sizes: Any, n: int) -> Any:
-    """1 where row r lies in group q: the ragged products as dense ones."""
+    """The mask is 1 where row r lies in group q, which makes the ragged products dense ones."""
     ends = lax.cumsum(sizes)[:, None]
     r = np.arange(n)[None, :]
     return ((r < ends) & (r >= ends - sizes[:, None])).astype(float)

@@ -1,4 +1,4 @@
-"""Reductions over axes: sum, maximum, minimum, product."""
+"""Sums, products, maxima and minima over axes give each element its share of the cotangent."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ rule(
 
 
 def flattened(x, axes):
-    """``x`` with ``axes`` flattened into one leading axis, and the order of axes that does it."""
+    """Return ``x`` with ``axes`` flattened into one leading axis, and the order of axes that does
+    it.
+    """
     order = (*axes, *(i for i in range(x.ndim) if i not in axes))
     n = math.prod(x.shape[i] for i in axes)
     moved = lax.transpose(x, order)
@@ -83,21 +85,21 @@ def flattened(x, axes):
 
 
 def halves(x):
-    """First half, second half of the leading axis, and the middle element if it is odd."""
+    """Return the two halves of the leading axis, and the middle element if its length is odd."""
     n = x.shape[0]
     part = lambda start, stop: lax.slice_in_dim(x, start, stop)
     return part(0, n // 2), part(n - n // 2, n), [part(n // 2, n - n // 2)] * (n % 2)
 
 
 def product_of_halves(x):
-    """The first level of the product's tree: the first half times the second half."""
+    """Multiply the first half by the second: the first level of the product's tree."""
     first, second, middle = halves(x)
     product = lax.mul(first, second)
     return lax.concatenate([product, *middle], 0) if middle else product
 
 
 def product_by_tree(x, *, axes, out_sharding=None):
-    """The product, and the first level of the tree that it came from."""
+    """Return the product, and the first level of the tree that it came from."""
     x, _ = flattened(x, axes)
     level = pairs = product_of_halves(x) if x.shape[0] > 1 else x
     while level.shape[0] > 1:
@@ -108,7 +110,7 @@ def product_by_tree(x, *, axes, out_sharding=None):
 
 
 def product_of_others(y_bar, x, pairs):
-    """ȳ times the product of the other elements, for every element of the leading axis."""
+    """Return ȳ times the product of the other elements, for every element of the leading axis."""
     if x.shape[0] < 2:
         return lax.broadcast_in_dim(y_bar, x.shape, tuple(range(1, x.ndim)))
     first, second, middle = halves(x)

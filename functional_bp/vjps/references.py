@@ -1,4 +1,4 @@
-"""Mutable references: those of others, which stay; those of the function are gone before.
+"""A mutable reference from outside the function stays one; its own are rewritten beforehand.
 
 ``engine/references.py`` rewrites them to values.
 """
@@ -58,7 +58,7 @@ _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
 
 class Outside(Structure):
-    """No cotangent: the reference lives outside the differentiated function.
+    """There is no cotangent: the reference lives outside the differentiated function.
 
     Derivation: a reference that the function makes is rewritten to values beforehand
     (``without_references``), so only one from outside is met here. It has no tangent; to write a

@@ -1,4 +1,4 @@
-"""``jax.checkpoint``: keep inputs, run the forward sweep again in the reverse one."""
+"""``jax.checkpoint`` keeps inputs, and runs the forward sweep again within the reverse one."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Remat(Structure):
         self.reads = [v in reads.union(self.second.keep) for v in self.jaxpr.invars]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """Values alone; keep the operands and what the policy saves."""
+        """Compute values alone; keep the operands and what the policy saves."""
         outs, (saved, _) = sweeps.forward(self.first, self.consts, operands)
         return outs, ([x if r else None for x, r in zip(operands, self.reads)], saved)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """Forward again, then reverse."""
+        """Run the forward sweep again, then the reverse one."""
         if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
             residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
         operands, saved = residuals
@@ -80,12 +80,12 @@ class Remat(Structure):
         return sweeps.reverse(self.second, kept, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The body's forward-mode sweep: it keeps nothing anyway."""
+        """Run the body's forward-mode sweep, which keeps nothing anyway."""
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
 
 
 def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...]:
-    """The variables that the policy lets the first forward sweep keep."""
+    """Find the variables that the policy lets the first forward sweep keep."""
     if policy is None:
         return ()
     saved: list[Any] = []
@@ -97,13 +97,13 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
 
 
 def _is_opened(eqn: JaxprEqn) -> bool:
-    """Whether a policy is to see what the equation stands for, and not the equation."""
+    """Say whether a policy is to see what the equation stands for, and not the equation."""
     return eqn.primitive is primitives.jit_p or _jax.as_checkpoint(eqn) is not eqn
 
 
 @lru_cache(maxsize=256)
 def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
-    """The graph with every ``jit`` inside written out, so that a policy sees all it names."""
+    """Write out every ``jit`` inside the graph, so that a policy sees all it names."""
 
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         if eqn.primitive is primitives.jit_p:

@@ -1,4 +1,4 @@
-"""Random draws as functions of their distribution's parameters, the randomness held fixed."""
+"""A random draw is a function of its distribution's parameters, with the randomness held fixed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from functional_bp.vjps.truncated import gamma_curvature, widen
 
 @jax.custom_jvp
 def sample_slope(a: Any, z: Any) -> Any:
-    """∂z/∂a of a draw z from Gamma(a, 1) at a fixed quantile.
+    """``sample_slope`` is ∂z/∂a of a draw z from Gamma(a, 1) at a fixed quantile.
 
     Derivation:
 
         P(a, z) = u is fixed:  P_a + p z′ = 0,  z′ = −P_a/p,  p = ∂P/∂z
+
+    References:
+        Figurnov, Mohamed and Mnih 2018, Implicit reparameterization gradients, arXiv:1805.08498.
     """
     # JAX's stub shows the undecorated function: the decorator passes the dtype.
     return lax.random_gamma_grad(a, z)  # pyright: ignore[reportCallIssue]
@@ -28,7 +31,7 @@ def sample_slope(a: Any, z: Any) -> Any:
 
 @sample_slope.defjvp
 def _sample_slope_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """The tangent of z′ = −P_a/p.
+    """The tangent of z′ = −P_a/p follows from the second derivative P_aa.
 
     Derivation:
 
@@ -54,6 +57,9 @@ def pull_random_gamma(z_bar: Any, a: Any, z: Any, *, log_space: bool) -> Any:
         (``sample_slope``);  d ln z = dz/z
 
     Kinks: a draw too small for its dtype counts as the smallest normal number.
+
+    References:
+        Figurnov, Mohamed and Mnih 2018, Implicit reparameterization gradients, arXiv:1805.08498.
     """
     wide_a, wide_z = widen(a, z)
     if not log_space:
@@ -65,7 +71,7 @@ def pull_random_gamma(z_bar: Any, a: Any, z: Any, *, log_space: bool) -> Any:
 
 
 def _by_quantile(log_space: bool) -> Any:
-    """A draw with the right derivatives: one Newton step on P(a, z) = u from the draw itself."""
+    """Make a draw with the right derivatives, by Newton steps on P(a, z) = u from the draw."""
 
     def draw(a: Any) -> Any:
         drawn = lax.stop_gradient(_draws(log_space)(a))
@@ -108,5 +114,5 @@ improvement("rng_uniform in its bounds", lambda a: lax.rng_uniform(a, a + 1, (4,
 
 
 def _centred(z: Any, x: Any) -> Any:
-    """z less its own value: nothing of the draw remains but its derivative."""
+    """Subtract from z its own value: nothing of the draw remains but its derivative."""
     return z - lax.stop_gradient(z) + x

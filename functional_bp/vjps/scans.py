@@ -1,4 +1,21 @@
-"""``scan``: backpropagation through time."""
+"""``scan`` is differentiated by backpropagation through time, and keeps as few bytes as it can.
+
+A step, traced with all that its rules keep, is a graph. What a rule names may be known before
+the loop, may be a view of something else (a slice, a transpose, a conversion: no arithmetic), or
+be one of several views of the same value. So ``divide`` divides the graph:
+
+1. what is computed twice in the same way is one value;
+2. what depends on the loop's constants alone is computed once, before the loop;
+3. each view is either kept or made again from what it is a view of, whichever needs fewer bytes.
+
+Derivation of 3: views have one source each, so they form a forest. With price p(v) for keeping
+v, the least price of having all that is named below v, v itself included if it is, is
+
+    need(v) = p(v) if v is named, else min(p(v), Σ need(w) over the views w of v)
+
+found from the leaves up; the choice follows from the roots down. On a tie the view is kept: it
+is not made again.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +34,12 @@ from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
 from functional_bp.engine.plan import CHEAP, make_plan, out_activity, union
 from functional_bp.engine.rule import case, integer, real, structure
 
-# What a loop keeps of its steps: the fewest bytes from which a reverse sweep can be fed.
-#
-# A step, traced with all that its rules keep, is a graph. What a rule names may be known before
-# the loop, may be a view of something else (a slice, a transpose, a conversion: no arithmetic), or
-# be one of several views of the same value. So the graph is divided:
-#
-# 1. what is computed twice in the same way is one value;
-# 2. what depends on the loop's constants alone is computed once, before the loop;
-# 3. each view is either kept or made again from what it is a view of, whichever needs fewer bytes.
-#
-# Derivation of 3: views have one source each, so they form a forest. With price p(v) for keeping
-# v, the least price of having all that is named below v, v itself included if it is, is
-#
-#     need(v) = p(v) if v is named, else min(p(v), Σ need(w) over the views w of v)
-#
-# found from the leaves up; the choice follows from the roots down. On a tie the view is kept: it
-# is not made again.
-
 # No arithmetic, one operand: made again where that saves bytes.
 VIEWS = CHEAP | {lax.transpose_p, lax.slice_p, lax.rev_p, lax.split_p, lax.copy_p}
 
 
 class Divided(NamedTuple):
-    """The equations of a step by where they run, and what is kept."""
+    """The equations of a step are divided by where they run, and by what is kept."""
 
     before: list[JaxprEqn]  # once, before the loop
     within: list[JaxprEqn]  # in every step
@@ -82,7 +81,7 @@ def divide(
 
 
 def without_repeats(jaxpr: Jaxpr) -> tuple[list[JaxprEqn], list[Any]]:
-    """The equations and outputs of a graph, with what is computed twice computed once."""
+    """Return the equations and outputs of a graph, with what is computed twice computed once."""
     first: dict[Any, Sequence[Var]] = {}
     same: dict[Var, Var] = {}
     eqns: list[JaxprEqn] = []
@@ -109,7 +108,7 @@ def without_repeats(jaxpr: Jaxpr) -> tuple[list[JaxprEqn], list[Any]]:
 def _cheapest(
     eqns: Sequence[JaxprEqn], named: Sequence[Var], price: Callable[[Var], float]
 ) -> tuple[list[Var], list[JaxprEqn]]:
-    """Which variables to keep, and which views to make again, to have all that is named."""
+    """Choose which variables to keep, and which views to make again, to have all that is named."""
     wanted = dict.fromkeys(named)
     below: dict[Var, float] = {}  # for each source, what its views need
     for eqn in reversed(eqns):
@@ -210,9 +209,13 @@ class Scan(Structure):
     reads, collects the sum.
 
     Residuals: per step, what f's own rules name, or what it is a view of, stacked over time
-    (the division above). Not stacked: constants, what depends on constants alone (computed once,
+    (``divide``). Not stacked: constants, what depends on constants alone (computed once,
     before the loop), the slices of xs, and the slices of an output ys that the caller gets
     anyway. A state kept both before and after a step is kept once.
+
+    References:
+        Werbos 1990, Backpropagation through time: what it does and how to do it,
+        doi 10.1109/5.58337.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -245,13 +248,13 @@ class Scan(Structure):
         self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
 
     def _used(self, needed: Mask) -> set[Any]:
-        """What a step reads, keeps, or returns."""
+        """Find what a step reads, keeps, or returns."""
         read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
         returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
         return read | set(self.plan.keep) | returned
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The scan, with what the rules keep stacked beside the outputs."""
+        """Run the scan, with what the rules keep stacked beside the outputs."""
         k, c, xs = (list(operands[group]) for group in self.groups)
         c = _only(c, self.needed[: self.carries])
         step = _Step(self, k, c, xs)
@@ -270,7 +273,8 @@ class Scan(Structure):
         return outs, step.kept(env, {"xs": xs, "ys": ys, "after": last, "stacked": stacked})
 
     def _reached_from(self, given: Mask) -> tuple[Mask, Mask]:
-        """Which states have a cotangent, and which inputs of a step, if these outputs have one.
+        """Find which states, and which inputs of a step, have a cotangent if these outputs have
+        one.
 
         A function that is recorded is planned for all outputs. A state whose cotangent stays zero
         has none: times an infinite slope, zero would be no number.
@@ -289,7 +293,7 @@ class Scan(Structure):
             seeded = useful
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The adjoint recursion, as a scan in the other direction."""
+        """Run the adjoint recursion, as a scan in the other direction."""
         nc, jaxpr = self.carries, self.jaxpr
         seeded, reached = self._reached_from(tuple(bar is not None for bar in cotangents))
         k_vars, c_vars, x_vars = (jaxpr.invars[group] for group in self.groups)
@@ -319,7 +323,7 @@ class Scan(Structure):
         return [bar if on else None for bar, on in zip(found, self.wanted)]
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """A scan that carries the state's tangent along with the state."""
+        """Run a scan that carries the state's tangent along with the state."""
         nc, params = self.carries, self.eqn.params
         k, c, xs = (list(operands[group]) for group in self.groups)
         k_dot, c_dot, x_dot = (list(dots[group]) for group in self.groups)
@@ -339,7 +343,7 @@ class Scan(Structure):
 
 
 def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
-    """``lax.scan`` of an equation's length, which JAX takes from what is scanned if symbolic."""
+    """Run ``lax.scan`` for an equation's length, taken from what is scanned if symbolic."""
     length, unroll = params["length"], params["unroll"]
     if isinstance(length, int):
         return lax.scan(body, start, xs, length, is_reverse, unroll)
@@ -351,13 +355,15 @@ MANY = 1000  # in place of a length that is symbolic, where bytes are weighed
 
 
 def _known_bytes(aval: Any) -> float:
-    """The bytes of a value; symbolic lengths count as many."""
+    """Count the bytes of a value; symbolic lengths count as many."""
     shape = [n if isinstance(n, int) else MANY for n in aval.shape]
     return math.prod(shape) * aval.dtype.itemsize
 
 
 class _Step:
-    """One step of the forward sweep as a graph, and where what is kept of it is found again."""
+    """One step of the forward sweep is a graph here, which tells where what is kept of it is found
+    again.
+    """
 
     tree: Any  # of what the rules name
 
@@ -413,7 +419,7 @@ class _Step:
         )
 
     def kept(self, env: dict[Any, Any], found: dict[str, Any]) -> _Kept:
-        """The residuals outside the body."""
+        """Return the residuals outside the body."""
         values = [
             env[v] if kind == "still" else found[kind][i]
             for v, (kind, i) in zip(self.divided.kept, self.places)
@@ -423,7 +429,7 @@ class _Step:
 
 @jax.tree_util.register_pytree_node_class
 class _Kept:
-    """What is kept of a scan.
+    """This is what is kept of a scan.
 
     A kind is "still" for what has no time axis, and for the state after a step the position of the
     same state before it: the value of the next step, or the last state. The rest has a time axis.
@@ -433,13 +439,13 @@ class _Kept:
         self.values, self.step = values, step
 
     def by_kind(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """What has no time axis, what has one, and the last states."""
+        """Return what has no time axis, what has one, and the last states."""
         chosen = lambda test: [v for v, k in zip(self.values, self.step.kinds) if test(k)]
         still, step = chosen(lambda k: k == "still"), chosen(lambda k: k == "step")
         return still, step, chosen(lambda k: isinstance(k, int))
 
     def at_step(self, still: Any, stacked: Any, after: Any) -> tuple[Any, list[Any]]:
-        """The body's residuals at one step, and the states after the step before it."""
+        """Return the body's residuals at one step, and the states after the step before it."""
         step = self.step
         sources = {"still": iter(still), "step": iter(stacked)}
         following = iter(after)
@@ -472,6 +478,6 @@ def _only(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
 
 
 def _spread_over(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
-    """The inverse of ``_only``: None where the mask is off."""
+    """Undo ``_only``: None where the mask is off."""
     remaining = iter(values)
     return [next(remaining) if on else None for on in mask]

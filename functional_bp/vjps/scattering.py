@@ -1,4 +1,4 @@
-"""Writing and adding at computed positions: the scatters.
+"""The scatters write and add at computed positions.
 
 With ι the map from the positions of the updates ``u`` to those of the operand ``x`` that the
 indices give, every scatter is y_j = x_j ⊕ (all u_i with ι(i) = j). Dropped updates are those that
@@ -21,7 +21,9 @@ from functional_bp.engine.sweeps import zeros
 
 
 def read_back(y_bar: Any, indices: Any, u_t: Any, dimension_numbers: Any, **options: Any) -> Any:
-    """ȳ_{ι(i)}: for every update the entry that it was written to; zero where it was dropped."""
+    """Return ȳ_{ι(i)}, for every update the entry that it was written to; zero where it was
+    dropped.
+    """
     dimensions = lax.GatherDimensionNumbers(
         offset_dims=dimension_numbers.update_window_dims,
         collapsed_slice_dims=dimension_numbers.inserted_window_dims,
@@ -36,14 +38,14 @@ def read_back(y_bar: Any, indices: Any, u_t: Any, dimension_numbers: Any, **opti
 
 
 def window_sizes(x_t: Any, u_t: Any, dimension_numbers: Any) -> tuple[int, ...]:
-    """The operand's extent that one update covers, axis by axis."""
+    """Return the operand's extent that one update covers, axis by axis."""
     single = {*dimension_numbers.inserted_window_dims, *dimension_numbers.operand_batching_dims}
     windows = iter([u_t.shape[i] for i in dimension_numbers.update_window_dims])
     return tuple(1 if i in single else next(windows) for i in range(len(x_t.shape)))
 
 
 def single_window(indices: Any, dimension_numbers: Any) -> bool:
-    """Whether there is at most one update in each batch, so that no two can meet."""
+    """Say whether there is at most one update in each batch, so that no two can meet."""
     batch = {*dimension_numbers.scatter_indices_batching_dims, indices.ndim - 1}
     count = math.prod(n for i, n in enumerate(indices.shape) if i not in batch)
     return _jax.surely(lambda: count <= 1)
@@ -91,7 +93,7 @@ _batched = lax.ScatterDimensionNumbers((), (1,), (1,), (0,), (0,))
 
 
 def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
-    """Cases for one scatter: rows (all modes, repeats), windows that overlap, batched, empty."""
+    """Make cases for one scatter: rows (all modes, repeats), overlaps, batched, empty."""
 
     def at(dimensions: Any, **options: Any) -> Any:
         return lambda x, i, u: scatter(x, i, u, dimensions, **options)
@@ -152,7 +154,7 @@ def times_rest(
 
 
 def others_product(segments: Any, factors: Any) -> Any:
-    """For every factor the product of the others with the same segment number, shape by shape."""
+    """Return for each factor the product of the others with its segment number, shape by shape."""
     count = factors.size
     if count == 0:
         return factors
@@ -170,7 +172,8 @@ def others_product(segments: Any, factors: Any) -> Any:
 
 
 def running_product(resets: Any, factors: Any, reverse: bool = False) -> Any:
-    """Running products that begin again at 1 where ``resets`` is true (dropping that factor).
+    """Compute running products that begin again at 1 where ``resets`` is true (dropping that
+    factor).
 
     Pairs (r, a) compose to (r₁ ∨ r₂, a₂ if r₂ else a₁ a₂), which is associative.
     """
@@ -194,7 +197,7 @@ def times_updates(
 
 
 def _factor_by_factor(x: Any, i: Any, u: Any) -> Any:
-    """The rows' scatter-mul as a product over updates, which JAX differentiates."""
+    """Compute the rows' scatter-mul as a product over updates, which JAX differentiates."""
     for k in range(u.shape[0]):
         x = x * jax.numpy.where(jax.numpy.arange(x.shape[0])[:, None] == i[k], u[k], 1)
     return x
@@ -234,7 +237,7 @@ improvement(
 
 
 def extreme(scatter: Any) -> Any:
-    """The forward sweep of scatter-max or -min, with the shares in which a cotangent is split."""
+    """Run scatter-max or -min forward, and find the shares in which a cotangent is split."""
 
     def forward(
         x: Any, indices: Any, u: Any, *, update_jaxpr: Any, update_consts: Any,

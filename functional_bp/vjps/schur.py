@@ -1,4 +1,4 @@
-"""The Schur decomposition, complex and real."""
+"""The Schur decomposition, complex or real, leads to a triangular Sylvester equation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ linalg = lax.linalg
 
 
 def _multiplier(u: Array, k: Array) -> Array:
-    """X strictly lower with stril(X Uᴴ − Uᴴ X) = K, U upper triangular (one matrix).
+    """Solve stril(X Uᴴ − Uᴴ X) = K for a strictly lower X, with U upper triangular (one matrix).
 
     Column j, rows i > j: (u*_jj − Uᴴ) X_j = K_j − Σ_{k>j} X_k u*_jk, lower triangular systems,
     from the last column to the first.
@@ -59,7 +59,7 @@ def _multiplier(u: Array, k: Array) -> Array:
 
 
 def _pairs(u: Array) -> tuple[Array, Array, Array]:
-    """b = U_{j,j+1}, c = U_{j+1,j} and whether j starts a 2×2 block, that is c ≠ 0."""
+    """Return b = U_{j,j+1}, c = U_{j+1,j} and whether j starts a 2×2 block, that is c ≠ 0."""
     n = u.shape[-1]
     b = diagonal(columns(rows(u, 0, n - 1), 1, n))
     c = diagonal(columns(rows(u, 1, n), 0, n - 1))
@@ -67,7 +67,7 @@ def _pairs(u: Array) -> tuple[Array, Array, Array]:
 
 
 def _beside_diagonal(x: Array, like: Array, *, below: bool, above: bool) -> Array:
-    """x_j at (j + 1, j), at (j, j + 1), or at both, in the shape of ``like``."""
+    """Put x_j at (j + 1, j), at (j, j + 1), or at both, in the shape of ``like``."""
     n, zero = like.shape[-1], lax.full((), 0, x.dtype)
     square = place_diagonal(x, columns(rows(like, 1, n), 0, n - 1).astype(x.dtype))
     batch = [(0, 0, 0)] * (like.ndim - 2)
@@ -77,13 +77,13 @@ def _beside_diagonal(x: Array, like: Array, *, below: bool, above: bool) -> Arra
 
 
 def _around(x: Array, fill: float) -> tuple[Array, Array]:
-    """A vector over the pairs (j, j + 1), seen from j and seen from j + 1."""
+    """Return a vector over the pairs (j, j + 1) as seen from j and as seen from j + 1."""
     batch, value = [(0, 0, 0)] * (x.ndim - 1), lax.full((), fill, x.dtype)
     return lax.pad(x, value, [*batch, (0, 1, 0)]), lax.pad(x, value, [*batch, (1, 0, 0)])
 
 
 def _triangularize(u: Array) -> Array:
-    """W, unitary and block diagonal, with Wᴴ U W triangular for a real quasi-triangular U.
+    """Return W, unitary and block diagonal, with Wᴴ U W triangular for a real quasi-triangular U.
 
     LAPACK's blocks are [a b; c a], b c < 0. With s = √(−b c) the eigenvector of a + i s is
     (b, i s)/√(b² + s²), and (i s, b)/√(b² + s²) is orthogonal to it.
@@ -99,7 +99,7 @@ def _triangularize(u: Array) -> Array:
 
 
 def _free_rotations(u: Array, k: Array) -> Array:
-    """D, diagonal: the multipliers of "equal diagonal entries" in each 2×2 block."""
+    """Return D, diagonal: the multipliers of "equal diagonal entries" in each 2×2 block."""
     b, c, pair = _pairs(u)
     asked = diagonal(columns(rows(k, 1, k.shape[-1]), 0, k.shape[-1] - 1))
     tiny = 10 * float(np.finfo(u.dtype).eps)
@@ -112,7 +112,7 @@ def _free_rotations(u: Array, k: Array) -> Array:
 
 
 def schur_keeping_vectors(a, *, compute_schur_vectors, **parameters):
-    """The decomposition; beside the outputs Q, empty if it is among the outputs."""
+    """Return the decomposition, and beside the outputs Q, empty if it is among the outputs."""
     u, q = linalg.schur_p.bind(a, compute_schur_vectors=True, **parameters)
     return ([u, q], lax.full((0,), 0, a.dtype)) if compute_schur_vectors else ([u], q)
 
@@ -151,6 +151,11 @@ def schur(u, vectors, kept_q, vectors_bar, u_bar=None):
     Residuals: U and Q; Q beside the outputs if only U is computed.
     Kinks: equal eigenvalues: inf or nan. A block with b + c = 0 is a rotation times a scale, its
         own rotation free: it is left at 0, right for what does not depend on it.
+
+    References:
+        Konstantinov and Petkov 2024, On Schur forms for matrices with simple eigenvalues,
+        doi 10.3390/axioms13120839, for the freedom of Q and perturbations of the form; the adjoint
+        and the real form with its blocks are derived above.
     """
     q, q_bar = vectors[0] if vectors else kept_q, vectors_bar[0] if vectors else None
     if u.shape[-1] == 0:
@@ -184,25 +189,25 @@ def schur(u, vectors, kept_q, vectors_bar, u_bar=None):
 
 
 def _distinct(a: np.ndarray) -> np.ndarray:
-    """Real or complex eigenvalues well apart, far from a normal matrix."""
+    """Make the eigenvalues real or complex, well apart, far from those of a normal matrix."""
     return a / 4 + np.diag(3.0 * np.arange(a.shape[-1]))
 
 
 def _with_pair(a: np.ndarray) -> np.ndarray:
-    """As above, with a pair of complex eigenvalues."""
+    """Make them as ``_distinct`` does, with a pair of complex eigenvalues."""
     turned = np.zeros(a.shape[-2:])
     turned[1, 2], turned[2, 1] = 6, -2
     return _distinct(a) + turned
 
 
 def _values_of_schur(a: Any) -> Any:
-    """Tr(C U) for U's eigenvalue order, and Q-weighted sums, whatever the phases: |Q|², |U|²."""
+    """Return |U|² and |Q|², which do not depend on the phases."""
     u, q = linalg.schur(a)
     return (u * u.conj()).real, (q * q.conj()).real
 
 
 def _values_from_eigenvectors(a: Any) -> Any:
-    """The same from eigenvectors in U's order, made orthonormal one after another."""
+    """Return the same from eigenvectors in U's order, made orthonormal one after another."""
     order = jnp.diagonal(linalg.schur(lax.stop_gradient(a))[0])
     w, v = linalg.eig(a, compute_left_eigenvectors=False, enable_eigvec_derivs=True)
     v = v[:, jnp.argmin(jnp.abs(w[None, :] - order[:, None]), axis=1)]
@@ -212,7 +217,7 @@ def _values_from_eigenvectors(a: Any) -> Any:
 
 
 def _cube(a: Any) -> Any:
-    """A³ by its Schur form."""
+    """Compute A³ by its Schur form."""
     u, q = linalg.schur(a)
     return q @ u @ u @ u @ adjoint(q)
 

@@ -1,7 +1,8 @@
-"""Operations that move, repeat or leave out elements: 0/1 matrices, transposed.
+"""Operations that move, repeat or leave out elements are 0/1 matrices; transposed, they give x̄.
 
 Nothing is kept from the forward sweep. Where an element is used k times its cotangents are summed;
-where it is left out its cotangent is zero.
+where it is left out its cotangent is zero. A change of dtype and a copy are linear as well: the
+cotangent goes back through the same change.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from functional_bp.vjps.elementwise import is_complex
 
 
 def layout(x_t: Any, axes: Sequence[int | None] | None = None) -> NamedSharding | None:
-    """The sharding that a cotangent of ``x_t`` has, its axes taken in the order ``axes``.
+    """``layout`` is the sharding that a cotangent of ``x_t`` has, its axes taken in the order
+    ``axes``.
 
     ``None`` among ``axes`` stands for a new, unsharded axis. Only a mesh with explicit axes needs
     it; elsewhere the result is None and the compiler chooses.
@@ -41,7 +43,7 @@ def layout(x_t: Any, axes: Sequence[int | None] | None = None) -> NamedSharding 
 
 
 def undivided(x: Any) -> bool:
-    """Whether no compiler will divide the axes of ``x`` over devices.
+    """Say whether no compiler will divide the axes of ``x`` over devices.
 
     Where one may, axes must not be made one: it could divide the one by the first of them alone.
     A mesh in ``x``'s type is manual, then; without one, ``in_shardings`` may still bring one.
@@ -57,7 +59,7 @@ def spread(y_bar: Any, x_t: Any, axes: Sequence[int]) -> Any:
 
 
 def blank(aval: Any) -> Any:
-    """Zeros of the type ``aval``."""
+    """Make zeros of the type ``aval``."""
     return lax.full(aval.shape, 0, aval.dtype, sharding=layout(aval))
 
 
@@ -307,7 +309,7 @@ linear(
 )
 
 
-# Changes of dtype and copies: linear, so the cotangent goes back through the same change.
+# Changes of dtype and copies.
 
 
 def pull_convert(y_bar: Any, x_t: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``shard_map``: both sweeps run on every device's block, on the mesh that the forward ran on."""
+"""``shard_map`` runs both sweeps on every device's block, on the mesh that the forward ran on."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ REPLICATED, BY_ROWS = P(), P("i")
 
 
 def mesh_size() -> int:
-    """How many devices ``blockwise`` spreads a test over: two if there are two."""
+    """Return how many devices ``blockwise`` spreads a test over: two if there are two."""
     return min(2, jax.device_count())
 
 
 def blockwise(
     function: Callable[..., Any], out: Any = BY_ROWS, check_vma: bool = True
 ) -> Callable[..., Any]:
-    """``function`` of one device's rows, over mesh axis ``i``: a test input for collectives."""
+    """Run ``function`` on each device's rows, over mesh axis ``i``, as a test of collectives."""
 
     def of_whole(*arrays: Any) -> Any:
         devices = jax.devices()[: mesh_size()]
@@ -43,7 +43,9 @@ def blockwise(
 
 
 class _Layout(NamedTuple):
-    """How a body's residuals, a pytree, are found again in arrays over the whole mesh."""
+    """A layout says how a body's residuals, a pytree, are found again in arrays over the whole
+    mesh.
+    """
 
     tree: Any
     places: tuple[int, ...]  # per leaf, the array that holds it
@@ -53,18 +55,18 @@ class _Layout(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class MeshResiduals:
-    """Residuals of all devices as whole arrays, and how to cut them again. A pytree."""
+    """The residuals of all devices are whole arrays here, a pytree with how to cut them again."""
 
     def __init__(self, arrays: Sequence[Any], layout: _Layout) -> None:
         self.arrays, self.layout = arrays, layout
 
     def tree_flatten(self) -> tuple[Any, _Layout]:
-        """The arrays, and the layout that goes with them."""
+        """Return the arrays, and the layout that goes with them."""
         return tuple(self.arrays), self.layout
 
     @classmethod
     def tree_unflatten(cls, layout: _Layout, arrays: Any) -> MeshResiduals:
-        """The inverse of ``tree_flatten``."""
+        """Undo ``tree_flatten``."""
         return cls(arrays, layout)
 
 
@@ -119,7 +121,7 @@ class ShardMap(Structure):
         self.wanted, self.needed = self.plan.reached, needed
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The body's forward sweep on every device; residuals are further outputs."""
+        """Run the body's forward sweep on every device; residuals are further outputs."""
         positions = [i for i, on in enumerate(self.needed) if on]
         kept_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
         found: dict[str, Any] = {}
@@ -165,7 +167,7 @@ class ShardMap(Structure):
         return outs, MeshResiduals([array for array, *_ in arrays.values()], layout)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """The body's reverse sweep on every device; the copies' cotangents are summed."""
+        """Run the body's reverse sweep on every device; the copies' cotangents are summed."""
         layout = residuals.layout
         given = [i for i, bar in enumerate(cotangents) if bar is not None]
         bar_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
@@ -192,7 +194,7 @@ class ShardMap(Structure):
         return operand_bars
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
-        """The body's forward-mode sweep on every device."""
+        """Run the body's forward-mode sweep on every device."""
         given = [i for i, dot in enumerate(dots) if dot is not None]
         positions: list[int] = []
         dot_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
@@ -215,7 +217,9 @@ class ShardMap(Structure):
         return outs, out_dots
 
     def _decided_on_mesh(self, decide: Callable[[], Any]) -> Any:
-        """What ``decide`` returns: it may trace parts of the body, whose types vary there."""
+        """Return what ``decide`` returns, which may trace parts of the body, whose types vary
+        there.
+        """
         found: list[Any] = []
 
         def body(*_: Any) -> list[Any]:
@@ -235,7 +239,7 @@ class ShardMap(Structure):
         )
 
     def _reusable(self, outs: Sequence[Any], positions: Sequence[int]) -> list[tuple[int, Any]]:
-        """Outputs that come back from the whole array as the very block that was returned."""
+        """Find the outputs that come back from the whole array as the block that was returned."""
         return [
             (k, x)
             for k, (x, i) in enumerate(zip(outs, positions))
@@ -243,11 +247,11 @@ class ShardMap(Structure):
         ]
 
     def jaxpr_axes(self, i: int) -> frozenset[str]:
-        """The manual axes that output ``i`` varies over once it is cut from the whole array."""
+        """Return the manual axes that output ``i``, cut from the whole array, varies over."""
         return frozenset(_mentioned(self.out_specs[i]))
 
     def _spec(self, block: Any) -> P:
-        """Where a residual's blocks stay: side by side along its first axis."""
+        """Say where a residual's blocks stay: side by side along its first axis."""
         if self.check_vma:
             return _jax.side_by_side(jax.typeof(block), self.mesh.axis_names)
         names = tuple(name for name in self.mesh.axis_names if name in self.axes)
@@ -267,7 +271,7 @@ class ShardMap(Structure):
 
 
 def _mentioned(spec: P) -> set[str]:
-    """The mesh axes that a spec names."""
+    """Return the mesh axes that a spec names."""
     return {
         name
         for part in spec

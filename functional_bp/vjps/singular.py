@@ -1,4 +1,4 @@
-"""Singular values and vectors; complex cotangents pair as in ``matrices.py``."""
+"""Singular values and vectors have one rule; complex cotangents pair as in ``matrices.py``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ linalg = lax.linalg
 
 
 def svd_keeping_vectors(a, *, full_matrices, compute_uv, **parameters):
-    """The decomposition; beside the outputs U and Vᴴ, empty if they are among the outputs."""
+    """Return the decomposition, and beside the outputs U and Vᴴ, empty if they are among the
+    outputs.
+    """
     s, *vectors = linalg.svd_p.bind(
         a, full_matrices=full_matrices and compute_uv, compute_uv=True, **parameters
     )
@@ -79,6 +81,12 @@ def svd(s, vectors, kept_u, kept_vh, vectors_bar, s_bar=None, *, subset_by_index
     Residuals: s, U and Vᴴ, not A; the last two beside the outputs if only s is computed.
     Kinks: equal singular values, or a zero one where the range is left, have no derivative of the
         vectors: inf or nan.
+
+    References:
+        Giles 2008, An extended collection of matrix derivative results, Oxford report 08/01 (in
+        short: doi 10.1007/978-3-540-68942-3_4), for the singular values; Wan and Zhang 2019,
+        Automatic differentiation for complex valued SVD, arXiv:1909.02659, for the phase. The full
+        matrices are derived above.
     """
     u, vh = vectors or (kept_u, kept_vh)
     u_bar, vh_bar = vectors_bar or (None, None)
@@ -121,7 +129,7 @@ def _turn(u: Array, u_bar: Array, k: int) -> tuple[Array, Array | None]:
 
 
 def _times_gaps(s: Array, k: Array, side: Any) -> Array:
-    """(F ∘ K) S where ``side`` is by column, S (F ∘ K) by row; F_ij = 1/(s_j² − s_i²)."""
+    """Return (F ∘ K) S where ``side`` is by column, S (F ∘ K) by row; F_ij = 1/(s_j² − s_i²)."""
     like = real_part(k)
     s_j, s_i, unit = by_column(s, like), by_row(s, like), identity(like)
     gaps = lax.mul(s_j + s_i, s_j - s_i)
@@ -133,13 +141,13 @@ def _svd(**parameters: Any) -> Any:
 
 
 def _spread_values(a: np.ndarray) -> np.ndarray:
-    """Singular values well apart and away from 0."""
+    """Move the singular values well apart and away from 0."""
     m, n = a.shape[-2:]
     return a / 4 + np.eye(m, n) * (2 + 2.0 * np.arange(n))
 
 
 def _spaces_of_full(a: Any) -> Any:
-    """What does not depend on the choice of the further vectors: s, the thin ones, projections."""
+    """Return what no choice of further vectors changes: s, the thin ones, projections."""
     u, s, vh = linalg.svd(a, full_matrices=True)
     k = s.shape[-1]
     u2, vh2 = u[..., :, k:], vh[..., k:, :]

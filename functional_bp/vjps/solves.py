@@ -1,4 +1,4 @@
-"""Linear systems with a triangular or a tridiagonal matrix."""
+"""Linear systems with a triangular or a tridiagonal matrix have a rule each."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, uni
 
     Residuals: A and X, not B.
     Numerics: A⁻ᵀ is applied to X̄ or to X̄ Xᵀ, whichever has fewer columns.
+
+    References:
+        Giles 2008, An extended collection of matrix derivative results, Oxford report 08/01 (in
+        short: doi 10.1007/978-3-540-68942-3_4); Naumann 2019, A note on adjoint linear algebra,
+        arXiv:1905.00578. The triangle that is read is derived above.
     """
     back = lambda y: triangular_b(
         y, a, left_side=left_side, lower=lower, transpose_a=transpose_a, conjugate_a=conjugate_a,
@@ -85,7 +90,7 @@ rule(
 
 
 def _shifted(x: Array, by: int) -> Array:
-    """x_{i+by} along the next to last axis, 0 where there is none."""
+    """Shift to x_{i+by} along the next to last axis, 0 where there is none."""
     pads = [(0, 0, 0)] * x.ndim
     pads[-2] = (-by, by, 0)
     return lax.pad(x, lax.full((), 0, x.dtype), pads)
@@ -105,7 +110,7 @@ def tridiagonal_b(x_bar, dl, d, du, *, perturb_singular=False):
 
 
 def _along(by: int, name: str) -> Any:
-    """The pullback of the diagonal with entries at (i, i + by)."""
+    """Make the pullback of the diagonal with entries at (i, i + by)."""
 
     def pullback(x_bar, dl, d, du, x, *, perturb_singular=False):
         b_bar = tridiagonal_b(x_bar, dl, d, du, perturb_singular=perturb_singular)
@@ -120,6 +125,9 @@ def _along(by: int, name: str) -> Any:
         (dT X)_ik = Σ_s dt_i X_{{i+s,k}} over the three diagonals, s = −1, 0, 1.
 
     Residuals: the diagonals and X, not B.
+
+    References:
+        Giles 2008, doi 10.1007/978-3-540-68942-3_4, for any A X = B; derived above.
     """
     return pullback
 

@@ -1,4 +1,4 @@
-"""Sorting and selecting along an axis: a permutation that is constant where nothing ties.
+"""Sorting and selecting along an axis is a permutation, which is constant where nothing ties.
 
 The derivative of a sort is the permutation that it applied. The forward sweep writes that
 permutation down, so that the reverse sweep moves entries back without sorting again.
@@ -17,7 +17,7 @@ from functional_bp.engine.sweeps import zeros
 
 
 def put_back(y_bar: Any, x_t: Any, places: Any, axis: int) -> Any:
-    """x̄ with x̄[…, places[i], …] = ȳ[…, i, …] along ``axis``, zero elsewhere.
+    """Return x̄ with x̄[…, places[i], …] = ȳ[…, i, …] along ``axis``, zero elsewhere.
 
     Derivation: y_i = x_{π(i)} with π one-to-one, so x̄_{π(i)} = ȳ_i. No two entries meet, which
     is what ``unique_indices`` tells the compiler.
@@ -44,7 +44,7 @@ def put_back(y_bar: Any, x_t: Any, places: Any, axis: int) -> Any:
 def sort_with_order(
     *operands: Any, dimension: int, is_stable: bool, num_keys: int
 ) -> tuple[list[Any], Any]:
-    """The sort, and the order it found: the positions 0, 1, … sorted along as a last operand."""
+    """Sort, and find the order: the positions 0, 1, … are sorted along as a last operand."""
     shape = operands[0].shape
     positions = lax.broadcasted_iota(_jax.index_dtype(shape[dimension]), shape, dimension)
     *outs, order = lax.sort(
@@ -64,6 +64,8 @@ def sorted_along(
     Kinks: among equal keys the order is the one that was used (stable: as they stood).
 
     Residuals: π alone.
+
+    Source: derived above.
     """
     y_bar = ys_bar[index]
     return None if y_bar is None else put_back(y_bar, xs_t[index], order, dimension)

@@ -1,4 +1,8 @@
-"""Special functions of one operand: error function, log-gamma and digamma, Bessel functions."""
+"""The special functions are differentiated in their argument, and in their parameters too.
+
+Of one operand there are the error function, log-gamma and digamma, and Bessel functions; of several
+the incomplete beta and gamma functions, the Hurwitz zeta function and the polygamma functions.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from functional_bp.vjps.truncated import beta_slope, gamma_curvature, widen
 
 
 def trigamma(x: Any) -> Any:
-    """ψ′(x), right for negative x too.
+    """``trigamma`` is ψ′(x), right for negative x too.
 
     Derivation:
 
@@ -33,6 +37,9 @@ def trigamma(x: Any) -> Any:
         so ψ′ at x < 0 follows from ψ′ at 1 − x > 1. The sine is taken of π(x − round x).
 
     Numerics: JAX's polygamma sums the series of ζ(2, x) from x on, which fails below x = −8.
+
+    References:
+        DLMF 5.15.6, dlmf.nist.gov/5.15, has the reflection; derived above.
     """
     is_negative = lax.lt(x, constant(0, x))
     mirrored = lax.select(is_negative, sub(constant(1, x), x), x)
@@ -149,13 +156,11 @@ improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
             source="I₀′ = I₁, I₁(0) = 0")
 
 
-# Special functions of several operands, differentiated in their parameters too.
-#
-# The incomplete beta and gamma functions, the Hurwitz zeta function, the polygamma functions.
+# Functions of several operands.
 
 
 def power_log(exponent: Any, x: Any) -> Any:
-    """exponent · ln x, and 0 where both are 0 (0⁰ = 1)."""
+    """power_log(exponent, x) = exponent · ln x, and 0 where both are 0 (0⁰ = 1)."""
     is_one = (exponent == 0) & (x == 0)
     return exponent * jnp.log(jnp.where(is_one, 1, x))
 
@@ -183,7 +188,7 @@ def gamma_cross(a: Any, x: Any) -> Any:
 
 
 def gamma_second(a: Any, x: Any) -> Any:
-    """∂²P(a, x)/∂a² (``truncated.gamma_curvature``), 0 at x = 0."""
+    """``gamma_second`` is ∂²P(a, x)/∂a² (``truncated.gamma_curvature``), 0 at x = 0."""
     a, x = widen(a, x)
     is_inner = (x > 0) & (a > 0)
     safe_a, safe_x = jnp.where(is_inner, a, 1), jnp.where(is_inner, x, 1)
@@ -192,7 +197,7 @@ def gamma_second(a: Any, x: Any) -> Any:
 
 
 def bernoulli(count: int) -> list[Fraction]:
-    """The Bernoulli numbers B₀ … from Σ_{k≤n} C(n + 1, k) B_k = 0."""
+    """Compute the Bernoulli numbers B₀ … from Σ_{k≤n} C(n + 1, k) B_k = 0."""
     numbers = [Fraction(1)]
     for n in range(1, count):
         numbers.append(-sum(math.comb(n + 1, k) * numbers[k] for k in range(n)) / Fraction(n + 1))
@@ -205,7 +210,7 @@ TAIL = [float(b / math.factorial(n)) for n, b in enumerate(bernoulli(25)) if n >
 
 
 def zeta_slope(s: Any, q: Any) -> Any:
-    """∂ζ(s, q)/∂s for s > 1 and q > 0, nan elsewhere.
+    """``zeta_slope`` is ∂ζ(s, q)/∂s for s > 1 and q > 0, nan elsewhere.
 
     Derivation:
 
@@ -218,6 +223,10 @@ def zeta_slope(s: Any, q: Any) -> Any:
         latter is carried along the product: (uv)′ = u′v + uv′.
 
     Numerics: N = 12 terms and 12 corrections, the last below 1e-15 of the sum.
+
+    References:
+        Johansson 2013, Rigorous high-precision computation of the Hurwitz zeta function and its
+        derivatives, arXiv:1309.2877.
     """
     s, q = widen(s, q)
     invalid = ~((s > 1) & (q > 0))
@@ -238,7 +247,7 @@ def zeta_slope(s: Any, q: Any) -> Any:
 
 
 def polygamma(m: Any, x: Any) -> Any:
-    """ψ⁽ᵐ⁾(x), right for negative x too.
+    """``polygamma`` is ψ⁽ᵐ⁾(x), right for negative x too.
 
     Derivation:
 
@@ -246,6 +255,10 @@ def polygamma(m: Any, x: Any) -> Any:
         with f = x − ⌊x⌋ it is the same at f, where both arguments are positive:
 
         ψ⁽ᵐ⁾(x) = ψ⁽ᵐ⁾(f) + (−1)ᵐ (ψ⁽ᵐ⁾(1 − x) − ψ⁽ᵐ⁾(1 − f))
+
+    References:
+        DLMF 5.15.6, dlmf.nist.gov/5.15, has the reflection; the way past the poles is derived
+        above.
     """
     is_negative = x < 0
     f = jnp.where(is_negative, x - lax.stop_gradient(jnp.floor(x)), x)
@@ -356,7 +369,7 @@ def _betainc_by_series(a: Any, b: Any, x: Any) -> Any:
 
 
 def _zeta_by_sum(s: Any, q: Any) -> Any:
-    """Σ_{k<200} (q + k)⁻ˢ, the rest by three terms of the Euler–Maclaurin formula."""
+    """Compute Σ_{k<200} (q + k)⁻ˢ, and the rest by three terms of the Euler–Maclaurin formula."""
     k = jnp.arange(200, dtype=s.dtype)
     head = jnp.sum((q[..., None] + k) ** -s[..., None], -1)
     w = q + 200
@@ -370,7 +383,7 @@ def _polygamma_by_sum(m: Any, x: Any) -> Any:
 
 
 def _second(function: Any, argument: int) -> Any:
-    """The derivative of ``function`` in one argument, by our own rules."""
+    """Differentiate ``function`` in one argument, by our own rules."""
 
     def derivative(*args: Any) -> Any:
         from functional_bp.engine.transforms import grad

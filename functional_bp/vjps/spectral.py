@@ -1,4 +1,4 @@
-"""Eigenvalues, eigenvectors and singular values.
+"""Eigenvalues and eigenvectors are differentiated in the basis of the eigenvectors.
 
 The pairing of complex cotangents is that of ``matrices.py``. In the derivations P = V⁻¹ dA V is the
 perturbation in the basis of the eigenvectors; all that follows is how eigenvalues and eigenvectors
@@ -80,6 +80,11 @@ def eigh(v, w, v_bar=None, w_bar=None, *, lower, subset_by_index):
         ``symmetrize_input=True`` makes Ā the Hermitian ½ (S + Sᴴ).
 
     Residuals: V and w, not A. Without V̄ S is V diag(w̄) Vᴴ, one product.
+
+    References:
+        Giles 2008, An extended collection of matrix derivative results, Oxford report 08/01 (in
+        short: doi 10.1007/978-3-540-68942-3_4); Walter and Lehmann 2010, arXiv:1001.1654. The
+        triangle that is read is derived above.
     """
     if v_bar is None:
         s = dot(lax.mul(v, as_dtype_of(by_column(w_bar, v), v)), v, "nh")
@@ -92,13 +97,13 @@ def eigh(v, w, v_bar=None, w_bar=None, *, lower, subset_by_index):
 
 
 def _of_triangle(s: Array, is_lower: bool) -> Array:
-    """Φ(S + Sᴴ) for the triangle that is read, as the cotangent that goes out."""
+    """Return Φ(S + Sᴴ) for the triangle that is read, as the cotangent that goes out."""
     folded = fold_lower(s)
     return conj(folded if is_lower else adjoint(folded))
 
 
 def _symmetric(a: np.ndarray) -> np.ndarray:
-    """Hermitian, its eigenvalues well apart."""
+    """Make the matrix Hermitian, its eigenvalues well apart."""
     n = a.shape[-1]
     return (a + np.swapaxes(a.conj(), -1, -2)) / 4 + np.diag(4.0 * np.arange(n))
 
@@ -109,7 +114,7 @@ def _phase_free(a: Any) -> Any:
 
 
 def _from_lower(a: Any) -> Any:
-    """The Hermitian matrix with the lower triangle of A."""
+    """Make the Hermitian matrix with the lower triangle of A."""
     below = jnp.tril(a, -1)
     diagonal = jnp.real(jnp.diagonal(a, axis1=-2, axis2=-1)).astype(a.dtype)
     return below + jnp.swapaxes(below.conj(), -1, -2) + jnp.eye(a.shape[-1]) * diagonal[..., None]
@@ -156,7 +161,8 @@ improvement(
 
 def eig_keeping_vectors(a, *, compute_left_eigenvectors, compute_right_eigenvectors,
                         enable_eigvec_derivs, **parameters):
-    """The decomposition; beside the outputs V, empty if eigenvectors are among the outputs.
+    """Return the decomposition, and beside the outputs V, empty if eigenvectors are among the
+    outputs.
 
     A second derivative of the values alone goes through V, whatever its scale: always allowed.
     """
@@ -195,6 +201,13 @@ def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvector
     Residuals: w and the eigenvectors that are outputs; V beside them if none is.
     Kinks: equal eigenvalues; for the vectors also two entries tied for the largest.
 
+    References:
+        Giles 2008, Oxford report 08/01 (in short: doi 10.1007/978-3-540-68942-3_4), for the values
+        and F ∘ P; Magnus 1985, On differentiating eigenvalues and eigenvectors, Econometric Theory
+        1, 179–191, and Liounis, Christian and Robinson 2019, Observations on the computation of
+        eigenvalue and eigenvector Jacobians, doi 10.3390/a12120245, for complex matrices. LAPACK's
+        scale of the vectors is derived above.
+
     Raises:
         EigenvectorError: eigenvectors without ``enable_eigvec_derivs=True``.
     """
@@ -226,7 +239,7 @@ def eig(w, vectors, v, a_t, vectors_bar, w_bar=None, *, compute_left_eigenvector
 
 
 def _eig_pullback(w: Array, v: Array, w_bar: Array | None, v_bar: Array | None) -> Array:
-    """V⁻ᴴ P̄ Vᴴ, the cotangent of the matrix whose right eigenvectors are V."""
+    """Return V⁻ᴴ P̄ Vᴴ, the cotangent of the matrix whose right eigenvectors are V."""
     if v_bar is None:
         return solve(v, lax.mul(by_row(w_bar, v), adjoint(v)), "h")
     size = lax.abs(v)
@@ -253,7 +266,7 @@ def _eig(left: bool, right: bool, derivs: bool = True) -> Any:
 
 
 def _distinct(a: np.ndarray) -> np.ndarray:
-    """Eigenvalues well apart, a conjugate pair among the real matrices' ones."""
+    """Move the eigenvalues well apart, a conjugate pair among the real matrices' ones."""
     n = a.shape[-1]
     turned = np.zeros((n, n))
     turned[0, 1:2], turned[1:2, 0] = 4, -4

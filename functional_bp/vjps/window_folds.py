@@ -1,4 +1,4 @@
-"""Windows with a reduction of one's own: ``reduce_window`` and ``select_and_scatter``.
+"""``reduce_window`` and ``select_and_scatter`` reduce windows by an operation of one's own.
 
 Both are a fold: entries meet one after another under an operation ⊕ that a person wrote as a
 function of two scalars. The reverse sweep of a fold runs ⊕'s own graph backwards, entry by entry.
@@ -26,7 +26,7 @@ from functional_bp.engine.rule import case, integer, real, structure
 
 
 class Geometry(NamedTuple):
-    """Where the windows lie, axis by axis."""
+    """A geometry says where the windows lie, axis by axis."""
 
     dimensions: tuple[int, ...]
     strides: tuple[int, ...]
@@ -36,32 +36,32 @@ class Geometry(NamedTuple):
 
     @property
     def offsets(self) -> np.ndarray:
-        """Where each of a window's entries lies from the window's corner, one row for each."""
+        """Return where each of a window's entries lies from the window's corner, a row for each."""
         steps = [np.arange(k) * d for k, d in zip(self.dimensions, self.window_dilation)]
         return np.array(list(itertools.product(*steps)), np.int32).reshape(-1, len(steps))
 
     def pad(self, x: Any, fill: Any) -> Any:
-        """The operand as the windows see it."""
+        """Pad the operand to what the windows see."""
         edges = [(lo, hi, b - 1) for (lo, hi), b in zip(self.padding, self.base_dilation)]
         return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
 
     def unpad(self, padded: Any) -> Any:
-        """The adjoint of ``pad``."""
+        """Cut the padding off a cotangent: the adjoint of ``pad``."""
         edges = [(-lo, -hi, 0) for lo, hi in self.padding]
         cropped = lax.pad(padded, jnp.zeros((), padded.dtype), edges)
         return lax.slice(cropped, (0,) * cropped.ndim, cropped.shape, self.base_dilation)
 
     def extents(self, count: Sequence[int]) -> list[int]:
-        """What ``count`` windows span from corner to corner."""
+        """Return what ``count`` windows span from corner to corner."""
         return [(n - 1) * s + 1 for n, s in zip(count, self.strides)]
 
     def entries(self, padded: Any, offset: Any, count: Sequence[int]) -> Any:
-        """Every window's entry at ``offset``."""
+        """Read every window's entry at ``offset``."""
         span = lax.dynamic_slice(padded, list(offset), self.extents(count))
         return lax.slice(span, (0,) * span.ndim, span.shape, self.strides)
 
     def add_entries(self, padded: Any, offset: Any, entries: Any) -> Any:
-        """The adjoint of ``entries``: add them where they were read."""
+        """Add entries where ``entries`` read them, as its adjoint."""
         zero = jnp.zeros((), entries.dtype)
         apart = lax.pad(entries, zero, [(0, 0, s - 1) for s in self.strides])
         before = lax.dynamic_slice(padded, list(offset), apart.shape)
@@ -69,7 +69,9 @@ class Geometry(NamedTuple):
 
 
 class Combination:
-    """⊕ on scalars, as a graph of 2n inputs and n outputs, lifted to arrays with its reverse."""
+    """A combination is ⊕ on scalars, a graph of 2n inputs and n outputs, lifted to arrays and
+    reversed.
+    """
 
     def __init__(self, jaxpr: Any, consts: Sequence[Any], options: Options) -> None:
         self.jaxpr, self.consts = jaxpr, list(consts)
@@ -80,14 +82,14 @@ class Combination:
         self.value_plan = make_plan(jaxpr, nothing * 2, nothing, everything, options)
 
     def value(self, left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
-        """left ⊕ right."""
+        """Return left ⊕ right."""
         run = lambda *xs: sweeps.forward(self.value_plan, self.consts, xs)[0]
         return self._lift(run, left, right)
 
     def reverse(
         self, left: Sequence[Any], right: Sequence[Any], bars: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """The cotangents of left and right from those of left ⊕ right; None for integers."""
+        """Return the cotangents of left and right from those of left ⊕ right; None for integers."""
 
         def scalar(*values: Any) -> list[Any]:
             xs, ys_bar = values[: 2 * self.count], iter(values[2 * self.count :])
@@ -117,7 +119,7 @@ def fold_back(
     combination: Combination, start: Sequence[Any], places: Any, entries: Any,
     give_back: Any, given: Sequence[Any], y_bars: Sequence[Any],
 ) -> tuple[list[Any], list[Any]]:
-    """The reverse sweep of a ← a ⊕ p_k for k = 1, 2, …, wherever p_k is there.
+    """Run the reverse sweep of a ← a ⊕ p_k for k = 1, 2, …, wherever p_k is there.
 
     Derivation: with a_k = a_{k−1} ⊕ p_k, the chain rule gives (ā_{k−1}, p̄_k) = (⊕)ᵀ ā_k at
     (a_{k−1}, p_k), from the last entry to the first. Where p_k is not there a_k = a_{k−1}, so ā
@@ -163,7 +165,7 @@ def _reduce(computation: Any, initial: Any, *window: Any, **options: Any) -> Any
 
 
 def _stacked(reduction: Any, x: Any, size: int) -> Any:
-    """Windows along one axis, with stride one, side by side."""
+    """Put windows along one axis, with stride one, side by side."""
     return reduction(jnp.stack([x[k : x.shape[0] - size + 1 + k] for k in range(size)]))
 
 
@@ -217,11 +219,11 @@ class ReduceWindow(Structure):
         )
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The operation itself."""
+        """Run the operation itself."""
         return sweeps.evaluate(self.eqn, operands), operands
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """All folds side by side, from the windows' last entries to their first."""
+        """Reverse all folds side by side, from the windows' last entries to their first."""
         count = len(residuals) // 2
         xs, inits = residuals[:count], residuals[count:]
         geometry, floats = self.geometry, self.combination.floats
@@ -285,7 +287,7 @@ def _select_and_scatter(select: Any, scatter: Any, *window: Any) -> Any:
 
 
 def _scattered_pairs(combine: Any) -> Any:
-    """Windows of two side by side: the larger entry meets the source, the other only the start."""
+    """In windows of two, the larger entry meets the source, the other only the start."""
 
     def reference(x: Any, source: Any, start: Any) -> Any:
         left = x[::2] >= x[1::2]
@@ -314,7 +316,7 @@ def _scattered_pairs(combine: Any) -> Any:
     ],
 )
 class SelectAndScatter(Structure):
-    """s̄_o from reversing, at the entry that window o selected, the fold of all that arrived there.
+    """s̄_o = the share of s_o when the fold of all that arrived at window o's entry is reversed.
 
     Derivation: y_j = (…(init ⊕ s_o) ⊕ s_o' …) over the windows o with m(o) = j, where m(o) is
     the entry that the window selects. Along a window's offsets k the entry j is met at most once
@@ -338,11 +340,11 @@ class SelectAndScatter(Structure):
         )
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
-        """The operation itself."""
+        """Run the operation itself."""
         return sweeps.evaluate(self.eqn, operands), operands
 
     def _selected(self, x: Any) -> Any:
-        """The flat position, in the padded operand, of the entry that each window selects."""
+        """Find the flat position, in the padded operand, of the entry that each window selects."""
 
         def better(left: Any, right: Any) -> Any:
             (a, i), (b, j) = left, right
@@ -363,7 +365,7 @@ class SelectAndScatter(Structure):
         return places
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
-        """All folds side by side, over the offsets of a window."""
+        """Reverse all folds side by side, over the offsets of a window."""
         x, source, init = residuals
         (y_bar,) = cotangents
         geometry, shape = self.geometry, source.shape

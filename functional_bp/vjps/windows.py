@@ -1,4 +1,4 @@
-"""Sums and extremes over windows: average and max pooling, and the two operations in between.
+"""Sums and extremes over windows are average and max pooling, and two operations in between.
 
 With window offsets w, stride s, window dilation d, base dilation b and low padding ℓ, window o
 covers the entries j with j b = o s + w d − ℓ, along every axis.
@@ -59,7 +59,7 @@ def summed(
 
 
 def _repeated(y_bar: Any, x_t: Any, window: Any, padding: Any) -> Any:
-    """Every ȳ_o over its own window, cut to the operand."""
+    """Repeat every ȳ_o over its own window, cut to the operand."""
     paired = [size for out, k in zip(y_bar.shape, window) for size in (out, k)]
     whole = lax.broadcast_in_dim(y_bar, paired, range(0, 2 * y_bar.ndim, 2))
     whole = lax.reshape(whole, [out * k for out, k in zip(y_bar.shape, window)])
@@ -75,7 +75,7 @@ def _pool(reduction: Any, initial: Any, *window: Any, **options: Any) -> Any:
 
 
 def _geometries(reduction: Any, initial: Any) -> list[Any]:
-    """Cases for one reduction: windows that touch, overlap, are padded, leave gaps; dilation."""
+    """Make cases for one reduction: windows that touch, overlap, are padded, dilated, apart."""
     return [
         case(_pool(reduction, initial, (2, 2), (2, 2), "VALID"), real(4, 5)),
         case(_pool(reduction, initial, (2, 3), (2, 3), "SAME"), real(5, 4)),
@@ -130,7 +130,7 @@ def to_the_selected(
 
 
 def worst(select_prim: Any, dtype: Any) -> np.ndarray:
-    """The value that loses every selection: −∞ where the larger wins, +∞ where the smaller."""
+    """Return the value that loses every selection: −∞ where the larger wins, else +∞."""
     return np.asarray(-np.inf if select_prim is lax.ge_p else np.inf, dtype)
 
 
@@ -138,7 +138,7 @@ def selected_places(
     x: Any, select_prim: Any, window_dimensions: Any, window_strides: Any, padding: Any,
     base_dilation: Any, window_dilation: Any,
 ) -> Any:
-    """Per window the flat position of the entry it selects, the first of equals; x.size if none."""
+    """Return per window the flat position of the (first) entry it selects; x.size if none."""
 
     def better(left: Any, right: Any) -> Any:
         (a, i), (b, j) = left, right
@@ -180,7 +180,7 @@ def smallest_in_window(
 
 
 def _first_in_window(better: Any, initial: float) -> Any:
-    """The pooling of ``_EQUAL``'s windows by comparisons, of which the first of equals wins."""
+    """Pool ``_EQUAL``'s windows by comparisons, of which the first of equals wins."""
 
     def pooled(x: Any) -> Any:
         full = lax.pad(x, lax.full((), initial, x.dtype), [(0, 1, 0), (0, 1, 0)])
