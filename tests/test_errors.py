@@ -253,6 +253,8 @@ BAD_DECLARATIONS = {
     "unknown cotangent": ("x -> y", {"x": lambda z_bar: z_bar}, ["'z_bar'", "y_bar"]),
     "two stars": ("*x, *y -> z", {}, ["more than one starred"]),
     "name twice": ("x, x -> y", {}, ["twice"]),
+    "pushforward of two": ("x, z -> y", {"pushforward": lambda x_dot: x_dot}, ["one operand"]),
+    "unknown tangent": ("x -> y", {"pushforward": lambda y_bar: y_bar}, ["'y_bar'", "x_dot"]),
 }
 
 

@@ -349,9 +349,9 @@ def parse_function(
             needs.append(Need("index", text))
         else:
             raise RuleError(
-                f"rule for {owner!r}: parameter {text!r} of a pullback is neither a cotangent "
-                f"({', '.join(sorted(incoming))}), nor a value ({', '.join(sorted(values))}), "
-                f"nor one of those with _t, nor keyword-only (an equation's parameter)"
+                f"rule for {owner!r}: nothing is called {text!r}; a parameter is one of "
+                f"{', '.join(sorted(incoming))}, a value ({', '.join(sorted(values))}), one of "
+                f"those with _t, or keyword-only (an equation's parameter)"
             )
     return Pullback(function, tuple(needs), tuple(parameters), wanted)
 

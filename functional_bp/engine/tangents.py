@@ -350,7 +350,9 @@ def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangent
         ]
         return _push_linear(rule, names, eqn.params, operands, dots)
     if rule.pushforward is not None:
-        atoms = dict(zip((rule.operands[0].text, rule.outputs[0].text), (*eqn.invars, *eqn.outvars)))
+        atoms = dict(
+            zip((rule.operands[0].text, rule.outputs[0].text), (*eqn.invars, *eqn.outvars))
+        )
         if any(atom not in have for atom in atoms.values()):
             return None
         named = {name: have[atom] for name, atom in atoms.items()}

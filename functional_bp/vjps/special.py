@@ -150,7 +150,8 @@ if getattr(_i0, "jvp", None) is not None:
     of_jax[_i0.jvp] = BesselI0
 
 improvement("I₀ at a small number", jnp.i0, at=(1e-300,), true=5e-301, rtol=1e-12,
-            jax="0.0: a small I₁ is added to 1, and 1 is taken away", source="I₁(x) = x/2 + x³/16 + …")
+            jax="0.0: a small I₁ is added to 1, and 1 is taken away",
+            source="I₁(x) = x/2 + x³/16 + …")
 improvement("I₀ at 0", jax.scipy.special.i0, at=(0.0,), true=0.0,
             jax="1.0: the kinks of e^|x| and of e^(−|x|) I₀ do not cancel",
             source="I₀′ = I₁, I₁(0) = 0")

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from planted import planted, primitive_of
 
 import functional_bp as bp
 
@@ -168,3 +169,14 @@ def test_a_plan_is_made_once() -> None:
 def test_the_count_can_fail() -> None:
     both = lambda x, w: jax.vjp(jnp.dot, x, w)[1](jnp.ones((4, 2)))
     assert operations(both, X, W)["dot_general"] != 1
+
+
+def test_a_pushforward_is_forward_mode_alone() -> None:
+    treble = primitive_of("treble", lambda x: 3 * x, lambda x: x)
+    f = lambda x: treble.bind(x)
+    marked: Any = {"x": lambda y_bar: 3 * y_bar, "pushforward": lambda x_dot, y: 5 * x_dot + 0 * y}
+    with planted(treble, "x -> y", **marked):
+        assert bp.grad(f)(2.0) == 3.0
+        assert bp.jvp(f, (2.0,), (1.0,)) == (6.0, 5.0)
+        assert jax.jit(lambda x: bp.jvp(f, (x,), (1.0,))[1])(2.0) == 5.0
+        assert bp.linearize(f, 2.0)[1](1.0) == 3.0  # y is not kept: the pullback's transpose
