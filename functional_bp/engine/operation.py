@@ -12,7 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
-from functional_bp.engine.rule import Pullback, parse_pullback, parse_signature
+from functional_bp.engine.rule import Need, Pullback, parse_pullback, parse_signature
 from functional_bp.engine.sweeps import match_axes, match_sharding, unbroadcast, vary, zeros
 from functional_bp.errors import RuleError, compose, describe
 
@@ -164,19 +164,16 @@ class Operation:
         pullback, shapes = self.pullbacks[name], kept.shapes.value
         if all(bars[read] is None for read in pullback.cotangents):
             return None
-        arguments: list[Any] = []
-        for need in pullback.needs:
-            if need.kind == "cotangent":
-                bar = bars[need.name]
-                absent = bar is None and not need.optional
-                arguments.append(zeros(shapes[need.name]) if absent else bar)
-            else:
-                source = kept.values if need.kind == "value" else shapes
-                arguments.append(source[need.name])
-        chosen = {
-            p: parameters[p] for p, needed in pullback.parameters if needed or p in parameters
-        }
-        bar, expected = pullback.function(*arguments, **chosen), shapes[name]
+
+        def given(need: Need) -> Any:
+            if need.kind == "value":
+                return kept.values[need.name]
+            if need.kind == "shape":
+                return shapes[need.name]
+            absent = bars[need.name] is None and not need.optional
+            return zeros(shapes[need.name]) if absent else bars[need.name]
+
+        bar, expected = pullback(given, parameters), shapes[name]
         if bar is None:
             return None
         fitted = unbroadcast(bar, expected.shape) if hasattr(bar, "shape") else None

@@ -24,7 +24,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent, structure_of
-from functional_bp.engine.rule import Name, Pullback, Rule, rules
+from functional_bp.engine.rule import Name, Need, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
 
@@ -41,8 +41,13 @@ class Pull(NamedTuple):
     operands: tuple[int, ...]
     names: tuple[str, ...]  # the operands' names in the signature, for a joint rule
     pullback: Pullback
-    arguments: tuple[tuple[str, Any, bool], ...]  # kind, payload, optional
+    sources: dict[Need, Any]  # positions of outputs, variables, types: lists of a starred name
     parameters: dict[str, Any]
+
+    def named(self, kind: str) -> list[Any]:
+        """List the sources of one kind of need, those of a starred name one by one."""
+        found = [source for need, source in self.sources.items() if need.kind == kind]
+        return [x for source in found for x in (source if isinstance(source, list) else [source])]
 
 
 class Step(NamedTuple):
@@ -102,25 +107,18 @@ def pull_step(
     operands = spread(rule.operands, len(eqn.invars))
     first = {name.text: i for i, name in reversed(list(enumerate(operands)))}
 
-    def arguments(pullback: Pullback, index: int) -> tuple[tuple[str, Any, bool], ...]:
-        found = []
-        for need in pullback.needs:
-            if need.kind == "cotangent":
-                places = positions[need.name]
-                starred = any(n.text == need.name and n.starred for n in rule.outputs)
-                payload: Any = places if starred else places[0]
-            elif need.kind == "index":
-                payload = index
-            else:
-                payload = atoms[need.name]
-                if need.kind == "shape":
-                    payload = (
-                        [a.aval for a in payload] if isinstance(payload, list) else payload.aval
-                    )
-            found.append((need.kind, payload, need.optional))
-        return tuple(found)
+    def source(need: Need, index: int) -> Any:
+        if need.kind == "cotangent":
+            is_starred = any(n.text == need.name and n.starred for n in rule.outputs)
+            return positions[need.name] if is_starred else positions[need.name][0]
+        if need.kind == "index":
+            return index
+        atom = atoms[need.name]
+        if need.kind == "value":
+            return atom
+        return [a.aval for a in atom] if isinstance(atom, list) else atom.aval
 
-    def parameters(pullback: Pullback) -> dict[str, Any]:
+    def pull(operands_at: Sequence[int], pullback: Pullback, index: int = 0) -> Pull:
         for name, required in pullback.parameters:
             if required and name not in eqn.params:
                 raise RuleError(
@@ -131,20 +129,14 @@ def pull_step(
                         do="name one of these; with a default, it may be missing",
                     )
                 )
-        return {
-            p: eqn.params[p] for p, required in pullback.parameters if required or p in eqn.params
-        }
+        texts = tuple(operands[i].text for i in operands_at)
+        sources = {need: source(need, index) for need in pullback.needs}
+        return Pull(tuple(operands_at), texts, pullback, sources,
+                    {**eqn.params, "wanted": frozenset(texts)})  # fmt: skip
 
     active = [i for i, atom in enumerate(eqn.invars) if on(atom)]
     if rule.joint is not None:
-        pull = Pull(
-            tuple(active),
-            tuple(operands[i].text for i in active),
-            rule.joint,
-            arguments(rule.joint, 0),
-            parameters(rule.joint),
-        )
-        return Step(eqn, rule, (pull,))
+        return Step(eqn, rule, (pull(active, rule.joint),))
     pulls = []
     for i in active:
         pullback = rule.pullbacks.get(operands[i].text)
@@ -155,16 +147,13 @@ def pull_step(
             continue
         if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
             continue
-        index = i - first[operands[i].text]
-        pulls.append(Pull((i,), (operands[i].text,), pullback, arguments(pullback, index),
-                          parameters(pullback)))  # fmt: skip
+        pulls.append(pull((i,), pullback, i - first[operands[i].text]))
     return Step(eqn, rule, tuple(pulls))
 
 
 def named(step: Step) -> list[Any]:
     """Return the variables and auxiliaries that the step's pullbacks ask for."""
-    payloads = [p for pull in step.pulls for kind, p, _ in pull.arguments if kind == "value"]
-    every = [v for p in payloads for v in (p if isinstance(p, list) else [p])]
+    every = [v for pull in step.pulls for v in pull.named("value")]
     return [v for v in every if not isinstance(v, Literal)]
 
 
@@ -269,10 +258,8 @@ def plan_once(
                 step = pull_step(eqn, rules[eqn.primitive], on, out_useful, is_held)
                 for pull in step.pulls:
                     useful.update(eqn.invars[i] for i in pull.operands)
-                    for kind, payload, _ in pull.arguments:
-                        if kind == "value":
-                            for value in payload if isinstance(payload, list) else [payload]:
-                                add_kept(value)
+                    for value in pull.named("value"):
+                        add_kept(value)
             steps.append(step)
         runs = (effects and bool(eqn.effects)) or (step is not None and step.structure is not None)
         runs |= any(v in values and v not in handed for v in eqn.outvars)

@@ -72,6 +72,13 @@ class Pullback:
     parameters: tuple[tuple[str, bool], ...]  # the equation's parameters; True where required
     wanted: bool = False  # a joint rule may ask which operands are wanted
 
+    def __call__(self, given: Callable[[Need], Any], parameters: Mapping[str, Any]) -> Any:
+        """Call the function on what ``given`` has for each need, and the parameters it names."""
+        named = {p: parameters[p] for p, required in self.parameters if required or p in parameters}
+        if self.wanted:
+            named["wanted"] = parameters["wanted"]
+        return self.function(*map(given, self.needs), **named)
+
     @property
     def keeps(self) -> tuple[str, ...]:
         """``keeps`` names the values that this pullback wants from the forward sweep."""

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, use_abstract_mesh
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import Auxiliary, Plan, Pull, Step
+from functional_bp.engine.rule import Need
 from functional_bp.errors import RuleError, compose, describe
 
 Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structure's residuals
@@ -186,28 +187,23 @@ def call(
     step: Step, pull: Pull, out_bars: Sequence[Any], have: dict[Any, Any]
 ) -> list[tuple[int, Any]]:
     """Call one pullback, and return pairs of operand position and cotangent."""
-    places = [payload for kind, payload, _ in pull.arguments if kind == "cotangent"]
-    read = [i for p in places for i in (p if isinstance(p, list) else [p])]
-    if all(out_bars[i] is None for i in read):
+    if all(out_bars[i] is None for i in pull.named("cotangent")):
         return []
-    arguments: list[Any] = []
-    for kind, payload, optional in pull.arguments:
-        if kind == "cotangent" and isinstance(payload, list):
-            arguments.append([out_bars[i] for i in payload])
-        elif kind == "cotangent":
-            bar = out_bars[payload]
-            absent = bar is None and not optional
-            arguments.append(zeros(step.eqn.outvars[payload].aval) if absent else bar)
-        elif kind == "value" and isinstance(payload, list):
-            arguments.append([value_of(a, have) for a in payload])
-        elif kind == "value":
-            arguments.append(value_of(payload, have))
-        else:
-            arguments.append(payload)
-    parameters = pull.parameters
-    if pull.pullback.wanted:
-        parameters = {**parameters, "wanted": frozenset(pull.names)}
-    bar = pull.pullback.function(*arguments, **parameters)
+
+    def given(need: Need) -> Any:
+        source = pull.sources[need]
+        if need.kind == "value":
+            is_list = isinstance(source, list)
+            return [value_of(a, have) for a in source] if is_list else value_of(source, have)
+        if need.kind != "cotangent":
+            return source
+        if isinstance(source, list):
+            return [out_bars[i] for i in source]
+        bar = out_bars[source]
+        is_absent = bar is None and not need.optional
+        return zeros(step.eqn.outvars[source].aval) if is_absent else bar
+
+    bar = pull.pullback(given, pull.parameters)
     if step.rule is not None and step.rule.joint is not None:
         return _from_joint(step, pull, bar)
     return [(pull.operands[0], bar)]

@@ -27,7 +27,7 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.engine.higher_order import Options, has_tangent, structure_of
 from functional_bp.engine.plan import Plan, Step, plan_once, spread
-from functional_bp.engine.rule import Pullback, Rule, rules
+from functional_bp.engine.rule import Need, Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
 
 Tangents = list[Any]  # None where zero
@@ -253,14 +253,13 @@ def _named(rule: Rule, values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _call(function: Pullback, named: dict[str, Any], moved: Any, params: dict[str, Any]) -> Any:
-    """A function of a rule at one cotangent or tangent, with all values at hand."""
-    given = {"cotangent": lambda _: moved, "value": named.get}
-    arguments = [
-        given[need.kind](need.name) if need.kind in given else jax.typeof(named[need.name])
-        for need in function.needs
-    ]
-    asked = {p: params[p] for p, required in function.parameters if required or p in params}
-    return function.function(*arguments, **asked)
+    """Call a function of a rule at one cotangent or tangent, with all values at hand."""
+
+    def given(need: Need) -> Any:
+        value = moved if need.kind == "cotangent" else named[need.name]
+        return jax.typeof(value) if need.kind == "shape" else value
+
+    return function(given, params)
 
 
 def _push_transposed(
