@@ -20,8 +20,11 @@ from functional_bp.engine.tangents import Pusher, push_along
 from functional_bp.engine.transforms import (
     Box,
     as_arrays,
+    as_asked,
     check_inputs,
     choose,
+    grad,
+    vjp_of_chosen,
     vjp_wanted,
     weakened,
 )
@@ -195,14 +198,13 @@ def jacrev(
 
     @functools.wraps(fun)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
-        partial, chosen = choose(fun, argnums, args, kwargs)
-        wanted = check_inputs("jacrev", chosen, holomorphic, allow_int)
-        out, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
+        out, pullback, aux, chosen = vjp_of_chosen(
+            "jacrev", fun, argnums, args, kwargs, holomorphic, allow_int, has_aux, options
+        )
         _check_outputs("jacrev", out, holomorphic)
-        rows = jax.vmap(pullback)(_standard_basis(out))
-        rows = rows if isinstance(argnums, Sequence) else rows[0]
-        source = chosen if isinstance(argnums, Sequence) else chosen[0]
-        blocks = jax.tree.map(lambda leaf: _split_rows(leaf, out), rows)
+        rows = as_asked(argnums, jax.vmap(pullback)(_standard_basis(out)))
+        source = as_asked(argnums, chosen)
+        blocks = jax.tree.map(lambda leaf: _split(leaf, out, axis=0), rows)
         found = jax.tree.transpose(jax.tree.structure(source), jax.tree.structure(out), blocks)
         return (found, aux) if has_aux else found
 
@@ -235,8 +237,8 @@ def jacfwd(
         out_axes = (None, -1, None) if has_aux else (None, -1)
         out, columns, *aux = jax.vmap(push, out_axes=out_axes)(*_standard_basis(chosen))
         _check_outputs("jacfwd", out, holomorphic)
-        source = chosen if isinstance(argnums, Sequence) else chosen[0]
-        found = jax.tree.map(lambda leaf: _split_columns(leaf, source), columns)
+        source = as_asked(argnums, chosen)
+        found = jax.tree.map(lambda leaf: _split(leaf, source, axis=-1), columns)
         return (found, *aux) if has_aux else found
 
     return jacobian
@@ -286,8 +288,6 @@ def hvp(
         >>> print(bp.hvp(lambda x: jnp.sum(x**3), (x,), (v,)))
         [6. 0.]
     """
-    from functional_bp.engine.transforms import grad
-
     numbers = 0 if len(primals) == 1 else tuple(range(len(primals)))
     gradient = grad(fun, numbers, strict=strict, max_steps=max_steps, staged=staged)
     return jvp(gradient, primals, tangents, strict=strict)[1]
@@ -310,22 +310,18 @@ def _standard_basis(tree: Any) -> Any:
     return jax.tree.unflatten(structure, found)
 
 
-def _split_rows(array: Any, tree: Any) -> Any:
-    """Split an array whose first axis runs over the entries of ``tree`` into a tree of arrays."""
-    leaves, structure = jax.tree.flatten(tree)
-    ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
-    parts = np.split(array, ends) if array.dtype == dtypes.float0 else jnp.split(array, ends)
-    shaped = [p.reshape((*np.shape(leaf), *p.shape[1:])) for p, leaf in zip(parts, leaves)]
-    return jax.tree.unflatten(structure, shaped)
-
-
-def _split_columns(array: Any, tree: Any) -> Any:
-    """Split an array whose last axis runs over the entries of ``tree`` into a tree of arrays."""
+def _split(array: Any, tree: Any, axis: int) -> Any:
+    """Split an array along the axis that runs over the entries of ``tree``, as a tree of arrays."""
     leaves, structure = jax.tree.flatten(tree)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])[:-1]
     split_ = np.split if array.dtype == dtypes.float0 else jnp.split
-    parts = split_(array, ends, axis=-1)
-    shaped = [p.reshape((*p.shape[:-1], *np.shape(leaf))) for p, leaf in zip(parts, leaves)]
+    around = (
+        lambda part, leaf: (  # the leaf's axes in the place of the one
+            (*np.shape(leaf), *part.shape[1:]) if axis == 0 else (*part.shape[:-1], *np.shape(leaf))
+        )
+    )
+    parts = split_(array, ends, axis=axis)
+    shaped = [part.reshape(around(part, leaf)) for part, leaf in zip(parts, leaves)]
     return jax.tree.unflatten(structure, shaped)
 
 

@@ -224,9 +224,9 @@ def rule(
         raise RuleError(f"rule for {primitive.name!r}: a joint rule has no starred operands")
     push = None
     if pushforward is not None:
-        if len(operands) > 1 or operands[0].starred:
+        if len(operands) != 1 or any(name.starred for name in operands):
             raise RuleError(f"rule for {primitive.name!r}: a pushforward is of one operand")
-        incoming = {operands[0].text + "_dot": operands[0]}
+        incoming = {name.text + "_dot": name for name in operands}
         push = parse_function(pushforward, names, incoming, auxiliaries, primitive.name)
     frame = sys._getframe(1)
     return rules.add(

@@ -293,13 +293,12 @@ def value_and_grad(
 
     @functools.wraps(fun)
     def value_and_grad_fun(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        partial, chosen = choose(fun, argnums, args, kwargs)
-        wanted = check_inputs("grad", chosen, holomorphic, allow_int)
-        value, pullback, aux = vjp_wanted(partial, chosen, wanted, has_aux, options)
+        value, pullback, aux, _ = vjp_of_chosen(
+            "grad", fun, argnums, args, kwargs, holomorphic, allow_int, has_aux, options
+        )
         _check_scalar(fun, value, holomorphic)
         (seed,) = [lax.full_like(leaf, 1) for leaf in jax.tree.leaves(value)]  # on its device
-        grads = pullback(jax.tree.unflatten(jax.tree.structure(value), [seed]))
-        grads = grads if isinstance(argnums, Sequence) else grads[0]
+        grads = as_asked(argnums, pullback(jax.tree.unflatten(jax.tree.structure(value), [seed])))
         return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_fun
@@ -351,8 +350,7 @@ def fwd_and_bwd(
         return vjp(partial, *chosen, has_aux=has_aux, strict=strict, max_steps=max_steps)
 
     def backward(pullback: PullbackFunction, cotangent: Any) -> Any:
-        found = pullback(cotangent)
-        return found if isinstance(argnums, Sequence) else found[0]
+        return as_asked(argnums, pullback(cotangent))
 
     return (jax.jit(forward), jax.jit(backward)) if jitted else (forward, backward)
 
@@ -392,6 +390,28 @@ def choose(
 
     partial.__name__ = getattr(fun, "__name__", "function")
     return partial, tuple(args[i] for i in numbers)
+
+
+def as_asked(argnums: int | Sequence[int], each: Sequence[Any]) -> Any:
+    """Return what there is for each chosen argument; of ``argnums=1`` that of the one alone."""
+    return each if isinstance(argnums, Sequence) else each[0]
+
+
+def vjp_of_chosen(
+    what: str,
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    holomorphic: bool,
+    allow_int: bool,
+    has_aux: bool,
+    options: Options,
+) -> tuple[Any, PullbackFunction, Any, tuple[Any, ...]]:
+    """Return output, pullback, auxiliary and the chosen arguments, for the transform ``what``."""
+    partial, chosen = choose(fun, argnums, args, kwargs)
+    wanted = check_inputs(what, chosen, holomorphic, allow_int)
+    return *vjp_wanted(partial, chosen, wanted, has_aux, options), chosen
 
 
 def check_inputs(what: str, chosen: Any, holomorphic: bool, allow_int: bool) -> Mask:
