@@ -211,8 +211,6 @@ class Equation:
 class UnknownVariableError(BackpropError, KeyError):
     """A graph has no variable of that name."""
 
-    __str__ = Exception.__str__  # a KeyError would show its message in quotes
-
 
 class Visit(NamedTuple):
     """One equation met by ``Graph.walk``.
