@@ -21,7 +21,8 @@ from functional_bp.engine.improvements import Improvement
 from functional_bp.engine.rule import Pullback, Rule, rules
 from functional_bp.explanation.formulas.formula import Formula, formula
 from functional_bp.graph.nested import inner_graphs
-from functional_bp.tables.markdown import escaped
+from functional_bp.tables.markdown import escaped, markdown
+from functional_bp.tables.table import Cell, Column, Line, Table
 
 # Which rule an improvement on JAX belongs to: the first of its chapter that the call runs.
 
@@ -179,6 +180,7 @@ derivative. `functional-bp rules NAME` shows one rule with its code.
 
 This page is written by `functional-bp rules --markdown > functional_bp/vjps/README.md`.
 """
+COLUMNS = tuple(map(Column, ("rule", "formula", "keeps", "at kinks")))
 WITHOUT = {
     "no tangent space": "No cotangent, for the outputs are integers, booleans, keys or tokens",
     "piecewise constant": "Zero wherever there is a derivative",
@@ -217,8 +219,8 @@ def chapter(file: str, rules: Sequence[Rule]) -> str:
     parts = [f"## [{name}]({name})", chapter_title(file)]
     differentiated = [rule for rule in rules if rule.kind not in WITHOUT]
     if differentiated:
-        heads = "| rule | formula | keeps | at kinks |\n| :-- | :-- | :-- | :-- |"
-        parts.append("\n".join([heads, *(line for r in differentiated for line in lines(r))]))
+        rows = tuple(line for rule in differentiated for line in lines(rule))
+        parts.append(markdown((Table("", COLUMNS, rows),)).rstrip("\n"))
     for kind, what in WITHOUT.items():
         names = [f"`{rule.primitive.name}`" for rule in rules if rule.kind == kind]
         if names:
@@ -233,16 +235,16 @@ def chapter(file: str, rules: Sequence[Rule]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def lines(rule: Rule) -> list[str]:
-    """The rows of a rule in the table of its chapter: one per operand."""
+def lines(rule: Rule) -> list[Line]:
+    """A rule has one line for each operand in the table of its chapter."""
     facts = describe_rule(rule)
     rows = []
     for k, (operand, made) in enumerate(formulas(rule).items()):
         kept = facts["keeps"].get(operand, [])
         held = keeps(facts) if not operand else ", ".join(kept) or "nothing"
-        name = f"`{rule.primitive.name}`" if k == 0 else ""
-        kinks = escaped(rule.kinks) if k == 0 else ""
-        rows.append(f"| {name} | {escaped(str(made))} | {escaped(held)} | {kinks} |")
+        name, kinks = (rule.primitive.name, rule.kinks) if k == 0 else ("", "")
+        cells = (Cell(name, is_code=True), Cell(str(made)), Cell(held), Cell(kinks))
+        rows.append(Line("operand", cells))
     return rows
 
 

@@ -134,22 +134,18 @@ def _width() -> int:
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table of one line per row, the longest cells cut; the formula takes what is left."""
-    from rich import box
     from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    from functional_bp.tables.table import Cell, Column, Line, Table
+    from functional_bp.tables.text import text
+
     columns = list(zip(headings, *rows))
     widths = [min(max(map(cell_len, column)), WIDEST_COLUMN) for column in columns]
     others = sum(w for k, w in enumerate(widths) if k != FORMULA) + 2 * len(widths)
     widths[FORMULA] = max(_width() - others, len(headings[FORMULA]))
-    for heading, width in zip(headings, widths):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(width=_width(), highlight=False).print(table)
+    made = tuple(Column(heading, width=width) for heading, width in zip(headings, widths))
+    lines = tuple(Line("rule", tuple(map(Cell, row))) for row in rows)
+    print(text((Table("", made, lines),), _width(), color=sys.stdout.isatty()))
 
 
 # ``functional-bp rules --improvements``: where our gradients are not JAX's, and why.

@@ -1,4 +1,4 @@
-r"""The tables as LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
+"""Tables are written in LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of
 def latex(
     tables: tuple[Table, ...], escaped: Callable[[str], str], standalone: bool = False
 ) -> str:
-    """The tables.
+    """The tables are written one below the other.
 
     Args:
         tables: what to write.
