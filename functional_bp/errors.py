@@ -21,7 +21,7 @@ SHORT_DTYPES = {
 
 
 class Message(str):
-    """A text is held together with the parts that ``compose`` made it of.
+    """A message is a text that knows the parts which ``compose`` made it of.
 
     Attributes:
         what: failed, in the user's words.
@@ -39,7 +39,7 @@ class Message(str):
     _terms: tuple[str, dict[str, str]]
 
     def reworded(self, terms: Mapping[str, str]) -> Message:
-        """The message with other words for the arguments that ``do`` says to give.
+        """Put other words for the arguments that ``do`` says to give.
 
         Args:
             terms: the words by the arguments' names, such as ``{"max_steps": "--max-steps N"}``;
@@ -55,7 +55,7 @@ class Message(str):
 def compose(
     what: str, *, got: str = "", expected: str = "", where: str = "", do: str = "", **terms: str
 ) -> Message:
-    """A message is composed: what failed, where, what was got, what was expected, what to do.
+    """Compose a message: what failed, where, what was got, what was expected, what to do.
 
     Args:
         what: failed.
@@ -174,7 +174,7 @@ class WrongGradientError(BackpropError, AssertionError):
 
 
 def describe(value: Any) -> str:
-    """An array or its abstract value is called ``f32[3,5]``, anything else by its type's name."""
+    """Call an array or its abstract value ``f32[3,5]``, anything else by its type's name."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         if isinstance(value, bool | int | float | complex | np.generic):
@@ -185,7 +185,7 @@ def describe(value: Any) -> str:
 
 
 def missing_rule(name: str, where: str, operands: Sequence[Any]) -> MissingRuleError:
-    """The error is made for an equation that neither we nor its author can differentiate."""
+    """Make the error for an equation that neither we nor its author can differentiate."""
     letters = ", ".join(f"x{i}" for i in range(len(operands))) or "x"
     return MissingRuleError(
         compose(

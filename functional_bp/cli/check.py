@@ -1,4 +1,4 @@
-"""The command ``functional-bp check``: are the hand-derived gradients of a module right."""
+"""The command ``functional-bp check`` says whether gradients derived by hand are right."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Exit status: 0 all right, 1 a gradient is wrong (with --strict: or not decided),
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, and print or write the report; the exit status."""
+    """Check, print or write the report, and return the exit status."""
     from functional_bp.gradcheck.targets import InputsError, TargetError, find
 
     reports: list[Report] = []
@@ -94,7 +94,7 @@ def _check_all(
     options: dict[str, Any],
     reports: list[Report],
 ) -> None:
-    """Append a report for each; of a whole module, also for those that could not be checked."""
+    """Append a report of each target; in a whole module, of what could not be checked too."""
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import InputsError, TargetError
 
@@ -114,7 +114,7 @@ def _check_all(
 
 
 def _reason(error: BackpropError, name: str) -> str:
-    """What failed and what was got, on one line."""
+    """Say what failed and what was got, on one line."""
     parts = [error.what.removeprefix(f"{name}: "), error.got]
     return ": ".join(part.partition("\n")[0] for part in parts if part)
 
@@ -139,7 +139,7 @@ def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) ->
 
 
 def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, Any]:
-    """The options of ``functional_bp.check`` that stand on the command line."""
+    """Read the options of ``functional_bp.check`` off the command line."""
     from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError, lookup, positions
 
@@ -179,7 +179,7 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
 
 
 def _expectation(text: str, target: Target) -> Any:
-    """A number, a function by its name, or a word that ``functional_bp.check`` knows."""
+    """Read a number, a function's name, or a word that ``functional_bp.check`` knows."""
     from functional_bp.gradcheck.targets import lookup
 
     try:
@@ -189,7 +189,7 @@ def _expectation(text: str, target: Target) -> Any:
 
 
 def _command(args: argparse.Namespace, target: Target) -> str:
-    """The command that checks this target alone, in the same way."""
+    """Write the command that checks this target alone, in the same way."""
     where, colon, _ = args.target.rpartition(":")
     where = where if colon else args.target
     named = f"{where}:{target.short_name}" if where.endswith(".py") else target.name
@@ -207,7 +207,7 @@ def _command(args: argparse.Namespace, target: Target) -> str:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar on the terminal's stderr; call the result at the beginning of every check."""
+    """Show a bar on the terminal's stderr; call the result at the beginning of every check."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -261,7 +261,7 @@ def _render(reports: Sequence[Report], kind: str) -> str:
 
 
 def _format_of(output: str | None) -> str:
-    """By the ending of the file's name."""
+    """Tell the format by the ending of the file's name."""
     ending = Path(output or "").suffix
     return next((kind for kind, known in FORMATS.items() if known and known == ending), "text")
 

@@ -93,7 +93,7 @@ class DemoError(BackpropError):
 
 
 def initial_weights(seed: int, width: int) -> Weights:
-    """Weights are drawn from N(0, 2/n) and N(0, 1/n), n inputs a unit: z and o keep x's scale."""
+    """Draw W1 from N(0, 2/n), W2 from N(0, 1/n), n inputs a unit: z and o keep the scale of x."""
     first, second = jax.random.split(jax.random.key(seed))
     return {
         "W1": jax.random.normal(first, (width, PIXELS)) * (2 / PIXELS) ** 0.5,
@@ -102,24 +102,24 @@ def initial_weights(seed: int, width: int) -> Weights:
 
 
 def scores(weights: Weights, images: Array) -> Array:
-    """Every image has ten scores o = W2 relu(W1 x), ``f32[b,10]``."""
+    """Compute o = W2 relu(W1 x) for every image, ``f32[b,10]``."""
     return jax.nn.relu(images @ weights["W1"].T) @ weights["W2"].T
 
 
 def loss(weights: Weights, batch: Any) -> Array:
-    """L is the mean cross entropy of a batch ``(images, labels)``, in nats."""
+    """Compute L, the mean cross entropy of a batch ``(images, labels)``, in nats."""
     log_probabilities = jax.nn.log_softmax(scores(weights, batch[0]))
     return -jnp.take_along_axis(log_probabilities, batch[1][:, None], axis=1).mean()
 
 
 def penalised_loss(weights: Weights, batch: Any, weight_decay: float) -> Array:
-    """J is L + λ/2 (‖W1‖²_F + ‖W2‖²_F)."""
+    """Compute J = L + λ/2 (‖W1‖²_F + ‖W2‖²_F)."""
     squares = jnp.sum(weights["W1"] ** 2) + jnp.sum(weights["W2"] ** 2)
     return loss(weights, batch) + weight_decay / 2 * squares
 
 
 def hand_gradients(weights: Weights, batch: Any, weight_decay: float) -> Weights:
-    """∂J/∂W1 and ∂J/∂W2 are computed by the equations above, without automatic differentiation."""
+    """Compute ∂J/∂W1 and ∂J/∂W2 by the equations above, without automatic differentiation."""
     x, labels = batch
     z = x @ weights["W1"].T
     h = jax.nn.relu(z)
@@ -131,7 +131,7 @@ def hand_gradients(weights: Weights, batch: Any, weight_decay: float) -> Weights
 
 
 def load_digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The UCI digits that scikit-learn brings are split 7 : 1 : 2, classes in equal proportion.
+    """Load the UCI digits of scikit-learn, split 7 : 1 : 2 with the classes in equal proportion.
 
     Returns:
         Images ``f32[b,64]`` without the training mean, and labels ``i32[b]``, by part.
@@ -158,7 +158,7 @@ def load_digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def compare(ours: Any, witness: Any, witness_name: str = "") -> list[dict[str, Any]]:
-    """Each array of a pytree is compared with the witness's.
+    """Compare each array of a pytree with the witness's.
 
     Returns:
         For each its ``name``, its ``shape``, ``norm`` ‖ours‖, ``largest`` max |ours − witness|,
@@ -182,7 +182,7 @@ def compare(ours: Any, witness: Any, witness_name: str = "") -> list[dict[str, A
 def compared_gradients(
     weights: Weights, batch: Any, weight_decay: float, devices: list[Any]
 ) -> list[dict[str, Any]]:
-    """Our ∂J/∂W1 and ∂J/∂W2, over all devices, are compared with JAX's and with the equations."""
+    """Compare our ∂J/∂W1 and ∂J/∂W2, over all devices, with JAX's and with the equations."""
     objective = partial(penalised_loss, weight_decay=weight_decay)
     layout = train.DataParallel.over(devices)
     with jax.default_matmul_precision("highest"):  # so that only rounding differs, on any device
@@ -193,7 +193,7 @@ def compared_gradients(
 
 
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of ``compare`` are set as a table."""
+    """Set the rows of ``compare`` as a table."""
     columns = (
         Column("gradient"), Column("norm", "right", 1), Column("compared with"),
         Column("max |diff|", "right", 2), Column("relative", "right"), Column(""),
@@ -210,7 +210,7 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
 def number(
     kind: Callable[[str], Any], low: float, high: float = math.inf, *, above: bool = False
 ) -> Callable[[str], Any]:
-    """A type for argparse is made: a number in [low, high), or in (low, high) with ``above``."""
+    """Make a type for argparse: a number in [low, high), or in (low, high) with ``above``."""
     limits = f"above {low}" if above else f"of at least {low}"
     limits += f" and below {high}" if high < math.inf else ""
 
@@ -228,7 +228,7 @@ def number(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     at_least_one = number(int, 1)
     options = [
         ("--width", at_least_one, 256, "hidden units"),
@@ -249,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare the gradients, train, and print what happened; the exit status."""
+    """Compare the gradients, train, print what happened, and return the exit status."""
     try:
         devices = choose_devices(args.devices)
         digits = load_digits(args.seed)
@@ -293,7 +293,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def choose_devices(count: int | None) -> list[Any]:
-    """All devices of the default kind are taken, or ``count``, or as many simulated processors.
+    """Choose all devices of the default kind, or ``count`` of them, or as many simulated ones.
 
     Raises:
         DemoError: there are fewer, and it is too late to simulate more.
@@ -311,7 +311,7 @@ def choose_devices(count: int | None) -> list[Any]:
 
 
 def fitting_batch_size(size: int, devices: int, images: int) -> int:
-    """The largest size up to ``size`` is chosen that the devices divide evenly.
+    """Choose the largest size up to ``size`` that the devices divide evenly.
 
     Raises:
         DemoError: some device would have no image, or there are not so many images.
@@ -328,7 +328,7 @@ def fitting_batch_size(size: int, devices: int, images: int) -> int:
 def fitted(
     args: argparse.Namespace, digits: Any, devices: list[Any], batch_size: int, weights: Weights
 ) -> dict[str, Any]:
-    """The network is trained until J of the validation images stops falling.
+    """Train until J of the validation images stops falling.
 
     Returns:
         What came out, by name; ``objective`` is None where it became infinite or not a number.

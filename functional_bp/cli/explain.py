@@ -1,4 +1,4 @@
-"""The command ``functional-bp explain``: a function at a point, as a textbook would show it."""
+"""The command ``functional-bp explain`` shows a function at a point, as a textbook would."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain, and print or write it; the exit status."""
+    """Explain, print or write it, and return the exit status."""
     from functional_bp.errors import BackpropError
 
     try:
@@ -108,7 +108,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _drawn_as(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a picture or page that were given."""
+    """Return those options of a picture or page that were given."""
     options = {"style": args.style, "theme": args.theme, "depth": args.depth}
     return {name: value for name, value in options.items() if value is not None}
 
@@ -137,7 +137,7 @@ def _explanation(args: argparse.Namespace) -> Explanation:
 
 
 def _target(text: str) -> Target:
-    """The function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
+    """Find the function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
 
     Raises:
         TargetError: there is no such module or function; the message lists near names.
@@ -162,7 +162,7 @@ def _target(text: str) -> Target:
 
 
 def _functions_in(module: ModuleType) -> list[str]:
-    """The functions that a module itself defines, in their order."""
+    """List the functions that a module itself defines, in their order."""
     return [
         name
         for name, value in vars(module).items()
@@ -174,7 +174,7 @@ def _functions_in(module: ModuleType) -> list[str]:
 
 
 def _called(target: Target, inputs: Sequence[Any], is_node: Sequence[bool]) -> Callable[..., Any]:
-    """The function of those inputs that are values, the others fixed.
+    """Make a function of those inputs that are values, the others fixed.
 
     Its own errors say what it was called with.
     """
@@ -199,7 +199,7 @@ def _called(target: Target, inputs: Sequence[Any], is_node: Sequence[bool]) -> C
 
 
 def _misfit(target: Target, inputs: Sequence[Any], error: Exception) -> BackpropError:
-    """What a person's own code raised, and what it was called with."""
+    """Say what a person's own code raised, and what it was called with."""
     import jax
 
     from functional_bp.errors import compose, describe
@@ -255,7 +255,7 @@ def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None
 
 
 def _cotangents(explanation: Explanation, listed: str) -> list[str]:
-    """Name, type and gradient, a line each."""
+    """Write the name, type and gradient of each value on a line."""
     from functional_bp.explanation.numbers import format_value
     from functional_bp.explanation.sweeps import lookup
 
@@ -270,7 +270,7 @@ def _cotangents(explanation: Explanation, listed: str) -> list[str]:
 
 
 def _names(listed: str) -> list[str]:
-    """The names between commas, but for those inside brackets: ``h,params['a'],xs[0]``."""
+    """Split at commas, but for those inside brackets: ``h,params['a'],xs[0]``."""
     return [name.strip() for name in re.split(r",(?![^\[]*\])", listed) if name.strip()]
 
 

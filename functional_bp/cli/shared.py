@@ -1,4 +1,4 @@
-"""What the commands share: the options that say on what inputs, and how a command refuses."""
+"""The commands share the options that say on what inputs, and the way in which they refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ On what inputs, the first of these that there is:
 
 
 def add_inputs(parser: argparse.ArgumentParser, shapes: str) -> None:
-    """The options ``--shape`` and ``--inputs`` are added to a command.
+    """Add the options ``--shape`` and ``--inputs`` to a command.
 
     Args:
         parser: of the command.
@@ -30,6 +30,6 @@ def add_inputs(parser: argparse.ArgumentParser, shapes: str) -> None:
 
 
 def refuse(command: str, reason: object) -> int:
-    """Why a command was called wrongly is written to stderr; returns the exit status for it."""
+    """Write to stderr why a command was called wrongly; return the exit status for it."""
     print(f"functional-bp {command}: {reason}", file=sys.stderr)
     return CALLED_WRONGLY

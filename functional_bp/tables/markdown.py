@@ -8,7 +8,7 @@ MARKS = {"nan": "⚠ ", "infinite": "⚠ ", "exploding": "⚠ ", "vanishing": ""
 
 
 def escaped(text: str) -> str:
-    r"""In a cell, what Markdown would take for its own is escaped.
+    r"""Escape in a cell what Markdown would take for its own.
 
     >>> print(escaped("a|b * c_d"))
     a\|b \* c\_d
@@ -17,7 +17,7 @@ def escaped(text: str) -> str:
 
 
 def markdown(tables: tuple[Table, ...]) -> str:
-    """The tables are written in GitHub's Markdown."""
+    """Write the tables in GitHub's Markdown."""
     return "\n\n".join(map(_table, tables)) + "\n"
 
 

@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def formula(self) -> str:
-        """It is the formula in LaTeX, "" if there is none."""
+        """Write the formula in LaTeX, "" if there is none."""
         return self.write() if self.write else ""
 
 
@@ -60,7 +60,7 @@ class Line:
 
     @property
     def is_heading(self) -> bool:
-        """It has one cell, as long as the table is wide."""
+        """Say whether it has one cell, as long as the table is wide."""
         return self.kind in ("scope", "more")
 
 
@@ -73,13 +73,13 @@ class Table:
     lines: tuple[Line, ...]
 
     def used(self) -> Table:
-        """The columns in which nothing stands are left out."""
+        """Leave out the columns in which nothing stands."""
         on = [any(line.cells[k].text for line in self.lines if not line.is_heading)
               for k in range(len(self.columns))]  # fmt: skip
         return self.only([k for k, used in enumerate(on) if used])
 
     def only(self, chosen: Iterable[int]) -> Table:
-        """The chosen columns alone are left; a heading keeps its one cell."""
+        """Leave the chosen columns alone; a heading keeps its one cell."""
         chosen = list(chosen)
         return Table(
             self.title,
@@ -93,7 +93,7 @@ class Table:
 
 
 def shortened(table: Table) -> Table:
-    """Every cell is put in its short form."""
+    """Put every cell in its short form."""
     lines = tuple(
         Line(line.kind, tuple(replace(c, text=c.short or c.text) for c in line.cells))
         for line in table.lines

@@ -15,7 +15,7 @@ LONGEST_FORMULA = 48  # characters of a formula or value on one line
 
 
 def text(tables: tuple[Table, ...], width: int | None = None, color: bool = False) -> str:
-    """The tables are written one below the other, cells folded where the width does not suffice.
+    """Write the tables one below the other; cells are folded where the width does not suffice.
 
     Args:
         tables: what to write.
@@ -73,7 +73,7 @@ def _cell(cell: Cell) -> Any:
 
 
 def fitted(table: Table, width: int) -> Table:
-    """The first column goes, then values become short, then more columns go, until it fits."""
+    """Drop the first column, then make values short, then drop more columns, until it fits."""
     for step in range(1, len(table.columns) + 1):
         if _natural_width(table) <= width:
             return table
@@ -86,7 +86,7 @@ def fitted(table: Table, width: int) -> Table:
 
 
 def plain(table: Table, width: int, least: int = 44) -> list[str]:
-    """The lines of a table without rules, folds and colours: what is too long is cut.
+    """Write the lines of a table without rules, folds and colours; what is too long is cut.
 
     Args:
         table: what to write, without its title. A line with nothing behind its first cell may be as
