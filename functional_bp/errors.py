@@ -1,11 +1,12 @@
-"""The exceptions, and the one place where their messages are built.
+"""The exceptions are defined here, and this is the one place where their messages are built.
 
 Every message says what failed in the user's words, what was got, what was expected, and what to do.
+Each of these is also an attribute of the error, so that no program has to take its text apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,81 @@ SHORT_DTYPES = {
 }  # fmt: skip
 
 
+class Message(str):
+    """A message is a text that knows the parts which ``compose`` made it of.
+
+    Attributes:
+        what: failed, in the user's words.
+        where: it failed: the user's file and line, a folder, a path in a pytree.
+        got: what was got.
+        expected: what was expected.
+        do: what to do about it.
+    """
+
+    what: str
+    where: str
+    got: str
+    expected: str
+    do: str
+    _terms: tuple[str, dict[str, str]]
+
+    def reworded(self, terms: Mapping[str, str]) -> Message:
+        """Put other words for the arguments that ``do`` says to give.
+
+        Args:
+            terms: the words by the arguments' names, such as ``{"max_steps": "--max-steps N"}``;
+                those of which the message does not speak are left alone.
+        """
+        do, known = self._terms
+        ours = {name: terms.get(name, words) for name, words in known.items()}
+        return compose(
+            self.what, where=self.where, got=self.got, expected=self.expected, do=do, **ours
+        )
+
+
+def compose(
+    what: str, *, got: str = "", expected: str = "", where: str = "", do: str = "", **terms: str
+) -> Message:
+    """Compose a message: what failed, where, what was got, what was expected, what to do.
+
+    Args:
+        what: failed.
+        got: what was got.
+        expected: what was expected.
+        where: it failed.
+        do: what to do; ``{max_steps}`` in it stands for the words ``max_steps=...`` given here.
+        terms: what to do about an argument, by the argument's name. The command line has options
+            in place of arguments, and puts its own words there (``Message.reworded``).
+    """
+    told = do
+    for name, words in terms.items():
+        told = told.replace(f"{{{name}}}", words)
+    rows = [("at", where), ("got", got), ("expected", expected), ("to do", told)]
+    text = "\n".join([what, *(f"  {label + ':':<10}{row}" for label, row in rows if row)])
+    message = Message(text)
+    message.what, message.where, message.got, message.expected = what, where, got, expected
+    message.do, message._terms = told, (do, terms)
+    return message
+
+
 class BackpropError(Exception):
-    """Base of every error that ``functional_bp`` raises by itself."""
+    """Every error that ``functional_bp`` raises by itself is one of these.
+
+    Attributes:
+        message: the text, with its parts.
+        what, where, got, expected, do: the parts; "" where there is nothing to say.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message if isinstance(message, Message) else compose(message)
+        self.what, self.where, self.do = self.message.what, self.message.where, self.message.do
+        self.got, self.expected = self.message.got, self.message.expected
+
+    __str__ = Exception.__str__  # a KeyError would show its message in quotes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message,), vars(self)
 
 
 class MissingRuleError(BackpropError, NotImplementedError):
@@ -69,7 +143,7 @@ class NonFiniteError(BackpropError, ArithmeticError):
     """Training met a loss or a gradient that is not finite.
 
     Attributes:
-        finding: the first equation that made it, or None.
+        finding: the first equation that made it, or None; it stands below the message.
         state: the last good state.
         history: of the epochs before.
     """
@@ -79,6 +153,9 @@ class NonFiniteError(BackpropError, ArithmeticError):
         self.finding = finding
         self.state: Any = None
         self.history: Any = None
+
+    def __str__(self) -> str:
+        return self.message if self.finding is None else f"{self.message}\n\n{self.finding}"
 
 
 class CheckpointError(BackpropError, RuntimeError):
@@ -97,7 +174,7 @@ class WrongGradientError(BackpropError, AssertionError):
 
 
 def describe(value: Any) -> str:
-    """``f32[3,5]`` for an array or its abstract value, the type's name for anything else."""
+    """Call an array or its abstract value ``f32[3,5]``, anything else by its type's name."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         if isinstance(value, bool | int | float | complex | np.generic):
@@ -107,14 +184,8 @@ def describe(value: Any) -> str:
     return f"{name}[{','.join(map(str, shape))}]"
 
 
-def compose(what: str, *, got: str = "", expected: str = "", where: str = "", do: str = "") -> str:
-    """One message: what failed, where, what was got, what was expected, what to do."""
-    rows = [("at", where), ("got", got), ("expected", expected), ("to do", do)]
-    return "\n".join([what, *(f"  {label + ':':<10}{text}" for label, text in rows if text)])
-
-
 def missing_rule(name: str, where: str, operands: Sequence[Any]) -> MissingRuleError:
-    """For an equation whose primitive neither we nor its author can differentiate."""
+    """Make the error for an equation that neither we nor its author can differentiate."""
     letters = ", ".join(f"x{i}" for i in range(len(operands))) or "x"
     return MissingRuleError(
         compose(

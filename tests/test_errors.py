@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,14 @@ import functional_bp as bp
 from functional_bp.errors import (
     BackpropError,
     CotangentError,
+    Message,
     MissingRuleError,
+    NonFiniteError,
     NotDifferentiableError,
     RuleError,
     StrictError,
+    WrongGradientError,
+    compose,
     describe,
 )
 
@@ -345,3 +352,79 @@ def test_every_exception_of_ours_has_one_base() -> None:
     kinds = (MissingRuleError, RuleError, NotDifferentiableError, CotangentError, StrictError)
     assert all(issubclass(kind, BackpropError) and kind.__doc__ for kind in kinds)
     assert issubclass(NotDifferentiableError, TypeError) and issubclass(CotangentError, ValueError)
+
+
+# --- what an error knows -------------------------------------------------------------------------
+
+FIELDS = {
+    "what": "h stands inside a loop", "where": "model.py:3", "got": "scan", "expected": "an array",
+    "do": "write the loop out: unroll=True; or name what comes out",
+}  # fmt: skip
+MESSAGE = compose(
+    **(FIELDS | {"do": "write the loop out: {unroll}; or name what comes out"}),
+    unroll="unroll=True",
+)
+
+
+def kinds(base: type[BackpropError] = BackpropError) -> Iterator[type[BackpropError]]:
+    """All kinds of errors of the package that are imported by now."""
+    yield base
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith("functional_bp."):
+            yield from kinds(kind)
+
+
+def fields(error: BackpropError | Message) -> dict[str, str]:
+    return {name: getattr(error, name) for name in FIELDS}
+
+
+def test_an_error_has_the_parts_of_its_message() -> None:
+    with pytest.raises(CotangentError) as caught:
+        bp.vjp(jnp.sin, X)[1](jnp.ones(4, jnp.float32))
+    error = caught.value
+    assert error.got == "f32[4]" and error.expected.startswith("f32[3]") and not error.where
+    assert "wrong shape" in error.what and "f32" not in error.what
+    text = f"{error.what}\n  got:      {error.got}\n  expected: {error.expected}"
+    assert str(error) == text + (f"\n  to do:    {error.do}" if error.do else "")
+    assert fields(BackpropError("plain")) == dict.fromkeys(FIELDS, "") | {"what": "plain"}
+
+
+def test_copied_and_pickled_errors_are_as_they_were() -> None:
+    for kind in kinds():
+        error = kind(MESSAGE)
+        error.add_note("a note")
+        copies = [copy.copy(error), copy.deepcopy(error)]
+        copies += [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(6)]
+        for other in copies:
+            assert type(other) is kind and str(other) == str(error) and other.args == error.args
+            assert fields(other) == FIELDS and other.__notes__ == ["a note"]
+            assert "--unroll" in other.message.reworded({"unroll": "--unroll"}).do
+        assert str(error).startswith(MESSAGE)
+
+
+def test_what_an_error_carries_besides_is_copied_too() -> None:
+    error = NonFiniteError(MESSAGE, "log_of: ln 0")
+    error.state, error.history = {"w": 1.0}, [2.0]
+    report = WrongGradientError("wrong", report=("a", "report"))
+    for again in (copy.copy, lambda e: pickle.loads(pickle.dumps(e))):
+        assert (
+            vars(again(error)) == vars(error) and str(again(error)) == f"{MESSAGE}\n\nlog_of: ln 0"
+        )
+        assert again(report).report == ("a", "report")
+
+
+def test_errors_are_caught_as_what_jax_or_python_raises() -> None:
+    for python in (ValueError, TypeError):
+        with pytest.raises(python):
+            bp.vjp(jnp.sin, X)[1](jnp.ones(4, jnp.float32))
+    with pytest.raises(KeyError, match="^no variable of <lambda> is called y"):
+        _ = bp.trace(lambda x: x, X)["y"]
+
+
+def test_a_message_is_reworded_by_arguments_and_not_by_its_text() -> None:
+    assert MESSAGE.reworded({}) == MESSAGE
+    other = MESSAGE.reworded({"unroll": "--unroll", "depth": "--depth 0"})
+    assert fields(other) == FIELDS | {"do": "write the loop out: --unroll; or name what comes out"}
+    plain = compose("unroll=True {unroll}", do="say {so}")
+    assert plain.reworded({"unroll": "--unroll"}) == plain
+    assert plain == "unroll=True {unroll}\n  to do:    say {so}"

@@ -1,1 +1,1 @@
-"""The command line ``functional-bp``: a file for each command."""
+"""The command line ``functional-bp`` has a file for each command."""

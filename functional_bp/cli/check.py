@@ -1,4 +1,4 @@
-"""The command ``functional-bp check``: are the hand-derived gradients of a module right."""
+"""The command ``functional-bp check`` says whether gradients derived by hand are right."""
 
 from __future__ import annotations
 
@@ -12,36 +12,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from functional_bp.cli.shared import INPUTS, add_inputs, refuse
+
 if TYPE_CHECKING:
+    from functional_bp.errors import BackpropError
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import Target
 
 FORMATS = {"text": "", "json": ".json", "markdown": ".md", "html": ".html"}
 PLAIN_WIDTH = 100  # characters per line where the output is not a terminal
-EPILOG = """\
+EPILOG = f"""\
 What is checked:
   MODULE:NAME, FILE.py:NAME   a custom VJP or JVP, an operation, a rule, or NAME_fwd and NAME_bwd
   MODULE, FILE.py             everything of these kinds in it, and what @bp.checked marks
   functional_bp               every rule and operation of this project
 
-On what inputs, the first of these that there is:
-  --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
-  those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
-  returns the arguments or a dictionary of them by name; annotations such as x: Float[Array, "b d"]
-
+{INPUTS}
 Exit status: 0 all right, 1 a gradient is wrong (with --strict: or not decided), 2 called wrongly.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
     add("target", metavar="MODULE[:NAME]", help="what to check; also FILE.py or FILE.py:NAME")
-    about = "draw this argument; also i32[5], bool[3], f32[4,3]:0..1, or a value: axis=-1"
-    add("--shape", action="append", default=[], metavar="x=f32[4,3]", dest="shapes", help=about)
-    add("--inputs", metavar="FILE", help="take the arguments from a file: .npz by name, or .py")
+    add_inputs(parser, "or a value: axis=-1")
     which = parser.add_mutually_exclusive_group()
     about = "with --of: an argument that the gradient is for (default the first); may be repeated"
     which.add_argument(
@@ -64,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, and print or write the report; the exit status."""
+    """Check, print or write the report, and return the exit status."""
     from functional_bp.gradcheck.targets import InputsError, TargetError, find
 
     reports: list[Report] = []
@@ -79,14 +76,14 @@ def run(args: argparse.Namespace) -> int:
             _show(reports, args.format or _format_of(args.output), args.output)
         raise
     except (TargetError, InputsError) as error:
-        return _refuse(error)
+        return refuse("check", error)
     kind = args.format or _format_of(args.output)
     try:
         _show(reports, kind, args.output)
     except BrokenPipeError:  # the reader has seen enough
         raise
     except OSError as error:
-        return _refuse(error)
+        return refuse("check", error)
     verdicts = {report.verdict for report in reports}
     return int("wrong" in verdicts or (args.strict and "inconclusive" in verdicts))
 
@@ -97,7 +94,7 @@ def _check_all(
     options: dict[str, Any],
     reports: list[Report],
 ) -> None:
-    """Append a report for each; of a whole module, also for those that could not be checked."""
+    """Append a report of each target; in a whole module, of what could not be checked too."""
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import InputsError, TargetError
 
@@ -110,16 +107,16 @@ def _check_all(
                 reports.append(_check(args, target, options))
             except (InputsError, TargetError) as error:
                 refused.append(error)
-                reports.append(Report(target.name, "inconclusive", reasons=(_reason(error),)))
+                reason = _reason(error, target.name)
+                reports.append(Report(target.name, "inconclusive", reasons=(reason,)))
     if refused and (alone or len(refused) == len(targets)):
         raise refused[0]
 
 
-def _reason(error: Exception) -> str:
-    """What failed and what was got, of a composed message, on one line."""
-    what, *rest = str(error).splitlines()
-    got = [line.partition("got:")[2].strip() for line in rest if line.startswith("  got:")]
-    return ": ".join([what.rpartition(": ")[2], *got])
+def _reason(error: BackpropError, name: str) -> str:
+    """Say what failed and what was got, on one line."""
+    parts = [error.what.removeprefix(f"{name}: "), error.got]
+    return ": ".join(part.partition("\n")[0] for part in parts if part)
 
 
 def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) -> Report:
@@ -142,7 +139,7 @@ def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) ->
 
 
 def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, Any]:
-    """The options of ``functional_bp.check`` that stand on the command line."""
+    """Read the options of ``functional_bp.check`` off the command line."""
     from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError, lookup, positions
 
@@ -182,7 +179,7 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
 
 
 def _expectation(text: str, target: Target) -> Any:
-    """A number, a function by its name, or a word that ``functional_bp.check`` knows."""
+    """Read a number, a function's name, or a word that ``functional_bp.check`` knows."""
     from functional_bp.gradcheck.targets import lookup
 
     try:
@@ -192,7 +189,7 @@ def _expectation(text: str, target: Target) -> Any:
 
 
 def _command(args: argparse.Namespace, target: Target) -> str:
-    """The command that checks this target alone, in the same way."""
+    """Write the command that checks this target alone, in the same way."""
     where, colon, _ = args.target.rpartition(":")
     where = where if colon else args.target
     named = f"{where}:{target.short_name}" if where.endswith(".py") else target.name
@@ -210,7 +207,7 @@ def _command(args: argparse.Namespace, target: Target) -> str:
 
 @contextmanager
 def _progress(count: int) -> Iterator[Callable[[str], None]]:
-    """A bar on the terminal's stderr; call the result at the beginning of every check."""
+    """Show a bar on the terminal's stderr; call the result at the beginning of every check."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -264,7 +261,7 @@ def _render(reports: Sequence[Report], kind: str) -> str:
 
 
 def _format_of(output: str | None) -> str:
-    """By the ending of the file's name."""
+    """Tell the format by the ending of the file's name."""
     ending = Path(output or "").suffix
     return next((kind for kind, known in FORMATS.items() if known and known == ending), "text")
 
@@ -278,8 +275,3 @@ def _nothing_found(target: str) -> str:
         "or a mark @bp.checked",
         do=f"name a function: functional-bp check {target}:NAME",
     )
-
-
-def _refuse(error: Exception) -> int:
-    print(f"functional-bp check: {error}", file=sys.stderr)
-    return 2

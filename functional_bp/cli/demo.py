@@ -1,17 +1,31 @@
-"""The command ``functional-bp demo``: train on handwritten digits, gradients compared first."""
+"""The command ``functional-bp demo`` trains a network to read digits, its gradients compared first.
+
+The network is that of *Dive into Deep Learning*, section 5.3: one hidden layer and weight decay λ.
+Forward, for one image x ∈ ℝ^64 with label y::
+
+    z = W1 x     h = relu(z)     o = W2 h
+    L = cross entropy(o, y) = log Σᵢ exp(oᵢ) − o_y
+    s = λ/2 (‖W1‖²_F + ‖W2‖²_F)
+    J = L + s
+
+Backward, by the chain rule from J to the weights::
+
+    ∂J/∂o = softmax(o) − e_y       ∂J/∂W2 = ∂J/∂o hᵀ + λ W2
+    ∂J/∂h = W2ᵀ ∂J/∂o
+    ∂J/∂z = ∂J/∂h ⊙ relu'(z)       ∂J/∂W1 = ∂J/∂z xᵀ + λ W1
+
+Over a batch, L is the mean of the images' losses, so that ∂J/∂o has a factor 1/b.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,425 +33,202 @@ import numpy as np
 import optax
 from jax import Array
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from functional_bp import train
+from functional_bp.cli.shared import refuse
 from functional_bp.engine.transforms import grad
-from functional_bp.errors import NonFiniteError
-from functional_bp.train import Callback, DataParallel, EarlyStopping, fit
+from functional_bp.errors import BackpropError, NonFiniteError, compose
+from functional_bp.tables import text
+from functional_bp.tables.table import Cell, Column, Line, Table
 
-# How far two gradients are apart, parameter by parameter.
-
-# Both sum the same products in another order: a rounding error of 6e-8 at each of some hundred
-# additions, most of which cancel, stays well below this.
+PIXELS, CLASSES = 64, 10
+Weights = dict[str, Array]  # W1: f32[d,64] and W2: f32[10,d], with d hidden units
+# Two gradients sum the same products in another order: a rounding error of 6e-8 at each of some
+# hundred additions, most of which cancel, stays well below this.
 RELATIVE_TOLERANCE = 1e-5
 
+OPENING = """\
+[bold]A network with one hidden layer learns to read digits[/bold]
+  data       {total} handwritten digits of 8×8 pixels
+             (UCI, scikit-learn): {training} to train on,
+             {validation} to know when to stop, {held_out} held out
+  network    z = W1 x, h = relu(z), o = W2 h;
+             W1 {width}×64, W2 10×{width}
+  objective  J = L + s,  L = cross entropy(o, y),
+             s = λ/2 (‖W1‖² + ‖W2‖²),  λ = {weight_decay:g}
+  devices    {where}
+"""
+MEANING = """\
+agrees: relative difference at most {tolerance:.0e}
 
-class Difference(NamedTuple):
-    """One parameter's gradient against a witness of it.
+Training: loss is J, val_loss is J of the validation images
+"""
+CLOSING = """
+Stopped after {epochs} epochs, {steps} steps:
+{why}.
+  objective J        {objective:.4f} nats, the last epoch's mean
+  validation loss L  {validation_loss:.4f} nats at epoch {best_epoch},
+                     whose weights are kept
+  held-out accuracy  [bold]{held_out_accuracy:.1%}[/bold], {right} of {held_out_images} images
+  time               {train_seconds:.1f} s, {compile_seconds:.1f} s of it for the first
+                     epoch, in which the step is compiled
+"""
+NEXT = """What to try next
+  functional-bp demo --width 16
+      how few hidden units are enough?
+  functional-bp demo --weight-decay 0
+      what does the penalty s do?
+  functional-bp demo --devices {other}
+      the batch split over another number
+  functional-bp rules tanh
+      a rule: its derivation, what it keeps
+  and in your own code: import functional_bp as bp,
+      bp.grad for jax.grad"""
+DIVERGED = """[bold red]The loss is no longer a finite number[/bold red] after epoch {epochs}:
+try a smaller --learning-rate."""
 
-    Attributes:
-        name: the parameter's path.
-        shape: of parameter and gradient.
-        norm: ‖ours‖, the Euclidean norm over all entries.
-        largest: max |ours − witness|.
-        relative: ‖ours − witness‖ / ‖witness‖.
+
+class DemoError(BackpropError):
+    """The options do not fit together or this machine, or the digits are not installed."""
+
+
+def initial_weights(seed: int, width: int) -> Weights:
+    """Draw W1 from N(0, 2/n), W2 from N(0, 1/n), n inputs a unit: z and o keep the scale of x."""
+    first, second = jax.random.split(jax.random.key(seed))
+    return {
+        "W1": jax.random.normal(first, (width, PIXELS)) * (2 / PIXELS) ** 0.5,
+        "W2": jax.random.normal(second, (CLASSES, width)) * (1 / width) ** 0.5,
+    }
+
+
+def scores(weights: Weights, images: Array) -> Array:
+    """Compute o = W2 relu(W1 x) for every image, ``f32[b,10]``."""
+    return jax.nn.relu(images @ weights["W1"].T) @ weights["W2"].T
+
+
+def loss(weights: Weights, batch: Any) -> Array:
+    """Compute L, the mean cross entropy of a batch ``(images, labels)``, in nats."""
+    log_probabilities = jax.nn.log_softmax(scores(weights, batch[0]))
+    return -jnp.take_along_axis(log_probabilities, batch[1][:, None], axis=1).mean()
+
+
+def penalised_loss(weights: Weights, batch: Any, weight_decay: float) -> Array:
+    """Compute J = L + λ/2 (‖W1‖²_F + ‖W2‖²_F)."""
+    squares = jnp.sum(weights["W1"] ** 2) + jnp.sum(weights["W2"] ** 2)
+    return loss(weights, batch) + weight_decay / 2 * squares
+
+
+def hand_gradients(weights: Weights, batch: Any, weight_decay: float) -> Weights:
+    """Compute ∂J/∂W1 and ∂J/∂W2 by the equations above, without automatic differentiation."""
+    x, labels = batch
+    z = x @ weights["W1"].T
+    h = jax.nn.relu(z)
+    o = h @ weights["W2"].T
+    o_bar = (jax.nn.softmax(o) - jax.nn.one_hot(labels, CLASSES)) / len(x)
+    z_bar = o_bar @ weights["W2"] * (z > 0)
+    bars = {"W1": z_bar.T @ x, "W2": o_bar.T @ h}
+    return {name: bar + weight_decay * weights[name] for name, bar in bars.items()}
+
+
+def load_digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Load the UCI digits of scikit-learn, split 7 : 1 : 2 with the classes in equal proportion.
+
+    Returns:
+        Images ``f32[b,64]`` without the training mean, and labels ``i32[b]``, by part.
+
+    Raises:
+        DemoError: scikit-learn is not installed.
     """
+    try:
+        from sklearn import datasets, model_selection
+    except ImportError as error:
+        what = "the digits come with scikit-learn, which is not installed"
+        raise DemoError(compose(what, do="pip install 'functional-bp[demo]'")) from error
+    split = partial(model_selection.train_test_split, random_state=seed)
+    x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
+    x, x_held_out, y, y_held_out = split(x, y, test_size=0.2, stratify=y)
+    x, x_validation, y, y_validation = split(x, y, test_size=0.125, stratify=y)
+    mean = np.mean(x, axis=0)
+    scaled = lambda x, y: (((x - mean) / 8).astype(np.float32), y.astype(np.int32))
+    return {
+        "training": scaled(x, y),
+        "validation": scaled(x_validation, y_validation),
+        "held_out": scaled(x_held_out, y_held_out),
+    }
 
-    name: str
-    shape: tuple[int, ...]
-    norm: float
-    largest: float
-    relative: float
 
-    @property
-    def agrees(self) -> bool:
-        """Whether the two differ by rounding alone (not a number never agrees)."""
-        return self.relative <= RELATIVE_TOLERANCE
+def compare(ours: Any, witness: Any, witness_name: str = "") -> list[dict[str, Any]]:
+    """Compare each array of a pytree with the witness's.
 
-
-def compare(ours: Any, witness: Any) -> list[Difference]:
-    """One row per array of the pytree ``ours``; ``witness`` has the same structure."""
+    Returns:
+        For each its ``name``, its ``shape``, ``norm`` ‖ours‖, ``largest`` max |ours − witness|,
+        ``relative`` ‖ours − witness‖ / ‖witness‖, and whether it ``agrees`` but for rounding.
+    """
     rows = []
     others = jax.tree.leaves(witness)
     for (path, leaf), other in zip(jax.tree.leaves_with_path(ours), others, strict=True):
         a, b = np.asarray(leaf, np.float64), np.asarray(other, np.float64)
         apart, norm = np.linalg.norm(a - b), np.linalg.norm(b)
+        relative = float(apart / norm if norm else apart)
         rows.append(
-            Difference(
-                name=jax.tree_util.keystr(path, simple=True, separator="."),
-                shape=a.shape,
-                norm=float(np.linalg.norm(a)),
-                largest=float(np.max(np.abs(a - b), initial=0.0)),
-                relative=float(apart / norm if norm else apart),
-            )
-        )
+            {"name": jax.tree_util.keystr(path, simple=True, separator="."), "shape": a.shape,
+             "norm": float(np.linalg.norm(a)), "witness": witness_name,
+             "largest": float(np.max(np.abs(a - b), initial=0)), "relative": relative,
+             "agrees": relative <= RELATIVE_TOLERANCE}
+        )  # fmt: skip
     return rows
 
 
-# The UCI handwritten digits that scikit-learn ships: 1797 images of 8×8 pixels, ten classes.
+def compared_gradients(
+    weights: Weights, batch: Any, weight_decay: float, devices: list[Any]
+) -> list[dict[str, Any]]:
+    """Compare our ∂J/∂W1 and ∂J/∂W2, over all devices, with JAX's and with the equations."""
+    objective = partial(penalised_loss, weight_decay=weight_decay)
+    layout = train.DataParallel.over(devices)
+    with jax.default_matmul_precision("highest"):  # so that only rounding differs, on any device
+        ours = jax.jit(grad(objective))(layout.replicate(weights), layout.split(batch))
+        theirs = jax.jit(jax.grad(objective))(weights, batch)
+        hand = jax.jit(hand_gradients)(weights, batch, weight_decay)
+    return compare(ours, theirs, "jax.grad") + compare(ours, hand, "equations by hand")
 
 
-class MissingExtraError(ImportError):
-    """A package of one of the extras is not installed."""
-
-
-class Part(NamedTuple):
-    """Images ``f32[b,64]``, one a row, and their labels ``i32[b]``."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-class Digits(NamedTuple):
-    """Three parts without overlap, with the classes in equal proportion."""
-
-    training: Part
-    validation: Part
-    held_out: Part
-
-
-def load_digits(seed: int, validation: float = 0.1, held_out: float = 0.2) -> Digits:
-    """Load and split the digits; pixels scaled to [0, 2], the training mean taken away.
-
-    Args:
-        seed: of the split.
-        validation: the share that says when to stop.
-        held_out: the share that is looked at once, after training.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn import datasets, model_selection
-    except ImportError as error:
-        raise MissingExtraError(
-            "the digits come with scikit-learn, which is not installed\n"
-            "  to do:    pip install 'functional-bp[demo]'"
-        ) from error
-    images, labels = map(np.asarray, datasets.load_digits(return_X_y=True))
-
-    def split(part: Part, share: float) -> tuple[Part, Part]:
-        rows = np.arange(len(part))
-        chosen = model_selection.train_test_split(
-            rows, test_size=share, stratify=part.labels, random_state=seed
-        )
-        first, second = (Part(part.images[c], part.labels[c]) for c in chosen)
-        return first, second
-
-    rest, last = split(Part(images, labels), held_out)
-    training, middle = split(rest, validation / (1 - held_out))
-    mean = training.images.mean(axis=0)
-    parts = (
-        Part(((part.images - mean) / 8).astype(np.float32), part.labels.astype(np.int32))
-        for part in (training, middle, last)
-    )
-    return Digits(*parts)
-
-
-def batches(part: Part, batch_size: int, rng: np.random.Generator) -> Iterator[Part]:
-    """One epoch in random order; images that do not fill a batch wait for the next epoch."""
-    order = rng.permutation(len(part))
-    for first in range(0, len(part) - batch_size + 1, batch_size):
-        chosen = order[first : first + batch_size]
-        yield Part(part.images[chosen], part.labels[chosen])
-
-
-# What ``functional-bp demo`` prints: for a terminal, for a file, or as JSON.
-
-LINES_WITHOUT_TERMINAL = 10  # of progress, over all epochs
-
-Advance = Callable[[int, float, float], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of a run.
-
-    Attributes:
-        comparison: every parameter's gradient against every witness.
-        epochs: how many were run.
-        best_epoch: the one whose weights were kept.
-        steps: of the optimizer.
-        objective: J of the last epoch, the mean over its steps.
-        validation_loss: L of the weights kept.
-        held_out_accuracy: of the weights kept, as a share.
-        held_out_images: how many it was measured on.
-        compile_seconds: until the first step was done.
-        train_seconds: all of it.
-        devices: how many.
-        patience_ended: whether the stopping criterion was met, not the limit of epochs.
-    """
-
-    comparison: list[Difference]
-    epochs: int
-    best_epoch: int
-    steps: int
-    objective: float
-    validation_loss: float
-    held_out_accuracy: float
-    held_out_images: int
-    compile_seconds: float
-    train_seconds: float
-    devices: int
-    patience_ended: bool
-
-    @property
-    def gradients_agree(self) -> bool:
-        """Whether every gradient agrees with every witness."""
-        return all(row.agrees for row in self.comparison)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss became infinite or not a number."""
-        return not math.isfinite(self.objective)
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the command ends with status 0."""
-        return self.gradients_agree and not self.diverged
-
-
-class Report:
-    """Prints the run, part by part."""
-
-    def __init__(self, args: argparse.Namespace, quiet: bool) -> None:
-        self.args, self.quiet = args, quiet
-        self.console = Console(highlight=False, quiet=quiet)
-
-    def opening(self, digits: Digits, devices: Sequence[Any], batch_size: int) -> None:
-        """What is trained, on what, and where."""
-        width, decay = self.args.width, self.args.weight_decay
-        sizes = [len(part) for part in digits]
-        count, kind = len(devices), devices[0].platform
-        share = batch_size // count
-        where = f"{count} × {kind}, {share} images of every batch of {batch_size} on each"
-        if count == 1:
-            where = f"1 × {kind}, batches of {batch_size} images"
-        if batch_size != self.args.batch_size:
-            where += f"\n             ({self.args.batch_size} made {batch_size}, for equal shares)"
-        self.console.print(
-            "[bold]A network with one hidden layer learns to read digits[/bold]\n"
-            f"  data       {sum(sizes)} handwritten digits of 8×8 pixels (UCI, scikit-learn):\n"
-            f"             {sizes[0]} to train on, {sizes[1]} to know when to stop, "
-            f"{sizes[2]} held out\n"
-            f"  network    z = W1 x, h = relu(z), o = W2 h;  W1 {width}×64, W2 10×{width}\n"
-            "  objective  J = L + s,  L = cross entropy(o, y),  s = λ/2 (‖W1‖² + ‖W2‖²),\n"
-            f"             λ = {decay:g}\n"
-            f"  devices    {where}\n"
-        )
-
-    def comparison(self, with_jax: list[Difference], by_hand: list[Difference]) -> None:
-        """Every parameter's gradient against ``jax.grad`` and the equations."""
-        table = Table(
-            "gradient", "shape", "norm", "compared with", "max |diff|", "relative", "",
-            title="Gradients of J before the first step, on one batch",
-            title_style="bold", title_justify="left", box=None, padding=(0, 2, 0, 0),
-        )  # fmt: skip
-        for name in ("norm", "max |diff|", "relative"):
-            next(c for c in table.columns if c.header == name).justify = "right"
-        for ours, hand in zip(with_jax, by_hand):
-            for row, witness in ((ours, "jax.grad"), (hand, "equations by hand")):
-                first = row is ours
-                table.add_row(
-                    f"∂J/∂{row.name}" if first else "",
-                    "×".join(map(str, row.shape)) if first else "",
-                    f"{row.norm:.4f}" if first else "",
-                    witness,
-                    f"{row.largest:.1e}",
-                    f"{row.relative:.1e}",
-                    "[green]agrees[/green]" if row.agrees else "[bold red]DIFFERS[/bold red]",
-                )
-        self.console.print(table)
-        self.console.print(f"agrees: relative difference at most {RELATIVE_TOLERANCE:.0e}\n")
-
-    @contextmanager
-    def progress(self, epochs: int) -> Iterator[Advance]:
-        """A bar in a terminal, a few lines elsewhere; call the result after every epoch."""
-        if not self.console.is_terminal:
-            every = max(1, epochs // LINES_WITHOUT_TERMINAL)
-
-            def show_line(epoch: int, objective: float, validation_loss: float) -> None:
-                if epoch == 1 or epoch % every == 0:
-                    self.console.print(
-                        f"epoch {epoch:4d}/{epochs}  J {objective:.4f}  "
-                        f"validation loss {validation_loss:.4f}"
-                    )
-
-            yield show_line
-            return
-        columns = (
-            TextColumn("epoch"), MofNCompleteColumn(), BarColumn(bar_width=None),
-            TextColumn("{task.description}"), TimeElapsedColumn(),
-        )  # fmt: skip
-        with Progress(*columns, console=self.console, disable=self.quiet) as bar:
-            task = bar.add_task("", total=epochs)
-
-            def move_bar(epoch: int, objective: float, validation_loss: float) -> None:
-                words = f"J {objective:.4f}  validation loss {validation_loss:.4f}"
-                bar.update(task, completed=epoch, description=words)
-
-            yield move_bar
-
-    def closing(self, result: Result) -> None:
-        """How it ended, and what to try next."""
-        if self.args.json:
-            fields = {
-                **asdict(result),
-                "gradients_agree": result.gradients_agree,
-                "comparison": [{**r._asdict(), "agrees": r.agrees} for r in result.comparison],
-            }
-            finite = {
-                name: None if isinstance(value, float) and not math.isfinite(value) else value
-                for name, value in fields.items()
-            }
-            print(json.dumps(finite, indent=2))
-            return
-        if result.diverged:
-            self.console.print(
-                f"[bold red]The loss is no longer a finite number[/bold red] after "
-                f"epoch {result.epochs}:\ntry a smaller --learning-rate."
-            )
-            return
-        if result.patience_ended:
-            why = f"the validation loss has not fallen for {self.args.patience} epochs"
-        else:
-            why = "the limit of --epochs was reached"
-        right = round(result.held_out_accuracy * result.held_out_images)
-        self.console.print(
-            f"\nStopped after {result.epochs} epochs, {result.steps} steps:\n{why}.\n"
-            f"  objective J        {result.objective:.4f} nats, the last epoch's mean\n"
-            f"  validation loss    {result.validation_loss:.4f} nats at epoch "
-            f"{result.best_epoch}, whose weights are kept\n"
-            f"  held-out accuracy  [bold]{result.held_out_accuracy:.1%}[/bold], "
-            f"{right} of {result.held_out_images} images\n"
-            f"  time               {result.train_seconds:.1f} s, {result.compile_seconds:.1f} s "
-            "of it to compile the step\n"
-        )
-        if not result.gradients_agree:
-            self.console.print("[bold red]A gradient differs from its witness[/bold red], above.")
-            return
-        other = "--devices 8" if result.devices == 1 else "--devices 1"
-        self.console.print(
-            "What to try next\n"
-            "  functional-bp demo --width 16        how few hidden units are enough?\n"
-            "  functional-bp demo --weight-decay 0  what does the penalty s do?\n"
-            f"  functional-bp demo {other}       the batch split over another number\n"
-            "  functional-bp rules tanh             a rule: its derivation, what it keeps\n"
-            "  and in your own code: import functional_bp as bp, bp.grad for jax.grad"
-        )
-
-
-# A network with one hidden layer and weight decay, and its gradients by hand.
-#
-# Forward, for one image x ∈ ℝ^64 with label y, φ = relu and weight decay λ::
-#
-#     z = W1 x     h = φ(z)     o = W2 h
-#     L = cross entropy(o, y) = log Σᵢ exp(oᵢ) − o_y
-#     s = λ/2 (‖W1‖²_F + ‖W2‖²_F)
-#     J = L + s
-#
-# Backward, from J to the weights (the chain rule, applied from the output to the input)::
-#
-#     ∂J/∂L = 1                  ∂J/∂s = 1
-#     ∂J/∂o = softmax(o) − e_y
-#     ∂J/∂W2 = ∂J/∂o hᵀ + λ W2
-#     ∂J/∂h = W2ᵀ ∂J/∂o
-#     ∂J/∂z = ∂J/∂h ⊙ φ'(z)
-#     ∂J/∂W1 = ∂J/∂z xᵀ + λ W1
-#
-# Over a batch, L is the mean of the images' losses, so ∂J/∂o carries a factor 1/b.
-
-PIXELS, CLASSES = 64, 10
-
-
-class Weights(NamedTuple):
-    """``W1: f32[d,64]`` and ``W2: f32[10,d]``, with d hidden units."""
-
-    W1: Array
-    W2: Array
-
-
-def initial_weights(seed: int, width: int) -> Weights:
-    """Draw from N(0, 2/n) and N(0, 1/n), n inputs a unit: z and o keep the scale of x."""
-    first, second = jax.random.split(jax.random.key(seed))
-    return Weights(
-        W1=jax.random.normal(first, (width, PIXELS)) * (2 / PIXELS) ** 0.5,
-        W2=jax.random.normal(second, (CLASSES, width)) * (1 / width) ** 0.5,
-    )
-
-
-def scores(weights: Weights, images: Array) -> Array:
-    """o = W2 φ(W1 x) for every image, ``f32[b,10]``."""
-    return jax.nn.relu(images @ weights.W1.T) @ weights.W2.T
-
-
-def loss(weights: Weights, batch: Any) -> Array:
-    """L, the mean cross entropy of a batch, in nats."""
-    images, labels = batch
-    log_probabilities = jax.nn.log_softmax(scores(weights, images))
-    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
-
-
-def penalised_loss(weights: Weights, batch: Any, weight_decay: float) -> Array:
-    """J = L + λ/2 (‖W1‖²_F + ‖W2‖²_F)."""
-    squares = jnp.sum(weights.W1**2) + jnp.sum(weights.W2**2)
-    return loss(weights, batch) + weight_decay / 2 * squares
-
-
-def hand_gradients(weights: Weights, batch: Any, weight_decay: float) -> Weights:
-    """∂J/∂W1 and ∂J/∂W2 by the equations above, without automatic differentiation."""
-    images, labels = batch
-    z = images @ weights.W1.T
-    h = jax.nn.relu(z)
-    o = h @ weights.W2.T
-    o_bar = (jax.nn.softmax(o) - jax.nn.one_hot(labels, CLASSES)) / len(images)
-    h_bar = o_bar @ weights.W2
-    z_bar = h_bar * (z > 0)
-    return Weights(
-        W1=z_bar.T @ images + weight_decay * weights.W1,
-        W2=o_bar.T @ h + weight_decay * weights.W2,
-    )
-
-
-def accuracy(weights: Weights, batch: Any) -> Array:
-    """The share of images whose label has the largest score."""
-    images, labels = batch
-    return jnp.mean(jnp.argmax(scores(weights, images), axis=1) == labels)
-
-
-SMALLEST_GAIN = 1e-4  # in nats; a smaller fall of the validation loss counts as none
-
-
-class UsageError(Exception):
-    """The options do not fit together, or do not fit this machine."""
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """Set the rows of ``compare`` as a table."""
+    columns = (
+        Column("gradient"), Column("norm", "right", 1), Column("compared with"),
+        Column("max |diff|", "right", 2), Column("relative", "right"), Column(""),
+    )  # fmt: skip
+    lines = [
+        (f"∂J/∂{row['name']}", f"{row['norm']:.4f}", row["witness"], f"{row['largest']:.1e}",
+         f"{row['relative']:.1e}", "agrees" if row["agrees"] else "DIFFERS")
+        for row in rows
+    ]  # fmt: skip
+    made = tuple(Line("gradient", tuple(map(Cell, words))) for words in lines)
+    return Table("Gradients of J before the first step, on one batch", columns, made)
 
 
 def number(
     kind: Callable[[str], Any], low: float, high: float = math.inf, *, above: bool = False
 ) -> Callable[[str], Any]:
-    """An argparse type: a number in [low, high), or in (low, high) with ``above``."""
-    words = "a whole number" if kind is int else "a number"
+    """Make a type for argparse: a number in [low, high), or in (low, high) with ``above``."""
     limits = f"above {low}" if above else f"of at least {low}"
     limits += f" and below {high}" if high < math.inf else ""
 
-    def parse(text: str) -> Any:
+    def parse(given: str) -> Any:
         try:
-            value = kind(text)
+            value = kind(given)
         except ValueError:
             value = math.nan
         if not (low < value if above else low <= value) or not value < high:
-            raise argparse.ArgumentTypeError(f"must be {words} {limits}, got {text!r}")
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {words} {limits}, got {given!r}")
         return value
 
     return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     at_least_one = number(int, 1)
     options = [
         ("--width", at_least_one, 256, "hidden units"),
@@ -449,45 +240,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--seed", number(int, 0, 2**32), 0, "of the split, the first weights and the order"),
     ]
     for name, kind, default, what in options:
-        parser.add_argument(
-            name, type=kind, default=default, metavar="N", help=f"{what} (%(default)s)"
-        )
-    parser.add_argument(
-        "--devices",
-        type=at_least_one,
-        metavar="N",
-        help="split every batch over so many devices; where the machine has fewer, processors are "
-        "simulated (default: all there are)",
-    )
+        about = f"{what} (%(default)s)"
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=about)
+    about = "split every batch over so many devices; where the machine has fewer, processors are "
+    about += "simulated (default: all there are)"
+    parser.add_argument("--devices", type=at_least_one, metavar="N", help=about)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, and print what happened; the exit status."""
+    """Compare the gradients, train, print what happened, and return the exit status."""
     try:
         devices = choose_devices(args.devices)
-        batch_size = fitting_batch_size(args.batch_size, len(devices))
         digits = load_digits(args.seed)
-        if batch_size > len(digits.training):
-            raise UsageError(
-                f"--batch-size {args.batch_size} is more than the {len(digits.training)} images "
-                "there are for training"
-            )
-    except (UsageError, MissingExtraError) as error:
-        print(f"functional-bp demo: error: {error}", file=sys.stderr)
-        return 2
-    report = Report(args, quiet=args.json)
-    report.opening(digits, devices, batch_size)
-    result = train(args, digits, DataParallel.over(devices), batch_size, report)
-    report.closing(result)
-    return 0 if result.succeeded else 1
+        sizes = {name: len(labels) for name, (_, labels) in digits.items()}
+        batch_size = fitting_batch_size(args.batch_size, len(devices), sizes["training"])
+    except DemoError as error:
+        return refuse("demo", f"error: {error}")
+    console = Console(highlight=False, quiet=args.json)
+    where = f"{len(devices)} × {devices[0].platform}, batches of {batch_size} images"
+    if len(devices) > 1:
+        where += f", {batch_size // len(devices)} on each"
+    if batch_size != args.batch_size:
+        where += f"\n             ({args.batch_size} made {batch_size}, for equal shares)"
+    total = sum(sizes.values())
+    console.print(OPENING.format(**vars(args), **sizes, total=total, where=where))
+    weights = initial_weights(args.seed, args.width)
+    first = jax.tree.map(lambda x: x[:batch_size], digits["training"])
+    comparison = compared_gradients(weights, first, args.weight_decay, devices)
+    agree = all(row["agrees"] for row in comparison)
+    console.print(text.text((comparison_table(comparison),), console.width))
+    console.print(MEANING.format(tolerance=RELATIVE_TOLERANCE))
+    result = fitted(args, digits, devices, batch_size, weights)
+    diverged = result["objective"] is None
+    if args.json:
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in result.items()
+        }
+        print(json.dumps({"comparison": comparison, **finite, "gradients_agree": agree}, indent=2))
+    elif diverged:
+        console.print(DIVERGED.format(**result))
+    else:
+        why = f"J of the validation images has not fallen for {args.patience} epochs"
+        why = why if result["patience_ended"] else "the limit of --epochs was reached"
+        right = round(result["held_out_accuracy"] * result["held_out_images"])
+        console.print(CLOSING.format(**result, why=why, right=right))
+        wrong = "[bold red]A gradient differs from its witness[/bold red], above."
+        other = 8 if len(devices) == 1 else 1
+        console.print(NEXT.format(other=other) if agree else wrong)
+    return int(diverged or not agree)
 
 
 def choose_devices(count: int | None) -> list[Any]:
-    """All devices of the default kind, or ``count`` of them, or as many simulated processors.
+    """Choose all devices of the default kind, or ``count`` of them, or as many simulated ones.
 
     Raises:
-        UsageError: there are fewer, and it is too late to simulate more.
+        DemoError: there are fewer, and it is too late to simulate more.
     """
     if count is None:
         return jax.devices()
@@ -497,110 +306,56 @@ def choose_devices(count: int | None) -> list[Any]:
         pass
     devices = jax.devices() if len(jax.devices()) >= count else jax.devices("cpu")
     if len(devices) < count:
-        raise UsageError(f"--devices {count}, but this process has {len(devices)} already in use")
+        raise DemoError(f"--devices {count}, but this process has {len(devices)} already in use")
     return devices[:count]
 
 
-def fitting_batch_size(batch_size: int, device_count: int) -> int:
-    """The largest size up to ``batch_size`` that the devices divide evenly.
+def fitting_batch_size(size: int, devices: int, images: int) -> int:
+    """Choose the largest size up to ``size`` that the devices divide evenly.
 
     Raises:
-        UsageError: there would be no image for some device.
+        DemoError: some device would have no image, or there are not so many images.
     """
-    if batch_size < device_count:
-        raise UsageError(
-            f"--batch-size {batch_size} cannot be split over {device_count} devices: "
-            "give at least one image to each"
-        )
-    return batch_size - batch_size % device_count
+    if size < devices:
+        do = "give at least one image to each"
+        raise DemoError(f"--batch-size {size} cannot be split over {devices} devices: {do}")
+    if size - size % devices > images:
+        there = f"the {images} images there are for training"
+        raise DemoError(f"--batch-size {size} is more than {there}")
+    return size - size % devices
 
 
-class Comparison(NamedTuple):
-    """Our gradient of J on one batch against two witnesses."""
+def fitted(
+    args: argparse.Namespace, digits: Any, devices: list[Any], batch_size: int, weights: Weights
+) -> dict[str, Any]:
+    """Train until J of the validation images stops falling.
 
-    with_jax: list[Difference]
-    by_hand: list[Difference]
-
-
-def compare_gradients(
-    weights: Weights, batch: Part, weight_decay: float, layout: DataParallel
-) -> Comparison:
-    """∂J/∂W1 and ∂J/∂W2: ours over all devices, ``jax.grad`` and the equations on one."""
-    objective = partial(penalised_loss, weight_decay=weight_decay)
-    with jax.default_matmul_precision("highest"):  # so that only rounding differs, on any device
-        ours = jax.jit(grad(objective))(layout.replicate(weights), layout.split(batch))
-        theirs = jax.jit(jax.grad(objective))(weights, batch)
-        hand = jax.jit(hand_gradients)(weights, batch, weight_decay)
-    return Comparison(compare(ours, theirs), compare(ours, hand))
-
-
-def train(
-    args: argparse.Namespace,
-    digits: Digits,
-    layout: DataParallel,
-    batch_size: int,
-    report: Report,
-) -> Result:
-    """Compare the gradients, then train until the validation loss stops falling."""
-    weights = initial_weights(args.seed, args.width)
-    first = next(batches(digits.training, batch_size, np.random.default_rng(args.seed)))
-    comparison = compare_gradients(weights, first, args.weight_decay, layout)
-    report.comparison(*comparison)
-
-    def objective(weights: Weights, batch: Part) -> Any:
-        return penalised_loss(weights, batch, args.weight_decay), {"L": loss(weights, batch)}
-
-    stopping = EarlyStopping("val_L", patience=args.patience, min_delta=SMALLEST_GAIN, mode="min")
-    value = math.nan
-    with report.progress(args.epochs) as advance:
-        watch = Watch(advance)
-        try:
-            state, history = fit(
-                objective, weights, digits.training, optimizer=optax.adam(args.learning_rate),
-                epochs=args.epochs, batch_size=batch_size, drop_last=True, seed=args.seed,
-                validation_data=digits.validation, callbacks=[stopping, watch], verbose=0,
-                devices=list(layout.mesh.devices.flat),
-            )  # fmt: skip
-            value = history["loss"][-1]
-        except NonFiniteError as error:
-            state, history = error.state, error.history
-    return Result(
-        comparison=comparison.with_jax + comparison.by_hand,
-        epochs=watch.epochs,
-        best_epoch=(stopping.best_epoch or 0) + 1,
-        steps=int(state.step),
-        objective=value,
-        validation_loss=math.nan if stopping.best is None else stopping.best,
-        held_out_accuracy=float(accuracy(state.params, digits.held_out)),
-        held_out_images=len(digits.held_out),
-        compile_seconds=watch.compile_seconds,
-        train_seconds=watch.seconds,
-        devices=layout.mesh.size,
-        patience_ended=stopping.stopped_epoch is not None,
-    )
-
-
-class Watch(Callback):
-    """Moves the bar of the report, and looks at the clock."""
-
-    def __init__(self, advance: Callable[[int, float, float], None]) -> None:
-        self._advance, self._started = advance, time.perf_counter()
-        self.epochs, self.compile_seconds, self.seconds = 0, 0.0, 0.0
-
-    def on_step_end(self, run: Any, step: int) -> None:
-        """The first step was compiled before it ran."""
-        if not self.compile_seconds:
-            jax.block_until_ready(run.state.params)
-            self.compile_seconds = time.perf_counter() - self._started
-
-    def on_epoch_begin(self, run: Any, epoch: int) -> None:
-        """Count it."""
-        self.epochs = epoch + 1
-
-    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Show J of the epoch and the validation loss behind it."""
-        self._advance(epoch + 1, logs["loss"], logs["val_L"])
-
-    def on_fit_end(self, run: Any) -> None:
-        """Stop the clock."""
-        self.seconds = time.perf_counter() - self._started
+    Returns:
+        What came out, by name; ``objective`` is None where it became infinite or not a number.
+    """
+    stopping = train.EarlyStopping("val_loss", patience=args.patience, min_delta=1e-4)
+    started, failed = time.perf_counter(), False
+    try:
+        state, history = train.fit(
+            partial(penalised_loss, weight_decay=args.weight_decay), weights, *digits["training"],
+            optimizer=optax.adam(args.learning_rate), epochs=args.epochs, batch_size=batch_size,
+            drop_last=True, seed=args.seed, validation_data=digits["validation"],
+            callbacks=[stopping], devices=devices, verbose=0 if args.json else "auto",
+        )  # fmt: skip
+    except NonFiniteError as error:
+        state, history, failed = error.state, error.history, True
+    images, labels = digits["held_out"]
+    is_right = jnp.argmax(scores(state.params, images), axis=1) == labels
+    return {
+        "epochs": len(history.epochs) + failed,
+        "best_epoch": (stopping.best_epoch or 0) + 1,
+        "steps": int(state.step),
+        "objective": None if failed else history["loss"][-1],
+        "validation_loss": float(loss(state.params, digits["validation"])),
+        "held_out_accuracy": float(jnp.mean(is_right)),
+        "held_out_images": len(labels),
+        "compile_seconds": history.rows[0]["seconds"] if history.rows else 0.0,
+        "train_seconds": time.perf_counter() - started,
+        "devices": len(devices),
+        "patience_ended": stopping.stopped_epoch is not None,
+    }

@@ -1,4 +1,4 @@
-"""The command ``functional-bp explain``: a function at a point, as a textbook would show it."""
+"""The command ``functional-bp explain`` shows a function at a point, as a textbook would."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from functional_bp.cli.shared import INPUTS, add_inputs, refuse
+
 if TYPE_CHECKING:
     from functional_bp.errors import BackpropError
     from functional_bp.explanation.explanation import Explanation
@@ -21,38 +23,32 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 120  # characters per line where the output is not a terminal
 WRITTEN_OUT = 12  # entries of a cotangent that --cotangents writes out
-EPILOG = """\
-On what inputs, the first of these that there is:
-  --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
-  those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
-  returns the arguments or a dictionary of them by name; annotations such as x: Float[Array, "b d"]
-
+EPILOG = f"""\
+{INPUTS}
 For example:
   functional-bp explain mymodel.py:loss --shape x=f32[4,3] --shape y=i32[4]:0..9
   functional-bp explain mymodel:loss --inputs batch.npz --save loss.html --save loss.svg
 
 Exit status: 0 well, 1 with --nonfinite: something is not finite, 2 called wrongly.
 """
-# What bp.explain says to do, and what to do on the command line.
-IN_WORDS_OF_THE_COMMAND = {
-    r"give the output's cotangent: .*": "explain a loss, or add --upstream 1.0, the gradient at "
-    "every entry of the output; numbers have a point, as in --shape x=-2.0",
-    r"unroll=True": "--unroll",
-    r"bp\.grad\(f, max_steps=.*": "--max-steps N",
-    r"depth=(?=\d)": "--depth ",
+# What there is to do about an argument of bp.explain, said of the options.
+OPTIONS = {
+    "cotangent": "explain a loss, or add --upstream 1.0, the gradient at every entry of the "
+    "output; numbers have a point, as in --shape x=-2.0",
+    "unroll": "--unroll",
+    "max_steps": "--max-steps N",
+    "depth": "--depth 0",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     add = parser.add_argument
     add("target", metavar="MODULE:FUNCTION", help="what to explain; also FILE.py:FUNCTION")
-    about = "draw this argument; also i32[5], bool[3], f32[4,3]:0..1, a number: x=-2.0, or a "
-    about += "setting: axis=-1 (what is no array and has no decimal point is not differentiated)"
-    add("--shape", action="append", default=[], metavar="x=f32[4,3]", dest="shapes", help=about)
-    add("--inputs", metavar="FILE", help="take the arguments from a file: .npz by name, or .py")
+    about = "a number: x=-2.0, or a setting: axis=-1 (what is no array and has no decimal point is "
+    add_inputs(parser, about + "not differentiated)")
     add("--seed", type=int, default=0, help="of all random numbers (default 0)")
     about = "the gradient at every entry of an output that is not a scalar"
     add("--upstream", type=float, metavar="NUMBER", help=about)
@@ -76,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain, and print or write it; the exit status."""
+    """Explain, print or write it, and return the exit status."""
     from functional_bp.errors import BackpropError
 
     try:
@@ -92,12 +88,10 @@ def run(args: argparse.Namespace) -> int:
             _print_tables(explanation, args.rows)
     except BrokenPipeError:  # the reader has seen enough, as in `functional-bp explain … | head`
         raise
-    except (BackpropError, OSError) as error:
-        message = f"functional-bp explain: {error}"
-        for in_python, here in IN_WORDS_OF_THE_COMMAND.items():
-            message = re.sub(in_python, here, message)
-        print(message, file=sys.stderr)
-        return 2
+    except BackpropError as error:
+        return refuse("explain", error.message.reworded(OPTIONS))
+    except OSError as error:
+        return refuse("explain", error)
     return 0
 
 
@@ -105,13 +99,18 @@ def _check_options(args: argparse.Namespace) -> None:
     from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError
 
-    options = {"style": args.style, "theme": args.theme, "depth": args.depth}
-    given = [f"--{name}" for name, value in options.items() if value is not None]
+    given = list(_drawn_as(args))
     if given and not args.files:
         raise InputsError(
-            compose(f"{given[0]} says how a file is drawn", got="no file",
+            compose(f"--{given[0]} says how a file is drawn", got="no file",
                     do="add --save FILE.svg, .png, .pdf or .html")
         )  # fmt: skip
+
+
+def _drawn_as(args: argparse.Namespace) -> dict[str, Any]:
+    """Return those options of a picture or page that were given."""
+    options = {"style": args.style, "theme": args.theme, "depth": args.depth}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _explanation(args: argparse.Namespace) -> Explanation:
@@ -138,7 +137,7 @@ def _explanation(args: argparse.Namespace) -> Explanation:
 
 
 def _target(text: str) -> Target:
-    """The function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
+    """Find the function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
 
     Raises:
         TargetError: there is no such module or function; the message lists near names.
@@ -163,7 +162,7 @@ def _target(text: str) -> Target:
 
 
 def _functions_in(module: ModuleType) -> list[str]:
-    """The functions that a module itself defines, in their order."""
+    """List the functions that a module itself defines, in their order."""
     return [
         name
         for name, value in vars(module).items()
@@ -175,7 +174,7 @@ def _functions_in(module: ModuleType) -> list[str]:
 
 
 def _called(target: Target, inputs: Sequence[Any], is_node: Sequence[bool]) -> Callable[..., Any]:
-    """The function of those inputs that are values, the others fixed.
+    """Make a function of those inputs that are values, the others fixed.
 
     Its own errors say what it was called with.
     """
@@ -200,7 +199,7 @@ def _called(target: Target, inputs: Sequence[Any], is_node: Sequence[bool]) -> C
 
 
 def _misfit(target: Target, inputs: Sequence[Any], error: Exception) -> BackpropError:
-    """What a person's own code raised, and what it was called with."""
+    """Say what a person's own code raised, and what it was called with."""
     import jax
 
     from functional_bp.errors import compose, describe
@@ -243,13 +242,12 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None:
-    from functional_bp.errors import compose
+    from functional_bp.errors import BackpropError, compose
 
-    options = {"style": args.style, "theme": args.theme, "depth": args.depth}
     try:
-        explanation.save(file, **{name: v for name, v in options.items() if v is not None})
+        explanation.save(file, **_drawn_as(args))
     except OSError as error:
-        raise OSError(
+        raise BackpropError(
             compose(f"{file} cannot be written", got=error.strerror or str(error),
                     do="make its folder, or write elsewhere")
         ) from error  # fmt: skip
@@ -257,7 +255,7 @@ def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None
 
 
 def _cotangents(explanation: Explanation, listed: str) -> list[str]:
-    """Name, type and gradient, a line each."""
+    """Write the name, type and gradient of each value on a line."""
     from functional_bp.explanation.numbers import format_value
     from functional_bp.explanation.sweeps import lookup
 
@@ -272,7 +270,7 @@ def _cotangents(explanation: Explanation, listed: str) -> list[str]:
 
 
 def _names(listed: str) -> list[str]:
-    """The names between commas, but for those inside brackets: ``h,params['a'],xs[0]``."""
+    """Split at commas, but for those inside brackets: ``h,params['a'],xs[0]``."""
     return [name.strip() for name in re.split(r",(?![^\[]*\])", listed) if name.strip()]
 
 
@@ -284,14 +282,15 @@ def _print_nonfinite(explanation: Explanation) -> int:
 
 def _print_tables(explanation: Explanation, rows: int | None) -> None:
     from functional_bp.explanation.explanation import MOST_ROWS
+    from functional_bp.explanation.tables import tables
+    from functional_bp.tables import text
 
-    width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
     if rows is None and _is_terminal():
         rows = MOST_ROWS
-    color = _is_terminal() and "NO_COLOR" not in os.environ
-    text = explanation.text(width=width, color=color, rows=rows or None)
-    print(text)
-    if "rows are left out" in text:
+    width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
+    made = tables(explanation, rows or None)
+    print(text.text(made, width, color=_is_terminal() and "NO_COLOR" not in os.environ))
+    if any(line.kind == "more" for table in made for line in table.lines):
         print("functional-bp explain: --rows 0 prints all of them", file=sys.stderr)
 
 

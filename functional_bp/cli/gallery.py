@@ -1,4 +1,8 @@
-"""The gallery as one Markdown page: ``functional_bp/vjps/README.md``."""
+"""The gallery shows each rule as plain data, and all of them on ``functional_bp/vjps/README.md``.
+
+All of it is read from the rules themselves, from their files, and from the improvements on JAX that
+are declared beside them.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +25,18 @@ from functional_bp.engine.improvements import Improvement
 from functional_bp.engine.rule import Pullback, Rule, rules
 from functional_bp.explanation.formulas.formula import Formula, formula
 from functional_bp.graph.nested import inner_graphs
-from functional_bp.tables.markdown import escaped
-
-# Which rule an improvement on JAX belongs to: the first of its chapter that the call runs.
+from functional_bp.tables.markdown import escaped, markdown
+from functional_bp.tables.table import Cell, Column, Line, Table
 
 
 def improvements_of(rule: Rule) -> list[Improvement]:
-    """The improvements declared for a rule."""
+    """List the improvements declared for a rule."""
     return [entry for entry in declared.improvements if primitive_of(entry) is rule.primitive]
 
 
 @cache
 def primitive_of(entry: Improvement) -> Primitive | None:
-    """The primitive whose rule makes the improvement; None where it cannot be told.
+    """Find the primitive whose rule makes the improvement; None where it cannot be told.
 
     An improvement is declared in the file of its rule; of the operations that its call runs, the
     first with a rule in that file is meant.
@@ -51,13 +54,13 @@ def primitive_of(entry: Improvement) -> Primitive | None:
 
 
 def _file_of_function(eqn: JaxprEqn) -> str | None:
-    """Where the structure stands that we have for a function of JAX with a tangent of its own."""
+    """Find where the structure stands that we have for a function of JAX with its own tangent."""
     structure = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
     return None if structure is None else inspect.getfile(structure)
 
 
 def _equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """The equations in the order in which they stand, calls opened."""
+    """List the equations in the order in which they stand, calls opened."""
     found: list[JaxprEqn] = []
     for eqn in jaxpr.eqns:
         found.append(eqn)
@@ -66,15 +69,13 @@ def _equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
     return found
 
 
-# A rule as plain data, all of it read from the rule.
-
 LONGEST_CODE = 60  # lines of a rule's source that are shown
 HOME = Path(__file__).parents[2]  # the folder that holds the package
 _REFERENCES = re.compile(r"References?:\s*\n((?:[ \t]+.*\n?)+)")
 
 
 def describe_rule(rule: Rule) -> dict[str, Any]:
-    """A rule as plain data.
+    """Describe a rule as plain data.
 
     Returns:
         ``primitive``, ``kind``, ``signature``, ``formulas`` (for each operand that has a cotangent;
@@ -100,7 +101,7 @@ def describe_rule(rule: Rule) -> dict[str, Any]:
 
 
 def formulas(rule: Rule) -> dict[str, Formula]:
-    """The formula of each operand that has a cotangent; under "" where a rule holds a graph."""
+    """Read the formula of each operand with a cotangent; under "" where a rule holds a graph."""
     if rule.structure is not None:
         return {"": formula(rule, "x")}
     if rule.joint is not None:
@@ -109,13 +110,13 @@ def formulas(rule: Rule) -> dict[str, Formula]:
 
 
 def references(rule: Rule) -> str:
-    """What the derivation cites under ``References:``, on one line; "" where it cites nothing."""
+    """Read what the derivation cites under ``References:``, on one line; "" for nothing."""
     found = _REFERENCES.search(rule.derivation)
     return " ".join(found[1].split()) if found else ""
 
 
 def signature(rule: Rule) -> str:
-    """``x, *ys -> z | r``, or "" for a rule that has none."""
+    """Write the signature ``x, *ys -> z | r``, or "" for a rule that has none."""
     if not rule.operands and not rule.outputs:
         return ""
     side = lambda names: ", ".join("*" * name.starred + name.text for name in names)
@@ -124,7 +125,7 @@ def signature(rule: Rule) -> str:
 
 
 def keeps(facts: Mapping[str, Any]) -> str:
-    """``x_bar: y; y_bar: x``, ``nothing`` for a linear rule, ``–`` where there is no cotangent."""
+    """Write ``x_bar: y; y_bar: x``, ``nothing`` for a linear rule, ``–`` without a cotangent."""
     if not facts["keeps"]:
         return "as the graph needs" if facts["kind"] == "structural" else "–"
     parts = []
@@ -135,7 +136,7 @@ def keeps(facts: Mapping[str, Any]) -> str:
 
 
 def code(facts: Mapping[str, Any]) -> str:
-    """The statement that declares the rule, "" if its file cannot be read."""
+    """Read the statement that declares the rule, "" if its file cannot be read."""
     file = Path(facts["file"])
     file = file if file.is_absolute() else HOME / file
     try:
@@ -153,7 +154,7 @@ def code(facts: Mapping[str, Any]) -> str:
 
 
 def chapter_title(module_file: str) -> str:
-    """The first sentence of the docstring of the file that a rule stands in."""
+    """Read the first sentence of the docstring of the file that a rule stands in."""
     text = Path(module_file).read_text(encoding="utf-8")
     docstring = ast.get_docstring(ast.parse(text)) or ""
     return " ".join(inspect.cleandoc(docstring).partition("\n\n")[0].split())
@@ -166,7 +167,7 @@ def _pullbacks(rule: Rule) -> Mapping[str, Pullback]:
 
 
 def short_path(file: str) -> str:
-    """Relative to the folder that holds the package, for the files inside it."""
+    """Make a path relative to the folder that holds the package, if it is inside."""
     return str(Path(file).relative_to(HOME)) if Path(file).is_relative_to(HOME) else file
 
 
@@ -179,6 +180,7 @@ derivative. `functional-bp rules NAME` shows one rule with its code.
 
 This page is written by `functional-bp rules --markdown > functional_bp/vjps/README.md`.
 """
+COLUMNS = tuple(map(Column, ("rule", "formula", "keeps", "at kinks")))
 WITHOUT = {
     "no tangent space": "No cotangent, for the outputs are integers, booleans, keys or tokens",
     "piecewise constant": "Zero wherever there is a derivative",
@@ -186,7 +188,7 @@ WITHOUT = {
 
 
 def page(rules: Iterable[Rule]) -> str:
-    """The page of those of the rules that stand in this package, by chapter.
+    """Write the page of those of the rules that stand in this package, by chapter.
 
     Returns:
         Markdown. Nothing in it depends on where in its file a rule stands.
@@ -202,23 +204,23 @@ def page(rules: Iterable[Rule]) -> str:
 
 
 def version() -> str:
-    """JAX's version without its last number: rules come and go with the others."""
+    """Return JAX's version without its last number: rules come and go with the others."""
     return ".".join(jax.__version__.split(".")[:2])
 
 
 def anchor(file: str) -> str:
-    """What GitHub calls the heading of a chapter."""
+    """Name the heading of a chapter as GitHub does."""
     return Path(file).name.replace(".", "").lower()
 
 
 def chapter(file: str, rules: Sequence[Rule]) -> str:
-    """One section: a table of its rules, what has no cotangent, improvements, derivations."""
+    """Write a section: a table of its rules, what has no cotangent, improvements, derivations."""
     name = Path(file).name
     parts = [f"## [{name}]({name})", chapter_title(file)]
     differentiated = [rule for rule in rules if rule.kind not in WITHOUT]
     if differentiated:
-        heads = "| rule | formula | keeps | at kinks |\n| :-- | :-- | :-- | :-- |"
-        parts.append("\n".join([heads, *(line for r in differentiated for line in lines(r))]))
+        rows = tuple(line for rule in differentiated for line in lines(rule))
+        parts.append(markdown((Table("", COLUMNS, rows),)).rstrip("\n"))
     for kind, what in WITHOUT.items():
         names = [f"`{rule.primitive.name}`" for rule in rules if rule.kind == kind]
         if names:
@@ -233,21 +235,21 @@ def chapter(file: str, rules: Sequence[Rule]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def lines(rule: Rule) -> list[str]:
-    """The rows of a rule in the table of its chapter: one per operand."""
+def lines(rule: Rule) -> list[Line]:
+    """Make the lines of a rule in the table of its chapter, one for each operand."""
     facts = describe_rule(rule)
     rows = []
     for k, (operand, made) in enumerate(formulas(rule).items()):
         kept = facts["keeps"].get(operand, [])
         held = keeps(facts) if not operand else ", ".join(kept) or "nothing"
-        name = f"`{rule.primitive.name}`" if k == 0 else ""
-        kinks = escaped(rule.kinks) if k == 0 else ""
-        rows.append(f"| {name} | {escaped(str(made))} | {escaped(held)} | {kinks} |")
+        name, kinks = (rule.primitive.name, rule.kinks) if k == 0 else ("", "")
+        cells = (Cell(name, is_code=True), Cell(str(made)), Cell(held), Cell(kinks))
+        rows.append(Line("operand", cells))
     return rows
 
 
 def improvement_lines(rule: Rule) -> list[str]:
-    """What a rule does better than JAX, one item each."""
+    """List what a rule does better than JAX."""
     return [
         f"- `{rule.primitive.name}`, {escaped(entry.name)}. JAX: {escaped(entry.jax)}"
         for entry in improvements_of(rule)
@@ -255,7 +257,7 @@ def improvement_lines(rule: Rule) -> list[str]:
 
 
 def derivation(rule: Rule) -> list[str]:
-    """The derivation, as it stands beside the rule."""
+    """Quote the derivation that stands beside the rule."""
     if not rule.derivation:
         return []
     fence = "```" if "```" not in rule.derivation else "````"

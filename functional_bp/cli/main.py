@@ -1,4 +1,6 @@
-"""The command line ``functional-bp``. Exit status: 0 well, 1 a check failed, 2 called wrongly.
+"""The command line ``functional-bp`` runs one of its commands.
+
+The exit status is 0 where all is well, 1 where a check failed, 2 where it was called wrongly.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported
 when it is called, so that help costs nothing.
@@ -31,7 +33,7 @@ INTERRUPTED = 130  # as shells report a program that was stopped with Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run the command that the words call for.
 
     Args:
         argv: the words after the program's name; by default those that it was started with.

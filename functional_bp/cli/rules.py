@@ -1,4 +1,4 @@
-"""The command ``functional-bp rules``: what rules there are, and each one in full."""
+"""The command ``functional-bp rules`` lists the rules there are, and shows each one in full."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from functional_bp.cli.shared import refuse
+
 if TYPE_CHECKING:
     from functional_bp.engine.improvements import Improvement
     from functional_bp.engine.rule import Rule
@@ -23,7 +25,7 @@ FORMULA = 1  # the place of that column
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command."""
     parser.add_argument(
         "name",
         nargs="?",
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for; the exit status."""
+    """Print what was asked for, and return the exit status."""
     if args.improvements:
         return list_improvements(args.name or "", args.json)
     from functional_bp import rules
@@ -71,8 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return _list(matching, args.json)
     near = difflib.get_close_matches(args.name, {rule.primitive.name for rule in every}, n=5)
     hint = f"; near it: {', '.join(near)}" if near else ""
-    print(f"functional-bp rules: no rule's name contains {args.name!r}{hint}", file=sys.stderr)
-    return 2
+    return refuse("rules", f"no rule's name contains {args.name!r}{hint}")
 
 
 def _list(rules: Sequence[Rule], as_json: bool) -> int:
@@ -128,28 +129,24 @@ def _in_full(rule: Rule) -> str:
 
 
 def _width() -> int:
-    """Characters per line: of the terminal, or enough for a file or another program."""
+    """Return the terminal's characters per line, or enough for a file or another program."""
     return shutil.get_terminal_size((PIPE_WIDTH, 24)).columns
 
 
 def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of one line per row, the longest cells cut; the formula takes what is left."""
-    from rich import box
+    """Print a line for every row, the longest cells cut; the formula takes what is left."""
     from rich.cells import cell_len
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    from functional_bp.tables.table import Cell, Column, Line, Table
+    from functional_bp.tables.text import text
+
     columns = list(zip(headings, *rows))
     widths = [min(max(map(cell_len, column)), WIDEST_COLUMN) for column in columns]
     others = sum(w for k, w in enumerate(widths) if k != FORMULA) + 2 * len(widths)
     widths[FORMULA] = max(_width() - others, len(headings[FORMULA]))
-    for heading, width in zip(headings, widths):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=width)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(width=_width(), highlight=False).print(table)
+    made = tuple(Column(heading, width=width) for heading, width in zip(headings, widths))
+    lines = tuple(Line("rule", tuple(map(Cell, row))) for row in rows)
+    print(text((Table("", made, lines),), _width(), color=sys.stdout.isatty()))
 
 
 # ``functional-bp rules --improvements``: where our gradients are not JAX's, and why.
@@ -164,8 +161,7 @@ def list_improvements(part: str, as_json: bool) -> int:
 
     chosen = [entry for entry in improvements if part in entry.name]
     if not chosen:
-        print(f"functional-bp rules: no improvement's name contains {part!r}", file=sys.stderr)
-        return 2
+        return refuse("rules", f"no improvement's name contains {part!r}")
     facts = []
     with jax.enable_x64(True):
         for entry in chosen:
@@ -194,7 +190,7 @@ def list_improvements(part: str, as_json: bool) -> int:
 
 
 def _improvement_text(facts: Mapping[str, Any]) -> str:
-    """One improvement in a few lines."""
+    """Describe one improvement in a few lines."""
     rows = [
         ("at", f"{facts['at']} ({facts['dtype']})"),
         ("JAX", facts["jax"]),
@@ -205,7 +201,7 @@ def _improvement_text(facts: Mapping[str, Any]) -> str:
 
 
 def _our_gradient(entry: Improvement) -> tuple[str, bool]:
-    """Our gradient as text, and whether it is the true one, to the stated tolerance."""
+    """Compute our gradient as text, and whether it is the true one to the stated tolerance."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -226,7 +222,7 @@ def _our_gradient(entry: Improvement) -> tuple[str, bool]:
 
 
 def _value(value: Any) -> str:
-    """A number or a small array on one line, to six digits."""
+    """Write a number or a small array on one line, to six digits."""
     import numpy as np
 
     array = np.asarray(value)

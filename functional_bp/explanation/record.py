@@ -16,8 +16,6 @@ from functional_bp.graph.graph import Equation, Graph, Variable
 class UnreachedError(BackpropError, KeyError):
     """No path leads from a value to the output, so that it has no cotangent."""
 
-    __str__ = Exception.__str__  # a KeyError would show its message in quotes
-
 
 class ByName(Mapping[str, Any]):
     """Arrays by the names of a graph's variables; an unknown name is answered with near ones."""

@@ -170,7 +170,8 @@ def seeds_of(graph: Graph, cotangent: Any = None, do: str = "") -> list[Any]:
                     f"{graph.name} has no single gradient to explain",
                     got="the output " + (", ".join(v.type for v in outs) or "()"),
                     expected="a real scalar",
-                    do=do,
+                    do="{cotangent}",
+                    cotangent=do,
                 )
             )
         return [jnp.ones((), outs[0].dtype)]
@@ -231,7 +232,7 @@ def _inside(graph: Graph, equation: Equation, name: str) -> str:
     zeros = f"zeros to it, {name} = {name} + zero, and ask for those of the zeros"
     if operation == "scan":
         what = f"{name} stands inside a loop of {graph.name}: it has another value at every step"
-        do = f"write the loop out: unroll=True; or scan over (xs, zeros), add the {zeros}"
+        do = f"write the loop out: {{unroll}}; or scan over (xs, zeros), add the {zeros}"
     elif operation == "while":
         what = f"{name} stands inside a loop of {graph.name}: it has another value at every step"
         do = f"make it a lax.scan of known length, and add {zeros}"
@@ -244,4 +245,5 @@ def _inside(graph: Graph, equation: Equation, name: str) -> str:
         )
         do = "name what goes into the operation, or what comes out of it"
     where = ":".join(map(str, equation.source or ()))
-    return compose(what, where=where, got=f"{operation} {equation.label}".strip(), do=do)
+    got = f"{operation} {equation.label}".strip()
+    return compose(what, where=where, got=got, do=do, unroll="unroll=True")

@@ -170,7 +170,7 @@ def _modules(module: ModuleType) -> Iterator[ModuleType | Target]:
         try:
             yield _import(entry.name)
         except TargetError as error:
-            yield Target(entry.name, error=str(error))
+            yield Target(entry.name, error=error.message)
 
 
 def subjects_in(module: ModuleType) -> list[Target]:

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -34,6 +34,8 @@ import functional_bp.vjps  # noqa: F401  (registers the rules that are looked up
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.errors import BackpropError, describe
 from functional_bp.graph import costs
+from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.tables.text import plain
 
 # What a graph consists of: variables, equations, the graphs inside them, the rules for them.
 
@@ -210,8 +212,6 @@ class Equation:
 
 class UnknownVariableError(BackpropError, KeyError):
     """A graph has no variable of that name."""
-
-    __str__ = Exception.__str__  # a KeyError would show its message in quotes
 
 
 class Visit(NamedTuple):
@@ -458,7 +458,10 @@ class Row(NamedTuple):
     source: str = ""
 
 
-HEADINGS = Row("", "", "rule", "flops", "bytes", "scope", "source")
+COLUMNS = (
+    Column("inputs"), Column("rule", drop=3), Column("flops", "right", 4),
+    Column("bytes", "right", 5), Column("scope", drop=1), Column("source", drop=2),
+)  # fmt: skip
 
 
 def format_bytes(count: int) -> str:
@@ -492,8 +495,7 @@ def format_count(count: int) -> str:
 def graph_text(graph: Graph, width: int | None = None, depth: int = 1) -> str:
     """The table of a graph; see ``Graph.text``."""
     width = width or shutil.get_terminal_size((120, 24)).columns
-    rows: list[Row | str] = ["inputs"]
-    rows += [_value_row(v) for v in graph.inputs] or [Row("  none")]
+    rows: list[Row | str] = [_value_row(v) for v in graph.inputs] or [Row("  none")]
     if graph.constants:
         rows += ["constants", *map(_value_row, graph.constants)]
     rows += ["equations", *_equation_rows(graph, {}, "  ", depth)]
@@ -638,42 +640,15 @@ def _rule_cell(equation: Equation) -> str:
     return f"zero, {place}" if kind == "piecewise constant" else place
 
 
-def _layout(rows: list[Row | str], width: int) -> list[str]:
-    """Align the rows; cut the equations, then drop columns, until a line fits the width."""
-    cells = [row for row in rows if isinstance(row, Row)]
-    lefts = [len(r.left) for r in cells if r.right]
+def _layout(rows: Sequence[Row | str], width: int) -> list[str]:
+    """The rows are aligned at the equals sign, and set as a table whose headings come first."""
+    lefts = [len(row.left) for row in rows if isinstance(row, Row) and row.right]
     left = max((n for n in lefts if n <= MOST_LEFT), default=0)
-    firsts = [f"{row.left:<{left}} = {row.right}" if row.right else row.left for row in cells]
-    columns = [n for n in ("rule", "flops", "size", "scope", "source")
-               if any(getattr(row, n) for row in cells)]  # fmt: skip
-    widths = {n: max(len(getattr(r, n)) for r in (HEADINGS, *cells)) for n in columns}
-    longest = max(map(len, firsts), default=0)
-    for drop in ("", "scope", "source", "rule", "flops", "size"):
-        columns = [n for n in columns if n != drop]
-        room = width - sum(widths[n] + 2 for n in columns)
-        if room >= min(longest, 44):
-            break
-    first = max(8, min(longest, room))
 
-    def line(start: str, row: Row) -> str:
-        behind = [
-            f"{getattr(row, n):>{widths[n]}}" if n in ("flops", "size")
-            else f"{getattr(row, n):<{widths[n]}}"
-            for n in columns
-        ]  # fmt: skip
-        return "  ".join([f"{_cut(start, first):<{first}}", *behind]).rstrip()
-
-    lines: list[str] = []
-    texts = iter(firsts)
-    for row in rows:
+    def line(row: Row | str) -> Line:
         if isinstance(row, str):
-            lines.append(line(row, HEADINGS) if not lines else _cut(row, width))
-        elif any(getattr(row, n) for n in columns):
-            lines.append(line(next(texts), row))
-        else:
-            lines.append(_cut(next(texts), width))
-    return lines
+            return Line("more", (Cell(row),))
+        first = f"{row.left:<{left}} = {row.right}" if row.right else row.left
+        return Line("equation", tuple(map(Cell, (first, *row[2:]))))
 
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(width - 1, 0)] + CUT
+    return plain(Table("", COLUMNS, tuple(map(line, rows))), width)

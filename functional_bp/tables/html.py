@@ -1,4 +1,4 @@
-"""The tables as a piece of HTML with its own style, on light and dark pages."""
+"""Tables are written as a piece of HTML with its own style, on light and dark pages."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ border-bottom:1px solid var(--line)}
 
 
 def html(tables: tuple[Table, ...]) -> str:
-    """A ``<div>`` with the tables and the style that they need."""
+    """Write the tables in a ``<div>`` with the style that they need."""
     body = "".join(map(_table, tables))
     return f'<div class="bp-sweeps"><style>{STYLE}</style>{body}</div>'
 
 
 def shown(text: str) -> str:
-    r"""Text for a page: longer names that carry a bar are overlined as one.
+    r"""Escape text for a page; longer names that carry a bar are overlined as one.
 
     >>> print(shown("a<b"), shown("l\u0305o\u0305"))
     a&lt;b <span class="bar">lo</span>

@@ -1,4 +1,4 @@
-r"""The tables as LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
+"""Tables are written in LaTeX: ``longtable`` and ``booktabs``, formulas in mathematics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of
 def latex(
     tables: tuple[Table, ...], escaped: Callable[[str], str], standalone: bool = False
 ) -> str:
-    """The tables.
+    """Write the tables one below the other.
 
     Args:
         tables: what to write.
@@ -53,7 +53,7 @@ def _table(table: Table, escaped: Callable[[str], str]) -> str:
 
 
 def _form(table: Table, k: int) -> str:
-    """A column's alignment; long cells are broken into lines."""
+    """Say how a column is aligned; long cells are broken into lines."""
     right = table.columns[k].align == "right"
     lengths = (len(line.cells[k].text) for line in table.lines if not line.is_heading)
     if max(lengths, default=0) <= LONGEST:

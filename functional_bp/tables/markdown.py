@@ -1,14 +1,14 @@
-"""The tables as Markdown, for a page or a notebook."""
+"""Tables are written as Markdown, for a page or a notebook."""
 
 from __future__ import annotations
 
-from functional_bp.tables.table import Line, Table
+from functional_bp.tables.table import Cell, Line, Table
 
 MARKS = {"nan": "⚠ ", "infinite": "⚠ ", "exploding": "⚠ ", "vanishing": "", "zero": ""}
 
 
 def escaped(text: str) -> str:
-    r"""Text in a cell: what Markdown would take for its own is escaped.
+    r"""Escape in a cell what Markdown would take for its own.
 
     >>> print(escaped("a|b * c_d"))
     a\|b \* c\_d
@@ -17,16 +17,17 @@ def escaped(text: str) -> str:
 
 
 def markdown(tables: tuple[Table, ...]) -> str:
-    """The tables as GitHub's Markdown."""
+    """Write the tables in GitHub's Markdown."""
     return "\n\n".join(map(_table, tables)) + "\n"
 
 
 def _table(table: Table) -> str:
+    title = [f"**{escaped(table.title)}**", ""] if table.title else []
     heads = " | ".join(column.heading for column in table.columns)
     rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     rows = [_line(line, len(table.columns), place) for line in table.lines]
-    return "\n".join([f"**{escaped(table.title)}**", "", f"| {heads} |", f"| {rule} |", *rows])
+    return "\n".join([*title, f"| {heads} |", f"| {rule} |", *rows])
 
 
 def _line(line: Line, count: int, place: int) -> str:
@@ -34,7 +35,11 @@ def _line(line: Line, count: int, place: int) -> str:
         cells = [""] * count
         cells[place] = f"*{escaped(line.cells[0].text)}*"
     else:
-        cells = [MARKS.get(c.state, "") + escaped(c.text) for c in line.cells]
+        cells = [MARKS.get(c.state, "") + _text(c) for c in line.cells]
         if line.kind == "sum":
             cells = [f"**{c}**" if c else "" for c in cells]
     return f"| {' | '.join(cells)} |"
+
+
+def _text(cell: Cell) -> str:
+    return f"`{cell.text}`" if cell.is_code and cell.text else escaped(cell.text)

@@ -1,4 +1,4 @@
-"""A table before any format: columns, lines, cells, and what is remarkable about a cell."""
+"""A table is held before any format: columns, lines, cells, and what is remarkable in a cell."""
 
 from __future__ import annotations
 
@@ -12,70 +12,74 @@ OVERLINE = "\u0305"  # a bar over the letter before it
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry.
+    """A cell is one entry.
 
     Attributes:
         text: in Unicode.
         write: writes it in LaTeX's mathematics, if it is a formula.
         state: what is remarkable about the value.
         short: the text where there is less room, "" for the same.
+        is_code: whether it is a name in a program.
     """
 
     text: str = ""
     write: Callable[[], str] | None = None
     state: State = ""
     short: str = ""
+    is_code: bool = False
 
     @property
     def formula(self) -> str:
-        """The formula in LaTeX, "" if it is none."""
+        """Write the formula in LaTeX, "" if there is none."""
         return self.write() if self.write else ""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column has a heading, and says how its cells are set.
 
     Attributes:
         heading: what stands above it.
         align: "left" or "right".
         drop: where the width does not suffice, columns go in the order of this number; 0 stays.
+        width: of its cells in a terminal, in characters: longer ones are cut; 0 for no limit.
     """
 
     heading: str
     align: str = "left"
     drop: int = 0
+    width: int = 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of a table: its cells, and what kind of row it is ("input", "sum", "scope", …)."""
+    """A line has its cells, and is of some kind ("input", "sum", "scope", …)."""
 
     kind: str
     cells: tuple[Cell, ...]
 
     @property
     def is_heading(self) -> bool:
-        """Whether it has one cell, as long as the table is wide."""
+        """Say whether it has one cell, as long as the table is wide."""
         return self.kind in ("scope", "more")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title."""
+    """A table has a title, "" for none, columns, and lines with a cell for each of them."""
 
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
 
     def used(self) -> Table:
-        """Without the columns in which nothing stands."""
+        """Leave out the columns in which nothing stands."""
         on = [any(line.cells[k].text for line in self.lines if not line.is_heading)
               for k in range(len(self.columns))]  # fmt: skip
         return self.only([k for k, used in enumerate(on) if used])
 
     def only(self, chosen: Iterable[int]) -> Table:
-        """With the chosen columns alone; a heading keeps its one cell."""
+        """Leave the chosen columns alone; a heading keeps its one cell."""
         chosen = list(chosen)
         return Table(
             self.title,
@@ -89,7 +93,7 @@ class Table:
 
 
 def shortened(table: Table) -> Table:
-    """The table with the short form of every cell."""
+    """Put every cell in its short form."""
     lines = tuple(
         Line(line.kind, tuple(replace(c, text=c.short or c.text) for c in line.cells))
         for line in table.lines

@@ -1,4 +1,4 @@
-"""The tables in a terminal."""
+"""Tables are written for a terminal: with rules and colours, or plain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST_FORMULA = 48  # characters of a formula or value on one line
 
 
 def text(tables: tuple[Table, ...], width: int | None = None, color: bool = False) -> str:
-    """The tables, one below the other.
+    """Write the tables one below the other; cells are folded where the width does not suffice.
 
     Args:
         tables: what to write.
@@ -40,7 +40,7 @@ def _rich(table: Table, width: int) -> Any:
 
     table = fitted(table, width)
     made = RichTable(
-        title=table.title,
+        title=table.title or None,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -49,8 +49,12 @@ def _rich(table: Table, width: int) -> Any:
     )
     for column in table.columns:
         justify = "right" if column.align == "right" else "left"
-        most = LONGEST_FORMULA if not column.drop else None
-        made.add_column(column.heading, justify=justify, overflow="fold", max_width=most)
+        if column.width:
+            made.add_column(column.heading, justify=justify, no_wrap=True, overflow="ellipsis",
+                            width=column.width)  # fmt: skip
+        else:
+            most = LONGEST_FORMULA if not column.drop else None
+            made.add_column(column.heading, justify=justify, overflow="fold", max_width=most)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     for line in table.lines:
         if line.is_heading:
@@ -69,7 +73,7 @@ def _cell(cell: Cell) -> Any:
 
 
 def fitted(table: Table, width: int) -> Table:
-    """First without the sources, then with short values, then without more columns."""
+    """Drop the first column, then make values short, then drop more columns, until it fits."""
     for step in range(1, len(table.columns) + 1):
         if _natural_width(table) <= width:
             return table
@@ -79,6 +83,45 @@ def fitted(table: Table, width: int) -> Table:
         if step != 2 and least and (step > 2 or least == 1):
             table = table.only(k for k, c in enumerate(table.columns) if c.drop != least)
     return table
+
+
+def plain(table: Table, width: int, least: int = 44) -> list[str]:
+    """Write the lines of a table without rules, folds and colours; what is too long is cut.
+
+    Args:
+        table: what to write, without its title. A line with nothing behind its first cell may be as
+            long as the table is wide.
+        width: characters per line.
+        least: characters that the first column keeps; before that, others go in their order.
+    """
+    table = table.used()
+    longest, room = 0, width
+    rows: list[list[str]] = []
+    widths: list[int] = []
+    for gone in (-1, *sorted({column.drop for column in table.columns} - {0})):
+        table = table.only([k for k, c in enumerate(table.columns) if c.drop != gone])
+        headings = [column.heading for column in table.columns]
+        rows = [[cell.text for cell in line.cells] for line in table.lines]
+        whole = [row for row, line in zip(rows, table.lines) if not line.is_heading]
+        longest = max((len(row[0]) for row in whole), default=0)
+        widths = [max(map(len, column)) for column in list(zip(headings, *whole))[1:]]
+        room = width - sum(w + 2 for w in widths)
+        if room >= min(longest, least):
+            break
+    first = max(8, min(longest, room))
+    marks = [">" if column.align == "right" else "<" for column in table.columns[1:]]
+
+    def written(row: list[str]) -> str:
+        behind = [f"{text:{mark}{w}}" for text, mark, w in zip(row[1:], marks, widths)]
+        return "  ".join([f"{_cut(row[0], first):<{first}}", *behind]).rstrip()
+
+    headings = [column.heading for column in table.columns]
+    lines = [written(row) if any(row[1:]) else _cut(row[0], width) for row in rows]
+    return [written(headings), *lines]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
 def _natural_width(table: Table) -> int:

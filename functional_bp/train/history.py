@@ -26,8 +26,6 @@ SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # what JSON has
 class HistoryError(BackpropError, KeyError):
     """A history has no such name, or is none."""
 
-    __str__ = Exception.__str__  # a KeyError would show its message in quotes
-
 
 class PlotExtraError(BackpropError, ImportError):
     """A package is missing that draws or holds a history."""

@@ -289,7 +289,7 @@ def nonfinite_error(
     first = _first_equation(loss, state, batch)
     lines = [f"the loss is {float(value)}"]
     lines += [f"the gradient is not finite for {', '.join(rows[:6])}" + _rest(rows)] if rows else []
-    text = compose(
+    message = compose(
         "training met a number that is not finite",
         where=where,
         got="; ".join(lines),
@@ -298,9 +298,7 @@ def nonfinite_error(
         + "a smaller learning rate or clip_norm=1.0 helps where numbers grow,\n"
         "            and nonfinite='skip' leaves such steps out. The state is the last good one.",
     )
-    if first is not None:
-        text += "\n\n" + str(first)
-    return NonFiniteError(text, first)
+    return NonFiniteError(message, first)
 
 
 def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> Any:
@@ -524,7 +522,7 @@ class Loop:
             self.stepper.objective, self.stepper.gradients, run.state, failed.batch, where
         )
         run.step = failed.step
-        run.stop(str(error).splitlines()[0])
+        run.stop(error.what)
         self._window = Window()
         if self._saver:
             self._saver.save(self, run.epoch, failed.batches)

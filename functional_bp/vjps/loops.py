@@ -88,8 +88,8 @@ class While(Structure):
                     "differentiated in reverse",
                     where=where.strip(":"),
                     got="lax.while_loop, or lax.fori_loop with traced limits",
-                    do="give the largest number of steps it may take: "
-                    "bp.grad(f, max_steps=...), bp.vjp(f, x, max_steps=...)",
+                    do="give the largest number of steps it may take: {max_steps}",
+                    max_steps="bp.grad(f, max_steps=...), bp.vjp(f, x, max_steps=...)",
                 )
             )
         run = _bounded if bounded else _static

@@ -136,17 +136,29 @@ def test_both_sweeps_as_tables(call: Call) -> None:
 
 def test_a_terminal_gets_colours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(Explanation, "text", lambda self, **options: seen.append(options) or "")
+
+    def text(tables: Any, width: int, color: bool) -> str:
+        seen.append({"width": width, "color": color})
+        return ""
+
+    monkeypatch.setattr("functional_bp.tables.text.text", text)
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr("functional_bp.cli.explain._is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", "77")
     assert call(*GATE)[0] == 0
     monkeypatch.setenv("NO_COLOR", "1")
     assert call(*GATE)[0] == 0
-    assert seen == [
-        {"width": 77, "color": True, "rows": 200},
-        {"width": 77, "color": False, "rows": 200},
-    ]
+    assert seen == [{"width": 77, "color": True}, {"width": 77, "color": False}]
+
+
+def test_a_terminal_gets_200_rows(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("zoo.model:long", "--shape", "x=1.0")
+    status, out, err = call(*words)
+    assert status == 0 and "left out" not in out and err == ""
+    monkeypatch.setattr("functional_bp.cli.explain._is_terminal", lambda: True)
+    status, out, err = call(*words)
+    assert status == 0 and out.count("⋮ 301 rows are left out ⋮") == 2, out[-500:]
+    assert "--rows 0 prints all of them" in err
 
 
 def test_cotangents(call: Call, batch: dict[str, np.ndarray]) -> None:

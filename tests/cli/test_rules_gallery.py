@@ -65,7 +65,7 @@ def test_the_page_is_fresh() -> None:
 
 def test_a_stale_page_is_seen() -> None:
     rule = bp.rules[lax.sin_p]
-    (row,) = gallery.lines(rule)
+    (row,) = [line for line in gallery.page([rule]).splitlines() if line.startswith("| `sin`")]
     text = PAGE.read_text(encoding="utf-8")
     assert row in text and row.replace("cos", "sin") not in text
 

@@ -80,8 +80,9 @@ def _check_size(explanation: EvaluatedGraph, shown: Contents) -> None:
                 f"{explanation.graph.name} is too large for a still picture",
                 got=f"{_size(shown)} operations to draw",
                 expected=f"at most {MOST_DRAWN}",
-                do="close scopes (depth=0, 1, …; jax.named_scope and jit make them), or save an "
+                do="close scopes ({depth}, 1, …; jax.named_scope and jit make them), or save an "
                 ".html file, in which they open",
+                depth="depth=0",
             )
         )
 
