@@ -36,7 +36,7 @@ from functional_bp.train.leaves import (
     skeleton,
 )  # fmt: skip
 from functional_bp.train.state import TrainState
-from functional_bp.train.storage import BrokenError, Entry, Folder, require_orbax
+from functional_bp.train.storage import BrokenError, Folder, Saved, require_orbax
 
 
 class Background:
@@ -210,7 +210,8 @@ class Checkpoints:
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
         copies = in_host_memory([leaf for _, leaf in leaves])
-        named = {name: copies[k] for k, name in enumerate(names(described)) if name}
+        pairs = zip(names(described), copies, strict=True)
+        named = {name: copy for name, copy in pairs if name and copy is not None}
         write = partial(self._folder.write, int(step), named, content, self._kept)
         self._background.start(write)
         if not self._asynchronous:
@@ -300,13 +301,13 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _kept(self) -> set[Entry]:
+    def _kept(self) -> set[Saved]:
         """The last ones, the best one, and whatever cannot be read."""
         entries, best = self._folder.entries(), self._best_entry()
         last = entries if self._keep is None else entries[-self._keep :]
         return {*last, *self._folder.unread(), *([best] if best else [])}
 
-    def _chosen(self, step: int | str | None) -> Entry:
+    def _chosen(self, step: int | str | None) -> Saved:
         entries = self._folder.entries()
         if not entries:
             raise self._folder.empty()
@@ -332,7 +333,7 @@ class Checkpoints:
                     got=f"steps {[entry.step for entry in entries]}", expected="one of them")
         )  # fmt: skip
 
-    def _best_entry(self) -> Entry | None:
+    def _best_entry(self) -> Saved | None:
         found = []
         for entry in self._folder.entries() if self._best else ():
             if self._folder.is_known(entry):
@@ -341,7 +342,7 @@ class Checkpoints:
                     found.append((self._sign * value, entry))  # of equal ones the first
         return min(found)[-1] if found else None
 
-    def _read(self, entry: Entry, like: TrainState) -> Restored:
+    def _read(self, entry: Saved, like: TrainState) -> Restored:
         content = self._folder.manifest(entry)
         described, in_state = [*content["state"], *content["extra"]], len(content["state"])
         wanted = [

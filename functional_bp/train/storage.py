@@ -40,7 +40,7 @@ FORMAT, VERSION = "functional_bp.train checkpoint", 1
 ARRAYS, MANIFEST = "arrays", "manifest.json"
 
 
-class Entry(NamedTuple):
+class Saved(NamedTuple):
     """One checkpoint of a folder has its place in the order of saves, its step, and a path."""
 
     serial: int
@@ -69,7 +69,7 @@ class Folder:
             with contextlib.suppress(OSError), _locked(path, wait=False):
                 self._clean()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Saved]:
         """The checkpoints in the order they were saved in; the last one only of every step."""
         found = {entry.step: entry for entry in self._all()}
         return sorted(found.values())
@@ -79,7 +79,7 @@ class Folder:
         step: int,
         arrays: Mapping[str, np.ndarray],
         content: dict[str, Any],
-        kept: Callable[[], Collection[Entry]],
+        kept: Callable[[], Collection[Saved]],
     ) -> None:
         """Save one checkpoint behind all others, then delete what is no longer kept.
 
@@ -93,25 +93,25 @@ class Folder:
         with _locked(self.path, wait=True):
             before = self._all()
             serial = max((entry.serial for entry in before), default=0) + 1
-            new = Entry(serial, step, self.path / f"{serial:06d}-step-{step}")
+            new = Saved(serial, step, self.path / f"{serial:06d}-step-{step}")
             try:
                 write_arrays([*before, new], arrays, content, kept)
             finally:
                 self._clean()
             _flush(self.path)
 
-    def is_known(self, entry: Entry) -> bool:
+    def is_known(self, entry: Saved) -> bool:
         """Whether it has a manifest that can be read."""
         try:
             return bool(self.manifest(entry))
         except CheckpointError:
             return False
 
-    def unread(self) -> list[Entry]:
+    def unread(self) -> list[Saved]:
         """Those whose manifest cannot be read."""
         return [entry for entry in self._all() if not self.is_known(entry)]
 
-    def manifest(self, entry: Entry) -> dict[str, Any]:
+    def manifest(self, entry: Saved) -> dict[str, Any]:
         """What was noted of a checkpoint.
 
         Raises:
@@ -136,7 +136,7 @@ class Folder:
         return content
 
     def arrays(
-        self, entry: Entry, content: Mapping[str, Any], names: Sequence[str]
+        self, entry: Saved, content: Mapping[str, Any], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """The arrays of a checkpoint by their names, after a look at every byte of it.
 
@@ -162,7 +162,7 @@ class Folder:
                 entry, folder, _short(error), "arrays, as Orbax writes them"
             ) from error
 
-    def broken(self, entry: Entry, path: Path, got: str, expected: str) -> BrokenError:
+    def broken(self, entry: Saved, path: Path, got: str, expected: str) -> BrokenError:
         """The error for a checkpoint that cannot be read."""
         others = [other.step for other in self.entries() if other.step != entry.step]
         do = "begin anew in another folder"
@@ -191,9 +191,9 @@ class Folder:
             text = compose(what, where=where, got=listed or "nothing", expected=expected)
         return CheckpointError(text)
 
-    def _all(self) -> list[Entry]:
+    def _all(self) -> list[Saved]:
         found = [(NAME.fullmatch(path.name), path) for path in self._names(NAME)]
-        return sorted(Entry(int(m[1]), int(m[2]), path) for m, path in found if m)
+        return sorted(Saved(int(m[1]), int(m[2]), path) for m, path in found if m)
 
     def _names(self, pattern: re.Pattern[str]) -> list[Path]:
         if not self.path.is_dir():
@@ -263,10 +263,10 @@ def _quiet() -> Iterator[None]:
 
 @_quiet()
 def write_arrays(
-    entries: Sequence[Entry],
+    entries: Sequence[Saved],
     arrays: Mapping[str, np.ndarray],
     content: dict[str, Any],
-    kept: Callable[[], Collection[Entry]],
+    kept: Callable[[], Collection[Saved]],
 ) -> None:
     """Write the last of the entries, and move those to ``DELETED`` that are not kept then."""
     ocp, new = require_orbax(), entries[-1]
@@ -314,7 +314,7 @@ def _handling(ocp: Any) -> dict[str, Any]:
 class _Names:
     """Orbax knows a checkpoint by one number, its serial; this says where it lies."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Saved]) -> None:
         self._paths = {entry.serial: entry.path for entry in entries}
 
     def build_name(self, step: int) -> str:
@@ -330,7 +330,7 @@ class _Names:
 class _Kept(NamedTuple):
     """Orbax asks this policy which checkpoints stay."""
 
-    kept: Callable[[], Collection[Entry]]
+    kept: Callable[[], Collection[Saved]]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         serials = {entry.serial for entry in self.kept()}
