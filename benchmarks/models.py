@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks import science, tracing
+from benchmarks import networks, science, tracing
 from benchmarks.model import Model, drawing
 
 
@@ -20,17 +20,11 @@ def _cross_entropy(logits: Any, labels: Any) -> Any:
 
 def mlp() -> Model:
     """Three dense layers with relu, cross entropy."""
-    draw = drawing()
-    params = [(draw(m, n), jnp.zeros(n)) for m, n in [(256, 512), (512, 512), (512, 10)]]
+    draw, params = drawing(), {}
+    for layer, (n, m) in enumerate([(256, 512), (512, 512), (512, 10)], start=1):
+        params |= {f"W{layer}": draw(n, m), f"b{layer}": jnp.zeros(m)}
     x, y = draw(128, 256, scale=1.0), jnp.arange(128) % 10
-
-    def loss(params: Any, x: Any, y: Any) -> Any:
-        *hidden, (w, b) = params
-        for v, c in hidden:
-            x = jax.nn.relu(x @ v + c)
-        return _cross_entropy(x @ w + b, y)
-
-    return Model(loss, params, (x, y))
+    return Model(lambda p, x, y: _cross_entropy(networks.mlp(p, x), y), params, (x, y))
 
 
 def cnn() -> Model:

@@ -9,12 +9,12 @@ Run: python examples/small_gpt.py [steps]
 import sys
 from pydoc_data.topics import topics
 
+import gpt
 import jax
 import numpy as np
 import optax
 
 from functional_bp import train
-from functional_bp.train.models import gpt
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 CONTEXT, BATCH = 64, 16

@@ -1,4 +1,4 @@
-"""What is trained: a model of ``train.models``, its first parameters, and data."""
+"""What is trained: a network of ``benchmarks.networks``, its first parameters, and data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functional_bp.train.models import gpt, lenet, lstm, mlp
+from benchmarks.networks import (
+    gpt,
+    gpt_params,
+    lenet,
+    lenet_params,
+    lstm,
+    lstm_params,
+    mlp,
+    mlp_params,
+)  # fmt: skip
 
 BATCHES = 4  # of different data
 
@@ -51,33 +60,32 @@ def _task(name: str, model: Any, params: Any, shape: tuple[int, ...], batch_size
 
 def mlp_task(inputs: int = 784, hidden: int = 256, batch_size: int = 64) -> Task:
     """Two hidden layers with relu."""
-    params = mlp.init(jax.random.key(0), [inputs, hidden, hidden, 10])
-    return _task("mlp", mlp.apply, params, (inputs,), batch_size)
+    params = mlp_params(jax.random.key(0), [inputs, hidden, hidden, 10])
+    return _task("mlp", mlp, params, (inputs,), batch_size)
 
 
 def lenet_task(pixels: int = 28, batch_size: int = 32) -> Task:
     """LeNet-5 on grey images, with tanh."""
-    params = lenet.init(jax.random.key(0), (pixels, pixels))
-    return _task("lenet", lenet.apply, params, (pixels, pixels, 1), batch_size)
+    params = lenet_params(jax.random.key(0), (pixels, pixels))
+    return _task("lenet", lenet, params, (pixels, pixels, 1), batch_size)
 
 
 def lstm_task(length: int = 28, inputs: int = 28, units: int = 64, batch_size: int = 32) -> Task:
     """An LSTM over the rows of an image."""
-    params = lstm.init(jax.random.key(0), inputs, units, 10)
-    return _task("lstm", lstm.apply, params, (length, inputs), batch_size)
+    params = lstm_params(jax.random.key(0), inputs, units, 10)
+    return _task("lstm", lstm, params, (length, inputs), batch_size)
 
 
 def gpt_task(
     length: int = 32, width: int = 64, layers: int = 2, vocabulary: int = 65, batch_size: int = 8
 ) -> Task:
     """A GPT with four heads on characters, the head not tied to the embedding."""
-    params = gpt.init(jax.random.key(0), vocabulary, width=width, layers=layers, context=length,
-                      tied=False)  # fmt: skip
+    params = gpt_params(jax.random.key(0), vocabulary, width=width, layers=layers, context=length)
     text = np.random.default_rng(0).integers(
         0, vocabulary, (BATCHES * batch_size, length + 1), np.int32
     )
     x, y = np.ascontiguousarray(text[:, :-1]), np.ascontiguousarray(text[:, 1:])
-    return Task("gpt", gpt.apply, params, x, y, batch_size)
+    return Task("gpt", gpt, params, x, y, batch_size)
 
 
 tasks: dict[str, Callable[[], Task]] = {

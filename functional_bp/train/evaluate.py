@@ -12,7 +12,7 @@ import numpy as np
 
 from functional_bp.errors import TrainingError, compose, describe
 from functional_bp.train.data import source
-from functional_bp.train.layout import DataParallel
+from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.objective import Context, Output, Supervised, as_objective, batch_length
 from functional_bp.train.state import TrainState
 

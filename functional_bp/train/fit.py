@@ -1,4 +1,7 @@
-"""The training loop: batches in, one compiled step each, until the stopping criterion is met."""
+"""``fit`` trains: batches in, one compiled step each, until the stopping criterion is met.
+
+What it is given is looked at before anything is compiled.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,30 @@ import optax
 
 from functional_bp.engine import transforms
 from functional_bp.errors import BackpropError, TrainingError, compose, describe
-from functional_bp.train.callbacks import Callback, Callbacks
 from functional_bp.train.checkpoints import Checkpoints
-from functional_bp.train.data import checks
-from functional_bp.train.data.source import LoaderBatches, Source, source, split
+from functional_bp.train.data import (
+    Batches,
+    LoaderBatches,
+    check_count,
+    check_labels,
+    check_like,
+    named_arrays,
+    source,
+    split,
+)  # fmt: skip
+from functional_bp.train.data_parallel import layout_of
 from functional_bp.train.evaluate import gather
 from functional_bp.train.history import History
-from functional_bp.train.layout import layout_of
-from functional_bp.train.loop import Loop, Saver, Validation
+from functional_bp.train.loop import HeldOut, Saver, TrainingLoop
 from functional_bp.train.objective import Context, Supervised, cross_entropy
+from functional_bp.train.run import Callback, Callbacks
 from functional_bp.train.state import TrainState, init
 from functional_bp.train.step import Step, step
 
-# What ``fit`` is given is looked at before anything is compiled.
 
-
-def check_counts(**counts: Any) -> None:
-    """Whole numbers of at least 1.
-
-    Raises:
-        DataError: one is none.
-    """
-    for name, value in counts.items():
-        checks.check_count(name, value)
-
-
-def admit(
+def _admit(
     data: Any, validation_data: Any, validation_split: float, **options: Any
-) -> tuple[Source, Source | None]:
+) -> tuple[Batches, Batches | None]:
     """The training batches, and the held-out ones or None.
 
     Raises:
@@ -60,11 +59,11 @@ def admit(
         return training, None
     unshuffled = {**options, "shuffle": False, "drop_last": False, "steps": None}
     held_out = source(validation_data, what="the validation data", **unshuffled)
-    checks.check_like(held_out.first(), training.first())
+    check_like(held_out.first(), training.first())
     return training, held_out
 
 
-def check_passes(data: Source, held_out: Source | None, epochs: int, every: int) -> None:
+def _check_passes(data: Batches, held_out: Batches | None, epochs: int, every: int) -> None:
     """Refuse iterators that end before the run does.
 
     Raises:
@@ -75,8 +74,8 @@ def check_passes(data: Source, held_out: Source | None, epochs: int, every: int)
             part.check_passes(count)
 
 
-def check_step(
-    stepper: Step, loss: Callable[..., Any], state: TrainState, data: Source, held_out: Any
+def _check_step(
+    stepper: Step, loss: Callable[..., Any], state: TrainState, data: Batches, held_out: Any
 ) -> dict[str, Any]:
     """The abstract values of the step's logs, from tracing it on the first batch.
 
@@ -91,7 +90,7 @@ def check_step(
     except BackpropError:
         raise
     except (TypeError, ValueError) as error:
-        arrays = checks.named_arrays(batch)
+        arrays = named_arrays(batch)
         raise TrainingError(
             compose(
                 "the loss cannot be computed on the first batch",
@@ -104,7 +103,7 @@ def check_step(
 
 
 def _check_labels(
-    loss: Supervised, state: TrainState, batch: Any, data: Source, held_out: Source | None
+    loss: Supervised, state: TrainState, batch: Any, data: Batches, held_out: Batches | None
 ) -> None:
     """Labels of every array of the data, in the range of the model's scores."""
     if loss.loss is not cross_entropy:
@@ -115,10 +114,10 @@ def _check_labels(
         if part is not None:
             arrays = getattr(part, "arrays", None)
             labels = np.asarray((part.first() if arrays is None else arrays)[1])
-            checks.check_labels(labels, scores.shape[-1], what=what)
+            check_labels(labels, scores.shape[-1], what=what)
 
 
-def saver(
+def _saver(
     checkpoints: str | Path | Checkpoints | None,
     resume: bool | str,
     identity: dict[str, Any],
@@ -245,33 +244,35 @@ def fit(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
     )  # fmt: skip
-    check_counts(epochs=epochs, batch_size=batch_size, validation_freq=validation_freq)
+    counts = {"epochs": epochs, "batch_size": batch_size, "validation_freq": validation_freq}
+    for name, value in counts.items():
+        check_count(name, value)
     layout = layout_of(devices, batch_size)
-    data, held_out = admit(
+    data, held_out = _admit(
         gather(x, y, sample_weight), validation_data, validation_split,
         batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
         steps=steps_per_epoch,
     )  # fmt: skip
-    check_passes(data, held_out, epochs, validation_freq)
+    _check_passes(data, held_out, epochs, validation_freq)
     if isinstance(params, TrainState):
         state = jax.tree.map(jnp.copy, params)
     else:
         state = init(params, optimizer, seed=seed, model_state=model_state, precision=precision)
-    logs = check_step(stepper, loss, state, data, held_out)
+    logs = _check_step(stepper, loss, state, data, held_out)
     if layout is not None:
         state = layout.replicate(state)
     identity = {
         "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last,
         "examples": data.examples, "steps_per_epoch": data.steps,
     }  # fmt: skip
-    loop = Loop(
+    loop = TrainingLoop(
         stepper,
         state,
         data,
         list(logs),
-        validation=Validation(loss, held_out, validation_freq, layout) if held_out else None,
+        validation=HeldOut(loss, held_out, validation_freq, layout) if held_out else None,
         callbacks=Callbacks(callbacks),
-        saver=saver(checkpoints, resume, identity),
+        saver=_saver(checkpoints, resume, identity),
         layout=layout,
     )
     return loop.run(epochs, verbose)

@@ -1,4 +1,8 @@
-"""The loop of ``fit``: one compiled step a batch, and what stands around the steps."""
+"""The loop of ``fit`` takes one compiled step a batch, and does what stands around the steps.
+
+It validates, saves and goes on from what was saved, is interrupted between two steps only, and says
+of a loss or a gradient that is not finite which parameter, which step and which equation was first.
+"""
 
 from __future__ import annotations
 
@@ -17,39 +21,16 @@ import numpy as np
 
 from functional_bp.errors import CheckpointError, NonFiniteError, compose
 from functional_bp.explanation.explanation import explain
-from functional_bp.train.callbacks import Callbacks
 from functional_bp.train.checkpoints import Checkpoints
-from functional_bp.train.data import Source
+from functional_bp.train.data import Batches
+from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.evaluate import Evaluator, Sums
 from functional_bp.train.history import History
-from functional_bp.train.layout import DataParallel
 from functional_bp.train.objective import Context, as_objective, batch_length
 from functional_bp.train.progress import progress
+from functional_bp.train.run import Callbacks, Run
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Gradients, Step
-
-# One run of ``fit``: what it knows of itself, what callbacks see of it, and how it is stopped.
-
-
-class Run:
-    """What callbacks are given.
-
-    Attributes:
-        state: the present state; a callback may replace it between epochs.
-        history: the numbers of every finished epoch.
-        epoch: which epoch runs, from 0.
-        step: how many steps were taken in all.
-        stopped: why the run ends early, or None.
-    """
-
-    def __init__(self, state: TrainState, history: History, step: int) -> None:
-        self.state, self.history, self.step = state, history, step
-        self.epoch = 0
-        self.stopped: str | None = None
-
-    def stop(self, reason: str) -> None:
-        """End the run after this step; the first reason given is kept."""
-        self.stopped = self.stopped or reason
 
 
 class Interrupts:
@@ -83,7 +64,7 @@ class Interrupts:
 
 
 class Started(NamedTuple):
-    """A step that was started, of which it is not known yet whether its numbers are finite.
+    """A step was started, of which it is not known yet whether its numbers are finite.
 
     Attributes:
         step: its number, the state's before it.
@@ -99,7 +80,7 @@ class Started(NamedTuple):
 
 
 class Window:
-    """The last steps, until they are known to be finite.
+    """The last steps are remembered until they are known to be finite.
 
     Whether a step was good is read from the device some steps later, when it is ready, so that
     the device is never waited for; reading it also keeps Python from running far ahead.
@@ -128,11 +109,8 @@ class Window:
         return None
 
 
-# What a checkpoint of a run holds beside the state, and how a run goes on from it.
-
-
 class Saver:
-    """Saves a loop when it is time to, and restores one.
+    """A saver saves a loop when it is time to, and restores one.
 
     Attributes:
         checkpoints: the folder.
@@ -159,7 +137,7 @@ class Saver:
         return every is not None and step % every == 0 and step not in (0, self._saved)
 
     def after_epoch(self, loop: Any, logs: dict[str, float]) -> None:
-        """Save after every ``every_epochs`` epochs."""
+        """An epoch has ended: save, if it is the ``every_epochs``-th."""
         every, epoch = self.checkpoints.every_epochs, loop.present.epoch
         if every and (epoch + 1) % every == 0:
             self.save(loop, epoch + 1, 0, metrics=logs)
@@ -264,9 +242,6 @@ def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
     )
 
 
-# A loss or a gradient that is not finite: which parameter, which step, which equation first.
-
-
 def nonfinite_error(
     loss: Callable[..., Any], gradients: Gradients, state: TrainState, batch: Any, where: str
 ) -> NonFiniteError:
@@ -323,11 +298,11 @@ def _rest(rows: list[str]) -> str:
     return f" and {len(rows) - 6} more" if len(rows) > 6 else ""
 
 
-class Validation:
-    """Held-out data and when to look at them."""
+class HeldOut:
+    """Held-out data are looked at after every so many epochs."""
 
     def __init__(
-        self, loss: Any, data: Source, every: int, layout: DataParallel | None = None
+        self, loss: Any, data: Batches, every: int, layout: DataParallel | None = None
     ) -> None:
         self._evaluate, self._data, self._every = Evaluator(loss, layout), data, every
 
@@ -339,8 +314,8 @@ class Validation:
         return {f"val_{name}": value for name, value in means.items()}
 
 
-class Loop:
-    """One run of training.
+class TrainingLoop:
+    """A training loop is one run of ``fit``.
 
     Attributes:
         stepper: the step.
@@ -353,10 +328,10 @@ class Loop:
         self,
         stepper: Step,
         state: TrainState,
-        source: Source,
+        source: Batches,
         names: list[str],
         *,
-        validation: Validation | None = None,
+        validation: HeldOut | None = None,
         callbacks: Callbacks | None = None,
         saver: Saver | None = None,
         layout: DataParallel | None = None,

@@ -1,7 +1,8 @@
 """Progress of training while it goes on: a bar in a terminal or a notebook, lines elsewhere.
 
 A step costs a count and a look at the clock. The device is asked for its numbers only when the
-display is drawn, ten times a second at most, and drawing takes a small part of the time.
+display is drawn, ten times a second at most, and drawing takes a small part of the time. Rates are
+of the steps that are done, not of those that were begun.
 """
 
 from __future__ import annotations
@@ -12,28 +13,33 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
+import rich.progress
+from rich.console import Console, RenderableType
+from rich.text import Text
 
 from functional_bp.errors import compose
-from functional_bp.train.data.checks import DataError
+from functional_bp.train.data import DataError
 from functional_bp.train.history import ordered, shown
 
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-# How fast training goes, and how long it will take: from the steps that are done, not begun.
-
 WINDOW_SECONDS = 10.0  # that the rate is of; it follows a machine that becomes slower
+DRAWING_SHARE = 0.01  # of the time, at most
+BAR_WIDTH, LEAST_BAR_WIDTH = 30, 8  # characters
+LINE_SECONDS = 60.0  # between lines within an epoch, where there is no bar
+KEPT_SECONDS = 0.2  # between lines of finished epochs above a bar
+NOTEBOOK_ROWS = 8  # of the last epochs
+NOT_FINITE = r"\b(nan|inf)\b"
+
+Read = Callable[[], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Status:
-    """A moment of training, as a display shows it.
+    """A status is a moment of training, as a display shows it.
 
     Attributes:
         epoch: the epoch's number, from 0.
@@ -63,15 +69,18 @@ class Status:
 
 
 class Pace:
-    """Rates over the last seconds and over an epoch.
+    """Rates are measured over the last seconds and over an epoch.
 
     The first step, which is compiled, does not count; nor does the time of validation.
+
+    Attributes:
+        mean: steps and examples per second, of the last epoch that ended.
     """
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int, int]] = deque()  # time, steps, examples
         self._begin: tuple[float, int, int] | None = None
-        self._mean: tuple[float, float] | None = None  # steps, examples a second, last epoch
+        self.mean: tuple[float, float] | None = None
         self._beside_seconds = 0.0  # of the last epoch, after its steps
         self._first = True
 
@@ -93,7 +102,7 @@ class Pace:
     def end_steps(self) -> None:
         """The last step of the epoch is done and marked."""
         if self._begin is not None:
-            self._mean = _per_second(self._begin, self._marks[-1]) or self._mean
+            self.mean = _per_second(self._begin, self._marks[-1]) or self.mean
 
     def end_epoch(self, now: float) -> None:
         """The epoch is over, its validation too."""
@@ -101,24 +110,19 @@ class Pace:
             self._beside_seconds = now - self._marks[-1][0]
 
     @property
-    def mean(self) -> tuple[float, float] | None:
-        """Steps and examples per second, of the last epoch that ended."""
-        return self._mean
-
-    @property
     def now(self) -> tuple[float, float] | None:
         """Steps and examples per second, of the last seconds, or of the last epoch."""
         here = _per_second(self._marks[0], self._marks[-1]) if self._marks else None
-        return here or self._mean
+        return here or self.mean
 
     def left_seconds(self, steps: int, total: int | None) -> float | None:
-        """Until the last step of the epoch."""
+        """The time until the last step of the epoch."""
         if total is None or self.now is None:
             return None
         return max(0, total - steps) / self.now[0]
 
     def run_left_seconds(self, steps: int, total: int | None, epochs: int) -> float | None:
-        """Until this epoch and ``epochs`` more are over, with what comes after their steps."""
+        """The time of this epoch and ``epochs`` more, with what comes after their steps."""
         here, whole = self.left_seconds(steps, total), self.left_seconds(0, total)
         if here is None or whole is None:
             return None
@@ -132,126 +136,21 @@ def _per_second(first: Any, last: Any) -> tuple[float, float] | None:
     return (last[1] - first[1]) / seconds, (last[2] - first[2]) / seconds
 
 
-def duration(seconds: float) -> str:
-    """A time as it is said.
-
-    Example:
-        >>> [duration(s) for s in (0.04, 3.21, 59.6, 65, 7380, 100000)]
-        ['0.0 s', '3.2 s', '1 min 00 s', '1 min 05 s', '2 h 03 min', '1 d 04 h']
-    """
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02d} h"
-
-
-def rate_text(rate: float | None, per_example: bool) -> str:
-    """A rate as it is said; nothing where there is none.
-
-    Example:
-        >>> rate_text(41234.5, True), rate_text(3.21, False), rate_text(0.0321, True)
-        ('41,234 examples/s', '3.2 steps/s', '0.032 examples/s')
-    """
-    if rate is None:
-        return ""
-    number = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
-    return f"{number} {'examples' if per_example else 'steps'}/s"
-
-
-def left_text(status: Status, short: bool = False) -> str:
-    """The time left, of the epoch and of all of them; nothing where it is not known.
-
-    Args:
-        status: the moment.
-        short: whether only the epoch's is said.
-
-    Example:
-        >>> left_text(Status(2, 50, 120, 400, 1.0, True, 3.0, 12.3, 580.0))
-        '12 s left, 9 min 40 s for all epochs'
-    """
-    if status.phase == "compiling":
-        return "compiling the step"
-    if status.phase == "validating":
-        return "validating"
-    if status.left_seconds is None or status.phase in ("done", "stopped"):
-        return ""
-    left = f"{duration(status.left_seconds)} left"
-    if not short and status.epoch + 1 < status.epochs and status.run_left_seconds is not None:
-        left += f", {duration(status.run_left_seconds)} for all epochs"
-    return left
-
-
-DRAWING_SHARE = 0.01  # of the time, at most
-Read = Callable[[], Mapping[str, Any]]
-
-
-class Display(Protocol):
-    """What shows moments of training.
-
-    Attributes:
-        interval_seconds: between two of them, at least.
-    """
-
-    interval_seconds: float
-
-    def open(self) -> None:
-        """Training begins."""
-        ...
-
-    def show(self, status: Status) -> None:
-        """A moment within an epoch."""
-        ...
-
-    def keep(self, status: Status) -> None:
-        """The end of an epoch, or of training within one: to stay on the screen."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something to be read, which stays on the screen."""
-        ...
-
-    def close(self) -> None:
-        """Training is over."""
-        ...
-
-
 class Silent:
-    """Progress that shows nothing; the methods are those of ``Progress``."""
+    """Silent progress shows nothing and reads nothing; its methods are those of ``Progress``."""
 
     read: Read | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        pass
+    def _nothing(self, *arguments: Any, **options: Any) -> None: ...
 
-    def epoch(self, e: int, *, steps: int | None = None, start: int = 0) -> None:
-        """Nothing."""
-
-    def step(self, k: int, examples: int = 0) -> None:
-        """Nothing."""
-
-    def validate(self) -> None:
-        """Nothing."""
-
-    def end_epoch(self, logs: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def note(self, text: str) -> None:
-        """Nothing."""
+    __exit__ = epoch = step = validate = end_epoch = note = _nothing
 
 
 class Progress:
-    """Counts steps and has a display show them.
+    """Progress counts steps and has a display show them.
 
     Args:
         display: what shows them.
@@ -282,12 +181,7 @@ class Progress:
         self._display.open()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._open and self._steps > self._first:
             self._phase = "stopped"
             with contextlib.suppress(Exception):  # what ended training may have taken the numbers
@@ -325,12 +219,9 @@ class Progress:
         self._steps = k
         self._examples += examples
         if time.perf_counter() >= self._next:
-            self._redraw()
-
-    def _redraw(self) -> None:
-        self._phase = "training"
-        self._fetch()
-        self._draw(time.perf_counter())
+            self._phase = "training"
+            self._fetch()
+            self._draw(time.perf_counter())
 
     def _fetch(self) -> None:
         """The means until now; waits for the steps that were begun, so they are done then."""
@@ -370,27 +261,20 @@ class Progress:
         self._display.keep(self._status(now))
 
     def note(self, text: str) -> None:
-        """Show a text that stays on the screen."""
+        """A text is shown that stays on the screen."""
         self._display.note(text)
 
     def _status(self, now: float) -> Status:
         pace = self._pace.mean if self._phase in ("validating", "done") else self._pace.now
         per_example = self._examples > 0 or not self._steps
-        left = self._pace.left_seconds(self._steps, self._total)
         more = self._epochs - self._epoch - 1
         return Status(
-            epoch=self._epoch,
-            epochs=self._epochs,
-            steps=self._steps,
-            steps_per_epoch=self._total,
-            rate=pace and pace[1 if per_example else 0],
-            per_example=per_example,
-            seconds=now - self._started,
-            left_seconds=left,
-            run_left_seconds=self._pace.run_left_seconds(self._steps, self._total, more),
-            logs=self._logs,
-            phase=self._phase,
-        )
+            self._epoch, self._epochs, self._steps, self._total,
+            pace and pace[1 if per_example else 0], per_example, now - self._started,
+            self._pace.left_seconds(self._steps, self._total),
+            self._pace.run_left_seconds(self._steps, self._total, more),
+            self._logs, self._phase,
+        )  # fmt: skip
 
 
 def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -406,7 +290,7 @@ def progress(
     *,
     read: Read | None = None,
 ) -> Progress | Silent:
-    """Progress for a training loop, to be used as a context.
+    """The progress of a training loop, to be used as a context.
 
     Args:
         verbose: "auto" or 1 for a bar in a terminal or a notebook and lines elsewhere, 2 for a
@@ -428,27 +312,22 @@ def progress(
     """
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(
-            compose(
-                "verbose cannot be used",
-                got=f"verbose = {verbose!r}",
-                expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)',
-            )
-        )
+            compose("verbose cannot be used", got=f"verbose = {verbose!r}",
+                    expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)')
+        )  # fmt: skip
     if not verbose:
         return Silent()
-    return Progress(_display(verbose != 2), epochs, steps_per_epoch, read)
+    return Progress(display_for(bar=verbose != 2), epochs, steps_per_epoch, read)
 
 
-def _display(bar: bool) -> Display:
-    """What fits where this runs."""
+def display_for(bar: bool) -> Display:
+    """The display that fits where this runs; lines where no bar is wanted."""
     if not bar:
         return Lines()
     if in_notebook():
         return Notebook()
-    from rich.console import Console
-
     console = Console(highlight=False)
-    return Bar(console) if console.is_terminal and not console.is_dumb_terminal else Lines()
+    return Terminal(console) if console.is_terminal and not console.is_dumb_terminal else Lines()
 
 
 def in_notebook() -> bool:
@@ -458,12 +337,60 @@ def in_notebook() -> bool:
     return getattr(shell, "kernel", None) is not None
 
 
-# What shows the progress of training: a bar in a terminal, a box in a notebook, or lines.
+# What is said of a moment.
 
-BAR_WIDTH, LEAST_BAR_WIDTH = 30, 8  # characters
-LINE_SECONDS = 60.0  # between lines within an epoch, where there is no bar
-KEPT_SECONDS = 0.2  # between lines of finished epochs above a bar
-NOTEBOOK_ROWS = 8  # of the last epochs
+
+def duration(seconds: float) -> str:
+    """A time as it is said.
+
+    Example:
+        >>> [duration(s) for s in (0.04, 3.21, 59.6, 65, 7380, 100000)]
+        ['0.0 s', '3.2 s', '1 min 00 s', '1 min 05 s', '2 h 03 min', '1 d 04 h']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def rate_text(rate: float | None, per_example: bool) -> str:
+    """A rate as it is said; nothing where there is none.
+
+    Example:
+        >>> rate_text(41234.5, True), rate_text(3.21, False), rate_text(0.0321, True)
+        ('41,234 examples/s', '3.2 steps/s', '0.032 examples/s')
+    """
+    if rate is None:
+        return ""
+    number = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+    return f"{number} {'examples' if per_example else 'steps'}/s"
+
+
+def left_text(status: Status, short: bool = False) -> str:
+    """The time left, of the epoch and of all of them; nothing where it is not known.
+
+    Args:
+        status: the moment.
+        short: whether only the epoch's is said.
+
+    Example:
+        >>> left_text(Status(2, 50, 120, 400, 1.0, True, 3.0, 12.3, 580.0))
+        '12 s left, 9 min 40 s for all epochs'
+    """
+    if status.phase in ("compiling", "validating"):
+        return {"compiling": "compiling the step"}.get(status.phase, status.phase)
+    if status.left_seconds is None or status.phase in ("done", "stopped"):
+        return ""
+    left = f"{duration(status.left_seconds)} left"
+    if not short and status.epoch + 1 < status.epochs and status.run_left_seconds is not None:
+        left += f", {duration(status.run_left_seconds)} for all epochs"
+    return left
 
 
 def epoch_text(status: Status) -> str:
@@ -478,9 +405,9 @@ def steps_text(status: Status) -> str:
     return f"{status.steps:,}/{status.steps_per_epoch:,}"
 
 
-def logs_texts(status: Status) -> list[str]:
+def logs_text(status: Status) -> str:
     """Names and numbers, the loss first."""
-    return [f"{name} {shown(status.logs[name])}" for name in ordered(status.logs)]
+    return "  ".join(f"{name} {shown(status.logs[name])}" for name in ordered(status.logs))
 
 
 def line(status: Status) -> str:
@@ -490,136 +417,144 @@ def line(status: Status) -> str:
         parts += [steps_text(status), left_text(status)]
     if status.phase in ("done", "stopped"):
         parts += [duration(status.seconds)]
-    parts += [rate_text(status.rate, status.per_example)]
-    parts += logs_texts(status)
+    parts += [rate_text(status.rate, status.per_example), logs_text(status)]
     return "  ".join(part for part in parts if part)
 
 
-class Lines:
-    """A line for every epoch, and one a minute within long ones."""
+# Displays.
 
-    interval_seconds = LINE_SECONDS
 
-    def __init__(self) -> None:
-        self._first = True
+class Display:
+    """A display shows moments of training.
+
+    Attributes:
+        interval_seconds: between two of them, at least.
+    """
+
+    interval_seconds = 0.0
 
     def open(self) -> None:
-        """Nothing."""
+        """Training begins."""
 
     def show(self, status: Status) -> None:
-        """A line; not for the first step, which says little."""
+        """A moment within an epoch."""
+
+    def keep(self, status: Status) -> None:
+        """The end of an epoch, or of training within one: to stay on the screen."""
+
+    def note(self, text: str) -> None:
+        """Something to be read, which stays on the screen."""
+
+    def close(self) -> None:
+        """Training is over."""
+
+
+class Lines(Display):
+    """Lines are printed: one for every epoch, and one a minute within long ones."""
+
+    interval_seconds = LINE_SECONDS
+    _first = True
+
+    def show(self, status: Status) -> None:
+        """A line is printed; not for the first step, which says little."""
         if not self._first:
             self.keep(status)
         self._first = status.phase == "compiling"
 
     def keep(self, status: Status) -> None:
-        """A line."""
+        """A line is printed."""
         self.note(line(status))
 
     def note(self, text: str) -> None:
-        """A line."""
+        """The text is printed."""
         print(text, file=sys.stdout, flush=True)
 
-    def close(self) -> None:
-        """Nothing."""
+
+class Meter(rich.progress.Progress):
+    """A meter is rich's bar of an epoch's steps, with the logs in a line below it."""
+
+    def __init__(self, console: Console) -> None:
+        self._below = Text()
+        super().__init__(console=console, auto_refresh=False, transient=True)
+        self._bar = rich.progress.BarColumn(complete_style="blue")
+        self._task = self.add_task("", visible=False, words="")
+
+    def show(self, status: Status) -> None:
+        """Draw the epoch's number, the bar, steps, time left and rate, as there is room."""
+        name, (words, left) = epoch_text(status), _fitted(status, self.console.width)
+        bar = (self._bar,) if status.steps_per_epoch and left >= LEAST_BAR_WIDTH else ()
+        self._bar.bar_width = min(BAR_WIDTH, left)
+        self.columns = (
+            rich.progress.TextColumn("[bold]{task.description} "), *bar,
+            rich.progress.TextColumn(" " * len(bar) + "{task.fields[words]}"),
+        )  # fmt: skip
+        self._below = Text(" " * (len(name) + 2) + logs_text(status), no_wrap=True)
+        self._below.highlight_regex(NOT_FINITE, "bold red")
+        self.update(
+            self._task, visible=True, description=name, words=words, refresh=True,
+            completed=status.steps, total=status.steps_per_epoch,
+        )  # fmt: skip
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bar is followed by the logs."""
+        yield self.make_tasks_table(self.tasks)
+        if str(self._below).strip():
+            yield self._below
 
 
-class Bar:
-    """Two lines at the bottom of a terminal, with finished epochs above them."""
+def _fitted(status: Status, width: int) -> tuple[str, int]:
+    """What is said beside the bar, less where it is narrow, and the width that is left."""
+    steps, rate = steps_text(status), rate_text(status.rate, status.per_example)
+    whole, short = left_text(status), left_text(status, short=True)
+    width -= len(epoch_text(status)) + 4
+    for words in ([steps, whole, rate], [steps, short, rate], [steps, short]):
+        text = "  ".join(word for word in words if word)
+        if width - len(text) >= LEAST_BAR_WIDTH:
+            break
+    return text, width - len(text)
+
+
+class Terminal(Display):
+    """A terminal has two lines at its bottom, with finished epochs above them."""
 
     interval_seconds = 0.1
 
     def __init__(self, console: Console) -> None:
-        from rich.live import Live
-
-        self.console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._meter = Meter(console)
         self._kept = -math.inf
 
     def open(self) -> None:
         """Take the bottom of the screen."""
-        self._live.start()
+        self._meter.start()
 
     def show(self, status: Status) -> None:
         """Draw the bar."""
-        self._live.update(bar(status, self.console.width), refresh=True)
+        self._meter.show(status)
 
     def keep(self, status: Status) -> None:
-        """The line of a finished epoch; not of every one, where they come fast."""
+        """The line of a finished epoch is printed; not of every one, where they come fast."""
         now = time.perf_counter()
         last = status.epoch + 1 == status.epochs or status.phase != "done"
         if last or now - self._kept >= KEPT_SECONDS:
-            self.console.print(styled(line(status), status), soft_wrap=True)
+            text = Text(line(status))
+            text.stylize("bold", 0, len(epoch_text(status)))
+            text.highlight_regex(r"[\d,.]+ (examples|steps)/s", "dim")
+            text.highlight_regex(NOT_FINITE, "bold red")
+            self._meter.console.print(text, soft_wrap=True)
             self.show(status)
             self._kept = now
 
     def note(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        """A line is printed above the bar."""
+        self._meter.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Give the bottom of the screen back."""
-        from rich.text import Text
-
-        self._live.update(Text(""))
-        self._live.stop()
+        self._meter.stop()
 
 
-def styled(text: str, status: Status) -> Any:
-    """The line with its numbers told from their names."""
-    from rich.text import Text
-
-    made = Text(text)
-    made.stylize("bold", 0, len(epoch_text(status)))
-    made.highlight_regex(r"[\d,.]+ (examples|steps)/s", "dim")
-    made.highlight_regex(r"\b(nan|inf)\b", "bold red")
-    return made
-
-
-def bar(status: Status, width: int = 80) -> RenderableType:
-    """The epoch's number, a bar, steps, time left and rate; below them the logs.
-
-    Args:
-        status: what is shown.
-        width: of the terminal; the bar takes what the words leave.
-    """
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-    from rich.text import Text
-
-    words, left = _fitted(status, width - len(epoch_text(status)) - 2)
-    cells: list[Any] = [Text(epoch_text(status), "bold", no_wrap=True)]
-    if status.steps_per_epoch is not None and left >= LEAST_BAR_WIDTH:
-        total, wide = status.steps_per_epoch, min(BAR_WIDTH, left)
-        cells.append(ProgressBar(total, status.steps, wide, complete_style="blue"))
-    cells += [Text(word, no_wrap=True, overflow="ellipsis") for word in words]
-    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    grid.add_row(*cells)
-    if not status.logs:
-        return grid
-    logs = "  ".join(logs_texts(status))
-    indent = " " * (len(epoch_text(status)) + 2)
-    below = Text(indent + logs, overflow="ellipsis", no_wrap=True)
-    below.highlight_regex(r"\b(nan|inf)\b", "bold red")
-    return Group(grid, below)
-
-
-def _fitted(status: Status, width: int) -> tuple[list[str], int]:
-    """What is said beside the bar, less where it is narrow, and the width that is left."""
-    steps, rate = steps_text(status), rate_text(status.rate, status.per_example)
-    whole, short = left_text(status), left_text(status, short=True)
-    words, left = [steps], width
-    for words in ([steps, whole, rate], [steps, short, rate], [steps, short]):
-        words = [word for word in words if word]
-        left = width - sum(len(word) + 2 for word in words)
-        if left >= LEAST_BAR_WIDTH:
-            break
-    return words, left
-
-
-class Notebook:
-    """A box in a notebook that is drawn again and again: a bar above a table of epochs."""
+class Notebook(Display):
+    """A box in a notebook is drawn again and again: a bar above a table of epochs."""
 
     interval_seconds = 0.2
 
@@ -630,28 +565,25 @@ class Notebook:
         self._drawn = -math.inf
         self._last: Status | None = None
 
-    def open(self) -> None:
-        """Nothing; the box comes with the first moment."""
-
     def show(self, status: Status) -> None:
         """Draw the box."""
         self._last = status
         self._draw()
 
     def keep(self, status: Status) -> None:
-        """A row of the table; drawn with the next moment, where they come fast."""
+        """The table has one row more; it is drawn with the next moment, where they come fast."""
         self._last = status
         self._rows = [*self._rows[1 - NOTEBOOK_ROWS :], status]
         if time.perf_counter() - self._drawn >= self.interval_seconds:
             self._draw()
 
     def note(self, text: str) -> None:
-        """A line below the table."""
+        """The text becomes a line below the table."""
         self._notes.append(text)
         self._draw()
 
     def close(self) -> None:
-        """Draw the last one."""
+        """Draw the last moment."""
         if self._last is not None:
             self._draw()
 
@@ -667,7 +599,7 @@ class Notebook:
 
 
 def page(status: Status | None, rows: list[Status], notes: list[str]) -> str:
-    """The box as HTML: it takes the colours of the notebook, light or dark."""
+    """The box as HTML takes the colours of the notebook, light or dark."""
     parts = [] if status is None else [_heading(status)]
     if status is not None and status.phase == "training" and status.logs:
         rows = [*rows, status]

@@ -182,7 +182,7 @@ SCALE = 2.0**-64  # 2⁶⁴ finite numbers, scaled by it, have a finite sum
 LARGE = 4096  # entries, from which on a product is worth its call
 
 
-class Options(NamedTuple):
+class StepOptions(NamedTuple):
     """What a step does beside the gradient and the optimizer; see ``step``."""
 
     accumulate: int = 1
@@ -207,7 +207,7 @@ class Step:
         loss: Callable[..., Any],
         optimizer: optax.GradientTransformation,
         gradients: Gradients,
-        options: Options,
+        options: StepOptions,
     ) -> None:
         self.objective, self.optimizer, self.options = loss, optimizer, options
         self.gradients = gradients
@@ -426,7 +426,9 @@ def step(
         raise _unusable(
             "optimizer", optimizer, "a gradient transformation of optax, optax.adam(1e-3)"
         )
-    options = Options(accumulate, clip_norm, clip_value, Precision.of(precision), nonfinite, donate)
+    options = StepOptions(
+        accumulate, clip_norm, clip_value, Precision.of(precision), nonfinite, donate
+    )
     gradients = Gradients(
         as_objective(loss), value_and_grad, gradient, accumulate, options.precision
     )

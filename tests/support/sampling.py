@@ -47,9 +47,8 @@ SLOW = {
     "test_explain_nonfinite": 2,
     "test_explain_signals": 2,
     "test_explain_tables": 2,
+    "test_networks": 2,
     "test_train_checkpoint_killed": 2,
-    "test_train_gpt": 2,
-    "test_train_models": 2,
 }
 
 # Rules whose properties take seconds to compile, in second order above all: by default value,

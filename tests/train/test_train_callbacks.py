@@ -20,8 +20,9 @@ from functional_bp.train.callbacks import (
     EarlyStopping,
     LearningRate,
     ReduceLROnPlateau,
+    get_learning_rate,
+    set_learning_rate,
 )
-from functional_bp.train.callbacks.learning_rate import get_learning_rate, set_learning_rate
 
 
 @dataclass(frozen=True)

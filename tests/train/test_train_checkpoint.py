@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from functional_bp.errors import CheckpointError, TrainingError
-from functional_bp.train.checkpoints import Checkpoints, checkpoint
+from functional_bp.train import checkpoints as module
+from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.state import TrainState, init
 
 DTYPES = [
@@ -254,7 +255,7 @@ def test_a_failed_write_is_told_by_the_next_call_and_hurts_nothing(tmp_path, mon
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("functional_bp.train.checkpoints.storage.write_arrays", full)
+    monkeypatch.setattr("functional_bp.train.storage.write_arrays", full)
     checkpoints.save(2, state)
     with pytest.raises(CheckpointError, match="(?s)could not be written.*No space left"):
         checkpoints.save(3, state)
@@ -265,9 +266,9 @@ def test_a_failed_write_is_told_by_the_next_call_and_hurts_nothing(tmp_path, mon
 
 
 def test_a_failed_write_at_the_end_of_a_program_is_printed(capsys):
-    work = checkpoint.Background()
+    work = module.Background()
     work.start(lambda: 1 / 0)
-    checkpoint._finish()
+    module._finish()
     assert "a checkpoint could not be written" in capsys.readouterr().err
     work.wait()  # told once
 

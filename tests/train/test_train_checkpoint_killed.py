@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from test_train_checkpoint import state_of
 
-from functional_bp.train.checkpoints import Checkpoints, storage
+from functional_bp.train import storage
+from functional_bp.train.checkpoints import Checkpoints
 
 COMMON = """
 import os, sys
@@ -66,7 +67,7 @@ def kill_at_random(folder, times, seed):
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         told = int([first, *process.communicate()[0].split()][-1])
-        leftovers += any(name.startswith(".") for name in os.listdir(folder))
+        leftovers += any(storage.LEFTOVER.fullmatch(name) for name in os.listdir(folder))
         checkpoints = Checkpoints(folder, keep=2)
         names = sorted(os.listdir(folder))
         assert all(storage.NAME.fullmatch(name) for name in names)  # nothing is left over
@@ -90,15 +91,16 @@ def test_killed_thirty_times_every_checkpoint_is_whole(tmp_path):
 
 
 def test_a_leftover_is_removed_but_no_save_in_progress(tmp_path):
-    for name in (".saving-000009-step-3", ".deleting-000001-step-1", ".saving-mine", "9-step-3"):
+    of_others = {".saving-mine", "9-step-3", "000009-step-3.part"}
+    unfinished = {"000009-step-3.orbax-checkpoint-tmp", ".deleting", ".saving-000001-step-1"}
+    for name in of_others | unfinished:
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("text")
-    with storage._made(tmp_path / ".saving-000010-step-4"):
+    with storage._locked(tmp_path, wait=True):  # as another process does that saves
         Checkpoints(tmp_path)
-        left = {".saving-mine", "9-step-3", ".saving-000010-step-4"}
-        assert set(os.listdir(tmp_path)) == left
+        assert set(os.listdir(tmp_path)) == of_others | unfinished
     Checkpoints(tmp_path)
-    assert set(os.listdir(tmp_path)) == {".saving-mine", "9-step-3"}
+    assert set(os.listdir(tmp_path)) == of_others
 
 
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 2)"])

@@ -14,8 +14,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from functional_bp.train.data import source, split
-from functional_bp.train.data.checks import DataError, check, check_count, check_labels, check_like
+from functional_bp.train.data import (
+    DataError,
+    check,
+    check_count,
+    check_labels,
+    check_like,
+    source,
+    split,
+)
 
 
 class Pair(NamedTuple):

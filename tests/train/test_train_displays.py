@@ -16,8 +16,7 @@ from rich.console import Console
 from test_train_progress import Clock, train
 
 from functional_bp.train import progress as displays
-from functional_bp.train import progress as module
-from functional_bp.train.data.checks import DataError
+from functional_bp.train.data import DataError
 from functional_bp.train.progress import Progress, Silent, Status, in_notebook, progress
 
 
@@ -84,7 +83,9 @@ def test_other_words_are_refused(verbose: Any) -> None:
 def drawn(status: Status, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), highlight=False)
     with console.capture() as capture:
-        console.print(displays.bar(status, width))
+        meter = displays.Meter(console)
+        meter.show(status)
+        console.print(meter)
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -113,7 +114,7 @@ def test_the_bar_is_filled_in_proportion() -> None:
 def test_a_terminal_keeps_the_lines_of_epochs(clock: Clock) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system=None)
-    with Progress(displays.Bar(console), 3, 50) as shown:
+    with Progress(displays.Terminal(console), 3, 50) as shown:
         train(shown, clock)
         shown.note("[a] note")
     out = file.getvalue()
@@ -126,7 +127,7 @@ def test_a_terminal_keeps_the_lines_of_epochs(clock: Clock) -> None:
 def test_a_terminal_keeps_some_of_many_fast_epochs(clock: Clock) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system=None)
-    with Progress(displays.Bar(console), 1000, 2) as shown:
+    with Progress(displays.Terminal(console), 1000, 2) as shown:
         train(shown, clock, epochs=1000, steps=2, step_seconds=0.001, validate_seconds=0.001)
     lines = [line for line in file.getvalue().splitlines() if "val_loss" in line and " s  " in line]
     assert 10 <= len(lines) <= 20  # 3 s, a line every 0.2 s
@@ -185,7 +186,7 @@ def test_a_kernel_is_known_by_what_it_has(monkeypatch: Any) -> None:
     assert not in_notebook()
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert in_notebook() and isinstance(module._display(True), displays.Notebook)
-    assert isinstance(module._display(False), displays.Lines)
+    assert in_notebook() and isinstance(displays.display_for(bar=True), displays.Notebook)
+    assert isinstance(displays.display_for(bar=False), displays.Lines)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
-    assert not in_notebook() and isinstance(module._display(True), displays.Lines)
+    assert not in_notebook() and isinstance(displays.display_for(bar=True), displays.Lines)

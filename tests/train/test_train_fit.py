@@ -12,7 +12,7 @@ import pytest
 
 from functional_bp import train
 from functional_bp.errors import BackpropError, NonFiniteError, TrainingError
-from functional_bp.train.loop import Loop
+from functional_bp.train.loop import TrainingLoop
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 4)).astype(np.float32)
@@ -103,8 +103,10 @@ def test_the_given_arrays_stay() -> None:
 def test_the_step_is_compiled_once_for_every_shape_of_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loops, run = [], Loop.run
-    monkeypatch.setattr(Loop, "run", lambda self, *args: loops.append(self) or run(self, *args))
+    loops, run = [], TrainingLoop.run
+    monkeypatch.setattr(
+        TrainingLoop, "run", lambda self, *args: loops.append(self) or run(self, *args)
+    )
     fit(epochs=4)
     fit(epochs=4, drop_last=True)
     assert [loop.compilations for loop in loops] == [2, 1]
@@ -259,7 +261,7 @@ def test_an_overflow_in_the_gradient_alone_is_found() -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_compiled(
     data: Any, options: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Loop, "run", lambda *_: pytest.fail("the loop was started"))
+    monkeypatch.setattr(TrainingLoop, "run", lambda *_: pytest.fail("the loop was started"))
     with pytest.raises(BackpropError) as caught:
         fit(*data, **options)
     assert words in str(caught.value)

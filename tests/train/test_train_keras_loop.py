@@ -15,8 +15,12 @@ import optax
 import pytest
 from test_train_callbacks import Run, State
 
-from functional_bp.train.callbacks import CSVLogger, EarlyStopping, ReduceLROnPlateau
-from functional_bp.train.callbacks.learning_rate import get_learning_rate
+from functional_bp.train.callbacks import (
+    CSVLogger,
+    EarlyStopping,
+    ReduceLROnPlateau,
+    get_learning_rate,
+)
 from functional_bp.train.data import split
 
 pytestmark = pytest.mark.libraries

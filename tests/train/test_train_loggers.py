@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from test_train_callbacks import Run, through_json
 
-from functional_bp.train.callbacks import Callback, CSVLogger, TensorBoard
-from functional_bp.train.callbacks.loggers import TrainExtraError
+from functional_bp.train.callbacks import Callback, CSVLogger, TensorBoard, TrainExtraError
 
 
 def rows(path: Path, **options: Any) -> list[dict[str, str]]:

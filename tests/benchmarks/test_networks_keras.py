@@ -1,4 +1,4 @@
-"""``train.models`` beside Keras' layers with the same weights; run with ``-m libraries``."""
+"""The networks of the benchmarks beside Keras' layers with the same weights; ``-m libraries``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from functional_bp.train.models import gpt, lenet, lstm, mlp, recurrent
+from benchmarks.networks import (
+    gpt_block,
+    gpt_params,
+    lenet,
+    lenet_params,
+    lstm,
+    lstm_params,
+    mlp,
+    mlp_params,
+)  # fmt: skip
 
 pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("keras")]
 
@@ -16,6 +25,12 @@ pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("keras")]
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(5)
+
+
+@pytest.fixture(autouse=True)
+def single() -> Any:
+    with jax.enable_x64(False):
+        yield
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -36,7 +51,7 @@ def compare(model: Any, params: Any, predictions: Any, x: np.ndarray) -> None:
 def test_mlp(keras: Any) -> None:
     dense = keras.layers.Dense
     model = keras.Sequential([dense(16, "relu"), dense(8, "relu"), dense(3)])
-    compare(model, mlp.init(KEY, [6, 16, 8, 3]), mlp.apply, normal(5, 6))
+    compare(model, mlp_params(KEY, [6, 16, 8, 3]), mlp, normal(5, 6))
 
 
 def test_lenet(keras: Any) -> None:
@@ -46,30 +61,19 @@ def test_lenet(keras: Any) -> None:
         layers.Conv2D(16, 5, activation="tanh"), layers.AveragePooling2D(2), layers.Flatten(),
         layers.Dense(120, "tanh"), layers.Dense(84, "tanh"), layers.Dense(10),
     ])  # fmt: skip
-    compare(model, lenet.init(KEY, (28, 21), channels=2), lenet.apply, normal(3, 28, 21, 2))
-
-
-CELLS = {"rnn": ("SimpleRNN", {}), "lstm": ("LSTM", {}), "gru": ("GRU", {"reset_after": False})}
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_recurrent_cells(cell: str, keras: Any) -> None:
-    name, options = CELLS[cell]
-    layer = getattr(keras.layers, name)(7, return_sequences=True, **options)
-    predictions = lambda params, x: recurrent.apply(params, x, cell=cell)[0]
-    compare(layer, recurrent.init(KEY, cell, 4, 7), predictions, normal(3, 6, 4))
+    compare(model, lenet_params(KEY, (28, 21), channels=2), lenet, normal(3, 28, 21, 2))
 
 
 def test_lstm(keras: Any) -> None:
     model = keras.Sequential([keras.layers.LSTM(7), keras.layers.Dense(3)])
-    compare(model, lstm.init(KEY, 4, 7, 3), lstm.apply, normal(3, 6, 4))
+    compare(model, lstm_params(KEY, 4, 7, 3), lstm, normal(3, 6, 4))
 
 
 def test_first_weights_are_of_keras_distributions(keras: Any) -> None:
     layer = keras.layers.LSTM(64)
     layer(np.ones((1, 2, 300), np.float32))
     kernel, recurrent_kernel, bias = (np.asarray(w.value) for w in layer.weights)
-    params = jax.tree.map(np.asarray, recurrent.init(KEY, "lstm", 300, 64))
+    params = jax.tree.map(np.asarray, lstm_params(KEY, 300, 64, 3))
     # The deviation of 76800 uniform numbers: within 1 % for both, four of its own deviations.
     assert params["W"].std() == pytest.approx(kernel.std(), rel=0.02)
     assert np.max(np.abs(params["W"])) == pytest.approx(np.max(np.abs(kernel)), rel=1e-3)
@@ -79,7 +83,7 @@ def test_first_weights_are_of_keras_distributions(keras: Any) -> None:
 
 
 def test_a_block_of_gpt(keras: Any) -> None:
-    layers, params = keras.layers, gpt.init(KEY, 5, width=16, layers=1, heads=4)
+    layers, params = keras.layers, gpt_params(KEY, 5, width=16, layers=1, heads=4)
     p = {name: 5 * np.asarray(leaf[0]) for name, leaf in params["blocks"].items()}
     x = normal(2, 6, 16)
     norms = [layers.LayerNormalization(epsilon=1e-5) for _ in range(2)]
@@ -97,4 +101,4 @@ def test_a_block_of_gpt(keras: Any) -> None:
     for layer, names in given.items():
         layer.set_weights([p[name] for name in names.split()])
     # Normed, weighted by five: numbers of some tens.
-    np.testing.assert_allclose(block(x), gpt.block(p, x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(block(x), gpt_block(p, x), rtol=1e-4, atol=1e-4)

@@ -1,7 +1,9 @@
-"""Checkpoints on Orbax: atomic, asynchronous, checked byte for byte, the last and the best kept.
+"""Checkpoints are atomic, asynchronous, checked byte for byte; the last and the best are kept.
 
-``save`` copies the arrays to host memory and returns; a thread writes them. A step may donate its
-state at once, and an interrupted or killed process leaves every checkpoint before it whole.
+``save`` copies the arrays to host memory and returns; a thread has Orbax write them. A step may
+donate its state at once, and an interrupted or killed process leaves every checkpoint before it
+whole. The thread is of this package, since Orbax's own asynchrony loses a save where the program
+ends behind it, and forgets to delete what Ctrl-C came between.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import jax
 import numpy as np
 
 from functional_bp.errors import CheckpointError, TrainingError, compose
-from functional_bp.train.checkpoints.leaves import (
+from functional_bp.train.leaves import (
     compare,
     facts,
     filled,
@@ -32,15 +34,16 @@ from functional_bp.train.checkpoints.leaves import (
     names,
     restored,
     skeleton,
-)
-from functional_bp.train.checkpoints.storage import BrokenError, Entry, Folder, require_orbax
+)  # fmt: skip
 from functional_bp.train.state import TrainState
-
-# One piece of work behind a program's back, done to its end also where the program ends before.
+from functional_bp.train.storage import BrokenError, Folder, Saved, require_orbax
 
 
 class Background:
-    """A thread for one piece of work at a time; Ctrl-C never lands in it."""
+    """A thread does one piece of work at a time, also where the program ends before it is done.
+
+    Ctrl-C never lands in it.
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -207,8 +210,10 @@ class Checkpoints:
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
         copies = in_host_memory([leaf for _, leaf in leaves])
-        named = {name: copies[k] for k, name in enumerate(names(described)) if name}
-        self._background.start(partial(self._write, int(step), named, content))
+        pairs = zip(names(described), copies, strict=True)
+        named = {name: copy for name, copy in pairs if name and copy is not None}
+        write = partial(self._folder.write, int(step), named, content, self._kept)
+        self._background.start(write)
         if not self._asynchronous:
             self.wait()
 
@@ -296,11 +301,13 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write(self, step: int, arrays: Mapping[str, Any], content: dict[str, Any]) -> None:
-        self._folder.write(step, arrays, content)
-        self._folder.prune(self._keep, self._best_entry())
+    def _kept(self) -> set[Saved]:
+        """The last ones, the best one, and whatever cannot be read."""
+        entries, best = self._folder.entries(), self._best_entry()
+        last = entries if self._keep is None else entries[-self._keep :]
+        return {*last, *self._folder.unread(), *([best] if best else [])}
 
-    def _chosen(self, step: int | str | None) -> Entry:
+    def _chosen(self, step: int | str | None) -> Saved:
         entries = self._folder.entries()
         if not entries:
             raise self._folder.empty()
@@ -326,7 +333,7 @@ class Checkpoints:
                     got=f"steps {[entry.step for entry in entries]}", expected="one of them")
         )  # fmt: skip
 
-    def _best_entry(self) -> Entry | None:
+    def _best_entry(self) -> Saved | None:
         found = []
         for entry in self._folder.entries() if self._best else ():
             if self._folder.is_known(entry):
@@ -335,7 +342,7 @@ class Checkpoints:
                     found.append((self._sign * value, entry))  # of equal ones the first
         return min(found)[-1] if found else None
 
-    def _read(self, entry: Entry, like: TrainState) -> Restored:
+    def _read(self, entry: Saved, like: TrainState) -> Restored:
         content = self._folder.manifest(entry)
         described, in_state = [*content["state"], *content["extra"]], len(content["state"])
         wanted = [

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
-from functional_bp.train.layout import DataParallel, layout_of
+from functional_bp.train.data_parallel import DataParallel, layout_of
 
 RNG = np.random.default_rng(4)
 ADAM = optax.adam(1e-2)

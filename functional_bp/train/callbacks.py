@@ -1,0 +1,694 @@
+"""Callbacks that come with the package: stopping, learning rates, and logs in files.
+
+One of your own is a class with the methods of ``Callback`` that it needs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import inspect
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from functional_bp.errors import BackpropError, compose
+from functional_bp.train.data import BY_POSITION
+from functional_bp.train.run import Callback as Callback
+from functional_bp.train.run import CallbackError as CallbackError
+from functional_bp.train.run import Callbacks as Callbacks
+from functional_bp.train.run import Run as Run
+
+
+class TerminateAfter(Callback):
+    """Training ends after a time, for a machine that is lent for hours: the last step is whole.
+
+    A resumed run has the whole time again.
+
+    Args:
+        seconds: from the beginning of ``fit``.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise CallbackError(
+                compose("TerminateAfter needs a time", got=f"seconds = {seconds!r}",
+                        expected="a number of seconds above 0")
+            )  # fmt: skip
+        self.seconds = seconds
+        self._end = math.inf
+
+    def on_fit_begin(self, run: Any) -> None:
+        """The clock starts."""
+        self._end = time.monotonic() + self.seconds
+
+    def on_step_end(self, run: Any, step: int) -> None:
+        """The run is stopped if the time is over."""
+        if time.monotonic() >= self._end:
+            run.stop(f"TerminateAfter: {self.seconds:g} s are over")
+            self._end = math.inf
+
+
+# A number of the logs that is watched: what is better, and whether it became so.
+
+HIGHER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "r2", "iou", "score")
+LOWER = ("loss", "error", "mae", "mse", "rmse", "mape", "entropy", "crossentropy", "perplexity")
+
+
+class Monitor:
+    """A monitor watches a number of the logs, and keeps the best one seen.
+
+    An improvement is by more than ``min_delta``; NaN and infinity never are one.
+
+    Args:
+        monitor: its name in the logs: "loss", "val_accuracy".
+        mode: "min", "max", or "auto": by the last part of the name.
+        min_delta: what a change has to exceed.
+        owner: the callback's name, for messages.
+
+    Raises:
+        CallbackError: ``mode`` is none of these, or the name does not tell.
+    """
+
+    def __init__(self, monitor: str, mode: str, min_delta: float, owner: str) -> None:
+        self.name, self.owner, self.min_delta = monitor, owner, abs(min_delta)
+        self.sign = 1.0 if _mode(monitor, mode, owner) == "min" else -1.0
+        self.best: float | None = None
+        self._seen = False
+
+    def read(self, logs: Mapping[str, Any]) -> float | None:
+        """The number; None in an epoch without validation.
+
+        Raises:
+            CallbackError: the logs have none of that name.
+        """
+        if self.name in logs:
+            self._seen = True
+            return float(np.asarray(logs[self.name]))
+        validated = any(name.startswith("val_") for name in logs)
+        if not self.name.startswith("val_") or validated:
+            raise CallbackError(self._absent(", ".join(logs)))
+        return None
+
+    def _absent(self, got: str) -> str:
+        do = "take one of these names"
+        if self.name.startswith("val_"):
+            do = "pass validation_data= or validation_split=, or watch a name without val_"
+        what = f"{self.owner} watches {self.name!r}, which the logs do not have"
+        return compose(what, got=got or "no logs", expected=self.name, do=do)
+
+    def warn_if_never_seen(self, epochs: int) -> None:
+        """A warning says when training ends that the number never came."""
+        if epochs and not self._seen and self.best is None:
+            warnings.warn(self._absent(f"{epochs} epochs without validation"), stacklevel=3)
+
+    def improves(self, value: float, reference: float | None) -> bool:
+        """Whether a value is better than another one by more than ``min_delta``."""
+        if not math.isfinite(value):
+            return False
+        return reference is None or self.sign * (reference - value) > self.min_delta
+
+
+def _mode(monitor: str, mode: str, owner: str) -> str:
+    if mode not in ("auto", "min", "max"):
+        raise CallbackError(
+            compose(f"{owner} does not know the mode", got=f"mode = {mode!r}",
+                    expected='"min", "max" or "auto"')
+        )  # fmt: skip
+    if mode != "auto":
+        return mode
+    last = monitor.lower().replace("-", "_").split("_")[-1]
+    for mode, words in (("max", HIGHER), ("min", LOWER)):
+        if last in words:
+            return mode
+    raise CallbackError(
+        compose(f"{owner} cannot tell whether a higher or a lower {monitor!r} is better",
+                got='mode = "auto"', expected="a name that ends like accuracy or loss",
+                do='pass mode="min" or mode="max"')
+    )  # fmt: skip
+
+
+# The weights of the best epoch, and an end of training when nothing becomes better.
+
+
+def copied(tree: Any) -> Any:
+    """The arrays of a pytree in buffers of their own, on the same devices.
+
+    The step gives its state's buffers away to the next one, so what is to last must be copied.
+    """
+
+    def copy(array: Any) -> Any:
+        made = jnp.copy(array)
+        if getattr(array, "committed", False) and made.sharding != array.sharding:
+            made = jax.device_put(made, array.sharding)
+        return made
+
+    return jax.tree.map(copy, tree)
+
+
+class BestWeights(Callback):
+    """Training ends with the parameters and model state of the epoch in which a number was best.
+
+    Args:
+        monitor: its name in the logs.
+        mode: "min", "max", or "auto" to go by the name.
+        min_delta: what a change has to exceed to be an improvement.
+        restore_best: whether the best weights are set at the end; else the last ones stay.
+        start_from_epoch: epochs, from 0, that are not looked at.
+
+    Attributes:
+        best: the best number, None before there is one.
+        best_epoch: its epoch, from 0.
+        best_params: its parameters, once there are any.
+
+    Raises:
+        CallbackError: the name does not tell what is better, or the logs have no such name.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        mode: str = "auto",
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        start_from_epoch: int = 0,
+    ) -> None:
+        self.monitor = Monitor(monitor, mode, min_delta, type(self).__name__)
+        self.restore_best, self.start_from_epoch = restore_best, start_from_epoch
+        self._awaits_arrays = self._resumes = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self.monitor.best = None
+        self.best_epoch: int | None = None
+        self._kept: Any = None
+        self._epochs = 0
+
+    @property
+    def best(self) -> float | None:
+        """The best number, None before there is one."""
+        return self.monitor.best
+
+    @property
+    def best_params(self) -> Any:
+        """The parameters of the best epoch; None before there is one."""
+        return None if self._kept is None else self._kept["params"]
+
+    def on_fit_begin(self, run: Any) -> None:
+        """Begin anew, or go on with what was remembered if the best weights came with it."""
+        if not self._resumes:
+            self._forget()
+        elif self.restore_best and self._awaits_arrays and self._kept is None:
+            raise CallbackError(
+                compose(f"{type(self).__name__} goes on without the weights it had kept",
+                        got=f"best {self.monitor.name} {self.best}, and no arrays",
+                        expected="its state_dict() and its arrays() from one checkpoint",
+                        do="call load_arrays(tree) beside load_state_dict(state)")
+            )  # fmt: skip
+        self._resumes = False
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Look at the number, keep the weights if it is the best."""
+        self._epochs += 1
+        value = self.monitor.read(logs)
+        if value is not None and epoch >= self.start_from_epoch:
+            self._look(run, epoch, value)
+
+    def _look(self, run: Any, epoch: int, value: float) -> bool:
+        """Whether the number is the best one yet."""
+        if not self.monitor.improves(value, self.monitor.best):
+            return False
+        self.monitor.best, self.best_epoch = value, epoch
+        if self.restore_best:
+            parts = {"params": run.state.params}
+            if (model_state := getattr(run.state, "model_state", None)) is not None:
+                parts["model_state"] = model_state
+            self._kept = copied(parts)
+        return True
+
+    def on_fit_end(self, run: Any) -> None:
+        """Set the weights of the best epoch."""
+        self.monitor.warn_if_never_seen(self._epochs)
+        if self.restore_best and self._kept is not None:
+            run.state = dataclasses.replace(run.state, **copied(self._kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best number and its epoch; the weights are in ``arrays``."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "kept": self._kept is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.monitor.best, self.best_epoch = state["best"], state["best_epoch"]
+        self._awaits_arrays, self._resumes = state["kept"], True
+
+    def arrays(self) -> Any:
+        """``params``, and ``model_state`` if there is one, of the best epoch."""
+        return self._kept
+
+    def load_arrays(self, tree: Any) -> None:
+        """Keep these for the best."""
+        self._kept = tree
+
+
+class EarlyStopping(BestWeights):
+    """Training ends when a number has not become better for some epochs; as Keras' does.
+
+    Args:
+        monitor: its name in the logs.
+        min_delta: what a change has to exceed to be an improvement.
+        patience: training ends with this many epochs in a row without one; 0 is as 1.
+        mode: "min", "max", or "auto" to go by the name.
+        baseline: a number that has to be surpassed for patience to begin anew.
+        restore_best: whether the weights of the best epoch are set at the end.
+        start_from_epoch: epochs, from 0, that are not looked at.
+
+    Attributes:
+        best, best_epoch, best_params: of the best epoch.
+        stopped_epoch: the epoch, from 0, after which it ended training; None if it did not.
+
+    Raises:
+        CallbackError: the name does not tell what is better, the logs have no such name, or
+            ``patience`` is below 0.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        min_delta: float = 0.0,
+        patience: int = 0,
+        mode: str = "auto",
+        baseline: float | None = None,
+        restore_best: bool = True,
+        start_from_epoch: int = 0,
+    ) -> None:
+        self.patience, self.baseline = patience, baseline
+        super().__init__(
+            monitor, mode=mode, min_delta=min_delta, restore_best=restore_best,
+            start_from_epoch=start_from_epoch,
+        )  # fmt: skip
+        if patience < 0:
+            raise CallbackError(
+                compose("EarlyStopping needs patience", got=f"patience = {patience!r}",
+                        expected="a number of epochs, 0 or more")
+            )  # fmt: skip
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.wait = 0
+        self.stopped_epoch: int | None = None
+
+    def _look(self, run: Any, epoch: int, value: float) -> bool:
+        self.wait += 1
+        if super()._look(run, epoch, value):
+            if self.baseline is None or self.monitor.improves(value, self.baseline):
+                self.wait = 0
+            return True
+        if self.wait >= self.patience and epoch > 0:
+            self.stopped_epoch = epoch
+            run.stop(self._reason())
+        return False
+
+    def _reason(self) -> str:
+        name = self.monitor.name
+        if self.best is None or self.best_epoch is None:
+            return f"EarlyStopping: {name} was never a finite number"
+        epochs = "1 epoch" if self.wait == 1 else f"{self.wait} epochs"
+        return (
+            f"EarlyStopping: {name} has not improved on {self.best:.4g}, "
+            f"of epoch {self.best_epoch + 1}, for {epochs}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best number, its epoch, and for how many epochs there was none better."""
+        return {**super().state_dict(), "wait": self.wait, "stopped_epoch": self.stopped_epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state)
+        self.wait, self.stopped_epoch = state["wait"], state["stopped_epoch"]
+
+
+# Learning rates that are set from outside, in the state of ``optax.inject_hyperparams``.
+
+RATE = "learning_rate"
+
+
+def _is_injected(part: Any) -> bool:
+    return hasattr(part, "_replace") and RATE in (getattr(part, "hyperparams", None) or ())
+
+
+def get_learning_rate(opt_state: Any) -> float:
+    """The learning rate that an optimizer's state holds.
+
+    Raises:
+        CallbackError: it holds none, or takes it from a schedule of its own.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_injected)
+    parts = [part for part in leaves if _is_injected(part)]
+    what = "the learning rate of this optimizer cannot be set"
+    do = "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)"
+    if not parts:
+        raise CallbackError(
+            compose(what, got="an optimizer that has it built in",
+                    expected="one that keeps it in its state", do=do)
+        )  # fmt: skip
+    if any(RATE in (getattr(part, "hyperparams_states", None) or ()) for part in parts):
+        raise CallbackError(
+            compose(what, got="one that comes from a schedule, which would set it again at every "
+                    "step", expected="a number",
+                    do=f"{do},\n            or leave the learning rate to that schedule alone")
+        )  # fmt: skip
+    return float(parts[0].hyperparams[RATE])
+
+
+def set_learning_rate(opt_state: Any, value: float) -> Any:
+    """The optimizer's state with another learning rate, of the same dtype and on the same device.
+
+    Raises:
+        CallbackError: it holds none, takes it from a schedule, or the value is not finite.
+    """
+    get_learning_rate(opt_state)
+    if not np.isfinite(value):
+        raise CallbackError(
+            compose("a learning rate must be a finite number", got=f"learning_rate = {value!r}",
+                    do="look at the schedule")
+        )  # fmt: skip
+
+    def replaced(part: Any) -> Any:
+        if not _is_injected(part):
+            return part
+        rate = jnp.full_like(part.hyperparams[RATE], value)
+        return part._replace(hyperparams={**part.hyperparams, RATE: rate})
+
+    return jax.tree.map(replaced, opt_state, is_leaf=_is_injected)
+
+
+def _set(run: Any, value: float) -> None:
+    opt_state = set_learning_rate(run.state.opt_state, value)
+    run.state = dataclasses.replace(run.state, opt_state=opt_state)
+
+
+class LearningRate(Callback):
+    """The learning rate is set before every epoch, as Keras' ``LearningRateScheduler`` does.
+
+    The optimizer must keep it in its state: ``optax.inject_hyperparams(optax.sgd)(...)``. For a
+    rate by step give optax a schedule instead; it needs no callback. The logs have the rate as
+    ``learning_rate``.
+
+    Args:
+        schedule: a function of the epoch, from 0, or of the epoch and the rate as it is; an optax
+            schedule is one.
+
+    Raises:
+        CallbackError: the optimizer does not keep its learning rate, or the schedule returns no
+            finite number.
+
+    Example:
+        >>> halved = LearningRate(lambda epoch, rate: rate / 2 if epoch % 10 == 9 else rate)
+    """
+
+    def __init__(self, schedule: Callable[..., Any]) -> None:
+        if not callable(schedule):
+            raise CallbackError(
+                compose("LearningRate needs a function of the epoch", got=repr(schedule),
+                        do="LearningRate(lambda epoch: 0.1 * 0.5 ** epoch)")
+            )  # fmt: skip
+        self.schedule = schedule
+        self._with_rate = _takes_two(schedule)
+
+    def on_fit_begin(self, run: Any) -> None:
+        """Whether it can be set is known before anything is computed."""
+        get_learning_rate(run.state.opt_state)
+
+    def on_epoch_begin(self, run: Any, epoch: int) -> None:
+        """Set it."""
+        rate = get_learning_rate(run.state.opt_state) if self._with_rate else None
+        value = self.schedule(epoch) if rate is None else self.schedule(epoch, rate)
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise CallbackError(
+                compose("the schedule of LearningRate returned no number",
+                        got=f"{value!r} for epoch {epoch}",
+                        expected="the learning rate of that epoch")
+            ) from None  # fmt: skip
+        _set(run, value)
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Note it in the logs."""
+        logs[RATE] = get_learning_rate(run.state.opt_state)
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function has two parameters that must be given."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return sum(p.kind in BY_POSITION and p.default is p.empty for p in parameters) >= 2
+
+
+class ReduceLROnPlateau(Callback):
+    """The learning rate is multiplied by a factor when a number no longer improves; as in Keras.
+
+    The optimizer must keep its rate in its state: ``optax.inject_hyperparams(optax.adam)(...)``.
+
+    Args:
+        monitor: the number's name in the logs.
+        factor: what the rate is multiplied by, between 0 and 1.
+        patience: epochs in a row without an improvement before that.
+        mode: "min", "max", or "auto" to go by the name.
+        min_delta: what a change has to exceed to be an improvement.
+        cooldown: epochs after a reduction that are not counted.
+        min_lr: the rate never gets lower.
+
+    Raises:
+        CallbackError: ``factor`` is not between 0 and 1, the name does not tell what is better or
+            is not in the logs, or the optimizer does not keep its learning rate.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        factor: float = 0.1,
+        patience: int = 10,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise CallbackError(
+                compose("ReduceLROnPlateau reduces the learning rate", got=f"factor = {factor!r}",
+                        expected="a number between 0 and 1")
+            )  # fmt: skip
+        self.monitor = Monitor(monitor, mode, min_delta, type(self).__name__)
+        self.factor, self.patience = factor, patience
+        self.cooldown, self.min_lr = cooldown, min_lr
+        self.wait = self.cooldown_counter = self._epochs = 0
+        self._resumes = False
+
+    def on_fit_begin(self, run: Any) -> None:
+        """Begin anew or go on; whether the rate can be set is known before anything is computed."""
+        get_learning_rate(run.state.opt_state)
+        if not self._resumes:
+            self.monitor.best = None
+            self.wait = self.cooldown_counter = self._epochs = 0
+        self._resumes = False
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Look at the number, reduce the rate if it is time."""
+        logs[RATE] = rate = get_learning_rate(run.state.opt_state)
+        self._epochs += 1
+        value = self.monitor.read(logs)
+        if value is None:
+            return
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.wait = 0
+        if self.monitor.improves(value, self.monitor.best):
+            self.monitor.best, self.wait = value, 0
+        elif not self.cooldown_counter:
+            self.wait += 1
+            if self.wait >= self.patience and rate > np.float32(self.min_lr):
+                _set(run, max(rate * self.factor, self.min_lr))
+                self.cooldown_counter, self.wait = self.cooldown, 0
+
+    def on_fit_end(self, run: Any) -> None:
+        """A warning says if the number never came."""
+        self.monitor.warn_if_never_seen(self._epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best number and both counts; the rate itself is in the optimizer's state."""
+        best = self.monitor.best
+        return {"best": best, "wait": self.wait, "cooldown_counter": self.cooldown_counter}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.monitor.best = state["best"]
+        self.wait, self.cooldown_counter = state["wait"], state["cooldown_counter"]
+        self._resumes = True
+
+
+# The logs of every epoch in a file.
+
+
+class TrainExtraError(BackpropError, ImportError):
+    """A package is missing that the extra ``train`` brings."""
+
+
+class CSVLogger(Callback):
+    """A row of comma-separated values is written for every epoch, on the disk before the next one.
+
+    The first column is ``epoch``, from 0. A name that comes later, as ``val_loss`` where validation
+    is not in every epoch, gets a column of its own, empty in the rows before. After a resume the
+    rows go on behind those of the checkpoint.
+
+    Args:
+        path: the file.
+        append: whether rows are added to a file that is there already; else it is begun anew.
+        separator: between the values.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, append: bool = False, separator: str = ","
+    ) -> None:
+        self.path, self.append, self.separator = Path(path), append, separator
+        self._columns: list[str] = []
+        self._rows: list[dict[str, str]] = []
+        self._resumed_rows: int | None = None
+
+    def on_fit_begin(self, run: Any) -> None:
+        """Read what stays of the file, or begin it."""
+        self._columns, self._rows = [], []
+        if (self.append or self._resumed_rows is not None) and self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file, delimiter=self.separator)
+                self._rows = list(reader)
+                self._columns = list(reader.fieldnames or [])
+        if self._resumed_rows is not None:
+            self._rows = self._rows[: self._resumed_rows]
+            self._resumed_rows = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write_all()
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Write the row."""
+        row = {"epoch": str(epoch), **{name: _written(value) for name, value in logs.items()}}
+        self._rows.append(row)
+        if all(name in self._columns for name in row):
+            with self.path.open("a", newline="") as file:
+                self._writer(file).writerow(row)
+        else:
+            self._columns += [name for name in row if name not in self._columns]
+            self._write_all()
+
+    def _write_all(self) -> None:
+        """The whole file, put into its place at once."""
+        beside = self.path.with_name(self.path.name + ".part")
+        with beside.open("w", newline="") as file:
+            if self._columns:
+                writer = self._writer(file)
+                writer.writeheader()
+                writer.writerows(self._rows)
+        os.replace(beside, self.path)
+
+    def _writer(self, file: Any) -> csv.DictWriter[str]:
+        return csv.DictWriter(
+            file, self._columns, restval="", delimiter=self.separator, lineterminator="\n"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows the file has."""
+        return {"rows": len(self._rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Keep that many rows when training goes on."""
+        self._resumed_rows = state["rows"]
+
+
+def _written(value: Any) -> str:
+    """A number so that reading it gives the same one."""
+    array = np.asarray(value)
+    return repr(array.item()) if array.ndim == 0 else str(array.tolist())
+
+
+class TensorBoard(Callback):
+    """The logs of every epoch are written for TensorBoard, as Keras' callback does.
+
+    Training is in the folder ``train``, validation in ``validation``, both under the tag
+    ``epoch_loss``, so that TensorBoard draws the two into one picture.
+
+    Args:
+        directory: for the event files; one for each run.
+
+    Raises:
+        TrainExtraError: tensorboardX, which writes them, is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] = "logs") -> None:
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise TrainExtraError(
+                compose("logs for TensorBoard cannot be written", got="no package tensorboardX",
+                        expected="tensorboardX, which writes them",
+                        do="pip install 'functional-bp[train]', or use CSVLogger")
+            )  # fmt: skip
+        self.directory = Path(directory)
+        self._writers: dict[str, Any] = {}
+        self._next: int | None = None
+        self._resumes = False
+
+    def on_fit_begin(self, run: Any) -> None:
+        """Begin anew, or go on behind the checkpoint."""
+        if not self._resumes:
+            self._next = None
+        self._resumes = False
+
+    def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
+        """Write every number."""
+        for name, value in logs.items():
+            part = "validation" if name.startswith("val_") else "train"
+            tag = f"epoch_{name.removeprefix('val_')}"
+            self._writer(part).add_scalar(tag, float(np.asarray(value)), epoch)
+        for writer in self._writers.values():
+            writer.flush()
+        self._next = epoch + 1
+
+    def _writer(self, part: str) -> Any:
+        """The writer of a folder; what an interrupted run wrote behind a checkpoint is purged."""
+        if part not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            # The name has a time in seconds: a second file in that second would replace the first.
+            self._writers[part] = SummaryWriter(
+                str(self.directory / part), purge_step=self._next,
+                filename_suffix=f".{time.time_ns()}",
+            )  # fmt: skip
+        return self._writers[part]
+
+    def on_fit_end(self, run: Any) -> None:
+        """Close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch that comes next."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let TensorBoard forget what was written from there on."""
+        self._next, self._resumes = state["next"], True
