@@ -178,7 +178,7 @@ def test_a_target_that_was_forgotten() -> None:
 
 @pytest.mark.parametrize("search", [*searches.PLAIN, *searches.PARTIAL, *searches.FORMULAS,
                                     *searches.LAST], ids=lambda search: search.__name__)
-def test_no_search_fails(search: searches.Search) -> None:
+def test_no_search_fails(search: searches.Pattern) -> None:
     """What a search raises is kept from the verdict, and would go unseen elsewhere."""
     centred = lambda x, gamma, beta: {"x": x, "mean": x.mean(-1, keepdims=True)}
     for disagreement in (

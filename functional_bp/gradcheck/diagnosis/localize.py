@@ -19,9 +19,9 @@ import numpy as np
 from functional_bp._jax import open_jaxpr, source_spans
 from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, trace
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
-from functional_bp.gradcheck.diagnosis.repair.source import Source, expression, home_of, read
+from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, home_of, read
 from functional_bp.gradcheck.findings import Place, Repair
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
 
@@ -175,7 +175,7 @@ def _program(
         return None
 
 
-def _feeding(program: Program, outputs: Sequence[int]) -> list[Equation]:
+def _feeding(program: Program, outputs: Sequence[int]) -> list[Instruction]:
     needed, found = set(outputs), []
     for equation in reversed(program.equations):
         if not needed.isdisjoint(equation.results):
@@ -184,7 +184,7 @@ def _feeding(program: Program, outputs: Sequence[int]) -> list[Equation]:
     return found[::-1]
 
 
-def _place(equation: Equation, home: str | None) -> Place | None:
+def _place(equation: Instruction, home: str | None) -> Place | None:
     found = expression(equation.spans, home)
     return None if found is None else found.place
 
@@ -192,7 +192,7 @@ def _place(equation: Equation, home: str | None) -> Place | None:
 def _equations_of(
     subject: Subject,
     name: str | None,
-    is_meant: Callable[[Equation, Any], bool],
+    is_meant: Callable[[Instruction, Any], bool],
     wide: bool = False,
 ) -> Iterator[Place | None]:
     """The lines of certain equations that feed a cotangent, the last first."""
@@ -217,7 +217,7 @@ def _equations_of(
             yield _place(equation, home_of(subject.source))
 
 
-def _narrows(equation: Equation, values: Any) -> bool:
+def _narrows(equation: Instruction, values: Any) -> bool:
     """Whether an equation rounds floating-point numbers to a coarser format."""
     to = equation.params.get("new_dtype")
     if equation.name != "convert_element_type" or to is None:
@@ -244,7 +244,7 @@ def _finite(x: Any) -> bool:
     return not is_number or bool(np.all(np.isfinite(x)))
 
 
-def _function(subject: Subject) -> tuple[str, Source, ast.FunctionDef | ast.Lambda] | None:
+def _function(subject: Subject) -> tuple[str, SourceFile, ast.FunctionDef | ast.Lambda] | None:
     """The person's function whose lines are meant, as text."""
     function: Any = subject.source
     for _ in range(8):

@@ -21,7 +21,7 @@ LARGE = 100_000  # entries of the argument, above which nothing is regressed
 
 
 @dataclass(frozen=True)
-class Case:
+class Judged:
     """One sample, seen from the argument that is judged.
 
     Attributes:
@@ -65,8 +65,8 @@ class Evidence:
     """
 
     disagreement: Disagreement
-    given: Case
-    fresh: tuple[Case, ...]
+    given: Judged
+    fresh: tuple[Judged, ...]
     deadline: float
     kept: frozenset[str] = frozenset()
 
@@ -87,7 +87,7 @@ class Evidence:
         return given[self.disagreement.argument] if given else 0.0
 
     @cached_property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[Judged, ...]:
         """All cases, the given one first."""
         return (self.given, *self.fresh)
 
@@ -129,7 +129,7 @@ class Evidence:
         known = len(self.fresh) >= 2 or self.subject.only_here
         return "" if known else "on the given inputs, "
 
-    def explains(self, predict: Callable[[Case], np.ndarray | None]) -> float | None:
+    def explains(self, predict: Callable[[Judged], np.ndarray | None]) -> float | None:
         """The unexplained part, over the cases at its largest; None where one is unexplained."""
         worst = 0.0
         for case in self.cases:
@@ -155,7 +155,7 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
     places = _places_of_residuals(disagreement)
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
-    fresh: list[Case] = []
+    fresh: list[Judged] = []
     count = FRESH - 1 if mask.size > LARGE else FRESH if mask.size >= FEW else FRESH_OF_FEW
     for _ in range(count):
         if now() > deadline:
@@ -191,7 +191,7 @@ def _case(
     sample: Sample,
     residuals: Mapping[str, np.ndarray],
     mask: np.ndarray | None = None,
-) -> Case:
+) -> Judged:
     subject, position = disagreement.subject, disagreement.argument
     claimed, true = np.asarray(sample.claimed[position]), np.asarray(sample.true[position])
     finite = np.isfinite(true)
@@ -215,7 +215,7 @@ def _case(
     }
     discrete = {name: value for name, value in named.items() if value.dtype.kind in "iub"}
     bars = _numbered(f"{out}_bar", sample.bars)
-    return Case(sample, claimed, true, mask & finite, known, bars, discrete)
+    return Judged(sample, claimed, true, mask & finite, known, bars, discrete)
 
 
 def _arrays(names: Sequence[str], leaves: Sequence[object]) -> dict[str, np.ndarray]:
@@ -231,7 +231,7 @@ def _numbered(name: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{name}[{i}]": np.asarray(value) for i, value in enumerate(values)}
 
 
-def _distinct(cases: Sequence[Case]) -> list[str]:
+def _distinct(cases: Sequence[Judged]) -> list[str]:
     """The names that all cases know, each array once, under the name that comes first."""
     names: list[str] = []
     for name in cases[0].known:

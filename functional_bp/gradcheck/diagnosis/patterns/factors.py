@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, Constant, name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, NamedNumber, name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
 from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
 
@@ -101,7 +101,7 @@ def _verified(
     return (c, max(known)) if len(known) == len(errors) else None
 
 
-def _times(case: Case, array: np.ndarray, atom: Atom | None) -> np.ndarray:
+def _times(case: Judged, array: np.ndarray, atom: Atom | None) -> np.ndarray:
     factor = None if atom is None else placed(atom, case, case.shape)
     return array if factor is None else array * factor
 
@@ -135,7 +135,7 @@ def _hypothesis(
     return Hypothesis(kind, message, error, cost, len(evidence.fresh))
 
 
-def _with(constant: Constant, numerator: Atom | None) -> str:
+def _with(constant: NamedNumber, numerator: Atom | None) -> str:
     factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
     return factor + (f"{numerator.text} · " if numerator else "")
 
@@ -174,7 +174,7 @@ def common_factor(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
     return top / bottom if bottom > 0 and np.isfinite(top) else None
 
 
-def factor_message(constant: Constant, subject: str, claimed: str, true: str) -> tuple[str, str]:
+def factor_message(constant: NamedNumber, subject: str, claimed: str, true: str) -> tuple[str, str]:
     """Kind and message for claimed = c · true."""
     equation = f"{claimed} = {constant.text} · {true}"
     why = f" ({constant.why})" if constant.why else ""
@@ -242,7 +242,7 @@ def _conjugate(evidence: Evidence) -> list[Hypothesis]:
 def _of_another_argument(evidence: Evidence) -> list[Hypothesis]:
     names, own = evidence.subject.names, evidence.disagreement.argument
 
-    def others(case: Case, i: int) -> np.ndarray | None:
+    def others(case: Judged, i: int) -> np.ndarray | None:
         true = np.asarray(case.sample.true[i])
         return true if true.shape == case.shape else None
 
@@ -281,7 +281,7 @@ def cotangent_hypotheses(evidence: Evidence) -> list[Hypothesis]:
 def _linearity(evidence: Evidence) -> list[Hypothesis]:
     name = evidence.argument
     ybar = _together(evidence)
-    tests: list[tuple[str, str, Callable[[Case], bool]]] = [
+    tests: list[tuple[str, str, Callable[[Judged], bool]]] = [
         (
             "cotangent ignored",
             f"the cotangent of {name} does not change with {ybar}: {ybar} is not used",
@@ -351,7 +351,7 @@ def _ignored(evidence: Evidence) -> list[Hypothesis]:
     return found
 
 
-def _claim(evidence: Evidence, case: Case, scale: float, only: int | None = None) -> np.ndarray:
+def _claim(evidence: Evidence, case: Judged, scale: float, only: int | None = None) -> np.ndarray:
     """The claim with the cotangents of all outputs scaled, or of one only."""
     bars = tuple(
         bar * scale if only is None or only == k else bar for k, bar in enumerate(case.sample.bars)

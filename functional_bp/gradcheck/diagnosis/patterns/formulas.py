@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import Constant
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 
 # A threshold that separates right entries from wrong ones, and a round number for it.
 
@@ -172,7 +172,7 @@ class Atom:
     text: str
     base: str
     cost: float
-    value: Callable[[Case], np.ndarray]
+    value: Callable[[Judged], np.ndarray]
     minus: str = ""  # the array that it is the difference from
 
     @property
@@ -237,7 +237,7 @@ def written(factors: Sequence[Atom]) -> str:
     return " · ".join(text + powers.get(n, f"^{n}") for text, n in counts.items())
 
 
-def placed(atom: Atom, case: Case, shape: Sequence[int]) -> np.ndarray | None:
+def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
     """The atom's value broadcast to a shape; None where it does not fit or is not finite."""
     with np.errstate(all="ignore"):
         value = atom.value(case)
@@ -276,18 +276,18 @@ def _centres(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
 # A frame is a linear map from an output's cotangent to an argument's shape, with two places for
 # factors: inside, beside the cotangent, and outside, beside the result.
 
-Apply = Callable[[Case, np.ndarray], np.ndarray]
-LinearForm = Callable[[Case], np.ndarray]
+Apply = Callable[[Judged, np.ndarray], np.ndarray]
+LinearForm = Callable[[Judged], np.ndarray]
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MOST_LIFTED = 12
 
 
 @dataclass(frozen=True)
-class Bar:
+class OutputBar:
     """An output's cotangent, or what a first step of the backward pass makes of it."""
 
     text: str
-    value: Callable[[Case], np.ndarray]
+    value: Callable[[Judged], np.ndarray]
     cost: float = 0.0
 
 
@@ -308,7 +308,7 @@ class Frame:
         kind: the kind of fault if this frame stands where another of its relation belongs.
     """
 
-    bar: Bar
+    bar: OutputBar
     inside: tuple[int, ...]
     outside: tuple[int, ...]
     text: str
@@ -320,14 +320,14 @@ class Frame:
     kind: str
     axes: tuple[int, ...] | None = None  # of a mean that keeps its axes
 
-    def cotangent(self, case: Case) -> np.ndarray:
+    def cotangent(self, case: Judged) -> np.ndarray:
         """The cotangent, broadcast to the inner shape."""
         return next(aligned(self.bar.value(case), self.inside))
 
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
     """The maps from every output's cotangent to the argument's shape, the plainest first."""
-    bars = [Bar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
+    bars = [OutputBar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
     for bar in bars:
         yield from _elementwise(evidence, bar)
         yield from _moves(evidence, bar)
@@ -336,7 +336,7 @@ def frames(evidence: Evidence) -> Iterator[Frame]:
         yield from _contractions(evidence, bar)
 
 
-def _lifted(evidence: Evidence, bars: Sequence[Bar]) -> Iterator[Bar]:
+def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar]:
     """Cotangents of intermediate products, as those of attention's probabilities: ȳ @ v.T."""
     known = evidence.given.known
     for bar, (name, matrix) in itertools.product(bars, known.items()):
@@ -352,21 +352,23 @@ def _lifted(evidence: Evidence, bars: Sequence[Bar]) -> Iterator[Bar]:
             if shape in (own.shape, evidence.given.shape) or not partners:
                 continue
 
-            def first(case: Case, b: Bar = bar, n: str = name, p: Product = product) -> np.ndarray:
+            def first(
+                case: Judged, b: OutputBar = bar, n: str = name, p: Product = product
+            ) -> np.ndarray:
                 return p(b.value(case), case.known[n])
 
             written = f"({text.replace('M', name).format(bar.text)})"
-            yield Bar(written, first, 0.3)
+            yield OutputBar(written, first, 0.3)
             for partner in partners[:3]:
 
-                def total(case: Case, p: str = partner, f: LinearForm = first) -> np.ndarray:
+                def total(case: Judged, p: str = partner, f: LinearForm = first) -> np.ndarray:
                     products = case.known[p] * f(case)
                     return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
 
-                yield Bar(f"sum({partner} · {written}, axis=-1)", total, 0.6)
+                yield OutputBar(f"sum({partner} · {written}, axis=-1)", total, 0.6)
 
 
-def _elementwise(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Products, with a mean in between over some axes, and a sum at the end."""
     case = evidence.given
     own = bar.value(case)
@@ -433,7 +435,7 @@ def _finishes(
             yield (lambda a, first=first: a[first]), f"({{}})[{', '.join('0' * extra)}]"
 
 
-def _moves(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
     case = evidence.given
     shape, own = case.shape, bar.value(case).shape
@@ -465,7 +467,7 @@ def _moves(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
         )  # fmt: skip
 
 
-def _contractions(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Matrix products of the cotangent with a known array."""
     case = evidence.given
     y_bar = bar.value(case)
@@ -582,7 +584,7 @@ class Term:
         axes = self.frame.axes
         return None if axes is None else int(np.prod([self.frame.inside[a] for a in axes]))
 
-    def text(self, constant: Constant, *, total: bool = False) -> str:
+    def text(self, constant: NamedNumber, *, total: bool = False) -> str:
         """The term as a person writes it; with ``total``, its mean as a sum."""
         frame = self.frame.text.replace("mean(", "sum(") if total else self.frame.text
         inner = " · ".join(filter(None, (written(self.inner), self.frame.bar.text)))
@@ -594,7 +596,7 @@ class Term:
         sign = "− " if constant.value < 0 else ""
         return f"{sign}{body}" if number == "1" else f"{sign}{number} · {body}"
 
-    def value(self, case: Case, cache: Values | None = None) -> np.ndarray | None:
+    def value(self, case: Judged, cache: Values | None = None) -> np.ndarray | None:
         """The term's value in a case, None where it does not fit; parts are cached."""
         cache = {} if cache is None else cache
         frame = self.frame
@@ -610,7 +612,7 @@ class Term:
             core = np.broadcast_to(core, frame.outside)
         return frame.finish(core)
 
-    def _core(self, case: Case, cache: Values) -> np.ndarray | None:
+    def _core(self, case: Judged, cache: Values) -> np.ndarray | None:
         inside = self.frame.cotangent(case)
         if self.inner:
             factor = _product(cache, self.inner, case, self.frame.inside)
@@ -635,7 +637,7 @@ class Dictionary:
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def build(evidence: Evidence, cases: Sequence[Case], rows: np.ndarray) -> Dictionary:
+def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary:
     """Evaluates terms, cheapest first, until there are enough or time is nearly up."""
     terms: list[Term] = []
     columns: list[np.ndarray] = []
@@ -731,7 +733,7 @@ def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:
 
 
 def _product(
-    cache: Values, factors: tuple[Atom, ...], case: Case, shape: tuple[int, ...]
+    cache: Values, factors: tuple[Atom, ...], case: Judged, shape: tuple[int, ...]
 ) -> np.ndarray | None:
     """The product of factors broadcast to a shape, each computed once per case."""
 

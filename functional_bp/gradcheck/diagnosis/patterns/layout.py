@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
 
@@ -19,7 +19,7 @@ GLANCED = 1000  # entries that have to agree before all are compared
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Moved:
     kind: str
     text: str  # "claimed = {…}"
     what: str
@@ -43,7 +43,7 @@ def layout_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     return found
 
 
-def _tried(evidence: Evidence, layout: _Layout) -> Hypothesis | None:
+def _tried(evidence: Evidence, layout: _Moved) -> Hypothesis | None:
     claimed, moved = evidence.given.claimed, layout.move(evidence.given.true)
     some = np.unravel_index(np.arange(0, moved.size, moved.size // GLANCED + 1), moved.shape)
     c = common_factor([(claimed[some], moved[some])])
@@ -64,7 +64,7 @@ def _tried(evidence: Evidence, layout: _Layout) -> Hypothesis | None:
     return Hypothesis(layout.kind, message, error, cost, len(evidence.fresh))
 
 
-def _moves(evidence: Evidence) -> Iterator[_Layout]:
+def _moves(evidence: Evidence) -> Iterator[_Moved]:
     shape = evidence.given.shape
     ndim = len(shape)
     name = evidence.argument
@@ -74,22 +74,20 @@ def _moves(evidence: Evidence) -> Iterator[_Layout]:
         if order != tuple(range(ndim)) and tuple(shape[axis] for axis in order) == shape:
             text = "true.T" if ndim == 2 else f"transpose(true, {order})"
             what = f"a transpose is missing, or one too many, in the cotangent of {name}"
-            yield _Layout("transpose", text, what, lambda a, o=order: np.transpose(a, o), 0.8)
+            yield _Moved("transpose", text, what, lambda a, o=order: np.transpose(a, o), 0.8)
     axes = [axis for axis in range(ndim) if shape[axis] > 1]
     for count in (1, 2):
         for some in itertools.combinations(axes, count):
             what = f"{_along(some)} of the cotangent of {name} runs in the wrong direction"
             text = f"flip(true, {_plain(some)})"
-            yield _Layout("reversal", text, what, lambda a, s=some: np.flip(a, s), 0.9)
+            yield _Moved("reversal", text, what, lambda a, s=some: np.flip(a, s), 0.9)
     for axis, shift in itertools.product(axes, SHIFTS):
         if abs(shift) < shape[axis]:
             what = f"entries are shifted by {_places(shift)} along axis {axis}"
             text = f"roll(true, {shift}, {axis})".replace("-", "−")
-            yield _Layout(
-                "off by one", text, what, lambda a, s=shift, x=axis: np.roll(a, s, x), 1.0
-            )
+            yield _Moved("off by one", text, what, lambda a, s=shift, x=axis: np.roll(a, s, x), 1.0)
             text = f"true, shifted by {shift} along axis {axis} and filled with zeros"
-            yield _Layout(
+            yield _Moved(
                 "off by one", text.replace("-", "−"), what,
                 lambda a, s=shift, x=axis: shifted(a, s, x), 1.1,
             )  # fmt: skip
@@ -98,7 +96,7 @@ def _moves(evidence: Evidence) -> Iterator[_Layout]:
         for order in itertools.permutations(range(ndim)):
             if order != tuple(range(ndim)):
                 text = f"transpose(true, {order}).reshape{shape}"
-                yield _Layout(
+                yield _Moved(
                     "permutation", text, what,
                     lambda a, o=order: np.transpose(a, o).reshape(a.shape), 1.3,
                 )  # fmt: skip
@@ -113,7 +111,7 @@ def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
     return moved
 
 
-def _sums(evidence: Evidence) -> Iterator[_Layout]:
+def _sums(evidence: Evidence) -> Iterator[_Moved]:
     shape, name = evidence.given.shape, evidence.argument
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
     some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
@@ -122,31 +120,31 @@ def _sums(evidence: Evidence) -> Iterator[_Layout]:
             f"the cotangent of {name} is reduced over {_along(some)}, "
             "and every entry gets the same"
         )  # fmt: skip
-        yield _Layout(
+        yield _Moved(
             "mean or sum", f"sum(true, axis={_plain(some)}), broadcast back", what,
             lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), 3.2,
         )  # fmt: skip
     for axis in axes:
         where = f"along axis {axis}"
-        yield _Layout(
+        yield _Moved(
             "missing sum", f"cumsum(true, {axis})", f"summed up {where} once too often",
             lambda a, x=axis: np.cumsum(a, x), 1.3,
         )  # fmt: skip
-        yield _Layout(
+        yield _Moved(
             "missing sum", f"diff(true) {where}", f"the cumulative sum {where} is missing",
             lambda a, x=axis: np.diff(a, axis=x, prepend=0), 1.3,
         )  # fmt: skip
-        yield _Layout(
+        yield _Moved(
             "missing sum", f"reverse diff(true) {where}",
             f"the reverse cumulative sum {where} is missing",
             lambda a, x=axis: -np.diff(a, axis=x, append=0), 1.3,
         )  # fmt: skip
-        yield _Layout(
+        yield _Moved(
             "reversal", f"cumulative sum of the entries that true sums in reverse {where}",
             f"a cumulative sum runs in the wrong direction {where}",
             lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), 1.3,
         )  # fmt: skip
-        yield _Layout(
+        yield _Moved(
             "reversal", f"reverse cumulative sum of the entries that true sums up {where}",
             f"a cumulative sum runs in the wrong direction {where}",
             lambda a, x=axis: np.flip(np.cumsum(np.flip(np.diff(a, axis=x, prepend=0), x), x), x),
@@ -160,7 +158,7 @@ def _summed_claim(evidence: Evidence) -> list[Hypothesis]:
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
     some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
 
-    def total(case: Case, some: tuple[int, ...]) -> np.ndarray:
+    def total(case: Judged, some: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(case.claimed.sum(some, keepdims=True), case.shape)
 
     for some in some_axes:
@@ -236,7 +234,7 @@ def _by_known_order(evidence: Evidence, axis: int | None) -> str:
     return ""
 
 
-def _placed(case: Case, name: str, turns: int, axis: int) -> bool:
+def _placed(case: Judged, name: str, turns: int, axis: int) -> bool:
     array = case.known.get(name, case.discrete.get(name))
     if array is None or array.size == 0:
         return False

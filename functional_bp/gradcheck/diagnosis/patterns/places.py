@@ -13,7 +13,7 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     Atom,
@@ -39,7 +39,7 @@ CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
 NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region
 LIMIT = 20_000  # right entries per case that are looked at, and as many wrong ones
 
-Values = Callable[[Case], np.ndarray | None]
+Values = Callable[[Judged], np.ndarray | None]
 
 
 def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
@@ -171,7 +171,7 @@ def _discrete(evidence: Evidence) -> Iterator[tuple[str, Values]]:
 def _reader(
     group: str, name: str, way: int, form: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> Values:
-    def read(case: Case) -> np.ndarray | None:
+    def read(case: Judged) -> np.ndarray | None:
         array = getattr(case, group).get(name)
         views = [] if array is None else list(aligned(form(array), case.shape))
         return views[way] if way < len(views) else None
@@ -287,7 +287,7 @@ def _verified(
     evidence: Evidence,
     kind: str,
     message: str,
-    inside: Callable[[Case], np.ndarray | None],
+    inside: Callable[[Judged], np.ndarray | None],
     cost: float,
 ) -> list[Hypothesis]:
     """The hypothesis, if in all cases the wrong entries fill the place and lie nowhere else."""
@@ -311,7 +311,7 @@ def _verified(
     return [Hypothesis(kind, text, cost=cost, fresh_samples=max(seen - 1, 0))]
 
 
-def _named_often(case: Case, index: str, least: int = 2) -> np.ndarray | None:
+def _named_often(case: Judged, index: str, least: int = 2) -> np.ndarray | None:
     """The entries along the first axis that an index array names at least twice."""
     array = case.discrete[index]
     if not case.shape or array.dtype == bool or not array.size:
@@ -323,11 +323,11 @@ def _named_often(case: Case, index: str, least: int = 2) -> np.ndarray | None:
     return np.broadcast_to(rows.reshape(-1, *(1,) * (len(case.shape) - 1)), case.shape)
 
 
-def _named_at_all(case: Case, index: str) -> np.ndarray | None:
+def _named_at_all(case: Judged, index: str) -> np.ndarray | None:
     return _named_often(case, index, 1)
 
 
-def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
+def _own_index_repeats(case: Judged, index: str) -> np.ndarray | None:
     """The updates whose index another update has too."""
     array = case.discrete[index]
     if array.dtype == bool or not case.shape or array.shape != case.shape[: array.ndim]:
@@ -341,7 +341,7 @@ def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
     )  # fmt: skip
 
 
-def _tied(case: Case, name: str, in_row: bool) -> np.ndarray | None:
+def _tied(case: Judged, name: str, in_row: bool) -> np.ndarray | None:
     """The entries whose value stands elsewhere too, in the array or in the row."""
     array = case.known[name]
     if array.shape != case.shape or not array.ndim or (in_row and array.ndim == 1):
@@ -440,7 +440,7 @@ def _shared_axes(evidence: Evidence, n: int) -> Iterator[tuple[int, int]]:
                 yield output, axis
 
 
-def _part(evidence: Evidence, case: Case, output: int, axis: int, device: int, n: int) -> Any:
+def _part(evidence: Evidence, case: Judged, output: int, axis: int, device: int, n: int) -> Any:
     """The true cotangent if only one device's part of an output's cotangent were there."""
     bars = [np.asarray(bar) for bar in case.sample.bars]
     size = bars[output].shape[axis] // n
@@ -519,7 +519,7 @@ def _rows(evidence: Evidence) -> Iterator[_Row]:
 
 
 def _numbers(
-    case: Case, factors: Sequence[Atom], axes: tuple[int, ...]
+    case: Judged, factors: Sequence[Atom], axes: tuple[int, ...]
 ) -> np.ndarray | None:  # fmt: skip
     """One number per row with true − claimed = number · product; None where there is none."""
     term: np.ndarray = np.ones(case.shape)

@@ -27,14 +27,14 @@ from functional_bp.gradcheck.diagnosis.patterns.places import (
 from functional_bp.gradcheck.diagnosis.patterns.terms import term_hypotheses
 from functional_bp.gradcheck.subject import Disagreement
 
-Search = Callable[[Evidence], list[Hypothesis]]
+Pattern = Callable[[Evidence], list[Hypothesis]]
 
-PLAIN: tuple[Search, ...] = (
+PLAIN: tuple[Pattern, ...] = (
     shard_hypotheses, cotangent_hypotheses, scale_hypotheses, layout_hypotheses,
 )  # fmt: skip
-PARTIAL: tuple[Search, ...] = (place_hypotheses, region_hypotheses)
-FORMULAS: tuple[Search, ...] = (factor_hypotheses, term_hypotheses)
-LAST: tuple[Search, ...] = (row_hypotheses,)
+PARTIAL: tuple[Pattern, ...] = (place_hypotheses, region_hypotheses)
+FORMULAS: tuple[Pattern, ...] = (factor_hypotheses, term_hypotheses)
+LAST: tuple[Pattern, ...] = (row_hypotheses,)
 
 
 def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
@@ -58,7 +58,7 @@ def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
     return sorted(by_message.values(), key=lambda h: h.cost)
 
 
-def _run(search: Search, evidence: Evidence) -> list[Hypothesis]:
+def _run(search: Pattern, evidence: Evidence) -> list[Hypothesis]:
     """A search, unless time is up; one that fails on strange data explains nothing.
 
     A diagnosis must never take a verdict down with it, and the other searches go on.

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import Constant, name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber, name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     Dictionary,
     Term,
@@ -126,7 +126,7 @@ class Weighted:
     """A term with its coefficient; ``total``: its mean is written as a sum."""
 
     term: Term
-    constant: Constant
+    constant: NamedNumber
     total: bool
 
     def __str__(self) -> str:
@@ -265,7 +265,7 @@ SPARE = 4  # entries beyond the number of weights that a fit has to meet
 
 
 @dataclass(frozen=True)
-class Search:
+class TermSearch:
     """A dictionary on some entries of the cases, and the vectors that it has to explain."""
 
     evidence: Evidence
@@ -273,10 +273,10 @@ class Search:
     basis: Basis
     true: np.ndarray
     gap: np.ndarray
-    cases: Sequence[Case]
+    cases: Sequence[Judged]
     rows: np.ndarray
 
-    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[Search, Fit]:
+    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[TermSearch, Fit]:
         """The search with further terms, and their sum with the given weights as a fit."""
         columns, norms = [], []
         for term, _ in parts:
@@ -321,7 +321,7 @@ def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
 
 
-def _both(search: Search) -> list[Hypothesis]:
+def _both(search: TermSearch) -> list[Hypothesis]:
     """The claim and the truth as sums of two terms each, where the gap is too much at once."""
     evidence = search.evidence
     claims = search.basis.fits(search.true - search.gap)
@@ -342,7 +342,7 @@ def _both(search: Search) -> list[Hypothesis]:
     return [Hypothesis("wrong operand", message, error, cost, len(evidence.fresh))]
 
 
-def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis]:
+def gap_hypotheses(search: TermSearch, term: Term, weight: float) -> list[Hypothesis]:
     """What follows from true − claimed = weight · term, and from the two terms it may stand for."""
     plain = {atom.text: atom for atom in atoms(search.evidence) if atom.plain}
     found: list[Hypothesis] = []
@@ -354,7 +354,7 @@ def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis
     return found
 
 
-def prepared(evidence: Evidence) -> Search | None:
+def prepared(evidence: Evidence) -> TermSearch | None:
     """The dictionary of the disagreement; None where it is too small or too large for one."""
     cases = evidence.cases[:SEARCHED] if evidence.given.true.size > 8 else evidence.cases
     entries = sum(case.true.size for case in cases)
@@ -374,7 +374,7 @@ def prepared(evidence: Evidence) -> Search | None:
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
     basis = Basis(dictionary.columns, costs)
-    return Search(evidence, dictionary, basis, true, true - claimed, cases, rows)
+    return TermSearch(evidence, dictionary, basis, true, true - claimed, cases, rows)
 
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
@@ -389,11 +389,11 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     return Weighted(term, constant, total=False)
 
 
-def _plainness(constant: Constant) -> tuple[bool, bool, int]:
+def _plainness(constant: NamedNumber) -> tuple[bool, bool, int]:
     return (not constant.is_one, not constant.named, len(constant.text))
 
 
-def _verified(search: Search, fit: Fit) -> float | None:
+def _verified(search: TermSearch, fit: Fit) -> float | None:
     """What is left of the gap with these weights, in all cases at its largest."""
     worst = 0.0
     for case in search.evidence.cases:
@@ -410,7 +410,7 @@ def _verified(search: Search, fit: Fit) -> float | None:
     return worst
 
 
-def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
+def _hypotheses(search: TermSearch, fit: Fit) -> list[Hypothesis]:
     error = _verified(search, fit)
     if error is None:
         return []
@@ -432,7 +432,7 @@ def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
     return [Hypothesis(kind, evidence.here + message, error, cost, count, added=joined(gap))]
 
 
-def _compared(search: Search) -> list[Hypothesis]:
+def _compared(search: TermSearch) -> list[Hypothesis]:
     """The claim and the truth as one term each, and what they differ in."""
     evidence = search.evidence
     claims = search.basis.fits(search.true - search.gap, most=1)
@@ -454,12 +454,12 @@ def _compared(search: Search) -> list[Hypothesis]:
     return [Hypothesis(kind, evidence.here + message, error, cost, count, added=gap)]
 
 
-def _truth(search: Search, fit: Fit) -> Fit | None:
+def _truth(search: TermSearch, fit: Fit) -> Fit | None:
     """The truth as a sum of the gap's terms and up to two others."""
     found = search.basis.fits(search.true, forced=fit.terms)
     return found[0] if found else None
 
 
-def _present(search: Search, index: int, weight: float, scale: float) -> Weighted | None:
+def _present(search: TermSearch, index: int, weight: float, scale: float) -> Weighted | None:
     """A term with its weight; None where the weight is rounding."""
     return None if abs(weight) <= 1e-7 * abs(scale) else search.weight(index, weight)

@@ -25,7 +25,7 @@ from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
-    Equation,
+    Instruction,
     Program,
     Span,
     Values,
@@ -34,7 +34,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
 )
 from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Validation
+from functional_bp.gradcheck.diagnosis.repair.validate import Validator
 from functional_bp.gradcheck.subject import Disagreement
 from functional_bp.graph.nested import called
 
@@ -89,7 +89,7 @@ def marked_backward(
     return program, edges
 
 
-def edge_of(equation: Equation, edges: Sequence[Edge]) -> Edge | None:
+def edge_of(equation: Instruction, edges: Sequence[Edge]) -> Edge | None:
     """The edge whose cotangent goes through an equation of the backward pass."""
     name = str(equation.params.get("name", ""))
     if equation.name != "name" or not name.startswith(PREFIX):
@@ -187,7 +187,7 @@ def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
 
 def _prepare(
     disagreement: Disagreement, deadline: float
-) -> tuple[Validation, Sequence[Edge], str | None] | None:
+) -> tuple[Validator, Sequence[Edge], str | None] | None:
     subject, given = disagreement.subject, disagreement.given
     assert subject.reference is not None
     program, edges = marked_backward(subject.reference, given.actives, given.fixed, given.bars)
@@ -198,13 +198,13 @@ def _prepare(
         inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
         return inputs, [np.asarray(x) for x in sample.claimed]
 
-    validation = Validation(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, deadline)
     if not agrees(program.outs(validation.point(0).values), given.true):
         return None
     return validation, edges, home_of(subject.source)
 
 
-def _search(validation: Validation, edges: Sequence[Edge], home: str | None) -> list[Found]:
+def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> list[Found]:
     values = validation.point(0).values
     sizes = sizes_of(values)
     passed: list[tuple[float, Edit, Edge]] = []

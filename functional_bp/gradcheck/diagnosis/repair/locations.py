@@ -11,7 +11,7 @@ import numpy as np
 
 from functional_bp._jax import scan_counts
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Site
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, Values
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, Values
 from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
 from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, own_span
 
@@ -38,7 +38,7 @@ def sites(
     needed = {program.outputs[output]} if output >= 0 else set(program.outputs)
     makers = {slot: e for e in program.equations for slot in e.results}
     finals = _finals(program, home)
-    order: list[tuple[int, Equation]] = []
+    order: list[tuple[int, Instruction]] = []
     for index in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[index]
         if not needed.isdisjoint(equation.results):
@@ -83,7 +83,7 @@ def sites(
         )
 
 
-def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
+def _views(later: Sequence[Instruction], ready: set[int]) -> list[int]:
     """Parts and transposes of values that are there already, though they are taken later only."""
     found: list[int] = []
     for equation in later:
@@ -93,7 +93,9 @@ def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
     return found
 
 
-def _distance(slot: int, makers: Mapping[int, Equation], names: Names, span: Span | None) -> float:
+def _distance(
+    slot: int, makers: Mapping[int, Instruction], names: Names, span: Span | None
+) -> float:
     """How far a value is from a name; a part of one that has a name is near to it."""
     found = names.distance(slot, span)
     maker = makers.get(slot)
@@ -112,7 +114,7 @@ def _finals(program: Program, home: str | None) -> dict[Any, int]:
     }
 
 
-def bodies(equation: Equation, values: Values) -> Iterator[tuple[Program, Values]]:
+def bodies(equation: Instruction, values: Values) -> Iterator[tuple[Program, Values]]:
     """The programs inside an equation, with their values in the first iteration."""
     operands = [values[slot] for slot in equation.operands]
     if equation.name == "scan":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
 from functional_bp.gradcheck.diagnosis.repair.source import (
-    Expression,
+    Fragment,
     Names,
     expression,
     own_span,
@@ -82,7 +82,7 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     return Found(edit.kind, said, place, repair, edit.also)
 
 
-def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None:
+def _everywhere(edit: Edit, at: Fragment, site: Site, name: str) -> str | None:
     """The expression with every use of a value in it written otherwise."""
     template = edit.change[1] if edit.change else edit.write
     if not isinstance(template, str) or not template or edit.reads:
@@ -91,7 +91,7 @@ def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None
     return at.everywhere(name, template, len(site.equation.params["uses"]))
 
 
-def _holding_all(site: Site, home: str | None) -> Expression | None:
+def _holding_all(site: Site, home: str | None) -> Fragment | None:
     """The expression that holds every use of a value that has no line of its own."""
     spans = [own_span(each, home) for each in site.equation.params.get("uses", ())]
     known = [span for span in spans if span is not None]
@@ -99,17 +99,17 @@ def _holding_all(site: Site, home: str | None) -> Expression | None:
     if len(known) < len(spans) or len(functions) != 1:
         return None
     node = read(known[0].file).holding(known)
-    return None if node is None else Expression(known[0], node)
+    return None if node is None else Fragment(known[0], node)
 
 
-def is_unpacked(at: Expression) -> bool:
+def is_unpacked(at: Fragment) -> bool:
     """Whether an expression is a name that something is assigned to."""
     return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
 
 
 def _after(
     edit: Edit,
-    at: Expression,
+    at: Fragment,
     site: Site,
     names: Names,
     values: Mapping[str, ast.expr | None],

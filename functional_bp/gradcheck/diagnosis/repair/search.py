@@ -25,7 +25,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.indexing import borrowed
 from functional_bp.gradcheck.diagnosis.repair.mutations.insertions import borrowed, composed
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.patch import Found, described, is_unpacked, joined
-from functional_bp.gradcheck.diagnosis.repair.program import Change, Program, trace
+from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     is_alias,
     marked,
@@ -34,7 +34,7 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     with_kept_lines,
 )
 from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validation, unsettled
+from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 # Two edits at once: those whose changes add up to what is missing, then one on top of another.
@@ -46,7 +46,7 @@ CLOSE = 1e-6
 
 
 def pairs(
-    validation: Validation, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
+    validation: Validator, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
     found = list(sums(validation))
@@ -67,7 +67,7 @@ def _rank(pair: tuple[Edit, Edit]) -> float:
     return pair[0].rank + pair[1].rank
 
 
-def _promising(validation: Validation) -> list[Edit]:
+def _promising(validation: Validator) -> list[Edit]:
     """First edits that take much of the error away, then likely ones."""
     plain = [t for t in validation.tried if t.edit.settle is None]
     helping = sorted((t for t in plain if t.error < 0.9), key=lambda t: t.error)
@@ -91,7 +91,7 @@ def _promising(validation: Validation) -> list[Edit]:
     return chosen
 
 
-def _cosine(tried: Tried, validation: Validation) -> float:
+def _cosine(tried: Tried, validation: Validator) -> float:
     """How parallel the result under an edit is to the true one."""
     out = validation.present[validation.seen] + tried.change
     wanted = validation.present[validation.seen] + validation.missing[validation.seen]
@@ -99,7 +99,7 @@ def _cosine(tried: Tried, validation: Validation) -> float:
     return 0.0 if size == 0 or not np.isfinite(size) else abs(float(out @ wanted)) / size
 
 
-def sums(validation: Validation) -> list[tuple[Edit, Edit]]:
+def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
     """Pairs whose changes add up, each possibly times a constant, to what is missing."""
     if validation.size == 0 or len(validation.tried) < 2:
         return []
@@ -221,10 +221,10 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
 
 def single_repairs(
     disagreement: Disagreement, deadline: float
-) -> tuple[list[Found], Search | None]:
+) -> tuple[list[Found], RepairSearch | None]:
     """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        searches: list[tuple[Search, list[Candidate]]] = []
+        searches: list[tuple[RepairSearch, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
             search = _prepare(disagreement, deadline, whole)
             if search is None:
@@ -242,12 +242,12 @@ def single_repairs(
         return [], searches[0][0] if searches else None
 
 
-class Search:
+class RepairSearch:
     """The search among one disagreement's edits."""
 
     def __init__(
         self,
-        validation: Validation,
+        validation: Validator,
         names: Names,
         sizes: Sequence[int],
         thresholds: Sequence[float],
@@ -286,7 +286,7 @@ class Search:
         """The edits that make the program right once a first one is made."""
         return [c.edit for c in self.singles(self.validation.changes(first), brief=True)]
 
-    def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
+    def singles(self, under: Changes, brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
         for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
@@ -305,7 +305,7 @@ class Search:
         return sorted(passed, key=lambda c: c.rank)
 
     def _likeliest_first(
-        self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Mapping[int, Change]
+        self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Changes
     ) -> list[Candidate]:
         made = [
             Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site, edit))
@@ -316,7 +316,7 @@ class Search:
         ]
         return sorted(made, key=lambda candidate: candidate.rank)
 
-    def _verified(self, candidate: Candidate, under: Mapping[int, Change]) -> list[Candidate]:
+    def _verified(self, candidate: Candidate, under: Changes) -> list[Candidate]:
         """The candidate if it holds on fresh samples; less likely where more than it is wrong."""
         changes = {**under, **self.validation.changes(candidate.edit)}
         if not self.validation.holds(changes):
@@ -368,7 +368,7 @@ def _strangeness(site: Site, edit: Edit) -> float:
     return 0.3 if site.own else 0.5 if site.last else 3.0
 
 
-def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
     """The search in the backward pass, or in the ``whole``; None where there is no program."""
     if now() > deadline:
         return None
@@ -378,7 +378,7 @@ def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         return None
 
 
-def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
     subject = disagreement.subject
     backward, residuals = subject.backward, subject.residuals
     if not whole and (backward is None or residuals is None):
@@ -404,7 +404,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         held = first if number == 0 else arguments(sample)
         return _numeric(held), [np.asarray(t) for t in sample.true]
 
-    validation = Validation(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, deadline)
     outs = program.outs(validation.point(0).values)
     if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
@@ -414,7 +414,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         program = with_kept_lines(program, home)
     program = with_aliases(program, disagreement.argument, right, home)
     repeated = twins(program, home)
-    validation = Validation(program, draw, disagreement.argument, deadline, twins=repeated)
+    validation = Validator(program, draw, disagreement.argument, deadline, twins=repeated)
     outs_from = len(program.inputs) - len(_numeric(first[-1]))
     given_names = _given_names(disagreement, program, first)
     names = Names(program, home, given_names, program.inputs[outs_from:])
@@ -425,7 +425,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         within = backward_keys(program, program.inputs[start : start + count[2]], home)
         if backward is not None and residuals is not None:  # the backward pass has been searched
             within = all_keys(program) - within
-    return Search(
+    return RepairSearch(
         validation, names, sizes_of(validation.point(0).values), _thresholds(disagreement), within
     )
 

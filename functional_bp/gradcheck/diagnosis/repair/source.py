@@ -18,7 +18,7 @@ from functional_bp.gradcheck.findings import Place
 PACKAGE = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 
 
-class Source:
+class SourceFile:
     """The lines of a file and its syntax tree, None where it cannot be read or parsed."""
 
     def __init__(self, file: str) -> None:
@@ -80,11 +80,11 @@ class Source:
 
 
 @lru_cache(maxsize=32)
-def _read(file: str, stamp: float) -> Source:
-    return Source(file)
+def _read(file: str, stamp: float) -> SourceFile:
+    return SourceFile(file)
 
 
-def read(file: str) -> Source:
+def read(file: str) -> SourceFile:
     """The source of a file, read again where the file has changed."""
     linecache.checkcache(file)
     return _read(file, os.path.getmtime(file) if os.path.exists(file) else 0.0)
@@ -141,7 +141,7 @@ JOINING = ("concatenate", "stack", "hstack", "vstack")  # calls with a list of o
 
 
 @dataclass(frozen=True)
-class Expression:
+class Fragment:
     """An expression in a person's code; ``node`` is None where the code cannot be read.
 
     An ``alias`` is a value that is written down without an operation: its operand is itself.
@@ -411,10 +411,10 @@ def is_method(node: ast.Call) -> bool:
     )
 
 
-def expression(spans: Sequence[Span], home: str | None) -> Expression | None:
+def expression(spans: Sequence[Span], home: str | None) -> Fragment | None:
     """The person's expression among the frames that made an equation."""
     span = own_span(spans, home)
-    return None if span is None else Expression(span, read(span.file).node(span))
+    return None if span is None else Fragment(span, read(span.file).node(span))
 
 
 # What a person calls the values of a program: local variables, or the expression itself.

@@ -11,7 +11,7 @@ import numpy as np
 
 from functional_bp._jax import scan_counts
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, compute, in_scope
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, compute, in_scope
 
 
 def cumulative(site: Site) -> Iterator[Edit]:
@@ -122,7 +122,7 @@ def gathered(site: Site) -> Iterator[Edit]:
             )  # fmt: skip
 
 
-def _sliced(equation: Equation, x: Any, axis: int, shift: int) -> Any:
+def _sliced(equation: Instruction, x: Any, axis: int, shift: int) -> Any:
     """A slice of as many entries, ``shift`` further along an axis; raises past an end."""
     params = dict(equation.params)
     for name in ("start_indices", "limit_indices"):

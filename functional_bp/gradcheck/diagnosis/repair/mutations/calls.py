@@ -12,7 +12,7 @@ import numpy as np
 from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import SPECIAL, UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
-from functional_bp.gradcheck.diagnosis.repair.source import Expression
+from functional_bp.gradcheck.diagnosis.repair.source import Fragment
 
 Axes = tuple[int, ...]
 
@@ -162,7 +162,7 @@ def _edit(
     kind: str,
     message: str,
     rank: float,
-    write: Callable[[Expression], str | None],
+    write: Callable[[Fragment], str | None],
 ) -> Edit:
     function = FUNCTIONS[name]
     return Edit(

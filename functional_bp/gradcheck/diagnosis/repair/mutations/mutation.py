@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Values, compute
-from functional_bp.gradcheck.diagnosis.repair.source import Expression
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Values, compute
+from functional_bp.gradcheck.diagnosis.repair.source import Fragment
 
-Write = str | Callable[[Expression], str | None]
+Write = str | Callable[[Fragment], str | None]
 OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position
 
 
@@ -49,9 +49,9 @@ class Edit:
     change: tuple[int, str] | None = None
     start: float | None = None
     settle: Callable[[float], Edit | None] | None = None
-    at: Equation | None = None
+    at: Instruction | None = None
     also: str = ""
-    by_turn: Callable[[Equation, Sequence[Any]], Any] | None = None
+    by_turn: Callable[[Instruction, Sequence[Any]], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Site:
         names: of each slot in scope, how far it is from having a name: 0, ½ or 1.
     """
 
-    equation: Equation
+    equation: Instruction
     values: Values
     scope: Sequence[int]
-    makers: Mapping[int, Equation]
+    makers: Mapping[int, Instruction]
     sizes: Sequence[int]
-    expression: Expression | None = None
+    expression: Fragment | None = None
     own: bool = True
     last: bool = True
     literals: frozenset[int] = frozenset()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.repair.constants import Constant, named, shown
+from functional_bp.gradcheck.diagnosis.repair.constants import Numeral, named, shown
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     OPERAND,
     Edit,
@@ -146,7 +146,7 @@ def _literal(site: Site, position: int, now: float) -> Edit:
     )  # fmt: skip
 
 
-def _meant(site: Site, position: int, c: float, now: float) -> tuple[Constant | None, float, str]:
+def _meant(site: Site, position: int, c: float, now: float) -> tuple[Numeral | None, float, str]:
     """The constant that a person wrote wrongly, what it was, and the operand written rightly.
 
     Python has multiplied ``2 * 0.044715`` out before JAX sees it: which of the two was wrong is
@@ -154,7 +154,7 @@ def _meant(site: Site, position: int, c: float, now: float) -> tuple[Constant | 
     """
     node = None if site.expression is None else site.expression.operand(position)
     parts = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
-    best: tuple[Constant, float, str] | None = None
+    best: tuple[Numeral, float, str] | None = None
     if node is not None and len(parts) > 1 and _is_product(node):
         for part in parts:
             was = float(part.value)  # pyright: ignore[reportArgumentType]
