@@ -1,7 +1,8 @@
-"""The samples that a hypothesis has to stand up to: the given one and fresh ones."""
+"""The samples that an explanation has to stand up to: the given one and fresh ones."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,11 +14,18 @@ import numpy as np
 from functional_bp._jax import open_jaxpr
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import unexplained
+from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 from functional_bp.graph.interpret import equations
 
 LARGE = 100_000  # entries of the argument, above which nothing is regressed
+# A fault leaves a gap of its own size. It counts as explained where less than a millionth of it
+# remains: a constant that was rounded to float32 (6e-8) passes, a chance match does not.
+OF_THE_GAP = 1e-6
+# Entries far below the largest gap are dominated by what the large ones cancel to.
+OF_THE_LARGEST_GAP = 1e-8
+# Rounding of float64 (2e-16) through some thousand operations.
+OF_THE_MAGNITUDE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The cases that a hypothesis has to explain, all of them.
+    """The cases that a finding has to explain, all of them.
 
     Attributes:
         disagreement: what is to be explained.
@@ -129,6 +137,15 @@ class Evidence:
         known = len(self.fresh) >= 2 or self.subject.only_here
         return "" if known else "on the given inputs, "
 
+    def finding(
+        self, kind: str, message: str, cost: float, error: float = math.nan, **more: Any
+    ) -> Finding:
+        """What has been found, verified on all cases; ``error`` is what it leaves unexplained."""
+        count = more.pop("count", len(self.fresh))
+        return Finding(
+            kind, self.here + message, cost=cost, unexplained=error, fresh_samples=count, **more
+        )
+
     def explains(self, predict: Callable[[Judged], np.ndarray | None]) -> float | None:
         """The unexplained part, over the cases at its largest; None where one is unexplained."""
         worst = 0.0
@@ -142,6 +159,31 @@ class Evidence:
                 return None
             worst = max(worst, error)
         return worst
+
+
+def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Per entry, how far a prediction of ``claimed`` may be off."""
+    gap = np.abs(claimed - true)
+    magnitude = max(np.abs(claimed).max(initial=0.0), np.abs(true).max(initial=0.0))
+    largest = gap.max(initial=0.0)
+    return OF_THE_GAP * gap + OF_THE_LARGEST_GAP * largest + OF_THE_MAGNITUDE * magnitude
+
+
+def unexplained(
+    predicted: np.ndarray, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
+) -> float | None:
+    """‖predicted − claimed‖ / ‖true − claimed‖, or None where some entry is not explained.
+
+    ``rounding`` is how far each entry may be off because it was written down with few digits.
+    """
+    if predicted.shape != claimed.shape:
+        return None
+    with np.errstate(all="ignore"):
+        off = np.maximum(np.abs(predicted - claimed) - 1.001 * rounding, 0.0)
+        if not np.all(off <= tolerance(claimed, true)):
+            return None
+    gap = float(np.linalg.norm(claimed - true))
+    return float(np.linalg.norm(off)) / gap if gap else 0.0
 
 
 # Draws the samples of a disagreement, and names the arrays that a formula may use.

@@ -12,6 +12,7 @@ import numpy as np
 
 from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
+from functional_bp.gradcheck.findings import Kind
 
 # A threshold that separates right entries from wrong ones, and a round number for it.
 
@@ -382,7 +383,7 @@ def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
         for finish, final in _finishes(full, case.shape):
             yield Frame(
                 bar, full, full, "{}", lambda case, a: a, finish, final, "product",
-                0.8 if final.endswith("]") else 0.0, "missing sum",
+                0.8 if final.endswith("]") else 0.0, Kind.MISSING_SUM,
             )  # fmt: skip
             if final.endswith("]"):
                 continue
@@ -393,7 +394,7 @@ def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
                 yield Frame(
                     bar, full, full, name,
                     lambda case, a, axes=axes: a.mean(axes, keepdims=True),
-                    finish, final, "product", _unlikely(axes, full), "axis", axes,
+                    finish, final, "product", _unlikely(axes, full), Kind.AXIS, axes,
                 )  # fmt: skip
 
 
@@ -443,22 +444,24 @@ def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
             text = "{}.T" if len(own) == 2 else f"transpose({{}}, {order})"
-            moves.append((text, lambda a, o=order: np.transpose(a, o), "order", "transpose"))
+            moves.append((text, lambda a, o=order: np.transpose(a, o), "order", Kind.TRANSPOSE))
     if own != shape and int(np.prod(own)) == int(np.prod(shape)):
-        moves.append((f"{{}}.reshape{shape}", lambda a: a.reshape(shape), "order", "permutation"))
+        moves.append(
+            (f"{{}}.reshape{shape}", lambda a: a.reshape(shape), "order", Kind.PERMUTATION)
+        )
     if own == shape:
         for axis in (axis for axis, n in enumerate(own) if n > 1):
             total = f"cumulative sum over axis {axis}"
             moves += [
                 (
                     f"cumsum({{}}, {axis})",
-                    lambda a, x=axis: np.cumsum(a, x), total, "reversal",
+                    lambda a, x=axis: np.cumsum(a, x), total, Kind.REVERSAL,
                 ),
                 (
                     f"reverse_cumsum({{}}, {axis})",
-                    lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, "reversal",
+                    lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, Kind.REVERSAL,
                 ),
-                (f"flip({{}}, {axis})", lambda a, x=axis: np.flip(a, x), "order", "reversal"),
+                (f"flip({{}}, {axis})", lambda a, x=axis: np.flip(a, x), "order", Kind.REVERSAL),
             ]  # fmt: skip
     for text, move, relation, kind in moves:
         yield Frame(
@@ -486,7 +489,7 @@ def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
             yield Frame(
                 bar, y_bar.shape, shape, text.replace("M", name),
                 lambda case, a, n=name, p=product: p(a, case.known[n]),
-                lambda a: a, "{}", f"product with {name}", 1.2 + bar.cost, "transpose",
+                lambda a: a, "{}", f"product with {name}", 1.2 + bar.cost, Kind.TRANSPOSE,
             )  # fmt: skip
 
 

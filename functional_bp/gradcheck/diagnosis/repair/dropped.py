@@ -32,9 +32,10 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
     in_scope,
     trace,
 )
-from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
+from functional_bp.gradcheck.diagnosis.repair.search import agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
 from functional_bp.gradcheck.diagnosis.repair.validate import Validator
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement
 from functional_bp.graph.nested import called
 
@@ -166,10 +167,10 @@ _STRUCTURES: dict[str, Callable[..., Sequence[Any]]] = {"scan": _scan, "cond": _
 
 
 SHOWN = 2
-DROPPED = "missing term"
+DROPPED = Kind.MISSING_TERM
 
 
-def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
+def drops(disagreement: Disagreement, deadline: float) -> list[Finding]:
     """Edits of the true backward pass that make it the claim, likeliest first, at most two.
 
     ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
@@ -204,7 +205,7 @@ def _prepare(
     return validation, edges, home_of(subject.source)
 
 
-def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> list[Found]:
+def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> list[Finding]:
     values = validation.point(0).values
     sizes = sizes_of(values)
     passed: list[tuple[float, Edit, Edge]] = []
@@ -219,7 +220,7 @@ def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> l
                 passed.append((found.rank + 0.01 * order, found, edge))
     if not passed and not validation.late:
         return [_both(pair, of_slot, home) for pair in sums(validation)[:1]]
-    said: list[Found] = []
+    said: list[Finding] = []
     for _, edit, edge in sorted(passed, key=lambda one: one[0]):
         if len(said) < SHOWN and validation.holds(validation.changes(edit)):
             one = _described(edit, edge, home)
@@ -228,10 +229,10 @@ def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> l
     return said
 
 
-def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Found:
+def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Finding:
     first, other = (_described(edit, of_slot[edit.site], home) for edit in pair)
     message = f"two paths at once: {first.message}, and {other.message}"
-    return Found(first.kind, message, first.place)
+    return Finding(first.kind, message, where=first.where)
 
 
 def _marks(
@@ -251,51 +252,51 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
         return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
 
     yield edit(DROPPED, "is dropped", np.zeros_like, 0)
-    yield edit("sign", "has the wrong sign", np.negative, 0.5)
+    yield edit(Kind.SIGN, "has the wrong sign", np.negative, 0.5)
 
     def settle(c: float) -> Edit | None:
         constant = named(c, sizes)
         if constant is None or constant.value in (0.0, 1.0, -1.0):
             return None
         message = f"is multiplied by {constant.name}"
-        return edit("factor", message, lambda x: constant.value * x, 1 + constant.simple)
+        return edit(Kind.FACTOR, message, lambda x: constant.value * x, 1 + constant.simple)
 
-    yield Edit(slot, "factor", "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
+    yield Edit(slot, Kind.FACTOR, "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
     for axis in range(np.ndim(x_bar)):
         if x_bar.shape[axis] < 2:
             continue
         yield edit(
-            "reversal", f"is reversed along axis {axis}",
+            Kind.REVERSAL, f"is reversed along axis {axis}",
             lambda x, axis=axis: np.flip(x, axis), 1.5,
         )  # fmt: skip
         for name, function in (("mean", np.mean), ("sum", np.sum)):
             yield edit(
-                "mean or sum", f"is replaced by its {name} along axis {axis}",
+                Kind.MEAN_OR_SUM, f"is replaced by its {name} along axis {axis}",
                 lambda x, f=function, axis=axis: np.broadcast_to(
                     f(x, axis=axis, keepdims=True), x.shape
                 ), 2,
             )  # fmt: skip
         for shift in (1, -1):
             yield edit(
-                "off by one", f"is shifted by {shift} along axis {axis}",
+                Kind.OFF_BY_ONE, f"is shifted by {shift} along axis {axis}",
                 lambda x, axis=axis, shift=shift: shifted(x, shift, axis), 2,
             )  # fmt: skip
             yield edit(
-                "off by one", f"is rolled by {shift} along axis {axis}",
+                Kind.OFF_BY_ONE, f"is rolled by {shift} along axis {axis}",
                 lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), 2,
             )  # fmt: skip
     if np.ndim(x_bar) >= 2 and x_bar.shape[-1] == x_bar.shape[-2]:
-        yield edit("transpose", "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
+        yield edit(Kind.TRANSPOSE, "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
 
 
-def _described(edit: Edit, edge: Edge, home: str | None) -> Found:
+def _described(edit: Edit, edge: Edge, home: str | None) -> Finding:
     at = expression(edge.spans, home)
     if at is None:
-        return Found(
+        return Finding(
             edit.kind, f"the gradient through an operand of `{edge.primitive}` {edit.message}"
         )
     node = at.operand(edge.position) if at.stands_for(edge.primitive) else None
     whole = at.text
     through = f"`{ast.unparse(node)}` in `{whole}`" if node is not None else f"`{whole}`"
     said = f"the gradient through {through} (line {at.place.line}) {edit.message}"
-    return Found(edit.kind, said, at.place)
+    return Finding(edit.kind, said, where=at.place)

@@ -24,7 +24,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.catalogue import catalog
 from functional_bp.gradcheck.diagnosis.repair.mutations.indexing import borrowed_borders, indexed
 from functional_bp.gradcheck.diagnosis.repair.mutations.insertions import borrowed, composed
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
-from functional_bp.gradcheck.diagnosis.repair.patch import Found, described, is_unpacked, joined
+from functional_bp.gradcheck.diagnosis.repair.patch import described, is_unpacked, joined
 from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     is_alias,
@@ -33,8 +33,9 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     with_aliases,
     with_kept_lines,
 )
-from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, home_of
+from functional_bp.gradcheck.diagnosis.repair.source import Names, home_of
 from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 # Two edits at once: those whose changes add up to what is missing, then one on top of another.
@@ -210,7 +211,7 @@ class Candidate:
     rank: float
 
 
-def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
+def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Finding]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
     ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
@@ -221,7 +222,7 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
 
 def single_repairs(
     disagreement: Disagreement, deadline: float
-) -> tuple[list[Found], RepairSearch | None]:
+) -> tuple[list[Finding], RepairSearch | None]:
     """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[RepairSearch, list[Candidate]]] = []
@@ -273,7 +274,7 @@ class RepairSearch:
         found = self.singles({})
         return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
 
-    def two(self, deadline: float) -> list[Found]:
+    def two(self, deadline: float) -> list[Finding]:
         """What two edits at once explain."""
         self.validation.deadline = deadline
         with jax.enable_x64(True), np.errstate(all="ignore"):
@@ -336,13 +337,13 @@ class RepairSearch:
         )
         return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
 
-    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Found]:
+    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Finding]:
         """What to say of verified edits; those that say the same are said once."""
-        found: list[Found] = []
+        found: list[Finding] = []
         for group in groups:
             said = [described(c.edit, c.site, self.names) for c in group]
             one = said[0] if len(said) == 1 else joined(said)
-            if not any((f.place, f.message) == (one.place, one.message) for f in found):
+            if not any((f.where, f.message) == (one.where, one.message) for f in found):
                 found.append(one)
         return found[:SHOWN]
 
@@ -363,7 +364,7 @@ def _strangeness(site: Site, edit: Edit) -> float:
         return 0.35  # of none of the person's lines
     if site.own and site.last:
         return 0.0
-    if edit.kind == "wrong operand" and site.equation.name in LAYING_OUT:
+    if edit.kind == Kind.WRONG_OPERAND and site.equation.name in LAYING_OUT:
         return 0.3  # what a call is given, laid out by the call
     return 0.3 if site.own else 0.5 if site.last else 3.0
 
@@ -491,6 +492,3 @@ def _thresholds(disagreement: Disagreement) -> list[float]:
         return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
     except Exception:  # a reference that JAX cannot trace has no graph to read them from
         return []
-
-
-__all__ = ["Found", "described", "expression", "repairs"]

@@ -19,6 +19,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
     Values,
 )
 from functional_bp.gradcheck.diagnosis.repair.rewrites import Renamed, Twin
+from functional_bp.gradcheck.findings import Kind
 
 # How the judged output depends on one equation's result: as a matrix, where it is affine in it.
 #
@@ -296,7 +297,7 @@ class Validator:
             if found is not None or self._is_affine(out, present, slope, start, changed):
                 return found
             return self._settled(settle, self._newton(out, start), under)  # as for a divisor
-        if start in GIVEN and edit.kind != "wrong constant":
+        if start in GIVEN and edit.kind != Kind.WRONG_CONSTANT:
             if square and rest > 0.999999 * float(np.linalg.norm(left)) and edit.start == 0.0:
                 return None
             if self._is_affine(out, present, slope, start, changed):

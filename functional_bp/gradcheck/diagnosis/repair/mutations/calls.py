@@ -13,6 +13,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import SPECIA
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.diagnosis.repair.source import Fragment
+from functional_bp.gradcheck.findings import Kind
 
 Axes = tuple[int, ...]
 
@@ -63,7 +64,7 @@ def calls(site: Site) -> Iterator[Edit]:
             continue
         yield _edit(
             site, slot, other, axes, keepdims,
-            "mean or sum" if averages else "wrong function",
+            Kind.MEAN_OR_SUM if averages else Kind.WRONG_FUNCTION,
             f"should be the {other}" + (f" of {count} entries" if averages else ""),
             0.0 if averages else 1.5,
             lambda e, other=other: e.called(other) if e.spelling == name else None,
@@ -77,7 +78,7 @@ def calls(site: Site) -> Iterator[Edit]:
                 continue
             more = ", and keepdims=True" if total else ""
             yield _edit(
-                site, slot, name, others, keepdims or total, "axis",
+                site, slot, name, others, keepdims or total, Kind.AXIS,
                 f"the {name} should run along axis {_listed(others)}, not {_listed(axes)}{more}",
                 0.05 if size == len(axes) else 0.5,
                 lambda e, others=others: (
@@ -103,7 +104,7 @@ def functions(site: Site) -> Iterator[Edit]:
     for name, (function, template) in {**UNARY, **SPECIAL}.items():
         said = template.format("{v}")
         yield Edit(
-            site.equation.key, "wrong function", f"should be {said}, not {{_e}}",
+            site.equation.key, Kind.WRONG_FUNCTION, f"should be {said}, not {{_e}}",
             lambda a, values, _, f=function: f(values[slot]),
             2.0 if name in SPECIAL else 0.9, reads=(slot,), write=template.format("_v"),
         )  # fmt: skip
@@ -144,7 +145,7 @@ def paddings(site: Site) -> Iterator[Edit]:
     for mode in MODES:
         if mode != present[1]:
             yield Edit(
-                site.equation.key, "border",
+                site.equation.key, Kind.BORDER,
                 f"should be padded with {'zeros' if mode == 'constant' else repr(mode)}, "
                 f"not mode={present[1]!r}",
                 lambda a, values, _, mode=mode: padded(values[outside[0]], present[0], mode),

@@ -11,6 +11,7 @@ import numpy as np
 from functional_bp.gradcheck.diagnosis.repair.mutations.calls import outside_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 INDEXED = {  # the positions of the operands that say where
     "scatter": (1,), "scatter-add": (1,), "scatter-mul": (1,), "gather": (1,),
@@ -31,19 +32,19 @@ def _with_half_diagonal(x: Any) -> Any:
 
 # What is made of a square matrix: kind, name, function, how it is written, how unlikely it is.
 PARTS: tuple[tuple[str, str, Callable[[Any], Any], str, float], ...] = (
-    ("wrong function", "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
-    ("wrong function", "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
-    ("missing term", "its sum with its transpose", lambda x: x + _transposed(x),
+    (Kind.WRONG_FUNCTION, "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
+    (Kind.WRONG_FUNCTION, "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
+    (Kind.MISSING_TERM, "its sum with its transpose", lambda x: x + _transposed(x),
      "({0} + {0}.T)", 1.4),
-    ("missing term", "its difference from its transpose", lambda x: x - _transposed(x),
+    (Kind.MISSING_TERM, "its difference from its transpose", lambda x: x - _transposed(x),
      "({0} - {0}.T)", 1.8),
-    ("missing term", "its symmetric part", lambda x: (x + _transposed(x)) / 2,
+    (Kind.MISSING_TERM, "its symmetric part", lambda x: (x + _transposed(x)) / 2,
      "({0} + {0}.T) / 2", 1.5),
-    ("missing term", "the same with half the diagonal", _with_half_diagonal,
+    (Kind.MISSING_TERM, "the same with half the diagonal", _with_half_diagonal,
      "{0} - 0.5 * jnp.diag(jnp.diag({0}))", 1.7),
-    ("entries", "the same without the diagonal", lambda x: x * (1 - np.eye(x.shape[-1])),
+    (Kind.ENTRIES, "the same without the diagonal", lambda x: x * (1 - np.eye(x.shape[-1])),
      "{0} - jnp.diag(jnp.diag({0}))", 1.9),
-    ("entries", "its diagonal", lambda x: x * np.eye(x.shape[-1]),
+    (Kind.ENTRIES, "its diagonal", lambda x: x * np.eye(x.shape[-1]),
      "jnp.diag(jnp.diag({0}))", 2.0),
 )  # fmt: skip
 
@@ -78,11 +79,11 @@ def triangles(site: Site) -> Iterator[Edit]:
         if np.array_equal(function(site.values[slot], k), site.result):
             continue
         yield Edit(
-            site.equation.key, "entries" if same else "wrong function",
+            site.equation.key, Kind.ENTRIES if same else Kind.WRONG_FUNCTION,
             f"should be {name} from the diagonal {k} on",
             lambda a, v, _, f=function, k=k: f(v[slot], k), 0.4 if same else 0.7,
             write=f"jnp.{name}(_a, {k})" if k else f"jnp.{name}(_a)",
-            also="off by one" if same else "transpose",
+            also=Kind.OFF_BY_ONE if same else Kind.TRANSPOSE,
         )  # fmt: skip
 
 
@@ -94,14 +95,14 @@ def reordered(site: Site) -> Iterator[Edit]:
     for i, j in itertools.combinations(range(len(shape)), 2):
         if shape[i] == shape[j] > 1 and len(shape) > 2:
             yield site.edit(
-                "transpose", f"axes {i} and {j} of {{_e}} should be swapped",
+                Kind.TRANSPOSE, f"axes {i} and {j} of {{_e}} should be swapped",
                 lambda *a, i=i, j=j: np.swapaxes(site.again(a), i, j),
                 1.1 if (i, j) in ((0, 1), (len(shape) - 2, len(shape) - 1)) else 1.4,
                 write=f"jnp.swapaxes(_e, {i}, {j})",
             )  # fmt: skip
         if shape[i] > 1 and shape[j] > 1:
             yield site.edit(
-                "reversal", f"{{_e}} should be reversed along axes {i} and {j}",
+                Kind.REVERSAL, f"{{_e}} should be reversed along axes {i} and {j}",
                 lambda *a, i=i, j=j: np.flip(site.again(a), (i, j)),
                 1.3 if (i, j) == (len(shape) - 2, len(shape) - 1) else 2.1,
                 write=f"jnp.flip(_e, ({i}, {j}))",
@@ -119,7 +120,7 @@ def convolution(site: Site) -> Iterator[Edit]:
         for axes in every:
             shown, rank = (axes[0] if len(axes) == 1 else axes), 0.6 + 0.3 * (axes != spatial)
             yield site.operand_edit(
-                position, "reversal", f"{{x}} should be reversed along axis {shown}",
+                position, Kind.REVERSAL, f"{{x}} should be reversed along axis {shown}",
                 lambda x, axes=axes: np.flip(x, axes), rank + later,
                 f"jnp.flip(_x, {shown})",
             )  # fmt: skip
@@ -127,7 +128,7 @@ def convolution(site: Site) -> Iterator[Edit]:
         for i, j in pairs:
             if shape[i] == shape[j]:
                 yield site.operand_edit(
-                    position, "transpose", f"axes {i} and {j} of {{x}} should be swapped",
+                    position, Kind.TRANSPOSE, f"axes {i} and {j} of {{x}} should be swapped",
                     lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.5 + later,
                     f"jnp.swapaxes(_x, {i}, {j})",
                 )  # fmt: skip
@@ -137,7 +138,7 @@ def convolution(site: Site) -> Iterator[Edit]:
                 new = (int(low + shift), int(high - shift))
                 padding = tuple(with_operand(params["padding"], axis, new))
                 yield site.edit(
-                    "off by one", f"spatial axis {axis} should be padded by {new}, not "
+                    Kind.OFF_BY_ONE, f"spatial axis {axis} should be padded by {new}, not "
                     f"({low}, {high})",
                     lambda *a, p=padding: site.again(a, padding=p), 0.3,
                 )  # fmt: skip
@@ -146,7 +147,7 @@ def convolution(site: Site) -> Iterator[Edit]:
             new = (step,) * len(params[name])
             if new != tuple(params[name]):
                 yield site.edit(
-                    "off by one", f"{name} should be {new}, not {tuple(params[name])}",
+                    Kind.OFF_BY_ONE, f"{name} should be {new}, not {tuple(params[name])}",
                     lambda *a, name=name, new=new: site.again(a, **{name: new}), 0.8,
                 )  # fmt: skip
 
@@ -157,18 +158,18 @@ def triangular(site: Site) -> Iterator[Edit]:
     trans = params["transpose_a"]
     called = site.expression is not None and site.expression.spelling == "solve_triangular"
     yield site.edit(
-        "transpose", f"the matrix should {'not ' if trans else ''}be transposed",
+        Kind.TRANSPOSE, f"the matrix should {'not ' if trans else ''}be transposed",
         lambda *a: site.again(a, transpose_a=not trans), 0.1,
         write=(lambda e: e.with_keyword("trans", int(not trans))) if called else "",
     )  # fmt: skip
     yield site.edit(
-        "transpose", "the matrix should stand on the other side",
+        Kind.TRANSPOSE, "the matrix should stand on the other side",
         lambda *a: site.again(a, left_side=not params["left_side"]), 0.8,
     )  # fmt: skip
     right = site.operands[1]
     if np.ndim(right) >= 2 and right.shape[-1] == right.shape[-2]:
         yield site.operand_edit(
-            1, "transpose", "{x} should be transposed", _transposed, 0.3, "_x.T"
+            1, Kind.TRANSPOSE, "{x} should be transposed", _transposed, 0.3, "_x.T"
         )
 
 
@@ -184,7 +185,7 @@ def rolled(site: Site) -> Iterator[Edit]:
     for other, rank in ((-shift, 0.3), (0, 0.5), (shift + 1, 0.6), (shift - 1, 0.6)):
         if (other - shift) % size and not (other == 0 and rank > 0.5):
             yield site.edit(
-                "off by one", f"should be rolled by {other}, not {shift}",
+                Kind.OFF_BY_ONE, f"should be rolled by {other}, not {shift}",
                 lambda *a, by=other - shift: np.roll(site.again(a), by, axis), rank,
                 write="_a" if other == 0 else lambda e, to=other: e.rolled(to),
             )  # fmt: skip
@@ -200,7 +201,7 @@ def ends(site: Site) -> Iterator[Edit]:
         x = operands[position]
         if x.any() and 2 * x.shape[axis] < site.result.shape[axis]:
             yield site.operand_edit(
-                position, "border", "zeros belong in the place of {x}", np.zeros_like,
+                position, Kind.BORDER, "zeros belong in the place of {x}", np.zeros_like,
                 0.6 + 0.3 * position, "jnp.zeros_like(_x)",
             )  # fmt: skip
 
@@ -217,7 +218,7 @@ def elsewhere(site: Site) -> Iterator[Edit]:
             continue
         for shift in (1, -1):
             yield site.operand_edit(
-                position, "off by one", f"the index should be {abs(shift)} "
+                position, Kind.OFF_BY_ONE, f"the index should be {abs(shift)} "
                 f"{'more' if shift > 0 else 'less'}", lambda x, s=shift: x + s, 0.6,
             )  # fmt: skip
         if index.size == 1 and len(shape):
@@ -225,7 +226,7 @@ def elsewhere(site: Site) -> Iterator[Edit]:
             for to in dict.fromkeys((0, shape[0] - 1)):
                 if to != now % shape[0]:
                     yield site.operand_edit(
-                        position, "off by one", f"the index should be {to}, not {now}",
+                        position, Kind.OFF_BY_ONE, f"the index should be {to}, not {now}",
                         lambda x, to=to: np.full_like(x, to), 0.7,
                     )  # fmt: skip
 
@@ -239,7 +240,7 @@ def borders(site: Site) -> Iterator[Edit]:
             (0.5, "half that", 2.0),
         ):
             yield site.edit(
-                "border", f"the {where} of {{_e}} should be {said}",
+                Kind.BORDER, f"the {where} of {{_e}} should be {said}",
                 lambda *a, i=index, c=factor: _scaled(site.again(a), i, c), rank,
                 write=f"_e.at[{_shown(axis, index)}].multiply({factor:g})",
             )  # fmt: skip
@@ -257,7 +258,7 @@ def borrowed_borders(site: Site) -> Iterator[Edit]:
         for axis, index, where in places:
             at = _shown(axis, index)
             yield Edit(
-                site.equation.key, "border", f"the {where} of {{_e}} should be that of {{v}}",
+                site.equation.key, Kind.BORDER, f"the {where} of {{_e}} should be that of {{v}}",
                 lambda a, v, _, i=index, s=slot: _replaced(site.again(a), i, v[s]),
                 1.8 + weight, reads=(slot,), write=f"_e.at[{at}].set(_v[{at}])",
             )  # fmt: skip
@@ -276,7 +277,7 @@ def indexed(site: Site) -> Iterator[Edit]:
             continue
         if index.min() >= -len(w) and index.max() < len(w):
             yield Edit(
-                site.equation.key, "permutation", "should be {v}[{w}]",
+                site.equation.key, Kind.PERMUTATION, "should be {v}[{w}]",
                 lambda a, v, _, s=slot, i=at: v[s][v[i]], 1.5 + site.names.get(slot, 1.0),
                 reads=(slot, at), write="_v[_w]",
             )  # fmt: skip

@@ -18,6 +18,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     with_operand,
 )
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("(1 - {0})", lambda w: 1 - w),
@@ -64,7 +65,7 @@ def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
         if same and site.equation.operands[position] != slot:
             yield Edit(
-                site.equation.key, "wrong operand", f"{OPERAND[min(position, 3)]} should be {{v}}",
+                site.equation.key, Kind.WRONG_OPERAND, f"{OPERAND[min(position, 3)]} should be {{v}}",
                 lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
                 1.4 + weight + twice + 0.8 * site.is_literal(position),
                 reads=(slot,), change=(position, "_v"),
@@ -109,19 +110,19 @@ def _one_factor(site: Site, slot: int, weight: float, fit: Fit) -> Iterator[Edit
     key, shown = site.equation.key, text.format("_v")
     inside = slot in site.equation.operands
     yield Edit(
-        key, "missing factor", f"the factor {text.format('{v}')} is missing",
+        key, Kind.MISSING_FACTOR, f"the factor {text.format('{v}')} is missing",
         lambda a, v, _: site.again(a) * spread(v[slot]), 1.3 + weight + 0.3 * inside,
         reads=(slot,), write=f"_e * {shown}",
     )  # fmt: skip
     yield Edit(
-        key, "missing factor", f"the division by {text.format('{v}')} is missing",
+        key, Kind.MISSING_FACTOR, f"the division by {text.format('{v}')} is missing",
         lambda a, v, _: site.again(a) / spread(v[slot]), 1.5 + weight + inside,
         reads=(slot,), write=f"_e / {shown}",
     )  # fmt: skip
     if not weight:
         for template, function in FUNCTIONS:
             yield Edit(
-                key, "missing factor", f"the factor {template.format('{v}')} is missing",
+                key, Kind.MISSING_FACTOR, f"the factor {template.format('{v}')} is missing",
                 lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])), 2.5,
                 reads=(slot,), write=f"_e * {template.format(shown)}",
             )  # fmt: skip
@@ -138,9 +139,9 @@ def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
             (False, f"should be 0 where {held}", f"jnp.where({shown}, 0, _e)"),
         ):
             yield Edit(
-                site.equation.key, "region", said,
+                site.equation.key, Kind.REGION, said,
                 lambda a, v, _, kept=kept, f=spread: np.where(f(v[slot]) == kept, site.again(a), 0),
-                1.5 + weight, reads=(slot,), write=write, also="missing factor",
+                1.5 + weight, reads=(slot,), write=write, also=Kind.MISSING_FACTOR,
             )  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def _one_inner(
     if site.equation.name in (*MIXING, *VIEWS, *UNARY, "add", "sub"):
         for divide in (False, True):
             yield Edit(
-                site.equation.key, "missing factor",
+                site.equation.key, Kind.MISSING_FACTOR,
                 f"{operand} lacks a {'division by' if divide else 'factor'} "
                 + text.format("{v}"),
                 lambda a, v, _, p=position, f=spread, divide=divide: site.again(
@@ -231,7 +232,7 @@ def _added(
         )  # fmt: skip
 
     edit = Edit(
-        site.equation.key, "missing term", "", compute, rank,
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank,
         reads=(slot,), start=0.0, settle=settle,
     )  # fmt: skip
     return edit
@@ -253,7 +254,7 @@ def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         left = template.startswith("{e}")
         if shape[-1 if left else 0] == np.shape(w)[0]:
             yield Edit(
-                site.equation.key, "missing factor",
+                site.equation.key, Kind.MISSING_FACTOR,
                 "{_e} should be " + template.replace("{e}", "{_e}"),
                 lambda a, v, _, f=function: f(site.again(a), v[slot]), 1.7 + weight,
                 reads=(slot,), write=template.format(e="_e", v="_v"),
@@ -270,7 +271,7 @@ def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         if tuple(n for i, n in enumerate(np.shape(w)) if i not in axes) == shape:
             axis: object = axes[0] if lost == 1 else axes
             yield Edit(
-                site.equation.key, "missing sum", f"should be the sum of {{v}} along axis {axis}",
+                site.equation.key, Kind.MISSING_SUM, f"should be the sum of {{v}} along axis {axis}",
                 lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), 1.2 + weight,
                 reads=(slot,), write=f"_v.sum({axis})",
             )  # fmt: skip
@@ -332,7 +333,7 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
             text = {"_b": "_c", "_c": "_b"}[branch]
             parts = ("_v * _w", text) if branch == "_c" else (text, "_v * _w")
             yield Edit(
-                site.equation.key, "region", f"{{{branch}}} should be {{v}} * {{w}}",
+                site.equation.key, Kind.REGION, f"{{{branch}}} should be {{v}} * {{w}}",
                 lambda a, v, _, p=position, u=one, w=two: site.again(
                     with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))
                 ), 2.0, reads=(one, two), write=f"jnp.where(_a, {parts[0]}, {parts[1]})",
@@ -349,7 +350,7 @@ def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
             if a.shape[axis] == site.result.size and a.shape[1 - axis] == b.size:
                 said = text.replace("_v", "{v}").replace("_w", "{w}")
                 yield Edit(
-                    site.equation.key, "missing sum", f"should be {said}",
+                    site.equation.key, Kind.MISSING_SUM, f"should be {said}",
                     lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w], 2.2,
                     reads=(one, two), write=text,
                 )  # fmt: skip
@@ -375,7 +376,7 @@ def _term(
         )  # fmt: skip
 
     edit = Edit(
-        site.equation.key, "missing term", "", compute, rank,
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank,
         reads=(one, two), start=0.0, settle=settle,
     )  # fmt: skip
     return edit

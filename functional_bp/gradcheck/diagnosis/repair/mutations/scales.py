@@ -18,6 +18,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     with_operand,
 )
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 EXACT = 1e-7  # to which a number in the code is found
 
@@ -30,22 +31,22 @@ def scaled(site: Site) -> Iterator[Edit]:
         if constant is None or constant.value == 1:
             return None
         message = f"a factor {constant.name} is missing"
-        kind, rank = "factor", 1 + 0.5 * constant.simple
+        kind, rank = Kind.FACTOR, 1 + 0.5 * constant.simple
         inverse = 1 / constant.value if constant.value else 0.0
         write = f"_e * ({constant.text})"
         if inverse > 1 and inverse.is_integer():
             write = f"_e / {inverse:.0f}"
         if constant.value == 0:
-            kind, message, write, rank = "extra term", "{_e} does not belong here", "0", 2.0
+            kind, message, write, rank = Kind.EXTRA_TERM, "{_e} does not belong here", "0", 2.0
         elif constant.value == -1:
-            kind, message, write, rank = "sign", "the sign is wrong", "-_e", 0.8
+            kind, message, write, rank = Kind.SIGN, "the sign is wrong", "-_e", 0.8
         return replace(
             edit, kind=kind, message=message, rank=rank, write=write, start=None, settle=None,
             compute=lambda a, v, _: constant.value * site.again(a),
         )  # fmt: skip
 
     edit = Edit(
-        site.equation.key, "factor", "", lambda a, v, c: c * site.again(a), 1,
+        site.equation.key, Kind.FACTOR, "", lambda a, v, c: c * site.again(a), 1,
         start=1.0, settle=settle,
     )  # fmt: skip
     yield edit
@@ -67,7 +68,7 @@ def shifted(site: Site) -> Iterator[Edit]:
         )  # fmt: skip
 
     edit = Edit(
-        site.equation.key, "missing term", "", lambda a, v, c: site.again(a) + c, 1.3,
+        site.equation.key, Kind.MISSING_TERM, "", lambda a, v, c: site.again(a) + c, 1.3,
         start=0.0, settle=settle,
     )  # fmt: skip
     yield edit
@@ -101,7 +102,14 @@ def _weighted(site: Site, position: int) -> Edit:
         )  # fmt: skip
 
     edit = Edit(
-        site.equation.key, "factor", "", compute, 1, start=1.0, settle=settle, also="wrong constant"
+        site.equation.key,
+        Kind.FACTOR,
+        "",
+        compute,
+        1,
+        start=1.0,
+        settle=settle,
+        also=Kind.WRONG_CONSTANT,
     )
     return edit
 
@@ -124,11 +132,11 @@ def _literal(site: Site, position: int, now: float) -> Edit:
         value = constant.value if constant else c
         if abs(value - now) <= 1e-12 * abs(now) or product and abs(value - 1) < 1e-9:
             return None  # nothing changed, or the factor should go
-        kind, rank = "wrong constant", 0.4 + 0.5 * (constant.simple if constant else 6)
+        kind, rank = Kind.WRONG_CONSTANT, 0.4 + 0.5 * (constant.simple if constant else 6)
         if value == 0 and not product:
-            kind = "extra term"
+            kind = Kind.EXTRA_TERM
         if now and value == -now:
-            kind, rank = "sign", 1.2
+            kind, rank = Kind.SIGN, 1.2
         to = constant.name if constant else shown(c)
         if text and constant and constant.value != c:
             value = c  # the number found is a part of the operand's
@@ -136,11 +144,11 @@ def _literal(site: Site, position: int, now: float) -> Edit:
             site.equation.key, kind, f"the constant should be {to}, not {shown(was)}",
             lambda a, v, _: site.again(with_operand(a, position, np.asarray(value))), rank,
             change=(position, text or (constant.text if constant else shown(c))),
-            also="factor" if product and kind == "wrong constant" else "",
+            also=Kind.FACTOR if product and kind == Kind.WRONG_CONSTANT else "",
         )  # fmt: skip
 
     return Edit(
-        site.equation.key, "wrong constant", "",
+        site.equation.key, Kind.WRONG_CONSTANT, "",
         lambda a, v, c: site.again(with_operand(a, position, np.asarray(c))), 1,
         start=now, settle=settle,
     )  # fmt: skip
