@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.localize import (
     correction,
     line_of_cotangent,
@@ -34,7 +35,6 @@ from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 __all__ = ["compose", "describe_values", "diagnose"]
 __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
 
-PLAIN = 1.5  # the cost of an explanation that needs no others
 PLACES = (
     Kind.REGION,
     Kind.REPEATS,
@@ -51,7 +51,7 @@ def diagnose(disagreement: Disagreement, deadline: float) -> Finding:
     until = lambda share: started + share * (deadline - started)
     seen: list[Finding] = _guarded(find_patterns, disagreement, until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
-    several = not any(h.unexplained < 1 and h.cost < PLAIN for h in seen)
+    several = not any(h.unexplained < 1 and h.cost < costs.PLAIN for h in seen)
     singles = _guarded(single_repairs, disagreement, until(SHARE_OF_REPAIRS))
     edits, search = singles if singles else ([], None)
     if not edits:
@@ -105,7 +105,7 @@ def compose(
 def _further_kinds(seen: list[Finding]) -> list[str]:
     """Where the claim is wrong, by the likeliest place; and what explains all of it plainly."""
     places = [h.kind for h in seen if h.kind in PLACES][:1]
-    plain = [h.kind for h in seen if h.unexplained < 1 and h.cost < PLAIN][:2]
+    plain = [h.kind for h in seen if h.unexplained < 1 and h.cost < costs.PLAIN][:2]
     return list(dict.fromkeys(places + plain))
 
 

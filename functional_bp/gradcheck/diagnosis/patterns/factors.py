@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
@@ -73,9 +74,9 @@ def _quotient(
     off = total + own[:, None] + own[None, :]
     off = off - 2 * along[:, None] + 2 * along[None, :] - 2 * gram
     near = np.argwhere(off <= 1e-9 * (total + own[:, None] + own[None, :]))
-    costs = np.array([atom.cost for atom in found])
+    prices = np.array([atom.cost for atom in found])
     fitting = []
-    for i, j in sorted(near.tolist(), key=lambda pair: costs[pair].sum())[:40]:
+    for i, j in sorted(near.tolist(), key=lambda pair: prices[pair].sum())[:40]:
         if evidence.late:
             break
         fit = _verified(evidence, found[i], found[j]) if i != j else None
@@ -114,8 +115,9 @@ def _finding(
     bottom = f" / {denominator.text}" if denominator else ""
     equation = f"claimed = {top}true{bottom}"
     target = f"the cotangent of {evidence.argument}"
-    cost = 1.2 + sum(atom.cost for atom in (numerator, denominator) if atom)
-    cost += 0.0 if constant.text == "1" else 0.4 if constant.named else 1.5
+    cost = costs.QUOTIENT + sum(atom.cost for atom in (numerator, denominator) if atom)
+    if constant.text != "1":
+        cost += costs.NAMED_CONSTANT if constant.named else costs.NAMELESS_CONSTANT
     kind = Kind.MISSING_FACTOR
     if numerator and denominator:
         what = f"{numerator.text} stands in {target} where {denominator.text} belongs"
@@ -141,7 +143,8 @@ def _with(constant: NamedNumber, numerator: Atom | None) -> str:
 
 def _bars(evidence: Evidence) -> list[Atom]:
     return [
-        Atom(name, name, 1.0, lambda case, n=name: case.bars[n]) for name in evidence.given.bars
+        Atom(name, name, costs.ARRAY, lambda case, n=name: case.bars[n])
+        for name in evidence.given.bars
     ]
 
 
@@ -194,10 +197,10 @@ def _zero(evidence: Evidence) -> Finding | None:
     name = evidence.argument
     if all(not np.any(case.claimed) for case in evidence.cases):
         message = f"no gradient flows to {name}: its cotangent is zero throughout"
-        return evidence.finding(Kind.MISSING_TERM, message, 0.2, 0.0)
+        return evidence.finding(Kind.MISSING_TERM, message, costs.ZERO_THROUGHOUT, 0.0)
     if all(not np.any(case.true) for case in evidence.cases):
         message = f"the cotangent of {name} should be zero: the output does not depend on {name}"
-        return evidence.finding(Kind.EXTRA_TERM, message, 0.2, 0.0)
+        return evidence.finding(Kind.EXTRA_TERM, message, costs.ZERO_THROUGHOUT, 0.0)
     return None
 
 
@@ -212,7 +215,8 @@ def _factor(evidence: Evidence) -> Finding | None:
     constant = name_of(c, sizes(evidence), max(CLOSE, evidence.rounding / largest))
     subject = f"the cotangent of {evidence.argument}"
     kind, message = factor_message(constant, subject, "claimed", "true")
-    cost = 0.5 if constant.is_one else 1.0 if constant.named else 2.5
+    cost = costs.CONSTANT if constant.named else costs.NAMELESS_FACTOR
+    cost = costs.SIGN if constant.is_one else cost
     return evidence.finding(kind, message, cost, error)
 
 
@@ -231,7 +235,7 @@ def _conjugate(evidence: Evidence) -> list[Finding]:
         error = evidence.explains(lambda case, form=form: form(case.true))
         if error is not None:
             message = f"claimed = {text} for {evidence.argument}: {what}"
-            found.append(evidence.finding(Kind.WRONG_FUNCTION, message, 0.8, error))
+            found.append(evidence.finding(Kind.WRONG_FUNCTION, message, costs.CONJUGATE, error))
     return found
 
 
@@ -253,7 +257,7 @@ def _of_another_argument(evidence: Evidence) -> list[Finding]:
         what = "the two are swapped" if swapped else "one cotangent is returned twice"
         message = f"what is claimed for {names[own]} is the cotangent of {name}: {what}"
         # Returned twice it may as well be a factor that was forgotten.
-        cost = 0.9 if swapped else 3.1
+        cost = costs.ARGUMENTS_SWAPPED if swapped else costs.RETURNED_TWICE
         return [evidence.finding(Kind.WRONG_OPERAND, message, cost, error)]
     return []
 
@@ -322,7 +326,9 @@ def _linearity(evidence: Evidence) -> list[Finding]:
         if evidence.late:
             break
         if all(test(case) for case in evidence.cases[:3]):
-            return [evidence.finding(kind, message, 0.3, count=len(evidence.fresh[:2]))]
+            return [
+                evidence.finding(kind, message, costs.NOT_LINEAR, count=len(evidence.fresh[:2]))
+            ]
     return []
 
 
@@ -342,7 +348,9 @@ def _ignored(evidence: Evidence) -> list[Finding]:
                 f"{evidence.argument}, though that output depends on {evidence.argument}"
             )
             count = len(evidence.fresh[:2])
-            found.append(evidence.finding(Kind.COTANGENT_IGNORED, message, 0.4, count=count))
+            found.append(
+                evidence.finding(Kind.COTANGENT_IGNORED, message, costs.OUTPUT_IGNORED, count=count)
+            )
     return found
 
 

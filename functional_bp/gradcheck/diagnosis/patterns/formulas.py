@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.findings import Kind
@@ -111,7 +112,6 @@ def aligned(array: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
 
 Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
-KEPT, OTHER = -0.2, 0.5  # on the cost of residuals, and of the rest where there are residuals
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
 FORMS: tuple[tuple[str, Form, float], ...] = (
@@ -211,14 +211,14 @@ def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
     names = list(evidence.given.known)[:MOST_ARRAYS]
     for name in names:
         # What the forward pass kept is what the backward pass is made of.
-        more = KEPT if name in evidence.kept else OTHER if evidence.kept else 0.0
-        found.append(Atom(name, name, 1.0 + more, lambda case, n=name: case.known[n]))
+        more = costs.KEPT if name in evidence.kept else costs.NOT_KEPT if evidence.kept else 0.0
+        found.append(Atom(name, name, costs.ARRAY + more, lambda case, n=name: case.known[n]))
         for text, form, cost in FORMS:
             found.append(_of(name, text, form, cost + more))
         if np.iscomplexobj(evidence.given.known[name]):
-            found.append(_of(name, "conj({})", np.conj, 1.1))
+            found.append(_of(name, "conj({})", np.conj, costs.CONJUGATE_OF_ARRAY))
         if rows and evidence.given.known[name].ndim:
-            found += [_of(name, text, form, 1.8) for text, form in ROWS]
+            found += [_of(name, text, form, costs.REDUCED_ARRAY) for text, form in ROWS]
     found += _differences(evidence, names)
     return sorted(found, key=lambda atom: atom.cost)
 
@@ -255,7 +255,7 @@ def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
     """Differences: of predictions and targets, of points and centres, of rows and their means."""
     known, kept = evidence.given.known, evidence.kept
     pairs = [
-        (a, b, 1.2 if a in kept and b in kept else 1.9)
+        (a, b, costs.KEPT_DIFFERENCE if a in kept and b in kept else costs.DIFFERENCE)
         for a, b in itertools.permutations(names, 2)
         if known[a].ndim
         and (known[a].shape == known[b].shape and names.index(a) < names.index(b))
@@ -359,14 +359,14 @@ def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar
                 return p(b.value(case), case.known[n])
 
             written = f"({text.replace('M', name).format(bar.text)})"
-            yield OutputBar(written, first, 0.3)
+            yield OutputBar(written, first, costs.LIFTED)
             for partner in partners[:3]:
 
                 def total(case: Judged, p: str = partner, f: LinearForm = first) -> np.ndarray:
                     products = case.known[p] * f(case)
                     return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
 
-                yield OutputBar(f"sum({partner} · {written}, axis=-1)", total, 0.6)
+                yield OutputBar(f"sum({partner} · {written}, axis=-1)", total, costs.LIFTED_SUM)
 
 
 def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
@@ -383,7 +383,7 @@ def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
         for finish, final in _finishes(full, case.shape):
             yield Frame(
                 bar, full, full, "{}", lambda case, a: a, finish, final, "product",
-                0.8 if final.endswith("]") else 0.0, Kind.MISSING_SUM,
+                costs.FIRST_ENTRY if final.endswith("]") else 0.0, Kind.MISSING_SUM,
             )  # fmt: skip
             if final.endswith("]"):
                 continue
@@ -405,7 +405,9 @@ def _axis_sets(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _unlikely(axes: tuple[int, ...], shape: tuple[int, ...]) -> float:
     """What a mean costs: over the last axis it is the commonest."""
-    return 0.3 if axes == (len(shape) - 1,) else 0.5 if len(axes) == 1 else 0.8
+    if axes == (len(shape) - 1,):
+        return costs.MEAN_OF_ROWS
+    return costs.MEAN if len(axes) == 1 else costs.MEAN_OF_AXES
 
 
 def _axis(axes: tuple[int, ...]) -> str:
@@ -466,7 +468,7 @@ def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     for text, move, relation, kind in moves:
         yield Frame(
             bar, own, shape, text, lambda case, a, m=move: m(a), lambda a: a, "{}",
-            relation, 1.5, kind,
+            relation, costs.MOVED, kind,
         )  # fmt: skip
 
 
@@ -489,7 +491,8 @@ def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
             yield Frame(
                 bar, y_bar.shape, shape, text.replace("M", name),
                 lambda case, a, n=name, p=product: p(a, case.known[n]),
-                lambda a: a, "{}", f"product with {name}", 1.2 + bar.cost, Kind.TRANSPOSE,
+                lambda a: a, "{}", f"product with {name}", costs.CONTRACTED + bar.cost,
+                Kind.TRANSPOSE,
             )  # fmt: skip
 
 
@@ -541,7 +544,8 @@ class Term:
     @property
     def cost(self) -> float:
         """How unlikely the term is: the sum over its parts."""
-        return self.frame.cost + 0.3 + sum(atom.cost for atom in self.inner + self.outer)
+        factors = sum(atom.cost for atom in self.inner + self.outer)
+        return self.frame.cost + costs.TERM_OF_FORMULA + factors
 
     @property
     def composite(self) -> bool:
@@ -711,7 +715,11 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
         yield from (Term(frame, (a, atom)) for a in few_inner for atom in special)
         for pair in products(few_inner, 2):
             if len(pair) == 2:
-                yield from (Term(frame, (*pair, atom)) for atom in special if atom.cost <= 1.8)
+                yield from (
+                    Term(frame, (*pair, atom))
+                    for atom in special
+                    if atom.cost <= costs.FOR_PRODUCTS
+                )
         if frame.relation != "product":
             for out in outer:
                 yield from (Term(frame, inside, (out,)) for inside in products(few_inner, 1))
@@ -724,7 +732,9 @@ def _bonus(evidence: Evidence, term: Term) -> float:
     if not usual or not all(a.base in evidence.kept for a in factors):
         return 0.0
     axes, ndim = term.frame.axes, len(term.frame.inside)
-    return 1.0 if axes in (None, (ndim - 1,)) else 0.5 if len(axes or ()) == 1 else 0.0
+    if axes in (None, (ndim - 1,)):
+        return costs.OF_RESIDUALS
+    return costs.OF_RESIDUALS_ALONG_ANOTHER_AXIS if len(axes or ()) == 1 else 0.0
 
 
 def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:

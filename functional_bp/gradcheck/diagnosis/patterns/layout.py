@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
@@ -60,7 +61,7 @@ def _tried(evidence: Evidence, layout: _Moved) -> Finding | None:
         return None
     factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
     message = f"claimed = {factor}{layout.text}: {layout.what}"
-    cost = layout.cost + (0.0 if constant.text == "1" else 0.7)
+    cost = layout.cost + (0.0 if constant.text == "1" else costs.AND_A_CONSTANT)
     return evidence.finding(layout.kind, message, cost, error)
 
 
@@ -74,24 +75,30 @@ def _moves(evidence: Evidence) -> Iterator[_Moved]:
         if order != tuple(range(ndim)) and tuple(shape[axis] for axis in order) == shape:
             text = "true.T" if ndim == 2 else f"transpose(true, {order})"
             what = f"a transpose is missing, or one too many, in the cotangent of {name}"
-            yield _Moved(Kind.TRANSPOSE, text, what, lambda a, o=order: np.transpose(a, o), 0.8)
+            yield _Moved(
+                Kind.TRANSPOSE, text, what, lambda a, o=order: np.transpose(a, o), costs.TRANSPOSED
+            )
     axes = [axis for axis in range(ndim) if shape[axis] > 1]
     for count in (1, 2):
         for some in itertools.combinations(axes, count):
             what = f"{_along(some)} of the cotangent of {name} runs in the wrong direction"
             text = f"flip(true, {_plain(some)})"
-            yield _Moved(Kind.REVERSAL, text, what, lambda a, s=some: np.flip(a, s), 0.9)
+            yield _Moved(Kind.REVERSAL, text, what, lambda a, s=some: np.flip(a, s), costs.FLIPPED)
     for axis, shift in itertools.product(axes, SHIFTS):
         if abs(shift) < shape[axis]:
             what = f"entries are shifted by {_places(shift)} along axis {axis}"
             text = f"roll(true, {shift}, {axis})".replace("-", "−")
             yield _Moved(
-                Kind.OFF_BY_ONE, text, what, lambda a, s=shift, x=axis: np.roll(a, s, x), 1.0
+                Kind.OFF_BY_ONE,
+                text,
+                what,
+                lambda a, s=shift, x=axis: np.roll(a, s, x),
+                costs.ROLLED_ENTRIES,
             )
             text = f"true, shifted by {shift} along axis {axis} and filled with zeros"
             yield _Moved(
                 Kind.OFF_BY_ONE, text.replace("-", "−"), what,
-                lambda a, s=shift, x=axis: shifted(a, s, x), 1.1,
+                lambda a, s=shift, x=axis: shifted(a, s, x), costs.SHIFTED_ENTRIES,
             )  # fmt: skip
     if ndim > 1 and evidence.given.true.size > 1:
         what = "rows and columns are mixed up: reshaped in the wrong order"
@@ -100,7 +107,7 @@ def _moves(evidence: Evidence) -> Iterator[_Moved]:
                 text = f"transpose(true, {order}).reshape{shape}"
                 yield _Moved(
                     Kind.PERMUTATION, text, what,
-                    lambda a, o=order: np.transpose(a, o).reshape(a.shape), 1.3,
+                    lambda a, o=order: np.transpose(a, o).reshape(a.shape), costs.RESHAPED,
                 )  # fmt: skip
 
 
@@ -124,33 +131,33 @@ def _sums(evidence: Evidence) -> Iterator[_Moved]:
         )  # fmt: skip
         yield _Moved(
             Kind.MEAN_OR_SUM, f"sum(true, axis={_plain(some)}), broadcast back", what,
-            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), 3.2,
+            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), costs.REDUCED,
         )  # fmt: skip
     for axis in axes:
         where = f"along axis {axis}"
         yield _Moved(
             Kind.MISSING_SUM, f"cumsum(true, {axis})", f"summed up {where} once too often",
-            lambda a, x=axis: np.cumsum(a, x), 1.3,
+            lambda a, x=axis: np.cumsum(a, x), costs.CUMULATED,
         )  # fmt: skip
         yield _Moved(
             Kind.MISSING_SUM, f"diff(true) {where}", f"the cumulative sum {where} is missing",
-            lambda a, x=axis: np.diff(a, axis=x, prepend=0), 1.3,
+            lambda a, x=axis: np.diff(a, axis=x, prepend=0), costs.CUMULATED,
         )  # fmt: skip
         yield _Moved(
             Kind.MISSING_SUM, f"reverse diff(true) {where}",
             f"the reverse cumulative sum {where} is missing",
-            lambda a, x=axis: -np.diff(a, axis=x, append=0), 1.3,
+            lambda a, x=axis: -np.diff(a, axis=x, append=0), costs.CUMULATED,
         )  # fmt: skip
         yield _Moved(
             Kind.REVERSAL, f"cumulative sum of the entries that true sums in reverse {where}",
             f"a cumulative sum runs in the wrong direction {where}",
-            lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), 1.3,
+            lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), costs.CUMULATED,
         )  # fmt: skip
         yield _Moved(
             Kind.REVERSAL, f"reverse cumulative sum of the entries that true sums up {where}",
             f"a cumulative sum runs in the wrong direction {where}",
             lambda a, x=axis: np.flip(np.cumsum(np.flip(np.diff(a, axis=x, prepend=0), x), x), x),
-            1.3,
+            costs.CUMULATED,
         )  # fmt: skip
 
 
@@ -181,7 +188,7 @@ def _summed_claim(evidence: Evidence) -> list[Finding]:
             f"the {what} over {_along(some)} is missing: "
             f"true = {what}(claimed, axis={_plain(some)}), the same for every entry"
         )
-        return [evidence.finding(Kind.MISSING_SUM, message, 1.2, max(known))]
+        return [evidence.finding(Kind.MISSING_SUM, message, costs.UNSUMMED, max(known))]
     return []
 
 
@@ -210,7 +217,7 @@ def _any_order(evidence: Evidence) -> list[Finding]:
             order = _by_known_order(evidence, axis)
             message = f"the cotangent of {name} holds the right numbers in a wrong order{along}"
             message += order or ": a permutation is missing, or its inverse belongs here"
-            return [evidence.finding(Kind.PERMUTATION, message, 1.2, 0.0)]
+            return [evidence.finding(Kind.PERMUTATION, message, costs.PERMUTED, 0.0)]
     return []
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from functional_bp import _jax
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
@@ -48,7 +49,9 @@ def find_regions(evidence: Evidence) -> list[Finding]:
         values, wrong = pooled
         for separation in separations(values, wrong, evidence.thresholds):
             if separation.chance * looked < CHANCE:
-                cost = 1.5 + 0.01 * looked + 3 * max(0.0, part - 0.5)
+                cost = (
+                    costs.REGION + costs.PER_ARRAY * looked + costs.PER_PART * max(0.0, part - 0.5)
+                )
                 found.append(_region(evidence, separation.condition.format(text), cost))
     return found
 
@@ -73,7 +76,7 @@ def not_finite(evidence: Evidence) -> list[Finding]:
         f"entries{where}: claimed{index} = {_written(case.claimed[first])}, "
         f"true = {_written(case.true[first])}"
     )
-    return [Finding(Kind.NOT_FINITE, message, cost=0.1)]
+    return [Finding(Kind.NOT_FINITE, message, cost=costs.NOT_FINITE)]
 
 
 def there(evidence: Evidence) -> str:
@@ -197,13 +200,19 @@ def _repeats(evidence: Evidence) -> list[Finding]:
             kind = Kind.ENTRIES if place is _named_at_all else Kind.REPEATS
             advice = ": accumulate (add), do not overwrite" if kind == Kind.REPEATS else ""
             message = f"wrong only {text}{advice}"
-            found += _verified(evidence, kind, message, lambda c, p=place, i=index: p(c, i), 1.1)
+            found += _verified(
+                evidence, kind, message, lambda c, p=place, i=index: p(c, i), costs.REPEATED_INDEX
+            )
     for known in [] if evidence.large else evidence.given.known:
         for text, in_row in ((f"a value of {known} repeats", False),
                              (f"a value of {known} repeats in its row", True)):  # fmt: skip
             message = f"wrong only where {text}: look at how ties are shared"
             found += _verified(
-                evidence, Kind.REPEATS, message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.6
+                evidence,
+                Kind.REPEATS,
+                message,
+                lambda c, k=known, r=in_row: _tied(c, k, r),
+                costs.TIE,
             )
     return found
 
@@ -232,9 +241,9 @@ def _indices(evidence: Evidence) -> list[Finding]:
         if message:
             inside = np.zeros(shape, bool)
             inside[(slice(None),) * axis + (steps,)] = True
-            found += _verified(evidence, Kind.ENTRIES, message, lambda c, i=inside: i, 1.4)
+            found += _verified(evidence, Kind.ENTRIES, message, lambda c, i=inside: i, costs.PLACE)
     for kind, message, inside in _patterns(shape):
-        found += _verified(evidence, kind, message, lambda c, i=inside: i, 1.4)
+        found += _verified(evidence, kind, message, lambda c, i=inside: i, costs.PLACE)
     return found
 
 
@@ -365,7 +374,11 @@ def find_collectives(evidence: Evidence) -> list[Finding]:
             (1 / n, f"true / {n}", MEAN), (float(n), f"{n} · true", SUMMED)
         ):  # fmt: skip
             error = evidence.explains(lambda case, c=c: c * case.true)
-            explained(f"claimed = {claimed} for {name}, shared by {n} devices: {why}", error, 0.4)
+            explained(
+                f"claimed = {claimed} for {name}, shared by {n} devices: {why}",
+                error,
+                costs.COLLECTIVE,
+            )
         for axis, length in enumerate(evidence.given.shape):
             if length % n or found:
                 continue
@@ -375,7 +388,7 @@ def find_collectives(evidence: Evidence) -> list[Finding]:
                 )
                 explained(
                     f"claimed is the sum of the {n} devices' parts of the cotangent of {name} "
-                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, 0.4,
+                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, costs.COLLECTIVE,
                 )  # fmt: skip
         if found or evidence.subject.reference is None:
             continue
@@ -386,7 +399,7 @@ def find_collectives(evidence: Evidence) -> list[Finding]:
                 )
                 explained(
                     f"claimed is the {word} of {n} devices' part of the cotangent of {name} alone: "
-                    "the sum over the devices (lax.psum) is missing", error, 0.4,
+                    "the sum over the devices (lax.psum) is missing", error, costs.COLLECTIVE,
                 )  # fmt: skip
     return found[:1]
 

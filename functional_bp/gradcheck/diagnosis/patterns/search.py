@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, gather
 from functional_bp.gradcheck.diagnosis.patterns.factors import (
     find_factors,
@@ -48,7 +49,8 @@ def find_patterns(disagreement: Disagreement, deadline: float) -> list[Finding]:
     if not evidence.given.wrong.any():
         return []
     found = [h for search in (*PLAIN, *PARTIAL) for h in _run(search, evidence)]
-    if not any(h.unexplained < 1 and h.cost < 3 for h in found):  # NaN where it says only where
+    explained = [h for h in found if h.unexplained < 1]  # NaN where it says only where
+    if not any(h.cost < costs.WITHOUT_FORMULAS for h in explained):
         found += [h for search in FORMULAS for h in _run(search, evidence)]
     by_message = {h.message: h for h in sorted(found, key=lambda h: -h.cost)}
     return sorted(by_message.values(), key=lambda h: h.cost)

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
@@ -96,7 +97,7 @@ class Basis:
             return None
         if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
             return None
-        cost = float(self.costs[list(some)].sum()) + 0.5 * (len(some) - 1)
+        cost = float(self.costs[list(some)].sum()) + costs.FURTHER_TERM * (len(some) - 1)
         return Fit(some, tuple(float(w) for w in weights), cost)
 
 
@@ -287,12 +288,12 @@ class TermSearch:
         terms = [*self.dictionary.terms, *(term for term, _ in parts)]
         matrix = np.concatenate([self.dictionary.columns, columns])
         scales = np.concatenate([self.dictionary.norms, norms])
-        costs = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
+        prices = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
         places = tuple(range(len(terms) - len(parts), len(terms)))
         weights = tuple(weight * norm for (_, weight), norm in zip(parts, norms))
-        cost = sum(term.cost for term, _ in parts) + 0.5 * (len(parts) - 1)
+        cost = sum(term.cost for term, _ in parts) + costs.FURTHER_TERM * (len(parts) - 1)
         search = replace(
-            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, costs)
+            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, prices)
         )
         return search, Fit(places, weights, cost)
 
@@ -337,7 +338,7 @@ def _both(search: TermSearch) -> list[Finding]:
         joined([search.weight(i, w) for i, w in zip(f.terms, f.weights)]) for f in (claim, truth)
     )
     message = f"the cotangent of {evidence.argument} is claimed to be {claimed}; it is {true}"
-    cost = 2.5 + 0.25 * (claim.cost + truth.cost)
+    cost = costs.TWO_SUMS + costs.OF_BOTH_SIDES * (claim.cost + truth.cost)
     return [evidence.finding(Kind.WRONG_OPERAND, message, cost, error)]
 
 
@@ -369,10 +370,10 @@ def _prepared(evidence: Evidence) -> TermSearch | None:
     dictionary = Dictionary(
         [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
     )
-    costs = np.array([term.cost for term in dictionary.terms])
+    prices = np.array([term.cost for term in dictionary.terms])
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
-    basis = Basis(dictionary.columns, costs)
+    basis = Basis(dictionary.columns, prices)
     return TermSearch(evidence, dictionary, basis, true, true - claimed, cases, rows)
 
 
@@ -415,8 +416,9 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
         return []
     evidence = search.evidence
     gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
-    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
-    cost += 1.0 if any(w.term.composite for w in gap) else 0.0
+    cost = costs.GAP + costs.OF_THE_GAP * fit.cost
+    cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in gap)
+    cost += costs.COMPOSITE if any(w.term.composite for w in gap) else 0.0
     truth = _truth(search, fit)
     if truth is None:
         kind, message = missing(evidence.argument, gap)
@@ -426,7 +428,8 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
         claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
         kind, message = difference(evidence.argument, gap, true, claimed)
         # A part of a whole that is known is likelier, and most so one part in another's place.
-        cost -= 0.3 if kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM) else 1.0
+        whole = kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM)
+        cost -= costs.KNOWN_WHOLE if whole else costs.KNOWN_EXCHANGE
     return [evidence.finding(kind, message, cost, error, added=joined(gap))]
 
 
@@ -444,9 +447,9 @@ def _compared(search: TermSearch) -> list[Finding]:
     if error is None:
         return []
     kind, message = replaced(evidence.argument, true, claimed)
-    cost = 0.9 + 0.25 * (truths[0].cost + claims[0].cost)
-    cost += 1.5 if true.term.difference or claimed.term.difference else 0.0
-    cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
+    cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truths[0].cost + claims[0].cost)
+    cost += costs.DIFFERENCE_IN_TERM if true.term.difference or claimed.term.difference else 0.0
+    cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in (true, claimed))
     gap = joined([true, search.weight(ends[1][0], -ends[1][1])])
     return [evidence.finding(kind, message, cost, error, added=gap)]
 

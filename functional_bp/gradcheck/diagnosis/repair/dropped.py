@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr, Literal
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, scan_counts, source_spans
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
@@ -217,7 +218,7 @@ def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> l
                 break
             found = validation.attempt(edit, {}, keep=edit.kind == DROPPED)
             if found is not None:
-                passed.append((found.rank + 0.01 * order, found, edge))
+                passed.append((found.rank + costs.PER_STEP * order, found, edge))
     if not passed and not validation.late:
         return [_both(pair, of_slot, home) for pair in sums(validation)[:1]]
     said: list[Finding] = []
@@ -251,8 +252,8 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
     def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
         return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
 
-    yield edit(DROPPED, "is dropped", np.zeros_like, 0)
-    yield edit(Kind.SIGN, "has the wrong sign", np.negative, 0.5)
+    yield edit(DROPPED, "is dropped", np.zeros_like, costs.PATH_DROPPED)
+    yield edit(Kind.SIGN, "has the wrong sign", np.negative, costs.PATH_NEGATED)
 
     def settle(c: float) -> Edit | None:
         constant = named(c, sizes)
@@ -261,32 +262,36 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
         message = f"is multiplied by {constant.name}"
         return edit(Kind.FACTOR, message, lambda x: constant.value * x, 1 + constant.simple)
 
-    yield Edit(slot, Kind.FACTOR, "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
+    yield Edit(
+        slot, Kind.FACTOR, "", lambda a, v, c: c * a[0], costs.PATH_SCALED, start=1.0, settle=settle
+    )
     for axis in range(np.ndim(x_bar)):
         if x_bar.shape[axis] < 2:
             continue
         yield edit(
             Kind.REVERSAL, f"is reversed along axis {axis}",
-            lambda x, axis=axis: np.flip(x, axis), 1.5,
+            lambda x, axis=axis: np.flip(x, axis), costs.PATH_REVERSED,
         )  # fmt: skip
         for name, function in (("mean", np.mean), ("sum", np.sum)):
             yield edit(
                 Kind.MEAN_OR_SUM, f"is replaced by its {name} along axis {axis}",
                 lambda x, f=function, axis=axis: np.broadcast_to(
                     f(x, axis=axis, keepdims=True), x.shape
-                ), 2,
+                ), costs.PATH_REDUCED,
             )  # fmt: skip
         for shift in (1, -1):
             yield edit(
                 Kind.OFF_BY_ONE, f"is shifted by {shift} along axis {axis}",
-                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), 2,
+                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), costs.PATH_SHIFTED,
             )  # fmt: skip
             yield edit(
                 Kind.OFF_BY_ONE, f"is rolled by {shift} along axis {axis}",
-                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), 2,
+                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), costs.PATH_SHIFTED,
             )  # fmt: skip
     if np.ndim(x_bar) >= 2 and x_bar.shape[-1] == x_bar.shape[-2]:
-        yield edit(Kind.TRANSPOSE, "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
+        yield edit(
+            Kind.TRANSPOSE, "is transposed", lambda x: np.swapaxes(x, -1, -2), costs.PATH_TRANSPOSED
+        )
 
 
 def _described(edit: Edit, edge: Edge, home: str | None) -> Finding:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp._jax import scan_counts
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Site
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, Values
 from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
 from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, own_span
 
 VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
-NEAR = 0.25  # how far a part of a value with a name is from one
 WIDEST = 40  # values that an edit may bring in, the named ones first
 
 
@@ -99,9 +99,9 @@ def _distance(
     """How far a value is from a name; a part of one that has a name is near to it."""
     found = names.distance(slot, span)
     maker = makers.get(slot)
-    if found > NEAR and maker is not None and maker.name in VIEWS and names.at(slot, span):
-        if names.distance(maker.operands[0], span) == 0:
-            return NEAR
+    if found > costs.NAMED_AS_PART and maker is not None and maker.name in VIEWS:
+        if names.at(slot, span) and names.distance(maker.operands[0], span) == 0:
+            return costs.NAMED_AS_PART
     return found
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.locations import (
     all_keys,
     backward_keys,
@@ -42,7 +43,6 @@ from functional_bp.gradcheck.subject import Disagreement, Sample
 
 WIDE = 512  # entries of the output that are looked at
 PROMISING = 24  # first edits on top of which a second is looked for
-CONVINCING = 2.0  # a pair of such a rank in sum is not looked beyond
 CLOSE = 1e-6
 
 
@@ -51,7 +51,7 @@ def pairs(
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
     found = list(sums(validation))
-    if validation.late or any(_rank(pair) <= CONVINCING for pair in found):
+    if validation.late or any(_rank(pair) <= costs.CONVINCING for pair in found):
         return sorted(found, key=_rank)
     for first in _promising(validation):
         if validation.late:
@@ -59,7 +59,7 @@ def pairs(
         for other in second(first):
             if validation.holds(validation.changes(first, other)):
                 found.append((first, other))
-        if any(_rank(pair) <= CONVINCING for pair in found):
+        if any(_rank(pair) <= costs.CONVINCING for pair in found):
             break
     return sorted(found, key=_rank)
 
@@ -196,10 +196,6 @@ def _two_free(free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) ->
 
 SHOWN = 3
 LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
-COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
-PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
-FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
-LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
 
 
 @dataclass(frozen=True)
@@ -232,9 +228,9 @@ def single_repairs(
                 continue
             found = search.one()
             if whole and searches:  # a fault in the backward pass is likelier
-                found = [replace(c, rank=c.rank + FARTHER) for c in found]
+                found = [replace(c, rank=c.rank + costs.IN_WHAT_IS_KEPT) for c in found]
             searches.append((search, found))
-            if any(c.rank <= PLAUSIBLE for c in searches[-1][1]):
+            if any(c.rank <= costs.PLAUSIBLE for c in searches[-1][1]):
                 break
         best = min((c.rank for _, found in searches for c in found), default=np.inf)
         for search, found in searches:
@@ -272,7 +268,7 @@ class RepairSearch:
     def one(self) -> list[Candidate]:
         """The single edits that explain it, likeliest first."""
         found = self.singles({})
-        return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
+        return [c for c in found if c.rank <= found[0].rank + costs.COMPARABLE]
 
     def two(self, deadline: float) -> list[Finding]:
         """What two edits at once explain."""
@@ -293,9 +289,14 @@ class RepairSearch:
         for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
-                if self.validation.late or candidate.rank > best + COMPARABLE or brief and passed:
+                if (
+                    self.validation.late
+                    or candidate.rank > best + costs.COMPARABLE
+                    or brief
+                    and passed
+                ):
                     break
-                if best <= LIKELY and candidate.edit.reads:
+                if best <= costs.LIKELY and candidate.edit.reads:
                     continue
                 found = self.validation.attempt(candidate.edit, under)
                 if found is not None and len(passed) < 2 * SHOWN:
@@ -309,7 +310,7 @@ class RepairSearch:
         self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Changes
     ) -> list[Candidate]:
         made = [
-            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site, edit))
+            Candidate(edit, site, edit.rank + costs.PER_STEP * distance + _strangeness(site, edit))
             for distance, site in enumerate(self.sites)
             if site.equation.key not in under
             for source in sources
@@ -359,14 +360,16 @@ def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
 def _strangeness(site: Site, edit: Edit) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
-        return 0.6
+        return costs.AT_A_SECOND_NAME
     if site.expression is None:
-        return 0.35  # of none of the person's lines
+        return costs.AT_NO_LINE
     if site.own and site.last:
-        return 0.0
+        return costs.LIKELIEST
     if edit.kind == Kind.WRONG_OPERAND and site.equation.name in LAYING_OUT:
-        return 0.3  # what a call is given, laid out by the call
-    return 0.3 if site.own else 0.5 if site.last else 3.0
+        return costs.LAID_OUT_BY_A_CALL
+    if site.own:
+        return costs.BEFORE_THE_LAST_STEP
+    return costs.AT_THE_LAST_STEP if site.last else costs.INSIDE_A_CALL
 
 
 def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Program, Span
 from functional_bp.gradcheck.findings import Place
 
@@ -477,8 +478,12 @@ class Names:
     def distance(self, slot: int, where: Span | None) -> float:
         """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
         if where is not None and self._local(slot, where) is not None:
-            return 0.0
-        return 0.5 if slot in self.given and slot not in self.distant else 1.0
+            return costs.NAMED
+        return (
+            costs.NAMED_ELSEWHERE
+            if slot in self.given and slot not in self.distant
+            else costs.UNNAMED
+        )
 
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)

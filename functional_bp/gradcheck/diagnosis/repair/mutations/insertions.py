@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
@@ -46,7 +47,7 @@ def borrowed(site: Site) -> Iterator[Edit]:
         w = site.values[slot]
         if slot in site.equation.results or not isinstance(w, np.ndarray | np.generic):
             continue
-        weight = site.names.get(slot, 1.0)
+        weight = site.names.get(slot, costs.UNNAMED)
         yield from _operand(site, slot, w, weight)
         if w.dtype == bool and not several and in_scope(site.result):
             yield from _masked(site, slot, w, weight)
@@ -60,16 +61,18 @@ def borrowed(site: Site) -> Iterator[Edit]:
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
-    twice = 0.8 * (site.equation.name == "scan" and slot in site.equation.operands)
+    scanned = site.equation.name == "scan" and slot in site.equation.operands
+    twice = costs.SCANNED_ALREADY * scanned
     for position, x in enumerate(site.operands):
         same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
         if same and site.equation.operands[position] != slot:
             yield Edit(
-                site.equation.key, Kind.WRONG_OPERAND, f"{OPERAND[min(position, 3)]} should be {{v}}",
+                site.equation.key, Kind.WRONG_OPERAND,
+                f"{OPERAND[min(position, 3)]} should be {{v}}",
                 lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
-                1.4 + weight + twice + 0.8 * site.is_literal(position),
-                reads=(slot,), change=(position, "_v"),
-            )  # fmt: skip
+                costs.OTHER_OPERAND + weight + twice
+                + costs.FOR_A_NUMBER * site.is_literal(position),
+                reads=(slot,), change=(position, "_v"))
 
 
 Fit = tuple[Callable[[Any], Any], str]
@@ -111,21 +114,18 @@ def _one_factor(site: Site, slot: int, weight: float, fit: Fit) -> Iterator[Edit
     inside = slot in site.equation.operands
     yield Edit(
         key, Kind.MISSING_FACTOR, f"the factor {text.format('{v}')} is missing",
-        lambda a, v, _: site.again(a) * spread(v[slot]), 1.3 + weight + 0.3 * inside,
-        reads=(slot,), write=f"_e * {shown}",
-    )  # fmt: skip
+        lambda a, v, _: site.again(a) * spread(v[slot]),
+        costs.FACTOR + weight + costs.FACTOR_ALREADY * inside, reads=(slot,), write=f"_e * {shown}")
     yield Edit(
         key, Kind.MISSING_FACTOR, f"the division by {text.format('{v}')} is missing",
-        lambda a, v, _: site.again(a) / spread(v[slot]), 1.5 + weight + inside,
-        reads=(slot,), write=f"_e / {shown}",
-    )  # fmt: skip
+        lambda a, v, _: site.again(a) / spread(v[slot]), costs.DIVISOR + weight + inside,
+        reads=(slot,), write=f"_e / {shown}")
     if not weight:
         for template, function in FUNCTIONS:
             yield Edit(
                 key, Kind.MISSING_FACTOR, f"the factor {template.format('{v}')} is missing",
-                lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])), 2.5,
-                reads=(slot,), write=f"_e * {template.format(shown)}",
-            )  # fmt: skip
+                lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])),
+                costs.FACTOR_OF_FUNCTION, reads=(slot,), write=f"_e * {template.format(shown)}")
 
 
 def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
@@ -141,8 +141,7 @@ def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
             yield Edit(
                 site.equation.key, Kind.REGION, said,
                 lambda a, v, _, kept=kept, f=spread: np.where(f(v[slot]) == kept, site.again(a), 0),
-                1.5 + weight, reads=(slot,), write=write, also=Kind.MISSING_FACTOR,
-            )  # fmt: skip
+                costs.MASK + weight, reads=(slot,), write=write, also=Kind.MISSING_FACTOR)
 
 
 def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -162,24 +161,23 @@ def _one_inner(
         for divide in (False, True):
             yield Edit(
                 site.equation.key, Kind.MISSING_FACTOR,
-                f"{operand} lacks a {'division by' if divide else 'factor'} "
-                + text.format("{v}"),
+                f"{operand} lacks a {'division by' if divide else 'factor'} " + text.format("{v}"),
                 lambda a, v, _, p=position, f=spread, divide=divide: site.again(
-                    with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))
-                ), 1.8 + weight + divide,
-                reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
-            )  # fmt: skip
+                    with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))),
+                costs.FACTOR_OF_OPERAND + weight + divide, reads=(slot,),
+                change=(position, f"_x {'/' if divide else '*'} {shown}"))
     if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *VIEWS, *UNARY):
-        yield _added(site, slot, spread, text, 2.0 + weight, position)
+        yield _added(site, slot, spread, text, costs.TERM_OF_OPERAND + weight, position)
 
 
 def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     shape = np.shape(site.result)
     if np.ndim(w) or not shape:
         for fit in _fits(w, shape):
-            yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+            already = costs.TERM_ALREADY * (slot in site.equation.operands)
+            yield _added(site, slot, *fit, costs.TERM + weight + already)
     for cut, text in () if weight else _cuts(w, shape):
-        yield _added(site, slot, cut, text, 1.9)
+        yield _added(site, slot, cut, text, costs.CUT_TERM)
     if np.shape(w) != shape or weight:
         return
     for axis in range(len(shape)):
@@ -187,8 +185,8 @@ def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
             for name, function in (("mean", np.mean), ("sum", np.sum)):
                 yield _added(
                     site, slot, lambda w, f=function, i=axis: f(w, axis=i, keepdims=True),
-                    f"{{0}}.{name}({axis}, keepdims=True)", 2.4, simplest=2 * (name == "mean"),
-                )  # fmt: skip
+                    f"{{0}}.{name}({axis}, keepdims=True)", costs.REDUCED_TERM,
+                    simplest=2 * (name == "mean"))
 
 
 def _added(
@@ -223,25 +221,21 @@ def _added(
         if not whole:
             message = f"{operand} should be {operand} {sign} {said}"
         return replace(
-            edit,
-            message=message,
-            compute=lambda a, v, _: compute(a, v, constant.value),
+            edit, message=message, compute=lambda a, v, _: compute(a, v, constant.value),
             write=f"_e {sign} {shown}" if whole else "",
             change=None if position is None else (position, f"_x {sign} {shown}"),
-            rank=rank + constant.simple, start=None, settle=None,
-        )  # fmt: skip
+            rank=rank + constant.simple, start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, Kind.MISSING_TERM, "", compute, rank,
-        reads=(slot,), start=0.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(slot,), start=0.0,
+        settle=settle)
     return edit
 
 
 MATRICES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
     ("{e} @ {v}", lambda x, w: x @ w), ("{e} @ {v}.T", lambda x, w: x @ w.T),
     ("{v} @ {e}", lambda x, w: w @ x), ("{v}.T @ {e}", lambda x, w: w.T @ x),
-)  # fmt: skip
+)
 
 
 def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -256,9 +250,8 @@ def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
             yield Edit(
                 site.equation.key, Kind.MISSING_FACTOR,
                 "{_e} should be " + template.replace("{e}", "{_e}"),
-                lambda a, v, _, f=function: f(site.again(a), v[slot]), 1.7 + weight,
-                reads=(slot,), write=template.format(e="_e", v="_v"),
-            )  # fmt: skip
+                lambda a, v, _, f=function: f(site.again(a), v[slot]), costs.MATRIX_FACTOR + weight,
+                reads=(slot,), write=template.format(e="_e", v="_v"))
 
 
 def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -271,15 +264,14 @@ def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         if tuple(n for i, n in enumerate(np.shape(w)) if i not in axes) == shape:
             axis: object = axes[0] if lost == 1 else axes
             yield Edit(
-                site.equation.key, Kind.MISSING_SUM, f"should be the sum of {{v}} along axis {axis}",
-                lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), 1.2 + weight,
-                reads=(slot,), write=f"_v.sum({axis})",
-            )  # fmt: skip
+                site.equation.key, Kind.MISSING_SUM,
+                f"should be the sum of {{v}} along axis {axis}",
+                lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), costs.SUM_OF_VALUE + weight,
+                reads=(slot,), write=f"_v.sum({axis})")
 
 
 # Terms that are missing as a whole, made of two values with a name: u · v, u · Σ(u · v).
 
-NEAR = 0.25  # how far from a name a value may be: a part of a named one
 MOST = 12  # values with a name that are combined
 
 
@@ -291,7 +283,7 @@ def composed(site: Site) -> Iterator[Edit]:
     usable = [
         slot
         for slot in site.scope
-        if site.names.get(slot, 1.0) <= NEAR
+        if site.names.get(slot, costs.UNNAMED) <= costs.NAMED_AS_PART
         and in_scope(site.values[slot])
         and slot != site.equation.key
     ]
@@ -305,7 +297,7 @@ def composed(site: Site) -> Iterator[Edit]:
             continue
         if not fits:
             continue
-        yield _term(site, one, two, lambda a, b: a * b, "_v * _w", 2.4)
+        yield _term(site, one, two, lambda a, b: a * b, "_v * _w", costs.PRODUCT_TERM)
         if a.shape != shape or b.shape != shape or one == two:
             continue
         for axis, (name, function) in itertools.product(
@@ -315,8 +307,7 @@ def composed(site: Site) -> Iterator[Edit]:
                 yield _term(
                     site, u, v,
                     lambda a, b, f=function, i=axis: a * f(a * b, axis=i, keepdims=True),
-                    f"_v * (_v * _w).{name}({axis}, keepdims=True)", 2.6,
-                )  # fmt: skip
+                    f"_v * (_v * _w).{name}({axis}, keepdims=True)", costs.PROJECTED_TERM)
 
 
 def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
@@ -335,9 +326,9 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
             yield Edit(
                 site.equation.key, Kind.REGION, f"{{{branch}}} should be {{v}} * {{w}}",
                 lambda a, v, _, p=position, u=one, w=two: site.again(
-                    with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))
-                ), 2.0, reads=(one, two), write=f"jnp.where(_a, {parts[0]}, {parts[1]})",
-            )  # fmt: skip
+                    with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))),
+                costs.PRODUCT_BRANCH, reads=(one, two),
+                write=f"jnp.where(_a, {parts[0]}, {parts[1]})")
 
 
 def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
@@ -351,9 +342,8 @@ def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
                 said = text.replace("_v", "{v}").replace("_w", "{w}")
                 yield Edit(
                     site.equation.key, Kind.MISSING_SUM, f"should be {said}",
-                    lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w], 2.2,
-                    reads=(one, two), write=text,
-                )  # fmt: skip
+                    lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w],
+                    costs.CONTRACTION, reads=(one, two), write=text)
 
 
 def _term(
@@ -371,12 +361,10 @@ def _term(
         said = term.replace("_v", "{v}").replace("_w", "{w}")
         return replace(
             edit, message=f"the term {sign} {said} is missing",
-            compute=lambda a, v, _: compute(a, v, constant.value),
-            write=f"_e {sign} {term}", rank=rank + constant.simple, start=None, settle=None,
-        )  # fmt: skip
+            compute=lambda a, v, _: compute(a, v, constant.value), write=f"_e {sign} {term}",
+            rank=rank + constant.simple, start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, Kind.MISSING_TERM, "", compute, rank,
-        reads=(one, two), start=0.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(one, two), start=0.0,
+        settle=settle)
     return edit

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Values, compute
 from functional_bp.gradcheck.diagnosis.repair.source import Fragment
 
@@ -43,7 +44,7 @@ class Edit:
     kind: str
     message: str
     compute: Callable[[Sequence[Any], Values, float], Any]
-    rank: float = 0.0
+    rank: float = costs.LIKELIEST
     reads: tuple[int, ...] = ()
     write: Write = ""
     change: tuple[int, str] | None = None
@@ -97,7 +98,12 @@ class Site:
         return self.equation.operands[position] in self.literals
 
     def edit(
-        self, kind: str, message: str, compute: Callable[..., Any], rank: float = 0.0, **more: Any
+        self,
+        kind: str,
+        message: str,
+        compute: Callable[..., Any],
+        rank: float = costs.LIKELIEST,
+        **more: Any,
     ) -> Edit:
         """An edit of this equation whose ``compute`` takes the operands."""
         return Edit(self.equation.key, kind, message, lambda a, v, c: compute(*a), rank, **more)
@@ -108,18 +114,14 @@ class Site:
         kind: str,
         message: str,
         function: Callable[[Any], Any],
-        rank: float = 0.0,
+        rank: float = costs.LIKELIEST,
         template: str = "",
     ) -> Edit:
         """An edit that replaces one operand by a function of it."""
         said = message.replace("{x}", OPERAND[min(position, 3)])
         return self.edit(
-            kind,
-            said,
-            lambda *a: self.again(with_operand(a, position, function(a[position]))),
-            rank,
-            change=(position, template) if template else None,
-        )
+            kind, said, lambda *a: self.again(with_operand(a, position, function(a[position]))),
+            rank, change=(position, template) if template else None)
 
     def again(self, operands: Sequence[Any], **params: Any) -> Any:
         """The equation on other operands, or with other parameters; a list of several results."""
