@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.findings import KINDS
+from functional_bp.gradcheck.findings import Kind
 
 Draw = Callable[[np.random.Generator], tuple[Any, ...]]
 
@@ -138,11 +138,11 @@ def fault(
     """Declare a fault: its kind, whose cotangent it spoils, and the edit that makes it.
 
     Raises:
-        ValueError: if a kind is none of ``KINDS``.
+        ValueError: if a kind is none of ``Kind``.
     """
     kinds = (kind,) if isinstance(kind, str) else kind
-    if unknown := [name for name in kinds if name not in KINDS]:
-        raise ValueError(f"fault kind {unknown[0]!r}: expected one of {', '.join(KINDS)}")
+    if unknown := [name for name in kinds if name not in set(Kind)]:
+        raise ValueError(f"fault kind {unknown[0]!r}: expected one of {', '.join(Kind)}")
     named = (arguments,) if isinstance(arguments, str) else arguments
     return Fault(kinds, named, ((old, new), *more), order, elsewhere, needs_reference)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -27,7 +28,6 @@ from functional_bp.gradcheck.judging import (
     numeric_cotangents,
 )
 from functional_bp.gradcheck.subject import (
-    Diagnosis,
     Disagreement,
     Sample,
     Subject,
@@ -252,7 +252,7 @@ class Context:
         """
         leaf, result = judgement.leaf, judgement.result
         true = result.true or numeric_cotangents(self.full, point)
-        diagnosis = Diagnosis(message=message)
+        diagnosis = Finding("other", "")
         masks = judgement.masks
         if true is not None:
             if result.true is None:
@@ -276,14 +276,12 @@ class Context:
             }
         told = " ".join(part for part in (message, diagnosis.message) if part)
         self.findings.append(
-            Finding(
-                kind or diagnosis.kind,
-                told or _unexplained(entries.get("relative_error", 1.0)),
+            replace(
+                diagnosis,
+                kind=kind or diagnosis.kind,
+                message=told or _unexplained(entries.get("relative_error", 1.0)),
                 argument=name,
                 inputs=inputs,
-                where=diagnosis.where,
-                repair=diagnosis.repair,
-                explanations=diagnosis.explanations,
                 also=tuple(k for k in dict.fromkeys(also) if k not in known),
                 example=self.example(smallest or point),
                 **entries,
@@ -311,7 +309,7 @@ class Context:
 
     def _diagnose(
         self, point: Point, judgement: Judgement, true: Any, masks: Any, inputs: str, seconds: float
-    ) -> Diagnosis:
+    ) -> Finding:
         result = judgement.result
         given = Sample(
             point.actives, point.fixed, point.bars, result.outs, result.claimed, tuple(true)
@@ -323,7 +321,7 @@ class Context:
         try:
             return diagnose(disagreement, now() + min(seconds, max(0.5, self.time_left)))
         except (Exception, TimeUp) as error:  # a diagnosis must never change a verdict
-            return Diagnosis(message=f"(the diagnosis raised {type(error).__name__}: {error})")
+            return Finding("other", f"(the diagnosis raised {type(error).__name__}: {error})")
 
     def _fresh(self, point: Point, name: str) -> Callable[[], Sample]:
         """Draws further samples of a class of inputs: that class, made of inputs near the given."""

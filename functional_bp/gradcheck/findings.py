@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 import numpy as np
@@ -11,48 +13,60 @@ import numpy as np
 Verdict = Literal["right", "wrong", "inconclusive"]
 Outcome = Literal["right", "wrong", "unresolved", "note", "left out"]
 
-# What a fault can look like; ``Finding.kind`` is one of these.
-KINDS = {
-    "value": "the forward value differs from the reference's",
-    "sign": "the sign is wrong",
-    "factor": "a constant factor is wrong",
-    "mean or sum": "a sum stands where a mean belongs, or the other way round",
-    "missing sum": "the sum over a broadcast axis is missing",
-    "axis": "an operation runs along the wrong axis",
-    "transpose": "a transpose is missing or too many",
-    "permutation": "entries are right but in the wrong places",
-    "reversal": "an axis runs in the wrong direction",
-    "off by one": "entries are shifted by one place",
-    "missing factor": "a factor is missing or too many",
-    "missing term": "a term is missing: a path of the gradient was dropped",
-    "extra term": "a term stands there that does not belong",
-    "wrong operand": "another value belongs here: a wrong or stale residual",
-    "wrong constant": "a constant in the backward pass is wrong",
-    "wrong function": "another function belongs here",
-    "region": "wrong only in a part of the input space",
-    "repeats": "wrong only where an index or a value repeats",
-    "border": "wrong only at the border",
-    "entries": "wrong only at certain entries",
-    "not finite": "not finite where the derivative is",
-    "cotangent ignored": "the cotangent of an output is not used",
-    "not linear": "not linear in the cotangent",
-    "structure": "the wrong number, structure or shape of cotangents",
-    "dtype": "a cotangent in the wrong dtype",
-    "second order": "first order right, second order wrong",
-    "hidden state": "the result depends on earlier calls",
-    "not deterministic": "equal calls give different results",
-    "jit": "jit changes the result",
-    "vmap": "vmap changes the result",
-    "scan": "scan changes the result",
-    "remat": "recomputation changes the result",
-    "sharding": "sharded inputs change the result",
-    "precision": "more rounding error than a careful implementation has",
-    "overflow": "overflows or underflows where the derivative is representable",
-    "declaration": "not what was declared with expect=",
-    "error": "raises an exception",
-    "witnesses": "the witnesses disagree with each other",
-    "other": "wrong, in no simple way",
-}
+
+class Kind(StrEnum):
+    """What a fault can look like; each kind equals its text, and has a ``meaning``."""
+
+    meaning: str
+
+    def __new__(cls, text: str, meaning: str) -> Kind:
+        """The kind of a text, with what it means."""
+        kind = str.__new__(cls, text)
+        kind._value_, kind.meaning = text, meaning
+        return kind
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    VALUE = "value", "the forward value differs from the reference's"
+    SIGN = "sign", "the sign is wrong"
+    FACTOR = "factor", "a constant factor is wrong"
+    MEAN_OR_SUM = "mean or sum", "a sum stands where a mean belongs, or the other way round"
+    MISSING_SUM = "missing sum", "the sum over a broadcast axis is missing"
+    AXIS = "axis", "an operation runs along the wrong axis"
+    TRANSPOSE = "transpose", "a transpose is missing or too many"
+    PERMUTATION = "permutation", "entries are right but in the wrong places"
+    REVERSAL = "reversal", "an axis runs in the wrong direction"
+    OFF_BY_ONE = "off by one", "entries are shifted by one place"
+    MISSING_FACTOR = "missing factor", "a factor is missing or too many"
+    MISSING_TERM = "missing term", "a term is missing: a path of the gradient was dropped"
+    EXTRA_TERM = "extra term", "a term stands there that does not belong"
+    WRONG_OPERAND = "wrong operand", "another value belongs here: a wrong or stale residual"
+    WRONG_CONSTANT = "wrong constant", "a constant in the backward pass is wrong"
+    WRONG_FUNCTION = "wrong function", "another function belongs here"
+    REGION = "region", "wrong only in a part of the input space"
+    REPEATS = "repeats", "wrong only where an index or a value repeats"
+    BORDER = "border", "wrong only at the border"
+    ENTRIES = "entries", "wrong only at certain entries"
+    NOT_FINITE = "not finite", "not finite where the derivative is"
+    COTANGENT_IGNORED = "cotangent ignored", "the cotangent of an output is not used"
+    NOT_LINEAR = "not linear", "not linear in the cotangent"
+    STRUCTURE = "structure", "the wrong number, structure or shape of cotangents"
+    DTYPE = "dtype", "a cotangent in the wrong dtype"
+    SECOND_ORDER = "second order", "first order right, second order wrong"
+    HIDDEN_STATE = "hidden state", "the result depends on earlier calls"
+    NOT_DETERMINISTIC = "not deterministic", "equal calls give different results"
+    JIT = "jit", "jit changes the result"
+    VMAP = "vmap", "vmap changes the result"
+    SCAN = "scan", "scan changes the result"
+    REMAT = "remat", "recomputation changes the result"
+    SHARDING = "sharding", "sharded inputs change the result"
+    PRECISION = "precision", "more rounding error than a careful implementation has"
+    OVERFLOW = "overflow", "overflows or underflows where the derivative is representable"
+    DECLARATION = "declaration", "not what was declared with expect="
+    ERROR = "error", "raises an exception"
+    WITNESSES = "witnesses", "the witnesses disagree with each other"
+    OTHER = "other", "wrong, in no simple way"
 
 
 @dataclass(frozen=True)
@@ -93,12 +107,19 @@ class Entry:
     true: Any
 
 
+# What only the searches of a diagnosis ask for: it is no part of a report.
+_OF_THE_SEARCH: dict[str, Any] = {"repr": False, "compare": False}
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One thing that is wrong, from the search that finds it to the report.
+
+    A search says what it found and how likely that is; the check adds the argument, the inputs and
+    the numbers.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: a ``Kind``, or its text.
         message: what is wrong, in a sentence.
         argument: the argument's name, a pytree path; None where it concerns no single one.
         stage: the check that found it ("cotangent", "second order", "vmap", …).
@@ -112,6 +133,12 @@ class Finding:
         wrong_entries, size: how many entries are wrong, of how many.
         entries: the worst of them.
         example: the smallest failing input found, by argument name.
+        cost: how much was assumed; of two explanations, the cheaper is likelier the fault.
+        unexplained: the part of the disagreement that is left, between 0 and 1; NaN where the
+            finding says where or how the claim is wrong, and not by how much.
+        fresh_samples: how many samples besides the given one it was verified on.
+        added: true − claimed as a sum of terms, where that is what was found.
+        cut_short: whether the time was up before the searches were through.
     """
 
     kind: str
@@ -128,6 +155,15 @@ class Finding:
     size: int | None = None
     entries: tuple[Entry, ...] = ()
     example: Mapping[str, np.ndarray] = field(default_factory=dict)
+    cost: float = field(default=1.0, **_OF_THE_SEARCH)
+    unexplained: float = field(default=math.nan, **_OF_THE_SEARCH)
+    fresh_samples: int = field(default=0, **_OF_THE_SEARCH)
+    added: Any = field(default=None, **_OF_THE_SEARCH)
+    cut_short: bool = field(default=False, **_OF_THE_SEARCH)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", Kind(self.kind))
+        object.__setattr__(self, "also", tuple(map(Kind, self.also)))
 
 
 @dataclass(frozen=True)

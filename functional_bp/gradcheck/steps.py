@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -27,7 +28,6 @@ from functional_bp.gradcheck.findings import Finding, Row, worst_entries
 from functional_bp.gradcheck.report import Report
 from functional_bp.gradcheck.subject import (
     Arrays,
-    Diagnosis,
     Disagreement,
     Flattening,
     Sample,
@@ -407,15 +407,13 @@ def _finding(
     diagnosis = _of_function(cut, step, claim, seeds, wrong) if callable(claim) else None
     if diagnosis is None or not diagnosis.message:
         kind, message = describe_values(step, claimed, true, float(rounding.max(initial=0.0)))
-        diagnosis = Diagnosis(kind, message)
-    return Finding(
-        diagnosis.kind,
-        f"the cotangent of {step} does not follow from the steps before it: {diagnosis.message}",
+        diagnosis = Finding(kind, message)
+    said = f"the cotangent of {step} does not follow from the steps before it: "
+    return replace(
+        diagnosis,
+        message=said + diagnosis.message,
         argument=step,
-        stage="cotangent",
-        where=diagnosis.where,
-        repair=diagnosis.repair,
-        explanations=diagnosis.explanations,
+        also=(),
         relative_error=distance(claimed, true),
         wrong_entries=int(wrong.sum()),
         size=int(wrong.size),
@@ -425,7 +423,7 @@ def _finding(
 
 def _of_function(
     cut: Cut, step: str, claim: Callable[..., Any], seeds: Mapping[str, Any], wrong: np.ndarray
-) -> Diagnosis | None:
+) -> Finding | None:
     """The diagnosis of a claim that is a function: a pullback from the cotangents it names.
 
     Its operands are the step's own value, whose cotangent is judged, and the values that it names.
@@ -478,7 +476,7 @@ def _of_function(
     return _with_names(found, of_bars)
 
 
-def _with_names(diagnosis: Diagnosis, of_bars: list[str]) -> Diagnosis:
+def _with_names(diagnosis: Finding, of_bars: list[str]) -> Finding:
     """The diagnosis with the cotangents' own names in place of ``y_bar``."""
     places = {"y_bar": of_bars[0]} if len(of_bars) == 1 else {
         f"y_bar[{i}]": name for i, name in enumerate(of_bars)
@@ -489,10 +487,5 @@ def _with_names(diagnosis: Diagnosis, of_bars: list[str]) -> Diagnosis:
             text = text.replace(place, name)
         return text
 
-    return Diagnosis(
-        diagnosis.kind,
-        renamed(diagnosis.message),
-        tuple(map(renamed, diagnosis.explanations)),
-        diagnosis.where,
-        diagnosis.repair,
-    )
+    explanations = tuple(map(renamed, diagnosis.explanations))
+    return replace(diagnosis, message=renamed(diagnosis.message), explanations=explanations)

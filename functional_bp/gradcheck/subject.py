@@ -106,18 +106,6 @@ class Disagreement:
     inputs: str = "given"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a disagreement looks like; the fields are those of ``Finding``."""
-
-    kind: str = "other"
-    message: str = ""
-    explanations: tuple[str, ...] = ()
-    where: Any = None
-    repair: Any = None
-    also: tuple[str, ...] = ()
-
-
 # Arrays of a check: promotion to double precision, rounding to single, random draws, distances.
 
 UNIT32 = float(np.finfo(np.float32).eps)

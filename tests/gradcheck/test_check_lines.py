@@ -34,7 +34,7 @@ def test_a_stale_residual_is_repaired_where_it_is_kept():
     wrong = disagree(jax.nn.softmax, softmax_fwd_stale, softmax_of_residuals, normal(3, 5))
     found = best(wrong)
     assert found.kind == "wrong operand", found
-    assert found.place is not None and found.place.line == line_with(softmax_fwd_stale, "here")
+    assert found.where is not None and found.where.line == line_with(softmax_fwd_stale, "here")
     assert found.repair is not None and (found.repair.before, found.repair.after) == ("x", "y")
 
 
@@ -59,7 +59,7 @@ def average_undamped(res, y_bar):
 
 def test_an_edit_in_a_loop_reads_a_value_from_outside():
     found = best(disagree(average, average_fwd, average_undamped, normal(6, 2), np.array(0.6)))
-    assert found.place is not None and found.place.line == line_with(average_undamped, "here")
+    assert found.where is not None and found.where.line == line_with(average_undamped, "here")
     assert found.repair is not None and found.repair.after == "y_bar_t + s * alpha"
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_divisor_is_found_in_its_own_line():
     )
     found = best(wrong)
     assert found.kind == "wrong constant" and "N = 8, not 5" in found.message
-    assert found.place is not None and found.place.line == line_with(over_the_wrong_axis, "here")
+    assert found.where is not None and found.where.line == line_with(over_the_wrong_axis, "here")
 
 
 def rounded(x, y_bar):
@@ -89,7 +89,7 @@ def rounded(x, y_bar):
 def test_a_cast_that_loses_digits_is_named():
     found = best(disagree(jnp.sin, lambda x: (jnp.sin(x), x), rounded, normal(7)))
     assert found.kind == "precision"
-    assert found.place is not None and found.place.line == line_with(rounded, "here")
+    assert found.where is not None and found.where.line == line_with(rounded, "here")
     assert found.repair is not None and found.repair.after == "x"
 
 

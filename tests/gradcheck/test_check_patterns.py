@@ -8,7 +8,7 @@ from disagreements import SECONDS, best, elementwise, normal, planted, tanh_bar
 
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
-from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
+from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_claimed_of_noise(shape: tuple[int, ...]) -> None:
         def strange(x: np.ndarray, b: np.ndarray, k: int, w: np.ndarray = weights) -> np.ndarray:
             return b * (np.sin(w[k, 0] * x + w[k, 1]) + w[k, 2] * np.cosh(w[k, 3] * x))
 
-        found = hypotheses(
+        found = find_patterns(
             planted("x", normal(shape), np.tanh, lambda x, b: (strange(x, b, 0),),
                     lambda x, b: (strange(x, b, 1),), seed=seed), now() + SECONDS)
         assert found == []
@@ -208,7 +208,7 @@ def test_what_holds_on_the_given_inputs_by_chance_is_not_told() -> None:
     given = disagreement.given
     lucky = Sample(given.actives, (), given.bars, given.outs, (2 * given.true[0],), given.true)
     masks = [wrong_entries(lucky.claimed[0], lucky.true[0])]
-    found = hypotheses(Disagreement(disagreement.subject, 0, lucky, masks, disagreement.fresh),
+    found = find_patterns(Disagreement(disagreement.subject, 0, lucky, masks, disagreement.fresh),
                        now() + SECONDS)
     assert not any(h.kind == "factor" for h in found)
 
@@ -216,12 +216,12 @@ def test_what_holds_on_the_given_inputs_by_chance_is_not_told() -> None:
 def test_a_deadline_that_has_passed_is_kept() -> None:
     disagreement = elementwise(lambda x, b: (b,))
     start = time.monotonic()
-    assert hypotheses(disagreement, now() - 1) == []
+    assert find_patterns(disagreement, now() - 1) == []
     assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 1, 3), (3, 0)])
 def test_any_shape_is_looked_at(shape: tuple[int, ...]) -> None:
-    found = hypotheses(planted("x", normal(shape), np.tanh, lambda x, b: (tanh_bar(x, b),),
+    found = find_patterns(planted("x", normal(shape), np.tanh, lambda x, b: (tanh_bar(x, b),),
                                lambda x, b: (-tanh_bar(x, b),)), now() + SECONDS)
     assert [h.kind for h in found[:1]] == (["sign"] if np.prod(shape) else [])

@@ -40,9 +40,9 @@ from functional_bp.gradcheck.diagnosis.repair.search import repairs
 def test_a_planted_fault_is_named_with_line_and_repair(pair, bwd, arguments, kind, text):
     found = best(disagree(*pair, bwd, *arguments))
     assert found.kind == kind, found
-    assert found.place is not None and found.place.file == faulty_pairs.__file__
-    assert found.place.line == line_with(bwd, "here")
-    assert found.place.text == linecache.getline(faulty_pairs.__file__, found.place.line).strip()
+    assert found.where is not None and found.where.file == faulty_pairs.__file__
+    assert found.where.line == line_with(bwd, "here")
+    assert found.where.text == linecache.getline(faulty_pairs.__file__, found.where.line).strip()
     assert found.repair is not None and text in found.repair.after, found.repair
 
 
@@ -54,7 +54,7 @@ def test_a_planted_fault_is_named_with_line_and_repair(pair, bwd, arguments, kin
 def test_without_the_backward_alone_the_whole_pull_is_searched(pair, bwd, arguments, kind):
     found = best(disagree(*pair, bwd, *arguments, apart=False))
     assert found.kind == kind, found
-    assert found.place is not None and found.place.line == line_with(bwd, "here")
+    assert found.where is not None and found.where.line == line_with(bwd, "here")
 
 
 def test_two_faults_at_once():
@@ -70,7 +70,7 @@ def test_the_path_that_is_dropped_is_named_by_the_forward():
     (first, *_) = drops(disagreement, now() + SECONDS)
     assert first.kind == "missing term" and "is dropped" in first.message
     assert "jnp.sqrt(variance + 1e-05)" in first.message
-    assert first.place is not None and "jnp.sqrt(variance + 1e-5)" in first.place.text
+    assert first.where is not None and "jnp.sqrt(variance + 1e-5)" in first.where.text
 
 
 def test_a_path_inside_a_scan_is_named():
@@ -124,7 +124,7 @@ def test_without_source_the_place_has_no_text():
     exec(compile(code, "nowhere.py", "exec"), scope)
     found = best(disagree(*SOFTMAX, scope["bwd"], normal(3, 5)))
     assert found.kind == "sign"
-    assert found.place is not None and str(found.place) == "nowhere.py:3" and not found.place.text
+    assert found.where is not None and str(found.where) == "nowhere.py:3" and not found.where.text
     assert found.repair is not None and not found.repair.after
 
 

@@ -242,8 +242,8 @@ def test_a_planted_fault_is_named_and_mended(
     found = best(disagree(forward, fwd, bwd, *arguments))
     assert found.kind in kinds, found
     assert found.repair is not None and text in found.repair.after, found.repair
-    assert found.place is not None
-    assert abs(found.place.line - line_with(bwd, "here")) <= 1  # of two lines that pass it on
+    assert found.where is not None
+    assert abs(found.where.line - line_with(bwd, "here")) <= 1  # of two lines that pass it on
 
 
 def test_a_wrong_factor_of_a_product_is_also_a_wrong_constant() -> None:

@@ -25,7 +25,7 @@ from sample_reports import (
 
 from functional_bp import errors
 from functional_bp.gradcheck import formats
-from functional_bp.gradcheck.findings import KINDS, Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.findings import Entry, Finding, Kind, Place, Repair, Row
 from functional_bp.gradcheck.formats import text, words
 from functional_bp.gradcheck.report import Report
 
@@ -119,9 +119,9 @@ def test_square_brackets_are_no_markup() -> None:
 
 
 def test_every_kind_has_a_headline() -> None:
-    for kind, meaning in KINDS.items():
+    for kind in Kind:
         finding = Finding(kind, "", "x")
-        assert words.title(finding) == f"cotangent of x: {meaning}"
+        assert words.title(finding) == f"cotangent of x: {kind.meaning}"
     assert words.title(Finding("vmap", "", stage="vmap")) == "vmap: vmap changes the result"
 
 

@@ -48,19 +48,6 @@ def test_a_missing_term_in_the_rules_own_names() -> None:
     assert "missing: − r · x_hat · mean(gamma · x_hat · y_bar, axis=-1)" in found.message
 
 
-def test_a_term_deep_in_what_was_kept() -> None:
-    """The rule keeps x, its mean and r: the missing term has seven factors."""
-    def kept(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> dict[str, np.ndarray]:
-        mean = x.mean(-1, keepdims=True)
-        r = 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return {"x": x, "mean": mean, "r": r, "gamma": gamma}
-
-    found = best(planted("x gamma beta", normal((6, 8), (8,), (8,)), layer_norm, layer_norm_back(),
-                         layer_norm_back(scale=0), residuals=kept))
-    assert found.kind == "missing term"
-    assert "missing: − r³ · (x − mean) · mean(" in found.message
-
-
 def test_two_missing_terms() -> None:
     found = best(layer_normed(layer_norm_back(scale=0, centre=0)))
     assert found.kind == "missing term"
@@ -176,9 +163,9 @@ def test_a_target_that_was_forgotten() -> None:
     assert (found.kind, "missing: − 2/21 · t · y_bar" in found.message) == ("missing term", True)
 
 
-@pytest.mark.parametrize("search", [*searches.PLAIN, *searches.PARTIAL, *searches.FORMULAS,
-                                    *searches.LAST], ids=lambda search: search.__name__)
-def test_no_search_fails(search: searches.Search) -> None:
+@pytest.mark.parametrize("search", [*searches.PLAIN, *searches.PARTIAL, *searches.FORMULAS],
+                         ids=lambda search: search.__name__)
+def test_no_search_fails(search: searches.Pattern) -> None:
     """What a search raises is kept from the verdict, and would go unseen elsewhere."""
     centred = lambda x, gamma, beta: {"x": x, "mean": x.mean(-1, keepdims=True)}
     for disagreement in (

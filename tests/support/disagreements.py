@@ -7,8 +7,8 @@ import numpy as np
 
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
-from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
-from functional_bp.gradcheck.findings import KINDS
+from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
+from functional_bp.gradcheck.findings import Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 Pullback = Callable[..., tuple[Any, ...]]
@@ -69,8 +69,8 @@ def planted(
 
 
 def best(disagreement: Disagreement) -> Any:
-    found = hypotheses(disagreement, now() + SECONDS)
-    assert all(h.kind in KINDS for h in found)
+    found = find_patterns(disagreement, now() + SECONDS)
+    assert all(h.kind in set(Kind) for h in found)
     for h in found:
         print(h.kind, "|", h.message, "|", h.residual_error, h.cost)
     return found[0] if found else None

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck.clock import now
-from functional_bp.gradcheck.diagnosis.repair.search import Found, repairs
-from functional_bp.gradcheck.findings import KINDS
+from functional_bp.gradcheck.diagnosis.repair.search import repairs
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 SECONDS = 30  # far more than needed: a search that ends early because of the clock is not the test
@@ -76,8 +76,8 @@ def line_with(function: Callable[..., Any], mark: str) -> int:
     return next(start + i for i, line in enumerate(lines) if line.rstrip().endswith(f"# {mark}"))
 
 
-def best(disagreement: Disagreement) -> Found:
+def best(disagreement: Disagreement) -> Finding:
     found = repairs(disagreement, now() + SECONDS)
     assert found, "no repair found"
-    assert all(one.kind in KINDS for one in found) and len(found) <= 3
+    assert all(one.kind in set(Kind) for one in found) and len(found) <= 3
     return found[0]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.localize import (
     correction,
     line_of_cotangent,
@@ -25,40 +26,43 @@ from functional_bp.gradcheck.diagnosis.localize import (
     line_of_shards,
     lines_of,
 )
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis
-from functional_bp.gradcheck.diagnosis.patterns.search import hypotheses
+from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
-from functional_bp.gradcheck.diagnosis.repair.search import Found, single_repairs
-from functional_bp.gradcheck.findings import Place, Repair
-from functional_bp.gradcheck.subject import Diagnosis, Disagreement, Sample, Subject
+from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
+from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
+from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 __all__ = ["compose", "describe_values", "diagnose"]
 __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]
 
-PLAIN = 1.5  # the cost of a hypothesis that needs no others
-PLACES = ("region", "repeats", "border", "entries")  # kinds that say where, and not what
+PLACES = (
+    Kind.REGION,
+    Kind.REPEATS,
+    Kind.BORDER,
+    Kind.ENTRIES,
+)  # kinds that say where, and not what
 # Of the time, by when each search ends at the latest.
 SHARE_OF_NUMBERS, SHARE_OF_REPAIRS, SHARE_OF_ANOTHER = 0.3, 0.75, 0.85
 
 
-def diagnose(disagreement: Disagreement, deadline: float) -> Diagnosis:
+def diagnose(disagreement: Disagreement, deadline: float) -> Finding:
     """Search for what explains a disagreement, until ``clock.now()`` is ``deadline``."""
     started = now()
     until = lambda share: started + share * (deadline - started)
-    seen: list[Hypothesis] = _guarded(hypotheses, disagreement, until(SHARE_OF_NUMBERS))
+    seen: list[Finding] = _guarded(find_patterns, disagreement, until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
-    several = not any(h.residual_error < 1 and h.cost < PLAIN for h in seen)
+    several = not any(h.unexplained < 1 and h.cost < costs.PLAIN for h in seen)
     singles = _guarded(single_repairs, disagreement, until(SHARE_OF_REPAIRS))
     edits, search = singles if singles else ([], None)
     if not edits:
         edits = _of_another(disagreement, until(SHARE_OF_ANOTHER))
-    lost: list[Found] = [] if edits else _guarded(drops, disagreement, deadline)
+    lost: list[Finding] = [] if edits else _guarded(drops, disagreement, deadline)
     if not edits and several and search is not None:
         edits = _guarded(lambda _, until: search.two(until), disagreement, deadline)
     return compose(disagreement, seen, edits, lost)
 
 
-def _of_another(disagreement: Disagreement, until: float) -> list[Found]:
+def _of_another(disagreement: Disagreement, until: float) -> list[Finding]:
     """Edits that make another argument's cotangent right, which is wrong too."""
     for argument, mask in enumerate(disagreement.masks):
         if argument != disagreement.argument and np.any(mask):
@@ -70,43 +74,42 @@ def _of_another(disagreement: Disagreement, until: float) -> list[Found]:
 
 
 def compose(
-    disagreement: Disagreement, seen: list[Hypothesis], edits: list[Found], lost: list[Found]
-) -> Diagnosis:
+    disagreement: Disagreement, seen: list[Finding], edits: list[Finding], lost: list[Finding]
+) -> Finding:
     """One diagnosis of what the searches found; an edit that was verified says most."""
     told = [*(f.message for f in edits), *(h.message for h in seen), *(f.message for f in lost)]
     told = list(dict.fromkeys(told))
     if not told:
-        return Diagnosis(where=_line(disagreement, "other"))
+        return Finding(Kind.OTHER, "", where=_line(disagreement, Kind.OTHER))
     # A path that was dropped says more than the place where that can be seen.
-    says_how = [h for h in seen if h.residual_error < 1]
+    says_how = [h for h in seen if h.unexplained < 1]
     first = edits[0] if edits else lost[0] if lost and not says_how else (seen or lost)[0]
-    if seen and seen[0].kind == "sharding":  # an edit can only make up for it
+    if seen and seen[0].kind == Kind.SHARDING:  # an edit can only make up for it
         first = seen[0]
     # Of the same kind, the numbers say what it looks like; the edit says what to do about it.
     message = seen[0].message if seen and seen[0].kind == first.kind else first.message
     others = tuple(text for text in told if text != message)
     further = [*_further_kinds(seen), *(f.kind for f in lost[:1] if edits)]
-    further += [f.also for f in edits[:1] if f.also]
+    further += [kind for f in edits[:1] for kind in f.also]
     also = tuple(k for k in dict.fromkeys(further) if k != first.kind)
     if edits:
-        where = None if first.kind == "sharding" else edits[0].place
+        repair = edits[0].repair
+        where = None if first.kind == Kind.SHARDING else edits[0].where
         where = where or _line(disagreement, first.kind)
-        return Diagnosis(first.kind, message, others, where, edits[0].repair, also)
-    repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
-    where = _line(disagreement, first.kind)
-    if repair is not None and where is None:
-        where = repair.place
-    return Diagnosis(first.kind, message, others, where, repair, also)
+    else:
+        repair = next((r for h in seen if (r := _corrected(disagreement, h)) is not None), None)
+        where = _line(disagreement, first.kind) or (repair.place if repair else None)
+    return Finding(first.kind, message, where=where, repair=repair, explanations=others, also=also)
 
 
-def _further_kinds(seen: list[Hypothesis]) -> list[str]:
+def _further_kinds(seen: list[Finding]) -> list[str]:
     """Where the claim is wrong, by the likeliest place; and what explains all of it plainly."""
     places = [h.kind for h in seen if h.kind in PLACES][:1]
-    plain = [h.kind for h in seen if h.residual_error < 1 and h.cost < PLAIN][:2]
+    plain = [h.kind for h in seen if h.unexplained < 1 and h.cost < costs.PLAIN][:2]
     return list(dict.fromkeys(places + plain))
 
 
-def _corrected(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:
+def _corrected(disagreement: Disagreement, seen: Finding) -> Repair | None:
     try:
         return correction(disagreement, seen)
     except Exception:  # a formula that cannot be written down is told in words alone
@@ -117,15 +120,15 @@ def _line(disagreement: Disagreement, kind: str) -> Place | None:
     """The line of a fault that no edit has named, as far as the graph tells."""
     subject, given, name = disagreement.subject, disagreement.given, _name(disagreement)
     try:
-        if kind in ("not finite", "overflow"):
+        if kind in (Kind.NOT_FINITE, Kind.OVERFLOW):
             place = line_of_overflow(subject, given.actives, given.fixed, given.bars)
             if place is not None:
                 return place
-        if kind in ("region", "repeats", "precision", "wrong operand"):
+        if kind in (Kind.REGION, Kind.REPEATS, Kind.PRECISION, Kind.WRONG_OPERAND):
             places = lines_of(subject, kind, name)
             if places:
                 return places[0]
-        if kind == "sharding" and (place := line_of_shards(subject, name)) is not None:
+        if kind == Kind.SHARDING and (place := line_of_shards(subject, name)) is not None:
             return place
         right = [n for n, mask in zip(subject.names, disagreement.masks) if not np.any(mask)]
         return line_of_cotangent(subject, name, right)
@@ -159,9 +162,9 @@ def describe_values(
     )  # fmt: skip
     masks = (np.abs(claimed - true) > rounding + 1e-9 * np.max(np.abs(true), initial=0.0),)
     disagreement = Disagreement(subject, 0, sample, masks, _no_other)
-    found = _guarded(hypotheses, disagreement, now() + 1.0)
+    found = _guarded(find_patterns, disagreement, now() + 1.0)
     if not found:
-        return "other", "its values differ in no simple way"
+        return Kind.OTHER, "its values differ in no simple way"
     return found[0].kind, found[0].message
 
 

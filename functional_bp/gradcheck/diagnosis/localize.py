@@ -17,36 +17,27 @@ import jax
 import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, trace
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
-from functional_bp.gradcheck.diagnosis.repair.source import Source, expression, home_of, read
-from functional_bp.gradcheck.findings import Place, Repair
+from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, home_of, read
+from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
 
 CHOICES = ("select_n", "lt", "le", "gt", "ge", "max", "min", "clamp", "eq", "ne", "sign", "abs")
 BATCHED = ("pure_callback", "io_callback", "custom_vmap_call", "ffi_call")
 # What a line says that a finding may be about.
-WORDS = {
-    "not deterministic": ("random", "default_rng", "rng", "time", "time_ns", "perf_counter"),
-    "jit": ("Tracer", "item", "float", "bool", "int", "isinstance"),
-    "vmap": ("pure_callback", "custom_vmap", "shape", "size", "ndim", "len", "reshape"),
-    "second order": ("stop_gradient", "pure_callback"),
-    "scan": ("Tracer", "isinstance"),
-    "sharding": (
-        "addressable_shards",
-        "addressable_data",
-        "device_set",
-        "sharding",
-        "devices",
-        "device_count",
-        "local_device_count",
-        "psum",
-        "pmean",
-        "Tracer",
+WORDS: dict[str, tuple[str, ...]] = {
+    Kind.NOT_DETERMINISTIC: ("random", "default_rng", "rng", "time", "time_ns", "perf_counter"),
+    Kind.JIT: ("Tracer", "item", "float", "bool", "int", "isinstance"),
+    Kind.VMAP: ("pure_callback", "custom_vmap", "shape", "size", "ndim", "len", "reshape"),
+    Kind.SECOND_ORDER: ("stop_gradient", "pure_callback"),
+    Kind.SCAN: ("Tracer", "isinstance"),
+    Kind.SHARDING: (
+        "addressable_shards", "addressable_data", "device_set", "sharding", "devices",
+        "device_count", "local_device_count", "psum", "pmean", "Tracer",
     ),
-}
+}  # fmt: skip
 CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp)
 
 
@@ -90,22 +81,22 @@ def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Plac
 
     Args:
         subject: the claim.
-        what: one of ``findings.KINDS``.
+        what: a kind of finding.
         name: the argument whose cotangent is wrong, where it is only one.
     """
     found: list[Place | None] = []
-    if what in ("structure", "error", "wrong operand"):
+    if what in (Kind.STRUCTURE, Kind.ERROR, Kind.WRONG_OPERAND):
         found += _returns(subject)
-    elif what == "hidden state":
+    elif what == Kind.HIDDEN_STATE:
         found += _remembering(subject)
-    elif what in ("dtype", "precision"):
-        found += _equations_of(subject, name, _narrows, what == "precision")
-    elif what in ("region", "repeats"):
+    elif what in (Kind.DTYPE, Kind.PRECISION):
+        found += _equations_of(subject, name, _narrows, what == Kind.PRECISION)
+    elif what in (Kind.REGION, Kind.REPEATS):
         found += _equations_of(subject, name, lambda e, _: e.name in CHOICES)
-    elif what == "vmap":
+    elif what == Kind.VMAP:
         found += _equations_of(subject, name, lambda e, _: e.name in BATCHED)
     found += _mentioning(subject, WORDS.get(what, ()))
-    if what in ("dtype", "region"):
+    if what in (Kind.DTYPE, Kind.REGION):
         found += [line_of_cotangent(subject, name)] if name else []
     return tuple(dict.fromkeys(place for place in found if place is not None))
 
@@ -175,7 +166,7 @@ def _program(
         return None
 
 
-def _feeding(program: Program, outputs: Sequence[int]) -> list[Equation]:
+def _feeding(program: Program, outputs: Sequence[int]) -> list[Instruction]:
     needed, found = set(outputs), []
     for equation in reversed(program.equations):
         if not needed.isdisjoint(equation.results):
@@ -184,7 +175,7 @@ def _feeding(program: Program, outputs: Sequence[int]) -> list[Equation]:
     return found[::-1]
 
 
-def _place(equation: Equation, home: str | None) -> Place | None:
+def _place(equation: Instruction, home: str | None) -> Place | None:
     found = expression(equation.spans, home)
     return None if found is None else found.place
 
@@ -192,7 +183,7 @@ def _place(equation: Equation, home: str | None) -> Place | None:
 def _equations_of(
     subject: Subject,
     name: str | None,
-    is_meant: Callable[[Equation, Any], bool],
+    is_meant: Callable[[Instruction, Any], bool],
     wide: bool = False,
 ) -> Iterator[Place | None]:
     """The lines of certain equations that feed a cotangent, the last first."""
@@ -217,7 +208,7 @@ def _equations_of(
             yield _place(equation, home_of(subject.source))
 
 
-def _narrows(equation: Equation, values: Any) -> bool:
+def _narrows(equation: Instruction, values: Any) -> bool:
     """Whether an equation rounds floating-point numbers to a coarser format."""
     to = equation.params.get("new_dtype")
     if equation.name != "convert_element_type" or to is None:
@@ -244,7 +235,7 @@ def _finite(x: Any) -> bool:
     return not is_number or bool(np.all(np.isfinite(x)))
 
 
-def _function(subject: Subject) -> tuple[str, Source, ast.FunctionDef | ast.Lambda] | None:
+def _function(subject: Subject) -> tuple[str, SourceFile, ast.FunctionDef | ast.Lambda] | None:
     """The person's function whose lines are meant, as text."""
     function: Any = subject.source
     for _ in range(8):
@@ -339,9 +330,9 @@ FUNCTIONS = ("exp", "log", "cos", "sin", "tanh", "sign", "sum", "mean", "max", "
 SYMBOLS = {"·": "*", "−": "-", "²": "**2", "³": "**3", "½": "0.5", "σ(": "jax.nn.sigmoid("}
 
 
-def correction(disagreement: Disagreement, seen: Hypothesis) -> Repair | None:
+def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
     """The repair that a formula for true − claimed amounts to; None where there is none."""
-    if not seen.added or not seen.residual_error < 1 or seen.fresh_samples < VERIFIED:
+    if not seen.added or not seen.unexplained < 1 or seen.fresh_samples < VERIFIED:
         return None
     subject = disagreement.subject
     written = cotangent_as_written(subject, subject.names[disagreement.argument])

@@ -53,9 +53,9 @@ def read(text: str, kind: type[Result]) -> Result:
 
 
 def _encode(value: Any) -> Any:
-    """Dataclasses, arrays and numbers as JSON has them."""
+    """Dataclasses, arrays and numbers as JSON has them; fields that equality ignores stay out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        every = dataclasses.fields(value)
+        every = [field for field in dataclasses.fields(value) if field.compare]
         return {field.name: _encode(getattr(value, field.name)) for field in every}
     if isinstance(value, np.ndarray):
         flat = [_encode(entry.item()) for entry in value.ravel()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.errors import describe
-from functional_bp.gradcheck.findings import KINDS, CheckResult, Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.findings import CheckResult, Entry, Finding, Kind, Place, Repair, Row
 
 SYMBOLS = {"right": "✓", "wrong": "✗", "inconclusive": "?", "unresolved": "?", "note": "·",
            "left out": "–"}  # fmt: skip
@@ -26,7 +26,7 @@ LONGEST_EXAMPLE = 200  # entries of an array that are written out
 
 def title(finding: Finding) -> str:
     """``cotangent of x: the sign is wrong``."""
-    return f"{subject(finding)}: {KINDS.get(finding.kind, finding.kind)}"
+    return f"{subject(finding)}: {Kind(finding.kind).meaning}"
 
 
 def subject(finding: Finding) -> str:

@@ -24,7 +24,7 @@ SPECIAL = {
 
 
 @dataclass(frozen=True)
-class Constant:
+class NamedNumber:
     """A number with its name.
 
     Attributes:
@@ -64,11 +64,11 @@ def sizes(evidence: Evidence) -> dict[int, str]:
     return {n: what for n, what in found.items() if n > 1}
 
 
-def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> Constant:
+def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> NamedNumber:
     """The name of a number, the plainest first; ``close`` is its relative error."""
     if value < 0:
         constant = name_of(-value, known, close)
-        return Constant(
+        return NamedNumber(
             value, "−" + constant.text, constant.why, constant.size, constant.named
         )  # fmt: skip
     for constant in _candidates(known):
@@ -76,31 +76,31 @@ def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> Consta
             return constant
     ratio = Fraction(value).limit_denominator(12)
     if ratio and ratio.numerator <= 16 and abs(float(ratio) - value) <= close * value:
-        return Constant(value, str(ratio))
-    return Constant(value, f"{value:.6g}", named=False)
+        return NamedNumber(value, str(ratio))
+    return NamedNumber(value, f"{value:.6g}", named=False)
 
 
-def _candidates(known: dict[int, str]) -> Iterator[Constant]:
+def _candidates(known: dict[int, str]) -> Iterator[NamedNumber]:
     also = f"2 is {known[2]}" if 2 in known else ""  # where it may be a mean after all
-    yield from (Constant(v, text, "" if v == 1 else also) for v, text in PLAIN.items())
+    yield from (NamedNumber(v, text, "" if v == 1 else also) for v, text in PLAIN.items())
     for n, what in known.items():
         why = f"{n} is {what}"
-        yield Constant(n, f"{n}", why, n)
-        yield Constant(1 / n, f"1/{n}", why, n)
+        yield NamedNumber(n, f"{n}", why, n)
+        yield NamedNumber(1 / n, f"1/{n}", why, n)
     for n, what in known.items():
         why = f"{n} is {what}"
-        yield Constant(math.sqrt(n), f"√{n}", why)
-        yield Constant(1 / math.sqrt(n), f"1/√{n}", why)
-    yield from (Constant(value, text) for value, text in (SMALL | SPECIAL).items())
+        yield NamedNumber(math.sqrt(n), f"√{n}", why)
+        yield NamedNumber(1 / math.sqrt(n), f"1/√{n}", why)
+    yield from (NamedNumber(value, text) for value, text in (SMALL | SPECIAL).items())
     for (n, what), (m, other) in itertools.permutations(known.items(), 2):
         if abs(n - m) != 1:  # that is N/(N − 1) more often than not
-            yield Constant(n / m, f"{n}/{m}", f"{n} is {what}, {m} {other}", n)
+            yield NamedNumber(n / m, f"{n}/{m}", f"{n} is {what}, {m} {other}", n)
     for n, what in known.items():
         why = f"{n} is {what}"
-        yield Constant(n / (n - 1), f"{n}/{n - 1}", why)
-        yield Constant((n - 1) / n, f"{n - 1}/{n}", why)
+        yield NamedNumber(n / (n - 1), f"{n}/{n - 1}", why)
+        yield NamedNumber((n - 1) / n, f"{n - 1}/{n}", why)
         if n > 2:
-            yield Constant(n - 1, f"{n - 1}", f"one less than {n}, {what}")
-            yield Constant(1 / (n - 1), f"1/{n - 1}", f"one more than {n - 1} is {what}")
-        yield Constant(2 / n, f"2/{n}", why)
-        yield Constant(n / 2, f"{n}/2", why)
+            yield NamedNumber(n - 1, f"{n - 1}", f"one less than {n}, {what}")
+            yield NamedNumber(1 / (n - 1), f"1/{n - 1}", f"one more than {n - 1} is {what}")
+        yield NamedNumber(2 / n, f"2/{n}", why)
+        yield NamedNumber(n / 2, f"{n}/2", why)

@@ -1,7 +1,8 @@
-"""The samples that a hypothesis has to stand up to: the given one and fresh ones."""
+"""The samples that an explanation has to stand up to: the given one and fresh ones."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,15 +14,22 @@ import numpy as np
 from functional_bp._jax import open_jaxpr
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import unexplained
+from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 from functional_bp.graph.interpret import equations
 
 LARGE = 100_000  # entries of the argument, above which nothing is regressed
+# A fault leaves a gap of its own size. It counts as explained where less than a millionth of it
+# remains: a constant that was rounded to float32 (6e-8) passes, a chance match does not.
+OF_THE_GAP = 1e-6
+# Entries far below the largest gap are dominated by what the large ones cancel to.
+OF_THE_LARGEST_GAP = 1e-8
+# Rounding of float64 (2e-16) through some thousand operations.
+OF_THE_MAGNITUDE = 1e-12
 
 
 @dataclass(frozen=True)
-class Case:
+class Judged:
     """One sample, seen from the argument that is judged.
 
     Attributes:
@@ -54,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The cases that a hypothesis has to explain, all of them.
+    """The cases that a finding has to explain, all of them.
 
     Attributes:
         disagreement: what is to be explained.
@@ -65,8 +73,8 @@ class Evidence:
     """
 
     disagreement: Disagreement
-    given: Case
-    fresh: tuple[Case, ...]
+    given: Judged
+    fresh: tuple[Judged, ...]
     deadline: float
     kept: frozenset[str] = frozenset()
 
@@ -87,7 +95,7 @@ class Evidence:
         return given[self.disagreement.argument] if given else 0.0
 
     @cached_property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[Judged, ...]:
         """All cases, the given one first."""
         return (self.given, *self.fresh)
 
@@ -129,7 +137,16 @@ class Evidence:
         known = len(self.fresh) >= 2 or self.subject.only_here
         return "" if known else "on the given inputs, "
 
-    def explains(self, predict: Callable[[Case], np.ndarray | None]) -> float | None:
+    def finding(
+        self, kind: str, message: str, cost: float, error: float = math.nan, **more: Any
+    ) -> Finding:
+        """What has been found, verified on all cases; ``error`` is what it leaves unexplained."""
+        count = more.pop("count", len(self.fresh))
+        return Finding(
+            kind, self.here + message, cost=cost, unexplained=error, fresh_samples=count, **more
+        )
+
+    def explains(self, predict: Callable[[Judged], np.ndarray | None]) -> float | None:
         """The unexplained part, over the cases at its largest; None where one is unexplained."""
         worst = 0.0
         for case in self.cases:
@@ -144,6 +161,31 @@ class Evidence:
         return worst
 
 
+def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Per entry, how far a prediction of ``claimed`` may be off."""
+    gap = np.abs(claimed - true)
+    magnitude = max(np.abs(claimed).max(initial=0.0), np.abs(true).max(initial=0.0))
+    largest = gap.max(initial=0.0)
+    return OF_THE_GAP * gap + OF_THE_LARGEST_GAP * largest + OF_THE_MAGNITUDE * magnitude
+
+
+def unexplained(
+    predicted: np.ndarray, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
+) -> float | None:
+    """‖predicted − claimed‖ / ‖true − claimed‖, or None where some entry is not explained.
+
+    ``rounding`` is how far each entry may be off because it was written down with few digits.
+    """
+    if predicted.shape != claimed.shape:
+        return None
+    with np.errstate(all="ignore"):
+        off = np.maximum(np.abs(predicted - claimed) - 1.001 * rounding, 0.0)
+        if not np.all(off <= tolerance(claimed, true)):
+            return None
+    gap = float(np.linalg.norm(claimed - true))
+    return float(np.linalg.norm(off)) / gap if gap else 0.0
+
+
 # Draws the samples of a disagreement, and names the arrays that a formula may use.
 
 FRESH = 3  # two that verify, and one that may not be usable
@@ -155,7 +197,7 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
     places = _places_of_residuals(disagreement)
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
-    fresh: list[Case] = []
+    fresh: list[Judged] = []
     count = FRESH - 1 if mask.size > LARGE else FRESH if mask.size >= FEW else FRESH_OF_FEW
     for _ in range(count):
         if now() > deadline:
@@ -191,7 +233,7 @@ def _case(
     sample: Sample,
     residuals: Mapping[str, np.ndarray],
     mask: np.ndarray | None = None,
-) -> Case:
+) -> Judged:
     subject, position = disagreement.subject, disagreement.argument
     claimed, true = np.asarray(sample.claimed[position]), np.asarray(sample.true[position])
     finite = np.isfinite(true)
@@ -215,7 +257,7 @@ def _case(
     }
     discrete = {name: value for name, value in named.items() if value.dtype.kind in "iub"}
     bars = _numbered(f"{out}_bar", sample.bars)
-    return Case(sample, claimed, true, mask & finite, known, bars, discrete)
+    return Judged(sample, claimed, true, mask & finite, known, bars, discrete)
 
 
 def _arrays(names: Sequence[str], leaves: Sequence[object]) -> dict[str, np.ndarray]:
@@ -231,7 +273,7 @@ def _numbered(name: str, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{name}[{i}]": np.asarray(value) for i, value in enumerate(values)}
 
 
-def _distinct(cases: Sequence[Case]) -> list[str]:
+def _distinct(cases: Sequence[Judged]) -> list[str]:
     """The names that all cases know, each array once, under the name that comes first."""
     names: list[str] = []
     for name in cases[0].known:

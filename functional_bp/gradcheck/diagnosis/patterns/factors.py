@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, Constant, name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, NamedNumber, name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
+from functional_bp.gradcheck.findings import Finding, Kind
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all
 NEAR = 1e-7  # root mean square of the logarithm of what two sides differ by
 
 
-def factor_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_factors(evidence: Evidence) -> list[Finding]:
     """Explains the ratio of claim and truth by one quantity, or by the quotient of two."""
     cases = evidence.cases
     telling = [(case.true != 0) & (case.claimed != 0) for case in cases]
@@ -50,8 +51,8 @@ def factor_hypotheses(evidence: Evidence) -> list[Hypothesis]:
 
 def _single(
     evidence: Evidence, wanted: np.ndarray, found: list[Atom], columns: list[np.ndarray]
-) -> list[Hypothesis]:
-    hypotheses = []
+) -> list[Finding]:
+    fitting = []
     for atom, column in zip(found, columns):
         for power in (1, -1):
             if _rms(wanted - power * column) > NEAR:
@@ -59,13 +60,13 @@ def _single(
             numerator, denominator = (atom, None) if power == 1 else (None, atom)
             fit = _verified(evidence, numerator, denominator)
             if fit:
-                hypotheses.append(_hypothesis(evidence, numerator, denominator, *fit))
-    return _best(hypotheses)
+                fitting.append(_finding(evidence, numerator, denominator, *fit))
+    return _best(fitting)
 
 
 def _quotient(
     evidence: Evidence, wanted: np.ndarray, found: list[Atom], columns: list[np.ndarray]
-) -> list[Hypothesis]:
+) -> list[Finding]:
     matrix = np.stack(columns)
     gram, along = matrix @ matrix.T, matrix @ wanted
     own, total = np.diag(gram), float(wanted @ wanted)
@@ -73,15 +74,15 @@ def _quotient(
     off = total + own[:, None] + own[None, :]
     off = off - 2 * along[:, None] + 2 * along[None, :] - 2 * gram
     near = np.argwhere(off <= 1e-9 * (total + own[:, None] + own[None, :]))
-    costs = np.array([atom.cost for atom in found])
-    hypotheses = []
-    for i, j in sorted(near.tolist(), key=lambda pair: costs[pair].sum())[:40]:
+    prices = np.array([atom.cost for atom in found])
+    fitting = []
+    for i, j in sorted(near.tolist(), key=lambda pair: prices[pair].sum())[:40]:
         if evidence.late:
             break
         fit = _verified(evidence, found[i], found[j]) if i != j else None
         if fit:
-            hypotheses.append(_hypothesis(evidence, found[i], found[j], *fit))
-    return _best(hypotheses)
+            fitting.append(_finding(evidence, found[i], found[j], *fit))
+    return _best(fitting)
 
 
 def _verified(
@@ -101,53 +102,54 @@ def _verified(
     return (c, max(known)) if len(known) == len(errors) else None
 
 
-def _times(case: Case, array: np.ndarray, atom: Atom | None) -> np.ndarray:
+def _times(case: Judged, array: np.ndarray, atom: Atom | None) -> np.ndarray:
     factor = None if atom is None else placed(atom, case, case.shape)
     return array if factor is None else array * factor
 
 
-def _hypothesis(
+def _finding(
     evidence: Evidence, numerator: Atom | None, denominator: Atom | None, c: float, error: float
-) -> Hypothesis:
+) -> Finding:
     constant = name_of(c, sizes(evidence))
     top = _with(constant, numerator)
     bottom = f" / {denominator.text}" if denominator else ""
     equation = f"claimed = {top}true{bottom}"
     target = f"the cotangent of {evidence.argument}"
-    cost = 1.2 + sum(atom.cost for atom in (numerator, denominator) if atom)
-    cost += 0.0 if constant.text == "1" else 0.4 if constant.named else 1.5
-    kind = "missing factor"
+    cost = costs.QUOTIENT + sum(atom.cost for atom in (numerator, denominator) if atom)
+    if constant.text != "1":
+        cost += costs.NAMED_CONSTANT if constant.named else costs.NAMELESS_CONSTANT
+    kind = Kind.MISSING_FACTOR
     if numerator and denominator:
         what = f"{numerator.text} stands in {target} where {denominator.text} belongs"
         same = numerator.base == denominator.base
-        kind = "wrong function" if same else "wrong operand"
+        kind = Kind.WRONG_FUNCTION if same else Kind.WRONG_OPERAND
     elif numerator:
         what = f"the factor {numerator.text} is one too many in {target}"
         if numerator.base in evidence.given.bars:
-            kind = "not linear"
+            kind = Kind.NOT_LINEAR
             what = f"{numerator.text} is multiplied in twice in {target}"
     else:
         name = denominator.text if denominator else ""
         what = f"the factor {name} is missing from {target}"
         if denominator and denominator.base in evidence.given.bars:
-            kind, what = "cotangent ignored", f"{name} is not used in {target}"
-    message = f"{evidence.here}{equation}: {what}"
-    return Hypothesis(kind, message, error, cost, len(evidence.fresh))
+            kind, what = Kind.COTANGENT_IGNORED, f"{name} is not used in {target}"
+    return evidence.finding(kind, f"{equation}: {what}", cost, error)
 
 
-def _with(constant: Constant, numerator: Atom | None) -> str:
+def _with(constant: NamedNumber, numerator: Atom | None) -> str:
     factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
     return factor + (f"{numerator.text} · " if numerator else "")
 
 
 def _bars(evidence: Evidence) -> list[Atom]:
     return [
-        Atom(name, name, 1.0, lambda case, n=name: case.bars[n]) for name in evidence.given.bars
+        Atom(name, name, costs.ARRAY, lambda case, n=name: case.bars[n])
+        for name in evidence.given.bars
     ]
 
 
-def _best(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    return sorted(hypotheses, key=lambda h: h.cost)[:2]
+def _best(found: list[Finding]) -> list[Finding]:
+    return sorted(found, key=lambda h: h.cost)[:2]
 
 
 def _centered(a: np.ndarray) -> np.ndarray:
@@ -161,7 +163,7 @@ def _rms(a: np.ndarray) -> float:
 # The claim beside the truth as a whole: zero, another sign, a constant factor, a conjugate.
 
 
-def scale_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_scales(evidence: Evidence) -> list[Finding]:
     """What a constant, a sign, a conjugate or another argument's cotangent explains."""
     whole = _zero(evidence) or _factor(evidence)
     return [whole] if whole else [*_conjugate(evidence), *_of_another_argument(evidence)]
@@ -174,38 +176,35 @@ def common_factor(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
     return top / bottom if bottom > 0 and np.isfinite(top) else None
 
 
-def factor_message(constant: Constant, subject: str, claimed: str, true: str) -> tuple[str, str]:
+def factor_message(constant: NamedNumber, subject: str, claimed: str, true: str) -> tuple[str, str]:
     """Kind and message for claimed = c · true."""
     equation = f"{claimed} = {constant.text} · {true}"
     why = f" ({constant.why})" if constant.why else ""
     if constant.text == "−1":
-        return "sign", f"{claimed} = −{true}: the sign of {subject} is wrong"
+        return Kind.SIGN, f"{claimed} = −{true}: the sign of {subject} is wrong"
     if constant.size and constant.value < 0:
-        return "mean or sum", f"{equation}{why}: wrong sign, and a mean mistaken for a sum"
+        return Kind.MEAN_OR_SUM, f"{equation}{why}: wrong sign, and a mean mistaken for a sum"
     if constant.size and constant.value not in (constant.size, 1 / constant.size):
-        return "mean or sum", f"{equation}{why}: the mean is over another number of elements"
+        return Kind.MEAN_OR_SUM, f"{equation}{why}: the mean is over another number of elements"
     if constant.size and constant.value < 1:
-        return "mean or sum", f"{equation}{why}: a mean stands where a sum belongs"
+        return Kind.MEAN_OR_SUM, f"{equation}{why}: a mean stands where a sum belongs"
     if constant.size:
-        return "mean or sum", f"{equation}{why}: a sum stands where a mean belongs"
-    return "factor", f"{equation}{why}: {subject} is off by a constant factor"
+        return Kind.MEAN_OR_SUM, f"{equation}{why}: a sum stands where a mean belongs"
+    return Kind.FACTOR, f"{equation}{why}: {subject} is off by a constant factor"
 
 
-def _zero(evidence: Evidence) -> Hypothesis | None:
-    name, count = evidence.argument, len(evidence.fresh)
+def _zero(evidence: Evidence) -> Finding | None:
+    name = evidence.argument
     if all(not np.any(case.claimed) for case in evidence.cases):
-        message = f"{evidence.here}no gradient flows to {name}: its cotangent is zero throughout"
-        return Hypothesis("missing term", message, 0.0, 0.2, count)
+        message = f"no gradient flows to {name}: its cotangent is zero throughout"
+        return evidence.finding(Kind.MISSING_TERM, message, costs.ZERO_THROUGHOUT, 0.0)
     if all(not np.any(case.true) for case in evidence.cases):
-        message = (
-            f"{evidence.here}the cotangent of {name} should be zero: "
-            f"the output does not depend on {name}"
-        )
-        return Hypothesis("extra term", message, 0.0, 0.2, count)
+        message = f"the cotangent of {name} should be zero: the output does not depend on {name}"
+        return evidence.finding(Kind.EXTRA_TERM, message, costs.ZERO_THROUGHOUT, 0.0)
     return None
 
 
-def _factor(evidence: Evidence) -> Hypothesis | None:
+def _factor(evidence: Evidence) -> Finding | None:
     c = common_factor([(case.claimed, case.true) for case in evidence.cases])
     if c is None or c == 0:
         return None
@@ -216,11 +215,12 @@ def _factor(evidence: Evidence) -> Hypothesis | None:
     constant = name_of(c, sizes(evidence), max(CLOSE, evidence.rounding / largest))
     subject = f"the cotangent of {evidence.argument}"
     kind, message = factor_message(constant, subject, "claimed", "true")
-    cost = 0.5 if constant.is_one else 1.0 if constant.named else 2.5
-    return Hypothesis(kind, evidence.here + message, error, cost, len(evidence.fresh))
+    cost = costs.CONSTANT if constant.named else costs.NAMELESS_FACTOR
+    cost = costs.SIGN if constant.is_one else cost
+    return evidence.finding(kind, message, cost, error)
 
 
-def _conjugate(evidence: Evidence) -> list[Hypothesis]:
+def _conjugate(evidence: Evidence) -> list[Finding]:
     if not np.iscomplexobj(evidence.given.true):
         return []
     forms = {
@@ -234,15 +234,15 @@ def _conjugate(evidence: Evidence) -> list[Hypothesis]:
     for text, (form, what) in forms.items():
         error = evidence.explains(lambda case, form=form: form(case.true))
         if error is not None:
-            message = f"{evidence.here}claimed = {text} for {evidence.argument}: {what}"
-            found.append(Hypothesis("wrong function", message, error, 0.8, len(evidence.fresh)))
+            message = f"claimed = {text} for {evidence.argument}: {what}"
+            found.append(evidence.finding(Kind.WRONG_FUNCTION, message, costs.CONJUGATE, error))
     return found
 
 
-def _of_another_argument(evidence: Evidence) -> list[Hypothesis]:
+def _of_another_argument(evidence: Evidence) -> list[Finding]:
     names, own = evidence.subject.names, evidence.disagreement.argument
 
-    def others(case: Case, i: int) -> np.ndarray | None:
+    def others(case: Judged, i: int) -> np.ndarray | None:
         true = np.asarray(case.sample.true[i])
         return true if true.shape == case.shape else None
 
@@ -255,10 +255,10 @@ def _of_another_argument(evidence: Evidence) -> list[Hypothesis]:
         sample = evidence.given.sample
         swapped = np.allclose(sample.claimed[i], sample.true[own], 1e-6, 0)
         what = "the two are swapped" if swapped else "one cotangent is returned twice"
-        message = f"{evidence.here}what is claimed for {names[own]} is the cotangent of {name}"
+        message = f"what is claimed for {names[own]} is the cotangent of {name}: {what}"
         # Returned twice it may as well be a factor that was forgotten.
-        cost = 0.9 if swapped else 3.1
-        return [Hypothesis("wrong operand", f"{message}: {what}", error, cost, len(evidence.fresh))]
+        cost = costs.ARGUMENTS_SWAPPED if swapped else costs.RETURNED_TWICE
+        return [evidence.finding(Kind.WRONG_OPERAND, message, cost, error)]
     return []
 
 
@@ -268,7 +268,7 @@ LINEAR_TOLERANCE = 1e-6  # relative; in float64 anything but linear is off by fa
 STEP = 1e-3  # by which an argument is moved to see whether an output depends on it
 
 
-def cotangent_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_misused_cotangents(evidence: Evidence) -> list[Finding]:
     """Calls the claim with other cotangents: none, doubled, reversed, one output's left out."""
     if evidence.subject.only_here:
         return []
@@ -278,12 +278,12 @@ def cotangent_hypotheses(evidence: Evidence) -> list[Hypothesis]:
         return []
 
 
-def _linearity(evidence: Evidence) -> list[Hypothesis]:
+def _linearity(evidence: Evidence) -> list[Finding]:
     name = evidence.argument
     ybar = _together(evidence)
-    tests: list[tuple[str, str, Callable[[Case], bool]]] = [
+    tests: list[tuple[str, str, Callable[[Judged], bool]]] = [
         (
-            "cotangent ignored",
+            Kind.COTANGENT_IGNORED,
             f"the cotangent of {name} does not change with {ybar}: {ybar} is not used",
             lambda case: (
                 _same(_claim(evidence, case, 0.0), case.claimed)
@@ -291,12 +291,12 @@ def _linearity(evidence: Evidence) -> list[Hypothesis]:
             ),
         ),
         (
-            "not linear",
+            Kind.NOT_LINEAR,
             f"the cotangent of {name} is not zero where {ybar} is: a term without {ybar} is added",
             lambda case: not _same(_claim(evidence, case, 0.0), 0 * case.claimed, case.claimed),
         ),
         (
-            "not linear",
+            Kind.NOT_LINEAR,
             f"the cotangent of {name} is quadratic in {ybar}: {ybar} is multiplied in twice",
             lambda case: (
                 _same(_claim(evidence, case, 2.0), 4 * case.claimed)
@@ -304,7 +304,7 @@ def _linearity(evidence: Evidence) -> list[Hypothesis]:
             ),
         ),
         (
-            "not linear",
+            Kind.NOT_LINEAR,
             f"the cotangent of {name} depends on the size of {ybar} alone, not on its sign",
             lambda case: (
                 _same(_claim(evidence, case, -1.0), case.claimed)
@@ -312,7 +312,7 @@ def _linearity(evidence: Evidence) -> list[Hypothesis]:
             ),
         ),
         (
-            "not linear",
+            Kind.NOT_LINEAR,
             f"the cotangent of {name} is not linear in {ybar}: twice {ybar} must give twice",
             lambda case: (
                 not _same(_claim(evidence, case, 2.0), 2 * case.claimed)
@@ -326,12 +326,13 @@ def _linearity(evidence: Evidence) -> list[Hypothesis]:
         if evidence.late:
             break
         if all(test(case) for case in evidence.cases[:3]):
-            message = evidence.here + message
-            return [Hypothesis(kind, message, cost=0.3, fresh_samples=len(evidence.fresh[:2]))]
+            return [
+                evidence.finding(kind, message, costs.NOT_LINEAR, count=len(evidence.fresh[:2]))
+            ]
     return []
 
 
-def _ignored(evidence: Evidence) -> list[Hypothesis]:
+def _ignored(evidence: Evidence) -> list[Finding]:
     """Outputs that depend on the argument, and whose cotangent makes no difference."""
     bars = list(evidence.given.bars)
     found = []
@@ -343,15 +344,17 @@ def _ignored(evidence: Evidence) -> list[Hypothesis]:
         )
         if unused and _depends(evidence, k):
             message = (
-                f"{evidence.here}{bar} makes no difference to the cotangent of "
+                f"{bar} makes no difference to the cotangent of "
                 f"{evidence.argument}, though that output depends on {evidence.argument}"
             )
             count = len(evidence.fresh[:2])
-            found.append(Hypothesis("cotangent ignored", message, cost=0.4, fresh_samples=count))
+            found.append(
+                evidence.finding(Kind.COTANGENT_IGNORED, message, costs.OUTPUT_IGNORED, count=count)
+            )
     return found
 
 
-def _claim(evidence: Evidence, case: Case, scale: float, only: int | None = None) -> np.ndarray:
+def _claim(evidence: Evidence, case: Judged, scale: float, only: int | None = None) -> np.ndarray:
     """The claim with the cotangents of all outputs scaled, or of one only."""
     bars = tuple(
         bar * scale if only is None or only == k else bar for k, bar in enumerate(case.sample.bars)

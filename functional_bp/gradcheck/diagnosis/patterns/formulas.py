@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import Constant
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
+from functional_bp.gradcheck.findings import Kind
 
 # A threshold that separates right entries from wrong ones, and a round number for it.
 
@@ -110,7 +112,6 @@ def aligned(array: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
 
 Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
-KEPT, OTHER = -0.2, 0.5  # on the cost of residuals, and of the rest where there are residuals
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
 FORMS: tuple[tuple[str, Form, float], ...] = (
@@ -172,7 +173,7 @@ class Atom:
     text: str
     base: str
     cost: float
-    value: Callable[[Case], np.ndarray]
+    value: Callable[[Judged], np.ndarray]
     minus: str = ""  # the array that it is the difference from
 
     @property
@@ -210,14 +211,14 @@ def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
     names = list(evidence.given.known)[:MOST_ARRAYS]
     for name in names:
         # What the forward pass kept is what the backward pass is made of.
-        more = KEPT if name in evidence.kept else OTHER if evidence.kept else 0.0
-        found.append(Atom(name, name, 1.0 + more, lambda case, n=name: case.known[n]))
+        more = costs.KEPT if name in evidence.kept else costs.NOT_KEPT if evidence.kept else 0.0
+        found.append(Atom(name, name, costs.ARRAY + more, lambda case, n=name: case.known[n]))
         for text, form, cost in FORMS:
             found.append(_of(name, text, form, cost + more))
         if np.iscomplexobj(evidence.given.known[name]):
-            found.append(_of(name, "conj({})", np.conj, 1.1))
+            found.append(_of(name, "conj({})", np.conj, costs.CONJUGATE_OF_ARRAY))
         if rows and evidence.given.known[name].ndim:
-            found += [_of(name, text, form, 1.8) for text, form in ROWS]
+            found += [_of(name, text, form, costs.REDUCED_ARRAY) for text, form in ROWS]
     found += _differences(evidence, names)
     return sorted(found, key=lambda atom: atom.cost)
 
@@ -237,7 +238,7 @@ def written(factors: Sequence[Atom]) -> str:
     return " · ".join(text + powers.get(n, f"^{n}") for text, n in counts.items())
 
 
-def placed(atom: Atom, case: Case, shape: Sequence[int]) -> np.ndarray | None:
+def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
     """The atom's value broadcast to a shape; None where it does not fit or is not finite."""
     with np.errstate(all="ignore"):
         value = atom.value(case)
@@ -254,7 +255,7 @@ def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
     """Differences: of predictions and targets, of points and centres, of rows and their means."""
     known, kept = evidence.given.known, evidence.kept
     pairs = [
-        (a, b, 1.2 if a in kept and b in kept else 1.9)
+        (a, b, costs.KEPT_DIFFERENCE if a in kept and b in kept else costs.DIFFERENCE)
         for a, b in itertools.permutations(names, 2)
         if known[a].ndim
         and (known[a].shape == known[b].shape and names.index(a) < names.index(b))
@@ -276,18 +277,18 @@ def _centres(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
 # A frame is a linear map from an output's cotangent to an argument's shape, with two places for
 # factors: inside, beside the cotangent, and outside, beside the result.
 
-Apply = Callable[[Case, np.ndarray], np.ndarray]
-LinearForm = Callable[[Case], np.ndarray]
+Apply = Callable[[Judged, np.ndarray], np.ndarray]
+LinearForm = Callable[[Judged], np.ndarray]
 Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MOST_LIFTED = 12
 
 
 @dataclass(frozen=True)
-class Bar:
+class OutputBar:
     """An output's cotangent, or what a first step of the backward pass makes of it."""
 
     text: str
-    value: Callable[[Case], np.ndarray]
+    value: Callable[[Judged], np.ndarray]
     cost: float = 0.0
 
 
@@ -308,7 +309,7 @@ class Frame:
         kind: the kind of fault if this frame stands where another of its relation belongs.
     """
 
-    bar: Bar
+    bar: OutputBar
     inside: tuple[int, ...]
     outside: tuple[int, ...]
     text: str
@@ -320,14 +321,14 @@ class Frame:
     kind: str
     axes: tuple[int, ...] | None = None  # of a mean that keeps its axes
 
-    def cotangent(self, case: Case) -> np.ndarray:
+    def cotangent(self, case: Judged) -> np.ndarray:
         """The cotangent, broadcast to the inner shape."""
         return next(aligned(self.bar.value(case), self.inside))
 
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
     """The maps from every output's cotangent to the argument's shape, the plainest first."""
-    bars = [Bar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
+    bars = [OutputBar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
     for bar in bars:
         yield from _elementwise(evidence, bar)
         yield from _moves(evidence, bar)
@@ -336,7 +337,7 @@ def frames(evidence: Evidence) -> Iterator[Frame]:
         yield from _contractions(evidence, bar)
 
 
-def _lifted(evidence: Evidence, bars: Sequence[Bar]) -> Iterator[Bar]:
+def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar]:
     """Cotangents of intermediate products, as those of attention's probabilities: ȳ @ v.T."""
     known = evidence.given.known
     for bar, (name, matrix) in itertools.product(bars, known.items()):
@@ -352,21 +353,23 @@ def _lifted(evidence: Evidence, bars: Sequence[Bar]) -> Iterator[Bar]:
             if shape in (own.shape, evidence.given.shape) or not partners:
                 continue
 
-            def first(case: Case, b: Bar = bar, n: str = name, p: Product = product) -> np.ndarray:
+            def first(
+                case: Judged, b: OutputBar = bar, n: str = name, p: Product = product
+            ) -> np.ndarray:
                 return p(b.value(case), case.known[n])
 
             written = f"({text.replace('M', name).format(bar.text)})"
-            yield Bar(written, first, 0.3)
+            yield OutputBar(written, first, costs.LIFTED)
             for partner in partners[:3]:
 
-                def total(case: Case, p: str = partner, f: LinearForm = first) -> np.ndarray:
+                def total(case: Judged, p: str = partner, f: LinearForm = first) -> np.ndarray:
                     products = case.known[p] * f(case)
                     return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
 
-                yield Bar(f"sum({partner} · {written}, axis=-1)", total, 0.6)
+                yield OutputBar(f"sum({partner} · {written}, axis=-1)", total, costs.LIFTED_SUM)
 
 
-def _elementwise(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Products, with a mean in between over some axes, and a sum at the end."""
     case = evidence.given
     own = bar.value(case)
@@ -380,7 +383,7 @@ def _elementwise(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
         for finish, final in _finishes(full, case.shape):
             yield Frame(
                 bar, full, full, "{}", lambda case, a: a, finish, final, "product",
-                0.8 if final.endswith("]") else 0.0, "missing sum",
+                costs.FIRST_ENTRY if final.endswith("]") else 0.0, Kind.MISSING_SUM,
             )  # fmt: skip
             if final.endswith("]"):
                 continue
@@ -391,7 +394,7 @@ def _elementwise(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
                 yield Frame(
                     bar, full, full, name,
                     lambda case, a, axes=axes: a.mean(axes, keepdims=True),
-                    finish, final, "product", _unlikely(axes, full), "axis", axes,
+                    finish, final, "product", _unlikely(axes, full), Kind.AXIS, axes,
                 )  # fmt: skip
 
 
@@ -402,7 +405,9 @@ def _axis_sets(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 def _unlikely(axes: tuple[int, ...], shape: tuple[int, ...]) -> float:
     """What a mean costs: over the last axis it is the commonest."""
-    return 0.3 if axes == (len(shape) - 1,) else 0.5 if len(axes) == 1 else 0.8
+    if axes == (len(shape) - 1,):
+        return costs.MEAN_OF_ROWS
+    return costs.MEAN if len(axes) == 1 else costs.MEAN_OF_AXES
 
 
 def _axis(axes: tuple[int, ...]) -> str:
@@ -433,7 +438,7 @@ def _finishes(
             yield (lambda a, first=first: a[first]), f"({{}})[{', '.join('0' * extra)}]"
 
 
-def _moves(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
     case = evidence.given
     shape, own = case.shape, bar.value(case).shape
@@ -441,31 +446,33 @@ def _moves(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
             text = "{}.T" if len(own) == 2 else f"transpose({{}}, {order})"
-            moves.append((text, lambda a, o=order: np.transpose(a, o), "order", "transpose"))
+            moves.append((text, lambda a, o=order: np.transpose(a, o), "order", Kind.TRANSPOSE))
     if own != shape and int(np.prod(own)) == int(np.prod(shape)):
-        moves.append((f"{{}}.reshape{shape}", lambda a: a.reshape(shape), "order", "permutation"))
+        moves.append(
+            (f"{{}}.reshape{shape}", lambda a: a.reshape(shape), "order", Kind.PERMUTATION)
+        )
     if own == shape:
         for axis in (axis for axis, n in enumerate(own) if n > 1):
             total = f"cumulative sum over axis {axis}"
             moves += [
                 (
                     f"cumsum({{}}, {axis})",
-                    lambda a, x=axis: np.cumsum(a, x), total, "reversal",
+                    lambda a, x=axis: np.cumsum(a, x), total, Kind.REVERSAL,
                 ),
                 (
                     f"reverse_cumsum({{}}, {axis})",
-                    lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, "reversal",
+                    lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, Kind.REVERSAL,
                 ),
-                (f"flip({{}}, {axis})", lambda a, x=axis: np.flip(a, x), "order", "reversal"),
+                (f"flip({{}}, {axis})", lambda a, x=axis: np.flip(a, x), "order", Kind.REVERSAL),
             ]  # fmt: skip
     for text, move, relation, kind in moves:
         yield Frame(
             bar, own, shape, text, lambda case, a, m=move: m(a), lambda a: a, "{}",
-            relation, 1.5, kind,
+            relation, costs.MOVED, kind,
         )  # fmt: skip
 
 
-def _contractions(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
+def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Matrix products of the cotangent with a known array."""
     case = evidence.given
     y_bar = bar.value(case)
@@ -484,7 +491,8 @@ def _contractions(evidence: Evidence, bar: Bar) -> Iterator[Frame]:
             yield Frame(
                 bar, y_bar.shape, shape, text.replace("M", name),
                 lambda case, a, n=name, p=product: p(a, case.known[n]),
-                lambda a: a, "{}", f"product with {name}", 1.2 + bar.cost, "transpose",
+                lambda a: a, "{}", f"product with {name}", costs.CONTRACTED + bar.cost,
+                Kind.TRANSPOSE,
             )  # fmt: skip
 
 
@@ -536,7 +544,8 @@ class Term:
     @property
     def cost(self) -> float:
         """How unlikely the term is: the sum over its parts."""
-        return self.frame.cost + 0.3 + sum(atom.cost for atom in self.inner + self.outer)
+        factors = sum(atom.cost for atom in self.inner + self.outer)
+        return self.frame.cost + costs.TERM_OF_FORMULA + factors
 
     @property
     def composite(self) -> bool:
@@ -582,7 +591,7 @@ class Term:
         axes = self.frame.axes
         return None if axes is None else int(np.prod([self.frame.inside[a] for a in axes]))
 
-    def text(self, constant: Constant, *, total: bool = False) -> str:
+    def text(self, constant: NamedNumber, *, total: bool = False) -> str:
         """The term as a person writes it; with ``total``, its mean as a sum."""
         frame = self.frame.text.replace("mean(", "sum(") if total else self.frame.text
         inner = " · ".join(filter(None, (written(self.inner), self.frame.bar.text)))
@@ -594,7 +603,7 @@ class Term:
         sign = "− " if constant.value < 0 else ""
         return f"{sign}{body}" if number == "1" else f"{sign}{number} · {body}"
 
-    def value(self, case: Case, cache: Values | None = None) -> np.ndarray | None:
+    def value(self, case: Judged, cache: Values | None = None) -> np.ndarray | None:
         """The term's value in a case, None where it does not fit; parts are cached."""
         cache = {} if cache is None else cache
         frame = self.frame
@@ -610,7 +619,7 @@ class Term:
             core = np.broadcast_to(core, frame.outside)
         return frame.finish(core)
 
-    def _core(self, case: Case, cache: Values) -> np.ndarray | None:
+    def _core(self, case: Judged, cache: Values) -> np.ndarray | None:
         inside = self.frame.cotangent(case)
         if self.inner:
             factor = _product(cache, self.inner, case, self.frame.inside)
@@ -635,7 +644,7 @@ class Dictionary:
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def build(evidence: Evidence, cases: Sequence[Case], rows: np.ndarray) -> Dictionary:
+def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary:
     """Evaluates terms, cheapest first, until there are enough or time is nearly up."""
     terms: list[Term] = []
     columns: list[np.ndarray] = []
@@ -706,7 +715,11 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
         yield from (Term(frame, (a, atom)) for a in few_inner for atom in special)
         for pair in products(few_inner, 2):
             if len(pair) == 2:
-                yield from (Term(frame, (*pair, atom)) for atom in special if atom.cost <= 1.8)
+                yield from (
+                    Term(frame, (*pair, atom))
+                    for atom in special
+                    if atom.cost <= costs.FOR_PRODUCTS
+                )
         if frame.relation != "product":
             for out in outer:
                 yield from (Term(frame, inside, (out,)) for inside in products(few_inner, 1))
@@ -719,7 +732,9 @@ def _bonus(evidence: Evidence, term: Term) -> float:
     if not usual or not all(a.base in evidence.kept for a in factors):
         return 0.0
     axes, ndim = term.frame.axes, len(term.frame.inside)
-    return 1.0 if axes in (None, (ndim - 1,)) else 0.5 if len(axes or ()) == 1 else 0.0
+    if axes in (None, (ndim - 1,)):
+        return costs.OF_RESIDUALS
+    return costs.OF_RESIDUALS_ALONG_ANOTHER_AXIS if len(axes or ()) == 1 else 0.0
 
 
 def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:
@@ -731,7 +746,7 @@ def _few(evidence: Evidence, some: Sequence[Atom]) -> list[Atom]:
 
 
 def _product(
-    cache: Values, factors: tuple[Atom, ...], case: Case, shape: tuple[int, ...]
+    cache: Values, factors: tuple[Atom, ...], case: Judged, shape: tuple[int, ...]
 ) -> np.ndarray | None:
     """The product of factors broadcast to a shape, each computed once per case."""
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
+from functional_bp.gradcheck.findings import Finding, Kind
 
 Move = Callable[[np.ndarray], np.ndarray]
 SHIFTS = (1, -1, 2, -2)
@@ -19,7 +20,7 @@ GLANCED = 1000  # entries that have to agree before all are compared
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Moved:
     kind: str
     text: str  # "claimed = {…}"
     what: str
@@ -27,15 +28,15 @@ class _Layout:
     cost: float
 
 
-def layout_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_moves(evidence: Evidence) -> list[Finding]:
     """Moves of the true entries, and sums of them, that give the claimed ones."""
-    found: list[Hypothesis] = []
+    found: list[Finding] = []
     for layout in itertools.chain(_moves(evidence), _sums(evidence)):
         if evidence.late or len(found) >= 3:
             break
-        hypothesis = _tried(evidence, layout)
-        if hypothesis:
-            found.append(hypothesis)
+        one = _tried(evidence, layout)
+        if one is not None:
+            found.append(one)
     if not found and not evidence.late:
         found += _summed_claim(evidence)
     if not found and not evidence.late:
@@ -43,7 +44,7 @@ def layout_hypotheses(evidence: Evidence) -> list[Hypothesis]:
     return found
 
 
-def _tried(evidence: Evidence, layout: _Layout) -> Hypothesis | None:
+def _tried(evidence: Evidence, layout: _Moved) -> Finding | None:
     claimed, moved = evidence.given.claimed, layout.move(evidence.given.true)
     some = np.unravel_index(np.arange(0, moved.size, moved.size // GLANCED + 1), moved.shape)
     c = common_factor([(claimed[some], moved[some])])
@@ -59,12 +60,12 @@ def _tried(evidence: Evidence, layout: _Layout) -> Hypothesis | None:
     if not constant.named:
         return None
     factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
-    message = f"{evidence.here}claimed = {factor}{layout.text}: {layout.what}"
-    cost = layout.cost + (0.0 if constant.text == "1" else 0.7)
-    return Hypothesis(layout.kind, message, error, cost, len(evidence.fresh))
+    message = f"claimed = {factor}{layout.text}: {layout.what}"
+    cost = layout.cost + (0.0 if constant.text == "1" else costs.AND_A_CONSTANT)
+    return evidence.finding(layout.kind, message, cost, error)
 
 
-def _moves(evidence: Evidence) -> Iterator[_Layout]:
+def _moves(evidence: Evidence) -> Iterator[_Moved]:
     shape = evidence.given.shape
     ndim = len(shape)
     name = evidence.argument
@@ -74,33 +75,39 @@ def _moves(evidence: Evidence) -> Iterator[_Layout]:
         if order != tuple(range(ndim)) and tuple(shape[axis] for axis in order) == shape:
             text = "true.T" if ndim == 2 else f"transpose(true, {order})"
             what = f"a transpose is missing, or one too many, in the cotangent of {name}"
-            yield _Layout("transpose", text, what, lambda a, o=order: np.transpose(a, o), 0.8)
+            yield _Moved(
+                Kind.TRANSPOSE, text, what, lambda a, o=order: np.transpose(a, o), costs.TRANSPOSED
+            )
     axes = [axis for axis in range(ndim) if shape[axis] > 1]
     for count in (1, 2):
         for some in itertools.combinations(axes, count):
             what = f"{_along(some)} of the cotangent of {name} runs in the wrong direction"
             text = f"flip(true, {_plain(some)})"
-            yield _Layout("reversal", text, what, lambda a, s=some: np.flip(a, s), 0.9)
+            yield _Moved(Kind.REVERSAL, text, what, lambda a, s=some: np.flip(a, s), costs.FLIPPED)
     for axis, shift in itertools.product(axes, SHIFTS):
         if abs(shift) < shape[axis]:
             what = f"entries are shifted by {_places(shift)} along axis {axis}"
             text = f"roll(true, {shift}, {axis})".replace("-", "−")
-            yield _Layout(
-                "off by one", text, what, lambda a, s=shift, x=axis: np.roll(a, s, x), 1.0
+            yield _Moved(
+                Kind.OFF_BY_ONE,
+                text,
+                what,
+                lambda a, s=shift, x=axis: np.roll(a, s, x),
+                costs.ROLLED_ENTRIES,
             )
             text = f"true, shifted by {shift} along axis {axis} and filled with zeros"
-            yield _Layout(
-                "off by one", text.replace("-", "−"), what,
-                lambda a, s=shift, x=axis: shifted(a, s, x), 1.1,
+            yield _Moved(
+                Kind.OFF_BY_ONE, text.replace("-", "−"), what,
+                lambda a, s=shift, x=axis: shifted(a, s, x), costs.SHIFTED_ENTRIES,
             )  # fmt: skip
     if ndim > 1 and evidence.given.true.size > 1:
         what = "rows and columns are mixed up: reshaped in the wrong order"
         for order in itertools.permutations(range(ndim)):
             if order != tuple(range(ndim)):
                 text = f"transpose(true, {order}).reshape{shape}"
-                yield _Layout(
-                    "permutation", text, what,
-                    lambda a, o=order: np.transpose(a, o).reshape(a.shape), 1.3,
+                yield _Moved(
+                    Kind.PERMUTATION, text, what,
+                    lambda a, o=order: np.transpose(a, o).reshape(a.shape), costs.RESHAPED,
                 )  # fmt: skip
 
 
@@ -113,7 +120,7 @@ def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
     return moved
 
 
-def _sums(evidence: Evidence) -> Iterator[_Layout]:
+def _sums(evidence: Evidence) -> Iterator[_Moved]:
     shape, name = evidence.given.shape, evidence.argument
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
     some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
@@ -122,45 +129,45 @@ def _sums(evidence: Evidence) -> Iterator[_Layout]:
             f"the cotangent of {name} is reduced over {_along(some)}, "
             "and every entry gets the same"
         )  # fmt: skip
-        yield _Layout(
-            "mean or sum", f"sum(true, axis={_plain(some)}), broadcast back", what,
-            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), 3.2,
+        yield _Moved(
+            Kind.MEAN_OR_SUM, f"sum(true, axis={_plain(some)}), broadcast back", what,
+            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), costs.REDUCED,
         )  # fmt: skip
     for axis in axes:
         where = f"along axis {axis}"
-        yield _Layout(
-            "missing sum", f"cumsum(true, {axis})", f"summed up {where} once too often",
-            lambda a, x=axis: np.cumsum(a, x), 1.3,
+        yield _Moved(
+            Kind.MISSING_SUM, f"cumsum(true, {axis})", f"summed up {where} once too often",
+            lambda a, x=axis: np.cumsum(a, x), costs.CUMULATED,
         )  # fmt: skip
-        yield _Layout(
-            "missing sum", f"diff(true) {where}", f"the cumulative sum {where} is missing",
-            lambda a, x=axis: np.diff(a, axis=x, prepend=0), 1.3,
+        yield _Moved(
+            Kind.MISSING_SUM, f"diff(true) {where}", f"the cumulative sum {where} is missing",
+            lambda a, x=axis: np.diff(a, axis=x, prepend=0), costs.CUMULATED,
         )  # fmt: skip
-        yield _Layout(
-            "missing sum", f"reverse diff(true) {where}",
+        yield _Moved(
+            Kind.MISSING_SUM, f"reverse diff(true) {where}",
             f"the reverse cumulative sum {where} is missing",
-            lambda a, x=axis: -np.diff(a, axis=x, append=0), 1.3,
+            lambda a, x=axis: -np.diff(a, axis=x, append=0), costs.CUMULATED,
         )  # fmt: skip
-        yield _Layout(
-            "reversal", f"cumulative sum of the entries that true sums in reverse {where}",
+        yield _Moved(
+            Kind.REVERSAL, f"cumulative sum of the entries that true sums in reverse {where}",
             f"a cumulative sum runs in the wrong direction {where}",
-            lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), 1.3,
+            lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), costs.CUMULATED,
         )  # fmt: skip
-        yield _Layout(
-            "reversal", f"reverse cumulative sum of the entries that true sums up {where}",
+        yield _Moved(
+            Kind.REVERSAL, f"reverse cumulative sum of the entries that true sums up {where}",
             f"a cumulative sum runs in the wrong direction {where}",
             lambda a, x=axis: np.flip(np.cumsum(np.flip(np.diff(a, axis=x, prepend=0), x), x), x),
-            1.3,
+            costs.CUMULATED,
         )  # fmt: skip
 
 
-def _summed_claim(evidence: Evidence) -> list[Hypothesis]:
+def _summed_claim(evidence: Evidence) -> list[Finding]:
     """Whether summing the claim over an axis gives the truth, the same for every entry."""
     shape = evidence.given.shape
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
     some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
 
-    def total(case: Case, some: tuple[int, ...]) -> np.ndarray:
+    def total(case: Judged, some: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(case.claimed.sum(some, keepdims=True), case.shape)
 
     for some in some_axes:
@@ -178,14 +185,14 @@ def _summed_claim(evidence: Evidence) -> list[Hypothesis]:
         is_mean = constant.size is not None and constant.value < 1
         what = "mean" if is_mean else "sum"
         message = (
-            f"{evidence.here}the {what} over {_along(some)} is missing: "
+            f"the {what} over {_along(some)} is missing: "
             f"true = {what}(claimed, axis={_plain(some)}), the same for every entry"
         )
-        return [Hypothesis("missing sum", message, max(known), 1.2, len(evidence.fresh))]
+        return [evidence.finding(Kind.MISSING_SUM, message, costs.UNSUMMED, max(known))]
     return []
 
 
-def _any_order(evidence: Evidence) -> list[Hypothesis]:
+def _any_order(evidence: Evidence) -> list[Finding]:
     """Whether the claim holds the true values in some other order, along one axis or overall."""
     shape, name = evidence.given.shape, evidence.argument
     if evidence.given.true.size < 3 or np.iscomplexobj(evidence.given.true):
@@ -208,12 +215,9 @@ def _any_order(evidence: Evidence) -> list[Hypothesis]:
         if all(same):
             along = "" if axis is None or len(shape) == 1 else f" along axis {axis}"
             order = _by_known_order(evidence, axis)
-            message = (
-                f"{evidence.here}the cotangent of {name} holds the right numbers "
-                f"in a wrong order{along}"
-            )
+            message = f"the cotangent of {name} holds the right numbers in a wrong order{along}"
             message += order or ": a permutation is missing, or its inverse belongs here"
-            return [Hypothesis("permutation", message, 0.0, 1.2, len(evidence.fresh))]
+            return [evidence.finding(Kind.PERMUTATION, message, costs.PERMUTED, 0.0)]
     return []
 
 
@@ -236,7 +240,7 @@ def _by_known_order(evidence: Evidence, axis: int | None) -> str:
     return ""
 
 
-def _placed(case: Case, name: str, turns: int, axis: int) -> bool:
+def _placed(case: Judged, name: str, turns: int, axis: int) -> bool:
     array = case.known.get(name, case.discrete.get(name))
     if array is None or array.size == 0:
         return False

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from functional_bp import _jax
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
-    Atom,
-    Frame,
-    Term,
     aligned,
-    atoms,
-    frames,
     number,
-    placed,
-    products,
     separations,
-    written,
 )
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.terms import gap_hypotheses, prepared
 from functional_bp.gradcheck.evaluation import pull_reference
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.graph.interpret import equations
 
 # Wrong only where a value lies: below a threshold, in a branch, at a tie, at no finite number.
@@ -39,15 +29,15 @@ CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
 NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region
 LIMIT = 20_000  # right entries per case that are looked at, and as many wrong ones
 
-Values = Callable[[Case], np.ndarray | None]
+Values = Callable[[Judged], np.ndarray | None]
 
 
-def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_regions(evidence: Evidence) -> list[Finding]:
     """A condition on one array that separates the wrong entries from the right ones."""
     part = float(np.mean([case.wrong.mean() for case in evidence.cases]))
     if evidence.given.wrong.all() or part > NEARLY_ALL:
         return []
-    found: list[Hypothesis] = []
+    found: list[Finding] = []
     looked = 0
     for text, of in [*_discrete(evidence), *_continuous(evidence)]:
         if evidence.late or len(found) >= 3:
@@ -59,23 +49,20 @@ def region_hypotheses(evidence: Evidence) -> list[Hypothesis]:
         values, wrong = pooled
         for separation in separations(values, wrong, evidence.thresholds):
             if separation.chance * looked < CHANCE:
-                cost = 1.5 + 0.01 * looked + 3 * max(0.0, part - 0.5)
+                cost = (
+                    costs.REGION + costs.PER_ARRAY * looked + costs.PER_PART * max(0.0, part - 0.5)
+                )
                 found.append(_region(evidence, separation.condition.format(text), cost))
     return found
 
 
-def not_finite(evidence: Evidence) -> list[Hypothesis]:
+def not_finite(evidence: Evidence) -> list[Finding]:
     """Where the claim is not finite though the truth is, with the operands there."""
     case = evidence.given
     at = ~np.isfinite(case.claimed)
     if not at.any():
         return []
     first = tuple(int(i) for i in np.argwhere(at)[0])
-    values = []
-    for name, array in {**case.known, **case.bars}.items():
-        for view in aligned(array, case.shape):
-            values.append(f"{name} = {_written(view[first])}")
-            break
     where = ""
     for name, array in case.known.items():
         for view in aligned(array, case.shape):
@@ -89,8 +76,7 @@ def not_finite(evidence: Evidence) -> list[Hypothesis]:
         f"entries{where}: claimed{index} = {_written(case.claimed[first])}, "
         f"true = {_written(case.true[first])}"
     )
-    details = (f"there {', '.join(values[:6])}",) if values else ()
-    return [Hypothesis("not finite", message, float("nan"), 0.1, 0, details)]
+    return [Finding(Kind.NOT_FINITE, message, cost=costs.NOT_FINITE)]
 
 
 def there(evidence: Evidence) -> str:
@@ -110,7 +96,7 @@ def there(evidence: Evidence) -> str:
     return f"; there claimed = {factor}true"
 
 
-def _region(evidence: Evidence, condition: str, cost: float) -> Hypothesis:
+def _region(evidence: Evidence, condition: str, cost: float) -> Finding:
     wrong = evidence.given.wrong
     seen = [case for case in evidence.fresh if case.wrong.any()]
     here = "" if len(seen) >= 2 else "on the given inputs, "
@@ -118,7 +104,7 @@ def _region(evidence: Evidence, condition: str, cost: float) -> Hypothesis:
         f"{here}the cotangent of {evidence.argument} is wrong only where {condition} "
         f"({int(wrong.sum())} of {wrong.size} entries){there(evidence)}"
     )
-    return Hypothesis("region", message, cost=cost, fresh_samples=len(seen))
+    return Finding(Kind.REGION, message, cost=cost, fresh_samples=len(seen))
 
 
 def _pooled(evidence: Evidence, of: Values) -> tuple[np.ndarray, np.ndarray] | None:
@@ -171,7 +157,7 @@ def _discrete(evidence: Evidence) -> Iterator[tuple[str, Values]]:
 def _reader(
     group: str, name: str, way: int, form: Callable[[np.ndarray], np.ndarray] = np.asarray
 ) -> Values:
-    def read(case: Case) -> np.ndarray | None:
+    def read(case: Judged) -> np.ndarray | None:
         array = getattr(case, group).get(name)
         views = [] if array is None else list(aligned(form(array), case.shape))
         return views[way] if way < len(views) else None
@@ -195,14 +181,14 @@ FILLED = 0.8  # part of a place's entries that has to be wrong for the place to 
 SHARED = 0.2  # the same where entries share an index or a value: the last one may well be right
 
 
-def place_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_places(evidence: Evidence) -> list[Finding]:
     """The places that hold all wrong entries."""
     if not any(case.wrong.any() and not case.wrong.all() for case in evidence.cases):
         return []
     return [*_repeats(evidence), *_indices(evidence)][:3]
 
 
-def _repeats(evidence: Evidence) -> list[Hypothesis]:
+def _repeats(evidence: Evidence) -> list[Finding]:
     name = evidence.argument
     found = []
     for index in evidence.given.discrete:
@@ -211,23 +197,29 @@ def _repeats(evidence: Evidence) -> list[Hypothesis]:
             (f"where an index in {index} repeats", _own_index_repeats),
             (f"at the entries of {name} that {index} names", _named_at_all),
         ):
-            kind = "entries" if place is _named_at_all else "repeats"
-            advice = ": accumulate (add), do not overwrite" if kind == "repeats" else ""
+            kind = Kind.ENTRIES if place is _named_at_all else Kind.REPEATS
+            advice = ": accumulate (add), do not overwrite" if kind == Kind.REPEATS else ""
             message = f"wrong only {text}{advice}"
-            found += _verified(evidence, kind, message, lambda c, p=place, i=index: p(c, i), 1.1)
+            found += _verified(
+                evidence, kind, message, lambda c, p=place, i=index: p(c, i), costs.REPEATED_INDEX
+            )
     for known in [] if evidence.large else evidence.given.known:
         for text, in_row in ((f"a value of {known} repeats", False),
                              (f"a value of {known} repeats in its row", True)):  # fmt: skip
             message = f"wrong only where {text}: look at how ties are shared"
             found += _verified(
-                evidence, "repeats", message, lambda c, k=known, r=in_row: _tied(c, k, r), 1.6
+                evidence,
+                Kind.REPEATS,
+                message,
+                lambda c, k=known, r=in_row: _tied(c, k, r),
+                costs.TIE,
             )
     return found
 
 
-def _indices(evidence: Evidence) -> list[Hypothesis]:
+def _indices(evidence: Evidence) -> list[Finding]:
     shape = evidence.given.shape
-    found: list[Hypothesis] = []
+    found: list[Finding] = []
     union = np.logical_or.reduce([case.wrong for case in evidence.cases])
     for axis, n in enumerate(shape):
         if n < 2:
@@ -249,9 +241,9 @@ def _indices(evidence: Evidence) -> list[Hypothesis]:
         if message:
             inside = np.zeros(shape, bool)
             inside[(slice(None),) * axis + (steps,)] = True
-            found += _verified(evidence, "entries", message, lambda c, i=inside: i, 1.4)
+            found += _verified(evidence, Kind.ENTRIES, message, lambda c, i=inside: i, costs.PLACE)
     for kind, message, inside in _patterns(shape):
-        found += _verified(evidence, kind, message, lambda c, i=inside: i, 1.4)
+        found += _verified(evidence, kind, message, lambda c, i=inside: i, costs.PLACE)
     return found
 
 
@@ -266,7 +258,7 @@ def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, str, np.ndarray]]:
             ("on and above the diagonal", np.triu(square)),
             ("on and below the diagonal", np.tril(square)),
         ):
-            yield "entries", f"wrong only {text}", np.broadcast_to(part, shape)
+            yield Kind.ENTRIES, f"wrong only {text}", np.broadcast_to(part, shape)
     long = [axis for axis, n in enumerate(shape) if n > 2]
     groups = [*([axis] for axis in long), *([long[-2:], long] if len(long) > 1 else [])]
     for axes in groups:
@@ -280,17 +272,17 @@ def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, str, np.ndarray]]:
                 along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}".replace("[", "")
                 wide = "" if width == 1 else f" ({width} wide)"
                 message = f"wrong only at the border of {along.replace(']', '')}{wide}"
-                yield "border", f"{message}: look at the padding", inside
+                yield Kind.BORDER, f"{message}: look at the padding", inside
 
 
 def _verified(
     evidence: Evidence,
     kind: str,
     message: str,
-    inside: Callable[[Case], np.ndarray | None],
+    inside: Callable[[Judged], np.ndarray | None],
     cost: float,
-) -> list[Hypothesis]:
-    """The hypothesis, if in all cases the wrong entries fill the place and lie nowhere else."""
+) -> list[Finding]:
+    """The finding, if in all cases the wrong entries fill the place and lie nowhere else."""
     covered = total = outside = 0
     seen = 0
     for case in evidence.cases:
@@ -302,16 +294,16 @@ def _verified(
         total += int(np.sum(place & telling))
         outside += int(np.sum(telling & ~place))
         seen += bool(case.wrong.any())
-    if not outside or covered < (SHARED if kind == "repeats" else FILLED) * total:
+    if not outside or covered < (SHARED if kind == Kind.REPEATS else FILLED) * total:
         return []
     wrong = evidence.given.wrong
     here = "" if seen >= 3 else "on the given inputs, "
     text = f"{here}the cotangent of {evidence.argument} is {message} ({int(wrong.sum())} of "
     text += f"{wrong.size} entries){there(evidence)}"
-    return [Hypothesis(kind, text, cost=cost, fresh_samples=max(seen - 1, 0))]
+    return [Finding(kind, text, cost=cost, fresh_samples=max(seen - 1, 0))]
 
 
-def _named_often(case: Case, index: str, least: int = 2) -> np.ndarray | None:
+def _named_often(case: Judged, index: str, least: int = 2) -> np.ndarray | None:
     """The entries along the first axis that an index array names at least twice."""
     array = case.discrete[index]
     if not case.shape or array.dtype == bool or not array.size:
@@ -323,11 +315,11 @@ def _named_often(case: Case, index: str, least: int = 2) -> np.ndarray | None:
     return np.broadcast_to(rows.reshape(-1, *(1,) * (len(case.shape) - 1)), case.shape)
 
 
-def _named_at_all(case: Case, index: str) -> np.ndarray | None:
+def _named_at_all(case: Judged, index: str) -> np.ndarray | None:
     return _named_often(case, index, 1)
 
 
-def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
+def _own_index_repeats(case: Judged, index: str) -> np.ndarray | None:
     """The updates whose index another update has too."""
     array = case.discrete[index]
     if array.dtype == bool or not case.shape or array.shape != case.shape[: array.ndim]:
@@ -341,7 +333,7 @@ def _own_index_repeats(case: Case, index: str) -> np.ndarray | None:
     )  # fmt: skip
 
 
-def _tied(case: Case, name: str, in_row: bool) -> np.ndarray | None:
+def _tied(case: Judged, name: str, in_row: bool) -> np.ndarray | None:
     """The entries whose value stands elsewhere too, in the array or in the row."""
     array = case.known[name]
     if array.shape != case.shape or not array.ndim or (in_row and array.ndim == 1):
@@ -367,23 +359,26 @@ SUMMED = "it is summed over them (lax.psum) though each of them has the whole"
 SHARED_BY_SHARDS = "it is summed over them (lax.psum) though each of them has entries of its own"
 
 
-def shard_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_collectives(evidence: Evidence) -> list[Finding]:
     """For a claim with a ``shard_map``: a factor of its devices, or one device's part alone."""
     counts = _device_counts(evidence)
     name = evidence.argument
-    found: list[Hypothesis] = []
+    found: list[Finding] = []
 
     def explained(message: str, error: float | None, cost: float) -> None:
         if error is not None:
-            text = evidence.here + message
-            found.append(Hypothesis("sharding", text, error, cost, len(evidence.fresh)))
+            found.append(evidence.finding(Kind.SHARDING, message, cost, error))
 
     for n in counts:
         for c, claimed, why in (
             (1 / n, f"true / {n}", MEAN), (float(n), f"{n} · true", SUMMED)
         ):  # fmt: skip
             error = evidence.explains(lambda case, c=c: c * case.true)
-            explained(f"claimed = {claimed} for {name}, shared by {n} devices: {why}", error, 0.4)
+            explained(
+                f"claimed = {claimed} for {name}, shared by {n} devices: {why}",
+                error,
+                costs.COLLECTIVE,
+            )
         for axis, length in enumerate(evidence.given.shape):
             if length % n or found:
                 continue
@@ -393,7 +388,7 @@ def shard_hypotheses(evidence: Evidence) -> list[Hypothesis]:
                 )
                 explained(
                     f"claimed is the sum of the {n} devices' parts of the cotangent of {name} "
-                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, 0.4,
+                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, costs.COLLECTIVE,
                 )  # fmt: skip
         if found or evidence.subject.reference is None:
             continue
@@ -404,7 +399,7 @@ def shard_hypotheses(evidence: Evidence) -> list[Hypothesis]:
                 )
                 explained(
                     f"claimed is the {word} of {n} devices' part of the cotangent of {name} alone: "
-                    "the sum over the devices (lax.psum) is missing", error, 0.4,
+                    "the sum over the devices (lax.psum) is missing", error, costs.COLLECTIVE,
                 )  # fmt: skip
     return found[:1]
 
@@ -440,7 +435,7 @@ def _shared_axes(evidence: Evidence, n: int) -> Iterator[tuple[int, int]]:
                 yield output, axis
 
 
-def _part(evidence: Evidence, case: Case, output: int, axis: int, device: int, n: int) -> Any:
+def _part(evidence: Evidence, case: Judged, output: int, axis: int, device: int, n: int) -> Any:
     """The true cotangent if only one device's part of an output's cotangent were there."""
     bars = [np.asarray(bar) for bar in case.sample.bars]
     size = bars[output].shape[axis] // n
@@ -452,156 +447,3 @@ def _part(evidence: Evidence, case: Case, output: int, axis: int, device: int, n
         actives, fixed = case.sample.actives, case.sample.fixed
         true = pull_reference(evidence.subject, actives, fixed, tuple(bars))[1]
     return np.asarray(true[evidence.disagreement.argument])
-
-
-# Terms with one number per row: true − claimed = c · t, where c is then explained by itself.
-
-FIT = 1e-7  # of a row's norm, that the best multiple of a term leaves
-DEEPEST = 3  # factors beside the cotangent, and beside the mean
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The gap as a term times one number per row along ``axes``."""
-
-    factors: tuple[Atom, ...]
-    axes: tuple[int, ...]
-    numbers: tuple[np.ndarray, ...]  # one array per case, with the axes kept
-
-
-def row_hypotheses(evidence: Evidence) -> list[Hypothesis]:
-    """Explains the gap by a term whose coefficient is one number per row (or overall)."""
-    if evidence.large or not evidence.given.shape:
-        return []
-    vague: list[Hypothesis] = []
-    for row in _rows(evidence):
-        if evidence.late:
-            break
-        explained = _explained(evidence, row)
-        if explained:
-            return explained
-        if len(vague) < 1:
-            along = f"axis {row.axes[0]}" if len(row.axes) == 1 else f"axes {row.axes}"
-            term = written(row.factors)
-            what = (
-                f"one number per row along {along}, times {term}: a term in {term} is missing"
-                if term
-                else f"the same along {along}: a sum or mean over {along} is missing"
-            )
-            message = (
-                f"{evidence.here}in the cotangent of {evidence.argument}, "
-                f"true − claimed is {what}, or one too many"
-            )
-            vague.append(
-                Hypothesis("missing term", message, 0.0, 7.0, len(evidence.fresh))
-            )  # fmt: skip
-    return vague
-
-
-def _rows(evidence: Evidence) -> Iterator[_Row]:
-    shape = evidence.given.shape
-    some = [a for a in atoms(evidence) if placed(a, evidence.given, shape) is not None]
-    plain = [a for a in some if a.plain][:7]
-    candidates = [*products(plain, 2), *((a,) for a in some if not a.plain)]
-    axes = [axis for axis in reversed(range(len(shape))) if shape[axis] > 1]
-    sets: list[tuple[int, ...]] = [(axis,) for axis in axes]
-    if len(axes) > 1:
-        sets.append(tuple(sorted(axes)))
-    for factors, over in itertools.product(candidates, sets):
-        numbers: list[np.ndarray] = []
-        for case in evidence.cases:
-            number = None if evidence.late else _numbers(case, factors, over)
-            if number is None:
-                break
-            numbers.append(number)
-        if len(numbers) == len(evidence.cases):
-            yield _Row(factors, over, tuple(numbers))
-
-
-def _numbers(
-    case: Case, factors: Sequence[Atom], axes: tuple[int, ...]
-) -> np.ndarray | None:  # fmt: skip
-    """One number per row with true − claimed = number · product; None where there is none."""
-    term: np.ndarray = np.ones(case.shape)
-    for atom in factors:
-        value = placed(atom, case, case.shape)
-        if value is None:
-            return None
-        term = term * value
-    gap = case.true - case.claimed
-    square = (np.abs(term) ** 2).sum(axes, keepdims=True)
-    if not np.all(square > 0):
-        return None
-    numbers = (term.conj() * gap).sum(axes, keepdims=True) / square
-    left = np.linalg.norm(gap - numbers * term)
-    return numbers if left <= FIT * np.linalg.norm(gap) else None
-
-
-def _explained(evidence: Evidence, row: _Row) -> list[Hypothesis]:
-    """The numbers as a constant times row quantities times a mean of ȳ with factors."""
-    wanted = np.concatenate([np.ravel(n) for n in row.numbers])
-    if np.iscomplexobj(wanted) or wanted.size < 3 or not np.all(wanted):
-        return []
-    some = atoms(evidence)
-    scaled = [a for a in some if a.cost <= 1.8 and _per_row(evidence, a, row) is not None]
-    outer = [*products([a for a in scaled if a.plain], DEEPEST), *((a,) for a in scaled)]
-    outer = [factors for factors in outer if _row_product(evidence, factors, row) is not None]
-    values = [_row_product(evidence, factors, row) for factors in outer]
-    matrix = np.stack([value for value in values if value is not None])
-    for frame in frames(evidence):
-        if frame.axes != row.axes or frame.outside != evidence.given.shape or evidence.late:
-            continue
-        plain = [a for a in some if a.plain or (a.difference and a.base in evidence.kept)]
-        plain = [a for a in plain if placed(a, evidence.given, frame.inside) is not None][:6]
-        for inner in products(plain, DEEPEST):
-            mean = _mean(evidence, frame, inner)
-            if mean is None or evidence.late:
-                continue
-            with np.errstate(all="ignore"):
-                ratio = wanted / (matrix * mean)
-                spread = np.ptp(ratio, axis=1) / np.abs(ratio.mean(axis=1))
-            for k in np.flatnonzero(spread <= 1e-6)[:1]:
-                term = Term(frame, inner, outer[k] + row.factors)
-                constant = float(ratio[k].mean())
-                search = prepared(evidence)
-                return [] if search is None else gap_hypotheses(search, term, constant)
-    return []
-
-
-def _per_row(evidence: Evidence, atom: Atom, row: _Row) -> np.ndarray | None:
-    """The atom's values, one per row of every case, if it does not vary along the row."""
-    values = []
-    for case in evidence.cases:
-        value = placed(atom, case, case.shape)
-        if value is None:
-            return None
-        first = np.take(value, [0], row.axes[0])
-        for axis in row.axes[1:]:
-            first = np.take(first, [0], axis)
-        if not np.array_equal(np.broadcast_to(first, value.shape), value):
-            return None
-        values.append(np.ravel(first))
-    return np.concatenate(values)
-
-
-def _row_product(evidence: Evidence, factors: Sequence[Atom], row: _Row) -> np.ndarray | None:
-    total = np.ones(sum(n.size for n in row.numbers))
-    for atom in factors:
-        value = _per_row(evidence, atom, row)
-        if value is None:
-            return None
-        total = total * value
-    return total
-
-
-def _mean(evidence: Evidence, frame: Frame, inner: tuple[Atom, ...]) -> np.ndarray | None:
-    values = []
-    for case in evidence.cases:
-        inside = frame.cotangent(case)
-        for atom in inner:
-            factor = placed(atom, case, frame.inside)
-            if factor is None:
-                return None
-            inside = inside * factor
-        values.append(np.ravel(frame.apply(case, inside)))
-    return np.concatenate(values)

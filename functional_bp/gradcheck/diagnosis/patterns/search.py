@@ -1,6 +1,6 @@
 """What a wrong gradient looks like, from its numbers alone.
 
-Every search states what it found as a ``Hypothesis`` that has been verified on fresh samples.
+Every search states what it found as a ``Finding`` that has been verified on fresh samples.
 They run from the plain to the elaborate: a sign before a missing term.
 """
 
@@ -9,35 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, gather
 from functional_bp.gradcheck.diagnosis.patterns.factors import (
-    cotangent_hypotheses,
-    factor_hypotheses,
-    scale_hypotheses,
+    find_factors,
+    find_misused_cotangents,
+    find_scales,
 )
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis
-from functional_bp.gradcheck.diagnosis.patterns.layout import layout_hypotheses
+from functional_bp.gradcheck.diagnosis.patterns.layout import find_moves
 from functional_bp.gradcheck.diagnosis.patterns.places import (
+    find_collectives,
+    find_places,
+    find_regions,
     not_finite,
-    place_hypotheses,
-    region_hypotheses,
-    row_hypotheses,
-    shard_hypotheses,
 )
-from functional_bp.gradcheck.diagnosis.patterns.terms import term_hypotheses
+from functional_bp.gradcheck.diagnosis.patterns.terms import find_terms
+from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.subject import Disagreement
 
-Search = Callable[[Evidence], list[Hypothesis]]
+Pattern = Callable[[Evidence], list[Finding]]
 
-PLAIN: tuple[Search, ...] = (
-    shard_hypotheses, cotangent_hypotheses, scale_hypotheses, layout_hypotheses,
+PLAIN: tuple[Pattern, ...] = (
+    find_collectives, find_misused_cotangents, find_scales, find_moves,
 )  # fmt: skip
-PARTIAL: tuple[Search, ...] = (place_hypotheses, region_hypotheses)
-FORMULAS: tuple[Search, ...] = (factor_hypotheses, term_hypotheses)
-LAST: tuple[Search, ...] = (row_hypotheses,)
+PARTIAL: tuple[Pattern, ...] = (find_places, find_regions)
+FORMULAS: tuple[Pattern, ...] = (find_factors, find_terms)
 
 
-def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
+def find_patterns(disagreement: Disagreement, deadline: float) -> list[Finding]:
     """What accounts for a disagreement, the likeliest first.
 
     Args:
@@ -50,15 +49,14 @@ def hypotheses(disagreement: Disagreement, deadline: float) -> list[Hypothesis]:
     if not evidence.given.wrong.any():
         return []
     found = [h for search in (*PLAIN, *PARTIAL) for h in _run(search, evidence)]
-    if not any(h.residual_error < 1 and h.cost < 3 for h in found):  # NaN where it says only where
+    explained = [h for h in found if h.unexplained < 1]  # NaN where it says only where
+    if not any(h.cost < costs.WITHOUT_FORMULAS for h in explained):
         found += [h for search in FORMULAS for h in _run(search, evidence)]
-    if not found:
-        found += [h for search in LAST for h in _run(search, evidence)]
     by_message = {h.message: h for h in sorted(found, key=lambda h: -h.cost)}
     return sorted(by_message.values(), key=lambda h: h.cost)
 
 
-def _run(search: Search, evidence: Evidence) -> list[Hypothesis]:
+def _run(search: Pattern, evidence: Evidence) -> list[Finding]:
     """A search, unless time is up; one that fails on strange data explains nothing.
 
     A diagnosis must never take a verdict down with it, and the other searches go on.

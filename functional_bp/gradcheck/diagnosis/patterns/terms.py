@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.patterns.constants import Constant, name_of, sizes
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Case, Evidence
+from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber, name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     Dictionary,
     Term,
@@ -18,7 +19,7 @@ from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     build,
     flattened,
 )
-from functional_bp.gradcheck.diagnosis.patterns.hypothesis import Hypothesis, unexplained
+from functional_bp.gradcheck.findings import Finding, Kind
 
 # Which few terms of a dictionary add up to a vector, exactly: one, two or three of many.
 
@@ -96,7 +97,7 @@ class Basis:
             return None
         if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
             return None
-        cost = float(self.costs[list(some)].sum()) + 0.5 * (len(some) - 1)
+        cost = float(self.costs[list(some)].sum()) + costs.FURTHER_TERM * (len(some) - 1)
         return Fit(some, tuple(float(w) for w in weights), cost)
 
 
@@ -126,7 +127,7 @@ class Weighted:
     """A term with its coefficient; ``total``: its mean is written as a sum."""
 
     term: Term
-    constant: Constant
+    constant: NamedNumber
     total: bool
 
     def __str__(self) -> str:
@@ -140,19 +141,19 @@ def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
     value = abs(only.constant.value)
     if len(gap) == 1 and abs(value - 2) <= 1e-6:
         return (
-            "sign",
+            Kind.SIGN,
             f"{place}, true − claimed = {only}: a term has the wrong sign, or 2 · it is missing",
         )
     n = only.term.count
     if len(gap) == 1 and n and (_near(value, n - 1) or (only.total and _near(value, 1 - 1 / n))):
         return (
-            "mean or sum",
+            Kind.MEAN_OR_SUM,
             f"{place}, true − claimed = {only}: a sum and a mean of {n} are mistaken",
         )
     if len(gap) == 2 and _opposite(*gap) and gap[0].term.factors == gap[1].term.factors:
         kind, _ = _layout("", gap[0].term, gap[1].term)
         return kind, f"{place}, true − claimed = {joined(gap)}: one stands where the other belongs"
-    return "missing term", f"{place}, missing: {joined(gap)}"
+    return Kind.MISSING_TERM, f"{place}, missing: {joined(gap)}"
 
 
 def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
@@ -177,21 +178,21 @@ def difference(
     changed = [(t, c) for t, c in zip(true, claimed) if t is not None and c is not None]
     place = f"in the cotangent of {argument}"
     if lost and not extra and not changed:
-        return "missing term", f"{place}, missing: {joined(lost)}"
+        return Kind.MISSING_TERM, f"{place}, missing: {joined(lost)}"
     if extra and not lost and not changed:
-        return "extra term", f"{place}, a term does not belong: {joined(extra)}"
+        return Kind.EXTRA_TERM, f"{place}, a term does not belong: {joined(extra)}"
     if len(changed) == 1 and not lost and not extra:
         return _weight(place, *changed[0])
     if len(lost) == len(extra) == 1 and not changed:
         return _replaced(place, lost[0], extra[0])
-    return "missing term", f"{place}, true − claimed = {joined(gap)}"
+    return Kind.MISSING_TERM, f"{place}, true − claimed = {joined(gap)}"
 
 
 def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     """The same term with another coefficient."""
     if abs(true.constant.value + claimed.constant.value) <= 1e-6 * abs(true.constant.value):
-        return "sign", f"{place}, a term has the wrong sign: it should be {true}"
-    kind = "mean or sum" if true.total != claimed.total else "factor"
+        return Kind.SIGN, f"{place}, a term has the wrong sign: it should be {true}"
+    kind = Kind.MEAN_OR_SUM if true.total != claimed.total else Kind.FACTOR
     return kind, f"{place}, {claimed} stands where {true} belongs"
 
 
@@ -203,15 +204,15 @@ def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     if not lost and not extra:
         return _layout(stands, t, c)
     if t.frame.text != c.frame.text or t.frame.bar.text != c.frame.bar.text:
-        return "wrong operand", stands
+        return Kind.WRONG_OPERAND, stands
     if not extra:
-        return "missing factor", f"{stands}: the factor {_product(lost)} is missing"
+        return Kind.MISSING_FACTOR, f"{stands}: the factor {_product(lost)} is missing"
     if not lost:
-        return "missing factor", f"{stands}: the factor {_product(extra)} is one too many"
+        return Kind.MISSING_FACTOR, f"{stands}: the factor {_product(extra)} is one too many"
     every = t.inner + t.outer + c.inner + c.outer
     bases = {part: atom.base for atom in every for part in atom.parts}
     same = {bases[text] for text in lost} == {bases[text] for text in extra}
-    kind = "wrong function" if same else "wrong operand"
+    kind = Kind.WRONG_FUNCTION if same else Kind.WRONG_OPERAND
     return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
 
 
@@ -220,23 +221,23 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
     t, c = true.frame, claimed.frame
     if t.axes and c.axes:
         if t.axes != c.axes:
-            return "axis", f"{stands}: reduced over another axis"
-        return "axis", f"{stands}: the factors stand on the other side of the reduction"
+            return Kind.AXIS, f"{stands}: reduced over another axis"
+        return Kind.AXIS, f"{stands}: the factors stand on the other side of the reduction"
     if t.final != c.final and "sum" in t.final and "sum" in c.final:
-        return "axis", f"{stands}: summed over another axis"
-    if t.relation != c.relation and {t.kind, c.kind} == {"reversal"}:  # two cumulative sums
-        return "axis", f"{stands}: along another axis"
+        return Kind.AXIS, f"{stands}: summed over another axis"
+    if t.relation != c.relation and {t.kind, c.kind} == {Kind.REVERSAL}:  # two cumulative sums
+        return Kind.AXIS, f"{stands}: along another axis"
     if t.relation != c.relation:
-        return "wrong operand", f"{stands}: another array belongs in this product"
+        return Kind.WRONG_OPERAND, f"{stands}: another array belongs in this product"
     if t.axes or t.final != c.final:
-        return "missing sum", f"{stands}: the reduction is missing"
+        return Kind.MISSING_SUM, f"{stands}: the reduction is missing"
     if c.axes:
-        return "mean or sum", f"{stands}: a reduction does not belong"
-    if "transpose" in (t.kind, c.kind):
-        return "transpose", f"{stands}: a transpose is missing, or one too many"
-    if "reversal" in (t.kind, c.kind):
-        return "reversal", f"{stands}: an axis runs in the wrong direction"
-    return "axis", stands
+        return Kind.MEAN_OR_SUM, f"{stands}: a reduction does not belong"
+    if Kind.TRANSPOSE in (t.kind, c.kind):
+        return Kind.TRANSPOSE, f"{stands}: a transpose is missing, or one too many"
+    if Kind.REVERSAL in (t.kind, c.kind):
+        return Kind.REVERSAL, f"{stands}: an axis runs in the wrong direction"
+    return Kind.AXIS, stands
 
 
 def _near(a: float, b: float) -> bool:
@@ -265,7 +266,7 @@ SPARE = 4  # entries beyond the number of weights that a fit has to meet
 
 
 @dataclass(frozen=True)
-class Search:
+class TermSearch:
     """A dictionary on some entries of the cases, and the vectors that it has to explain."""
 
     evidence: Evidence
@@ -273,10 +274,10 @@ class Search:
     basis: Basis
     true: np.ndarray
     gap: np.ndarray
-    cases: Sequence[Case]
+    cases: Sequence[Judged]
     rows: np.ndarray
 
-    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[Search, Fit]:
+    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[TermSearch, Fit]:
         """The search with further terms, and their sum with the given weights as a fit."""
         columns, norms = [], []
         for term, _ in parts:
@@ -287,12 +288,12 @@ class Search:
         terms = [*self.dictionary.terms, *(term for term, _ in parts)]
         matrix = np.concatenate([self.dictionary.columns, columns])
         scales = np.concatenate([self.dictionary.norms, norms])
-        costs = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
+        prices = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
         places = tuple(range(len(terms) - len(parts), len(terms)))
         weights = tuple(weight * norm for (_, weight), norm in zip(parts, norms))
-        cost = sum(term.cost for term, _ in parts) + 0.5 * (len(parts) - 1)
+        cost = sum(term.cost for term, _ in parts) + costs.FURTHER_TERM * (len(parts) - 1)
         search = replace(
-            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, costs)
+            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, prices)
         )
         return search, Fit(places, weights, cost)
 
@@ -302,9 +303,9 @@ class Search:
         return weighted(self.evidence, term, weight / float(self.dictionary.norms[index]))
 
 
-def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
+def find_terms(evidence: Evidence) -> list[Finding]:
     """What true − claimed consists of, and whether it is missing or does not belong."""
-    search = prepared(evidence)
+    search = _prepared(evidence)
     if search is None:
         return []
     found = _compared(search)
@@ -314,14 +315,14 @@ def term_hypotheses(evidence: Evidence) -> list[Hypothesis]:
         if len(fit.terms) == 1:
             term = search.dictionary.terms[fit.terms[0]]
             weight = fit.weights[0] / float(search.dictionary.norms[fit.terms[0]])
-            found += gap_hypotheses(search, term, weight)
+            found += _findings_of_gap(search, term, weight)
         else:
-            found += _hypotheses(search, fit)
+            found += _findings(search, fit)
     found = found or _both(search)
-    return sorted(found, key=lambda hypothesis: hypothesis.cost)[:3]
+    return sorted(found, key=lambda one: one.cost)[:3]
 
 
-def _both(search: Search) -> list[Hypothesis]:
+def _both(search: TermSearch) -> list[Finding]:
     """The claim and the truth as sums of two terms each, where the gap is too much at once."""
     evidence = search.evidence
     claims = search.basis.fits(search.true - search.gap)
@@ -336,25 +337,24 @@ def _both(search: Search) -> list[Hypothesis]:
     claimed, true = (
         joined([search.weight(i, w) for i, w in zip(f.terms, f.weights)]) for f in (claim, truth)
     )
-    message = f"{evidence.here}the cotangent of {evidence.argument} is claimed to be {claimed}; "
-    message += f"it is {true}"
-    cost = 2.5 + 0.25 * (claim.cost + truth.cost)
-    return [Hypothesis("wrong operand", message, error, cost, len(evidence.fresh))]
+    message = f"the cotangent of {evidence.argument} is claimed to be {claimed}; it is {true}"
+    cost = costs.TWO_SUMS + costs.OF_BOTH_SIDES * (claim.cost + truth.cost)
+    return [evidence.finding(Kind.WRONG_OPERAND, message, cost, error)]
 
 
-def gap_hypotheses(search: Search, term: Term, weight: float) -> list[Hypothesis]:
+def _findings_of_gap(search: TermSearch, term: Term, weight: float) -> list[Finding]:
     """What follows from true − claimed = weight · term, and from the two terms it may stand for."""
     plain = {atom.text: atom for atom in atoms(search.evidence) if atom.plain}
-    found: list[Hypothesis] = []
+    found: list[Finding] = []
     both = term.split(plain)
     for parts in ([(term, weight)], [(both[0], weight), (both[1], -weight)] if both else []):
         if parts and not search.evidence.late:
             extended, fit = search.extended(parts)
-            found += _hypotheses(extended, fit)
+            found += _findings(extended, fit)
     return found
 
 
-def prepared(evidence: Evidence) -> Search | None:
+def _prepared(evidence: Evidence) -> TermSearch | None:
     """The dictionary of the disagreement; None where it is too small or too large for one."""
     cases = evidence.cases[:SEARCHED] if evidence.given.true.size > 8 else evidence.cases
     entries = sum(case.true.size for case in cases)
@@ -370,11 +370,11 @@ def prepared(evidence: Evidence) -> Search | None:
     dictionary = Dictionary(
         [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
     )
-    costs = np.array([term.cost for term in dictionary.terms])
+    prices = np.array([term.cost for term in dictionary.terms])
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
-    basis = Basis(dictionary.columns, costs)
-    return Search(evidence, dictionary, basis, true, true - claimed, cases, rows)
+    basis = Basis(dictionary.columns, prices)
+    return TermSearch(evidence, dictionary, basis, true, true - claimed, cases, rows)
 
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
@@ -389,11 +389,11 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     return Weighted(term, constant, total=False)
 
 
-def _plainness(constant: Constant) -> tuple[bool, bool, int]:
+def _plainness(constant: NamedNumber) -> tuple[bool, bool, int]:
     return (not constant.is_one, not constant.named, len(constant.text))
 
 
-def _verified(search: Search, fit: Fit) -> float | None:
+def _verified(search: TermSearch, fit: Fit) -> float | None:
     """What is left of the gap with these weights, in all cases at its largest."""
     worst = 0.0
     for case in search.evidence.cases:
@@ -410,14 +410,15 @@ def _verified(search: Search, fit: Fit) -> float | None:
     return worst
 
 
-def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
+def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
     error = _verified(search, fit)
     if error is None:
         return []
     evidence = search.evidence
     gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
-    cost = 2.0 + 0.5 * fit.cost + sum(0.0 if w.constant.named else 1.0 for w in gap)
-    cost += 1.0 if any(w.term.composite for w in gap) else 0.0
+    cost = costs.GAP + costs.OF_THE_GAP * fit.cost
+    cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in gap)
+    cost += costs.COMPOSITE if any(w.term.composite for w in gap) else 0.0
     truth = _truth(search, fit)
     if truth is None:
         kind, message = missing(evidence.argument, gap)
@@ -427,12 +428,12 @@ def _hypotheses(search: Search, fit: Fit) -> list[Hypothesis]:
         claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
         kind, message = difference(evidence.argument, gap, true, claimed)
         # A part of a whole that is known is likelier, and most so one part in another's place.
-        cost -= 0.3 if kind in ("missing term", "extra term") else 1.0
-    count = len(evidence.fresh)
-    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=joined(gap))]
+        whole = kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM)
+        cost -= costs.KNOWN_WHOLE if whole else costs.KNOWN_EXCHANGE
+    return [evidence.finding(kind, message, cost, error, added=joined(gap))]
 
 
-def _compared(search: Search) -> list[Hypothesis]:
+def _compared(search: TermSearch) -> list[Finding]:
     """The claim and the truth as one term each, and what they differ in."""
     evidence = search.evidence
     claims = search.basis.fits(search.true - search.gap, most=1)
@@ -446,20 +447,19 @@ def _compared(search: Search) -> list[Hypothesis]:
     if error is None:
         return []
     kind, message = replaced(evidence.argument, true, claimed)
-    cost = 0.9 + 0.25 * (truths[0].cost + claims[0].cost)
-    cost += 1.5 if true.term.difference or claimed.term.difference else 0.0
-    cost += sum(0.0 if w.constant.named else 1.0 for w in (true, claimed))
+    cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truths[0].cost + claims[0].cost)
+    cost += costs.DIFFERENCE_IN_TERM if true.term.difference or claimed.term.difference else 0.0
+    cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in (true, claimed))
     gap = joined([true, search.weight(ends[1][0], -ends[1][1])])
-    count = len(evidence.fresh)
-    return [Hypothesis(kind, evidence.here + message, error, cost, count, added=gap)]
+    return [evidence.finding(kind, message, cost, error, added=gap)]
 
 
-def _truth(search: Search, fit: Fit) -> Fit | None:
+def _truth(search: TermSearch, fit: Fit) -> Fit | None:
     """The truth as a sum of the gap's terms and up to two others."""
     found = search.basis.fits(search.true, forced=fit.terms)
     return found[0] if found else None
 
 
-def _present(search: Search, index: int, weight: float, scale: float) -> Weighted | None:
+def _present(search: TermSearch, index: int, weight: float, scale: float) -> Weighted | None:
     """A term with its weight; None where the weight is rounding."""
     return None if abs(weight) <= 1e-7 * abs(scale) else search.weight(index, weight)

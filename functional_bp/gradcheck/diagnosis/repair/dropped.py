@@ -20,21 +20,23 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Jaxpr, Literal
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, scan_counts, source_spans
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
-    Equation,
+    Instruction,
     Program,
     Span,
     Values,
     in_scope,
     trace,
 )
-from functional_bp.gradcheck.diagnosis.repair.search import Found, agrees, sums
+from functional_bp.gradcheck.diagnosis.repair.search import agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Validation
+from functional_bp.gradcheck.diagnosis.repair.validate import Validator
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement
 from functional_bp.graph.nested import called
 
@@ -89,7 +91,7 @@ def marked_backward(
     return program, edges
 
 
-def edge_of(equation: Equation, edges: Sequence[Edge]) -> Edge | None:
+def edge_of(equation: Instruction, edges: Sequence[Edge]) -> Edge | None:
     """The edge whose cotangent goes through an equation of the backward pass."""
     name = str(equation.params.get("name", ""))
     if equation.name != "name" or not name.startswith(PREFIX):
@@ -166,10 +168,10 @@ _STRUCTURES: dict[str, Callable[..., Sequence[Any]]] = {"scan": _scan, "cond": _
 
 
 SHOWN = 2
-DROPPED = "missing term"
+DROPPED = Kind.MISSING_TERM
 
 
-def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
+def drops(disagreement: Disagreement, deadline: float) -> list[Finding]:
     """Edits of the true backward pass that make it the claim, likeliest first, at most two.
 
     ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
@@ -187,7 +189,7 @@ def drops(disagreement: Disagreement, deadline: float) -> list[Found]:
 
 def _prepare(
     disagreement: Disagreement, deadline: float
-) -> tuple[Validation, Sequence[Edge], str | None] | None:
+) -> tuple[Validator, Sequence[Edge], str | None] | None:
     subject, given = disagreement.subject, disagreement.given
     assert subject.reference is not None
     program, edges = marked_backward(subject.reference, given.actives, given.fixed, given.bars)
@@ -198,13 +200,13 @@ def _prepare(
         inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
         return inputs, [np.asarray(x) for x in sample.claimed]
 
-    validation = Validation(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, deadline)
     if not agrees(program.outs(validation.point(0).values), given.true):
         return None
     return validation, edges, home_of(subject.source)
 
 
-def _search(validation: Validation, edges: Sequence[Edge], home: str | None) -> list[Found]:
+def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> list[Finding]:
     values = validation.point(0).values
     sizes = sizes_of(values)
     passed: list[tuple[float, Edit, Edge]] = []
@@ -216,10 +218,10 @@ def _search(validation: Validation, edges: Sequence[Edge], home: str | None) -> 
                 break
             found = validation.attempt(edit, {}, keep=edit.kind == DROPPED)
             if found is not None:
-                passed.append((found.rank + 0.01 * order, found, edge))
+                passed.append((found.rank + costs.PER_STEP * order, found, edge))
     if not passed and not validation.late:
         return [_both(pair, of_slot, home) for pair in sums(validation)[:1]]
-    said: list[Found] = []
+    said: list[Finding] = []
     for _, edit, edge in sorted(passed, key=lambda one: one[0]):
         if len(said) < SHOWN and validation.holds(validation.changes(edit)):
             one = _described(edit, edge, home)
@@ -228,10 +230,10 @@ def _search(validation: Validation, edges: Sequence[Edge], home: str | None) -> 
     return said
 
 
-def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Found:
+def _both(pair: Sequence[Edit], of_slot: Mapping[int, Edge], home: str | None) -> Finding:
     first, other = (_described(edit, of_slot[edit.site], home) for edit in pair)
     message = f"two paths at once: {first.message}, and {other.message}"
-    return Found(first.kind, message, first.place)
+    return Finding(first.kind, message, where=first.where)
 
 
 def _marks(
@@ -250,52 +252,56 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
     def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
         return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
 
-    yield edit(DROPPED, "is dropped", np.zeros_like, 0)
-    yield edit("sign", "has the wrong sign", np.negative, 0.5)
+    yield edit(DROPPED, "is dropped", np.zeros_like, costs.PATH_DROPPED)
+    yield edit(Kind.SIGN, "has the wrong sign", np.negative, costs.PATH_NEGATED)
 
     def settle(c: float) -> Edit | None:
         constant = named(c, sizes)
         if constant is None or constant.value in (0.0, 1.0, -1.0):
             return None
         message = f"is multiplied by {constant.name}"
-        return edit("factor", message, lambda x: constant.value * x, 1 + constant.simple)
+        return edit(Kind.FACTOR, message, lambda x: constant.value * x, 1 + constant.simple)
 
-    yield Edit(slot, "factor", "", lambda a, v, c: c * a[0], 1, start=1.0, settle=settle)
+    yield Edit(
+        slot, Kind.FACTOR, "", lambda a, v, c: c * a[0], costs.PATH_SCALED, start=1.0, settle=settle
+    )
     for axis in range(np.ndim(x_bar)):
         if x_bar.shape[axis] < 2:
             continue
         yield edit(
-            "reversal", f"is reversed along axis {axis}",
-            lambda x, axis=axis: np.flip(x, axis), 1.5,
+            Kind.REVERSAL, f"is reversed along axis {axis}",
+            lambda x, axis=axis: np.flip(x, axis), costs.PATH_REVERSED,
         )  # fmt: skip
         for name, function in (("mean", np.mean), ("sum", np.sum)):
             yield edit(
-                "mean or sum", f"is replaced by its {name} along axis {axis}",
+                Kind.MEAN_OR_SUM, f"is replaced by its {name} along axis {axis}",
                 lambda x, f=function, axis=axis: np.broadcast_to(
                     f(x, axis=axis, keepdims=True), x.shape
-                ), 2,
+                ), costs.PATH_REDUCED,
             )  # fmt: skip
         for shift in (1, -1):
             yield edit(
-                "off by one", f"is shifted by {shift} along axis {axis}",
-                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), 2,
+                Kind.OFF_BY_ONE, f"is shifted by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: shifted(x, shift, axis), costs.PATH_SHIFTED,
             )  # fmt: skip
             yield edit(
-                "off by one", f"is rolled by {shift} along axis {axis}",
-                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), 2,
+                Kind.OFF_BY_ONE, f"is rolled by {shift} along axis {axis}",
+                lambda x, axis=axis, shift=shift: np.roll(x, shift, axis), costs.PATH_SHIFTED,
             )  # fmt: skip
     if np.ndim(x_bar) >= 2 and x_bar.shape[-1] == x_bar.shape[-2]:
-        yield edit("transpose", "is transposed", lambda x: np.swapaxes(x, -1, -2), 1)
+        yield edit(
+            Kind.TRANSPOSE, "is transposed", lambda x: np.swapaxes(x, -1, -2), costs.PATH_TRANSPOSED
+        )
 
 
-def _described(edit: Edit, edge: Edge, home: str | None) -> Found:
+def _described(edit: Edit, edge: Edge, home: str | None) -> Finding:
     at = expression(edge.spans, home)
     if at is None:
-        return Found(
+        return Finding(
             edit.kind, f"the gradient through an operand of `{edge.primitive}` {edit.message}"
         )
     node = at.operand(edge.position) if at.stands_for(edge.primitive) else None
     whole = at.text
     through = f"`{ast.unparse(node)}` in `{whole}`" if node is not None else f"`{whole}`"
     said = f"the gradient through {through} (line {at.place.line}) {edit.message}"
-    return Found(edit.kind, said, at.place)
+    return Finding(edit.kind, said, where=at.place)

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp._jax import scan_counts
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Site
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, Values
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, Values
 from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
 from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, own_span
 
 VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
-NEAR = 0.25  # how far a part of a value with a name is from one
 WIDEST = 40  # values that an edit may bring in, the named ones first
 
 
@@ -38,7 +38,7 @@ def sites(
     needed = {program.outputs[output]} if output >= 0 else set(program.outputs)
     makers = {slot: e for e in program.equations for slot in e.results}
     finals = _finals(program, home)
-    order: list[tuple[int, Equation]] = []
+    order: list[tuple[int, Instruction]] = []
     for index in range(len(program.equations) - 1, -1, -1):
         equation = program.equations[index]
         if not needed.isdisjoint(equation.results):
@@ -83,7 +83,7 @@ def sites(
         )
 
 
-def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
+def _views(later: Sequence[Instruction], ready: set[int]) -> list[int]:
     """Parts and transposes of values that are there already, though they are taken later only."""
     found: list[int] = []
     for equation in later:
@@ -93,13 +93,15 @@ def _views(later: Sequence[Equation], ready: set[int]) -> list[int]:
     return found
 
 
-def _distance(slot: int, makers: Mapping[int, Equation], names: Names, span: Span | None) -> float:
+def _distance(
+    slot: int, makers: Mapping[int, Instruction], names: Names, span: Span | None
+) -> float:
     """How far a value is from a name; a part of one that has a name is near to it."""
     found = names.distance(slot, span)
     maker = makers.get(slot)
-    if found > NEAR and maker is not None and maker.name in VIEWS and names.at(slot, span):
-        if names.distance(maker.operands[0], span) == 0:
-            return NEAR
+    if found > costs.NAMED_AS_PART and maker is not None and maker.name in VIEWS:
+        if names.at(slot, span) and names.distance(maker.operands[0], span) == 0:
+            return costs.NAMED_AS_PART
     return found
 
 
@@ -112,7 +114,7 @@ def _finals(program: Program, home: str | None) -> dict[Any, int]:
     }
 
 
-def bodies(equation: Equation, values: Values) -> Iterator[tuple[Program, Values]]:
+def bodies(equation: Instruction, values: Values) -> Iterator[tuple[Program, Values]]:
     """The programs inside an equation, with their values in the first iteration."""
     operands = [values[slot] for slot in equation.operands]
     if equation.name == "scan":

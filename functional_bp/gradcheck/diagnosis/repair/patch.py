@@ -5,40 +5,20 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.rewrites import is_alias, use_of
 from functional_bp.gradcheck.diagnosis.repair.source import (
-    Expression,
+    Fragment,
     Names,
     expression,
     own_span,
     read,
 )
-from functional_bp.gradcheck.findings import Place, Repair
+from functional_bp.gradcheck.findings import Finding, Repair
 
 
-@dataclass(frozen=True)
-class Found:
-    """What accounts for a disagreement: verified on fresh samples.
-
-    Attributes:
-        kind: one of ``findings.KINDS``.
-        message: what is wrong, in a sentence.
-        place: the line that the fault stands in; None where it is not known.
-        repair: what to write instead; None where the fault was found from the other side.
-        also: a further kind that holds of it.
-    """
-
-    kind: str
-    message: str
-    place: Place | None = None
-    repair: Repair | None = None
-    also: str = ""
-
-
-def described(edit: Edit, site: Site, names: Names) -> Found:
+def described(edit: Edit, site: Site, names: Names) -> Finding:
     """An edit in words, with its line and what to write instead."""
     at, whole = site.expression, site.own or site.last
     if edit.at is not None:
@@ -79,10 +59,11 @@ def described(edit: Edit, site: Site, names: Names) -> Found:
     is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
     said = message if is_told else f"{of}: {message}"
     repair = Repair(message, place, before if after else "", after or "")
-    return Found(edit.kind, said, place, repair, edit.also)
+    also = (edit.also,) if edit.also else ()
+    return Finding(edit.kind, said, where=place, repair=repair, also=also)
 
 
-def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None:
+def _everywhere(edit: Edit, at: Fragment, site: Site, name: str) -> str | None:
     """The expression with every use of a value in it written otherwise."""
     template = edit.change[1] if edit.change else edit.write
     if not isinstance(template, str) or not template or edit.reads:
@@ -91,7 +72,7 @@ def _everywhere(edit: Edit, at: Expression, site: Site, name: str) -> str | None
     return at.everywhere(name, template, len(site.equation.params["uses"]))
 
 
-def _holding_all(site: Site, home: str | None) -> Expression | None:
+def _holding_all(site: Site, home: str | None) -> Fragment | None:
     """The expression that holds every use of a value that has no line of its own."""
     spans = [own_span(each, home) for each in site.equation.params.get("uses", ())]
     known = [span for span in spans if span is not None]
@@ -99,17 +80,17 @@ def _holding_all(site: Site, home: str | None) -> Expression | None:
     if len(known) < len(spans) or len(functions) != 1:
         return None
     node = read(known[0].file).holding(known)
-    return None if node is None else Expression(known[0], node)
+    return None if node is None else Fragment(known[0], node)
 
 
-def is_unpacked(at: Expression) -> bool:
+def is_unpacked(at: Fragment) -> bool:
     """Whether an expression is a name that something is assigned to."""
     return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
 
 
 def _after(
     edit: Edit,
-    at: Expression,
+    at: Fragment,
     site: Site,
     names: Names,
     values: Mapping[str, ast.expr | None],
@@ -137,14 +118,14 @@ def _after(
     return at.written(edit.write, values)
 
 
-def joined(said: Sequence[Found]) -> Found:
+def joined(said: Sequence[Finding]) -> Finding:
     """Two edits that are needed at once, as one."""
     first = said[0]
-    parts = [f"{one.message}" + (f" (line {one.place.line})" if one.place else "") for one in said]
+    parts = [f"{one.message}" + (f" (line {one.where.line})" if one.where else "") for one in said]
     message = "two things at once: " + "; and ".join(parts)
     repairs = [one.repair for one in said if one.repair is not None and one.repair.after]
     if len(repairs) < len(said):  # half of a repair is none
-        return Found(first.kind, message, first.place, Repair(message, first.place, "", ""))
+        return Finding(first.kind, message, where=first.where, repair=Repair(message, first.where))
     before, after = ("; ".join(each) for each in zip(*((r.before, r.after) for r in repairs)))
-    repair = Repair(message, first.place, before, after)
-    return Found(first.kind, message, first.place, repair)
+    repair = Repair(message, first.where, before, after)
+    return Finding(first.kind, message, where=first.where, repair=repair)

@@ -243,9 +243,9 @@ TABLE: dict[str, Operation] = {
 
 
 Values = dict[int, Any]
-Change = Callable[
-    [Sequence[Any], Values], Any
-]  # operands, values in scope -> result, or results in a list
+# operands, values in scope -> the result, or a list of several
+Change = Callable[[Sequence[Any], Values], Any]
+Changes = Mapping[int, Change]  # by what the instruction is known by
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Equation:
+class Instruction:
     """One operation: which slots it reads, which it fills, which expressions it came from."""
 
     primitive: Primitive
@@ -287,17 +287,17 @@ class Equation:
 class Program:
     """Equations in order; ``literals`` are the slots of numbers written in the code."""
 
-    equations: tuple[Equation, ...]
+    equations: tuple[Instruction, ...]
     constants: Values
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     literals: frozenset[int] = frozenset()
-    names: dict[int, tuple[Name, ...]] = field(default_factory=dict)
+    names: dict[int, tuple[LocalName, ...]] = field(default_factory=dict)
 
     def run(
         self,
         inputs: Sequence[Any],
-        changes: Mapping[int, Change] | None = None,
+        changes: Changes | None = None,
         outer: Values | None = None,
     ) -> Values:
         """The value of every slot outside the bodies; a body's changes may read ``outer`` ones."""
@@ -307,7 +307,7 @@ class Program:
             values.update(zip(equation.results, _step(equation, values, changes or {})))
         return values
 
-    def rerun(self, values: Values, changes: Mapping[int, Change]) -> Values:
+    def rerun(self, values: Values, changes: Changes) -> Values:
         """The values after the changes; only what lies downstream of them is run again."""
         values, dirty = dict(values), set()
         keys = set(changes)
@@ -325,7 +325,7 @@ class Program:
         return [values[slot] for slot in self.outputs]
 
 
-def _step(equation: Equation, values: Values, changes: Mapping[int, Change]) -> list[Any]:
+def _step(equation: Instruction, values: Values, changes: Changes) -> list[Any]:
     operands = [values[slot] for slot in equation.operands]
     change = changes.get(equation.key)
     if change is not None:
@@ -335,9 +335,9 @@ def _step(equation: Equation, values: Values, changes: Mapping[int, Change]) -> 
 
 
 def compute(
-    equation: Equation,
+    equation: Instruction,
     operands: Sequence[Any],
-    changes: Mapping[int, Change],
+    changes: Changes,
     outer: Values | None = None,
 ) -> list[Any]:
     """The results of an equation, with changes inside its bodies."""
@@ -349,7 +349,10 @@ def compute(
 
 
 def _scan(
-    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+    equation: Instruction,
+    operands: Sequence[Any],
+    changes: Changes,
+    outer: Values | None,
 ) -> list[Any]:
     (body,), params = equation.bodies, equation.params
     consts, carried = scan_counts(dict(params))
@@ -370,14 +373,20 @@ def _scan(
 
 
 def _cond(
-    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+    equation: Instruction,
+    operands: Sequence[Any],
+    changes: Changes,
+    outer: Values | None,
 ) -> list[Any]:
     branch = equation.bodies[int(np.clip(operands[0], 0, len(equation.bodies) - 1))]
     return branch.outs(branch.run(operands[1:], changes, outer))
 
 
 def _while(
-    equation: Equation, operands: Sequence[Any], changes: Mapping[int, Change], outer: Values | None
+    equation: Instruction,
+    operands: Sequence[Any],
+    changes: Changes,
+    outer: Values | None,
 ) -> list[Any]:
     test, body = equation.bodies
     a, b = equation.params["cond_nconsts"], equation.params["body_nconsts"]
@@ -394,7 +403,7 @@ _BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "b
 
 
 @dataclass(frozen=True)
-class Name:
+class LocalName:
     """A local variable of the function whose code starts at a line of a file.
 
     ``part`` is the position in a tuple of that name, where the value is one entry of it.
@@ -408,7 +417,7 @@ class Name:
 
 
 @dataclass
-class Call:
+class TracedCall:
     """One call of a Python function while tracing: its arguments' leaves, its variables at last."""
 
     file: str
@@ -418,23 +427,23 @@ class Call:
     parts: list[tuple[str, int]] = field(default_factory=list)  # of each leaf: argument, position
     variables: list[tuple[str, Any]] = field(default_factory=list)
 
-    def names_of(self, value: Any) -> list[Name]:
+    def names_of(self, value: Any) -> list[LocalName]:
         """The variables that held a value when the function returned."""
         place = (self.file, self.function, self.line)
-        return [Name(text, *place) for text, held in self.variables if held is value]
+        return [LocalName(text, *place) for text, held in self.variables if held is value]
 
-    def name_of_part(self, leaf: int) -> list[Name]:
+    def name_of_part(self, leaf: int) -> list[LocalName]:
         """The argument, a tuple, that a leaf is an entry of."""
         text, position = self.parts[leaf]
-        return [Name(text, self.file, self.function, self.line, position)] if text else []
+        return [LocalName(text, self.file, self.function, self.line, position)] if text else []
 
 
 def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
     """The program of a function of pytrees of arrays; slots carry the names of local variables."""
     leaves, tree = jax.tree_util.tree_flatten(arguments)
     traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
-    calls: list[Call] = []
-    named: list[list[Name]] = []
+    calls: list[TracedCall] = []
+    named: list[list[LocalName]] = []
 
     def flat(*arrays: Any) -> tuple[list[Any], list[Any]]:
         full = list(leaves)
@@ -444,11 +453,11 @@ def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
         named.clear()
         with _watching(calls):
             outs = list(function(*jax.tree_util.tree_unflatten(tree, full)))
-        kept: dict[int, tuple[Any, list[Name]]] = {}
+        kept: dict[int, tuple[Any, list[LocalName]]] = {}
         for call in calls:
             for text, value in call.variables:
                 if arrays and same_trace(value, arrays[0]):
-                    name = Name(text, call.file, call.function, call.line)
+                    name = LocalName(text, call.file, call.function, call.line)
                     kept.setdefault(id(value), (value, []))[1].append(name)
         named.extend(names for _, names in kept.values())
         return outs, [value for value, _ in kept.values()]
@@ -457,7 +466,7 @@ def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
     count = len(shape[0])
     jaxpr, constants = open_jaxpr(closed)
     program = _flatten(jaxpr, constants, itertools.count(), ())
-    names: dict[int, tuple[Name, ...]] = {}
+    names: dict[int, tuple[LocalName, ...]] = {}
     for slot, group in zip(program.outputs[count:], named):
         names[slot] = (*names.get(slot, ()), *dict.fromkeys(group))
     _name_inside(program, calls, names)
@@ -465,10 +474,10 @@ def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
 
 
 @contextmanager
-def _watching(calls: list[Call]) -> Iterator[None]:
+def _watching(calls: list[TracedCall]) -> Iterator[None]:
     """Note the calls of Python functions, JAX's own left out, whose variables hold tracers."""
     before = sys.getprofile()
-    open_calls: dict[int, Call] = {}
+    open_calls: dict[int, TracedCall] = {}
 
     def note(frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
@@ -480,7 +489,7 @@ def _watching(calls: list[Call]) -> Iterator[None]:
             held = [leaf for name in names for leaf in _leaves(variables.get(name))]
             parts = [part for name in names for part in _parts(name, variables.get(name))]
             place = (code.co_filename, code.co_qualname, code.co_firstlineno)
-            open_calls[id(frame)] = Call(*place, held, parts)
+            open_calls[id(frame)] = TracedCall(*place, held, parts)
         elif (call := open_calls.pop(id(frame), None)) is not None:
             call.variables = [
                 (text, value)
@@ -525,7 +534,7 @@ def _parts(name: str, value: Any) -> list[tuple[str, int]]:
     return [("", 0)] * len(leaves)
 
 
-def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any]) -> None:
+def _name_inside(program: Program, calls: Sequence[TracedCall], names: dict[int, Any]) -> None:
     """Names of what a loop's body is given: the variables of the call that traced the body."""
     for equation in program.equations:
         for body in equation.bodies:
@@ -546,7 +555,7 @@ def _name_inside(program: Program, calls: Sequence[Call], names: dict[int, Any])
 def _flatten(
     jaxpr: Jaxpr, constants: Sequence[Any], numbers: Iterator[int], outer: tuple[Span, ...]
 ) -> Program:
-    equations: list[Equation] = []
+    equations: list[Instruction] = []
     kept: Values = {}
     literals: set[int] = set()
 
@@ -581,7 +590,7 @@ def _flatten(
             )
             if results:
                 equations.append(
-                    Equation(eqn.primitive, eqn.params, operands, results, own, bodies, inside)
+                    Instruction(eqn.primitive, eqn.params, operands, results, own, bodies, inside)
                 )
         return [read(atom) for atom in jaxpr.outvars]
 

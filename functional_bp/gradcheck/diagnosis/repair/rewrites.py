@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.extend.core import Primitive
 
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Program, Span, Values
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, Values
 from functional_bp.gradcheck.diagnosis.repair.source import expression, is_own, own_span, read
 
 COPY = Primitive("copy")
@@ -45,8 +45,8 @@ def with_aliases(
                 everywhere.setdefault(slot, []).append((index, position))
     returned = program.outputs[judged]
     numbers = itertools.count(_largest(program) + 1)
-    heads: list[Equation] = []
-    after: dict[int, list[Equation]] = {}
+    heads: list[Instruction] = []
+    after: dict[int, list[Instruction]] = {}
     renamed: dict[Use, int] = {}
     outputs, names = list(program.outputs), dict(program.names)
     made = {slot for equation in program.equations for slot in equation.results}
@@ -59,7 +59,7 @@ def with_aliases(
             use = places[0][1] if len(places) == 1 else -1
         uses = tuple(program.equations[index].spans for index, _ in places)
         params = {"alias": True, "use": use, "uses": uses}
-        equation = Equation(COPY, params, (slot,), (new,), spans)
+        equation = Instruction(COPY, params, (slot,), (new,), spans)
         (after.setdefault(slot, []) if slot in made else heads).append(equation)
         renamed.update(dict.fromkeys(places, new))
         names[new] = names.get(slot, ())
@@ -92,10 +92,13 @@ def with_aliases(
 
 
 def _with_copies_in_loops(
-    equations: Sequence[Equation], numbers: Iterator[int], names: dict[int, Any], home: str | None
-) -> list[Equation]:
+    equations: Sequence[Instruction],
+    numbers: Iterator[int],
+    names: dict[int, Any],
+    home: str | None,
+) -> list[Instruction]:
     """The equations; in the bodies of scans, copies stand for second names and returned values."""
-    found: list[Equation] = []
+    found: list[Instruction] = []
     for equation in equations:
         if equation.name == "scan":
             (body,) = equation.bodies
@@ -115,13 +118,13 @@ def _with_copies(
     read = [slot for equation in body.equations for slot in equation.operands]
     made = {slot for equation in body.equations for slot in equation.results}
     told = replace(body, names=names)
-    heads: list[Equation] = []
-    after: dict[int, list[Equation]] = {}
+    heads: list[Instruction] = []
+    after: dict[int, list[Instruction]] = {}
     second: dict[int, int] = {}
 
     def copy(slot: int, shown: int, span: Span) -> int:
         new = next(numbers)
-        equation = Equation(COPY, {"alias": True, "use": None}, (shown,), (new,), (span,))
+        equation = Instruction(COPY, {"alias": True, "use": None}, (shown,), (new,), (span,))
         (after.setdefault(slot, []) if slot in made else heads).append(equation)
         names[new] = names.get(slot, ())
         return new
@@ -179,12 +182,12 @@ def _parts(node: ast.expr) -> Iterator[ast.expr]:
         yield node
 
 
-def is_alias(equation: Equation) -> bool:
+def is_alias(equation: Instruction) -> bool:
     """Whether the equation stands for a line without an operation."""
     return bool(equation.params.get("alias"))
 
 
-def use_of(equation: Equation) -> int | None:
+def use_of(equation: Instruction) -> int | None:
     """For a value without a line of its own: which operand it is where it is used.
 
     −1 where it is used several times; None where it has a line.
@@ -312,7 +315,7 @@ def with_kept_lines(program: Program, home: str | None) -> Program:
     return replace(program, equations=tuple(equations))
 
 
-def _number(equation: Equation) -> int | None:
+def _number(equation: Instruction) -> int | None:
     name = str(equation.params.get("name", ""))
     is_kept = equation.name == "name" and name.startswith(PREFIX)
     return int(name.removeprefix(PREFIX)) if is_kept else None
@@ -366,7 +369,7 @@ class Renamed:
 class Twin:
     """The same operation in another turn of the loop."""
 
-    equation: Equation
+    equation: Instruction
     renaming: Renaming
 
     @property
@@ -377,12 +380,12 @@ class Twin:
 
 def twins(program: Program, home: str | None) -> dict[int, list[Twin]]:
     """For each equation of a repeated line, the same operation in the other turns."""
-    groups: dict[Any, list[Equation]] = {}
+    groups: dict[Any, list[Instruction]] = {}
     for equation in program.equations:
         span = own_span(equation.spans, home)
         if span is not None:
             groups.setdefault(span, []).append(equation)
-    turns: dict[int, list[list[Equation]]] = {}  # by the number of turns: lines, turn by turn
+    turns: dict[int, list[list[Instruction]]] = {}  # by the number of turns: lines, turn by turn
     for group in groups.values():
         size = _period(group)
         count = len(group) // size
@@ -403,14 +406,14 @@ def twins(program: Program, home: str | None) -> dict[int, list[Twin]]:
 
 
 def _renaming(
-    turn_of: Mapping[int, tuple[Sequence[Equation], int]], shift: int, count: int
+    turn_of: Mapping[int, tuple[Sequence[Instruction], int]], shift: int, count: int
 ) -> Renaming:
     return {
         key: column[t + shift].key for key, (column, t) in turn_of.items() if 0 <= t + shift < count
     }
 
 
-def _period(group: Sequence[Equation]) -> int:
+def _period(group: Sequence[Instruction]) -> int:
     """How many equations of a line make one turn."""
     signs = [_signature(equation) for equation in group]
     for size in range(1, len(group) // 2 + 1):
@@ -419,7 +422,7 @@ def _period(group: Sequence[Equation]) -> int:
     return len(group)
 
 
-def _signature(equation: Equation) -> tuple[str, str]:
+def _signature(equation: Instruction) -> tuple[str, str]:
     own = ("jaxpr", "branches", *(PLACES if equation.name == "slice" else ()))
     params = {k: v for k, v in equation.params.items() if k not in own}
     return equation.name, repr(sorted((k, str(v)) for k, v in params.items()))

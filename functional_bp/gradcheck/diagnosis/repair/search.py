@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.locations import (
     all_keys,
     backward_keys,
@@ -24,8 +25,8 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.catalogue import catalog
 from functional_bp.gradcheck.diagnosis.repair.mutations.indexing import borrowed_borders, indexed
 from functional_bp.gradcheck.diagnosis.repair.mutations.insertions import borrowed, composed
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
-from functional_bp.gradcheck.diagnosis.repair.patch import Found, described, is_unpacked, joined
-from functional_bp.gradcheck.diagnosis.repair.program import Change, Program, trace
+from functional_bp.gradcheck.diagnosis.repair.patch import described, is_unpacked, joined
+from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     is_alias,
     marked,
@@ -33,24 +34,24 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     with_aliases,
     with_kept_lines,
 )
-from functional_bp.gradcheck.diagnosis.repair.source import Names, expression, home_of
-from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validation, unsettled
+from functional_bp.gradcheck.diagnosis.repair.source import Names, home_of
+from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 # Two edits at once: those whose changes add up to what is missing, then one on top of another.
 
 WIDE = 512  # entries of the output that are looked at
 PROMISING = 24  # first edits on top of which a second is looked for
-CONVINCING = 2.0  # a pair of such a rank in sum is not looked beyond
 CLOSE = 1e-6
 
 
 def pairs(
-    validation: Validation, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
+    validation: Validator, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
 ) -> list[tuple[Edit, Edit]]:
     """Verified pairs of edits, likeliest first."""
     found = list(sums(validation))
-    if validation.late or any(_rank(pair) <= CONVINCING for pair in found):
+    if validation.late or any(_rank(pair) <= costs.CONVINCING for pair in found):
         return sorted(found, key=_rank)
     for first in _promising(validation):
         if validation.late:
@@ -58,7 +59,7 @@ def pairs(
         for other in second(first):
             if validation.holds(validation.changes(first, other)):
                 found.append((first, other))
-        if any(_rank(pair) <= CONVINCING for pair in found):
+        if any(_rank(pair) <= costs.CONVINCING for pair in found):
             break
     return sorted(found, key=_rank)
 
@@ -67,7 +68,7 @@ def _rank(pair: tuple[Edit, Edit]) -> float:
     return pair[0].rank + pair[1].rank
 
 
-def _promising(validation: Validation) -> list[Edit]:
+def _promising(validation: Validator) -> list[Edit]:
     """First edits that take much of the error away, then likely ones."""
     plain = [t for t in validation.tried if t.edit.settle is None]
     helping = sorted((t for t in plain if t.error < 0.9), key=lambda t: t.error)
@@ -91,7 +92,7 @@ def _promising(validation: Validation) -> list[Edit]:
     return chosen
 
 
-def _cosine(tried: Tried, validation: Validation) -> float:
+def _cosine(tried: Tried, validation: Validator) -> float:
     """How parallel the result under an edit is to the true one."""
     out = validation.present[validation.seen] + tried.change
     wanted = validation.present[validation.seen] + validation.missing[validation.seen]
@@ -99,7 +100,7 @@ def _cosine(tried: Tried, validation: Validation) -> float:
     return 0.0 if size == 0 or not np.isfinite(size) else abs(float(out @ wanted)) / size
 
 
-def sums(validation: Validation) -> list[tuple[Edit, Edit]]:
+def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
     """Pairs whose changes add up, each possibly times a constant, to what is missing."""
     if validation.size == 0 or len(validation.tried) < 2:
         return []
@@ -195,10 +196,6 @@ def _two_free(free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) ->
 
 SHOWN = 3
 LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
-COMPARABLE = 1.0  # less likely ones by more than this are not worth telling
-PLAUSIBLE = 1.8  # an edit of at most this rank, and what the forward pass keeps is not looked at
-FARTHER = 0.5  # how much less likely an edit of what the forward pass keeps is
-LIKELY = 1.0  # with an edit of at most this rank, none that borrows a value is looked for
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ class Candidate:
     rank: float
 
 
-def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Found]:
+def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Finding]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
     ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
@@ -221,19 +218,19 @@ def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True
 
 def single_repairs(
     disagreement: Disagreement, deadline: float
-) -> tuple[list[Found], Search | None]:
+) -> tuple[list[Finding], RepairSearch | None]:
     """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        searches: list[tuple[Search, list[Candidate]]] = []
+        searches: list[tuple[RepairSearch, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
             search = _prepare(disagreement, deadline, whole)
             if search is None:
                 continue
             found = search.one()
             if whole and searches:  # a fault in the backward pass is likelier
-                found = [replace(c, rank=c.rank + FARTHER) for c in found]
+                found = [replace(c, rank=c.rank + costs.IN_WHAT_IS_KEPT) for c in found]
             searches.append((search, found))
-            if any(c.rank <= PLAUSIBLE for c in searches[-1][1]):
+            if any(c.rank <= costs.PLAUSIBLE for c in searches[-1][1]):
                 break
         best = min((c.rank for _, found in searches for c in found), default=np.inf)
         for search, found in searches:
@@ -242,12 +239,12 @@ def single_repairs(
         return [], searches[0][0] if searches else None
 
 
-class Search:
+class RepairSearch:
     """The search among one disagreement's edits."""
 
     def __init__(
         self,
-        validation: Validation,
+        validation: Validator,
         names: Names,
         sizes: Sequence[int],
         thresholds: Sequence[float],
@@ -271,9 +268,9 @@ class Search:
     def one(self) -> list[Candidate]:
         """The single edits that explain it, likeliest first."""
         found = self.singles({})
-        return [c for c in found if c.rank <= found[0].rank + COMPARABLE]
+        return [c for c in found if c.rank <= found[0].rank + costs.COMPARABLE]
 
-    def two(self, deadline: float) -> list[Found]:
+    def two(self, deadline: float) -> list[Finding]:
         """What two edits at once explain."""
         self.validation.deadline = deadline
         with jax.enable_x64(True), np.errstate(all="ignore"):
@@ -286,15 +283,20 @@ class Search:
         """The edits that make the program right once a first one is made."""
         return [c.edit for c in self.singles(self.validation.changes(first), brief=True)]
 
-    def singles(self, under: Mapping[int, Change], brief: bool = False) -> list[Candidate]:
+    def singles(self, under: Changes, brief: bool = False) -> list[Candidate]:
         """Every verified single edit about as likely as the likeliest, that one first."""
         passed: list[Candidate] = []
         for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
-                if self.validation.late or candidate.rank > best + COMPARABLE or brief and passed:
+                if (
+                    self.validation.late
+                    or candidate.rank > best + costs.COMPARABLE
+                    or brief
+                    and passed
+                ):
                     break
-                if best <= LIKELY and candidate.edit.reads:
+                if best <= costs.LIKELY and candidate.edit.reads:
                     continue
                 found = self.validation.attempt(candidate.edit, under)
                 if found is not None and len(passed) < 2 * SHOWN:
@@ -305,10 +307,10 @@ class Search:
         return sorted(passed, key=lambda c: c.rank)
 
     def _likeliest_first(
-        self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Mapping[int, Change]
+        self, sources: Sequence[Callable[[Site], Iterator[Edit]]], under: Changes
     ) -> list[Candidate]:
         made = [
-            Candidate(edit, site, edit.rank + 0.01 * distance + _strangeness(site, edit))
+            Candidate(edit, site, edit.rank + costs.PER_STEP * distance + _strangeness(site, edit))
             for distance, site in enumerate(self.sites)
             if site.equation.key not in under
             for source in sources
@@ -316,7 +318,7 @@ class Search:
         ]
         return sorted(made, key=lambda candidate: candidate.rank)
 
-    def _verified(self, candidate: Candidate, under: Mapping[int, Change]) -> list[Candidate]:
+    def _verified(self, candidate: Candidate, under: Changes) -> list[Candidate]:
         """The candidate if it holds on fresh samples; less likely where more than it is wrong."""
         changes = {**under, **self.validation.changes(candidate.edit)}
         if not self.validation.holds(changes):
@@ -336,13 +338,13 @@ class Search:
         )
         return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
 
-    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Found]:
+    def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Finding]:
         """What to say of verified edits; those that say the same are said once."""
-        found: list[Found] = []
+        found: list[Finding] = []
         for group in groups:
             said = [described(c.edit, c.site, self.names) for c in group]
             one = said[0] if len(said) == 1 else joined(said)
-            if not any((f.place, f.message) == (one.place, one.message) for f in found):
+            if not any((f.where, f.message) == (one.where, one.message) for f in found):
                 found.append(one)
         return found[:SHOWN]
 
@@ -358,17 +360,19 @@ def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
 def _strangeness(site: Site, edit: Edit) -> float:
     """How odd it is to edit here: inside a library's call, or where its result is not yet out."""
     if is_alias(site.equation) and (site.expression is None or is_unpacked(site.expression)):
-        return 0.6
+        return costs.AT_A_SECOND_NAME
     if site.expression is None:
-        return 0.35  # of none of the person's lines
+        return costs.AT_NO_LINE
     if site.own and site.last:
-        return 0.0
-    if edit.kind == "wrong operand" and site.equation.name in LAYING_OUT:
-        return 0.3  # what a call is given, laid out by the call
-    return 0.3 if site.own else 0.5 if site.last else 3.0
+        return costs.LIKELIEST
+    if edit.kind == Kind.WRONG_OPERAND and site.equation.name in LAYING_OUT:
+        return costs.LAID_OUT_BY_A_CALL
+    if site.own:
+        return costs.BEFORE_THE_LAST_STEP
+    return costs.AT_THE_LAST_STEP if site.last else costs.INSIDE_A_CALL
 
 
-def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
     """The search in the backward pass, or in the ``whole``; None where there is no program."""
     if now() > deadline:
         return None
@@ -378,7 +382,7 @@ def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         return None
 
 
-def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search | None:
+def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
     subject = disagreement.subject
     backward, residuals = subject.backward, subject.residuals
     if not whole and (backward is None or residuals is None):
@@ -404,7 +408,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         held = first if number == 0 else arguments(sample)
         return _numeric(held), [np.asarray(t) for t in sample.true]
 
-    validation = Validation(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, deadline)
     outs = program.outs(validation.point(0).values)
     if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
@@ -414,7 +418,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         program = with_kept_lines(program, home)
     program = with_aliases(program, disagreement.argument, right, home)
     repeated = twins(program, home)
-    validation = Validation(program, draw, disagreement.argument, deadline, twins=repeated)
+    validation = Validator(program, draw, disagreement.argument, deadline, twins=repeated)
     outs_from = len(program.inputs) - len(_numeric(first[-1]))
     given_names = _given_names(disagreement, program, first)
     names = Names(program, home, given_names, program.inputs[outs_from:])
@@ -425,7 +429,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Search
         within = backward_keys(program, program.inputs[start : start + count[2]], home)
         if backward is not None and residuals is not None:  # the backward pass has been searched
             within = all_keys(program) - within
-    return Search(
+    return RepairSearch(
         validation, names, sizes_of(validation.point(0).values), _thresholds(disagreement), within
     )
 
@@ -491,6 +495,3 @@ def _thresholds(disagreement: Disagreement) -> list[float]:
         return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
     except Exception:  # a reference that JAX cannot trace has no graph to read them from
         return []
-
-
-__all__ = ["Found", "described", "expression", "repairs"]

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Program, Span
 from functional_bp.gradcheck.findings import Place
 
 PACKAGE = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 
 
-class Source:
+class SourceFile:
     """The lines of a file and its syntax tree, None where it cannot be read or parsed."""
 
     def __init__(self, file: str) -> None:
@@ -80,11 +81,11 @@ class Source:
 
 
 @lru_cache(maxsize=32)
-def _read(file: str, stamp: float) -> Source:
-    return Source(file)
+def _read(file: str, stamp: float) -> SourceFile:
+    return SourceFile(file)
 
 
-def read(file: str) -> Source:
+def read(file: str) -> SourceFile:
     """The source of a file, read again where the file has changed."""
     linecache.checkcache(file)
     return _read(file, os.path.getmtime(file) if os.path.exists(file) else 0.0)
@@ -141,7 +142,7 @@ JOINING = ("concatenate", "stack", "hstack", "vstack")  # calls with a list of o
 
 
 @dataclass(frozen=True)
-class Expression:
+class Fragment:
     """An expression in a person's code; ``node`` is None where the code cannot be read.
 
     An ``alias`` is a value that is written down without an operation: its operand is itself.
@@ -411,10 +412,10 @@ def is_method(node: ast.Call) -> bool:
     )
 
 
-def expression(spans: Sequence[Span], home: str | None) -> Expression | None:
+def expression(spans: Sequence[Span], home: str | None) -> Fragment | None:
     """The person's expression among the frames that made an equation."""
     span = own_span(spans, home)
-    return None if span is None else Expression(span, read(span.file).node(span))
+    return None if span is None else Fragment(span, read(span.file).node(span))
 
 
 # What a person calls the values of a program: local variables, or the expression itself.
@@ -477,8 +478,12 @@ class Names:
     def distance(self, slot: int, where: Span | None) -> float:
         """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
         if where is not None and self._local(slot, where) is not None:
-            return 0.0
-        return 0.5 if slot in self.given and slot not in self.distant else 1.0
+            return costs.NAMED
+        return (
+            costs.NAMED_ELSEWHERE
+            if slot in self.given and slot not in self.distant
+            else costs.UNNAMED
+        )
 
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)

@@ -11,8 +11,15 @@ import numpy as np
 
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
-from functional_bp.gradcheck.diagnosis.repair.program import Change, Equation, Program, Values
+from functional_bp.gradcheck.diagnosis.repair.program import (
+    Change,
+    Changes,
+    Instruction,
+    Program,
+    Values,
+)
 from functional_bp.gradcheck.diagnosis.repair.rewrites import Renamed, Twin
+from functional_bp.gradcheck.findings import Kind
 
 # How the judged output depends on one equation's result: as a matrix, where it is affine in it.
 #
@@ -35,7 +42,7 @@ class Downstream:
         slope: the derivative of the judged output in the entries of the result.
     """
 
-    equation: Equation
+    equation: Instruction
     values: Values
     present: np.ndarray
     slope: np.ndarray
@@ -59,12 +66,12 @@ class Matrices:
     def __init__(self, program: Program, vector: Callable[[Sequence[Any]], np.ndarray]) -> None:
         self.program, self.vector = program, vector
         self.equations = {e.key: e for e in program.equations if len(e.results) == 1}
-        self.under: Mapping[int, Change] | None = None
+        self.under: Changes | None = None
         self.start: Values = {}
         self.waiting: dict[int, int] = {}
         self.made: dict[int, Downstream | None] = {}
 
-    def of(self, key: int, values: Values, under: Mapping[int, Change]) -> Downstream | None:
+    def of(self, key: int, values: Values, under: Changes) -> Downstream | None:
         """The matrix of an equation once other changes are made, if it is known by now."""
         if under is not self.under:
             self.under, self.start = under, {}
@@ -82,7 +89,7 @@ class Matrices:
             self.made[key] = None
         return self.made[key]
 
-    def _matrix(self, key: int, under: Mapping[int, Change]) -> Downstream | None:
+    def _matrix(self, key: int, under: Changes) -> Downstream | None:
         before = self.start[key]
         size = np.size(before)
         if getattr(before, "dtype", np.dtype(int)).kind != "f" or not 0 < size <= MOST:
@@ -114,7 +121,7 @@ GIVEN = {1.0: (-1.0, 2.0, 0.5, 0.0), 0.0: (1.0, -1.0)}  # by what changes nothin
 
 
 @dataclass(frozen=True)
-class Point:
+class ProgramRun:
     """One sample: every value of the program, and the outputs as they should be."""
 
     values: Values
@@ -130,7 +137,7 @@ class Tried:
     error: float  # what is left, relative to the error without the edit
 
 
-class Validation:
+class Validator:
     """Tries edits on the first sample and verifies them on the others."""
 
     def __init__(
@@ -145,7 +152,7 @@ class Validation:
         self.program, self.judged, self.deadline = program, judged, deadline
         self.twins = twins or {}
         self._draw, self._count = draw, samples
-        self._points: list[Point] = []
+        self._points: list[ProgramRun] = []
         first = self.point(0)
         outs = program.outs(first.values)
         self.errors = [_distance(out, want) for out, want in zip(outs, first.wanted)]
@@ -183,14 +190,14 @@ class Validation:
         out: Any = np.ravel(outs[self.judged])
         return np.concatenate([out.real, out.imag]) if out.dtype.kind == "c" else out
 
-    def point(self, number: int) -> Point:
+    def point(self, number: int) -> ProgramRun:
         """A sample, drawn when it is first needed."""
         while len(self._points) <= number:
             inputs, wanted = self._draw(len(self._points))
-            self._points.append(Point(self.program.run(inputs), wanted))
+            self._points.append(ProgramRun(self.program.run(inputs), wanted))
         return self._points[number]
 
-    def outs(self, changes: Mapping[int, Change], number: int = 0) -> list[Any]:
+    def outs(self, changes: Changes, number: int = 0) -> list[Any]:
         """The outputs under changes; raises what NumPy raises where they do not fit."""
         values = self.program.rerun(self.point(number).values, changes)
         return self.program.outs(values)
@@ -215,7 +222,7 @@ class Validation:
                 return False
         return True
 
-    def attempt(self, edit: Edit, under: Mapping[int, Change], *, keep: bool = True) -> Edit | None:
+    def attempt(self, edit: Edit, under: Changes, *, keep: bool = True) -> Edit | None:
         """The edit, its constant solved for, if it makes the first sample right."""
         self.attempts += 1
         try:
@@ -237,15 +244,13 @@ class Validation:
         except Exception:  # whatever does not fit is no repair
             return None
 
-    def _matrix(self, edit: Edit, under: Mapping[int, Change]) -> Downstream | None:
+    def _matrix(self, edit: Edit, under: Changes) -> Downstream | None:
         """How the judged output depends on the edited equation, where that is known."""
         if self.twins.get(edit.site):
             return None
         return self.matrices.of(edit.site, self.point(0).values, under)
 
-    def _predicted(
-        self, edit: Edit, under: Mapping[int, Change], constant: float = 0.0
-    ) -> np.ndarray | None:
+    def _predicted(self, edit: Edit, under: Changes, constant: float = 0.0) -> np.ndarray | None:
         """The judged output under an edit, without a run."""
         found = self._matrix(edit, under)
         return None if found is None else found.output(edit, constant)
@@ -264,7 +269,7 @@ class Validation:
         left = float(np.linalg.norm(self.missing[self.seen] - change)) / self.size
         self.tried.append(Tried(edit, change, left))
 
-    def _solve(self, edit: Edit, under: Mapping[int, Change], keep: bool) -> Edit | None:
+    def _solve(self, edit: Edit, under: Changes, keep: bool) -> Edit | None:
         start, settle = edit.start, edit.settle
         assert start is not None and settle is not None
         changed = 1.0 if start in GIVEN else max(abs(start), 1.0) * 0.5
@@ -292,7 +297,7 @@ class Validation:
             if found is not None or self._is_affine(out, present, slope, start, changed):
                 return found
             return self._settled(settle, self._newton(out, start), under)  # as for a divisor
-        if start in GIVEN and edit.kind != "wrong constant":
+        if start in GIVEN and edit.kind != Kind.WRONG_CONSTANT:
             if square and rest > 0.999999 * float(np.linalg.norm(left)) and edit.start == 0.0:
                 return None
             if self._is_affine(out, present, slope, start, changed):
@@ -329,12 +334,12 @@ class Validation:
         return c
 
     def _settled(
-        self, settle: Callable[[float], Edit | None], c: float, under: Mapping[int, Change]
+        self, settle: Callable[[float], Edit | None], c: float, under: Changes
     ) -> Edit | None:
         found = settle(c)
         return None if found is None else self.attempt(found, under, keep=False)
 
-    def holds(self, changes: Mapping[int, Change], whole: bool = False) -> bool:
+    def holds(self, changes: Changes, whole: bool = False) -> bool:
         """Whether the changes make every sample right."""
         try:
             return all(

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import shown
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
+from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.diagnosis.repair.source import OPERATORS
+from functional_bp.gradcheck.findings import Kind
 
 COMPARISONS = {
     "gt": (">", np.greater),
@@ -60,56 +62,63 @@ SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
 
 def add(site: Site) -> Iterator[Edit]:
     """A sum: the other sign, or one term alone."""
-    yield site.edit("sign", "should be a subtraction", lambda a, b: a - b, write="_a - _b")
+    yield site.edit(Kind.SIGN, "should be a subtraction", lambda a, b: a - b, write="_a - _b")
     yield site.edit(
-        "sign", "should be a subtraction the other way", lambda a, b: b - a, 1, write="_b - _a"
-    )
-    kind = "extra term" if in_scope(site.result) else "off by one"
-    yield site.edit(kind, "the term {_b} does not belong here", lambda a, b: a, 1, write="_a")
-    yield site.edit(kind, "the term {_a} does not belong here", lambda a, b: b, 1, write="_b")
+        Kind.SIGN, "should be a subtraction the other way", lambda a, b: b - a,
+        costs.OTHER_WAY_ROUND, write="_b - _a")
+    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
+    yield site.edit(
+        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
+    yield site.edit(
+        kind, "the term {_a} does not belong here", lambda a, b: b, costs.TERM_TOO_MANY, write="_b")
 
 
 def sub(site: Site) -> Iterator[Edit]:
     """A difference: the other sign, the other way round, or one term alone."""
-    yield site.edit("sign", "should be an addition", lambda a, b: a + b, write="_a + _b")
+    yield site.edit(Kind.SIGN, "should be an addition", lambda a, b: a + b, write="_a + _b")
     yield site.edit(
-        "sign", "the operands should be swapped", lambda a, b: b - a, 0.2, write="_b - _a"
-    )
-    kind = "extra term" if in_scope(site.result) else "off by one"
-    yield site.edit(kind, "the term {_b} does not belong here", lambda a, b: a, 1, write="_a")
-    yield site.edit(kind, "the term {_a} does not belong here", lambda a, b: -b, 1.2, write="-_b")
+        Kind.SIGN, "the operands should be swapped", lambda a, b: b - a, costs.MINUS_SWAPPED,
+        write="_b - _a")
+    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
+    yield site.edit(
+        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
+    yield site.edit(
+        kind, "the term {_a} does not belong here", lambda a, b: -b, costs.FIRST_TERM_TOO_MANY,
+        write="-_b")
 
 
 def neg(site: Site) -> Iterator[Edit]:
     """A negation, dropped."""
-    yield site.edit("sign", "should not be negated", lambda a: a, write="_a")
+    yield site.edit(Kind.SIGN, "should not be negated", lambda a: a, write="_a")
 
 
 def mul(site: Site) -> Iterator[Edit]:
     """A product: a quotient, or one factor alone."""
-    yield site.edit("missing factor", "should be a division", np.divide, 0.5, write="_a / _b")
     yield site.edit(
-        "missing factor", "should be {_b} / {_a}", lambda a, b: b / a, 2, write="_b / _a"
-    )
+        Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
+        write="_a / _b")
+    yield site.edit(
+        Kind.MISSING_FACTOR, "should be {_b} / {_a}", lambda a, b: b / a, costs.INVERSE_QUOTIENT,
+        write="_b / _a")
     for kept, dropped in ((0, 1), (1, 0)):
         yield site.edit(
-            "factor" if site.is_literal(dropped) else "missing factor",
+            Kind.FACTOR if site.is_literal(dropped) else Kind.MISSING_FACTOR,
             f"the factor {{_{'ab'[dropped]}}} is too many",
-            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(x[0] * x[1])), 0.7,
-            write=f"_{'ab'[kept]}",
-        )  # fmt: skip
+            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(x[0] * x[1])),
+            costs.FACTOR_TOO_MANY, write=f"_{'ab'[kept]}")
 
 
 def div(site: Site) -> Iterator[Edit]:
     """A quotient: a product, the other way round, or undivided."""
-    yield site.edit("missing factor", "should be a product", np.multiply, 0.5, write="_a * _b")
     yield site.edit(
-        "missing factor", "the operands should be swapped", lambda a, b: b / a, 1, write="_b / _a"
-    )
+        Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
+        write="_a * _b")
     yield site.edit(
-        "factor" if site.is_literal(1) else "missing factor",
-        "the division by {_b} is too many", lambda a, b: a, 0.7, write="_a",
-    )  # fmt: skip
+        Kind.MISSING_FACTOR, "the operands should be swapped", lambda a, b: b / a,
+        costs.OTHER_WAY_ROUND, write="_b / _a")
+    yield site.edit(
+        Kind.FACTOR if site.is_literal(1) else Kind.MISSING_FACTOR,
+        "the division by {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY, write="_a")
 
 
 def extreme(site: Site) -> Iterator[Edit]:
@@ -118,16 +127,15 @@ def extreme(site: Site) -> Iterator[Edit]:
         ("minimum", np.minimum) if site.equation.name == "max" else ("maximum", np.maximum)
     )
     bounded = site.is_literal(0) or site.is_literal(1)
+    rank = costs.OTHER_EXTREME_OF_A_BOUND if bounded else costs.LIKELIEST
     yield site.edit(
-        "wrong function", f"should be the {other}", function, 0.8 if bounded else 0.0,
-        write=lambda e: e.called(other) if e.spelling.endswith("imum") else None,
-    )  # fmt: skip
+        Kind.WRONG_FUNCTION, f"should be the {other}", function, rank,
+        write=lambda e: e.called(other) if e.spelling.endswith("imum") else None)
     for kept in (0, 1):
         bound = site.is_literal(1 - kept)
         yield site.edit(
-            "region", "the bound does not belong here", lambda *x, k=kept: x[k],
-            0.2 if bound else 1, write=f"_{'ab'[kept]}",
-        )  # fmt: skip
+            Kind.REGION, "the bound does not belong here", lambda *x, k=kept: x[k],
+            costs.NO_BOUND if bound else costs.ONE_OF_TWO_VALUES, write=f"_{'ab'[kept]}")
 
 
 def exponent(site: Site) -> Iterator[Edit]:
@@ -136,10 +144,10 @@ def exponent(site: Site) -> Iterator[Edit]:
     for y in (1, 2, 3, 4, -1, -2, -3, -4):
         if y != present:
             yield site.edit(
-                "missing factor", f"the exponent should be {y}, not {present}",
-                lambda x, y=y: x**y if y > 0 else 1 / x**-y, 0.3 if y > 0 else 1,
-                write=f"_a ** {y}" if y != 1 else "_a",
-            )  # fmt: skip
+                Kind.MISSING_FACTOR, f"the exponent should be {y}, not {present}",
+                lambda x, y=y: x**y if y > 0 else 1 / x**-y,
+                costs.POWER if y > 0 else costs.NEGATIVE_POWER,
+                write=f"_a ** {y}" if y != 1 else "_a")
 
 
 def select(site: Site) -> Iterator[Edit]:
@@ -147,22 +155,19 @@ def select(site: Site) -> Iterator[Edit]:
     if len(site.operands) != 3:
         return
     yield site.edit(
-        "region", "the branches should be swapped", lambda c, no, yes: np.where(c, no, yes),
-        write="jnp.where(_a, _b, _c)",
-    )  # fmt: skip
+        Kind.REGION, "the branches should be swapped", lambda c, no, yes: np.where(c, no, yes),
+        write="jnp.where(_a, _b, _c)")
     for lost, write in ((1, "jnp.where(_a, _c, 0.0)"), (2, "jnp.where(_a, 0.0, _b)")):
         if np.any(site.operands[lost]):
             yield site.edit(
-                "region", f"zero belongs in the place of {{_{'abc'[lost]}}}",
-                lambda *a, lost=lost: site.again(
-                    [np.zeros_like(x) if i == lost else x for i, x in enumerate(a)]
-                ), 0.9, write=write,
-            )  # fmt: skip
+                Kind.REGION, f"zero belongs in the place of {{_{'abc'[lost]}}}",
+                lambda *a, lost=lost: site.again(with_operand(a, lost, np.zeros_like(a[lost]))),
+                costs.ZERO_BRANCH, write=write)
     for kept, text in ((2, "_c"), (1, "_b")):
         yield site.edit(
-            "region", f"one branch is right everywhere: {{{text}}}",
-            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(site.result)), 0.8, write=text,
-        )  # fmt: skip
+            Kind.REGION, f"one branch is right everywhere: {{{text}}}",
+            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(site.result)), costs.ONE_BRANCH,
+            write=text)
 
 
 def compare(site: Site) -> Iterator[Edit]:
@@ -172,18 +177,16 @@ def compare(site: Site) -> Iterator[Edit]:
     for symbol, function in COMPARISONS.values():
         if symbol != present:
             yield site.edit(
-                "region", f"should be `{symbol}`, not `{present}`", function,
-                0.1 if symbol[0] != present[0] else 0.4,
-                write=f"_a {symbol} _b" if plain else "",
-            )  # fmt: skip
+                Kind.REGION, f"should be `{symbol}`, not `{present}`", function,
+                costs.OTHER_RELATION if symbol[0] != present[0] else costs.STRICTNESS,
+                write=f"_a {symbol} _b" if plain else "")
     for truth in (True, False):
         yield site.edit(
-            "region", f"the condition should {'always' if truth else 'never'} hold",
-            lambda *_, truth=truth: np.full(np.shape(site.result), truth), 1,
-        )  # fmt: skip
+            Kind.REGION, f"the condition should {'always' if truth else 'never'} hold",
+            lambda *_, truth=truth: np.full(np.shape(site.result), truth), costs.CONSTANT_CONDITION)
     yield site.operand_edit(
-        0, "region", "should compare the absolute value", np.abs, 1.5, "jnp.abs(_x)"
-    )
+        0, Kind.REGION, "should compare the absolute value", np.abs, costs.OF_THE_ABSOLUTE_VALUE,
+        "jnp.abs(_x)")
     for position, slot in enumerate(site.equation.operands):
         value = site.values[slot]
         if np.ndim(value) > 0 and slot not in site.literals:
@@ -192,21 +195,22 @@ def compare(site: Site) -> Iterator[Edit]:
         for c in dict.fromkeys((*site.thresholds, -now, *USUAL_THRESHOLDS)):
             if c != now:
                 yield site.operand_edit(
-                    position, "region", f"the threshold should be {shown(c)}, not {shown(now)}",
-                    lambda x, c=c: np.asarray(c, np.asarray(x).dtype), 0.5, shown(c),
-                )  # fmt: skip
+                    position, Kind.REGION, f"the threshold should be {shown(c)}, not {shown(now)}",
+                    lambda x, c=c: np.asarray(c, np.asarray(x).dtype), costs.THRESHOLD, shown(c))
 
 
 def unary(site: Site) -> Iterator[Edit]:
     """A function of one value: another one, or none."""
-    yield site.edit("wrong function", "should not be applied", lambda x: x, 1, write="_a")
+    yield site.edit(
+        Kind.WRONG_FUNCTION, "should not be applied", lambda x: x, costs.NOT_APPLIED, write="_a")
     known = {**UNARY, **SPECIAL} if site.equation.name in SPECIAL else UNARY
     for name, (function, template) in known.items():
         if name != site.equation.name:
             yield site.edit(
-                "wrong function", f"should be {template.format('x')}, not {site.equation.name}(x)",
-                function, 2.2 if name == "softmax" else 0.6, write=template.format("_a"),
-            )  # fmt: skip
+                Kind.WRONG_FUNCTION,
+                f"should be {template.format('x')}, not {site.equation.name}(x)", function,
+                costs.SOFTMAX if name == "softmax" else costs.OTHER_FUNCTION,
+                write=template.format("_a"))
 
 
 def cast(site: Site) -> Iterator[Edit]:
@@ -216,30 +220,29 @@ def cast(site: Site) -> Iterator[Edit]:
     if in_scope(x) and coarser:
         is_cast = site.expression is not None and site.expression.spelling == "astype"
         yield site.edit(
-            "precision", f"{{_e}} is rounded to {to.name}: leave out the cast", lambda x: x, -0.5,
-            write=(lambda e: e.written("_a", {})) if is_cast else "",
-        )  # fmt: skip
+            Kind.PRECISION, f"{{_e}} is rounded to {to.name}: leave out the cast", lambda x: x,
+            costs.NO_CAST, write=(lambda e: e.written("_a", {})) if is_cast else "")
 
 
 def conjugated(site: Site) -> Iterator[Edit]:
     """A complex operand or result, conjugated."""
     if site.result.dtype.kind == "c" and site.last and site.equation.name != "conj":
         yield site.edit(
-            "wrong function", "{_e} should be conjugated", lambda *a: np.conj(site.again(a)), 1.2,
-            write="jnp.conj(_e)",
-        )  # fmt: skip
+            Kind.WRONG_FUNCTION, "{_e} should be conjugated", lambda *a: np.conj(site.again(a)),
+            costs.RESULT_CONJUGATED, write="jnp.conj(_e)")
     if site.equation.name in ("add", "sub", "mul", "div", "dot_general"):
         for position, x in enumerate(site.operands):
             if in_scope(x) and x.dtype.kind == "c":
                 yield site.operand_edit(
-                    position, "wrong function", "{x} should be conjugated", np.conj, 0.9,
-                    "jnp.conj(_x)",
-                )  # fmt: skip
+                    position, Kind.WRONG_FUNCTION, "{x} should be conjugated", np.conj,
+                    costs.OPERAND_CONJUGATED, "jnp.conj(_x)")
 
 
 def plain(site: Site) -> Iterator[Edit]:
     """A conjugate or a real part that does not belong there."""
-    yield site.edit("wrong function", "should not be conjugated", lambda x: x, 0.5, write="_a")
+    yield site.edit(
+        Kind.WRONG_FUNCTION, "should not be conjugated", lambda x: x, costs.NOT_CONJUGATED,
+        write="_a")
 
 
 def wrapped(site: Site) -> Iterator[Edit]:
@@ -248,20 +251,20 @@ def wrapped(site: Site) -> Iterator[Edit]:
     for name, (function, template) in UNARY.items():
         if name == "neg":
             continue
-        kind = "missing factor" if name == "square" else "wrong function"
+        kind = Kind.MISSING_FACTOR if name == "square" else Kind.WRONG_FUNCTION
         if binary:
             for position, x in enumerate(site.operands):
                 complement = name == "1 -" and site.equation.name != "dot_general"
                 if in_scope(x) and (np.ndim(x) > 0 or complement) and not site.is_literal(position):
                     squared = name == "square" and site.equation.name == "sub"
-                    rank = 1.1 if squared else 1.9 if complement else 3
-                    rank = 3.5 if name == "softmax" else rank
+                    rank = costs.COMPLEMENT_OF_OPERAND if complement else costs.FUNCTION_OF_OPERAND
+                    rank = costs.SQUARED_OPERAND if squared else rank
+                    rank = costs.SOFTMAX_OF_OPERAND if name == "softmax" else rank
                     yield site.operand_edit(
-                        position, kind, f"{{x}} should be {template.format('{x}')}", function,
-                        rank, template.format("_x"),
-                    )  # fmt: skip
+                        position, kind, f"{{x}} should be {template.format('{x}')}", function, rank,
+                        template.format("_x"))
         elif site.last:
             yield site.edit(
                 kind, f"{{_e}} should be {template.format('{_e}')}",
-                lambda *a, f=function: f(site.again(a)), 2.2, write=template.format("_e"),
-            )  # fmt: skip
+                lambda *a, f=function: f(site.again(a)), costs.FUNCTION_OF_RESULT,
+                write=template.format("_e"))

@@ -10,63 +10,59 @@ from typing import Any
 import numpy as np
 
 from functional_bp._jax import scan_counts
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, compute, in_scope
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, compute, in_scope
+from functional_bp.gradcheck.findings import Kind
 
 
 def cumulative(site: Site) -> Iterator[Edit]:
     """A running sum: from the other end, along another axis."""
     present = site.equation.params
     yield site.edit(
-        "reversal", "should accumulate from the other end",
+        Kind.REVERSAL, "should accumulate from the other end",
         lambda x: site.again([x], reverse=not present["reverse"]),
-        write=lambda e: e.flipped_around(present["axis"]),
-    )  # fmt: skip
+        write=lambda e: e.flipped_around(present["axis"]))
     for axis in range(site.result.ndim):
         if axis != present["axis"]:
             yield site.edit(
-                "axis", f"should run along axis {axis}, not {present['axis']}",
+                Kind.AXIS, f"should run along axis {axis}, not {present[Kind.AXIS]}",
                 lambda x, axis=axis: site.again([x], axis=axis),
-                write=lambda e, axis=axis: e.called(axis=axis),
-            )  # fmt: skip
+                write=lambda e, axis=axis: e.called(axis=axis))
 
 
 def scan(site: Site) -> Iterator[Edit]:
     """A scan: in the other direction, over shifted or reversed values, from zeros."""
     params = site.equation.params
     yield site.edit(
-        "reversal", "should run in the other direction",
+        Kind.REVERSAL, "should run in the other direction",
         lambda *a: site.again(a, reverse=not params["reverse"]),
-        write=lambda e: e.with_keyword("reverse", not params["reverse"]),
-    )  # fmt: skip
+        write=lambda e: e.with_keyword("reverse", not params["reverse"]))
     consts, carried = scan_counts(dict(params))
     for position in range(consts + carried, len(site.operands)):
         yield site.operand_edit(
-            position, "reversal", "{x}, which it scans over, should be reversed",
-            lambda x: np.flip(x, 0), 1, "_x[::-1]",
-        )  # fmt: skip
+            position, Kind.REVERSAL, "{x}, which it scans over, should be reversed",
+            lambda x: np.flip(x, 0), costs.SCANNED_REVERSED, "_x[::-1]")
         for shift in (1, -1):
             yield site.operand_edit(
-                position, "off by one", f"{{x}}, which it scans over, should be shifted by {shift}",
-                lambda x, shift=shift: shifted(x, shift, 0), 1.5,
-            )  # fmt: skip
+                position, Kind.OFF_BY_ONE,
+                f"{{x}}, which it scans over, should be shifted by {shift}",
+                lambda x, shift=shift: shifted(x, shift, 0), costs.SCANNED_SHIFTED)
     for place in range(carried, len(site.equation.results)):
         yield site.edit(
-            "reversal", "what it stacks should be reversed",
-            lambda *a, i=place: _with_result(site.again(a), i, lambda x: np.flip(x, 0)), 0.9,
-        )  # fmt: skip
+            Kind.REVERSAL, "what it stacks should be reversed",
+            lambda *a, i=place: _with_result(site.again(a), i, lambda x: np.flip(x, 0)),
+            costs.STACKED_REVERSED)
         for shift in (1, -1):
             yield site.edit(
-                "off by one", f"what it stacks should be shifted by {shift}",
+                Kind.OFF_BY_ONE, f"what it stacks should be shifted by {shift}",
                 lambda *a, i=place, by=shift: _with_result(
-                    site.again(a), i, lambda x: shifted(x, by, 0)
-                ), 1.6,
-            )  # fmt: skip
+                    site.again(a), i, lambda x: shifted(x, by, 0)),
+                costs.STACKED_SHIFTED)
     for position in range(consts, consts + carried):
         yield site.operand_edit(
-            position, "wrong operand", "should start from zeros, not from {x}", np.zeros_like, 1.5,
-            "jnp.zeros_like(_x)",
-        )  # fmt: skip
+            position, Kind.WRONG_OPERAND, "should start from zeros, not from {x}", np.zeros_like,
+            costs.FROM_ZEROS, "jnp.zeros_like(_x)")
 
 
 def _with_result(made: Any, position: int, function: Callable[[Any], Any]) -> list[Any]:
@@ -88,12 +84,10 @@ def scatter(site: Site) -> Iterator[Edit]:
     places = np.reshape(site.operands[1], (-1, np.shape(site.operands[1])[-1] or 1))
     repeat = len(np.unique(places, axis=0)) < len(places)
     yield site.edit(
-        "repeats" if repeat else "entries",
+        Kind.REPEATS if repeat else Kind.ENTRIES,
         "should add where an index repeats, not overwrite" if repeat
         else "should add to the entries, not overwrite them",
-        adding,
-        write=lambda e: e.called("add"),
-    )  # fmt: skip
+        adding, write=lambda e: e.called("add"))
 
 
 def gathered(site: Site) -> Iterator[Edit]:
@@ -115,14 +109,13 @@ def gathered(site: Site) -> Iterator[Edit]:
             if highs[axis] - lows[axis] == 1 and abs(shift) == 1:
                 message = f"the index should be one {'more' if shift > 0 else 'less'}"
             yield Edit(
-                site.equation.key, "off by one", message,
-                lambda a, v, c, moved=moved: moved(site.equation, a), 0.3,
+                site.equation.key, Kind.OFF_BY_ONE, message,
+                lambda a, v, c, moved=moved: moved(site.equation, a), costs.SLICE_MOVED,
                 write=lambda e, axis=axis, shift=shift: e.indexed(axis, shift),
-                by_turn=moved if abs(shift) <= 2 else None,
-            )  # fmt: skip
+                by_turn=moved if abs(shift) <= 2 else None)
 
 
-def _sliced(equation: Equation, x: Any, axis: int, shift: int) -> Any:
+def _sliced(equation: Instruction, x: Any, axis: int, shift: int) -> Any:
     """A slice of as many entries, ``shift`` further along an axis; raises past an end."""
     params = dict(equation.params)
     for name in ("start_indices", "limit_indices"):
@@ -141,10 +134,9 @@ def pad(site: Site) -> Iterator[Edit]:
                 new = (int(low + shift), int(high - shift))
                 other = tuple(with_operand(config, axis, (*new, interior)))
                 yield site.edit(
-                    "off by one", f"axis {axis} should be padded by {new}, not ({low}, {high})",
-                    lambda x, fill, other=other: site.again([x, fill], padding_config=other), 0.3,
-                    write=lambda e, axis=axis, new=new: e.padded(axis, new),
-                )  # fmt: skip
+                    Kind.OFF_BY_ONE, f"axis {axis} should be padded by {new}, not ({low}, {high})",
+                    lambda x, fill, other=other: site.again([x, fill], padding_config=other),
+                    costs.PADDING_MOVED, write=lambda e, axis=axis, new=new: e.padded(axis, new))
 
 
 def concatenate(site: Site) -> Iterator[Edit]:
@@ -152,9 +144,8 @@ def concatenate(site: Site) -> Iterator[Edit]:
     rolled = site.expression is not None and site.expression.spelling == "roll"
     if len(site.operands) == 2 and not rolled:
         yield site.edit(
-            "permutation", "the parts should be in the other order",
-            lambda a, b: site.again([b, a]), 0.5,
-        )  # fmt: skip
+            Kind.PERMUTATION, "the parts should be in the other order",
+            lambda a, b: site.again([b, a]), costs.PARTS_SWAPPED)
 
 
 def transpose(site: Site) -> Iterator[Edit]:
@@ -166,16 +157,15 @@ def transpose(site: Site) -> Iterator[Edit]:
         if order != tuple(present) and np.transpose(x, order).shape == site.result.shape:
             none = order == tuple(range(x.ndim))
             yield site.edit(
-                "transpose",
+                Kind.TRANSPOSE,
                 "should not be transposed" if none else f"the axes should be in order {order}",
-                lambda x, order=order: np.transpose(x, order), 0 if none else 0.5,
-                write="_a" if none else "",
-            )  # fmt: skip
+                lambda x, order=order: np.transpose(x, order),
+                costs.LIKELIEST if none else costs.AXES_IN_ORDER, write="_a" if none else "")
 
 
 def rev(site: Site) -> Iterator[Edit]:
     """A reversal, dropped."""
-    yield site.edit("reversal", "should not be reversed", lambda x: x, write="_a")
+    yield site.edit(Kind.REVERSAL, "should not be reversed", lambda x: x, write="_a")
 
 
 def spread(site: Site) -> Iterator[Edit]:
@@ -192,13 +182,13 @@ def spread(site: Site) -> Iterator[Edit]:
         for axis, size in zip(axes, np.shape(x)):
             new[axis] = size if lifted else shape[axis]
         yield site.edit(
-            "axis", f"broadcast along axis {_others(present, shape)}, should be along "
+            Kind.AXIS,
+            f"broadcast along axis {_others(present, shape)}, should be along "
             f"{_others(axes, shape)}: keepdims=True is missing",
             lambda x, *_, axes=axes, new=tuple(new): site.again(
-                [x], broadcast_dimensions=axes, shape=new
-            ), 0.02,
-            write=lambda e: e.keeping_dims(), at=site.makers.get(site.equation.operands[0]),
-        )  # fmt: skip
+                [x], broadcast_dimensions=axes, shape=new),
+            costs.KEEPDIMS, write=lambda e: e.keeping_dims(),
+            at=site.makers.get(site.equation.operands[0]))
 
 
 def _others(axes: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -211,27 +201,23 @@ def dot(site: Site) -> Iterator[Edit]:
         for i, j in itertools.combinations(range(x.ndim), 2):
             if x.shape[i] == x.shape[j]:
                 yield site.operand_edit(
-                    position, "transpose", "{x} should be transposed"
-                    + ("" if x.ndim == 2 else f" in axes {i} and {j}"),
-                    lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.1 * position,
-                    "_x.T" if x.ndim == 2 else f"jnp.swapaxes(_x, {i}, {j})",
-                )  # fmt: skip
+                    position, Kind.TRANSPOSE,
+                    "{x} should be transposed" + ("" if x.ndim == 2 else f" in axes {i} and {j}"),
+                    lambda x, i=i, j=j: np.swapaxes(x, i, j), costs.FURTHER_OPERAND * position,
+                    "_x.T" if x.ndim == 2 else f"jnp.swapaxes(_x, {i}, {j})")
     a, b = site.operands
     if a.ndim == 2 and a.shape[0] == a.shape[1] and b.ndim in (1, 2) and a.shape[0] == b.shape[0]:
         yield site.edit(
-            "wrong function", "should be a solve with {_a}, not a product", np.linalg.solve, 1.2,
-            write="jnp.linalg.solve(_a, _b)",
-        )  # fmt: skip
+            Kind.WRONG_FUNCTION, "should be a solve with {_a}, not a product", np.linalg.solve,
+            costs.SOLVE, write="jnp.linalg.solve(_a, _b)")
     if a.shape == b.shape:
         yield site.edit(
-            "transpose", "the operands should be swapped", lambda a, b: site.again([b, a]), 0.3,
-            write="_b @ _a",
-        )  # fmt: skip
+            Kind.TRANSPOSE, "the operands should be swapped", lambda a, b: site.again([b, a]),
+            costs.FACTORS_SWAPPED, write="_b @ _a")
     if site.result.ndim == 2 and site.result.shape[0] == site.result.shape[1]:
         yield site.edit(
-            "transpose", "the product should be transposed", lambda a, b: site.again([a, b]).T, 0.4,
-            write="(_b.T @ _a.T)",
-        )  # fmt: skip
+            Kind.TRANSPOSE, "the product should be transposed", lambda a, b: site.again([a, b]).T,
+            costs.PRODUCT_TRANSPOSED, write="(_b.T @ _a.T)")
 
 
 def transposed_operand(site: Site) -> Iterator[Edit]:
@@ -240,10 +226,10 @@ def transposed_operand(site: Site) -> Iterator[Edit]:
         if in_scope(x) and np.ndim(x) >= 2 and x.shape[-1] == x.shape[-2]:
             if x.shape == np.shape(site.result):
                 yield site.operand_edit(
-                    position, "transpose", "{x} should be transposed",
-                    lambda x: np.swapaxes(x, -1, -2), 0.2 + 0.1 * position,
-                    "_x.T" if x.ndim == 2 else "_x.mT",
-                )  # fmt: skip
+                    position, Kind.TRANSPOSE, "{x} should be transposed",
+                    lambda x: np.swapaxes(x, -1, -2),
+                    costs.OPERAND_TRANSPOSED + costs.FURTHER_OPERAND * position,
+                    "_x.T" if x.ndim == 2 else "_x.mT")
 
 
 def moved(site: Site) -> Iterator[Edit]:
@@ -256,28 +242,28 @@ def moved(site: Site) -> Iterator[Edit]:
         for position, x in enumerate(site.operands):
             if movable and in_scope(x) and np.ndim(x) > axis and x.shape[axis] > 1:
                 yield site.operand_edit(
-                    position, "reversal", f"{{x}} should be reversed along axis {axis}",
-                    lambda x, axis=axis: np.flip(x, axis), 2.2, f"jnp.flip(_x, {axis})",
-                )  # fmt: skip
+                    position, Kind.REVERSAL, f"{{x}} should be reversed along axis {axis}",
+                    lambda x, axis=axis: np.flip(x, axis), costs.OPERAND_REVERSED,
+                    f"jnp.flip(_x, {axis})")
         yield site.edit(
-            "reversal", f"{{_e}} should be reversed along axis {axis}",
-            lambda *a, axis=axis: np.flip(site.again(a), axis), 2, write=f"jnp.flip(_e, {axis})",
-        )  # fmt: skip
+            Kind.REVERSAL, f"{{_e}} should be reversed along axis {axis}",
+            lambda *a, axis=axis: np.flip(site.again(a), axis), costs.REVERSED,
+            write=f"jnp.flip(_e, {axis})")
         for shift in (1, -1):
             yield site.edit(
-                "off by one", f"{{_e}} should be rolled by {shift} along axis {axis}",
-                lambda *a, axis=axis, shift=shift: np.roll(site.again(a), shift, axis), 2,
-                write=f"jnp.roll(_e, {shift}, {axis})",
-            )  # fmt: skip
+                Kind.OFF_BY_ONE, f"{{_e}} should be rolled by {shift} along axis {axis}",
+                lambda *a, axis=axis, shift=shift: np.roll(site.again(a), shift, axis),
+                costs.ROLLED, write=f"jnp.roll(_e, {shift}, {axis})")
             yield site.edit(
-                "off by one", f"{{_e}} should be shifted by {shift} along axis {axis}, zeros "
-                "coming in at the border",
-                lambda *a, axis=axis, shift=shift: shifted(site.again(a), shift, axis), 2.2,
-            )  # fmt: skip
+                Kind.OFF_BY_ONE,
+                f"{{_e}} should be shifted by {shift} along axis {axis}, "
+                "zeros coming in at the border",
+                lambda *a, axis=axis, shift=shift: shifted(site.again(a), shift, axis),
+                costs.SHIFTED)
     if np.ndim(result) == 2 and result.shape[0] == result.shape[1]:
         yield site.edit(
-            "transpose", "{_e} should be transposed", lambda *a: site.again(a).T, 1, write="_e.T"
-        )
+            Kind.TRANSPOSE, "{_e} should be transposed", lambda *a: site.again(a).T,
+            costs.RESULT_TRANSPOSED, write="_e.T")
 
 
 def shifted(x: Any, shift: int, axis: int) -> Any:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import SPECIAL, UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
-from functional_bp.gradcheck.diagnosis.repair.source import Expression
+from functional_bp.gradcheck.diagnosis.repair.source import Fragment
+from functional_bp.gradcheck.findings import Kind
 
 Axes = tuple[int, ...]
 
@@ -63,11 +65,10 @@ def calls(site: Site) -> Iterator[Edit]:
             continue
         yield _edit(
             site, slot, other, axes, keepdims,
-            "mean or sum" if averages else "wrong function",
+            Kind.MEAN_OR_SUM if averages else Kind.WRONG_FUNCTION,
             f"should be the {other}" + (f" of {count} entries" if averages else ""),
-            0.0 if averages else 1.5,
-            lambda e, other=other: e.called(other) if e.spelling == name else None,
-        )  # fmt: skip
+            costs.LIKELIEST if averages else costs.OTHER_REDUCTION,
+            lambda e, other=other: e.called(other) if e.spelling == name else None)
     total = not keepdims and len(axes) == np.ndim(x)  # a scalar goes with any shape
     for size in range(1, np.ndim(x) + 1):
         if size != len(axes) and (np.ndim(x) > 4 or not (keepdims or total)):
@@ -77,14 +78,12 @@ def calls(site: Site) -> Iterator[Edit]:
                 continue
             more = ", and keepdims=True" if total else ""
             yield _edit(
-                site, slot, name, others, keepdims or total, "axis",
+                site, slot, name, others, keepdims or total, Kind.AXIS,
                 f"the {name} should run along axis {_listed(others)}, not {_listed(axes)}{more}",
-                0.05 if size == len(axes) else 0.5,
+                costs.REDUCED_AXIS if size == len(axes) else costs.REDUCED_AXES,
                 lambda e, others=others: (
                     e.called(axis=others[0] if len(others) == 1 else others, keepdims=total)
-                    if e.spelling == name else None
-                ),
-            )  # fmt: skip
+                    if e.spelling == name else None))
 
 
 def functions(site: Site) -> Iterator[Edit]:
@@ -103,10 +102,10 @@ def functions(site: Site) -> Iterator[Edit]:
     for name, (function, template) in {**UNARY, **SPECIAL}.items():
         said = template.format("{v}")
         yield Edit(
-            site.equation.key, "wrong function", f"should be {said}, not {{_e}}",
+            site.equation.key, Kind.WRONG_FUNCTION, f"should be {said}, not {{_e}}",
             lambda a, values, _, f=function: f(values[slot]),
-            2.0 if name in SPECIAL else 0.9, reads=(slot,), write=template.format("_v"),
-        )  # fmt: skip
+            costs.SPECIAL_FUNCTION if name in SPECIAL else costs.FUNCTION_OF_CALL, reads=(slot,),
+            write=template.format("_v"))
 
 
 MODES = ("constant", "edge", "wrap", "reflect", "symmetric")
@@ -144,13 +143,12 @@ def paddings(site: Site) -> Iterator[Edit]:
     for mode in MODES:
         if mode != present[1]:
             yield Edit(
-                site.equation.key, "border",
+                site.equation.key, Kind.BORDER,
                 f"should be padded with {'zeros' if mode == 'constant' else repr(mode)}, "
                 f"not mode={present[1]!r}",
                 lambda a, values, _, mode=mode: padded(values[outside[0]], present[0], mode),
-                0.2 + (mode != "constant"), reads=(outside[0],),
-                write=lambda e, mode=mode: e.with_keyword("mode", mode),
-            )  # fmt: skip
+                costs.PADDING_MODE + (mode != "constant"), reads=(outside[0],),
+                write=lambda e, mode=mode: e.with_keyword("mode", mode))
 
 
 def _edit(
@@ -162,18 +160,13 @@ def _edit(
     kind: str,
     message: str,
     rank: float,
-    write: Callable[[Expression], str | None],
+    write: Callable[[Fragment], str | None],
 ) -> Edit:
     function = FUNCTIONS[name]
     return Edit(
-        site.equation.key,
-        kind,
-        message,
-        lambda a, values, _: function(values[slot], axis=axes, keepdims=keepdims),
-        rank,
-        reads=(slot,),
-        write=write,
-    )
+        site.equation.key, kind, message,
+        lambda a, values, _: function(values[slot], axis=axes, keepdims=keepdims), rank,
+        reads=(slot,), write=write)
 
 
 def _listed(axes: Axes) -> str:

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.mutations.calls import outside_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 INDEXED = {  # the positions of the operands that say where
     "scatter": (1,), "scatter-add": (1,), "scatter-mul": (1,), "gather": (1,),
     "dynamic_slice": (1, 2, 3), "dynamic_update_slice": (2, 3, 4),
-}  # fmt: skip
+}
 
 
 TRIANGLES = {"tril": np.tril, "triu": np.triu}
@@ -31,21 +33,21 @@ def _with_half_diagonal(x: Any) -> Any:
 
 # What is made of a square matrix: kind, name, function, how it is written, how unlikely it is.
 PARTS: tuple[tuple[str, str, Callable[[Any], Any], str, float], ...] = (
-    ("wrong function", "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
-    ("wrong function", "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
-    ("missing term", "its sum with its transpose", lambda x: x + _transposed(x),
+    (Kind.WRONG_FUNCTION, "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
+    (Kind.WRONG_FUNCTION, "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
+    (Kind.MISSING_TERM, "its sum with its transpose", lambda x: x + _transposed(x),
      "({0} + {0}.T)", 1.4),
-    ("missing term", "its difference from its transpose", lambda x: x - _transposed(x),
+    (Kind.MISSING_TERM, "its difference from its transpose", lambda x: x - _transposed(x),
      "({0} - {0}.T)", 1.8),
-    ("missing term", "its symmetric part", lambda x: (x + _transposed(x)) / 2,
+    (Kind.MISSING_TERM, "its symmetric part", lambda x: (x + _transposed(x)) / 2,
      "({0} + {0}.T) / 2", 1.5),
-    ("missing term", "the same with half the diagonal", _with_half_diagonal,
+    (Kind.MISSING_TERM, "the same with half the diagonal", _with_half_diagonal,
      "{0} - 0.5 * jnp.diag(jnp.diag({0}))", 1.7),
-    ("entries", "the same without the diagonal", lambda x: x * (1 - np.eye(x.shape[-1])),
+    (Kind.ENTRIES, "the same without the diagonal", lambda x: x * (1 - np.eye(x.shape[-1])),
      "{0} - jnp.diag(jnp.diag({0}))", 1.9),
-    ("entries", "its diagonal", lambda x: x * np.eye(x.shape[-1]),
+    (Kind.ENTRIES, "its diagonal", lambda x: x * np.eye(x.shape[-1]),
      "jnp.diag(jnp.diag({0}))", 2.0),
-)  # fmt: skip
+)
 
 
 def parts(site: Site) -> Iterator[Edit]:
@@ -55,8 +57,7 @@ def parts(site: Site) -> Iterator[Edit]:
             text = template if site.result.ndim == 2 else template.replace(".T", ".mT")
             yield site.edit(
                 kind, f"{{_e}} should be {name}", lambda *a, f=function: f(site.again(a)), rank,
-                write=text.format("_e"),
-            )  # fmt: skip
+                write=text.format("_e"))
 
 
 def _is_square(x: Any) -> bool:
@@ -78,12 +79,12 @@ def triangles(site: Site) -> Iterator[Edit]:
         if np.array_equal(function(site.values[slot], k), site.result):
             continue
         yield Edit(
-            site.equation.key, "entries" if same else "wrong function",
+            site.equation.key, Kind.ENTRIES if same else Kind.WRONG_FUNCTION,
             f"should be {name} from the diagonal {k} on",
-            lambda a, v, _, f=function, k=k: f(v[slot], k), 0.4 if same else 0.7,
+            lambda a, v, _, f=function, k=k: f(v[slot], k),
+            costs.DIAGONAL if same else costs.OTHER_TRIANGLE,
             write=f"jnp.{name}(_a, {k})" if k else f"jnp.{name}(_a)",
-            also="off by one" if same else "transpose",
-        )  # fmt: skip
+            also=Kind.OFF_BY_ONE if same else Kind.TRANSPOSE)
 
 
 def reordered(site: Site) -> Iterator[Edit]:
@@ -91,21 +92,20 @@ def reordered(site: Site) -> Iterator[Edit]:
     shape = np.shape(site.result)
     if not 2 <= len(shape) <= 4 or not site.last:
         return
+    last = (len(shape) - 2, len(shape) - 1)
     for i, j in itertools.combinations(range(len(shape)), 2):
         if shape[i] == shape[j] > 1 and len(shape) > 2:
             yield site.edit(
-                "transpose", f"axes {i} and {j} of {{_e}} should be swapped",
+                Kind.TRANSPOSE, f"axes {i} and {j} of {{_e}} should be swapped",
                 lambda *a, i=i, j=j: np.swapaxes(site.again(a), i, j),
-                1.1 if (i, j) in ((0, 1), (len(shape) - 2, len(shape) - 1)) else 1.4,
-                write=f"jnp.swapaxes(_e, {i}, {j})",
-            )  # fmt: skip
+                costs.USUAL_AXES_SWAPPED if (i, j) in ((0, 1), last) else costs.AXES_SWAPPED,
+                write=f"jnp.swapaxes(_e, {i}, {j})")
         if shape[i] > 1 and shape[j] > 1:
             yield site.edit(
-                "reversal", f"{{_e}} should be reversed along axes {i} and {j}",
+                Kind.REVERSAL, f"{{_e}} should be reversed along axes {i} and {j}",
                 lambda *a, i=i, j=j: np.flip(site.again(a), (i, j)),
-                1.3 if (i, j) == (len(shape) - 2, len(shape) - 1) else 2.1,
-                write=f"jnp.flip(_e, ({i}, {j}))",
-            )  # fmt: skip
+                costs.LAST_AXES_REVERSED if (i, j) == last else costs.AXES_REVERSED,
+                write=f"jnp.flip(_e, ({i}, {j}))")
 
 
 def convolution(site: Site) -> Iterator[Edit]:
@@ -117,38 +117,34 @@ def convolution(site: Site) -> Iterator[Edit]:
         later = (not position) + made
         every = [spatial, *((axis,) for axis in spatial if len(spatial) > 1)]
         for axes in every:
-            shown, rank = (axes[0] if len(axes) == 1 else axes), 0.6 + 0.3 * (axes != spatial)
+            shown = axes[0] if len(axes) == 1 else axes
+            rank = costs.KERNEL_REVERSED + costs.ALONG_ONE_AXIS * (axes != spatial)
             yield site.operand_edit(
-                position, "reversal", f"{{x}} should be reversed along axis {shown}",
-                lambda x, axes=axes: np.flip(x, axes), rank + later,
-                f"jnp.flip(_x, {shown})",
-            )  # fmt: skip
+                position, Kind.REVERSAL, f"{{x}} should be reversed along axis {shown}",
+                lambda x, axes=axes: np.flip(x, axes), rank + later, f"jnp.flip(_x, {shown})")
         pairs = [tuple(spec[:2]), *itertools.combinations(spatial, 2)]
         for i, j in pairs:
             if shape[i] == shape[j]:
                 yield site.operand_edit(
-                    position, "transpose", f"axes {i} and {j} of {{x}} should be swapped",
-                    lambda x, i=i, j=j: np.swapaxes(x, i, j), 0.5 + later,
-                    f"jnp.swapaxes(_x, {i}, {j})",
-                )  # fmt: skip
+                    position, Kind.TRANSPOSE, f"axes {i} and {j} of {{x}} should be swapped",
+                    lambda x, i=i, j=j: np.swapaxes(x, i, j), costs.CHANNELS_SWAPPED + later,
+                    f"jnp.swapaxes(_x, {i}, {j})")
     for axis, (low, high) in enumerate(params["padding"]):
         for shift in dict.fromkeys((high - low, 1, -1, 2, -2)):
             if shift:
                 new = (int(low + shift), int(high - shift))
                 padding = tuple(with_operand(params["padding"], axis, new))
                 yield site.edit(
-                    "off by one", f"spatial axis {axis} should be padded by {new}, not "
-                    f"({low}, {high})",
-                    lambda *a, p=padding: site.again(a, padding=p), 0.3,
-                )  # fmt: skip
+                    Kind.OFF_BY_ONE,
+                    f"spatial axis {axis} should be padded by {new}, not " f"({low}, {high})",
+                    lambda *a, p=padding: site.again(a, padding=p), costs.PADDING_MOVED)
     for name in ("window_strides", "lhs_dilation", "rhs_dilation"):
         for step in (1, 2, 3):
             new = (step,) * len(params[name])
             if new != tuple(params[name]):
                 yield site.edit(
-                    "off by one", f"{name} should be {new}, not {tuple(params[name])}",
-                    lambda *a, name=name, new=new: site.again(a, **{name: new}), 0.8,
-                )  # fmt: skip
+                    Kind.OFF_BY_ONE, f"{name} should be {new}, not {tuple(params[name])}",
+                    lambda *a, name=name, new=new: site.again(a, **{name: new}), costs.STRIDE)
 
 
 def triangular(site: Site) -> Iterator[Edit]:
@@ -157,19 +153,17 @@ def triangular(site: Site) -> Iterator[Edit]:
     trans = params["transpose_a"]
     called = site.expression is not None and site.expression.spelling == "solve_triangular"
     yield site.edit(
-        "transpose", f"the matrix should {'not ' if trans else ''}be transposed",
-        lambda *a: site.again(a, transpose_a=not trans), 0.1,
-        write=(lambda e: e.with_keyword("trans", int(not trans))) if called else "",
-    )  # fmt: skip
+        Kind.TRANSPOSE, f"the matrix should {'not ' if trans else ''}be transposed",
+        lambda *a: site.again(a, transpose_a=not trans), costs.TRIANGLE_TRANSPOSED,
+        write=(lambda e: e.with_keyword("trans", int(not trans))) if called else "")
     yield site.edit(
-        "transpose", "the matrix should stand on the other side",
-        lambda *a: site.again(a, left_side=not params["left_side"]), 0.8,
-    )  # fmt: skip
+        Kind.TRANSPOSE, "the matrix should stand on the other side",
+        lambda *a: site.again(a, left_side=not params["left_side"]), costs.OTHER_SIDE)
     right = site.operands[1]
     if np.ndim(right) >= 2 and right.shape[-1] == right.shape[-2]:
         yield site.operand_edit(
-            1, "transpose", "{x} should be transposed", _transposed, 0.3, "_x.T"
-        )
+            1, Kind.TRANSPOSE, "{x} should be transposed", _transposed, costs.RIGHT_SIDE_TRANSPOSED,
+            "_x.T")
 
 
 def rolled(site: Site) -> Iterator[Edit]:
@@ -181,13 +175,15 @@ def rolled(site: Site) -> Iterator[Edit]:
     size = result.shape[axis]
     low, high = site.operands[0].shape[axis], site.operands[-1].shape[axis]
     shift = low if low <= high else -high  # the part that went round
-    for other, rank in ((-shift, 0.3), (0, 0.5), (shift + 1, 0.6), (shift - 1, 0.6)):
-        if (other - shift) % size and not (other == 0 and rank > 0.5):
+    for other, rank in (
+        (-shift, costs.ROLLED_BACK), (0, costs.NOT_ROLLED),
+        *((other, costs.ROLLED_BY_ONE) for other in (shift + 1, shift - 1) if other),
+    ):
+        if (other - shift) % size:
             yield site.edit(
-                "off by one", f"should be rolled by {other}, not {shift}",
+                Kind.OFF_BY_ONE, f"should be rolled by {other}, not {shift}",
                 lambda *a, by=other - shift: np.roll(site.again(a), by, axis), rank,
-                write="_a" if other == 0 else lambda e, to=other: e.rolled(to),
-            )  # fmt: skip
+                write="_a" if other == 0 else lambda e, to=other: e.rolled(to))
 
 
 def ends(site: Site) -> Iterator[Edit]:
@@ -200,9 +196,8 @@ def ends(site: Site) -> Iterator[Edit]:
         x = operands[position]
         if x.any() and 2 * x.shape[axis] < site.result.shape[axis]:
             yield site.operand_edit(
-                position, "border", "zeros belong in the place of {x}", np.zeros_like,
-                0.6 + 0.3 * position, "jnp.zeros_like(_x)",
-            )  # fmt: skip
+                position, Kind.BORDER, "zeros belong in the place of {x}", np.zeros_like,
+                costs.ZERO_END + costs.LAST_END * position, "jnp.zeros_like(_x)")
 
 
 def elsewhere(site: Site) -> Iterator[Edit]:
@@ -217,32 +212,30 @@ def elsewhere(site: Site) -> Iterator[Edit]:
             continue
         for shift in (1, -1):
             yield site.operand_edit(
-                position, "off by one", f"the index should be {abs(shift)} "
-                f"{'more' if shift > 0 else 'less'}", lambda x, s=shift: x + s, 0.6,
-            )  # fmt: skip
+                position, Kind.OFF_BY_ONE,
+                f"the index should be {abs(shift)} " f"{'more' if shift > 0 else 'less'}",
+                lambda x, s=shift: x + s, costs.INDEX_BY_ONE)
         if index.size == 1 and len(shape):
             now = int(index.ravel()[0])
             for to in dict.fromkeys((0, shape[0] - 1)):
                 if to != now % shape[0]:
                     yield site.operand_edit(
-                        position, "off by one", f"the index should be {to}, not {now}",
-                        lambda x, to=to: np.full_like(x, to), 0.7,
-                    )  # fmt: skip
+                        position, Kind.OFF_BY_ONE, f"the index should be {to}, not {now}",
+                        lambda x, to=to: np.full_like(x, to), costs.INDEX_AT_AN_END)
 
 
 def borders(site: Site) -> Iterator[Edit]:
     """The first or the last row of the result otherwise: nought, twice or half as much."""
     for axis, index, where in _ends(site):
         for factor, said, rank in (
-            (0.0, "nought", 1.7),
-            (2.0, "twice that", 2.0),
-            (0.5, "half that", 2.0),
+            (0.0, "nought", costs.ZERO_BORDER),
+            (2.0, "twice that", costs.SCALED_BORDER),
+            (0.5, "half that", costs.SCALED_BORDER),
         ):
             yield site.edit(
-                "border", f"the {where} of {{_e}} should be {said}",
+                Kind.BORDER, f"the {where} of {{_e}} should be {said}",
                 lambda *a, i=index, c=factor: _scaled(site.again(a), i, c), rank,
-                write=f"_e.at[{_shown(axis, index)}].multiply({factor:g})",
-            )  # fmt: skip
+                write=f"_e.at[{_shown(axis, index)}].multiply({factor:g})")
 
 
 def borrowed_borders(site: Site) -> Iterator[Edit]:
@@ -251,16 +244,19 @@ def borrowed_borders(site: Site) -> Iterator[Edit]:
         return
     places = list(_ends(site))
     for slot in site.scope if places else ():
-        w, weight = site.values[slot], site.names.get(slot, 1.0)
-        if not in_scope(w) or np.shape(w) != np.shape(site.result) or weight > 0.5:
+        w, weight = site.values[slot], site.names.get(slot, costs.UNNAMED)
+        if (
+            not in_scope(w)
+            or np.shape(w) != np.shape(site.result)
+            or weight > costs.NAMED_ELSEWHERE
+        ):
             continue
         for axis, index, where in places:
             at = _shown(axis, index)
             yield Edit(
-                site.equation.key, "border", f"the {where} of {{_e}} should be that of {{v}}",
+                site.equation.key, Kind.BORDER, f"the {where} of {{_e}} should be that of {{v}}",
                 lambda a, v, _, i=index, s=slot: _replaced(site.again(a), i, v[s]),
-                1.8 + weight, reads=(slot,), write=f"_e.at[{at}].set(_v[{at}])",
-            )  # fmt: skip
+                costs.BORDER_OF_VALUE + weight, reads=(slot,), write=f"_e.at[{at}].set(_v[{at}])")
 
 
 def indexed(site: Site) -> Iterator[Edit]:
@@ -268,7 +264,8 @@ def indexed(site: Site) -> Iterator[Edit]:
     if not in_scope(site.result) or not site.last or len(site.equation.results) > 1:
         return
     shape = np.shape(site.result)
-    near = [slot for slot in site.scope if site.names.get(slot, 1.0) <= 0.5]
+    distance = lambda slot: site.names.get(slot, costs.UNNAMED)
+    near = [slot for slot in site.scope if distance(slot) <= costs.NAMED_ELSEWHERE]
     places = [slot for slot in near if _is_index(site.values[slot], shape)]
     for slot, at in itertools.product(near, places):
         w, index = site.values[slot], site.values[at]
@@ -276,10 +273,9 @@ def indexed(site: Site) -> Iterator[Edit]:
             continue
         if index.min() >= -len(w) and index.max() < len(w):
             yield Edit(
-                site.equation.key, "permutation", "should be {v}[{w}]",
-                lambda a, v, _, s=slot, i=at: v[s][v[i]], 1.5 + site.names.get(slot, 1.0),
-                reads=(slot, at), write="_v[_w]",
-            )  # fmt: skip
+                site.equation.key, Kind.PERMUTATION, "should be {v}[{w}]",
+                lambda a, v, _, s=slot, i=at: v[s][v[i]], costs.INDEXED_ROWS + distance(slot),
+                reads=(slot, at), write="_v[_w]")
 
 
 def _is_index(x: Any, shape: tuple[int, ...]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
@@ -18,6 +19,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     with_operand,
 )
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 FUNCTIONS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("(1 - {0})", lambda w: 1 - w),
@@ -45,7 +47,7 @@ def borrowed(site: Site) -> Iterator[Edit]:
         w = site.values[slot]
         if slot in site.equation.results or not isinstance(w, np.ndarray | np.generic):
             continue
-        weight = site.names.get(slot, 1.0)
+        weight = site.names.get(slot, costs.UNNAMED)
         yield from _operand(site, slot, w, weight)
         if w.dtype == bool and not several and in_scope(site.result):
             yield from _masked(site, slot, w, weight)
@@ -59,16 +61,18 @@ def borrowed(site: Site) -> Iterator[Edit]:
 
 
 def _operand(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
-    twice = 0.8 * (site.equation.name == "scan" and slot in site.equation.operands)
+    scanned = site.equation.name == "scan" and slot in site.equation.operands
+    twice = costs.SCANNED_ALREADY * scanned
     for position, x in enumerate(site.operands):
         same = np.shape(x) == np.shape(w) and getattr(x, "dtype", None) == w.dtype
         if same and site.equation.operands[position] != slot:
             yield Edit(
-                site.equation.key, "wrong operand", f"{OPERAND[min(position, 3)]} should be {{v}}",
+                site.equation.key, Kind.WRONG_OPERAND,
+                f"{OPERAND[min(position, 3)]} should be {{v}}",
                 lambda a, v, _, p=position: site.again(with_operand(a, p, v[slot])),
-                1.4 + weight + twice + 0.8 * site.is_literal(position),
-                reads=(slot,), change=(position, "_v"),
-            )  # fmt: skip
+                costs.OTHER_OPERAND + weight + twice
+                + costs.FOR_A_NUMBER * site.is_literal(position),
+                reads=(slot,), change=(position, "_v"))
 
 
 Fit = tuple[Callable[[Any], Any], str]
@@ -109,22 +113,19 @@ def _one_factor(site: Site, slot: int, weight: float, fit: Fit) -> Iterator[Edit
     key, shown = site.equation.key, text.format("_v")
     inside = slot in site.equation.operands
     yield Edit(
-        key, "missing factor", f"the factor {text.format('{v}')} is missing",
-        lambda a, v, _: site.again(a) * spread(v[slot]), 1.3 + weight + 0.3 * inside,
-        reads=(slot,), write=f"_e * {shown}",
-    )  # fmt: skip
+        key, Kind.MISSING_FACTOR, f"the factor {text.format('{v}')} is missing",
+        lambda a, v, _: site.again(a) * spread(v[slot]),
+        costs.FACTOR + weight + costs.FACTOR_ALREADY * inside, reads=(slot,), write=f"_e * {shown}")
     yield Edit(
-        key, "missing factor", f"the division by {text.format('{v}')} is missing",
-        lambda a, v, _: site.again(a) / spread(v[slot]), 1.5 + weight + inside,
-        reads=(slot,), write=f"_e / {shown}",
-    )  # fmt: skip
+        key, Kind.MISSING_FACTOR, f"the division by {text.format('{v}')} is missing",
+        lambda a, v, _: site.again(a) / spread(v[slot]), costs.DIVISOR + weight + inside,
+        reads=(slot,), write=f"_e / {shown}")
     if not weight:
         for template, function in FUNCTIONS:
             yield Edit(
-                key, "missing factor", f"the factor {template.format('{v}')} is missing",
-                lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])), 2.5,
-                reads=(slot,), write=f"_e * {template.format(shown)}",
-            )  # fmt: skip
+                key, Kind.MISSING_FACTOR, f"the factor {template.format('{v}')} is missing",
+                lambda a, v, _, f=function: site.again(a) * spread(f(v[slot])),
+                costs.FACTOR_OF_FUNCTION, reads=(slot,), write=f"_e * {template.format(shown)}")
 
 
 def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
@@ -138,10 +139,9 @@ def _masked(site: Site, slot: int, mask: Any, weight: float) -> Iterator[Edit]:
             (False, f"should be 0 where {held}", f"jnp.where({shown}, 0, _e)"),
         ):
             yield Edit(
-                site.equation.key, "region", said,
+                site.equation.key, Kind.REGION, said,
                 lambda a, v, _, kept=kept, f=spread: np.where(f(v[slot]) == kept, site.again(a), 0),
-                1.5 + weight, reads=(slot,), write=write, also="missing factor",
-            )  # fmt: skip
+                costs.MASK + weight, reads=(slot,), write=write, also=Kind.MISSING_FACTOR)
 
 
 def _inner(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -160,25 +160,24 @@ def _one_inner(
     if site.equation.name in (*MIXING, *VIEWS, *UNARY, "add", "sub"):
         for divide in (False, True):
             yield Edit(
-                site.equation.key, "missing factor",
-                f"{operand} lacks a {'division by' if divide else 'factor'} "
-                + text.format("{v}"),
+                site.equation.key, Kind.MISSING_FACTOR,
+                f"{operand} lacks a {'division by' if divide else 'factor'} " + text.format("{v}"),
                 lambda a, v, _, p=position, f=spread, divide=divide: site.again(
-                    with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))
-                ), 1.8 + weight + divide,
-                reads=(slot,), change=(position, f"_x {'/' if divide else '*'} {shown}"),
-            )  # fmt: skip
+                    with_operand(a, p, a[p] / f(v[slot]) if divide else a[p] * f(v[slot]))),
+                costs.FACTOR_OF_OPERAND + weight + divide, reads=(slot,),
+                change=(position, f"_x {'/' if divide else '*'} {shown}"))
     if np.ndim(w) and site.equation.name in ("mul", "div", *MIXING, *VIEWS, *UNARY):
-        yield _added(site, slot, spread, text, 2.0 + weight, position)
+        yield _added(site, slot, spread, text, costs.TERM_OF_OPERAND + weight, position)
 
 
 def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
     shape = np.shape(site.result)
     if np.ndim(w) or not shape:
         for fit in _fits(w, shape):
-            yield _added(site, slot, *fit, 1.6 + weight + 0.5 * (slot in site.equation.operands))
+            already = costs.TERM_ALREADY * (slot in site.equation.operands)
+            yield _added(site, slot, *fit, costs.TERM + weight + already)
     for cut, text in () if weight else _cuts(w, shape):
-        yield _added(site, slot, cut, text, 1.9)
+        yield _added(site, slot, cut, text, costs.CUT_TERM)
     if np.shape(w) != shape or weight:
         return
     for axis in range(len(shape)):
@@ -186,8 +185,8 @@ def _terms(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
             for name, function in (("mean", np.mean), ("sum", np.sum)):
                 yield _added(
                     site, slot, lambda w, f=function, i=axis: f(w, axis=i, keepdims=True),
-                    f"{{0}}.{name}({axis}, keepdims=True)", 2.4, simplest=2 * (name == "mean"),
-                )  # fmt: skip
+                    f"{{0}}.{name}({axis}, keepdims=True)", costs.REDUCED_TERM,
+                    simplest=2 * (name == "mean"))
 
 
 def _added(
@@ -222,25 +221,21 @@ def _added(
         if not whole:
             message = f"{operand} should be {operand} {sign} {said}"
         return replace(
-            edit,
-            message=message,
-            compute=lambda a, v, _: compute(a, v, constant.value),
+            edit, message=message, compute=lambda a, v, _: compute(a, v, constant.value),
             write=f"_e {sign} {shown}" if whole else "",
             change=None if position is None else (position, f"_x {sign} {shown}"),
-            rank=rank + constant.simple, start=None, settle=None,
-        )  # fmt: skip
+            rank=rank + constant.simple, start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, "missing term", "", compute, rank,
-        reads=(slot,), start=0.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(slot,), start=0.0,
+        settle=settle)
     return edit
 
 
 MATRICES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
     ("{e} @ {v}", lambda x, w: x @ w), ("{e} @ {v}.T", lambda x, w: x @ w.T),
     ("{v} @ {e}", lambda x, w: w @ x), ("{v}.T @ {e}", lambda x, w: w.T @ x),
-)  # fmt: skip
+)
 
 
 def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -253,11 +248,10 @@ def _matrix(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         left = template.startswith("{e}")
         if shape[-1 if left else 0] == np.shape(w)[0]:
             yield Edit(
-                site.equation.key, "missing factor",
+                site.equation.key, Kind.MISSING_FACTOR,
                 "{_e} should be " + template.replace("{e}", "{_e}"),
-                lambda a, v, _, f=function: f(site.again(a), v[slot]), 1.7 + weight,
-                reads=(slot,), write=template.format(e="_e", v="_v"),
-            )  # fmt: skip
+                lambda a, v, _, f=function: f(site.again(a), v[slot]), costs.MATRIX_FACTOR + weight,
+                reads=(slot,), write=template.format(e="_e", v="_v"))
 
 
 def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
@@ -270,15 +264,14 @@ def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
         if tuple(n for i, n in enumerate(np.shape(w)) if i not in axes) == shape:
             axis: object = axes[0] if lost == 1 else axes
             yield Edit(
-                site.equation.key, "missing sum", f"should be the sum of {{v}} along axis {axis}",
-                lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), 1.2 + weight,
-                reads=(slot,), write=f"_v.sum({axis})",
-            )  # fmt: skip
+                site.equation.key, Kind.MISSING_SUM,
+                f"should be the sum of {{v}} along axis {axis}",
+                lambda a, v, _, axes=axes: np.sum(v[slot], axis=axes), costs.SUM_OF_VALUE + weight,
+                reads=(slot,), write=f"_v.sum({axis})")
 
 
 # Terms that are missing as a whole, made of two values with a name: u · v, u · Σ(u · v).
 
-NEAR = 0.25  # how far from a name a value may be: a part of a named one
 MOST = 12  # values with a name that are combined
 
 
@@ -290,7 +283,7 @@ def composed(site: Site) -> Iterator[Edit]:
     usable = [
         slot
         for slot in site.scope
-        if site.names.get(slot, 1.0) <= NEAR
+        if site.names.get(slot, costs.UNNAMED) <= costs.NAMED_AS_PART
         and in_scope(site.values[slot])
         and slot != site.equation.key
     ]
@@ -304,7 +297,7 @@ def composed(site: Site) -> Iterator[Edit]:
             continue
         if not fits:
             continue
-        yield _term(site, one, two, lambda a, b: a * b, "_v * _w", 2.4)
+        yield _term(site, one, two, lambda a, b: a * b, "_v * _w", costs.PRODUCT_TERM)
         if a.shape != shape or b.shape != shape or one == two:
             continue
         for axis, (name, function) in itertools.product(
@@ -314,8 +307,7 @@ def composed(site: Site) -> Iterator[Edit]:
                 yield _term(
                     site, u, v,
                     lambda a, b, f=function, i=axis: a * f(a * b, axis=i, keepdims=True),
-                    f"_v * (_v * _w).{name}({axis}, keepdims=True)", 2.6,
-                )  # fmt: skip
+                    f"_v * (_v * _w).{name}({axis}, keepdims=True)", costs.PROJECTED_TERM)
 
 
 def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
@@ -332,11 +324,11 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
             text = {"_b": "_c", "_c": "_b"}[branch]
             parts = ("_v * _w", text) if branch == "_c" else (text, "_v * _w")
             yield Edit(
-                site.equation.key, "region", f"{{{branch}}} should be {{v}} * {{w}}",
+                site.equation.key, Kind.REGION, f"{{{branch}}} should be {{v}} * {{w}}",
                 lambda a, v, _, p=position, u=one, w=two: site.again(
-                    with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))
-                ), 2.0, reads=(one, two), write=f"jnp.where(_a, {parts[0]}, {parts[1]})",
-            )  # fmt: skip
+                    with_operand(a, p, np.broadcast_to(v[u] * v[w], shape))),
+                costs.PRODUCT_BRANCH, reads=(one, two),
+                write=f"jnp.where(_a, {parts[0]}, {parts[1]})")
 
 
 def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
@@ -349,10 +341,9 @@ def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
             if a.shape[axis] == site.result.size and a.shape[1 - axis] == b.size:
                 said = text.replace("_v", "{v}").replace("_w", "{w}")
                 yield Edit(
-                    site.equation.key, "missing sum", f"should be {said}",
-                    lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w], 2.2,
-                    reads=(one, two), write=text,
-                )  # fmt: skip
+                    site.equation.key, Kind.MISSING_SUM, f"should be {said}",
+                    lambda _, v, __, u=one, w=two, t=axis: (v[u].T if t else v[u]) @ v[w],
+                    costs.CONTRACTION, reads=(one, two), write=text)
 
 
 def _term(
@@ -370,12 +361,10 @@ def _term(
         said = term.replace("_v", "{v}").replace("_w", "{w}")
         return replace(
             edit, message=f"the term {sign} {said} is missing",
-            compute=lambda a, v, _: compute(a, v, constant.value),
-            write=f"_e {sign} {term}", rank=rank + constant.simple, start=None, settle=None,
-        )  # fmt: skip
+            compute=lambda a, v, _: compute(a, v, constant.value), write=f"_e {sign} {term}",
+            rank=rank + constant.simple, start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, "missing term", "", compute, rank,
-        reads=(one, two), start=0.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(one, two), start=0.0,
+        settle=settle)
     return edit

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from functional_bp.gradcheck.diagnosis.repair.program import Equation, Values, compute
-from functional_bp.gradcheck.diagnosis.repair.source import Expression
+from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Values, compute
+from functional_bp.gradcheck.diagnosis.repair.source import Fragment
 
-Write = str | Callable[[Expression], str | None]
+Write = str | Callable[[Fragment], str | None]
 OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position
 
 
@@ -43,15 +44,15 @@ class Edit:
     kind: str
     message: str
     compute: Callable[[Sequence[Any], Values, float], Any]
-    rank: float = 0.0
+    rank: float = costs.LIKELIEST
     reads: tuple[int, ...] = ()
     write: Write = ""
     change: tuple[int, str] | None = None
     start: float | None = None
     settle: Callable[[float], Edit | None] | None = None
-    at: Equation | None = None
+    at: Instruction | None = None
     also: str = ""
-    by_turn: Callable[[Equation, Sequence[Any]], Any] | None = None
+    by_turn: Callable[[Instruction, Sequence[Any]], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ class Site:
         names: of each slot in scope, how far it is from having a name: 0, ½ or 1.
     """
 
-    equation: Equation
+    equation: Instruction
     values: Values
     scope: Sequence[int]
-    makers: Mapping[int, Equation]
+    makers: Mapping[int, Instruction]
     sizes: Sequence[int]
-    expression: Expression | None = None
+    expression: Fragment | None = None
     own: bool = True
     last: bool = True
     literals: frozenset[int] = frozenset()
@@ -97,7 +98,12 @@ class Site:
         return self.equation.operands[position] in self.literals
 
     def edit(
-        self, kind: str, message: str, compute: Callable[..., Any], rank: float = 0.0, **more: Any
+        self,
+        kind: str,
+        message: str,
+        compute: Callable[..., Any],
+        rank: float = costs.LIKELIEST,
+        **more: Any,
     ) -> Edit:
         """An edit of this equation whose ``compute`` takes the operands."""
         return Edit(self.equation.key, kind, message, lambda a, v, c: compute(*a), rank, **more)
@@ -108,18 +114,14 @@ class Site:
         kind: str,
         message: str,
         function: Callable[[Any], Any],
-        rank: float = 0.0,
+        rank: float = costs.LIKELIEST,
         template: str = "",
     ) -> Edit:
         """An edit that replaces one operand by a function of it."""
         said = message.replace("{x}", OPERAND[min(position, 3)])
         return self.edit(
-            kind,
-            said,
-            lambda *a: self.again(with_operand(a, position, function(a[position]))),
-            rank,
-            change=(position, template) if template else None,
-        )
+            kind, said, lambda *a: self.again(with_operand(a, position, function(a[position]))),
+            rank, change=(position, template) if template else None)
 
     def again(self, operands: Sequence[Any], **params: Any) -> Any:
         """The equation on other operands, or with other parameters; a list of several results."""

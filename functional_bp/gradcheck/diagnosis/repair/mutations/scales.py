@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.diagnosis.repair.constants import Constant, named, shown
+from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.repair.constants import Numeral, named, shown
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     OPERAND,
     Edit,
@@ -18,6 +19,7 @@ from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     with_operand,
 )
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
+from functional_bp.gradcheck.findings import Kind
 
 EXACT = 1e-7  # to which a number in the code is found
 
@@ -30,24 +32,27 @@ def scaled(site: Site) -> Iterator[Edit]:
         if constant is None or constant.value == 1:
             return None
         message = f"a factor {constant.name} is missing"
-        kind, rank = "factor", 1 + 0.5 * constant.simple
+        kind, rank = Kind.FACTOR, costs.SCALED + costs.PER_ODDITY * constant.simple
         inverse = 1 / constant.value if constant.value else 0.0
         write = f"_e * ({constant.text})"
         if inverse > 1 and inverse.is_integer():
             write = f"_e / {inverse:.0f}"
         if constant.value == 0:
-            kind, message, write, rank = "extra term", "{_e} does not belong here", "0", 2.0
+            kind, message, write, rank = (
+                Kind.EXTRA_TERM,
+                "{_e} does not belong here",
+                "0",
+                costs.ZERO,
+            )
         elif constant.value == -1:
-            kind, message, write, rank = "sign", "the sign is wrong", "-_e", 0.8
+            kind, message, write, rank = Kind.SIGN, "the sign is wrong", "-_e", costs.NEGATED
         return replace(
             edit, kind=kind, message=message, rank=rank, write=write, start=None, settle=None,
-            compute=lambda a, v, _: constant.value * site.again(a),
-        )  # fmt: skip
+            compute=lambda a, v, _: constant.value * site.again(a))
 
     edit = Edit(
-        site.equation.key, "factor", "", lambda a, v, c: c * site.again(a), 1,
-        start=1.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.FACTOR, "", lambda a, v, c: c * site.again(a), costs.SCALED,
+        start=1.0, settle=settle)
     yield edit
 
 
@@ -63,13 +68,11 @@ def shifted(site: Site) -> Iterator[Edit]:
         sign, size = "-" if constant.value < 0 else "+", constant.text.lstrip("-")
         return replace(
             edit, message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})",
-            compute=lambda a, v, _: site.again(a) + constant.value, start=None, settle=None,
-        )  # fmt: skip
+            compute=lambda a, v, _: site.again(a) + constant.value, start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, "missing term", "", lambda a, v, c: site.again(a) + c, 1.3,
-        start=0.0, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.MISSING_TERM, "", lambda a, v, c: site.again(a) + c,
+        costs.NUMBER_ADDED, start=0.0, settle=settle)
     yield edit
 
 
@@ -80,7 +83,7 @@ def weighted(site: Site) -> Iterator[Edit]:
     for position, slot in enumerate(site.equation.operands):
         maker = site.makers.get(slot)
         held = maker.operands[0] if maker is not None and maker.name == "copy" else slot
-        if site.names.get(held, 1.0) == 0 and in_scope(site.values[slot]):
+        if site.names.get(held, costs.UNNAMED) == 0 and in_scope(site.values[slot]):
             yield _weighted(site, position)
 
 
@@ -96,13 +99,13 @@ def _weighted(site: Site, position: int) -> Edit:
             return None
         return replace(
             edit, message=f"{operand} lacks a factor {constant.name}",
-            rank=1.1 + 0.5 * constant.simple, change=(position, f"_x * ({constant.text})"),
-            compute=lambda a, v, _: compute(a, v, constant.value), start=None, settle=None,
-        )  # fmt: skip
+            rank=costs.TERM_SCALED + costs.PER_ODDITY * constant.simple,
+            change=(position, f"_x * ({constant.text})"),
+            compute=lambda a, v, _: compute(a, v, constant.value), start=None, settle=None)
 
     edit = Edit(
-        site.equation.key, "factor", "", compute, 1, start=1.0, settle=settle, also="wrong constant"
-    )
+        site.equation.key, Kind.FACTOR, "", compute, 1, start=1.0, settle=settle,
+        also=Kind.WRONG_CONSTANT)
     return edit
 
 
@@ -124,11 +127,12 @@ def _literal(site: Site, position: int, now: float) -> Edit:
         value = constant.value if constant else c
         if abs(value - now) <= 1e-12 * abs(now) or product and abs(value - 1) < 1e-9:
             return None  # nothing changed, or the factor should go
-        kind, rank = "wrong constant", 0.4 + 0.5 * (constant.simple if constant else 6)
+        odd = constant.simple if constant else costs.NAMELESS_NUMBER
+        kind, rank = Kind.WRONG_CONSTANT, costs.NUMBER + costs.PER_ODDITY * odd
         if value == 0 and not product:
-            kind = "extra term"
+            kind = Kind.EXTRA_TERM
         if now and value == -now:
-            kind, rank = "sign", 1.2
+            kind, rank = Kind.SIGN, costs.NUMBER_NEGATED
         to = constant.name if constant else shown(c)
         if text and constant and constant.value != c:
             value = c  # the number found is a part of the operand's
@@ -136,17 +140,15 @@ def _literal(site: Site, position: int, now: float) -> Edit:
             site.equation.key, kind, f"the constant should be {to}, not {shown(was)}",
             lambda a, v, _: site.again(with_operand(a, position, np.asarray(value))), rank,
             change=(position, text or (constant.text if constant else shown(c))),
-            also="factor" if product and kind == "wrong constant" else "",
-        )  # fmt: skip
+            also=Kind.FACTOR if product and kind == Kind.WRONG_CONSTANT else "")
 
     return Edit(
-        site.equation.key, "wrong constant", "",
-        lambda a, v, c: site.again(with_operand(a, position, np.asarray(c))), 1,
-        start=now, settle=settle,
-    )  # fmt: skip
+        site.equation.key, Kind.WRONG_CONSTANT, "",
+        lambda a, v, c: site.again(with_operand(a, position, np.asarray(c))), costs.SCALED,
+        start=now, settle=settle)
 
 
-def _meant(site: Site, position: int, c: float, now: float) -> tuple[Constant | None, float, str]:
+def _meant(site: Site, position: int, c: float, now: float) -> tuple[Numeral | None, float, str]:
     """The constant that a person wrote wrongly, what it was, and the operand written rightly.
 
     Python has multiplied ``2 * 0.044715`` out before JAX sees it: which of the two was wrong is
@@ -154,7 +156,7 @@ def _meant(site: Site, position: int, c: float, now: float) -> tuple[Constant | 
     """
     node = None if site.expression is None else site.expression.operand(position)
     parts = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
-    best: tuple[Constant, float, str] | None = None
+    best: tuple[Numeral, float, str] | None = None
     if node is not None and len(parts) > 1 and _is_product(node):
         for part in parts:
             was = float(part.value)  # pyright: ignore[reportArgumentType]
