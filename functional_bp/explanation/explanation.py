@@ -201,7 +201,7 @@ class Explanation(EvaluatedGraph):
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
         from functional_bp.explanation import tables
-        from functional_bp.explanation.formulas.latex import escaped
+        from functional_bp.explanation.formulas.transliteration import escaped
         from functional_bp.tables import latex
 
         return latex.latex(tables.tables(self, rows), escaped, standalone)

@@ -17,7 +17,7 @@ from functional_bp.engine.plan import Auxiliary, plan_once
 from functional_bp.explanation.formulas import equations
 from functional_bp.explanation.formulas.equations import forward, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
-from functional_bp.explanation.formulas.unicode import written
+from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.nonfinite.causes import (
     Entry,
     FirstNonfinite,
