@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from functional_bp.definitions import definition
 from functional_bp.engine.rule import Pullback, Rule
 from functional_bp.explanation.formulas.expression import (
     ZERO,
@@ -27,7 +28,7 @@ from functional_bp.explanation.formulas.expression import (
     put,
     walk,
 )
-from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read, syntax
+from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read
 from functional_bp.explanation.formulas.transliteration import MACRON, transliterated
 from functional_bp.explanation.formulas.writing import LATEX, barred, written
 
@@ -353,7 +354,8 @@ def _is_program(pullback: Pullback) -> bool:
 
 def _worker(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """The documented function that a lambda calls and does nothing else."""
-    node = syntax(function)
+    found = definition(function)
+    node = found.node if found else None
     if isinstance(node, ast.Lambda) and isinstance(node.body, ast.Call):
         if isinstance(node.body.func, ast.Name):
             called = inspect.getclosurevars(function)
