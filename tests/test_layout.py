@@ -10,8 +10,8 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # A file may import from its own folder and from those above it in this list.
 ORDER = [
-    "_jax", "errors", "tables", "engine", "vjps", "graph", "gradcheck", "explanation", "train",
-    "functional_bp", "cli", "__main__",
+    "_jax", "errors", "definitions", "tables", "engine", "vjps", "graph", "gradcheck",
+    "explanation", "train", "functional_bp", "cli", "__main__",
 ]  # fmt: skip
 
 

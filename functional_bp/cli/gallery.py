@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Primitive
+from jax.extend.core import JaxprEqn, Primitive
 
 from functional_bp import _jax
 from functional_bp.engine import improvements as declared
@@ -24,7 +24,7 @@ from functional_bp.engine.higher_order import of_jax
 from functional_bp.engine.improvements import Improvement
 from functional_bp.engine.rule import Pullback, Rule, rules
 from functional_bp.explanation.formulas.formula import Formula, formula
-from functional_bp.graph.nested import inner_graphs
+from functional_bp.graph.interpret import equations
 from functional_bp.tables.markdown import escaped, markdown
 from functional_bp.tables.table import Cell, Column, Line, Table
 
@@ -46,7 +46,7 @@ def primitive_of(entry: Improvement) -> Primitive | None:
             jaxpr = jax.make_jaxpr(entry.function)(*map(np.asarray, entry.at)).jaxpr
     except Exception:  # a call that this JAX does not have
         return None
-    for eqn in _equations(jaxpr):
+    for eqn in equations(jaxpr):
         rule = rules.get(eqn.primitive)
         if rule is not None and entry.file in (rule.file, _file_of_function(eqn)):
             return eqn.primitive
@@ -57,16 +57,6 @@ def _file_of_function(eqn: JaxprEqn) -> str | None:
     """Find where the structure stands that we have for a function of JAX with its own tangent."""
     structure = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
     return None if structure is None else inspect.getfile(structure)
-
-
-def _equations(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """List the equations in the order in which they stand, calls opened."""
-    found: list[JaxprEqn] = []
-    for eqn in jaxpr.eqns:
-        found.append(eqn)
-        for inner in inner_graphs(eqn):
-            found += _equations(inner.jaxpr)
-    return found
 
 
 LONGEST_CODE = 60  # lines of a rule's source that are shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
@@ -123,20 +123,15 @@ class Explanation(EvaluatedGraph):
 
         return svg_of(self, style, theme, **options)
 
-    def html(self, title: str | None = None, colours: Mapping[str, str] | None = None) -> str:
+    def html(self, title: str | None = None) -> str:
         """A page for a browser, one file that needs no network, in which scopes open and close.
 
         Args:
             title: of the page; by default the function's name.
-            colours: a category (a device, a stage) by the name of a variable or the path of a
-                scope; the page colours by it.
-
-        Raises:
-            PageError: ``colours`` names what is not in the graph.
         """
         from functional_bp.explanation.page import page
 
-        return page(self, title, colours)
+        return page(self, title)
 
     def save(
         self,
@@ -201,7 +196,7 @@ class Explanation(EvaluatedGraph):
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
         from functional_bp.explanation import tables
-        from functional_bp.explanation.formulas.latex import escaped
+        from functional_bp.explanation.formulas.transliteration import escaped
         from functional_bp.tables import latex
 
         return latex.latex(tables.tables(self, rows), escaped, standalone)

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite, host
@@ -23,6 +22,7 @@ from functional_bp.explanation.numbers import format_number, summarize
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.sweeps import sweep
 from functional_bp.graph.graph import Equation, Variable
+from functional_bp.graph.nested import opened_scan
 
 # Where a gradient becomes zero: the operation that lets nothing through, and for which units.
 #
@@ -474,7 +474,6 @@ def _called(gate: Gate) -> str:
     return f"{equation.label or equation.operation}({gate.operand})"
 
 
-def _stepped(equation: Any) -> Iterator[Variable]:
+def _stepped(equation: Equation) -> list[Variable]:
     """The operands of a ``scan`` of which each step takes one slice."""
-    consts, carries = _jax.scan_counts(equation.eqn.params)
-    return iter(equation.inputs[consts + carries :])
+    return opened_scan(equation.eqn).divided(equation.inputs)[2]

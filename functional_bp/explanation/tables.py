@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from functional_bp.explanation.formulas import latex, unicode
+from functional_bp.explanation.formulas.transliteration import transliterated
+from functional_bp.explanation.formulas.writing import LATEX, written
 from functional_bp.explanation.numbers import (
     WORDS,
     format_number,
@@ -152,15 +153,15 @@ def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[L
 
 
 def _formula(row: ReverseRow) -> Cell:
-    bar, sign = unicode.written(row.variable), "+=" if row.is_share else "="
-    bar_latex = lambda: latex.written(row.variable)
+    bar, sign = written(row.variable), "+=" if row.is_share else "="
+    bar_latex = lambda: written(row.variable, LATEX)
     if (formula := row.formula) is not None:
         tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
         return Cell(formula.text(sign), tex, short=formula.brief(sign))
     if row.kind == "seed":
         value = described(row.downstream)
         return Cell(f"{bar} {sign} {value}",
-                    lambda: f"{bar_latex()} {sign} {latex.transliterated(value)}")  # fmt: skip
+                    lambda: f"{bar_latex()} {sign} {transliterated(value)}")  # fmt: skip
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
         return Cell(
@@ -168,4 +169,4 @@ def _formula(row: ReverseRow) -> Cell:
             lambda: rf"{bar_latex()} = \text{{sum of {len(shares)} uses}}",
         )
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
-    return Cell(f"{bar} = {terms}", lambda: f"{bar_latex()} = {latex.transliterated(terms)}")
+    return Cell(f"{bar} = {terms}", lambda: f"{bar_latex()} = {transliterated(terms)}")

@@ -28,7 +28,7 @@ from jax.extend.core import Jaxpr, Var, jaxpr_as_fun
 from functional_bp import _jax
 from functional_bp.graph import names
 from functional_bp.graph.graph import Equation, Graph, Recomputed, Variable
-from functional_bp.graph.nested import CALLS
+from functional_bp.graph.nested import CALLS, Inner, opened_scan
 from functional_bp.graph.trace import trace
 
 CHECKPOINT = "remat2"
@@ -225,35 +225,28 @@ def _label(equation: Equation) -> str:
 
 def _unrolled(equation: Equation) -> Graph:
     """A ``scan`` as a graph without it: x[0], body, x[1], body, …, the outputs stacked."""
-    eqn = equation.eqn
-    consts, carries = _jax.scan_counts(eqn.params)
-    length, is_reverse = eqn.params["length"], eqn.params["reverse"]
-    body = eqn.params["jaxpr"]
+    scan = opened_scan(equation.eqn)
 
     def loop(*operands: Any) -> list[Any]:
-        fixed, carry, xs = (
-            operands[:consts],
-            list(operands[consts : consts + carries]),
-            operands[consts + carries :],
-        )
+        fixed, carry, xs = scan.divided(operands)
         stacks: list[list[Any]] = []
-        for t in reversed(range(length)) if is_reverse else range(length):
-            step = _step(body, f"t{t}")
+        for t in reversed(range(scan.length)) if scan.is_reversed else range(scan.length):
+            step = _step(scan.body, f"t{t}")
             outs = step(*fixed, *carry, *(lax.index_in_dim(x, t, keepdims=False) for x in xs))
-            carry = list(outs[:carries])
-            stacks.append(list(outs[carries:]))
-        if is_reverse:
+            carry = list(outs[: scan.carries])
+            stacks.append(list(outs[scan.carries :]))
+        if scan.is_reversed:
             stacks.reverse()
         return [*carry, *(jnp.stack(ys) for ys in zip(*stacks))]
 
-    operands = [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars]  # pyright: ignore[reportAttributeAccessIssue]
+    avals: list[Any] = [atom.aval for atom in equation.eqn.invars]
+    operands = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     return trace(loop, *operands)
 
 
-def _step(body: Any, label: str) -> Callable[..., Any]:
+def _step(body: Inner, label: str) -> Callable[..., Any]:
     """One step of a loop as a call that is named after its time."""
-    opened, consts = _jax.open_jaxpr(body)
-    run = jaxpr_as_fun(body if hasattr(body, "jaxpr") else _jax.ClosedJaxpr(opened, consts))
+    run = jaxpr_as_fun(_jax.ClosedJaxpr(body.jaxpr, body.consts))
 
     def step(*operands: Any) -> Any:
         return run(*operands)

@@ -1,4 +1,10 @@
-"""What a check reads off the graph of a claim: precision, thresholds, loops, custom rules."""
+"""Graphs are run with a hook in place of each equation, and asked for what they hold.
+
+``interpret`` is the engine's own: ``run(eqn, operands)`` stands for each equation, and ``rebuild``
+goes on into the graphs that an equation holds. On it rest loops that are stopped, custom rules that
+are left out, and iterations that take a step more. What is asked of a graph: its precision, its
+thresholds, whether it loops.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine.sweeps import evaluate
-from functional_bp.graph.nested import inner_graphs
+from functional_bp.engine.sweeps import run as interpret
+from functional_bp.graph.nested import inner_graphs, opened_scan
 
 UNIT64 = float(np.finfo(np.float64).eps)  # relative spacing of float64
 COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
@@ -93,7 +100,7 @@ def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arrays: Any) -> list[Any]:
         jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
         if not has_while(jaxpr):
-            return interpret(jaxpr, consts, arrays, evaluate)
+            return interpret(jaxpr, consts, arrays)
         return interpret(jaxpr, consts, arrays, _evaluate_bounded)
 
     return run
@@ -115,15 +122,6 @@ def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
 def holds_custom_rules(jaxpr: Jaxpr) -> bool:
     """Whether a person's custom_vjp or custom_jvp function is in the graph."""
     return any(_custom_body(eqn) is not None for eqn in equations(jaxpr))
-
-
-def interpret(jaxpr: Jaxpr, consts: Sequence[Any], arrays: Sequence[Any], run: Any) -> list[Any]:
-    """Run a graph with ``run(eqn, operands)`` in place of each equation."""
-    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *arrays)))
-    read = lambda atom: atom.val if isinstance(atom, Literal) else env[atom]
-    for eqn in jaxpr.eqns:
-        env.update(zip(eqn.outvars, run(eqn, [read(a) for a in eqn.invars])))
-    return [read(a) for a in jaxpr.outvars]
 
 
 def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
@@ -148,7 +146,7 @@ def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     inners = inner_graphs(eqn)
     name = eqn.primitive.name
     if name == "scan":
-        return _scan(eqn, operands, inners[0], run)
+        return _scan(eqn, operands, run)
     if name == "cond":
         index, *rest = operands
         branch = lambda inner: lambda *xs: interpret(inner.jaxpr, inner.consts, xs, run)
@@ -158,16 +156,15 @@ def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     return evaluate(eqn, operands)
 
 
-def _scan(eqn: JaxprEqn, operands: Sequence[Any], body: Any, run: Any) -> Sequence[Any]:
-    consts, carries = _jax.scan_counts(eqn.params)
-    held, rest = list(operands[:consts]), list(operands[consts:])
+def _scan(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
+    scan = opened_scan(eqn)
+    held, first, xs = scan.divided(operands)
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        outs = interpret(body.jaxpr, body.consts, [*held, *carry, *x], run)
-        return outs[:carries], outs[carries:]
+        outs = interpret(scan.body.jaxpr, scan.body.consts, [*held, *carry, *x], run)
+        return outs[: scan.carries], outs[scan.carries :]
 
-    length, reverse = eqn.params["length"], eqn.params["reverse"]
-    last, ys = lax.scan(step, rest[:carries], rest[carries:], length=length, reverse=reverse)
+    last, ys = lax.scan(step, first, xs, length=scan.length, reverse=scan.is_reversed)
     return [*last, *ys]
 
 
@@ -178,7 +175,7 @@ def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
     def proceed(state: tuple[Any, list[Any]]) -> Any:
         count, carry = state
-        goes_on = interpret(condition.jaxpr, condition.consts, [*tested, *carry], evaluate)[0]
+        goes_on = interpret(condition.jaxpr, condition.consts, [*tested, *carry])[0]
         return jnp.all(goes_on) & (count < STEP_LIMIT)
 
     def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
@@ -226,19 +223,19 @@ def one_step_more(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
 def _is_iteration(eqn: JaxprEqn) -> bool:
     if eqn.primitive.name != "scan":
         return False
-    consts, carries = _jax.scan_counts(eqn.params)
-    return len(eqn.invars) == consts + carries and len(eqn.outvars) == carries
+    scan = opened_scan(eqn)
+    return not scan.divided(eqn.invars)[2] and len(eqn.outvars) == scan.carries
 
 
 def _step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
     inners = inner_graphs(eqn)
     if _is_iteration(eqn):
-        consts, _ = _jax.scan_counts(eqn.params)
-        held, init = operands[:consts], list(operands[consts:])
+        scan = opened_scan(eqn)
+        held, first, _ = scan.divided(operands)
         body = lambda carry, _: (
-            interpret(inners[0].jaxpr, inners[0].consts, [*held, *carry], evaluate), None
+            interpret(scan.body.jaxpr, scan.body.consts, [*held, *carry]), None
         )  # fmt: skip
-        return lax.scan(body, init, length=eqn.params["length"] + 1)[0]
+        return lax.scan(body, first, length=scan.length + 1)[0]
     if len(inners) == 1 and holds_iteration(inners[0].jaxpr) and eqn.primitive.name != "scan":
         return interpret(inners[0].jaxpr, inners[0].consts, operands, _step)
     return evaluate(eqn, operands)

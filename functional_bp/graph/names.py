@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.tree_util import DictKey, SequenceKey, keystr, tree_flatten_with_path
 
-from functional_bp.graph.nested import inner_graphs
+from functional_bp.graph.nested import every_graph
 
 
 def function_name(fun: Callable[..., Any]) -> str:
@@ -137,12 +137,10 @@ def is_tag(eqn: JaxprEqn) -> bool:
 
 def given_names(jaxpr: Jaxpr) -> set[str]:
     """All names that stand in a graph and those nested in it: arguments and tags."""
-    names = set(filter(None, getattr(jaxpr.debug_info, "arg_names", None) or ()))
-    for eqn in jaxpr.eqns:
-        if is_tag(eqn):
-            names.add(eqn.params["name"])
-        for inner in inner_graphs(eqn):
-            names |= given_names(inner.jaxpr)
+    names: set[str] = set()
+    for graph in every_graph(jaxpr):
+        names.update(filter(None, getattr(graph.debug_info, "arg_names", None) or ()))
+        names.update(eqn.params["name"] for eqn in graph.eqns if is_tag(eqn))
     return names
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jax.extend.core import Jaxpr, JaxprEqn
 
@@ -33,6 +33,9 @@ def called(eqn: JaxprEqn) -> Any:
     if eqn.primitive.name not in CALLS | WITH_OWN_RULE:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+
+
+Operand = TypeVar("Operand")
 
 
 class Inner(NamedTuple):
@@ -81,10 +84,46 @@ def _inner(
     return Inner(label, opened, consts, runs, operands, same)
 
 
+def every_graph(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
+    """The graph, then those nested in it, at any depth."""
+    yield jaxpr
+    for eqn in jaxpr.eqns:
+        for inner in inner_graphs(eqn):
+            yield from every_graph(inner.jaxpr)
+
+
+class Scan(NamedTuple):
+    """A ``scan`` that is opened.
+
+    Attributes:
+        body: the graph of one step, of constants, the carry and one slice of each of ``xs``.
+        length: how many steps it takes.
+        is_reversed: it goes from the last slice to the first.
+        consts, carries: how many operands are constants, and how many are carried on.
+    """
+
+    body: Inner
+    length: int
+    is_reversed: bool
+    consts: int
+    carries: int
+
+    def divided(self, operands: Sequence[Operand]) -> tuple[list[Operand], ...]:
+        """What stands for the operands as constants, carry and ``xs``."""
+        start, stop = self.consts, self.consts + self.carries
+        return list(operands[:start]), list(operands[start:stop]), list(operands[stop:])
+
+
+def opened_scan(eqn: JaxprEqn) -> Scan:
+    """A ``scan`` with its body, and with the counts by which its operands divide."""
+    consts, carries = _jax.scan_counts(eqn.params)
+    length, operands = eqn.params["length"], range(len(eqn.invars))
+    body = _inner("body", eqn.params["jaxpr"], length, operands, consts)
+    return Scan(body, length, eqn.params["reverse"], consts, carries)
+
+
 def _scan(eqn: JaxprEqn) -> Iterator[Inner]:
-    consts, _ = _jax.scan_counts(eqn.params)
-    operands = range(len(eqn.invars))
-    yield _inner("body", eqn.params["jaxpr"], eqn.params["length"], operands, consts)
+    yield opened_scan(eqn).body
 
 
 def _while(eqn: JaxprEqn) -> Iterator[Inner]:

@@ -34,7 +34,7 @@ def network(x, w):
 def page(tmp_path_factory) -> Path:
     e = bp.explain(network, np.array([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]]), np.full((3, 2), 0.1))
     file = tmp_path_factory.mktemp("page") / "page.html"
-    text = e.html(colours={"encoder": "stage 1"})
+    text = e.html()
     file.write_text(text.replace("<head>", "<head>" + CATCH), encoding="utf-8")
     return file
 
@@ -82,18 +82,13 @@ def test_a_name_is_found_and_selected(page):
     assert "made by tanh" in panel and "f64[2,2]" in panel
 
 
-@pytest.mark.parametrize("colour", ["memory", "flops", "gradient", "category"])
+@pytest.mark.parametrize("colour", ["memory", "flops", "gradient"])
 def test_each_colour_has_a_legend(page, colour):
     document = shown(page, colour=colour)
     assert f'data-mode="{colour}" aria-checked="true"' in document
     assert "tinted" in document or "nothing" in document or "broken" in document
     legend = document[document.index('id="legend"') : document.index('id="zoom"')]
-    words = {
-        "memory": "Kept",
-        "flops": "operations",
-        "gradient": "log scale",
-        "category": "stage 1",
-    }
+    words = {"memory": "Kept", "flops": "operations", "gradient": "log scale"}
     assert words[colour] in legend
 
 

@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend.core import Primitive
 
 import functional_bp as bp
-from functional_bp.explanation.formulas import unicode
+from functional_bp.explanation.formulas import writing
 from functional_bp.explanation.formulas.equations import forward, reverse, short_names, symbols
 from functional_bp.explanation.formulas.expression import (
     ONE,
@@ -52,7 +52,7 @@ Y_BAR = Symbol("y", bar=True)
 
 def written(function: Any, *names: str, **static: Any) -> str:
     arguments = {n: Symbol(n[:-4], bar=True) if n.endswith("_bar") else Symbol(n) for n in names}
-    return unicode.written(read(function, arguments, static))
+    return writing.written(read(function, arguments, static))
 
 
 def half_and_full(y_bar: Any, x: Any) -> Any:
@@ -125,30 +125,30 @@ def test_a_rule_of_ones_own() -> None:
 
 def test_precedence() -> None:
     total, difference = add(X, Y), subtract(X, Y)
-    assert unicode.written(multiply(total, W)) == "W (x + y)"
-    assert unicode.written(subtract(W, difference)) == "W − x + y"
-    assert unicode.written(divide(X, total)) == "x / (x + y)"
-    assert unicode.written(power(total, number(2))) == "(x + y)²"
-    assert unicode.written(power(negate(X), number(3))) == "−x³"
-    assert unicode.written(power(X, subtract(Y, ONE))) == "x^(y − 1)"
-    assert unicode.written(Transpose(total)) == "(x + y)ᵀ"
-    assert unicode.written(MatrixProduct((total, W))) == "(x + y) W"
-    assert unicode.written(Call("cos", (total,), known=True)) == "cos(x + y)"
-    assert unicode.written(Call("√", (total,), known=True)) == "√(x + y)"
-    assert unicode.written(multiply(X, Call("cos", (Y,), known=True))) == "x cos y"
-    assert unicode.written(multiply(Symbol("loss"), total)) == "loss · (x + y)"
-    assert unicode.written(divide(ONE, multiply(number(2), X))) == "1 / (2 x)"
+    assert writing.written(multiply(total, W)) == "W (x + y)"
+    assert writing.written(subtract(W, difference)) == "W − x + y"
+    assert writing.written(divide(X, total)) == "x / (x + y)"
+    assert writing.written(power(total, number(2))) == "(x + y)²"
+    assert writing.written(power(negate(X), number(3))) == "−x³"
+    assert writing.written(power(X, subtract(Y, ONE))) == "x^(y − 1)"
+    assert writing.written(Transpose(total)) == "(x + y)ᵀ"
+    assert writing.written(MatrixProduct((total, W))) == "(x + y) W"
+    assert writing.written(Call("cos", (total,), known=True)) == "cos(x + y)"
+    assert writing.written(Call("√", (total,), known=True)) == "√(x + y)"
+    assert writing.written(multiply(X, Call("cos", (Y,), known=True))) == "x cos y"
+    assert writing.written(multiply(Symbol("loss"), total)) == "loss · (x + y)"
+    assert writing.written(divide(ONE, multiply(number(2), X))) == "1 / (2 x)"
 
 
 def test_one_form() -> None:
     assert multiply(X, divide(ONE, X)) == ONE
     assert multiply(number(Fraction(1, 3)), X, X) == divide(power(X, number(2)), number(3))
     assert add(X, negate(X)) != X and add(X, number(0)) == X
-    assert unicode.written(add(multiply(Y_BAR, X), multiply(Y_BAR, Y))) == "ȳ · (x + y)"
+    assert writing.written(add(multiply(Y_BAR, X), multiply(Y_BAR, Y))) == "ȳ · (x + y)"
     assert choose(Comparison(X, "<", Y), X, X) == X
     assert opposite(Comparison(X, "<", Y)) == Comparison(X, "≥", Y)
     assert opposite(opposite(X)) == X
-    assert unicode.written(divide(X, number(0))) == "div(x, 0)"
+    assert writing.written(divide(X, number(0))) == "div(x, 0)"
 
 
 def test_names() -> None:
@@ -158,7 +158,7 @@ def test_names() -> None:
     mul = bp.rules[lax.mul_p]
     assert str(formula(mul, "x", names={"x": "y", "y": "x"})) == "ȳ = z̄ · x", "all at once"
     assert str(formula(mul, "x", names={"y": number(2)})) == "x̄ = z̄ · 2"
-    assert unicode.barred("loss") == "l\u0305o\u0305s\u0305s\u0305"
+    assert writing.barred("loss") == "l\u0305o\u0305s\u0305s\u0305"
     line = renamed("x̄ = the part of ȳ where x stands, a cotangent of a", {"a": "b"}, {"x": "w̄"})
     assert line == "w̄ = the part of ȳ where x stands, a cotangent of b"
 
@@ -190,7 +190,7 @@ def test_short_names() -> None:
 )  # fmt: skip
 def test_contractions_as_matrices(out: str, x: str, y: str, expected: str) -> None:
     letters, product = contracted(out, (X, x), (Y, y))
-    assert unicode.written(product) == expected and letters == (out if "Σ" in expected else "")
+    assert writing.written(product) == expected and letters == (out if "Σ" in expected else "")
     if "Σ" in expected:
         return
     rng = np.random.default_rng(0)

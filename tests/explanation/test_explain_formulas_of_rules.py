@@ -17,7 +17,6 @@ import functional_bp as bp
 from functional_bp.cli.gallery import formulas
 from functional_bp.engine.rule import Rule
 from functional_bp.engine.sweeps import evaluate as run_equation
-from functional_bp.explanation.formulas import latex, unicode
 from functional_bp.explanation.formulas.expression import (
     ONE,
     Shape,
@@ -30,6 +29,8 @@ from functional_bp.explanation.formulas.expression import (
 )
 from functional_bp.explanation.formulas.formula import formula
 from functional_bp.explanation.formulas.reading import NotNumericError, evaluate
+from functional_bp.explanation.formulas.transliteration import escaped, latex_name, transliterated
+from functional_bp.explanation.formulas.writing import LATEX, written
 
 RULES = sorted(bp.rules.values(), key=lambda rule: rule.primitive.name)
 X, Y = Symbol("x"), Symbol("y")
@@ -53,7 +54,7 @@ def test_every_rule_has_a_readable_formula(rule: Rule) -> None:
         assert 0 < len(text) <= 120 and "\n" not in text
         assert not any(word in text for word in ("lambda", "y_bar", "x_t", "object at", "None"))
         if made.left is not None:
-            bar = unicode.written(Symbol(operand, bar=True))
+            bar = written(Symbol(operand, bar=True))
             starred = any(n.text == operand and n.starred for n in rule.operands)
             assert starred or text.startswith(f"{bar} = ")
         check_latex(made.latex())
@@ -163,10 +164,11 @@ def test_a_wrong_formula_is_seen() -> None:
 def test_latex() -> None:
     assert formula(bp.rules[lax.sin_p], "x").latex() == r"\bar{x} = \bar{y}\,\cos x"
     assert formula(bp.rules[lax.sqrt_p], "x").latex() == r"\bar{x} = \frac{\bar{y}}{2\,y}"
-    assert latex.written(divide(negate(Y_BAR), add(X, ONE))) == r"-\frac{\bar{y}}{x + 1}"
-    assert latex.name("W1", bar=True) == r"\bar{W}_{1}"
-    assert latex.escaped("50 % of a_b & ∂x") == r"50 \% of a\_b \& $\partial$x"
-    line = latex.transliterated("x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}")
+    assert written(divide(negate(Y_BAR), add(X, ONE)), LATEX) == r"-\frac{\bar{y}}{x + 1}"
+    assert written(negate(add(X, Y)), LATEX) == r"-\left(x + y\right)"
+    assert latex_name("W1", bar=True) == r"\bar{W}_{1}"
+    assert escaped("50 % of a_b & ∂x") == r"50 \% of a\_b \& $\partial$x"
+    line = transliterated("x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}")
     assert line == r"\bar{x}_{i} = \bar{y} [x_{i} = y] / \#\{j : x_{j} = y\}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.explanation.page import PageError, frame, page
+from functional_bp.explanation.page import frame, page
 
 NASTY = """<b>&"x'</script><!--"""
 
@@ -167,16 +167,6 @@ def test_the_size_grows_with_the_number_of_equations_alone():
 
     sizes = [len(page(bp.explain(lambda x, n=n: chain(x, n), np.ones(8)))) for n in (50, 100)]
     assert (sizes[1] - sizes[0]) / 150 < 2000  # bytes for each further equation
-
-
-def test_categories_are_named_by_scope_or_variable():
-    data = data_of(page(explained(), colours={"encoder": "cpu:0", "h": "cpu:1"}))
-    assert data["colours"] == {"encoder": "cpu:0", "h": "cpu:1"}
-
-
-def test_a_category_of_what_is_not_there_is_refused():
-    with pytest.raises(PageError, match="no variable and no scope of network is called 'decoder'"):
-        page(explained(), colours={"decoder": "cpu:0"})
 
 
 def test_a_notebook_shows_the_page_in_a_frame_of_its_own():

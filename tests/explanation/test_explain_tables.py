@@ -18,7 +18,7 @@ from well_formed import check_latex
 
 import functional_bp as bp
 from functional_bp.explanation import tables
-from functional_bp.explanation.formulas import unicode
+from functional_bp.explanation.formulas import writing
 from functional_bp.explanation.numbers import state_of
 from functional_bp.explanation.rows import ReverseRow, forward_rows, reverse_rows
 from functional_bp.tables.latex import PACKAGES
@@ -63,7 +63,7 @@ def test_dives_product_of_a_sum() -> None:
     ahead = [(row.formula.text(), float(row.values[0])) for row in forward_rows(explanation)]
     assert ahead == [("x", 1), ("y", 3), ("z", -3), ("p = x + y", 4), ("result = p z", -12)]
     rows = by_formula(explanation)
-    bar = unicode.barred("result")
+    bar = writing.barred("result")
     assert numbers(rows[f"p̄ = {bar} · z"]) == (1, -3, -3)
     assert numbers(rows[f"z̄ = {bar} · p"]) == (1, 4, 4)
     assert numbers(rows["x̄ = p̄"]) == numbers(rows["ȳ = p̄"]) == (-3, 1, -3)
@@ -77,7 +77,7 @@ def test_the_lectures_neuron() -> None:
     downstream = [round(float(row.downstream), 2) for row in scalars]
     assert downstream[:6] == [-0.53, -0.53, -0.2, 0.2, 0.2, 0.2]
     assert [round(float(row.local), 2) for row in scalars[:5]] == [-0.53, 1, 0.37, -1, 1]
-    sums = {unicode.written(row.variable): row for row in rows if row.kind == "sum"}
+    sums = {writing.written(row.variable): row for row in rows if row.kind == "sum"}
     assert np.round(sums["w̄"].downstream, 2).tolist() == [-0.2, -0.39, 0.2]
     assert np.round(sums["x̄"].downstream, 2).tolist() == [0.39, -0.59]
     assert len(sums["w̄"].parts) == 3
@@ -110,7 +110,7 @@ def test_what_is_not_elementwise_has_no_local_gradient() -> None:
 
 def test_branches_sum() -> None:
     explanation = bp.explain(lambda x: x * x + 3 * x, 2.0)
-    rows = [row for row in reverse_rows(explanation) if unicode.written(row.variable) == "x̄"]
+    rows = [row for row in reverse_rows(explanation) if writing.written(row.variable) == "x̄"]
     assert [row.kind for row in rows] == ["share", "share", "share", "sum"]
     assert sum(float(part) for part in rows[-1].parts) == float(rows[-1].downstream) == 7.0
     text = explanation.text(100)

@@ -23,7 +23,7 @@ from functional_bp.explanation.formulas.expression import (
     put,
 )
 from functional_bp.explanation.formulas.formula import Formula, contracted, formula
-from functional_bp.explanation.formulas.unicode import written
+from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_shape, format_value
 from functional_bp.graph.graph import Equation, Graph, Variable
 

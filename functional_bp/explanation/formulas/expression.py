@@ -188,6 +188,20 @@ def children(expression: Expression) -> Iterator[Expression]:
                 yield item
 
 
+def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """The same node with other parts: ``change`` is applied to each expression directly inside."""
+    if isinstance(expression, Literal):  # its value may be a tuple of another kind
+        return expression
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(changed, value))
+        return change(value) if isinstance(value, Expression) else value
+
+    inner = {f.name: changed(getattr(expression, f.name)) for f in fields(expression)}  # pyright: ignore[reportArgumentType]
+    return replace(expression, **inner)  # pyright: ignore[reportArgumentType]
+
+
 def walk(expression: Expression) -> Iterator[Expression]:
     """The expression and all inside it."""
     yield expression
@@ -393,28 +407,9 @@ def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expr
             return divide(top, multiply(*map(again, below))) if below else top
         case Power(base, exponent):
             return power(again(base), again(exponent))
-        case MatrixProduct(factors):
-            return MatrixProduct(tuple(map(again, factors)))
-        case Call():
-            keywords = tuple((key, again(value)) for key, value in expression.keywords)
-            arguments = tuple(map(again, expression.arguments))
-            return replace(expression, arguments=arguments, keywords=keywords)
-        case Transpose(base):
-            return Transpose(again(base))
-        case Indexed(base, subscript):
-            return Indexed(again(base), subscript)
-        case Item(base, index):
-            return Item(again(base), index)
-        case Total(over, body):
-            return Total(over, again(body))
-        case Comparison(left, sign, right):
-            return Comparison(again(left), sign, again(right))
-        case Truth(condition):
-            return Truth(again(condition))
         case Choice(condition, chosen, otherwise):
             return choose(again(condition), again(chosen), again(otherwise))
-        case _:
-            return expression
+    return rebuilt(expression, again)
 
 
 def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
@@ -425,15 +420,10 @@ def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
     return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
 
 
-def _put_as_it_stands(expression: Any, values: Mapping[Any, Expression]) -> Any:
-    if isinstance(expression, tuple):
-        return tuple(_put_as_it_stands(item, values) for item in expression)
-    if not isinstance(expression, Expression):
-        return expression
+def _put_as_it_stands(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
     if expression in values:
         return values[expression]
-    inner = {f.name: getattr(expression, f.name) for f in fields(expression)}  # pyright: ignore[reportArgumentType]
-    return replace(expression, **{k: _put_as_it_stands(v, values) for k, v in inner.items()})  # pyright: ignore[reportArgumentType]
+    return rebuilt(expression, lambda part: _put_as_it_stands(part, values))
 
 
 # What operations are in mathematics: ``mul`` is a product, ``rsqrt`` is one over a root.

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from functional_bp.definitions import definition
 from functional_bp.engine.rule import Pullback, Rule
-from functional_bp.explanation.formulas import latex, unicode
 from functional_bp.explanation.formulas.expression import (
     ZERO,
     Call,
@@ -28,8 +28,9 @@ from functional_bp.explanation.formulas.expression import (
     put,
     walk,
 )
-from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read, syntax
-from functional_bp.explanation.formulas.unicode import MACRON, barred
+from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read
+from functional_bp.explanation.formulas.transliteration import MACRON, transliterated
+from functional_bp.explanation.formulas.writing import LATEX, barred, written
 
 # The formula line of a docstring, where a pullback is a program rather than a formula.
 #
@@ -127,7 +128,7 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
 # Products with named axes, as matrices where they are: z_ac = Σ_b x_ab y_bc is z = x y.
 #
 # >>> from functional_bp.explanation.formulas.expression import Symbol
-# >>> from functional_bp.explanation.formulas.unicode import written
+# >>> from functional_bp.explanation.formulas.writing import written
 # >>> z_bar, w = Symbol("z", bar=True), Symbol("W")
 # >>> print(written(contracted("ab", (z_bar, "ac"), (w, "bc"))[1]))
 # z̄ Wᵀ
@@ -218,8 +219,8 @@ class Formula:
         if self.left is None:
             return unicodedata.normalize("NFC", self._signed(sign))
         if self.right is None:
-            return unicode.written(self.left)
-        return f"{unicode.written(self.left)} {sign} {unicode.written(self.right)}"
+            return written(self.left)
+        return f"{written(self.left)} {sign} {written(self.right)}"
 
     def brief(self, sign: str = "=") -> str:
         """The formula without what is said about it: up to the first comma or colon."""
@@ -230,10 +231,10 @@ class Formula:
     def latex(self, sign: str = "=") -> str:
         """The formula in LaTeX's mathematics, without dollar signs."""
         if self.left is None:
-            return latex.transliterated(self._signed(sign))
+            return transliterated(self._signed(sign))
         if self.right is None:
-            return latex.written(self.left)
-        return f"{latex.written(self.left)} {sign} {latex.written(self.right)}"
+            return written(self.left, LATEX)
+        return f"{written(self.left, LATEX)} {sign} {written(self.right, LATEX)}"
 
     def _signed(self, sign: str) -> str:
         head, equals, tail = self.line.partition(" = ")
@@ -353,7 +354,8 @@ def _is_program(pullback: Pullback) -> bool:
 
 def _worker(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """The documented function that a lambda calls and does nothing else."""
-    node = syntax(function)
+    found = definition(function)
+    node = found.node if found else None
     if isinstance(node, ast.Lambda) and isinstance(node.body, ast.Call):
         if isinstance(node.body.func, ast.Name):
             called = inspect.getclosurevars(function)
@@ -397,6 +399,6 @@ def _named(value: str | Expression) -> Expression:
 
 def _renamed(line: str, names: Names) -> str:
     """A docstring's line with the person's names."""
-    shown = {key: unicode.written(_named(value)) for key, value in _with_bars(names).items()}
+    shown = {key: written(_named(value)) for key, value in _with_bars(names).items()}
     bars = {key[:-4]: text for key, text in shown.items() if key.endswith("_bar")}
     return renamed(line, {k: v for k, v in shown.items() if not k.endswith("_bar")}, bars)

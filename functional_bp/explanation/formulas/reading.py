@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, reduce
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend.core import Primitive
 
+from functional_bp.definitions import definition
 from functional_bp.explanation.formulas import expression as ex
 from functional_bp.explanation.formulas.expression import (
     FILLED,
@@ -187,68 +187,6 @@ def is_numerics(test: ast.expr) -> bool:
     )
 
 
-# The syntax tree of a function, also of one lambda among several on a line.
-
-Node = ast.Lambda | ast.FunctionDef
-
-
-def syntax(function: Callable[..., Any]) -> Node | None:
-    """The syntax tree of a function written in Python; None where its source cannot be read."""
-    code = getattr(function, "__code__", None)
-    if not isinstance(code, CodeType):
-        return None
-    linecache.checkcache(code.co_filename)
-    lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))
-    return _syntax(code, tuple(lines))
-
-
-@lru_cache(maxsize=2048)
-def _syntax(code: CodeType, lines: tuple[str, ...]) -> Node | None:
-    text = "".join(lines)
-    found = [n for n in _functions(text) if _first_line(n) == code.co_firstlineno]
-    if code.co_name != "<lambda>":
-        named = [n for n in found if isinstance(n, ast.FunctionDef) and n.name == code.co_name]
-        return named[0] if named else None
-    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    lambdas = [n for n in found if isinstance(n, ast.Lambda) and _names(n) == arguments]
-    if len(lambdas) < 2:
-        return lambdas[0] if lambdas else None
-    extent = _extent(code)
-    return next((n for n in lambdas if _place(n.body) == extent), None)
-
-
-@lru_cache(maxsize=64)
-def _functions(text: str) -> tuple[Node, ...]:
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return ()
-    return tuple(n for n in ast.walk(tree) if isinstance(n, ast.Lambda | ast.FunctionDef))
-
-
-def _first_line(node: Node) -> int:
-    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-
-
-def _names(node: Node) -> tuple[str, ...]:
-    arguments = node.args
-    return tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))
-
-
-def _place(node: ast.expr) -> tuple[int, int, int, int]:
-    return (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-
-
-def _extent(code: CodeType) -> tuple[int, int, int, int]:
-    """From the first to the last character that the code's instructions come from."""
-    starts, ends = [], []
-    for line, end_line, column, end_column in code.co_positions():
-        if None not in (line, end_line, column, end_column) and end_column:
-            starts.append((line, column))
-            ends.append((end_line, end_column))
-    return (*min(starts), *max(ends)) if starts else (0, 0, 0, 0)
-
-
 DEEPEST = 6  # functions and branches inside one another that are followed
 MOST_PARTS = 60  # of an expression that still counts as a formula
 
@@ -279,10 +217,11 @@ def read(
     Raises:
         UnreadableError: it is no single formula.
     """
-    node = syntax(function)
-    if node is None:
+    found = definition(function)
+    if found is None:
         raise UnreadableError(f"no source of {function!r}")
-    return _Reader(surroundings(function), dict(arguments), dict(static or {}), 0).returned(node)
+    reader = _Reader(surroundings(function), dict(arguments), dict(static or {}), 0)
+    return reader.returned(found.node)
 
 
 def is_closed(expression: Expression) -> bool:
@@ -502,10 +441,10 @@ class _Reader:
                 return FILLED[name](*rest)
             if name in OPERATORS:
                 return self.operator(name, function, node)
-        elif callable(function) and (inner := syntax(inspect.unwrap(function))) is not None:
+        elif callable(function) and (inner := definition(inspect.unwrap(function))) is not None:
             try:
                 reader = _Reader(surroundings(function), {}, {}, self.depth + 1)
-                found = self.opened(inner, reader, node)
+                found = self.opened(inner.node, reader, node)
                 if is_closed(found):
                     return found
             except UnreadableError:

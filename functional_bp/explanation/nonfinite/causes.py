@@ -22,7 +22,7 @@ from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.transforms import vjp
 from functional_bp.explanation.formulas.equations import forward
 from functional_bp.explanation.formulas.expression import Expression, Verbatim
-from functional_bp.explanation.formulas.unicode import written
+from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_value
 from functional_bp.graph.graph import Equation, Variable
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -17,7 +17,7 @@ from functional_bp.engine.plan import Auxiliary, plan_once
 from functional_bp.explanation.formulas import equations
 from functional_bp.explanation.formulas.equations import forward, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
-from functional_bp.explanation.formulas.unicode import written
+from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.nonfinite.causes import (
     Entry,
     FirstNonfinite,
@@ -37,6 +37,8 @@ from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.sweeps import flatten_taken, plan_of, sweep
 from functional_bp.graph.graph import Equation, Graph, Variable
 from functional_bp.graph.inline import opened_jaxpr
+from functional_bp.graph.interpret import interpret
+from functional_bp.graph.nested import opened_scan
 from functional_bp.graph.trace import trace
 
 # Where in a graph the first NaN or infinity comes from, by its values alone.
@@ -142,22 +144,18 @@ class Loop:
     """An equation ``scan`` or ``while`` with the values of its operands."""
 
     def __init__(self, equation: Equation, operands: Sequence[Any], max_steps: int | None) -> None:
-        params = equation.eqn.params
         self.body = equation.nested[-1].graph
         self.max_steps = max_steps
-        self.is_scan = equation.operation == "scan"
-        if self.is_scan:
-            consts, self.carries = _jax.scan_counts(params)
-            self.length: int = params["length"]
-            self.is_reversed: bool = params["reverse"]
+        self.scan = opened_scan(equation.eqn) if equation.operation == "scan" else None
+        if self.scan is not None:
+            self.consts, self.start, self.xs = self.scan.divided(operands)
         else:
+            params = equation.eqn.params
             tests, consts = params["cond_nconsts"], params["body_nconsts"]
             self.tests, operands = operands[:tests], operands[tests:]
-            self.carries = len(operands) - consts
+            self.consts, self.start, self.xs = list(operands[:consts]), list(operands[consts:]), []
             self.condition = _function(equation.nested[0].graph)
-        self.consts = list(operands[:consts])
-        self.start = list(operands[consts : consts + self.carries])
-        self.xs = list(operands[consts + self.carries :])
+        self.carries = len(self.start)
         self.run = _function(self.body)
 
     def forward(self) -> Iterator[tuple[Step, list[Any]]]:
@@ -202,11 +200,11 @@ class Loop:
 
     def _fed(self) -> list[tuple[int, list[Any]]]:
         """For each step its number and what the body is fed, in the order in which they run."""
-        if not self.is_scan:
+        if self.scan is None:
             return list(self._fed_while())
-        order = range(self.length)
+        order = range(self.scan.length)
         state, fed = self.start, []
-        for t in reversed(order) if self.is_reversed else order:
+        for t in reversed(order) if self.scan.is_reversed else order:
             operands = [*self.consts, *state, *(x[t] for x in self.xs)]
             fed.append((t, operands))
             state = list(self.run(*operands)[: self.carries])
@@ -492,12 +490,15 @@ def _within(graph: Graph, operands: Sequence[Any], max_steps: int | None) -> Fir
 
 def values_of(flat: Graph, operands: Sequence[Any]) -> dict[Variable, Any]:
     """The value of every variable of a graph, operation by operation, as nothing else rounds."""
-    values: dict[Variable, Any] = dict(zip(flat.inputs, operands, strict=True))
-    values.update(zip(flat.constants, flat.consts))
-    for equation in flat:
-        if equation.outputs:  # not a print, which ran before
-            outs = sweeps.evaluate(equation.eqn, operands_of(equation, values))
-            values.update(zip(equation.outputs, outs))
+    given = (*flat.consts, *operands)
+    values = dict(zip((*flat.constants, *flat.inputs), given, strict=True))
+
+    def run(eqn: JaxprEqn, fed: Sequence[Any]) -> Sequence[Any]:
+        outs = sweeps.evaluate(eqn, fed) if eqn.outvars else []  # a print ran before
+        values.update((flat.of_var[var], out) for var, out in zip(eqn.outvars, outs))
+        return outs
+
+    interpret(flat.jaxpr, flat.consts, operands, run)
     return values
 
 

@@ -5,6 +5,6 @@ puts both with ``page.html``, ``page.css`` and the scripts into one file. In the
 a scope opens where it stands: ``unfolding.js`` makes room for its view in the view around it.
 """
 
-from functional_bp.explanation.page.document import PageError, frame, page
+from functional_bp.explanation.page.document import frame, page
 
-__all__ = ["PageError", "frame", "page"]
+__all__ = ["frame", "page"]

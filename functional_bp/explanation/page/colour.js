@@ -1,9 +1,6 @@
-// Colours by bytes kept, by operations, by the size of the gradient, by category.
+// Colours by bytes kept, by operations, by the size of the gradient.
 
 const MODES = { plain: "Plain", memory: "Bytes kept", flops: "Flops", gradient: "Gradient" };
-if (DATA.colours) MODES.category = "Category";
-const PALETTE = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#bbbbbb"];
-const CATEGORIES = [...new Set(Object.values(DATA.colours || {}))];
 
 // How the kinds of findings about gradients are shown.
 const SORT = { nan: "broken", infinite: "broken", dead: "dead", "partly dead": "dead", underflow: "weak", vanishing: "weak", exploding: "strong" };
@@ -67,7 +64,6 @@ const SIZES = DATA.variables.map((v) => v.z).filter((z) => typeof z === "number"
 const LEAST = Math.min(...SIZES), MOST = Math.max(...SIZES);
 
 function measured(card, mode) {
-  if (mode === "category") return categoryOf(card);
   const variable = DATA.variables[card.v], scope = DATA.scopes[card.s];
   if (mode === "gradient") {
     if (scope) return scope.size;
@@ -77,22 +73,6 @@ function measured(card, mode) {
   return scope ? scope.flops : card.e !== undefined ? flopsOf(card.e) : 0;
 }
 
-function categoryOf(card) {
-  const names = [];
-  const variable = DATA.variables[card.v], scope = DATA.scopes[card.s];
-  if (variable && !scope) names.push(variable.n);
-  const paths = scope ? [scope.p, DATA.equations[scope.e[0]]?.s] : card.e !== undefined
-    ? [DATA.equations[card.e].s, DATA.scopes[card.of].p] : [];
-  for (let path of paths) {
-    while (path) {
-      names.push(path);
-      path = path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "";
-    }
-  }
-  return names.map((n) => DATA.colours[n]).find((c) => c !== undefined);
-}
-
-const hue = (category) => PALETTE[CATEGORIES.indexOf(category) % PALETTE.length];
 const TINT = { memory: "var(--memory)", flops: "var(--flops)", gradient: "var(--size)" };
 
 let tinted = false; // whether cards have other colours than they were drawn with
@@ -113,11 +93,8 @@ function paint() {
       const badge = svg("text", { class: `badge ${SORT[kind]}`, x: left, y: card.y - card.h / 2 - 4 }, BADGE[kind] || kind);
       element.append(badge);
     }
-    let part = 0, tint = TINT[mode];
-    if (mode === "category") {
-      if (size === undefined) return element.classList.add("nothing");
-      [part, tint] = [0.62, hue(size)];
-    } else if (mode === "gradient") {
+    let part = 0;
+    if (mode === "gradient") {
       if (size === undefined) return element.classList.add("nothing");
       if (size === "zero") return element.classList.add("zero");
       if (size === "nan" || size === "inf") {
@@ -127,7 +104,7 @@ function paint() {
       part = MOST > LEAST ? 0.06 + (0.94 * Math.log(size / LEAST)) / Math.log(MOST / LEAST) : 0.5;
     } else part = most && size ? 0.04 + (0.96 * size) / most : 0;
     element.classList.add("tinted");
-    element.style.setProperty("--tint", tint);
+    element.style.setProperty("--tint", TINT[mode]);
     element.style.setProperty("--part", part.toFixed(3));
   });
   tinted = mode !== "plain";
@@ -150,9 +127,6 @@ function legend(mode, most, found) {
       ${key('class="zero"', "zero")}${key('style="background:color-mix(in oklab, var(--background), var(--bad) 45%)"', "NaN or ∞")}
       ${key('style="opacity:.45"', "pale: no gradient")}
       ${[...new Set(DATA.signals.map(([kind]) => kind))].map((kind) => `<span class="sort ${SORT[kind]}">${BADGE[kind] || kind}</span>`).join("")}</div>`;
-  } else if (mode === "category") {
-    box.innerHTML = `<div class="keys">${CATEGORIES.map((c) =>
-      key(`style="background:color-mix(in oklab, var(--background), ${hue(c)} 45%)"`, c)).join("")}</div>`;
   } else {
     box.innerHTML = `<div class="keys">
       ${key('style="background:var(--variable)"', "argument")}${key('style="background:var(--operator)"', "operation")}

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.errors import BackpropError, compose
 from functional_bp.explanation.formulas.equations import forward, reverse, symbols
 from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.numbers import Summary, format_number, format_value, summarize
@@ -209,25 +208,12 @@ SCRIPTS = (
 )
 
 
-class PageError(BackpropError, ValueError):
-    """A page that cannot be made as it was asked for."""
-
-
-def page(
-    explanation: EvaluatedGraph,
-    title: str | None = None,
-    colours: Mapping[str, str] | None = None,
-) -> str:
+def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
     """One self-contained HTML file: the graph, scope by scope, with values and gradients.
 
     Args:
         explanation: the function at a point.
         title: of the page; by default the function's name.
-        colours: a category (a device, a stage) by the name of a variable or the path of a scope;
-            the page colours by it and explains the colours.
-
-    Raises:
-        PageError: ``colours`` names what is not in the graph.
 
     Example:
         >>> import functional_bp as bp
@@ -238,7 +224,7 @@ def page(
     shown = contents(explanation)
     root = scopes(shown)
     title = title or explanation.graph.name
-    data = _data(explanation, shown, root, title, colours or {})
+    data = _data(explanation, shown, root, title)
     # a "</script>" or "<!--" inside a name would end the data
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     parts = {
@@ -283,13 +269,7 @@ def _palette() -> str:
     return "\n".join(rules)
 
 
-def _data(
-    explanation: EvaluatedGraph,
-    shown: Contents,
-    root: Scope,
-    title: str,
-    colours: Mapping[str, str],
-) -> dict[str, Any]:
+def _data(explanation: EvaluatedGraph, shown: Contents, root: Scope, title: str) -> dict[str, Any]:
     graph = explanation.graph
     literals = [v for v in shown.maker if v.kind == "literal"]
     variables = [*graph.variables, *literals]
@@ -328,7 +308,6 @@ def _data(
         ],
         **({"first": first} if first else {}),
         "signals": signal_facts(explanation, number),
-        **({"colours": _categories(explanation, every, colours)} if colours else {}),
     }
 
 
@@ -366,24 +345,3 @@ def _held(
         for scope in (home[node] if node is not None else root).chain:
             held[scope].append(equation)
     return held
-
-
-def _categories(
-    explanation: EvaluatedGraph, every: list[Scope], colours: Mapping[str, str]
-) -> dict[str, str]:
-    """The categories, by the names that variables and scopes have in the page."""
-    graph = explanation.graph
-    paths = {scope.path for scope in every} | {e.scope for e in graph}
-    paths |= {path.rpartition("/")[0] for path in paths}
-    found: dict[str, str] = {}
-    for name, category in colours.items():
-        if name not in graph and name not in paths:
-            raise PageError(
-                compose(
-                    f"no variable and no scope of {graph.name} is called {name!r}",
-                    got=f"colours={{{name!r}: {category!r}, …}}",
-                    expected="names as bp.explain(…).graph shows them",
-                )
-            )
-        found[graph[name].name if name in graph else name] = str(category)
-    return found
