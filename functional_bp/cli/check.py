@@ -98,6 +98,7 @@ def _check_all(
     reports: list[Report],
 ) -> None:
     """Append a report for each; of a whole module, also for those that could not be checked."""
+    from functional_bp.gradcheck.findings import Verdict
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import InputsError, TargetError
 
@@ -110,7 +111,7 @@ def _check_all(
                 reports.append(_check(args, target, options))
             except (InputsError, TargetError) as error:
                 refused.append(error)
-                reports.append(Report(target.name, "inconclusive", reasons=(_reason(error),)))
+                reports.append(Report(target.name, Verdict.INCONCLUSIVE, reasons=(_reason(error),)))
     if refused and (alone or len(refused) == len(targets)):
         raise refused[0]
 

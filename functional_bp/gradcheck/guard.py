@@ -5,7 +5,7 @@ error of the check's, so that the check carries on without the result::
 
     with Guard("the first call") as ran:
         return subject.pull(*point)
-    context.note(f"the first call raised {type(ran.error).__name__}")
+    context.note(f"the first call raised {ran.raised}")
 
 A fault in the package's own code must not hide there. Where ``OWN_FAULTS_RAISE`` is set, as the
 tests set it, a guard lets through what was raised in a file of the package and is of a kind that
@@ -16,12 +16,19 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import traceback
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from functional_bp.gradcheck.findings import Place
+
+LIBRARIES = (
+    "site-packages", "functional_bp/gradcheck", "functional_bp/graph", "<frozen",
+    sysconfig.get_path("stdlib"),
+)  # fmt: skip
 PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 OWN_FAULTS = (NameError, AttributeError, AssertionError, LookupError)
 OWN_FAULTS_RAISE = False
@@ -52,6 +59,30 @@ class Guard:
         self.ran = ran
         self.error: Exception | None = None
 
+    @property
+    def raised(self) -> str:
+        """The name of the error's type."""
+        return type(self.error).__name__
+
+    @property
+    def message(self) -> str:
+        """The first line of what the error says, "" where it says nothing."""
+        return next(iter(str(self.error).strip().splitlines()), "")
+
+    @property
+    def place(self) -> Place | None:
+        """The line of a person's code that raised it, or that called what did."""
+        return place_of(self.error) if self.error else None
+
+    @property
+    def ran_persons_code(self) -> bool:
+        """Whether it was raised in a person's code, or in what that had called.
+
+        Otherwise a library, or the package, raised it on what a person's code had returned.
+        """
+        frames = traceback.extract_tb(self.error.__traceback__) if self.error else ()
+        return any(not is_library(frame.filename) for frame in frames)
+
     def __enter__(self) -> Guard:
         return self
 
@@ -78,6 +109,19 @@ def is_own_fault(error: Exception) -> bool:
     return isinstance(error, OWN_FAULTS) and bool(frames) and frames[0].filename.startswith(PACKAGE)
 
 
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message, "" where it has none."""
-    return next(iter(str(error).strip().splitlines()), "")
+def place_of(error: BaseException) -> Place | None:
+    """The innermost line of a person's code in an error's traceback."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not is_library(frame.filename) and not frame.filename.startswith("<")
+    ]
+    if not frames:
+        return None
+    last = frames[-1]
+    return Place(last.filename, last.lineno or 0, (last.line or "").strip())
+
+
+def is_library(filename: str) -> bool:
+    """Whether a line of this file is none of the person's, but the package's or a library's."""
+    return any(part in filename for part in LIBRARIES)

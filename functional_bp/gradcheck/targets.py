@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.errors import SHORT_DTYPES, BackpropError, compose
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.marks import marks_in
 
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
@@ -112,35 +113,35 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it is a .py file
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    is_loaded = False
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, Exception):
-            raise _broken(os.fspath(path), error) from error
-        raise
-    return module
+        with Guard(f"importing {path}") as ran:
+            spec.loader.exec_module(module)
+            is_loaded = True
+            return module
+    finally:  # also where it was interrupted
+        if not is_loaded:
+            del sys.modules[name]
+    raise _broken(os.fspath(path), ran.error) from ran.error
 
 
 def _import(name: str) -> ModuleType:
-    try:
+    with Guard(f"importing {name}") as ran:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name != missing and not name.startswith(missing + "."):
-            raise _broken(name, error) from error
-        parent, _, last = missing.rpartition(".")
-        path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
-        near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
-        raise TargetError(
-            compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
-        ) from error
-    except Exception as error:
-        raise _broken(name, error) from error
+    missing = getattr(ran.error, "name", None) or ""
+    is_there = name != missing and not name.startswith(missing + ".")
+    if not isinstance(ran.error, ModuleNotFoundError) or is_there:
+        raise _broken(name, ran.error) from ran.error
+    parent, _, last = missing.rpartition(".")
+    path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
+    near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
+    raise TargetError(
+        compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
+    ) from ran.error
 
 
-def _broken(name: str, error: Exception) -> TargetError:
-    frames = traceback.extract_tb(error.__traceback__)
+def _broken(name: str, error: Exception | None) -> TargetError:
+    frames = traceback.extract_tb(error.__traceback__) if error else []
     frames = [frame for frame in frames if "importlib" not in frame.filename] or [*frames]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     got = f"{type(error).__name__}: {error}"

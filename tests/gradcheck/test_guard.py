@@ -8,7 +8,7 @@ import pytest
 
 from functional_bp.gradcheck import guard
 from functional_bp.gradcheck.clock import TimeUp
-from functional_bp.gradcheck.guard import Guard, first_line, swallowed
+from functional_bp.gradcheck.guard import Guard, swallowed
 
 
 def fails() -> Any:
@@ -45,5 +45,13 @@ def test_an_interruption_comes_through() -> None:
         raise TimeUp
 
 
-def test_the_first_line_of_a_message() -> None:
-    assert first_line(ValueError("\n one\ntwo")) == "one" and first_line(ValueError()) == ""
+def test_what_is_said_of_an_error() -> None:
+    with Guard("a claim") as ran:
+        raise ValueError("\n one\ntwo")
+    assert (ran.raised, ran.message) == ("ValueError", "one")
+    with Guard("a claim") as ran:
+        fails()
+    assert ran.place is not None and ran.place.text.startswith("return {}[")
+    with Guard("a claim") as ran:
+        raise ValueError
+    assert ran.message == ""
