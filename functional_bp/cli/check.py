@@ -27,7 +27,7 @@ What is checked:
 On what inputs, the first of these that there is:
   --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
   those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
-  returns the arguments or a dictionary of them by name; annotations such as x: Float[Array, "b d"]
+  returns the arguments or a dictionary of them by name; defaults, where every argument has one
 
 Exit status: 0 all right, 1 a gradient is wrong (with --strict: or not decided), 2 called wrongly.
 """

@@ -25,7 +25,7 @@ EPILOG = """\
 On what inputs, the first of these that there is:
   --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
   those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
-  returns the arguments or a dictionary of them by name; annotations such as x: Float[Array, "b d"]
+  returns the arguments or a dictionary of them by name; defaults, where every argument has one
 
 For example:
   functional-bp explain mymodel.py:loss --shape x=f32[4,3] --shape y=i32[4]:0..9
