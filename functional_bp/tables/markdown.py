@@ -13,20 +13,22 @@ def escaped(text: str) -> str:
     >>> print(escaped("a|b * c_d"))
     a\|b \* c\_d
     """
-    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text)
+    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text.replace("\n", " "))
 
 
 def markdown(tables: tuple[Table, ...]) -> str:
     """The tables as GitHub's Markdown."""
-    return "\n\n".join(map(_table, tables)) + "\n"
+    titled = (f"**{escaped(table.title)}**\n\n" + "\n".join(lines(table)) for table in tables)
+    return "\n\n".join(titled) + "\n"
 
 
-def _table(table: Table) -> str:
+def lines(table: Table) -> list[str]:
+    """The lines of the table alone, without its title."""
     heads = " | ".join(column.heading for column in table.columns)
     rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     rows = [_line(line, len(table.columns), place) for line in table.lines]
-    return "\n".join([f"**{escaped(table.title)}**", "", f"| {heads} |", f"| {rule} |", *rows])
+    return [f"| {heads} |", f"| {rule} |", *rows]
 
 
 def _line(line: Line, count: int, place: int) -> str:

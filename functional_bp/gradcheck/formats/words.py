@@ -1,4 +1,4 @@
-"""What all formats say alike: titles, numbers, the repair, the failing input as NumPy code."""
+"""What all formats say alike: titles, tables, the repair, the failing input as NumPy code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,15 @@ from functional_bp.gradcheck.findings import (
     Outcome,
     Place,
     Repair,
+    Row,
     Verdict,
 )
+from functional_bp.tables.table import Cell, Column, Line, State, Table
 
+STATES: dict[str, State] = {
+    Outcome.RIGHT: "right", Outcome.WRONG: "wrong", Outcome.UNRESOLVED: "open",
+    Outcome.NOTE: "note", Outcome.LEFT_OUT: "quiet", Verdict.INCONCLUSIVE: "open",
+}  # fmt: skip
 SYMBOLS = {Outcome.RIGHT: "✓", Outcome.WRONG: "✗", Outcome.UNRESOLVED: "?", Outcome.NOTE: "·",
            Outcome.LEFT_OUT: "–", Verdict.INCONCLUSIVE: "?"}  # fmt: skip
 VERDICTS = {
@@ -172,6 +178,47 @@ def repaired_elsewhere(finding: Finding) -> bool:
     """Whether the repair has a line of its own, other than that of the fault."""
     place = finding.repair.place if finding.repair else None
     return place is not None and str(place) != str(finding.where)
+
+
+def rows(rows: Sequence[Row]) -> Table:
+    """The table of what was checked, and how it came out."""
+    heads = (Column("", wraps=False), Column("checked"), Column("error", "right", wraps=False),
+             Column("limit", "right", wraps=False), Column("against"))  # fmt: skip
+    return Table("", heads, tuple(map(_row, rows)))
+
+
+def _row(row: Row) -> Line:
+    left_out, wrong = row.outcome == Outcome.LEFT_OUT, row.outcome == Outcome.WRONG
+    of_text: State = "quiet" if left_out else ""
+    return Line("out" if left_out else "", (
+        Cell(SYMBOLS[row.outcome], STATES[row.outcome], hint=row.outcome),
+        Cell(row.checked, "wrong" if wrong else of_text),
+        Cell(error(row.error), "wrong" if wrong else ""),
+        Cell(error(row.limit), "quiet"),
+        Cell(row.against, of_text),
+    ))  # fmt: skip
+
+
+def entries(worst: Sequence[Entry]) -> Table:
+    """The table of the entries that are most wrong."""
+    names = ("index", "yours", "true", "yours − true")
+    lines = [
+        Line("", (Cell(index, "quiet"), Cell(claimed), Cell(true), Cell(gap, "off")))
+        for index, claimed, true, gap in columns(worst)
+    ]
+    return Table("", tuple(Column(name, "right", wraps=False) for name in names), tuple(lines))
+
+
+def overview(reports: Sequence[CheckResult]) -> Table:
+    """The table of several reports."""
+    heads = (Column("", wraps=False), Column("gradient"), Column("found"))
+    lines = [
+        Line("", (Cell(SYMBOLS[report.verdict], STATES[report.verdict]),
+                  Cell(report.name, link=f"#r{position}"),
+                  Cell(found(report), STATES[report.verdict])))
+        for position, report in enumerate(reports)
+    ]  # fmt: skip
+    return Table("", heads, tuple(lines))
 
 
 def columns(entries: Sequence[Entry]) -> list[tuple[str, str, str, str]]:
