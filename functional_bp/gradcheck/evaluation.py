@@ -12,6 +12,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.gradcheck.derivatives import Slope, complex_slope, complex_step
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Subject, double, single
 from functional_bp.graph import interpret
 from functional_bp.graph.interpret import UNIT64
@@ -141,12 +142,10 @@ class Evaluation:
         fun = subject.reference or subject.value
         if not subject.traceable:
             return own
-        try:
-            with self.precision():
-                closed = jax.make_jaxpr(fun)(tuple(map(self.cast, subject.actives)), subject.fixed)
-        except Exception:  # a NumPy function: it computes in what it is given
-            return own
-        return max(own, interpret.lowest_precision(_jax.open_jaxpr(closed)[0]))
+        with Guard("the function, traced"), self.precision():
+            closed = jax.make_jaxpr(fun)(tuple(map(self.cast, subject.actives)), subject.fixed)
+            return max(own, interpret.lowest_precision(_jax.open_jaxpr(closed)[0]))
+        return own  # a NumPy function computes in what it is given
 
 
 def pull_reference(

@@ -6,12 +6,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Verdict = Literal["right", "wrong", "inconclusive"]
-Outcome = Literal["right", "wrong", "unresolved", "note", "left out"]
+
+class Word(StrEnum):
+    """An enumeration whose members are texts to whoever compares, prints or writes them."""
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+class Verdict(Word):
+    """What a check says of a gradient."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Outcome(Word):
+    """How one of the things that a check looks at came out."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNRESOLVED = "unresolved"
+    NOTE = "note"
+    LEFT_OUT = "left out"
 
 
 class Kind(StrEnum):
@@ -222,4 +244,4 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         """Whether the gradient is right: neither wrong nor inconclusive."""
-        return self.verdict == "right"
+        return self.verdict == Verdict.RIGHT

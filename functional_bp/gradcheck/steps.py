@@ -20,11 +20,12 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 from functional_bp import _jax
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.errors import compose
-from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.claims import resolve, roundings_of
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.diagnose import describe_values, diagnose
-from functional_bp.gradcheck.findings import Finding, Row, worst_entries
+from functional_bp.gradcheck.findings import Finding, Outcome, Row, Verdict, worst_entries
+from functional_bp.gradcheck.guard import Guard
+from functional_bp.gradcheck.input_classes import NEAR, draw
 from functional_bp.gradcheck.report import Report
 from functional_bp.gradcheck.subject import (
     Arrays,
@@ -311,7 +312,11 @@ def check_steps(
             rows.append(
                 Row(
                     f"cotangent of {step}",
-                    "unresolved" if is_open else "right" if wrong is None else "wrong",
+                    Outcome.UNRESOLVED
+                    if is_open
+                    else Outcome.RIGHT
+                    if wrong is None
+                    else Outcome.WRONG,
                     distance(ours, theirs) if ours.shape == theirs.shape else None,
                     limit,
                     against="follows from the steps before, as claimed"
@@ -332,7 +337,7 @@ def check_steps(
         notes.insert(0, f"the first wrong step is the cotangent of {findings[0].argument}")
     return Report(
         name=name or function_name(fun),
-        verdict="wrong" if findings else "inconclusive" if reasons else "right",
+        verdict=Verdict.WRONG if findings else Verdict.INCONCLUSIVE if reasons else Verdict.RIGHT,
         findings=tuple(findings),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -450,13 +455,14 @@ def _of_function(
         return Sample(actives, (), given_bars, given_bars, found, (double(true), *zeros))
 
     def fresh() -> Sample:
-        moved, _ = input_classes.draw(input_classes.CLASSES["near"], "kept", cut.actives, (), rng)
+        moved, _ = draw(NEAR, cut.actives, (), rng)
         bars = {t: normal(rng, np.zeros(np.shape(b))) for t, b in seeds.items()}
         return sample(cut.values(moved), bars, cut.pull(bars, moved)[step])
 
-    try:
+    here = None
+    with Guard(f"the claim for {step}"):
         here = sample(values, seeds, cut.pull(seeds)[step])
-    except Exception:  # a claim that only works on the types it was written for
+    if here is None:  # it only works on the types it was written for
         return None
     subject = Subject(
         name=step,

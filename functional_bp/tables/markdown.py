@@ -13,21 +13,26 @@ def escaped(text: str) -> str:
     >>> print(escaped("a|b * c_d"))
     a\|b \* c\_d
     """
-    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text)
+    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text.replace("\n", " "))
 
 
 def markdown(tables: tuple[Table, ...]) -> str:
     """Write the tables in GitHub's Markdown."""
-    return "\n\n".join(map(_table, tables)) + "\n"
+    return "\n\n".join(map(_titled, tables)) + "\n"
 
 
-def _table(table: Table) -> str:
+def _titled(table: Table) -> str:
     title = [f"**{escaped(table.title)}**", ""] if table.title else []
+    return "\n".join([*title, *lines(table)])
+
+
+def lines(table: Table) -> list[str]:
+    """Write the lines of the table alone, without its title."""
     heads = " | ".join(column.heading for column in table.columns)
     rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     rows = [_line(line, len(table.columns), place) for line in table.lines]
-    return "\n".join([*title, f"| {heads} |", f"| {rule} |", *rows])
+    return [f"| {heads} |", f"| {rule} |", *rows]
 
 
 def _line(line: Line, count: int, place: int) -> str:

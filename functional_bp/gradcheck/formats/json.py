@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from functional_bp.errors import compose
-from functional_bp.gradcheck.findings import CheckResult, Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.findings import (
+    CheckResult,
+    Entry,
+    Finding,
+    Outcome,
+    Place,
+    Repair,
+    Row,
+    Verdict,
+)
 
 VERSION = 1
 Result = TypeVar("Result", bound=CheckResult)
@@ -47,7 +56,8 @@ def read(text: str, kind: type[Result]) -> Result:
         )
     fields = {key: value for key, value in data.items() if key != "version"}
     fields["findings"] = tuple(map(_finding, data["findings"]))
-    fields["rows"] = tuple(Row(**_numbers(row, "error", "limit")) for row in data["rows"])
+    fields["verdict"] = Verdict(data["verdict"])
+    fields["rows"] = tuple(map(_row, data["rows"]))
     fields["notes"], fields["reasons"] = tuple(data["notes"]), tuple(data["reasons"])
     return kind(**_numbers(fields, "seconds"))
 
@@ -89,6 +99,10 @@ def _array(data: Mapping[str, Any]) -> np.ndarray:
     dtype = np.dtype(getattr(ml_dtypes, data["dtype"], data["dtype"]))
     values = [_number(value) for value in data["values"]]
     return np.array(values, dtype=dtype).reshape(data["shape"])
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    return Row(**{**_numbers(data, "error", "limit"), "outcome": Outcome(data["outcome"])})
 
 
 def _finding(data: Mapping[str, Any]) -> Finding:
