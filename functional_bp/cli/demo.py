@@ -20,6 +20,7 @@ Over a batch, L is the mean of the images' losses, so that ∂J/∂o has a facto
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -217,12 +218,12 @@ def number(
     def parse(given: str) -> Any:
         try:
             value = kind(given)
+            if (low < value if above else low <= value) and value < high:
+                return value
         except ValueError:
-            value = math.nan
-        if not (low < value if above else low <= value) or not value < high:
-            words = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"must be {words} {limits}, got {given!r}")
-        return value
+            pass
+        words = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {words} {limits}, got {given!r}")
 
     return parse
 
@@ -254,7 +255,15 @@ def run(args: argparse.Namespace) -> int:
         devices = choose_devices(args.devices)
         digits = load_digits(args.seed)
         sizes = {name: len(labels) for name, (_, labels) in digits.items()}
-        batch_size = fitting_batch_size(args.batch_size, len(devices), sizes["training"])
+        batch_size = args.batch_size - args.batch_size % len(devices)  # equal shares
+        if not batch_size:
+            raise DemoError(
+                f"--batch-size {args.batch_size} cannot be split over {len(devices)} devices: "
+                "give at least one image to each"
+            )
+        if batch_size > sizes["training"]:
+            there = f"the {sizes['training']} images there are for training"
+            raise DemoError(f"--batch-size {args.batch_size} is more than {there}")
     except DemoError as error:
         return refuse("demo", f"error: {error}")
     console = Console(highlight=False, quiet=args.json)
@@ -300,29 +309,12 @@ def choose_devices(count: int | None) -> list[Any]:
     """
     if count is None:
         return jax.devices()
-    try:
+    with contextlib.suppress(RuntimeError):  # a backend is in use already: its number stands
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # a backend is in use already: its number of devices stands
-        pass
     devices = jax.devices() if len(jax.devices()) >= count else jax.devices("cpu")
     if len(devices) < count:
         raise DemoError(f"--devices {count}, but this process has {len(devices)} already in use")
     return devices[:count]
-
-
-def fitting_batch_size(size: int, devices: int, images: int) -> int:
-    """Choose the largest size up to ``size`` that the devices divide evenly.
-
-    Raises:
-        DemoError: some device would have no image, or there are not so many images.
-    """
-    if size < devices:
-        do = "give at least one image to each"
-        raise DemoError(f"--batch-size {size} cannot be split over {devices} devices: {do}")
-    if size - size % devices > images:
-        there = f"the {images} images there are for training"
-        raise DemoError(f"--batch-size {size} is more than {there}")
-    return size - size % devices
 
 
 def fitted(

@@ -18,6 +18,7 @@ from functional_bp.cli.demo import RELATIVE_TOLERANCE, compare, load_digits
 def run(*options: str) -> int:
     parser = argparse.ArgumentParser("functional-bp demo")
     demo.add_arguments(parser)
+    assert len(jax.devices()) == 8  # before a run asks for fewer, which would be all there are
     with jax.enable_x64(False):
         return demo.run(parser.parse_args(options))
 
@@ -109,7 +110,6 @@ def test_wrong_values(options: str, message: str, capsys: pytest.CaptureFixture[
 def test_values_that_do_not_fit(
     options: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jax.devices()
     assert run(*options.split()) == 2
     assert message in capsys.readouterr().err
 
