@@ -105,6 +105,12 @@ def equation(
     return _core.new_jaxpr_eqn(list(operands), outs, primitive, params, effects, source)
 
 
+def is_inlined(params: dict[str, Any]) -> bool:
+    """Whether a call of ``jit`` stands for its equations, as those of JAX's small functions do."""
+    inline = params["inline"]  # True or False in JAX 0.10, an enumeration in 0.12
+    return getattr(inline, "value", inline) in (True, "jax_early", "jax_late")
+
+
 def scope_depth() -> int:
     """How many name scopes are open."""
     return len(_source.current_name_stack())

@@ -150,7 +150,7 @@ class DefineByRun(_jax.Trace):
             return self.discharged(primitive, operands, params)
         if not any(map(self.owns, operands)):
             return _jax.bind(self.parent_trace, primitive, operands, params)
-        if self.inlines and primitive is primitives.jit_p and params["inline"]:
+        if self.inlines and primitive is primitives.jit_p and _jax.is_inlined(params):
             with _jax.under(self):
                 return sweeps.run(*_jax.open_jaxpr(params["jaxpr"]), operands, _rebound)
         return self.apply(primitive, params, operands)

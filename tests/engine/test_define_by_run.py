@@ -327,6 +327,15 @@ def test_an_unread_state_with_an_infinite_slope_adds_nothing(function: Any) -> N
     assert bp.linearize(function, 1.0)[1](1.0) == 8.0
 
 
+@pytest.mark.parametrize(("inline", "recorded"), [(False, ["jit"]), (True, ["sin", "mul"])])
+def test_a_jitted_function_stays_a_call_unless_it_is_inlined(
+    inline: bool, recorded: list[str]
+) -> None:
+    function = jax.jit(lambda x: jnp.sin(x) * x, inline=inline)
+    graph = bp.trace(lambda x: function(function(x)), 1.0, staged=False)
+    assert [equation.operation for equation in graph] == recorded * 2
+
+
 # --- what libraries ask of values -----------------------------------------------------------------
 
 
