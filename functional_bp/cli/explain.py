@@ -258,8 +258,8 @@ def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None
 
 def _cotangents(explanation: Explanation, listed: str) -> list[str]:
     """Name, type and gradient, a line each."""
+    from functional_bp.explanation.full_sweeps import lookup
     from functional_bp.explanation.numbers import format_value
-    from functional_bp.explanation.sweeps import lookup
 
     rows: list[tuple[str, str, str]] = []
     for name in _names(listed):
