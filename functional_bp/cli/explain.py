@@ -256,8 +256,8 @@ def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None
 
 def _cotangents(explanation: Explanation, listed: str) -> list[str]:
     """Write the name, type and gradient of each value on a line."""
+    from functional_bp.explanation.full_sweeps import lookup
     from functional_bp.explanation.numbers import format_value
-    from functional_bp.explanation.sweeps import lookup
 
     rows: list[tuple[str, str, str]] = []
     for name in _names(listed):

@@ -13,7 +13,7 @@ from functional_bp.engine.higher_order import Options, has_tangent
 from functional_bp.engine.plan import plan_once
 from functional_bp.engine.staging import explaining
 from functional_bp.errors import NotDifferentiableError, compose
-from functional_bp.explanation.sweeps import lookup, seeds_of
+from functional_bp.explanation.full_sweeps import lookup, seeds_of
 from functional_bp.graph import names
 from functional_bp.graph.graph import Graph, Variable
 from functional_bp.graph.inline import inlined, opened_jaxpr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,19 @@ from jax.core import Tracer
 
 from functional_bp import _jax
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
+from functional_bp.explanation.formulas.transliteration import escaped
+from functional_bp.explanation.full_sweeps import flatten_taken, seeds_of, sweep
+from functional_bp.explanation.nonfinite import FirstNonfinite, first_nonfinite
+from functional_bp.explanation.page import frame, page
+from functional_bp.explanation.pictures.picture import PictureOptions, Style, glance, save, svg_of
+from functional_bp.explanation.pictures.scene import ThemeName
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.explanation.sweeps import flatten_taken, seeds_of, sweep
+from functional_bp.explanation.signals import Signals, signals
+from functional_bp.explanation.tables import in_latex, tables
 from functional_bp.graph import names
 from functional_bp.graph.graph import Graph, Variable
 from functional_bp.graph.trace import trace
-
-if TYPE_CHECKING:
-    from functional_bp.explanation.nonfinite import FirstNonfinite
-    from functional_bp.explanation.pictures.picture import PictureOptions, Style
-    from functional_bp.explanation.pictures.scene import ThemeName
-    from functional_bp.explanation.signals import Signals
+from functional_bp.tables import html, latex, markdown, text
 
 TEXT_WIDTH = 120  # characters of a line, in a file
 MOST_ROWS = 200  # of a table that is printed without being asked for all of it
@@ -63,8 +65,6 @@ class Explanation(EvaluatedGraph):
             >>> found.operation, str(found.operands[0]), found.cause
             ('log', 'x[1] = 0.0', 'ln 0.0 = −∞: a pole')
         """
-        from functional_bp.explanation.nonfinite import first_nonfinite
-
         return first_nonfinite(self)
 
     def signals(self) -> Signals:
@@ -99,8 +99,6 @@ class Explanation(EvaluatedGraph):
             >>> [(s.kind, s.name) for s in bp.explain(loss, jnp.full(3, -100.0)).signals()]
             [('dead', 'b')]
         """
-        from functional_bp.explanation.signals import signals
-
         return signals(self)
 
     def svg(
@@ -119,8 +117,6 @@ class Explanation(EvaluatedGraph):
         Raises:
             PictureError: too large for a picture, or a word that none of these knows.
         """
-        from functional_bp.explanation.pictures.picture import svg_of
-
         return svg_of(self, style, theme, **options)
 
     def html(self, title: str | None = None) -> str:
@@ -129,8 +125,6 @@ class Explanation(EvaluatedGraph):
         Args:
             title: of the page; by default the function's name.
         """
-        from functional_bp.explanation.page import page
-
         return page(self, title)
 
     def save(
@@ -153,8 +147,6 @@ class Explanation(EvaluatedGraph):
             PictureError: another suffix, or too large for a still picture.
             PicturesExtraError: PNG or PDF without the extra ``pictures``.
         """
-        from functional_bp.explanation.pictures.picture import save
-
         written = {
             ".html": self.html,
             ".md": self.markdown,
@@ -164,13 +156,9 @@ class Explanation(EvaluatedGraph):
         save(self, path, written, style, theme, **options)
 
     def _repr_html_(self) -> str | None:
-        from functional_bp.explanation.page import frame
-
         return frame(self)
 
     def _repr_svg_(self) -> str | None:
-        from functional_bp.explanation.pictures.picture import glance
-
         return glance(self)
 
     def text(self, width: int | None = None, color: bool = False, rows: int | None = None) -> str:
@@ -181,33 +169,19 @@ class Explanation(EvaluatedGraph):
             color: with a terminal's colours: red for what is not finite, yellow for dead gradients.
             rows: of each table at most, the first and the last ones; None for all of them.
         """
-        from functional_bp.explanation import tables
-        from functional_bp.tables import text
-
-        return text.text(tables.tables(self, rows), width, color)
+        return text.text(tables(self, rows), width, color)
 
     def markdown(self, rows: int | None = None) -> str:
         """Both sweeps step by step, as Markdown tables of at most so many rows."""
-        from functional_bp.explanation import tables
-        from functional_bp.tables import markdown
-
-        return markdown.markdown(tables.tables(self, rows))
+        return markdown.markdown(tables(self, rows))
 
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
-        from functional_bp.explanation import tables
-        from functional_bp.explanation.formulas.transliteration import escaped
-        from functional_bp.tables import latex
-
-        made = tables.tables(self, rows)
-        return latex.latex(made, escaped, tables.in_latex, standalone)
+        return latex.latex(tables(self, rows), escaped, in_latex, standalone)
 
     def table_html(self, rows: int | None = None) -> str:
         """Both sweeps step by step, as a piece of HTML for light and dark pages."""
-        from functional_bp.explanation import tables
-        from functional_bp.tables import html
-
-        return html.html(tables.tables(self, rows))
+        return html.html(tables(self, rows))
 
     def __str__(self) -> str:
         """The tables, of a large graph their first and last rows; ``text()`` has all."""

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from functional_bp.errors import BackpropError
+from functional_bp.explanation.full_sweeps import Sweeps, lookup
 from functional_bp.explanation.residuals import kept_bytes
-from functional_bp.explanation.sweeps import Sweeps, lookup
 from functional_bp.graph.graph import Equation, Graph, Variable
 
 

@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.explanation.sweeps import plan_of
+from functional_bp.explanation.full_sweeps import plan_of
 from functional_bp.graph.graph import Equation, Graph, Variable
 from functional_bp.graph.inline import opened_jaxpr
 from functional_bp.vjps.remat import Remat

@@ -17,9 +17,9 @@ from functional_bp.engine.transforms import vjp
 from functional_bp.explanation.formulas.equations import forward, reverse, symbol, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
 from functional_bp.explanation.formulas.formula import Formula
+from functional_bp.explanation.full_sweeps import Share
 from functional_bp.explanation.numbers import MOST_SHOWN
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.explanation.sweeps import Share
 from functional_bp.graph.graph import Equation, Graph, Variable
 
 # Local gradients: what a pullback makes of 1, where an operation is small enough to show it.

@@ -25,7 +25,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from functional_bp import _jax
-from functional_bp.explanation.pictures.contents import Contents, Node, Output
+from functional_bp.explanation.pictures.contents import Contents, Node, Returned
 from functional_bp.graph.graph import Variable
 
 MOST_ITEMS = 60  # operators and closed scopes; a scope with more of them is divided
@@ -96,10 +96,10 @@ class Stub(NamedTuple):
 
     variable: Variable
     side: str
-    elsewhere: Scope | Node | Output
+    elsewhere: Scope | Node | Returned
 
 
-End = Scope | Node | Output | Stub
+End = Scope | Node | Returned | Stub
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def _simplify(scope: Scope) -> None:
 
 def views(root: Scope, shown: Contents) -> dict[Scope, View]:
     """The view of every scope. A leaf stands in the innermost scope that holds all of its uses."""
-    home: dict[Node | Output, Scope] = {output: root for output in shown.outputs}
+    home: dict[Node | Returned, Scope] = {output: root for output in shown.outputs}
     for scope in root.walk():
         home.update({item: scope for item in scope.items if isinstance(item, Node)})
-    uses: list[tuple[Variable, Node | Output]] = [
+    uses: list[tuple[Variable, Node | Returned]] = [
         (use.variable, use.head) for found in shown.uses.values() for use in found
     ]
     uses += [(output.variable, output) for output in shown.outputs]
@@ -192,13 +192,13 @@ def _join(
     found: dict[Scope, View],
     variable: Variable,
     tail: tuple[Node, Scope],
-    head: tuple[Node | Output, Scope],
+    head: tuple[Node | Returned, Scope],
 ) -> None:
     """Draw one use: in the scope that holds both ends, and at every border that it crosses."""
     out_of, into = tail[1].chain, head[1].chain
     depth = len(_common([out_of, into]).chain) - 1
-    ends_out: list[Scope | Node | Output] = [*out_of, tail[0]]
-    ends_in: list[Scope | Node | Output] = [*into, head[0]]
+    ends_out: list[Scope | Node | Returned] = [*out_of, tail[0]]
+    ends_in: list[Scope | Node | Returned] = [*into, head[0]]
 
     def wire(scope: Scope, start: End, end: End) -> None:
         passing = found[scope].wires.setdefault((start, end), [])

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.engine.higher_order import has_tangent
+from functional_bp.explanation.full_sweeps import sweep
 from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite, host
 from functional_bp.explanation.numbers import format_number, summarize
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.explanation.sweeps import sweep
 from functional_bp.graph.graph import Equation, Variable
 from functional_bp.graph.nested import opened_scan
 

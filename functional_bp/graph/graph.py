@@ -33,7 +33,7 @@ from jax.interpreters import ad
 import functional_bp.vjps  # noqa: F401  (registers the rules that are looked up below)
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.errors import BackpropError, describe
-from functional_bp.graph import costs
+from functional_bp.graph.flops import flops_of
 from functional_bp.tables.table import Cell, Column, Line, Table
 from functional_bp.tables.text import plain
 
@@ -174,13 +174,13 @@ class Equation:
 
     @cached_property
     def flops(self) -> int:
-        """Estimated floating-point operations (``graph.costs``), nested graphs × runs.
+        """Estimated floating-point operations (``graph.flops``), nested graphs × runs.
 
         A loop without a known trip count counts once, a ``cond`` its dearest branch.
         """
         if self.nested:
             return self._total(lambda graph: graph.flops)
-        return costs.flops(self.eqn)
+        return flops_of(self.eqn)
 
     @cached_property
     def bytes_read(self) -> int:
@@ -380,7 +380,7 @@ class Graph:
 
     @cached_property
     def flops(self) -> int:
-        """Estimated floating-point operations of one call (``graph.costs``)."""
+        """Estimated floating-point operations of one call (``graph.flops``)."""
         return sum(equation.flops for equation in self.equations)
 
     @cached_property
@@ -446,7 +446,7 @@ Shown = dict[Variable, str]  # what equations call a variable, where that is not
 _STEP = re.compile(r"\[[^\]]*\]|\.\w+")
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """One line: ``left = right``, or ``left`` alone, and the columns behind."""
 
     left: str
@@ -495,7 +495,7 @@ def format_count(count: int) -> str:
 def graph_text(graph: Graph, width: int | None = None, depth: int = 1) -> str:
     """The table of a graph; see ``Graph.text``."""
     width = width or shutil.get_terminal_size((120, 24)).columns
-    rows: list[Row | str] = [_value_row(v) for v in graph.inputs] or [Row("  none")]
+    rows: list[TextRow | str] = [_value_row(v) for v in graph.inputs] or [TextRow("  none")]
     if graph.constants:
         rows += ["constants", *map(_value_row, graph.constants)]
     rows += ["equations", *_equation_rows(graph, {}, "  ", depth)]
@@ -503,7 +503,7 @@ def graph_text(graph: Graph, width: int | None = None, depth: int = 1) -> str:
     for path, variable in zip(graph.output_paths, graph.outputs):
         same = variable.name == path
         left = f"  {path}: {variable.type}"
-        rows.append(Row(left, "" if same else variable.name, size=format_bytes(variable.bytes)))
+        rows.append(TextRow(left, "" if same else variable.name, size=format_bytes(variable.bytes)))
     return "\n".join([_title(graph, width), *_layout(rows, width)])
 
 
@@ -524,13 +524,13 @@ def _many(count: int, what: str) -> str:
     return f"{format_count(count)} {what}{'' if count == 1 else 's'}"
 
 
-def _value_row(variable: Variable) -> Row:
-    return Row(f"  {variable.name}: {variable.type}", size=format_bytes(variable.bytes))
+def _value_row(variable: Variable) -> TextRow:
+    return TextRow(f"  {variable.name}: {variable.type}", size=format_bytes(variable.bytes))
 
 
-def _equation_rows(graph: Graph, shown: Shown, indent: str, depth: int) -> list[Row | str]:
+def _equation_rows(graph: Graph, shown: Shown, indent: str, depth: int) -> list[TextRow | str]:
     shown = {**_short_paths(graph), **shown}
-    rows: list[Row | str] = []
+    rows: list[TextRow | str] = []
     for equation in graph.equations:
         rows.append(_equation_row(equation, shown, indent))
         inside = [n for n in _through_wrappers(equation) if n.runs != 0]
@@ -555,11 +555,11 @@ def _through_wrappers(equation: Equation) -> tuple[Nested, ...]:
 
 def _nested_rows(
     equation: Equation, nested: Nested, shown: Shown, indent: str, depth: int, several: bool
-) -> list[Row | str]:
+) -> list[TextRow | str]:
     graph, runs = nested.graph, nested.runs
     times = " × ?" if runs is None else f" × {runs}" if runs > 1 else ""
     if depth <= 0:
-        return [Row(f"{indent}{CUT} {nested.label}{times}: {_many(len(graph), 'equation')}")]
+        return [TextRow(f"{indent}{CUT} {nested.label}{times}: {_many(len(graph), 'equation')}")]
     if len(graph) == 1 and not several and not times:  # inline: in the names of the caller
         fed = {v: shown.get(o, o.name) for v, o in zip(graph.inputs, nested.operands) if o}
         return _equation_rows(graph, fed, indent, depth - 1)
@@ -568,9 +568,9 @@ def _nested_rows(
         _binding(v, o, equation.operation, shown) for v, o in zip(graph.inputs, nested.operands)
     )
     return [
-        Row(f"{indent}{nested.label}{called}{times}" + (f": {given}" if given else "")),
+        TextRow(f"{indent}{nested.label}{called}{times}" + (f": {given}" if given else "")),
         *_equation_rows(graph, _unchanged(nested, shown), indent + "  ", depth - 1),
-        Row(f"{indent}→ {', '.join(v.name for v in graph.outputs)}"),
+        TextRow(f"{indent}→ {', '.join(v.name for v in graph.outputs)}"),
     ]
 
 
@@ -610,14 +610,14 @@ def _short_paths(graph: Graph) -> Shown:
     return short
 
 
-def _equation_row(equation: Equation, shown: Shown, indent: str) -> Row:
+def _equation_row(equation: Equation, shown: Shown, indent: str) -> TextRow:
     label = f"[{equation.label}]" if equation.label else ""
     arguments = [shown.get(v, v.name) for v in equation.inputs]
     for key, value in equation.parameters.items():
         arguments.append(value if key == "subscripts" else f"{key}={value}")
     outs = ", ".join(f"{v.name}: {v.type}" for v in equation.outputs) or "()"
     source = equation.source
-    return Row(
+    return TextRow(
         indent + outs,
         f"{equation.operation}{label}({', '.join(arguments)})",
         _rule_cell(equation),
@@ -640,12 +640,12 @@ def _rule_cell(equation: Equation) -> str:
     return f"zero, {place}" if kind == "piecewise constant" else place
 
 
-def _layout(rows: Sequence[Row | str], width: int) -> list[str]:
-    """The rows are aligned at the equals sign, and set as a table whose headings come first."""
-    lefts = [len(row.left) for row in rows if isinstance(row, Row) and row.right]
+def _layout(rows: Sequence[TextRow | str], width: int) -> list[str]:
+    """Align the rows at the equals sign, and set them as a table whose headings come first."""
+    lefts = [len(row.left) for row in rows if isinstance(row, TextRow) and row.right]
     left = max((n for n in lefts if n <= MOST_LEFT), default=0)
 
-    def line(row: Row | str) -> Line:
+    def line(row: TextRow | str) -> Line:
         if isinstance(row, str):
             return Line("more", (Cell(row),))
         first = f"{row.left:<{left}} = {row.right}" if row.right else row.left

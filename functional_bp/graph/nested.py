@@ -92,7 +92,7 @@ def every_graph(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
             yield from every_graph(inner.jaxpr)
 
 
-class Scan(NamedTuple):
+class OpenedScan(NamedTuple):
     """A ``scan`` that is opened.
 
     Attributes:
@@ -114,12 +114,12 @@ class Scan(NamedTuple):
         return list(operands[:start]), list(operands[start:stop]), list(operands[stop:])
 
 
-def opened_scan(eqn: JaxprEqn) -> Scan:
+def opened_scan(eqn: JaxprEqn) -> OpenedScan:
     """A ``scan`` with its body, and with the counts by which its operands divide."""
     consts, carries = _jax.scan_counts(eqn.params)
     length, operands = eqn.params["length"], range(len(eqn.invars))
     body = _inner("body", eqn.params["jaxpr"], length, operands, consts)
-    return Scan(body, length, eqn.params["reverse"], consts, carries)
+    return OpenedScan(body, length, eqn.params["reverse"], consts, carries)
 
 
 def _scan(eqn: JaxprEqn) -> Iterator[Inner]:

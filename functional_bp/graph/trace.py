@@ -16,7 +16,8 @@ from functional_bp import _jax
 from functional_bp.engine.recording import record_graph
 from functional_bp.engine.staging import stage
 from functional_bp.errors import SHORT_DTYPES, compose
-from functional_bp.graph import costs, names
+from functional_bp.graph import names
+from functional_bp.graph.flops import dot_subscripts
 from functional_bp.graph.graph import Equation, Graph, Nested, Variable
 from functional_bp.graph.nested import Inner, inner_graphs
 
@@ -236,7 +237,7 @@ def _source(eqn: JaxprEqn) -> tuple[str, int] | None:
 def _short_parameters(eqn: JaxprEqn) -> dict[str, str]:
     """The parameters that tell a reader something that the types do not."""
     if eqn.primitive.name == "dot_general":
-        return {"subscripts": costs.dot_subscripts(eqn)}
+        return {"subscripts": dot_subscripts(eqn)}
     short: dict[str, str] = {}
     for key, value in eqn.params.items():
         if key in _IMPLIED or key.endswith("nconsts") or key.startswith("num_"):

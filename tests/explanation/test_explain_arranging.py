@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from functional_bp.explanation.page.drawing import FEWEST_TWINS, Arranged, arranged
-from functional_bp.explanation.pictures.layout import Box
+from functional_bp.explanation.pictures.layered import Vertex
 
 WIDE, HEADS = 220.0, 12
 
 
-def sized(count: int) -> list[Box]:
-    return [Box(i, WIDE, 38.0) for i in range(count)]
+def sized(count: int) -> list[Vertex]:
+    return [Vertex(i, WIDE, 38.0) for i in range(count)]
 
 
-def fan(heads: int) -> tuple[list[Box], list[tuple[int, int]]]:
+def fan(heads: int) -> tuple[list[Vertex], list[tuple[int, int]]]:
     """One card, ``heads`` that it feeds, and one that they all feed."""
     joins = [(0, i) for i in range(1, heads + 1)] + [(i, heads + 1) for i in range(1, heads + 1)]
     return sized(heads + 2), joins
 
 
-def overlapping(found: Arranged, boxes: list[Box]) -> list[tuple[int, int]]:
+def overlapping(found: Arranged, boxes: list[Vertex]) -> list[tuple[int, int]]:
     at = found.placed.centers
     return [
         (i, j)

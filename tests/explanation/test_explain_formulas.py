@@ -17,7 +17,7 @@ from functional_bp.explanation.formulas import writing
 from functional_bp.explanation.formulas.equations import forward, reverse, short_names, symbols
 from functional_bp.explanation.formulas.expression import (
     ONE,
-    Call,
+    Application,
     Comparison,
     MatrixProduct,
     Symbol,
@@ -133,9 +133,9 @@ def test_precedence() -> None:
     assert writing.written(power(X, subtract(Y, ONE))) == "x^(y − 1)"
     assert writing.written(Transpose(total)) == "(x + y)ᵀ"
     assert writing.written(MatrixProduct((total, W))) == "(x + y) W"
-    assert writing.written(Call("cos", (total,), known=True)) == "cos(x + y)"
-    assert writing.written(Call("√", (total,), known=True)) == "√(x + y)"
-    assert writing.written(multiply(X, Call("cos", (Y,), known=True))) == "x cos y"
+    assert writing.written(Application("cos", (total,), known=True)) == "cos(x + y)"
+    assert writing.written(Application("√", (total,), known=True)) == "√(x + y)"
+    assert writing.written(multiply(X, Application("cos", (Y,), known=True))) == "x cos y"
     assert writing.written(multiply(Symbol("loss"), total)) == "loss · (x + y)"
     assert writing.written(divide(ONE, multiply(number(2), X))) == "1 / (2 x)"
 
@@ -260,5 +260,5 @@ def test_an_operation_with_its_authors_rule() -> None:
 
 
 def test_walk_visits_every_part() -> None:
-    tree = add(multiply(X, Y), Call("f", (W,), (("key", X),)))
+    tree = add(multiply(X, Y), Application("f", (W,), (("key", X),)))
     assert {X, Y, W} <= set(walk(tree)) and isinstance(Formula(X, tree).text(), str)

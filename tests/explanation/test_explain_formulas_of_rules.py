@@ -19,7 +19,7 @@ from functional_bp.engine.rule import Rule
 from functional_bp.engine.sweeps import evaluate as run_equation
 from functional_bp.explanation.formulas.expression import (
     ONE,
-    Shape,
+    ShapeOf,
     Symbol,
     add,
     divide,
@@ -109,7 +109,7 @@ def test_the_formula_has_the_value_of_the_pullback(rule: Rule, operand: str, cas
         named = dict(zip([n.text for n in rule.operands], equation.inputs))
         named |= dict(zip([n.text for n in rule.outputs], equation.outputs))
         table: dict[Any, Any] = {Symbol(key): values[v] for key, v in named.items()}
-        table |= {Shape(key): jax.typeof(values[v]) for key, v in named.items()}
+        table |= {ShapeOf(key): jax.typeof(values[v]) for key, v in named.items()}
         table |= {Symbol(rule.outputs[0].text, bar=True): y_bar}
         got = np.asarray(evaluate(tree, table))
         if got.shape != np.shape(expected):  # the engine sums over what was broadcast

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from functional_bp.explanation.pictures.layout import (
-    Box,
+from functional_bp.explanation.pictures.layered import (
     Direction,
     LayoutError,
     Placed,
+    Vertex,
     Wire,
     layout,
 )
@@ -22,11 +22,11 @@ DIRECTIONS: list[Direction] = ["right", "down"]
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def drawn(seed: int, count: int, labels: bool) -> tuple[list[Box], list[Wire]]:
+def drawn(seed: int, count: int, labels: bool) -> tuple[list[Vertex], list[Wire]]:
     """A random graph: boxes of several sizes, near and far wires, double ones, a few cycles."""
     dice = random.Random(seed)
     boxes = [
-        Box(i, dice.choice([10, 34, 80]), dice.choice([6, 34, 62]), dice.choice([0, 0, 5]))
+        Vertex(i, dice.choice([10, 34, 80]), dice.choice([6, 34, 62]), dice.choice([0, 0, 5]))
         for i in range(count)
     ]
     wires = []
@@ -76,7 +76,7 @@ def away(points: list[tuple[float, float]], place: tuple[float, float]) -> float
     return nearest
 
 
-def faults(boxes: list[Box], wires: list[Wire], placed: Placed) -> list[str]:
+def faults(boxes: list[Vertex], wires: list[Wire], placed: Placed) -> list[str]:
     """Everything that a reader would complain of."""
     spaces = {("box", b.key): around(placed.centers[b.key], b.width, b.height) for b in boxes}
     spaces |= {
@@ -146,7 +146,7 @@ def test_the_same_graph_is_placed_the_same() -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_heads_lie_in_the_direction(direction: Direction) -> None:
     dice = random.Random(7)
-    boxes = [Box(i, 30, 30) for i in range(40)]
+    boxes = [Vertex(i, 30, 30) for i in range(40)]
     wires = [Wire(i, dice.randrange(i), i) for i in range(1, 40)]
     centers = layout(boxes, wires, direction).centers
     axis = 0 if direction == "right" else 1
@@ -154,7 +154,7 @@ def test_heads_lie_in_the_direction(direction: Direction) -> None:
 
 
 def test_a_chain_is_level() -> None:
-    boxes = [Box(i, 30, 30) for i in range(9)]
+    boxes = [Vertex(i, 30, 30) for i in range(9)]
     wires = [Wire(i, i, i + 1, 20, 20) for i in range(8)]
     placed = layout(boxes, wires)
     assert len({y for _, y in placed.centers.values()}) == 1
@@ -163,7 +163,7 @@ def test_a_chain_is_level() -> None:
 
 def test_five_hundred_boxes_take_less_than_three_seconds() -> None:
     dice = random.Random(1)
-    boxes = [Box(i, 36, 36) for i in range(500)]
+    boxes = [Vertex(i, 36, 36) for i in range(500)]
     wires = [
         Wire((i, k), max(0, i - 1 - int(dice.random() ** 2 * 40)), i, 30, 28)
         for i in range(1, 500)
@@ -176,16 +176,16 @@ def test_five_hundred_boxes_take_less_than_three_seconds() -> None:
 
 def test_nothing_and_one_box() -> None:
     assert layout([], []) == Placed({}, {}, {}, 0, 0)
-    assert layout([Box("x", 30, 20)], []).centers == {"x": (15, 10)}
+    assert layout([Vertex("x", 30, 20)], []).centers == {"x": (15, 10)}
 
 
 @pytest.mark.parametrize("wire", [Wire("w", "x", "x"), Wire("w", "x", "z"), Wire("w", "z", "x")])
 def test_wires_without_two_boxes_are_refused(wire: Wire) -> None:
     with pytest.raises(LayoutError) as caught:
-        layout([Box("x", 1, 1), Box("y", 1, 1)], [wire])
+        layout([Vertex("x", 1, 1), Vertex("y", 1, 1)], [wire])
     assert f"from {wire.tail!r} to {wire.head!r}" in str(caught.value)
 
 
 def test_keys_given_twice_are_refused() -> None:
     with pytest.raises(LayoutError, match="a key stands for two boxes or two wires"):
-        layout([Box("x", 1, 1), Box("x", 1, 1)], [])
+        layout([Vertex("x", 1, 1), Vertex("x", 1, 1)], [])

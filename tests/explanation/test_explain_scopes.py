@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.explanation.pictures.contents import Contents, Node, Output, contents
+from functional_bp.explanation.pictures.contents import Contents, Node, Returned, contents
 from functional_bp.explanation.scopes import MOST_ITEMS, Scope, Stub, View, scopes, views
 
 
@@ -146,8 +146,8 @@ def test_a_loop_without_calls_is_cut_where_one_value_passes():
 
 def test_outputs_stand_at_the_top():
     _, root, found = seen(tower, *ARGUMENTS[tower])
-    ends = [end for view in found.values() for end in view.ends if isinstance(end, Output)]
-    assert ends == [end for end in found[root].ends if isinstance(end, Output)] and len(ends) == 1
+    ends = [end for view in found.values() for end in view.ends if isinstance(end, Returned)]
+    assert ends == [end for end in found[root].ends if isinstance(end, Returned)] and len(ends) == 1
 
 
 def cell(h, x):

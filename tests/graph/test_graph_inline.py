@@ -15,7 +15,7 @@ from small_graphs import names, operations, rnn
 
 import functional_bp as bp
 from functional_bp.engine import sweeps
-from functional_bp.explanation.sweeps import flatten_taken
+from functional_bp.explanation.full_sweeps import flatten_taken
 from functional_bp.graph import Graph
 from functional_bp.graph.inline import CALLS, inlined
 

@@ -32,7 +32,7 @@ TABLES = {
     "gradcheck.diagnosis.repair.source": ["SPELLINGS"],
     "gradcheck.evaluation": ["COPYING", "ORDERING"],
     "gradcheck.stages.inputs": ["BETWEEN", "AT_ZERO"],
-    "graph.costs": ["MOVES", "_SPECIAL"],
+    "graph.flops": ["MOVES", "_SPECIAL"],
     "graph.interpret": ["COMPARING", "ORDERING"],
     "graph.nested": ["_COMBINING", "_READERS", "CALLS", "WITH_OWN_RULE"],
 }

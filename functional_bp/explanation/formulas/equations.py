@@ -104,7 +104,7 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
     bar = _bar(symbol(variable, known))
     if rule is None:
         ups = tuple(_bar(symbol(v, known)) for v in equation.outputs)
-        return Formula(bar, ex.Call(f"{equation.operation}_vjp", ups))
+        return Formula(bar, ex.Application(f"{equation.operation}_vjp", ups))
     if not rule.operands:
         first = symbol(equation.outputs[0], known)
         names = {"x": symbol(variable, known), "y": first, "x_bar": bar, "y_bar": _bar(first)}
@@ -151,7 +151,7 @@ def _bar(symbol: Expression) -> Expression:
 
 
 def _several(symbols: list[Expression]) -> Expression:
-    return symbols[0] if len(symbols) == 1 else ex.Call("", tuple(symbols))
+    return symbols[0] if len(symbols) == 1 else ex.Application("", tuple(symbols))
 
 
 def _axes(equation: Equation) -> list[str] | None:
@@ -173,13 +173,13 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
         case "transpose" if tuple(params["permutation"]) == (1, 0):
             return ex.Transpose(first)
         case "convert_element_type":
-            return ex.Call(np.dtype(params["new_dtype"]).name, (first,))
+            return ex.Application(np.dtype(params["new_dtype"]).name, (first,))
         case "copy" | "name":
             return first
         case "broadcast_in_dim":
-            return ex.Call("broadcast", (first, shape))
+            return ex.Application("broadcast", (first, shape))
         case "reshape":
-            return ex.Call("reshape", (first, shape))
+            return ex.Application("reshape", (first, shape))
         case "slice":
             return ex.Item(first, _slices(equation))
     shown = equation.parameters
@@ -190,9 +190,11 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
         axes = params["axes"]
         which = "" if len(axes) == len(equation.inputs[0].shape) else ", ".join(map(str, axes))
         over = (Verbatim(f"axis {which}"),) if which else ()
-        return ex.Call(name.removeprefix("reduce_"), (first, *over))
+        return ex.Application(name.removeprefix("reduce_"), (first, *over))
     keywords = tuple((key, Verbatim(str(value))) for key, value in shown.items())
-    return ex.Call(equation.label or name, tuple(operands), () if equation.nested else keywords)
+    return ex.Application(
+        equation.label or name, tuple(operands), () if equation.nested else keywords
+    )
 
 
 def _slices(equation: Equation) -> str:

@@ -41,7 +41,7 @@ class Constant(Expression):
 
 
 @dataclass(frozen=True)
-class Shape(Expression):
+class ShapeOf(Expression):
     """A variable of which only shape and dtype are asked for: ``x_t``."""
 
     name: str
@@ -139,7 +139,7 @@ class Total(Expression):
 
 
 @dataclass(frozen=True)
-class Call(Expression):
+class Application(Expression):
     """A function of arguments. ``function`` is the Python object, where it is known."""
 
     name: str
@@ -301,7 +301,7 @@ def divide(numerator: Expression, denominator: Expression) -> Expression:
     """Their quotient; by zero, a call of "div" that is left as it stands."""
     c, above, below = _parts(denominator)
     if c == 0:
-        return Call("div", (numerator, denominator))
+        return Application("div", (numerator, denominator))
     inverse = _product(1 / c, below, above)
     return multiply(numerator, inverse)
 
@@ -388,10 +388,10 @@ def opposite(condition: Expression) -> Expression:
     match condition:
         case Comparison(left, sign, right) if sign in OPPOSITE:
             return Comparison(left, OPPOSITE[sign], right)
-        case Call("not", (inner,)):
+        case Application("not", (inner,)):
             return inner
         case _:
-            return Call("not", (condition,), known=True)
+            return Application("not", (condition,), known=True)
 
 
 def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
@@ -465,12 +465,12 @@ def compare(sign: str) -> Builder:
 
 def apply(name: str) -> Builder:
     """The builder of a call of a function with a name in mathematics."""
-    return lambda *arguments: Call(name, arguments, known=True)
+    return lambda *arguments: Application(name, arguments, known=True)
 
 
 def root(x: Expression) -> Expression:
     """√x."""
-    return Call("√", (x,), known=True)
+    return Application("√", (x,), known=True)
 
 
 def _select_n(which: Expression, *cases: Expression) -> Expression:
@@ -478,7 +478,7 @@ def _select_n(which: Expression, *cases: Expression) -> Expression:
         return cases[0]
     if len(cases) == 2:  # the case 0 first
         return choose(which, cases[1], cases[0])
-    return Call("select", (which, *cases))
+    return Application("select", (which, *cases))
 
 
 def _difference_of_square(x: Expression) -> Expression:

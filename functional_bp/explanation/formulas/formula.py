@@ -15,12 +15,12 @@ from functional_bp.definitions import definition
 from functional_bp.engine.rule import Pullback, Rule
 from functional_bp.explanation.formulas.expression import (
     ZERO,
-    Call,
+    Application,
     Choice,
     Expression,
     Indexed,
     MatrixProduct,
-    Shape,
+    ShapeOf,
     Symbol,
     Total,
     Transpose,
@@ -299,7 +299,9 @@ def formula(
     if line:
         return Formula(None, None, _renamed(line, names))
     if right is None:
-        right = Call(f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values()))
+        right = Application(
+            f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values())
+        )
     return Formula(left, put(right, trees))
 
 
@@ -317,7 +319,7 @@ def _arguments(pullback: Pullback) -> dict[str, Expression]:
             case "cotangent":
                 arguments[need.name + "_bar"] = Symbol(need.name, bar=True)
             case "shape":
-                arguments[need.name + "_t"] = Shape(need.name)
+                arguments[need.name + "_t"] = ShapeOf(need.name)
             case _:
                 arguments[need.name] = Symbol(need.name)
     for parameter, _ in pullback.parameters:

@@ -26,7 +26,7 @@ from functional_bp.explanation.formulas.expression import (
     NUMERIC,
     OPERATORS,
     TRANSPARENT,
-    Call,
+    Application,
     Choice,
     Comparison,
     Constant,
@@ -36,7 +36,7 @@ from functional_bp.explanation.formulas.expression import (
     Number,
     Power,
     Product,
-    Shape,
+    ShapeOf,
     Sum,
     Symbol,
     Transpose,
@@ -60,7 +60,7 @@ COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equa
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
 # Random points do not tell whether these are the same: a condition may hold at a kink alone.
-UNCOMPARED = (Literal, Shape, Verbatim, Comparison, Truth, Choice)
+UNCOMPARED = (Literal, ShapeOf, Verbatim, Comparison, Truth, Choice)
 
 
 class NotNumericError(Exception):
@@ -73,7 +73,7 @@ def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
     Args:
         expression: the expression.
         values: by symbol, and for calls of functions that mathematics has no name for, of the
-            shapes (``Shape``) that they are given.
+            shapes (``ShapeOf``) that they are given.
 
     Raises:
         NotNumericError: a symbol has no value, or a part no meaning in numbers.
@@ -105,15 +105,15 @@ def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
             return np.asarray(at(condition), float)
         case Choice(condition, chosen, otherwise):
             return np.where(at(condition), at(chosen), at(otherwise))
-        case Call(name, arguments, known=True):
+        case Application(name, arguments, known=True):
             return NUMERIC[name](*map(at, arguments)) if name in NUMERIC else _call(expression, at)
-        case Call():
+        case Application():
             return _call(expression, at)
         case _:
             raise NotNumericError(str(expression))
 
 
-def _call(expression: Call, at: Any) -> Any:
+def _call(expression: Application, at: Any) -> Any:
     if expression.function is None:
         raise NotNumericError(expression.name)
     keywords = {key: at(value) for key, value in expression.keywords}
@@ -125,7 +125,9 @@ def same(left: Expression, right: Expression) -> bool:
     if left == right:
         return True
     parts = [*walk(left), *walk(right)]
-    if any(isinstance(p, UNCOMPARED) or (isinstance(p, Call) and not p.known) for p in parts):
+    if any(
+        isinstance(p, UNCOMPARED) or (isinstance(p, Application) and not p.known) for p in parts
+    ):
         return False
     rng = np.random.default_rng(0)
     symbols = dict.fromkeys(p for p in parts if isinstance(p, Symbol))
@@ -227,7 +229,7 @@ def read(
 def is_closed(expression: Expression) -> bool:
     """Whether it is a formula: no choices, no functions without a name in mathematics."""
     parts = list(walk(expression))
-    calls = any(isinstance(p, Call) and not p.known for p in parts)
+    calls = any(isinstance(p, Application) and not p.known for p in parts)
     return not calls and not any(isinstance(p, Choice) for p in parts) and len(parts) <= MOST_PARTS
 
 
@@ -369,7 +371,7 @@ class _Reader:
                     return ex.Comparison(sides[0], signs[type(operator)], sides[1])
             case ast.BoolOp(op=operator, values=values):
                 name = "and" if isinstance(operator, ast.And) else "or"
-                return Call(name, tuple(map(self.expression, values)), known=True)
+                return Application(name, tuple(map(self.expression, values)), known=True)
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 known, holds = self.known(test)
                 if known:
@@ -457,7 +459,7 @@ class _Reader:
             made = OPERATORS[name](*arguments)
         except TypeError:
             return self.left(name, node, function)
-        return replace(made, function=function) if isinstance(made, Call) else made
+        return replace(made, function=function) if isinstance(made, Application) else made
 
     def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
         """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
@@ -500,7 +502,7 @@ class _Reader:
         keywords = [(k.arg or "", self.argument(k.value)) for k in node.keywords]
         shown = tuple((key, v) for key, v in keywords if v != Literal(None))
         first = () if base is None else (base,)
-        return Call(name, (*first, *arguments), shown, function=function)
+        return Application(name, (*first, *arguments), shown, function=function)
 
     def argument(self, node: ast.expr, shown: bool = True) -> Expression:
         """An argument; a parameter that is ``shown`` in a call is labelled with its name."""

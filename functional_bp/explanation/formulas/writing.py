@@ -118,7 +118,7 @@ class _Writer:
                 return a.name(text, bar), ATOM
             case ex.Constant(text):
                 return a.plain(text), ATOM
-            case ex.Shape(text):
+            case ex.ShapeOf(text):
                 return a.name(text, False), ATOM
             case ex.Literal(value, label):
                 return a.code(f"{label}={compact(value)}" if label else compact(value)), ATOM
@@ -150,7 +150,7 @@ class _Writer:
             case ex.Choice(condition, chosen, otherwise):
                 first = self.enclosed(chosen, ALTERNATIVE)
                 return a.choice.format(first, self.text(condition), self.text(otherwise)), CHOICE
-            case ex.Call():
+            case ex.Application():
                 return self.call(expression)
         raise TypeError(type(expression).__name__)
 
@@ -207,7 +207,7 @@ class _Writer:
         for k, factor in enumerate(factors):
             if k:
                 beside = is_plain(factors[k - 1]) and (
-                    is_plain(factor) or isinstance(factor, ex.Call)
+                    is_plain(factor) or isinstance(factor, ex.Application)
                 )
                 text += self.alphabet.beside if beside else self.alphabet.times
             text += self.within(factor, PREFIX if len(factors) > 1 else lone)
@@ -220,9 +220,9 @@ class _Writer:
                 return low + self.text(exponent).translate(SUPERSCRIPTS)
         return self.alphabet.power.format(low, self.enclosed(exponent, ATOM))
 
-    def call(self, call: ex.Call) -> tuple[str, int]:
+    def call(self, call: ex.Application) -> tuple[str, int]:
         a = self.alphabet
-        shown = [x for x in call.arguments if not isinstance(x, ex.Shape)] or list(call.arguments)
+        shown = [x for x in call.arguments if not isinstance(x, ex.ShapeOf)] or list(call.arguments)
         if call.known and len(shown) == 1 and not call.keywords:
             (argument,) = shown
             if call.name in a.applied:

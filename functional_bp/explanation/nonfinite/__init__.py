@@ -7,4 +7,4 @@ as at a function. ``causes`` finds which entries of the operands are to blame, a
 
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite as FirstNonfinite
 from functional_bp.explanation.nonfinite.causes import Inside as Inside
-from functional_bp.explanation.nonfinite.search import first_nonfinite as first_nonfinite
+from functional_bp.explanation.nonfinite.origins import first_nonfinite as first_nonfinite

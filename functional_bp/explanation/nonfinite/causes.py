@@ -38,7 +38,7 @@ Index = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArrayEntry:
     """One entry of an array: ``z[2] = 0.0``.
 
     Attributes:
@@ -108,10 +108,10 @@ def first_bad(array: Any) -> Index:
     return tuple(int(i) for i in np.argwhere(bad)[0])
 
 
-def entry_at(name: str, array: Any, index: Index) -> Entry:
+def entry_at(name: str, array: Any, index: Index) -> ArrayEntry:
     """The entry of an array at an index."""
     held = host(array)
-    return Entry(name, index, (np.asarray(array) if held is None else held)[index].item())
+    return ArrayEntry(name, index, (np.asarray(array) if held is None else held)[index].item())
 
 
 def harmless(array: Any, value: float) -> Any:
@@ -215,8 +215,8 @@ class Cause(NamedTuple):
     """
 
     variable: Variable
-    entry: Entry
-    reads: tuple[Entry, ...]
+    entry: ArrayEntry
+    reads: tuple[ArrayEntry, ...]
     text: str
     advice: str
 
@@ -249,12 +249,12 @@ def cause_of(
         for at in read.first
         if v.kind != "literal"
     )
-    place = _Place(equation, operands, found, output, index, bad.value)
+    place = _BadEntry(equation, operands, found, output, index, bad.value)
     text, advice = place.cause({v: Verbatim(n) for v, n in names.items()})
     return Cause(variable, bad, tuple(dict.fromkeys(reads)), text, advice)
 
 
-class _Place:
+class _BadEntry:
     """One entry of an output, with what it reads of the operands."""
 
     def __init__(
@@ -438,16 +438,16 @@ class FirstNonfinite:
     """
 
     direction: Literal["forward", "reverse"]
-    entry: Entry
+    entry: ArrayEntry
     equation: Equation | None
     cause: str
     advice: str = ""
     formula: str = ""
     rule: str = ""
     inside: tuple[Inside, ...] = ()
-    operands: tuple[Entry, ...] = ()
-    upstream: tuple[Entry, ...] = ()
-    kept: tuple[Entry, ...] = ()
+    operands: tuple[ArrayEntry, ...] = ()
+    upstream: tuple[ArrayEntry, ...] = ()
+    kept: tuple[ArrayEntry, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     source: tuple[str, int] | None = None
     reaches: bool = True
@@ -517,7 +517,7 @@ class FirstNonfinite:
         }  # fmt: skip
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
+def _entry(entry: ArrayEntry) -> dict[str, Any]:
     value = entry.value
     plain = isinstance(value, int | float) and value - value == 0
     return {

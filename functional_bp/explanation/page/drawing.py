@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from functional_bp.explanation.numbers import format_value
-from functional_bp.explanation.pictures.contents import Contents, Node, Output
-from functional_bp.explanation.pictures.layout import Box, Placed, Point, Wire, layout
+from functional_bp.explanation.pictures.contents import Contents, Node, Returned
+from functional_bp.explanation.pictures.layered import Placed, Point, Vertex, Wire, layout
 from functional_bp.explanation.pictures.scene import path_data, spans
-from functional_bp.explanation.pictures.symbols import Line, Run, measure, roman
+from functional_bp.explanation.pictures.symbols import Line, TextRun, measure, roman
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.scopes import End, Scope, Stub, View
 from functional_bp.graph.graph import Variable
@@ -44,7 +44,7 @@ class Arranged(NamedTuple):
 
 
 def arranged(
-    boxes: Sequence[Box], joins: Sequence[tuple[int, int]], shared: Sequence[int]
+    boxes: Sequence[Vertex], joins: Sequence[tuple[int, int]], shared: Sequence[int]
 ) -> Arranged:
     """The layout of a view.
 
@@ -55,7 +55,7 @@ def arranged(
     """
     groups = _twins(len(boxes), [join for join in joins if join[0] not in shared])
     frame_of: dict[Any, Any] = {i: ("frame", g) for g, group in enumerate(groups) for i in group}
-    outer: dict[Any, Box] = {}
+    outer: dict[Any, Vertex] = {}
     for box in boxes:
         i = box.key
         if i in shared:
@@ -105,7 +105,7 @@ def _twins(count: int, joins: Sequence[tuple[int, int]]) -> list[list[int]]:
     return [group for group in alike.values() if len(group) >= FEWEST_TWINS]
 
 
-def _cells(members: Sequence[Box]) -> tuple[int, float, float]:
+def _cells(members: Sequence[Vertex]) -> tuple[int, float, float]:
     """The columns of a frame, and the size of a cell in it."""
     width = max(box.width for box in members) + GAP
     height = max(box.height for box in members) + GAP
@@ -114,13 +114,13 @@ def _cells(members: Sequence[Box]) -> tuple[int, float, float]:
     return math.ceil(len(members) / rows), width, height
 
 
-def _frame(key: Any, members: Sequence[Box]) -> Box:
+def _frame(key: Any, members: Sequence[Vertex]) -> Vertex:
     columns, width, height = _cells(members)
     rows = math.ceil(len(members) / columns)
-    return Box(key, columns * width + GAP, rows * height + GAP)
+    return Vertex(key, columns * width + GAP, rows * height + GAP)
 
 
-def _in_frame(members: Sequence[Box], left: float, top: float) -> dict[Any, Point]:
+def _in_frame(members: Sequence[Vertex], left: float, top: float) -> dict[Any, Point]:
     columns, width, height = _cells(members)
     return {
         box.key: (
@@ -133,7 +133,7 @@ def _in_frame(members: Sequence[Box], left: float, top: float) -> dict[Any, Poin
 
 def _beside(
     rest: Arranged,
-    boxes: Sequence[Box],
+    boxes: Sequence[Vertex],
     joins: Sequence[tuple[int, int]],
     shared: Sequence[int],
 ) -> Arranged:
@@ -238,7 +238,7 @@ class Drawer:
     ) -> Arranged:
         key = (tuple((card["w"], card["h"]) for card in cards), tuple(joins), tuple(shared))
         if key not in self.known:
-            boxes = [Box(i, card["w"], card["h"]) for i, card in enumerate(cards)]
+            boxes = [Vertex(i, card["w"], card["h"]) for i, card in enumerate(cards)]
             self.known[key] = arranged(boxes, joins, shared)
         return self.known[key]
 
@@ -253,7 +253,7 @@ class Drawer:
                 return self._sized("stub", name, self._lines(end.variable),
                                    roman(caption), v=self.number[end.variable], side=end.side,
                                    go=self._target(end.elsewhere))  # fmt: skip
-            case Output():
+            case Returned():
                 value, bar = self._lines(end.variable)[0], format_value(end.seed)
                 bar = "" if end.seed is None else bar
                 return self._sized("result", end.label, (value, bar), (),
@@ -294,8 +294,8 @@ class Drawer:
         **references: Any,
     ) -> dict[str, Any]:
         value, bar = lines
-        named = (*name, Run(" = ")) if name else ()
-        above = _up(max(measure((*named, Run(value)), TEXT), measure(roman(bar), TEXT)))
+        named = (*name, TextRun(" = ")) if name else ()
+        above = _up(max(measure((*named, TextRun(value)), TEXT), measure(roman(bar), TEXT)))
         head = measure(sign, SIGN)
         beneath = measure(caption, CAPTION)
         rows = bool(value) + bool(bar)
@@ -333,13 +333,13 @@ class Drawer:
             return "argument" if stub.variable.kind == "input" else "constant"
         return f"{'from' if stub.side == 'in' else 'to'} {self._called(stub.elsewhere)}"
 
-    def _called(self, end: Scope | Node | Output) -> str:
+    def _called(self, end: Scope | Node | Returned) -> str:
         plain: Callable[[Line], str] = lambda line: "".join(run.text for run in line)
         if isinstance(end, Scope):
             return end.name
         return plain(end.label) or "outside"
 
-    def _target(self, end: Scope | Node | Output) -> int:
+    def _target(self, end: Scope | Node | Returned) -> int:
         return self.scope_number[end] if isinstance(end, Scope) else -1
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from functional_bp.explanation.numbers import format_number, summarize
 from functional_bp.explanation.pictures.symbols import (
     Line,
-    Run,
+    TextRun,
     constant,
     function_sign,
     roman,
@@ -77,7 +77,7 @@ class Use:
 
 
 @dataclass(frozen=True, eq=False)
-class Output:
+class Returned:
     """What the function returns: a variable, what it is called, the cotangent that it was given."""
 
     variable: Variable
@@ -100,7 +100,7 @@ class Contents:
     nodes: list[Node]
     maker: dict[Variable, Node]
     uses: dict[Variable, list[Use]]
-    outputs: list[Output]
+    outputs: list[Returned]
     names: dict[Variable, Line]
 
     @property
@@ -126,10 +126,10 @@ def contents(
             closes all, None none.
         gates: functions and scopes to be drawn as one operator, by name.
     """
-    return _Reader(explanation, depth, tuple(gates)).result()
+    return _Collector(explanation, depth, tuple(gates)).result()
 
 
-class _Reader:
+class _Collector:
     def __init__(
         self, explanation: EvaluatedGraph, depth: int | None, gates: tuple[str, ...]
     ) -> None:
@@ -198,7 +198,7 @@ class _Reader:
             if source not in maker:
                 nodes.append(leaf := self._leaf(source))
                 maker[source] = leaf
-            outputs.append(Output(source, label, seed))
+            outputs.append(Returned(source, label, seed))
         return Contents(nodes, maker, dict(uses), outputs, self.names)
 
     def _live(self) -> set[Equation]:
@@ -360,7 +360,7 @@ def bundled(shown: Contents) -> Contents:
         prefix = _common(members)
         bundle = Bundle(prefix, None, "input", members=tuple(members))
         (line,) = typeset_paths({prefix: True}).values()
-        leaf = Node("leaf", (*line, Run(f" ({len(members)})")), (), bundle)
+        leaf = Node("leaf", (*line, TextRun(f" ({len(members)})")), (), bundle)
         first = min(uses[member][0].place for member in members)
         nodes[nodes.index(maker[members[0]])] = leaf
         for member in members:

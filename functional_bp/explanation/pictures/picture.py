@@ -10,7 +10,7 @@ from typing import Literal, TypedDict, Unpack
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explanation.pictures import styles
 from functional_bp.explanation.pictures.contents import Contents, bundled, contents
-from functional_bp.explanation.pictures.layout import Direction
+from functional_bp.explanation.pictures.layered import Direction
 from functional_bp.explanation.pictures.scene import Scene, ThemeName, svg_text, write_raster
 from functional_bp.explanation.record import EvaluatedGraph
 

@@ -11,8 +11,8 @@ from html import escape
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.explanation.pictures.layout import Point
-from functional_bp.explanation.pictures.symbols import SCRIPT_SIZE, Line, Run, measure
+from functional_bp.explanation.pictures.layered import Point
+from functional_bp.explanation.pictures.symbols import SCRIPT_SIZE, Line, TextRun, measure
 
 MARGIN = 14.0
 ARROW_LENGTH, ARROW_WIDTH = 7.0, 5.2
@@ -419,7 +419,7 @@ def mathtext(line: Line) -> str:
     return "$" + "".join(map(_run, line)) + "$"
 
 
-def _run(run: Run) -> str:
+def _run(run: TextRun) -> str:
     script = {0: "", -1: "_", 1: "^"}[run.script]
     accent = _ACCENTS.get(run.text[-1:])
     body = run.text[:-1] if accent else run.text

@@ -11,10 +11,10 @@ import os
 from typing import Any, Literal
 
 from functional_bp.explanation.numbers import format_value
-from functional_bp.explanation.pictures.contents import Bundle, Contents, Node, Output, norm_of
-from functional_bp.explanation.pictures.layout import Box, Direction, Placed, Wire, layout
+from functional_bp.explanation.pictures.contents import Bundle, Contents, Node, Returned, norm_of
+from functional_bp.explanation.pictures.layered import Direction, Placed, Vertex, Wire, layout
 from functional_bp.explanation.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
-from functional_bp.explanation.pictures.symbols import Line, Run, measure, plain
+from functional_bp.explanation.pictures.symbols import Line, TextRun, measure, plain
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable, format_bytes
 
@@ -29,14 +29,14 @@ def value_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
     """The forward value in green."""
     if isinstance(variable, Bundle):
         norm = norm_of([explanation.values[v] for v in variable.members])
-        return (Run(norm),) if norm else ()
+        return (TextRun(norm),) if norm else ()
     held = variable.value if variable.kind == "literal" else explanation.values.get(variable)
-    return () if held is None else (Run(format_value(held)),)
+    return () if held is None else (TextRun(format_value(held)),)
 
 
 def gradient_line(cotangent: Any) -> Line:
     """The cotangent in red; nothing where there is none."""
-    return () if cotangent is None else (Run(format_value(cotangent)),)
+    return () if cotangent is None else (TextRun(format_value(cotangent)),)
 
 
 def total_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
@@ -44,14 +44,14 @@ def total_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
     if isinstance(variable, Bundle):
         bars = [explanation.bars[v] for v in variable.members if v in explanation.bars]
         norm = norm_of(bars)
-        return (Run(norm),) if norm else ()
+        return (TextRun(norm),) if norm else ()
     return gradient_line(explanation.bars.get(variable))
 
 
-def operator_box(node: Node) -> Box:
+def operator_box(node: Node) -> Vertex:
     """The space of an operator or a closed scope."""
     shape = operator_shape(node, 0.0, 0.0, "")
-    return Box(node, shape.width, shape.height)
+    return Vertex(node, shape.width, shape.height)
 
 
 def operator_shape(node: Node, x: float, y: float, title: str) -> Shape:
@@ -135,14 +135,14 @@ def draw_cs231n(
 ) -> Scene:
     """Lay out and draw."""
     edges = _edges(explanation, shown, branches)
-    boxes: dict[Any, Box] = {}
+    boxes: dict[Any, Vertex] = {}
     for node in shown.nodes:
         boxes[node] = _name_box(node, node.label) if node.kind == "leaf" else operator_box(node)
     for output in shown.outputs:
         boxes[output] = _name_box(output, output.label)
     used = {end for edge in edges for end in (edge.tail, edge.head)}
     for end in used - set(boxes):
-        boxes[end] = Box(end, DOT, DOT)
+        boxes[end] = Vertex(end, DOT, DOT)
     ordered = [boxes[end] for end in _in_order(edges, boxes)]
     wires = [edge.wire(direction) for edge in edges]
     placed = layout(ordered, wires, direction)
@@ -170,7 +170,7 @@ def _edges(explanation: EvaluatedGraph, shown: Contents, branches: Branches) -> 
         maker, name = shown.maker[variable], shown.names.get(variable, ())
         value = value_line(explanation, variable)
         if name and maker.kind != "leaf" and value:
-            value = (*name, Run(" = "), *value)
+            value = (*name, TextRun(" = "), *value)
         total = total_line(explanation, variable)
         title = describe_variable(explanation, variable, name)
         ends: list[tuple[float, Any, Line]] = [
@@ -188,17 +188,17 @@ def _edges(explanation: EvaluatedGraph, shown: Contents, branches: Branches) -> 
     return sorted(edges, key=lambda edge: edge.place)
 
 
-def _in_order(edges: list[_Edge], boxes: dict[Any, Box]) -> list[Any]:
+def _in_order(edges: list[_Edge], boxes: dict[Any, Vertex]) -> list[Any]:
     """The ends of the edges as they come, then boxes without an edge."""
     ends = dict.fromkeys(end for edge in edges for end in (edge.tail, edge.head))
     return list(dict.fromkeys((*ends, *boxes)))
 
 
-def _name_box(key: Any, name: Line) -> Box:
-    return Box(key, max(10.0, measure(name, NAME_SIZE) + 8), 24.0)
+def _name_box(key: Any, name: Line) -> Vertex:
+    return Vertex(key, max(10.0, measure(name, NAME_SIZE) + 8), 24.0)
 
 
-def _add_box(scene: Scene, explanation: EvaluatedGraph, box: Box, placed: Placed) -> Shape:
+def _add_box(scene: Scene, explanation: EvaluatedGraph, box: Vertex, placed: Placed) -> Shape:
     x, y = placed.centers[box.key]
     if isinstance(box.key, _Branch):
         shape = Shape("ellipse", x, y, DOT, DOT, DOT / 2, "branch")
@@ -209,7 +209,7 @@ def _add_box(scene: Scene, explanation: EvaluatedGraph, box: Box, placed: Placed
         scene.shapes.append(shape)
         scene.texts.append(Text(x, y, box.key.label, SIGN_SIZE, "ink", shape.title))
         return shape
-    assert isinstance(box.key, Node | Output)
+    assert isinstance(box.key, Node | Returned)
     label, variable = box.key.label, box.key.variable
     title = describe_variable(explanation, variable, label) if variable else ""
     if label:
@@ -277,13 +277,13 @@ def _side(name: Line) -> tuple[float, float]:
 
 def _variable_box(
     variable: Variable, name: Line, lines: tuple[Line, Line], direction: Direction
-) -> Box:
+) -> Vertex:
     width, height = _side(name)
     text = max(measure(line, VALUE_SIZE) for line in lines)
     core = 0.8 * min(width, height)
     if direction == "right":
-        return Box(variable, max(width, text + 4), height + 2 * D2L_ROW, core)
-    return Box(variable, width + 2 * (text + APART + 2), height, core)
+        return Vertex(variable, max(width, text + 4), height + 2 * D2L_ROW, core)
+    return Vertex(variable, width + 2 * (text + APART + 2), height, core)
 
 
 def _add_operator(scene: Scene, node: Node, placed: Placed) -> Shape:

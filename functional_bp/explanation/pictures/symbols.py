@@ -47,7 +47,7 @@ WIDTHS = {letter: width / 100 for width, row in _ROWS.items() for letter in row}
 WIDEST = {"W": 1.0, "F": 1.0}  # East Asian characters fill a square
 
 
-class Run(NamedTuple):
+class TextRun(NamedTuple):
     """A piece of a line; ``script`` is −1 for a subscript, 1 for a superscript."""
 
     text: str
@@ -55,7 +55,7 @@ class Run(NamedTuple):
     script: int = 0
 
 
-Line = tuple[Run, ...]
+Line = tuple[TextRun, ...]
 
 
 def plain(line: Line) -> str:
@@ -65,7 +65,7 @@ def plain(line: Line) -> str:
 
 def roman(text: str) -> Line:
     """A line of upright letters."""
-    return (Run(text),)
+    return (TextRun(text),)
 
 
 def measure(line: Line, size: float) -> float:
@@ -107,14 +107,14 @@ def typeset_name(name: str, is_array: bool = False, face: Face | None = None) ->
     letter = greek(base) if len(base) > 1 else base or None
     word = letter or base
     if len(word) > SHORT and not all(part.isdigit() for part in rest) or "" in (word, *rest):
-        return (Run(name, face or "italic"),)
+        return (TextRun(name, face or "italic"),)
     if len(word) == 1 and rest and rest[0] in ACCENTS:
         word, rest = unicodedata.normalize("NFC", word + ACCENTS[rest[0]]), rest[1:]
     face = face or ("bold" if is_array and len(base) <= SHORT or letter and is_array else "italic")
-    line = [Run(word, face)]
+    line = [TextRun(word, face)]
     if rest:
         below = ",".join((greek(part) if len(part) > 1 else None) or part for part in rest)
-        line.append(Run(below, "roman" if len(below) > 1 or below.isdigit() else "italic", -1))
+        line.append(TextRun(below, "roman" if len(below) > 1 or below.isdigit() else "italic", -1))
     return tuple(line)
 
 
@@ -140,36 +140,37 @@ def _shortenings(path: str, is_array: bool) -> list[Line]:
     steps = [next(filter(None, match.groups()), "") for match in _STEP.finditer(path)]
     named = [i for i, step in enumerate(steps) if not step.isdigit()] or [0]
     last = named[-1]
-    base = typeset_name(steps[last], is_array) if steps else (Run(path, "italic"),)
+    base = typeset_name(steps[last], is_array) if steps else (TextRun(path, "italic"),)
     after = ",".join(steps[last + 1 :])
     if after:
-        base = (*base, Run(after, "roman", -1))
+        base = (*base, TextRun(after, "roman", -1))
     lines = [base]
     for start in range(last - 1, -1, -1):
         numbers = ",".join(step for step in steps[start:last] if step.isdigit())
-        above = (Run(f"({numbers})", "roman", 1),) if numbers else ()
+        above = (TextRun(f"({numbers})", "roman", 1),) if numbers else ()
         words = ".".join(step for step in steps[start:last] if not step.isdigit())
-        lines.append((*((Run(f"{words}."),) if words else ()), *base, *above))
+        lines.append((*((TextRun(f"{words}."),) if words else ()), *base, *above))
     return lines
 
 
-X = Run("x", "italic")
-SQUARE: Line = (X, Run("2", "roman", 1))
+X = TextRun("x", "italic")
+SQUARE: Line = (X, TextRun("2", "roman", 1))
 
 # Operations whose sign is not their name.
 SIGNS: Mapping[str, Line] = {
     "add": roman("+"), "add_any": roman("+"), "sub": roman("−"), "mul": roman("∗"),
     "div": roman("/"), "neg": roman("∗−1"), "dot_general": roman("×"), "square": SQUARE,
-    "sqrt": (Run("√"), X), "rsqrt": (Run("1/√"), X), "logistic": (Run("σ", "italic"),),
-    "abs": (Run("|"), X, Run("|")), "reduce_sum": roman("Σ"), "reduce_prod": roman("∏"),
+    "sqrt": (TextRun("√"), X), "rsqrt": (TextRun("1/√"), X), "logistic": (TextRun("σ", "italic"),),
+    "abs": (TextRun("|"), X, TextRun("|")), "reduce_sum": roman("Σ"), "reduce_prod": roman("∏"),
     "reduce_max": roman("max"), "reduce_min": roman("min"), "cumsum": roman("cumsum"),
-    "transpose": (X, Run("T", "roman", 1)), "select_n": roman("where"), "eq": roman("="),
+    "transpose": (X, TextRun("T", "roman", 1)), "select_n": roman("where"), "eq": roman("="),
     "ne": roman("≠"), "lt": roman("<"), "le": roman("≤"), "gt": roman(">"), "ge": roman("≥"),
-    "and": roman("∧"), "or": roman("∨"), "not": roman("¬"), "pow": (X, Run("y", "italic", 1)),
-    "exp2": (Run("2"), Run("x", "italic", 1)), "log1p": (Run("log(1+"), X, Run(")")),
-    "expm1": (Run("e"), Run("x", "italic", 1), Run("−1")), "concatenate": roman("concat"),
-    "conv_general_dilated": roman("conv"), "gather": roman("take"), "dynamic_slice": roman("slice"),
-    "dynamic_update_slice": roman("update"), "convert_element_type": roman("cast"),
+    "and": roman("∧"), "or": roman("∨"), "not": roman("¬"), "pow": (X, TextRun("y", "italic", 1)),
+    "exp2": (TextRun("2"), TextRun("x", "italic", 1)), "concatenate": roman("concat"),
+    "expm1": (TextRun("e"), TextRun("x", "italic", 1), TextRun("−1")), "gather": roman("take"),
+    "log1p": (TextRun("log(1+"), X, TextRun(")")), "conv_general_dilated": roman("conv"),
+    "dynamic_slice": roman("slice"), "dynamic_update_slice": roman("update"),
+    "convert_element_type": roman("cast"),
     "broadcast_in_dim": roman("broadcast"), "stop_gradient": roman("stop"), "rev": roman("flip"),
     "custom_linear_solve": roman("solve"), "reduce_window_sum": roman("Σ window"),
     "reduce_window_max": roman("max pool"),
@@ -195,7 +196,7 @@ def symbol(equation: Equation, fixed: Mapping[int, str]) -> Line:
     if name == "slice":
         return roman(_slice(equation))
     if name == "scan":
-        length = Run(f" × {params['length']}")
+        length = TextRun(f" × {params['length']}")
         return (*(function_sign(equation.label) if equation.label else roman("scan")), length)
     if name == "reshape":
         return roman(f"reshape {format_shape(equation.outputs[0].shape)}")
@@ -211,15 +212,15 @@ def function_sign(name: str) -> Line:
     letter = FUNCTIONS.get(base) or greek(base) or (base if len(base) == 1 else None)
     if letter is None:
         return typeset_name(name, face="roman") if number else roman(name)
-    return (Run(letter, "italic"), *((Run(number, "roman", -1),) if number else ()))
+    return (TextRun(letter, "italic"), *((TextRun(number, "roman", -1),) if number else ()))
 
 
 def power(exponent: int) -> Line:
     """x², 1/x, 1/x³."""
     if exponent == -1:
-        return (Run("1/"), X)
-    above = Run(str(abs(exponent)), "roman", 1)
-    return (Run("1/"), X, above) if exponent < 0 else (X, above)
+        return (TextRun("1/"), X)
+    above = TextRun(str(abs(exponent)), "roman", 1)
+    return (TextRun("1/"), X, above) if exponent < 0 else (X, above)
 
 
 def constant(value: object) -> str:
@@ -245,12 +246,12 @@ def _binary(name: str, fixed: Mapping[int, str]) -> Line | None:
         space = " " if name in ("max", "min") else ""
         return roman(f"{COMMUTATIVE[name]}{space}{number}")
     if name == "sub":
-        return roman(f"−{number}") if place == 1 else (Run(f"{number}−"), X)
+        return roman(f"−{number}") if place == 1 else (TextRun(f"{number}−"), X)
     if name == "div":
-        return roman(f"/{number}") if place == 1 else (Run(f"{number}/"), X)
+        return roman(f"/{number}") if place == 1 else (TextRun(f"{number}/"), X)
     if name == "pow":
-        power_run = Run(number, "roman", 1) if place == 1 else Run("x", "italic", 1)
-        return (X if place == 1 else Run(number), power_run)
+        power_run = TextRun(number, "roman", 1) if place == 1 else TextRun("x", "italic", 1)
+        return (X if place == 1 else TextRun(number), power_run)
     if name in ("eq", "ne", "lt", "le", "gt", "ge"):
         sign = SIGNS[name][0].text
         return roman(f"{sign}{number}") if place == 1 else roman(f"{number}{sign}")

@@ -18,8 +18,9 @@ from functional_bp.explanation.formulas import equations
 from functional_bp.explanation.formulas.equations import forward, symbols
 from functional_bp.explanation.formulas.expression import Expression, Symbol
 from functional_bp.explanation.formulas.writing import written
+from functional_bp.explanation.full_sweeps import flatten_taken, plan_of, sweep
 from functional_bp.explanation.nonfinite.causes import (
-    Entry,
+    ArrayEntry,
     FirstNonfinite,
     Inside,
     Read,
@@ -34,7 +35,6 @@ from functional_bp.explanation.nonfinite.causes import (
     read_by,
 )
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.explanation.sweeps import flatten_taken, plan_of, sweep
 from functional_bp.graph.graph import Equation, Graph, Variable
 from functional_bp.graph.inline import opened_jaxpr
 from functional_bp.graph.interpret import interpret
@@ -122,7 +122,7 @@ def is_loop(equation: Equation) -> bool:
     return equation.operation == "scan"
 
 
-class Step(NamedTuple):
+class LoopStep(NamedTuple):
     """One step of a loop.
 
     Attributes:
@@ -158,15 +158,15 @@ class Loop:
         self.carries = len(self.start)
         self.run = _function(self.body)
 
-    def forward(self) -> Iterator[tuple[Step, list[Any]]]:
+    def forward(self) -> Iterator[tuple[LoopStep, list[Any]]]:
         """Each step with what it returns, in the order in which they run."""
         fed = self._fed()
         count = len(fed)
         for number, operands in fed:
             outs = self.run(*operands)
-            yield Step(number, count, self.body, operands, [None] * len(outs)), outs
+            yield LoopStep(number, count, self.body, operands, [None] * len(outs)), outs
 
-    def reverse(self, bars: Sequence[Any]) -> Iterator[tuple[Step, list[Any]]]:
+    def reverse(self, bars: Sequence[Any]) -> Iterator[tuple[LoopStep, list[Any]]]:
         """Each step with the cotangents of what the body is fed, last step first.
 
         Args:
@@ -192,7 +192,7 @@ class Loop:
             slices = [None if bar is None else bar[number] for bar in bars[self.carries :]]
             seeds = [*state, *slices]
             found = pull(operands, [seed for seed in seeds if seed is not None])
-            yield Step(number, len(fed), self.body, operands, seeds), found
+            yield LoopStep(number, len(fed), self.body, operands, seeds), found
             state = [
                 (sweeps.zeros(v.aval) if bar is None else bar) if o else None
                 for bar, v, o in zip(found[first:last], outs, on)
@@ -304,7 +304,7 @@ def made_in_reverse(
 
 def _entries(
     pullback: _Pullback, reads: Sequence[Read]
-) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+) -> tuple[tuple[ArrayEntry, ...], tuple[ArrayEntry, ...]]:
     """The entries that are read: of cotangents, and of what is kept."""
     each = [
         [entry_at(name, x, at) for at in read.first]
@@ -502,7 +502,9 @@ def values_of(flat: Graph, operands: Sequence[Any]) -> dict[Variable, Any]:
     return values
 
 
-def _inside(found: FirstNonfinite, equation: Equation, step: Step | None = None) -> FirstNonfinite:
+def _inside(
+    found: FirstNonfinite, equation: Equation, step: LoopStep | None = None
+) -> FirstNonfinite:
     held = Inside(equation) if step is None else Inside(equation, step.number, step.steps)
     return replace(found, inside=(held, *found.inside), source=found.source or equation.source)
 

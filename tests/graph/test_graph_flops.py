@@ -14,7 +14,7 @@ from small_graphs import F32, f32, names, operations
 
 import functional_bp as bp
 from functional_bp.graph import Graph
-from functional_bp.graph.costs import dot_subscripts
+from functional_bp.graph.flops import dot_subscripts
 
 
 def chain(x: Any) -> Any:

@@ -1,6 +1,6 @@
 """Where boxes and wires go: layers along the wires, few crossings, level wires.
 
->>> placed = layout([Box("x", 20, 20), Box("y", 20, 20)], [Wire("w", "x", "y", 30, 24)])
+>>> placed = layout([Vertex("x", 20, 20), Vertex("y", 20, 20)], [Wire("w", "x", "y", 30, 24)])
 >>> placed.centers["x"][0] < placed.labels["w"][0] < placed.centers["y"][0]
 True
 """
@@ -14,8 +14,6 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
 from functional_bp.errors import BackpropError, compose
 
@@ -23,8 +21,8 @@ Direction = Literal["right", "down"]
 Point = tuple[float, float]
 
 
-class Box(NamedTuple):
-    """Something with a place of its own; width and height in points.
+class Vertex(NamedTuple):
+    """A box with a place of its own; width and height in points.
 
     Wires are attached to the sides that face other layers, within ``core`` points around their
     middle; anywhere where it is 0.
@@ -77,7 +75,7 @@ def transposed(placed: Placed) -> Placed:
     )
 
 
-def framed(placed: Placed, boxes: list[Box], wires: list[Wire]) -> Placed:
+def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
     """The same moved to where its frame begins at 0, with the frame measured."""
     corners = [*(p for route in placed.routes.values() for p in route)]
     sized = [(placed.centers[b.key], b.width, b.height) for b in boxes]
@@ -112,7 +110,7 @@ class LayoutError(BackpropError, ValueError):
 
 
 def layout(
-    boxes: Iterable[Box],
+    boxes: Iterable[Vertex],
     wires: Iterable[Wire],
     direction: Direction = "right",
 ) -> Placed:
@@ -133,13 +131,13 @@ def layout(
     if direction == "right":
         return framed(place_layered(boxes, wires), boxes, wires)
     turned = place_layered(
-        [Box(b.key, b.height, b.width, b.core) for b in boxes],
+        [Vertex(b.key, b.height, b.width, b.core) for b in boxes],
         [w._replace(label_width=w.label_height, label_height=w.label_width) for w in wires],
     )
     return framed(transposed(turned), boxes, wires)
 
 
-def _check(boxes: list[Box], wires: list[Wire]) -> None:
+def _check(boxes: list[Vertex], wires: list[Wire]) -> None:
     keys = {box.key for box in boxes}
     if len(keys) != len(boxes) or len({wire.key for wire in wires}) != len(wires):
         raise LayoutError(
@@ -294,6 +292,9 @@ def ranks(count: int, edges: Sequence[Edge], step: int) -> list[int]:
         is a linear program whose matrix is totally unimodular, so that its corners are whole
         numbers. Of equally short layouts the one farther to the left is taken.
     """
+    from scipy import sparse  # both take as long to import as JAX; tables need neither
+    from scipy.optimize import linprog
+
     longest = _longest_path(count, edges, step)
     if not edges:
         return longest
@@ -497,7 +498,7 @@ SLOPE = 0.45  # of the height that wires climb between two layers: what they get
 PORT = 12.0  # the distance of wires at a box
 
 
-def place_layered(boxes: list[Box], wires: list[Wire]) -> Placed:
+def place_layered(boxes: list[Vertex], wires: list[Wire]) -> Placed:
     """Lay out from left to right."""
     number = {box.key: i for i, box in enumerate(boxes)}
     edges = [(number[w.tail], number[w.head]) for w in wires]

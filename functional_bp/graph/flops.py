@@ -40,7 +40,7 @@ MOVES = frozenset(
 )  # fmt: skip
 
 
-def flops(eqn: JaxprEqn) -> int:
+def flops_of(eqn: JaxprEqn) -> int:
     """Estimated floating-point operations of one equation that holds no graph of its own.
 
     Args:
