@@ -177,7 +177,7 @@ def fit(
     precision: str | None = None,
     nonfinite: str | None = "stop",
 ) -> tuple[TrainState, History]:
-    """Train, and give back the last state and the numbers of every epoch.
+    """A model is trained; the last state and the numbers of every epoch are returned.
 
     Args:
         loss: ``train.supervised(model, loss, metrics)``, or any function ``loss(params, batch)``;
