@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.util
-import inspect
 import math
 import os
 import time
@@ -22,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.train.data import BY_POSITION
+from functional_bp.train.data import by_position
 from functional_bp.train.run import Callback as Callback
 from functional_bp.train.run import CallbackError as CallbackError
 from functional_bp.train.run import Callbacks as Callbacks
-from functional_bp.train.run import Run as Run
+from functional_bp.train.run import TrainingRun as TrainingRun
 
 
 class TerminateAfter(Callback):
@@ -426,7 +425,7 @@ class LearningRate(Callback):
                         do="LearningRate(lambda epoch: 0.1 * 0.5 ** epoch)")
             )  # fmt: skip
         self.schedule = schedule
-        self._with_rate = _takes_two(schedule)
+        self._with_rate = sum(p.default is p.empty for p in by_position(schedule)) >= 2
 
     def on_fit_begin(self, run: Any) -> None:
         """Whether it can be set is known before anything is computed."""
@@ -449,15 +448,6 @@ class LearningRate(Callback):
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
         """The rate is noted in the logs."""
         logs[RATE] = get_learning_rate(run.state.opt_state)
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a function has two parameters that must be given."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return sum(p.kind in BY_POSITION and p.default is p.empty for p in parameters) >= 2
 
 
 class ReduceLROnPlateau(Callback):

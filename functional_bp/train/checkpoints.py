@@ -250,31 +250,25 @@ class Checkpoints:
             CheckpointError: there is none, it is not whole, or it is of another state.
         """
         self.wait()
-        chosen = self._chosen(step)
-        try:
-            return self._read(chosen, like)
-        except BrokenError as error:
-            if not fallback:
-                raise
-            broken = error
-        failures = [str(broken)]
-        others = [*self._folder.entries(), *([self._best_entry()] if step == "best" else [])]
-        for entry in reversed(others):
-            if entry is None or entry == chosen:
-                continue
+        best = self._best_entry() if step == "best" else None
+        others = [*([best] if best else []), *reversed(self._folder.entries())]
+        failures: list[BrokenError] = []
+        for entry in dict.fromkeys([self._chosen(step), *others]):
             try:
                 found = self._read(entry, like)
             except BrokenError as error:
-                failures.append(str(error))
+                if not fallback:
+                    raise
+                failures.append(error)
                 continue
-            warnings.warn(
-                f"{broken}\ntaken instead: the checkpoint of step {found.step}", stacklevel=2
-            )
+            if failures:
+                taken = f"taken instead: the checkpoint of step {found.step}"
+                warnings.warn(f"{failures[0]}\n{taken}", stacklevel=2)
             return found
         raise CheckpointError(
             compose("no checkpoint here is whole", where=str(self.directory),
-                    got="\n".join(failures))
-        ) from broken  # fmt: skip
+                    got="\n".join(map(str, failures)))
+        ) from failures[0]  # fmt: skip
 
     def wait(self) -> None:
         """This returns when everything is written.

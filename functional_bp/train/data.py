@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import inspect
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,6 @@ from functional_bp.errors import TrainingError, compose, describe
 
 ROLES = ("x", "y", "sample_weight")  # what stands first, second and third in a batch
 CHUNK_ENTRIES = 1 << 20  # looked at in one go, so that no mask as large as the data is made
-BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class DataError(TrainingError):
@@ -392,7 +390,7 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
     """A function from the number of a pass to something to iterate over."""
     if hasattr(data, "__iter__") or hasattr(data, "__next__"):
         return lambda number: data
-    with_number = _takes_a_number(data)
+    with_number = bool(by_position(data))
 
     def opened(number: int) -> Any:
         made = data(number) if with_number else data()
@@ -404,13 +402,13 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
     return opened
 
 
-def _takes_a_number(function: Callable[..., Any]) -> bool:
-    """Whether a function has a first parameter, by position."""
+def by_position(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """A function takes these parameters by position; of a builtin none may be known."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return any(p.kind in BY_POSITION for p in itertools.islice(parameters, 1))
+        return []
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _length(data: Any) -> int | None:

@@ -13,7 +13,13 @@ import numpy as np
 from functional_bp.errors import TrainingError, compose, describe
 from functional_bp.train.data import source
 from functional_bp.train.data_parallel import DataParallel
-from functional_bp.train.objective import Context, Output, Supervised, as_objective, batch_length
+from functional_bp.train.objective import (
+    CallContext,
+    Output,
+    Supervised,
+    as_objective,
+    batch_length,
+)
 from functional_bp.train.state import TrainState
 
 
@@ -48,7 +54,7 @@ class Evaluator:
         self._add = jax.jit(self._advance, donate_argnums=0)
 
     def _output(self, params: Any, model_state: Any, batch: Any) -> Output:
-        return self._objective(params, batch, Context(model_state=model_state))
+        return self._objective(params, batch, CallContext(model_state=model_state))
 
     def _advance(self, sums: Any, params: Any, model_state: Any, batch: Any) -> Any:
         output = self._output(params, model_state, batch)

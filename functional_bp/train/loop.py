@@ -26,9 +26,9 @@ from functional_bp.train.data import Batches
 from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.evaluate import Evaluator, Sums
 from functional_bp.train.history import History
-from functional_bp.train.objective import Context, as_objective, batch_length
+from functional_bp.train.objective import CallContext, as_objective, batch_length
 from functional_bp.train.progress import progress
-from functional_bp.train.run import Callbacks, Run
+from functional_bp.train.run import Callbacks, TrainingRun
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Gradients, Step
 
@@ -281,7 +281,7 @@ def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> 
     objective = as_objective(loss)
 
     def value(params: Any, batch: Any) -> Any:
-        context = Context(state.step_rng, state.model_state, True)
+        context = CallContext(state.step_rng, state.model_state, True)
         return objective(params, batch, context).loss
 
     try:
@@ -337,7 +337,7 @@ class TrainingLoop:
         layout: DataParallel | None = None,
     ) -> None:
         self.stepper, self.source, self._layout = stepper, source, layout
-        self.present = Run(state, History(), int(state.step))
+        self.present = TrainingRun(state, History(), int(state.step))
         self._names = [name for name in names if name != "nonfinite"]
         self._validation, self._saver = validation, saver
         self.callbacks = callbacks or Callbacks()

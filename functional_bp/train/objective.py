@@ -184,7 +184,7 @@ class Output(NamedTuple):
     weight: Any = None
 
 
-class Context(NamedTuple):
+class CallContext(NamedTuple):
     """An objective may ask for this beside parameters and batch."""
 
     rng: Any = None
@@ -201,7 +201,7 @@ class Context(NamedTuple):
         return {name: getattr(self, name) for name in KEYWORDS if name in parameters}
 
 
-Objective = Callable[[Any, Any, Context], Output]
+Objective = Callable[[Any, Any, CallContext], Output]
 
 
 def as_objective(loss: Callable[..., Any]) -> Objective:
@@ -217,7 +217,7 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
                     expected="loss(params, batch), or train.supervised(model, loss)")
         )  # fmt: skip
 
-    def objective(params: Any, batch: Any, context: Context) -> Output:
+    def objective(params: Any, batch: Any, context: CallContext) -> Output:
         if isinstance(loss, Supervised):
             output = loss.output(params, batch, context)
         else:
@@ -300,13 +300,13 @@ class Supervised:
 
     def __call__(self, params: Any, batch: Any, **keywords: Any) -> Any:
         """The loss is that of a batch ``(x, y)`` or ``(x, y, weight)``."""
-        return self.output(params, batch, Context(**keywords)).loss
+        return self.output(params, batch, CallContext(**keywords)).loss
 
     def predict(self, params: Any, x: Any, model_state: Any = None) -> Any:
         """The model predicts, outside training."""
-        return self.apply(params, x, Context(model_state=model_state))[0]
+        return self.apply(params, x, CallContext(model_state=model_state))[0]
 
-    def apply(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
+    def apply(self, params: Any, x: Any, context: CallContext) -> tuple[Any, Any]:
         """The model is called; the predictions are returned with its state after them or None."""
         keywords = context.keywords_of(self.model)
         predictions = self.model(context.cast(params), context.cast(x), **keywords)
@@ -319,7 +319,7 @@ class Supervised:
             )  # fmt: skip
         return predictions
 
-    def output(self, params: Any, batch: Any, context: Context) -> Output:
+    def output(self, params: Any, batch: Any, context: CallContext) -> Output:
         """Loss, metrics and model state of a batch are computed."""
         x, y, weight = _unpacked(batch)
         predictions, model_state = self.apply(params, x, context)

@@ -14,7 +14,7 @@ class CallbackError(TrainingError):
     """A callback was asked for what this training cannot give it."""
 
 
-class Run:
+class TrainingRun:
     """A run of training is what callbacks are given.
 
     Attributes:

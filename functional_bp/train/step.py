@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
 from functional_bp.errors import TrainingError, compose, describe
-from functional_bp.train.objective import Context, Objective, Output, as_objective, batch_length
+from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
 
 
@@ -63,7 +63,7 @@ class Gradients:
                 compose("float16 needs the scale of the loss in the state", got="loss_scale=None",
                         do="make the state with train.init(..., precision='float16')")
             )  # fmt: skip
-        context = Context(state.step_rng, state.model_state, True, self.precision.cast)
+        context = CallContext(state.step_rng, state.model_state, True, self.precision.cast)
 
         def value_of(params: Any) -> Any:
             return self.objective(params, batch, context).loss
@@ -76,7 +76,9 @@ class Gradients:
         metrics = dict(output.metrics)
         return Pass(output.loss, params_bar, metrics, output.model_state, output.weight, value_of)
 
-    def _differentiate(self, state: TrainState, batch: Any, context: Context) -> tuple[Output, Any]:
+    def _differentiate(
+        self, state: TrainState, batch: Any, context: CallContext
+    ) -> tuple[Output, Any]:
         scale = None if state.loss_scale is None else state.loss_scale.scale
 
         def scaled(params: Any) -> tuple[Any, Output]:
@@ -94,7 +96,7 @@ class Gradients:
         return output, _fitting(params_bar, state.params)
 
     def _accumulated(
-        self, state: TrainState, batch: Any, context: Context, count: int
+        self, state: TrainState, batch: Any, context: CallContext, count: int
     ) -> tuple[Output, Any]:
         """The means over microbatches, Σ w · mean / Σ w with the number w of each one's examples.
 
