@@ -1,4 +1,4 @@
-"""Training: jit-compiled optax steps, ``fit``, checkpoints. State in, state out.
+"""Training goes by jit-compiled optax steps, ``fit`` and checkpoints: state in, state out.
 
 The steps of the textbooks are visible in it: forward sweep, reverse sweep over every node,
 W ← W − η · gradient, until the stopping criterion is met.

@@ -1,4 +1,4 @@
-"""Callbacks that come with the package: stopping, learning rates, and logs in files.
+"""These callbacks come with the package: stopping, learning rates, and logs in files.
 
 One of your own is a class with the methods of ``Callback`` that it needs.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.util
-import inspect
 import math
 import os
 import time
@@ -22,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.errors import BackpropError, compose
-from functional_bp.train.data import BY_POSITION
+from functional_bp.train.data import by_position
 from functional_bp.train.run import Callback as Callback
 from functional_bp.train.run import CallbackError as CallbackError
 from functional_bp.train.run import Callbacks as Callbacks
-from functional_bp.train.run import Run as Run
+from functional_bp.train.run import TrainingRun as TrainingRun
 
 
 class TerminateAfter(Callback):
@@ -86,7 +85,7 @@ class Monitor:
         self._seen = False
 
     def read(self, logs: Mapping[str, Any]) -> float | None:
-        """The number; None in an epoch without validation.
+        """The number is looked up; it is None in an epoch without validation.
 
         Raises:
             CallbackError: the logs have none of that name.
@@ -112,7 +111,7 @@ class Monitor:
             warnings.warn(self._absent(f"{epochs} epochs without validation"), stacklevel=3)
 
     def improves(self, value: float, reference: float | None) -> bool:
-        """Whether a value is better than another one by more than ``min_delta``."""
+        """A value improves on another if it is better by more than ``min_delta``."""
         if not math.isfinite(value):
             return False
         return reference is None or self.sign * (reference - value) > self.min_delta
@@ -141,7 +140,7 @@ def _mode(monitor: str, mode: str, owner: str) -> str:
 
 
 def copied(tree: Any) -> Any:
-    """The arrays of a pytree in buffers of their own, on the same devices.
+    """The arrays of a pytree are copied to buffers of their own, on the same devices.
 
     The step gives its state's buffers away to the next one, so what is to last must be copied.
     """
@@ -197,16 +196,16 @@ class BestWeights(Callback):
 
     @property
     def best(self) -> float | None:
-        """The best number, None before there is one."""
+        """The best number is None before there is one."""
         return self.monitor.best
 
     @property
     def best_params(self) -> Any:
-        """The parameters of the best epoch; None before there is one."""
+        """The parameters of the best epoch are None before there is one."""
         return None if self._kept is None else self._kept["params"]
 
     def on_fit_begin(self, run: Any) -> None:
-        """Begin anew, or go on with what was remembered if the best weights came with it."""
+        """It begins anew, or goes on with what was remembered if the best weights came with it."""
         if not self._resumes:
             self._forget()
         elif self.restore_best and self._awaits_arrays and self._kept is None:
@@ -219,7 +218,7 @@ class BestWeights(Callback):
         self._resumes = False
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Look at the number, keep the weights if it is the best."""
+        """The number is looked at, and the weights are kept if it is the best."""
         self._epochs += 1
         value = self.monitor.read(logs)
         if value is not None and epoch >= self.start_from_epoch:
@@ -238,26 +237,26 @@ class BestWeights(Callback):
         return True
 
     def on_fit_end(self, run: Any) -> None:
-        """Set the weights of the best epoch."""
+        """The weights of the best epoch are set."""
         self.monitor.warn_if_never_seen(self._epochs)
         if self.restore_best and self._kept is not None:
             run.state = dataclasses.replace(run.state, **copied(self._kept))
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number and its epoch; the weights are in ``arrays``."""
+        """It remembers the best number and its epoch; the weights are in ``arrays``."""
         return {"best": self.best, "best_epoch": self.best_epoch, "kept": self._kept is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """It goes on from there."""
         self.monitor.best, self.best_epoch = state["best"], state["best_epoch"]
         self._awaits_arrays, self._resumes = state["kept"], True
 
     def arrays(self) -> Any:
-        """``params``, and ``model_state`` if there is one, of the best epoch."""
+        """It keeps ``params``, and ``model_state`` if there is one, of the best epoch."""
         return self._kept
 
     def load_arrays(self, tree: Any) -> None:
-        """Keep these for the best."""
+        """These are kept for the best."""
         self._kept = tree
 
 
@@ -331,11 +330,11 @@ class EarlyStopping(BestWeights):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number, its epoch, and for how many epochs there was none better."""
+        """It remembers the best number, its epoch, and how many epochs were none better."""
         return {**super().state_dict(), "wait": self.wait, "stopped_epoch": self.stopped_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """It goes on from there."""
         super().load_state_dict(state)
         self.wait, self.stopped_epoch = state["wait"], state["stopped_epoch"]
 
@@ -350,7 +349,7 @@ def _is_injected(part: Any) -> bool:
 
 
 def get_learning_rate(opt_state: Any) -> float:
-    """The learning rate that an optimizer's state holds.
+    """The learning rate is read from an optimizer's state.
 
     Raises:
         CallbackError: it holds none, or takes it from a schedule of its own.
@@ -374,7 +373,7 @@ def get_learning_rate(opt_state: Any) -> float:
 
 
 def set_learning_rate(opt_state: Any, value: float) -> Any:
-    """The optimizer's state with another learning rate, of the same dtype and on the same device.
+    """The optimizer's state gets another learning rate, of the same dtype on the same device.
 
     Raises:
         CallbackError: it holds none, takes it from a schedule, or the value is not finite.
@@ -426,14 +425,14 @@ class LearningRate(Callback):
                         do="LearningRate(lambda epoch: 0.1 * 0.5 ** epoch)")
             )  # fmt: skip
         self.schedule = schedule
-        self._with_rate = _takes_two(schedule)
+        self._with_rate = sum(p.default is p.empty for p in by_position(schedule)) >= 2
 
     def on_fit_begin(self, run: Any) -> None:
         """Whether it can be set is known before anything is computed."""
         get_learning_rate(run.state.opt_state)
 
     def on_epoch_begin(self, run: Any, epoch: int) -> None:
-        """Set it."""
+        """The rate is set."""
         rate = get_learning_rate(run.state.opt_state) if self._with_rate else None
         value = self.schedule(epoch) if rate is None else self.schedule(epoch, rate)
         try:
@@ -447,17 +446,8 @@ class LearningRate(Callback):
         _set(run, value)
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Note it in the logs."""
+        """The rate is noted in the logs."""
         logs[RATE] = get_learning_rate(run.state.opt_state)
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    """Whether a function has two parameters that must be given."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return sum(p.kind in BY_POSITION and p.default is p.empty for p in parameters) >= 2
 
 
 class ReduceLROnPlateau(Callback):
@@ -502,7 +492,7 @@ class ReduceLROnPlateau(Callback):
         self._resumes = False
 
     def on_fit_begin(self, run: Any) -> None:
-        """Begin anew or go on; whether the rate can be set is known before anything is computed."""
+        """It begins anew or goes on; whether the rate can be set is known before any computing."""
         get_learning_rate(run.state.opt_state)
         if not self._resumes:
             self.monitor.best = None
@@ -510,7 +500,7 @@ class ReduceLROnPlateau(Callback):
         self._resumes = False
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Look at the number, reduce the rate if it is time."""
+        """The number is looked at, and the rate reduced if it is time."""
         logs[RATE] = rate = get_learning_rate(run.state.opt_state)
         self._epochs += 1
         value = self.monitor.read(logs)
@@ -532,12 +522,12 @@ class ReduceLROnPlateau(Callback):
         self.monitor.warn_if_never_seen(self._epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best number and both counts; the rate itself is in the optimizer's state."""
+        """It remembers the best number and both counts; the rate is in the optimizer's state."""
         best = self.monitor.best
         return {"best": best, "wait": self.wait, "cooldown_counter": self.cooldown_counter}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """It goes on from there."""
         self.monitor.best = state["best"]
         self.wait, self.cooldown_counter = state["wait"], state["cooldown_counter"]
         self._resumes = True
@@ -572,7 +562,7 @@ class CSVLogger(Callback):
         self._resumed_rows: int | None = None
 
     def on_fit_begin(self, run: Any) -> None:
-        """Read what stays of the file, or begin it."""
+        """What stays of the file is read, or the file begun."""
         self._columns, self._rows = [], []
         if (self.append or self._resumed_rows is not None) and self.path.exists():
             with self.path.open(newline="") as file:
@@ -586,7 +576,7 @@ class CSVLogger(Callback):
         self._write_all()
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Write the row."""
+        """The row is written."""
         row = {"epoch": str(epoch), **{name: _written(value) for name, value in logs.items()}}
         self._rows.append(row)
         if all(name in self._columns for name in row):
@@ -612,11 +602,11 @@ class CSVLogger(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows the file has."""
+        """It remembers how many rows the file has."""
         return {"rows": len(self._rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keep that many rows when training goes on."""
+        """That many rows are kept when training goes on."""
         self._resumed_rows = state["rows"]
 
 
@@ -652,13 +642,13 @@ class TensorBoard(Callback):
         self._resumes = False
 
     def on_fit_begin(self, run: Any) -> None:
-        """Begin anew, or go on behind the checkpoint."""
+        """It begins anew, or goes on behind the checkpoint."""
         if not self._resumes:
             self._next = None
         self._resumes = False
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """Write every number."""
+        """Every number is written."""
         for name, value in logs.items():
             part = "validation" if name.startswith("val_") else "train"
             tag = f"epoch_{name.removeprefix('val_')}"
@@ -680,15 +670,15 @@ class TensorBoard(Callback):
         return self._writers[part]
 
     def on_fit_end(self, run: Any) -> None:
-        """Close the files."""
+        """The files are closed."""
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next."""
+        """It remembers the epoch that comes next."""
         return {"next": self._next}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let TensorBoard forget what was written from there on."""
+        """TensorBoard forgets what was written from there on."""
         self._next, self._resumes = state["next"], True

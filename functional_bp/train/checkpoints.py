@@ -50,7 +50,7 @@ class Background:
         self._failure: BaseException | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin; the work before this one has been waited for."""
+        """The work begins; the one before it has been waited for."""
 
         def run() -> None:
             try:
@@ -64,7 +64,7 @@ class Background:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until it is done; raises what it raised, once."""
+        """This returns when it is done; raises what it raised, once."""
         if self._thread is not None:
             if self._thread.ident is not None:  # else Ctrl-C came before it began
                 self._thread.join()  # Ctrl-C here leaves it to be waited for again
@@ -79,7 +79,7 @@ _at_work: weakref.WeakSet[Background] = weakref.WeakSet()
 
 @functools.cache
 def _finish_at_exit() -> None:
-    """Once for a program: what is at work when it ends is waited for.
+    """What is at work when the program ends is waited for; registered once.
 
     Orbax takes threads of pools, which Python refuses as soon as it begins to end. What ``atexit``
     calls comes after that; what ``threading`` calls, as those pools use it themselves, before.
@@ -97,7 +97,7 @@ def _finish() -> None:
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """A checkpoint held this.
 
     Attributes:
         state: the state, laid out as the one that was asked for.
@@ -113,7 +113,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """A folder of checkpoints; give it to ``fit``, or save and restore by hand.
+    """A folder holds checkpoints; give it to ``fit``, or save and restore by hand.
 
     Args:
         directory: the folder; made by the first save if it is not there.
@@ -181,7 +181,7 @@ class Checkpoints:
         extra: Any = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Save; the arrays are copied before this returns, and written behind it.
+        """The arrays are copied before this returns, and written behind it.
 
         Args:
             step: the name of the checkpoint; one of the same step is replaced.
@@ -218,16 +218,16 @@ class Checkpoints:
             self.wait()
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints in the order they were saved in, the newest last."""
+        """The steps of all checkpoints come in the order they were saved in, the newest last."""
         self.wait()
         return [entry.step for entry in self._folder.entries()]
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint; None where there is none."""
+        """The newest checkpoint is of this step; None where there is none."""
         return next(reversed(self.steps()), None)
 
     def best(self) -> int | None:
-        """The step of the best checkpoint; None where none has the number.
+        """The best checkpoint is of this step; None where none has the number.
 
         One whose manifest cannot be read is passed over; a number which is not finite is no best.
         """
@@ -238,7 +238,7 @@ class Checkpoints:
     def restore(
         self, like: TrainState, *, step: int | str | None = None, fallback: bool = False
     ) -> Restored:
-        """Read a checkpoint, whose every byte is compared with the checksums of when it was saved.
+        """A checkpoint is read, its every byte compared with the checksums of when it was saved.
 
         Args:
             like: a state of the structure, shapes and dtypes that are expected. Every array is
@@ -250,34 +250,28 @@ class Checkpoints:
             CheckpointError: there is none, it is not whole, or it is of another state.
         """
         self.wait()
-        chosen = self._chosen(step)
-        try:
-            return self._read(chosen, like)
-        except BrokenError as error:
-            if not fallback:
-                raise
-            broken = error
-        failures = [str(broken)]
-        others = [*self._folder.entries(), *([self._best_entry()] if step == "best" else [])]
-        for entry in reversed(others):
-            if entry is None or entry == chosen:
-                continue
+        best = self._best_entry() if step == "best" else None
+        others = [*([best] if best else []), *reversed(self._folder.entries())]
+        failures: list[BrokenError] = []
+        for entry in dict.fromkeys([self._chosen(step), *others]):
             try:
                 found = self._read(entry, like)
             except BrokenError as error:
-                failures.append(str(error))
+                if not fallback:
+                    raise
+                failures.append(error)
                 continue
-            warnings.warn(
-                f"{broken}\ntaken instead: the checkpoint of step {found.step}", stacklevel=2
-            )
+            if failures:
+                taken = f"taken instead: the checkpoint of step {found.step}"
+                warnings.warn(f"{failures[0]}\n{taken}", stacklevel=2)
             return found
         raise CheckpointError(
             compose("no checkpoint here is whole", where=str(self.directory),
-                    got="\n".join(failures))
-        ) from broken  # fmt: skip
+                    got="\n".join(map(str, failures)))
+        ) from failures[0]  # fmt: skip
 
     def wait(self) -> None:
-        """Until everything is written.
+        """This returns when everything is written.
 
         Raises:
             CheckpointError: it could not be, as on a full disk.
@@ -292,7 +286,7 @@ class Checkpoints:
             ) from error  # fmt: skip
 
     def close(self) -> None:
-        """Wait; nothing else is held."""
+        """This waits; nothing else is held."""
         self.wait()
 
     def __enter__(self) -> Checkpoints:

@@ -1,4 +1,4 @@
-"""Batches of a person's data, cut from arrays or taken from a loader, in an order fixed by a seed.
+"""Batches are cut from arrays or taken from a loader, in an order that a seed fixes.
 
 The order of epoch e depends on the seed and on e alone, and an epoch can begin at any batch: that
 is what an exact resume of training stands on. Data that cannot be trained on is refused before
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import base64
 import inspect
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from functional_bp.errors import TrainingError, compose, describe
 
 ROLES = ("x", "y", "sample_weight")  # what stands first, second and third in a batch
 CHUNK_ENTRIES = 1 << 20  # looked at in one go, so that no mask as large as the data is made
-BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class DataError(TrainingError):
@@ -34,34 +32,30 @@ def _wrong(what: str, **parts: str) -> DataError:
     return DataError(compose(what, **parts))
 
 
-class Batches(Protocol):
-    """Batches are what training takes from data, epoch by epoch."""
+class Batches:
+    """Batches are what training takes from data, epoch by epoch.
 
-    @property
-    def steps(self) -> int | None:
-        """How many batches an epoch has; None where it is not known before it ends."""
-        ...
+    Attributes:
+        steps: how many an epoch has; None where it is not known before it ends.
+        examples: how many an epoch has; None where that is not known.
+    """
 
-    @property
-    def examples(self) -> int | None:
-        """How many examples an epoch has; None where that is not known."""
-        ...
+    steps: Any
+    examples: int | None = None
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
-        """The batches of epoch ``e``, from batch ``start`` on."""
-        ...
+        """Epoch ``e`` has these batches, from batch ``start`` on."""
+        raise NotImplementedError
 
     def first(self) -> Any:
-        """The first batch, which the next epoch still has."""
-        ...
+        """The first batch is looked at; the next epoch still has it."""
+        return next(self.epoch(0))
 
     def state(self) -> dict[str, Any] | None:
-        """Where they stand, for JSON; None where (e, start) says all."""
-        ...
+        """This says where they stand, for JSON; None where (e, start) says all."""
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Go to where batches stood."""
-        ...
+        """They go to where batches stood."""
 
 
 def source(
@@ -75,7 +69,7 @@ def source(
     finite: bool = True,
     what: str = "the training data",
 ) -> Batches:
-    """The batches of arrays, or of whatever gives batches.
+    """Batches are made of arrays, or of whatever gives batches.
 
     Args:
         data: a pytree (array, tuple, dict, NamedTuple) of arrays with the examples on the first
@@ -114,7 +108,7 @@ def source(
 
 
 def split(data: Any, fraction: float) -> tuple[Any, Any]:
-    """The first ⌊n (1 − fraction)⌋ of n examples, and the others, as Keras splits.
+    """The first ⌊n (1 − fraction)⌋ of n examples are split from the others, as Keras does.
 
     It is cut before any shuffling, so data that is sorted by class is to be shuffled before.
 
@@ -172,7 +166,7 @@ def _is_one_array(value: Any) -> bool:
     return isinstance(value, bool | int | float | complex | str | np.generic)
 
 
-class ArrayBatches:
+class ArrayBatches(Batches):
     """Batches are cut from arrays by index: any batch of any epoch, without those before."""
 
     def __init__(
@@ -202,7 +196,7 @@ class ArrayBatches:
         self.examples = whole if steps is None else None
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
-        """The batches of epoch ``e``, from batch ``start`` on."""
+        """Epoch ``e`` has these batches, from batch ``start`` on."""
         at, end = e * self.steps + start, (e + 1) * self.steps
         while at < end:
             number, first = divmod(at, self._per_pass)
@@ -221,38 +215,22 @@ class ArrayBatches:
                 rows = order[rows]
             yield self._treedef.unflatten([np.asarray(leaf[rows]) for leaf in self._leaves])
 
-    def first(self) -> Any:
-        """The first batch of epoch 0."""
-        return next(self.epoch(0))
-
     @property
     def arrays(self) -> Any:
-        """All of the data."""
+        """The data are cut from these arrays."""
         return self._treedef.unflatten(self._leaves)
 
-    def state(self) -> None:
-        """None: the number of the epoch and of the batch say all."""
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Nothing is to be done: the number of the epoch and of the batch say all."""
-
-
-class LoaderBatches:
+class LoaderBatches(Batches):
     """Batches come from a loader, a list of batches, a generator, or a function of the epoch.
 
     Without ``steps`` an epoch is one pass. With it, passes follow each other and an epoch is the
     next ``steps`` batches. Where a loader cannot go to a batch at once, the ones before are taken
     and thrown away, so that an epoch that is resumed has the batches it would have had.
 
-    Attributes:
-        steps: how many batches an epoch has, None where it is not known.
-        examples: None, it is not known.
-
     Raises:
         DataError: the object gives no batches.
     """
-
-    examples: int | None = None
 
     def __init__(self, data: Any, *, steps: int | None = None, what: str = "the data") -> None:
         self._what, self._steps = what, steps
@@ -277,7 +255,7 @@ class LoaderBatches:
             raise self._used_up(1)
 
     def first(self) -> Any:
-        """The batch that comes next, which the next epoch still has."""
+        """The batch that comes next is looked at; the next epoch still has it."""
         if not self._held:
             if self._number < 0:
                 self._begin(0)
@@ -288,7 +266,7 @@ class LoaderBatches:
         return to_batch(self._held[0])
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
-        """The batches of epoch ``e``, from batch ``start`` on.
+        """Epoch ``e`` has these batches, from batch ``start`` on.
 
         Raises:
             DataError: an iterator that can be passed over once has been used up, or stands behind
@@ -355,7 +333,7 @@ class LoaderBatches:
                 self._next_pass(start)
 
     def state(self) -> dict[str, Any] | None:
-        """Where the open pass stands, if its iterator can tell, as Grain's can."""
+        """This says where the open pass stands, if its iterator can tell, as Grain's can."""
         tell = getattr(self._iterator, "get_state", None)
         if tell is None or self._held:
             return None
@@ -365,7 +343,7 @@ class LoaderBatches:
         return {"pass": self._number, "given": self._given, "iterator": state}
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Keep a state for the next epoch, which begins there in place of counting batches."""
+        """The next epoch begins at this state, in place of counting batches."""
         self._restored = state
 
     def _use_state(self, number: int | None, start: int) -> None:
@@ -412,7 +390,7 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
     """A function from the number of a pass to something to iterate over."""
     if hasattr(data, "__iter__") or hasattr(data, "__next__"):
         return lambda number: data
-    with_number = _takes_a_number(data)
+    with_number = bool(by_position(data))
 
     def opened(number: int) -> Any:
         made = data(number) if with_number else data()
@@ -424,13 +402,13 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
     return opened
 
 
-def _takes_a_number(function: Callable[..., Any]) -> bool:
-    """Whether a function has a first parameter, by position."""
+def by_position(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """A function takes these parameters by position; of a builtin none may be known."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return False
-    return any(p.kind in BY_POSITION for p in itertools.islice(parameters, 1))
+        return []
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _length(data: Any) -> int | None:
@@ -456,7 +434,7 @@ def as_arrays(data: Any, what: str = "the data") -> Any:
 
 
 def to_batch(batch: Any) -> Any:
-    """A batch as the step takes it: tensors become arrays, a list of parts becomes a tuple.
+    """A batch becomes what the step takes: tensors become arrays, a list becomes a tuple.
 
     Arrays of JAX stay where they are, so that a loader can put batches on a device by itself.
     """
@@ -466,7 +444,7 @@ def to_batch(batch: Any) -> Any:
 
 
 def to_array(value: Any, name: str = "x", what: str = "a batch") -> Any:
-    """A NumPy array of a list, a data frame, a tensor or a JAX array; other things unchanged.
+    """A list, a data frame, a tensor or a JAX array becomes a NumPy array; the rest stays.
 
     Raises:
         DataError: the rows of a list have different lengths, the array holds random keys, or it is
@@ -501,7 +479,7 @@ def _of_tensor(tensor: Any) -> Any:
 
 
 def named_arrays(data: Any) -> dict[str, Any]:
-    """The arrays of a pytree by name: ``x``, ``y``, ``sample_weight`` for those of a batch.
+    """The arrays of a pytree get names: ``x``, ``y``, ``sample_weight`` for those of a batch.
 
     Example:
         >>> list(named_arrays(({"left": 1, "right": 2}, 3)))
@@ -554,7 +532,7 @@ def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
 
 
 def not_an_array(name: str, value: Any, what: str) -> DataError:
-    """The error for what stands where an array should."""
+    """This is the error for what stands where an array should."""
     do = f"convert it: np.asarray({name})"
     if hasattr(value, "__next__"):
         do = "pass the generator alone, and let it give whole batches (x, y)"

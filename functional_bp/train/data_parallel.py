@@ -1,4 +1,4 @@
-"""Data parallel training: the same parameters on every device, a slice of every batch on each."""
+"""Data parallel training has the parameters on every device, and a slice of every batch on each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from functional_bp.train.objective import batch_length
 
 
 class DataParallel(NamedTuple):
-    """The devices, as a mesh whose one axis is the batch's.
+    """The devices are a mesh whose one axis is the batch's.
 
     ``jit`` follows the layout of its arguments: each device computes the gradient of its slice,
     and the sum over the batch becomes an all-reduce.
@@ -24,17 +24,18 @@ class DataParallel(NamedTuple):
 
     @classmethod
     def over(cls, devices: Sequence[Any]) -> DataParallel:
-        """One mesh axis, ``batch``, over the devices."""
+        """The one mesh axis, ``batch``, lies over the devices."""
         count = len(devices)
         return cls(jax.make_mesh((count,), ("batch",), (AxisType.Auto,), devices=devices))
 
     def replicate(self, tree: Any) -> Any:
-        """A copy of every array on each device."""
+        """Each device gets a copy of every array."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def split(self, batch: Any) -> Any:
-        """Arrays cut along the batch's axis; whole on each device what has none, or if the number
-        of devices does not divide it.
+        """Arrays are cut along the batch's axis.
+
+        What has none is whole on each device, and so is all if the devices do not divide it.
         """
         length = batch_length(batch)
         if length % self.mesh.size:
@@ -46,7 +47,7 @@ class DataParallel(NamedTuple):
 
 
 def layout_of(devices: int | Sequence[Any] | None, batch_size: int | None) -> DataParallel | None:
-    """The layout over so many devices, or over these; None for training where the arrays are.
+    """The layout is over so many devices, or over these; None trains where the arrays are.
 
     Raises:
         TrainingError: there are fewer devices or none, or they do not divide the batch.

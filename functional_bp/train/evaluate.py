@@ -1,4 +1,4 @@
-"""Loss, metrics and predictions over data of any size, batch by batch."""
+"""Loss, metrics and predictions are computed over data of any size, batch by batch."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ import numpy as np
 from functional_bp.errors import TrainingError, compose, describe
 from functional_bp.train.data import source
 from functional_bp.train.data_parallel import DataParallel
-from functional_bp.train.objective import Context, Output, Supervised, as_objective, batch_length
+from functional_bp.train.objective import (
+    CallContext,
+    Output,
+    Supervised,
+    as_objective,
+    batch_length,
+)
 from functional_bp.train.state import TrainState
 
 
 class Sums:
-    """Weighted sums of the loss and the metrics, on the device; a mean is read once."""
+    """Weighted sums of loss and metrics stay on the device; a mean is read once."""
 
     @staticmethod
     def zeros(logs: Any) -> dict[str, Any]:
-        """Before the first batch, for logs of these names."""
+        """All is zero before the first batch, for logs of these names."""
         return {"weight": jnp.float32(0), "sums": {name: jnp.float32(0) for name in logs}}
 
     @staticmethod
     def add(sums: dict[str, Any], logs: dict[str, Any], weight: Any) -> dict[str, Any]:
-        """One batch more, whose numbers are means of ``weight`` examples."""
+        """One batch more is added, whose numbers are means of ``weight`` examples."""
         values = {k: v + (logs[k] * weight).astype(v.dtype) for k, v in sums["sums"].items()}
         return {"weight": sums["weight"] + weight.astype(jnp.float32), "sums": values}
 
     @staticmethod
     def means(sums: dict[str, Any]) -> dict[str, float]:
-        """The means as Python numbers, the loss first; waits for the device."""
+        """The means are read as Python numbers, the loss first; this waits for the device."""
         sums = jax.device_get(sums)
         weight = float(sums["weight"]) or float("nan")
         names = sorted(sums["sums"], key=lambda name: name != "loss")
@@ -41,14 +47,14 @@ class Sums:
 
 
 class Evaluator:
-    """A compiled evaluation of one objective: ``evaluator(state, source) -> means``."""
+    """An evaluator is the compiled evaluation of one objective."""
 
     def __init__(self, loss: Callable[..., Any], layout: DataParallel | None = None) -> None:
         self._objective, self._layout = as_objective(loss), layout
         self._add = jax.jit(self._advance, donate_argnums=0)
 
     def _output(self, params: Any, model_state: Any, batch: Any) -> Output:
-        return self._objective(params, batch, Context(model_state=model_state))
+        return self._objective(params, batch, CallContext(model_state=model_state))
 
     def _advance(self, sums: Any, params: Any, model_state: Any, batch: Any) -> Any:
         output = self._output(params, model_state, batch)
@@ -57,7 +63,7 @@ class Evaluator:
     def __call__(
         self, params: Any, model_state: Any, batches: Any, limit: int | None = None
     ) -> dict[str, float]:
-        """The means over the batches, of at most ``limit`` of them."""
+        """The means are over the batches, over at most ``limit`` of them."""
         sums = None
         for k, batch in enumerate(batches):
             if limit is not None and k >= limit:
@@ -90,7 +96,7 @@ def evaluate(
     batch_size: int = 32,
     steps: int | None = None,
 ) -> dict[str, float]:
-    """The means of the loss and the metrics over data, ``{"loss": ..., "accuracy": ...}``.
+    """The loss and the metrics are averaged over data: ``{"loss": ..., "accuracy": ...}``.
 
     Args:
         loss: an objective, as for ``fit``; a model is called with ``training=False``.
@@ -111,7 +117,7 @@ def evaluate(
 
 
 def gather(x: Any, y: Any, sample_weight: Any) -> Any:
-    """The data as one pytree: x alone, ``(x, y)`` or ``(x, y, sample_weight)``.
+    """The data become one pytree: x alone, ``(x, y)`` or ``(x, y, sample_weight)``.
 
     Raises:
         TrainingError: weights without targets.
@@ -139,7 +145,7 @@ def _predictor(model: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch_size: int = 32):
-    """The model's predictions for all of x, computed batch by batch.
+    """The model's predictions for all of x are computed batch by batch.
 
     Args:
         model: ``model(params, x)``, or the result of ``train.supervised``.

@@ -31,7 +31,7 @@ from functional_bp.train.data_parallel import layout_of
 from functional_bp.train.evaluate import gather
 from functional_bp.train.history import History
 from functional_bp.train.loop import HeldOut, Saver, TrainingLoop
-from functional_bp.train.objective import Context, Supervised, cross_entropy
+from functional_bp.train.objective import CallContext, Supervised, cross_entropy
 from functional_bp.train.run import Callback, Callbacks
 from functional_bp.train.state import TrainState, init
 from functional_bp.train.step import Step, step
@@ -108,7 +108,7 @@ def _check_labels(
     """Labels of every array of the data, in the range of the model's scores."""
     if loss.loss is not cross_entropy:
         return
-    context = Context(rng=state.step_rng, model_state=state.model_state, training=True)
+    context = CallContext(rng=state.step_rng, model_state=state.model_state, training=True)
     scores, _ = jax.eval_shape(lambda p, x: loss.apply(p, x, context), state.params, batch[0])
     for part, what in ((data, "the training data"), (held_out, "the validation data")):
         if part is not None:
@@ -177,7 +177,7 @@ def fit(
     precision: str | None = None,
     nonfinite: str | None = "stop",
 ) -> tuple[TrainState, History]:
-    """Train, and give back the last state and the numbers of every epoch.
+    """A model is trained; the last state and the numbers of every epoch are returned.
 
     Args:
         loss: ``train.supervised(model, loss, metrics)``, or any function ``loss(params, batch)``;

@@ -1,4 +1,4 @@
-"""What a training run recorded: a row for every epoch, as numbers, a table, a picture or JSON."""
+"""A history is what a training run recorded: a row an epoch, as numbers, table, picture or JSON."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 20  # of a table, the first and the last ones
 NOT_LOGS = ("epoch", "step", "seconds")
+FIELDS = ("rows", "steps", "seconds", "stopped")
 SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # what JSON has no number for
 
 
@@ -32,7 +33,7 @@ class PlotExtraError(BackpropError, ImportError):
 
 
 def shown(value: float) -> str:
-    """A number in four decimals, or with an exponent where they say little.
+    """A number is shown in four decimals, or with an exponent where they say little.
 
     Example:
         >>> [shown(v) for v in (0.5, 12.34567, 1e-5, 250000.0, float("nan"), 0.0)]
@@ -44,7 +45,7 @@ def shown(value: float) -> str:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names of logs as they are read: the loss, the metrics, those of validation, all others.
+    """Names of logs are put in order: the loss, the metrics, those of validation, all others.
 
     Example:
         >>> ordered(["accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"])
@@ -60,7 +61,7 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 @dataclass(eq=False, repr=False)
 class History(Mapping[str, list[float]]):
-    """What was recorded of every epoch: ``history["loss"]`` is a list, one number an epoch.
+    """A history has what was recorded: ``history["loss"]`` is a list, one number an epoch.
 
     A name that is not recorded in every epoch, as ``val_loss`` with ``validation_freq=5``, has the
     numbers of those in which it was; ``column`` has a place for every epoch.
@@ -91,7 +92,7 @@ class History(Mapping[str, list[float]]):
     stopped: str | None = None
 
     def record(self, epoch: int, logs: Mapping[str, Any], *, step: int, seconds: float) -> None:
-        """Add an epoch.
+        """An epoch is added.
 
         Args:
             epoch: its number, from 0.
@@ -106,25 +107,22 @@ class History(Mapping[str, list[float]]):
 
     @property
     def epochs(self) -> list[int]:
-        """The numbers of the epochs, from 0."""
+        """The epochs have these numbers, from 0."""
         return [row["epoch"] for row in self.rows]
 
     @property
     def history(self) -> dict[str, list[float]]:
-        """The lists as a dict, as Keras' ``History.history``."""
+        """The lists are a dict, as Keras' ``History.history``."""
         return {name: self[name] for name in self}
 
     def __getitem__(self, name: str) -> list[float]:
         found = [row[name] for row in self.rows if name in row and name not in NOT_LOGS]
         if not found:
             raise HistoryError(
-                compose(
-                    f"the history has no {name!r}",
-                    got=", ".join(self) or "no epoch",
-                    expected="a name that was recorded",
-                    do="pass validation data" if name.startswith("val_") else "",
-                )
-            )
+                compose(f"the history has no {name!r}", got=", ".join(self) or "no epoch",
+                        expected="a name that was recorded",
+                        do="pass validation data" if name.startswith("val_") else "")
+            )  # fmt: skip
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -134,58 +132,41 @@ class History(Mapping[str, list[float]]):
         return sum(1 for _ in self)
 
     def column(self, name: str) -> list[Any]:
-        """The numbers of a name with a place for every epoch: None where it was not recorded.
+        """A name has a place for every epoch: None where it was not recorded.
 
         ``epoch``, ``step`` and ``seconds`` are names too.
         """
         return [row.get(name) for row in self.rows]
 
-    # As JSON
-
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for JSON: a number that is not finite is the text "nan", "inf" or "-inf"."""
+        """All of it goes into JSON: what is not finite is the text "nan", "inf" or "-inf"."""
         rows = [{name: _sayable(value) for name, value in row.items()} for row in self.rows]
-        return {
-            "rows": rows,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-        }
+        return {**{name: getattr(self, name) for name in FIELDS}, "rows": rows}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> History:
-        """The history that ``to_dict`` gave.
+        """The history is made again that ``to_dict`` gave.
 
         Raises:
             HistoryError: it is something else.
         """
-        if not isinstance(fields, Mapping) or set(fields) != {
-            "rows",
-            "steps",
-            "seconds",
-            "stopped",
-        }:
+        if not isinstance(fields, Mapping) or set(fields) != set(FIELDS):
             names = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
             raise HistoryError(
-                compose(
-                    "this is no history",
-                    got=names or "nothing",
-                    expected="rows, steps, seconds, stopped: what to_json and to_dict give",
-                )
-            )
-        rows = [
-            {n: SPECIAL[v] if isinstance(v, str) else v for n, v in row.items()}
-            for row in fields["rows"]
-        ]
-        return cls(rows, fields["steps"], fields["seconds"], fields["stopped"])
+                compose("this is no history", got=names or "nothing",
+                        expected=f"{', '.join(FIELDS)}: what to_json and to_dict give")
+            )  # fmt: skip
+        special = lambda value: SPECIAL[value] if isinstance(value, str) else value
+        rows = [{name: special(value) for name, value in row.items()} for row in fields["rows"]]
+        return cls(**{**fields, "rows": rows})
 
     def to_json(self, indent: int | None = None) -> str:
-        """All of it as JSON; every number comes back the same."""
+        """All of it becomes JSON; every number comes back the same."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """The history that ``to_json`` wrote.
+        """The history is made again that ``to_json`` wrote.
 
         Raises:
             HistoryError: it is something else.
@@ -193,7 +174,7 @@ class History(Mapping[str, list[float]]):
         return cls.from_dict(json.loads(text))
 
     def to_pandas(self) -> Any:
-        """A data frame with a row for every epoch, NaN where a name was not recorded.
+        """The data frame has a row for every epoch, NaN where a name was not recorded.
 
         Raises:
             PlotExtraError: pandas is not installed.
@@ -202,23 +183,17 @@ class History(Mapping[str, list[float]]):
             import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise PlotExtraError(
-                compose(
-                    "the history makes no data frame",
-                    got="no package pandas",
-                    expected="pandas, which holds it",
-                    do="pip install pandas",
-                )
-            ) from None
+                compose("the history makes no data frame", got="no package pandas",
+                        expected="pandas, which holds it", do="pip install pandas")
+            ) from None  # fmt: skip
         columns = {name: self.column(name) for name in (*NOT_LOGS[1:], *self)}
         index = pandas.Index(self.epochs, name="epoch")
         floats = {name: np.array(column, dtype=float) for name, column in columns.items()}
         frame = pandas.DataFrame(floats, index=index)
         return frame.astype({"step": int})
 
-    # As a picture and a table
-
     def plot(self, *names: str) -> Any:
-        """A picture: training and validation over the epochs, each quantity with axes of its own.
+        """The picture shows training and validation over the epochs, axes for each quantity.
 
         Args:
             *names: of what is drawn; all, if there is none.
@@ -280,7 +255,7 @@ WIDE = 20.0  # a positive curve that spans this factor is drawn on a logarithmic
 
 
 def figure_of(history: History, names: Sequence[str]) -> Figure:
-    """A figure with axes for every quantity: its training and its validation curve.
+    """The figure has axes for every quantity: its training and its validation curve.
 
     Raises:
         PlotExtraError: matplotlib is not installed.
@@ -288,13 +263,10 @@ def figure_of(history: History, names: Sequence[str]) -> Figure:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise PlotExtraError(
-            compose(
-                "the history cannot be drawn",
-                got="no package matplotlib",
-                expected="matplotlib, which draws it",
-                do="pip install 'functional-bp[pictures]'",
-            )
-        )
+            compose("the history cannot be drawn", got="no package matplotlib",
+                    expected="matplotlib, which draws it",
+                    do="pip install 'functional-bp[pictures]'")
+        )  # fmt: skip
     for name in names or ("loss",) * (not history.rows):
         history[name]  # an unknown name is refused here
     quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or history))

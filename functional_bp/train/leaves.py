@@ -1,4 +1,4 @@
-"""Leaves of a pytree as a file can hold them: arrays in host memory, and what each of them was.
+"""Leaves of a pytree become what a file can hold: arrays in host memory, and what each one was.
 
 A leaf is an array (JAX's or NumPy's), random keys, or a number of Python. Keys are stored as the
 words behind them with their generator's name, numbers in the record itself, and so are arrays
@@ -28,7 +28,7 @@ class MismatchError(CheckpointError):
 
 
 def facts(path: str, leaf: Any) -> Facts:
-    """What a leaf is: its path, kind, shape and dtype, and the value of a number.
+    """A leaf is told by its path, kind, shape and dtype, a number by its value too.
 
     Raises:
         CheckpointError: it is nothing that a checkpoint holds, or an array that is gone.
@@ -45,7 +45,7 @@ def facts(path: str, leaf: Any) -> Facts:
 
 
 def words(found: Facts) -> str:
-    """``f32[3,5]`` for an array, the type's name for a number."""
+    """An array is ``f32[3,5]`` in words, a number its type's name."""
     if found["kind"] == "number":
         return f"a number of Python, {found['dtype']}"
     name = SHORT_DTYPES.get(found["dtype"], found["dtype"])
@@ -53,7 +53,7 @@ def words(found: Facts) -> str:
 
 
 def in_host_memory(leaves: Sequence[Any]) -> list[np.ndarray | None]:
-    """Copies which nothing changes any more, a donated buffer included; None for a number."""
+    """Leaves are copied, so that nothing changes them, a donation included; None for a number."""
     bare = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
     for leaf in bare:
         if isinstance(leaf, jax.Array):
@@ -62,7 +62,7 @@ def in_host_memory(leaves: Sequence[Any]) -> list[np.ndarray | None]:
 
 
 def restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
-    """A leaf again, of the kind that it was; with ``like``, of that one's kind and placed as it.
+    """A leaf is made again, of the kind that it was, or of ``like``'s kind and placed as it.
 
     Args:
         found: what ``facts`` said of it.
@@ -95,7 +95,7 @@ def restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
 
 
 def names(described: Sequence[Facts]) -> list[str | None]:
-    """The name that each leaf has in the file of arrays; None where nothing is stored."""
+    """Each leaf has a name in the file of arrays; None where nothing is stored."""
     return [
         f"{k:05d}{re.sub('[^A-Za-z0-9]+', '_', found['path'])}".rstrip("_")
         if found["kind"] != "number" and 0 not in found["shape"]
@@ -132,7 +132,7 @@ def compare(step: int, saved: Sequence[Facts], wanted: Sequence[Facts]) -> None:
 
 
 def skeleton(path: str, tree: Any, leaves: list[tuple[str, Any]]) -> Any:
-    """Nested dicts, lists and tuples as JSON holds them; the leaves are appended to ``leaves``.
+    """Nested dicts, lists and tuples become JSON; their leaves are appended to ``leaves``.
 
     Raises:
         CheckpointError: the tree is made of something else, which could not be restored as it was.
@@ -156,7 +156,7 @@ def skeleton(path: str, tree: Any, leaves: list[tuple[str, Any]]) -> Any:
 
 
 def filled(bones: Any, leaves: Sequence[Any]) -> Any:
-    """The tree of a ``skeleton`` with its leaves."""
+    """The tree of a ``skeleton`` gets its leaves back."""
     if bones is None:
         return None
     if isinstance(bones, int):

@@ -26,9 +26,9 @@ from functional_bp.train.data import Batches
 from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.evaluate import Evaluator, Sums
 from functional_bp.train.history import History
-from functional_bp.train.objective import Context, as_objective, batch_length
+from functional_bp.train.objective import CallContext, as_objective, batch_length
 from functional_bp.train.progress import progress
-from functional_bp.train.run import Callbacks, Run
+from functional_bp.train.run import Callbacks, TrainingRun
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Gradients, Step
 
@@ -51,7 +51,7 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Listen while the block runs; only a main thread can, and what is ignored stays so."""
+        """It listens while the block runs; only a main thread can, and what is ignored stays so."""
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             yield
@@ -92,12 +92,12 @@ class Window:
         self._steps: deque[Started] = deque()
 
     def add(self, started: Started) -> Started | None:
-        """Note a step; returns one known to be bad, or None."""
+        """A step is noted; returns one known to be bad, or None."""
         self._steps.append(started)
         return self._read(self.LENGTH) if len(self._steps) >= 2 * self.LENGTH else None
 
     def drain(self) -> Started | None:
-        """Wait for all steps; returns the one that was bad, or None."""
+        """All steps are waited for; returns the one that was bad, or None."""
         return self._read(len(self._steps)) if self._steps else None
 
     def _read(self, count: int) -> Started | None:
@@ -128,7 +128,7 @@ class Saver:
         self._fallback, self._saved = fallback, -1
 
     def is_due(self, step: int) -> bool:
-        """Whether to save in the middle of an epoch, before this step is taken.
+        """It is true where a save is due in the middle of an epoch, before this step is taken.
 
         Before a step, not after the last one: behind the end of an epoch there is none, and the
         epoch's own checkpoint, which knows the validation, has that step's name.
@@ -150,7 +150,7 @@ class Saver:
         place: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Save a loop that has done ``batches`` batches of the epoch; once for every step.
+        """A loop is saved that has done ``batches`` batches of the epoch; once for every step.
 
         Args:
             loop: the loop.
@@ -180,7 +180,7 @@ class Saver:
         self.checkpoints.save(run.step, run.state, record, arrays, metrics)
 
     def restore(self, loop: Any) -> tuple[int, int]:
-        """Put the loop where its last checkpoint was; returns the epoch and its batches done.
+        """The loop is put where its last checkpoint was; returns the epoch and its batches done.
 
         Raises:
             CheckpointError: the checkpoint is of a run with other data or options, or broken.
@@ -223,7 +223,7 @@ class Saver:
             )
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """This returns when all is written."""
         self.checkpoints.wait()
         if self._owned:
             self.checkpoints.close()
@@ -245,7 +245,7 @@ def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
 def nonfinite_error(
     loss: Callable[..., Any], gradients: Gradients, state: TrainState, batch: Any, where: str
 ) -> NonFiniteError:
-    """The error for the step that comes after ``state``, on the batch that made it fail.
+    """This is the error for the step that comes after ``state``, on the batch that failed.
 
     Args:
         loss: the objective.
@@ -281,7 +281,7 @@ def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> 
     objective = as_objective(loss)
 
     def value(params: Any, batch: Any) -> Any:
-        context = Context(state.step_rng, state.model_state, True)
+        context = CallContext(state.step_rng, state.model_state, True)
         return objective(params, batch, context).loss
 
     try:
@@ -307,7 +307,7 @@ class HeldOut:
         self._evaluate, self._data, self._every = Evaluator(loss, layout), data, every
 
     def after(self, epoch: int, state: TrainState) -> dict[str, float]:
-        """``{"val_loss": ..., ...}`` after the epoch, if it is one to look."""
+        """The means are ``{"val_loss": ..., ...}`` after an epoch to look at, else none."""
         if (epoch + 1) % self._every:
             return {}
         means = self._evaluate(state.params, state.model_state, self._data.epoch(0))
@@ -337,7 +337,7 @@ class TrainingLoop:
         layout: DataParallel | None = None,
     ) -> None:
         self.stepper, self.source, self._layout = stepper, source, layout
-        self.present = Run(state, History(), int(state.step))
+        self.present = TrainingRun(state, History(), int(state.step))
         self._names = [name for name in names if name != "nonfinite"]
         self._validation, self._saver = validation, saver
         self.callbacks = callbacks or Callbacks()
@@ -348,13 +348,13 @@ class TrainingLoop:
         self._bad: Any = self.on_devices(jnp.int32(-1))
 
     def on_devices(self, tree: Any) -> Any:
-        """A copy of small arrays on each device of the run."""
+        """Each device of the run gets a copy of small arrays."""
         tree = jax.tree.map(jnp.asarray, tree)
         return self._layout.replicate(tree) if self._layout else tree
 
     @property
     def compilations(self) -> int:
-        """How many shapes of a batch the step was compiled for."""
+        """The step was compiled for so many shapes of a batch."""
         return self._compilations
 
     def _zeros(self) -> Any:
@@ -379,7 +379,7 @@ class TrainingLoop:
         return after, sums, bad
 
     def run(self, epochs: int, verbose: str | int) -> tuple[TrainState, History]:
-        """Train until the last epoch, or until something ends the run."""
+        """It trains until the last epoch, or until something ends the run."""
         run = self.present
         first, done = self._saver.restore(self) if self._saver else (0, 0)
         closing = contextlib.closing(self._saver) if self._saver else contextlib.nullcontext()
@@ -482,7 +482,7 @@ class TrainingLoop:
             error.add_note(told)
 
     def settle(self) -> None:
-        """Wait for the device, and end the run if a step was not finite.
+        """The device is waited for, and the run ends if a step was not finite.
 
         Raises:
             NonFiniteError: one was not.

@@ -1,4 +1,4 @@
-"""What is minimised: a function of parameters and a batch, or a model with a loss.
+"""An objective is what is minimised: a function of parameters and a batch, or model and loss.
 
 Any function ``loss(params, batch)`` is an objective. It is given ``rng``, ``model_state`` and
 ``training`` if it has keyword arguments of these names, and returns the loss, the loss and a
@@ -18,23 +18,23 @@ import optax
 
 from functional_bp.errors import TrainingError, compose, describe
 
-# Losses by name: ``(predictions, y) -> values``, one for every example or position.
+# Losses: ``(predictions, y) -> values``, one for every example or position.
 
 SMALLEST_PROBABILITY = 1e-7  # Keras' epsilon: ln 0 is not taken
 
 
 def mean_squared_error(predictions: Any, y: Any) -> Any:
-    """The mean of (ŷ − y)² over the last axis; over none if there is one axis only."""
+    """ℓ = mean (ŷ − y)² is taken over the last axis; over none if there is one axis only."""
     return _over_features(jnp.square(_difference(predictions, y)))
 
 
 def mean_absolute_error(predictions: Any, y: Any) -> Any:
-    """The mean of |ŷ − y| over the last axis; over none if there is one axis only."""
+    """ℓ = mean |ŷ − y| is taken over the last axis; over none if there is one axis only."""
     return _over_features(jnp.abs(_difference(predictions, y)))
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
-    """−ln softmax(logits)_y of logits ``f32[..., k]`` and integer labels ``i32[...]``, in nats."""
+    """ℓ = −ln softmax(logits)_y, of ``f32[..., k]`` and integer labels ``i32[...]``, in nats."""
     labels = jnp.asarray(labels)
     if labels.ndim == logits.ndim and labels.shape[-1] == 1:  # a column of labels, as in Keras
         labels = labels[..., 0]
@@ -49,16 +49,16 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
 
 
 def categorical_cross_entropy(logits: Any, probabilities: Any) -> Any:
-    """−Σ_k p_k ln softmax(logits)_k of logits and probabilities ``f32[..., k]``, in nats."""
+    """ℓ = −Σ_k p_k ln softmax(logits)_k, of logits and probabilities ``f32[..., k]``, in nats."""
     _same_shape(logits, probabilities)
     return -jnp.sum(probabilities * jax.nn.log_softmax(logits), axis=-1)
 
 
 def binary_cross_entropy(probabilities: Any, y: Any) -> Any:
-    """−y ln p − (1 − y) ln(1 − p), p clipped to [ε, 1 − ε], ε = 1e-7; mean over the last axis.
+    """ℓ = mean −y ln p − (1 − y) ln(1 − p) over the last axis, p clipped to [ε, 1 − ε], ε = 1e-7.
 
-    Of probabilities, as a sigmoid layer gives; ``binary_cross_entropy_with_logits`` is more
-    accurate where the layer can be left out.
+    It takes probabilities, as a sigmoid layer gives them; ``binary_cross_entropy_with_logits`` is
+    more accurate where the layer can be left out.
     """
     probabilities, y = _pair(probabilities, y)
     p = jnp.clip(probabilities, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
@@ -66,7 +66,7 @@ def binary_cross_entropy(probabilities: Any, y: Any) -> Any:
 
 
 def binary_cross_entropy_with_logits(logits: Any, y: Any) -> Any:
-    """−y ln σ(o) − (1 − y) ln(1 − σ(o)), the mean over the last axis."""
+    """ℓ = mean −y ln σ(o) − (1 − y) ln(1 − σ(o)) is taken over the last axis."""
     logits, y = _pair(logits, y)
     return _over_features(-y * jax.nn.log_sigmoid(logits) - (1 - y) * jax.nn.log_sigmoid(-logits))
 
@@ -115,11 +115,11 @@ LOSSES: Mapping[str, Callable[..., Any]] = {
 }
 
 
-# Metrics by name: ``(predictions, y) -> values``, whose mean over the examples is reported.
+# Metrics: ``(predictions, y) -> values``, whose mean over the examples is reported.
 
 
 def accuracy(predictions: Any, y: Any) -> Any:
-    """[ŷ = y], the prediction read by its shape beside the targets'.
+    """A = [ŷ = y], where a prediction is read by its shape beside the targets'.
 
     Scores ``f32[..., k]`` with integer labels ``i32[...]``: the class of the largest. Scores and
     one-hot targets of one shape with k > 1: the largest of each. Otherwise both are one number an
@@ -137,7 +137,7 @@ def accuracy(predictions: Any, y: Any) -> Any:
 
 
 def binary_accuracy(probabilities: Any, y: Any, threshold: float = 0.5) -> Any:
-    """[(p > ½) = y] for every number predicted."""
+    """A = [(p > ½) = y] is taken for every number predicted."""
     y = jnp.asarray(y)
     if _without_column(probabilities) != _without_column(y):
         raise TrainingError(
@@ -168,7 +168,7 @@ RESERVED = ("loss", "grad_norm", "nonfinite")  # names in the logs of a step
 
 
 class Output(NamedTuple):
-    """What an objective returns.
+    """An objective returns this.
 
     Attributes:
         loss: what is minimised, a scalar.
@@ -184,8 +184,8 @@ class Output(NamedTuple):
     weight: Any = None
 
 
-class Context(NamedTuple):
-    """What an objective may ask for beside parameters and batch."""
+class CallContext(NamedTuple):
+    """An objective may ask for this beside parameters and batch."""
 
     rng: Any = None
     model_state: Any = None
@@ -193,7 +193,7 @@ class Context(NamedTuple):
     cast: Callable[[Any], Any] = lambda tree: tree  # to the dtype of the computation
 
     def keywords_of(self, function: Callable[..., Any]) -> dict[str, Any]:
-        """Those of rng, model_state and training that the function names."""
+        """The function is given those of rng, model_state and training that it names."""
         try:
             parameters = inspect.signature(function).parameters
         except (TypeError, ValueError):  # a builtin
@@ -201,11 +201,11 @@ class Context(NamedTuple):
         return {name: getattr(self, name) for name in KEYWORDS if name in parameters}
 
 
-Objective = Callable[[Any, Any, Context], Output]
+Objective = Callable[[Any, Any, CallContext], Output]
 
 
 def as_objective(loss: Callable[..., Any]) -> Objective:
-    """The function in the one form that steps call: ``(params, batch, context) -> Output``.
+    """The function gets the one form that steps call: ``(params, batch, context) -> Output``.
 
     Raises:
         TrainingError: when called, if the loss is no real scalar, or a metric is none or has a
@@ -217,7 +217,7 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
                     expected="loss(params, batch), or train.supervised(model, loss)")
         )  # fmt: skip
 
-    def objective(params: Any, batch: Any, context: Context) -> Output:
+    def objective(params: Any, batch: Any, context: CallContext) -> Output:
         if isinstance(loss, Supervised):
             output = loss.output(params, batch, context)
         else:
@@ -237,7 +237,7 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
 
 
 def batch_length(batch: Any) -> int:
-    """The length of the first axis of the batch's first array; 1 where there is none."""
+    """A batch is as long as its first array's first axis; 1 where there is none."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)
 
@@ -286,7 +286,7 @@ def _real_scalar(what: str, value: Any) -> Any:
 
 
 class Supervised:
-    """A model and a loss of its predictions; see ``supervised``."""
+    """A model has a loss of its predictions; see ``supervised``."""
 
     def __init__(
         self,
@@ -299,15 +299,15 @@ class Supervised:
         self.class_weight = class_weight
 
     def __call__(self, params: Any, batch: Any, **keywords: Any) -> Any:
-        """The loss of a batch ``(x, y)`` or ``(x, y, weight)``."""
-        return self.output(params, batch, Context(**keywords)).loss
+        """The loss is that of a batch ``(x, y)`` or ``(x, y, weight)``."""
+        return self.output(params, batch, CallContext(**keywords)).loss
 
     def predict(self, params: Any, x: Any, model_state: Any = None) -> Any:
-        """The model's predictions outside training."""
-        return self.apply(params, x, Context(model_state=model_state))[0]
+        """The model predicts, outside training."""
+        return self.apply(params, x, CallContext(model_state=model_state))[0]
 
-    def apply(self, params: Any, x: Any, context: Context) -> tuple[Any, Any]:
-        """The predictions, and the model's state after them or None."""
+    def apply(self, params: Any, x: Any, context: CallContext) -> tuple[Any, Any]:
+        """The model is called; the predictions are returned with its state after them or None."""
         keywords = context.keywords_of(self.model)
         predictions = self.model(context.cast(params), context.cast(x), **keywords)
         if "model_state" not in keywords:
@@ -319,8 +319,8 @@ class Supervised:
             )  # fmt: skip
         return predictions
 
-    def output(self, params: Any, batch: Any, context: Context) -> Output:
-        """Loss, metrics and model state of a batch."""
+    def output(self, params: Any, batch: Any, context: CallContext) -> Output:
+        """Loss, metrics and model state of a batch are computed."""
         x, y, weight = _unpacked(batch)
         predictions, model_state = self.apply(params, x, context)
         predictions = jax.tree.map(_at_least_float32, predictions)
@@ -381,7 +381,7 @@ def supervised(
     *,
     class_weight: Mapping[int, float] | Sequence[float] | np.ndarray | None = None,
 ) -> Supervised:
-    """The objective mean(weight · loss(model(params, x), y)) over a batch ``(x, y[, weight])``.
+    """The objective is mean(weight · loss(model(params, x), y)) over a batch ``(x, y[, weight])``.
 
     Args:
         model: ``model(params, x) -> predictions``. Arguments named ``rng``, ``training`` and

@@ -1,4 +1,4 @@
-"""Progress of training while it goes on: a bar in a terminal or a notebook, lines elsewhere.
+"""Progress is shown while training goes on: a bar in a terminal or a notebook, lines elsewhere.
 
 A step costs a count and a look at the clock. The device is asked for its numbers only when the
 display is drawn, ten times a second at most, and drawing takes a small part of the time. Rates are
@@ -111,18 +111,18 @@ class Pace:
 
     @property
     def now(self) -> tuple[float, float] | None:
-        """Steps and examples per second, of the last seconds, or of the last epoch."""
+        """The rate is of steps and examples per second, in the last seconds or the last epoch."""
         here = _per_second(self._marks[0], self._marks[-1]) if self._marks else None
         return here or self.mean
 
     def left_seconds(self, steps: int, total: int | None) -> float | None:
-        """The time until the last step of the epoch."""
+        """The last step of the epoch is so far off."""
         if total is None or self.now is None:
             return None
         return max(0, total - steps) / self.now[0]
 
     def run_left_seconds(self, steps: int, total: int | None, epochs: int) -> float | None:
-        """The time of this epoch and ``epochs`` more, with what comes after their steps."""
+        """The end of this epoch and ``epochs`` more is so far off, validation included."""
         here, whole = self.left_seconds(steps, total), self.left_seconds(0, total)
         if here is None or whole is None:
             return None
@@ -189,16 +189,14 @@ class Progress:
             self._display.keep(self._status(time.perf_counter()))
         self._display.close()
 
-    def epoch(self, e: int, *, steps: int | None = None, start: int = 0) -> None:
+    def epoch(self, e: int, *, start: int = 0) -> None:
         """An epoch begins.
 
         Args:
             e: its number, from 0.
-            steps: how many it has, if that is known now and was not before.
             start: the number of steps that were done before a resume.
         """
         self._epoch, self._open = e, True
-        self._total = steps or self._total
         self._steps = self._first = start
         self._examples, self._logs = 0, {}
         self._started = time.perf_counter()
@@ -290,7 +288,7 @@ def progress(
     *,
     read: Read | None = None,
 ) -> Progress | Silent:
-    """The progress of a training loop, to be used as a context.
+    """A training loop's progress is a context.
 
     Args:
         verbose: "auto" or 1 for a bar in a terminal or a notebook and lines elsewhere, 2 for a
@@ -321,7 +319,7 @@ def progress(
 
 
 def display_for(bar: bool) -> Display:
-    """The display that fits where this runs; lines where no bar is wanted."""
+    """A display is chosen that fits where this runs; lines where no bar is wanted."""
     if not bar:
         return Lines()
     if in_notebook():
@@ -331,7 +329,7 @@ def display_for(bar: bool) -> Display:
 
 
 def in_notebook() -> bool:
-    """Whether this runs in a kernel of Jupyter, which displays HTML."""
+    """It is true in a kernel of Jupyter, which displays HTML."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None
@@ -341,7 +339,7 @@ def in_notebook() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """A time as it is said.
+    """A time is said in one or two units.
 
     Example:
         >>> [duration(s) for s in (0.04, 3.21, 59.6, 65, 7380, 100000)]
@@ -360,7 +358,7 @@ def duration(seconds: float) -> str:
 
 
 def rate_text(rate: float | None, per_example: bool) -> str:
-    """A rate as it is said; nothing where there is none.
+    """A rate is said with its unit; nothing where there is none.
 
     Example:
         >>> rate_text(41234.5, True), rate_text(3.21, False), rate_text(0.0321, True)
@@ -373,7 +371,7 @@ def rate_text(rate: float | None, per_example: bool) -> str:
 
 
 def left_text(status: Status, short: bool = False) -> str:
-    """The time left, of the epoch and of all of them; nothing where it is not known.
+    """The time left is said, of the epoch and of all; nothing where it is not known.
 
     Args:
         status: the moment.
@@ -394,24 +392,24 @@ def left_text(status: Status, short: bool = False) -> str:
 
 
 def epoch_text(status: Status) -> str:
-    """The epoch's number among all, of one width in all lines."""
+    """The epoch's number is said among all, of one width in all lines."""
     return f"epoch {status.epoch + 1:{len(str(status.epochs))}d}/{status.epochs}"
 
 
 def steps_text(status: Status) -> str:
-    """The steps done, among all if that is known."""
+    """The steps done are said, among all if that is known."""
     if status.steps_per_epoch is None:
         return f"{status.steps:,} steps"
     return f"{status.steps:,}/{status.steps_per_epoch:,}"
 
 
 def logs_text(status: Status) -> str:
-    """Names and numbers, the loss first."""
+    """The logs are said by name, the loss first."""
     return "  ".join(f"{name} {shown(status.logs[name])}" for name in ordered(status.logs))
 
 
 def line(status: Status) -> str:
-    """A moment of training in one line of text."""
+    """A moment of training is said in one line of text."""
     parts = [epoch_text(status)]
     if status.phase != "done":
         parts += [steps_text(status), left_text(status)]
@@ -437,13 +435,13 @@ class Display:
         """Training begins."""
 
     def show(self, status: Status) -> None:
-        """A moment within an epoch."""
+        """A moment within an epoch is shown."""
 
     def keep(self, status: Status) -> None:
-        """The end of an epoch, or of training within one: to stay on the screen."""
+        """The end of an epoch, or of training within one, is shown to stay on the screen."""
 
     def note(self, text: str) -> None:
-        """Something to be read, which stays on the screen."""
+        """A text is shown that stays on the screen."""
 
     def close(self) -> None:
         """Training is over."""
@@ -480,7 +478,7 @@ class Meter(rich.progress.Progress):
         self._task = self.add_task("", visible=False, words="")
 
     def show(self, status: Status) -> None:
-        """Draw the epoch's number, the bar, steps, time left and rate, as there is room."""
+        """It draws the epoch's number, the bar, steps, time left and rate, as there is room."""
         name, (words, left) = epoch_text(status), _fitted(status, self.console.width)
         bar = (self._bar,) if status.steps_per_epoch and left >= LEAST_BAR_WIDTH else ()
         self._bar.bar_width = min(BAR_WIDTH, left)
@@ -524,11 +522,11 @@ class Terminal(Display):
         self._kept = -math.inf
 
     def open(self) -> None:
-        """Take the bottom of the screen."""
+        """It takes the bottom of the screen."""
         self._meter.start()
 
     def show(self, status: Status) -> None:
-        """Draw the bar."""
+        """The bar is drawn."""
         self._meter.show(status)
 
     def keep(self, status: Status) -> None:
@@ -549,7 +547,7 @@ class Terminal(Display):
         self._meter.console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Give the bottom of the screen back."""
+        """It gives the bottom of the screen back."""
         self._meter.stop()
 
 
@@ -566,7 +564,7 @@ class Notebook(Display):
         self._last: Status | None = None
 
     def show(self, status: Status) -> None:
-        """Draw the box."""
+        """The box is drawn."""
         self._last = status
         self._draw()
 
@@ -583,7 +581,7 @@ class Notebook(Display):
         self._draw()
 
     def close(self) -> None:
-        """Draw the last moment."""
+        """The last moment is drawn."""
         if self._last is not None:
             self._draw()
 

@@ -1,4 +1,4 @@
-"""A run of training, and the callbacks that are called as it goes on."""
+"""A run of training calls callbacks as it goes on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class CallbackError(TrainingError):
     """A callback was asked for what this training cannot give it."""
 
 
-class Run:
+class TrainingRun:
     """A run of training is what callbacks are given.
 
     Attributes:
@@ -31,7 +31,7 @@ class Run:
         self.stopped: str | None = None
 
     def stop(self, reason: str) -> None:
-        """End the run after this step, or after this epoch at its end; the first reason is kept."""
+        """The run ends after this step, or this epoch at its end; the first reason is kept."""
         self.stopped = self.stopped or reason
 
 
@@ -50,36 +50,36 @@ class Callback:
     """
 
     def on_fit_begin(self, run: Any) -> None:
-        """Before the first epoch of this call of ``fit``, which may be a later one of a resume."""
+        """It is called before the first epoch of this call of ``fit``, a later one in a resume."""
 
     def on_epoch_begin(self, run: Any, epoch: int) -> None:
-        """Before the first step of an epoch."""
+        """It is called before the first step of an epoch."""
 
     def on_step_end(self, run: Any, step: int) -> None:
-        """After a step; only called where it is overridden, so that others cost nothing.
+        """It is called after a step, only where it is overridden, so that others cost nothing.
 
         The device may still be at work on the step: to read a value of ``run.state`` waits for it.
         """
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
-        """After validation; what is added to ``logs`` is recorded with them."""
+        """It is called after validation; what it adds to ``logs`` is recorded with them."""
 
     def on_fit_end(self, run: Any) -> None:
-        """After the last epoch, however training ended."""
+        """It is called after the last epoch, however training ended."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, for JSON."""
+        """It returns what it remembers, for JSON."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what ``state_dict`` returned; called before ``on_fit_begin``."""
+        """It remembers what ``state_dict`` returned; called before ``on_fit_begin``."""
 
     def arrays(self) -> Any:
-        """The arrays that it keeps, a pytree; None where it keeps none."""
+        """It returns the arrays that it keeps, a pytree; None where it keeps none."""
         return None
 
     def load_arrays(self, tree: Any) -> None:
-        """Keep what ``arrays`` returned."""
+        """It keeps what ``arrays`` returned."""
 
 
 def _each(name: str) -> Callable[..., None]:
@@ -125,7 +125,7 @@ class Callbacks:
     on_fit_end = _each("on_fit_end")
 
     def named(self) -> dict[str, Callback]:
-        """The callbacks by name."""
+        """The callbacks have names."""
         seen: Counter[str] = Counter()
         names: dict[str, Callback] = {}
         for callback in self._all:
@@ -135,9 +135,8 @@ class Callbacks:
         return names
 
     def state_dict(self) -> dict[str, Any]:
-        """What they remember, for JSON."""
-        states = {name: callback.state_dict() for name, callback in self.named().items()}
-        return {name: state for name, state in states.items() if state}
+        """They return what they remember, for JSON."""
+        return {name: s for name, each in self.named().items() if (s := each.state_dict())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Each gets its own; one that was not there when it was saved begins anew."""
@@ -146,9 +145,8 @@ class Callbacks:
                 callback.load_state_dict(state[name])
 
     def arrays(self) -> dict[str, Any]:
-        """The arrays that they keep."""
-        kept = {name: callback.arrays() for name, callback in self.named().items()}
-        return {name: tree for name, tree in kept.items() if tree is not None}
+        """They return the arrays that they keep."""
+        return {n: kept for n, each in self.named().items() if (kept := each.arrays()) is not None}
 
     def load_arrays(self, trees: Mapping[str, Any]) -> None:
         """Each gets its own."""

@@ -1,4 +1,11 @@
-"""What training carries from step to step: one pytree, state in, state out."""
+"""Training carries one pytree from step to step: state in, state out.
+
+Mixed precision has float32 masters, half precision arithmetic, and a scale of the loss. In float16
+the smallest positive number is 6e-8, and gradients below it are lost. The loss is multiplied by a
+scale S before the reverse sweep and the gradients are divided by S after it, which is the same by
+linearity of the sweep. S is halved when a gradient overflows, and that step is left out; it is
+doubled after ``GROWTH_STEPS`` steps without. bfloat16 has float32's range and needs no scale.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +19,6 @@ import optax
 
 from functional_bp.errors import TrainingError, compose, describe
 
-# Mixed precision: float32 masters, half precision arithmetic, and the scale of the loss.
-#
-# In float16 the smallest positive number is 6e-8, and gradients below it are lost. The loss is
-# multiplied by a scale S before the reverse sweep and the gradients are divided by S after it,
-# which is the same by linearity of the sweep. S is halved when a gradient overflows, and that step
-# is left out; it is doubled after ``GROWTH_STEPS`` steps without. bfloat16 has float32's range and
-# needs no scale.
-
 FIRST_SCALE = 2.0**15
 LARGEST_SCALE = 2.0**126  # twice an infinity could not be halved again
 GROWTH_STEPS = 2000
@@ -28,13 +27,13 @@ WIDE = ("float32", "float64")
 
 
 class LossScale(NamedTuple):
-    """``scale: f32[]`` ≥ 1 and the number of good steps since it changed, ``i32[]``."""
+    """``scale: f32[]`` is at least 1; ``good_steps: i32[]`` counts those since it changed."""
 
     scale: jax.Array
     good_steps: jax.Array
 
     def after(self, finite: jax.Array) -> LossScale:
-        """Doubled after ``GROWTH_STEPS`` finite steps in a row, halved after one that was not."""
+        """It doubles after ``GROWTH_STEPS`` finite steps in a row, and halves after another."""
         grows = self.good_steps + 1 >= GROWTH_STEPS
         good = jnp.where(grows, jnp.minimum(self.scale * 2, LARGEST_SCALE), self.scale)
         scale = jnp.where(finite, good, jnp.maximum(self.scale / 2, 1.0))
@@ -43,13 +42,13 @@ class LossScale(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """In which dtype the model is computed; None leaves every array as it is."""
+    """The model is computed in this dtype; None leaves every array as it is."""
 
     dtype: Any = None
 
     @classmethod
     def of(cls, name: Any) -> Precision:
-        """From None, "float32", "bfloat16" or "float16", or a dtype of one of these names.
+        """It is made from None, "float32", "bfloat16" or "float16", or a dtype of that name.
 
         Raises:
             TrainingError: another name.
@@ -71,21 +70,21 @@ class Precision(NamedTuple):
 
     @property
     def scales(self) -> bool:
-        """Whether the loss needs a scale."""
+        """The loss needs a scale in float16."""
         return self.dtype is not None and str(self.dtype) == "float16"
 
     def first_scale(self) -> LossScale | None:
-        """The scale before the first step."""
+        """The scale is this before the first step."""
         if not self.scales:
             return None
         return LossScale(jnp.float32(FIRST_SCALE), jnp.int32(0))
 
     def cast(self, tree: Any) -> Any:
-        """Wider real floating arrays in the dtype of the computation; others as they are."""
+        """Wider real floating arrays are cast to the dtype of the computation; others stay."""
         return tree if self.dtype is None else _converted(tree, WIDE, self.dtype)
 
     def masters(self, params: Any) -> Any:
-        """The parameters as they are kept: half precision ones in float32 if these are computed."""
+        """The parameters are kept so: half precision ones in float32 if these are computed."""
         return params if self.dtype is None else _converted(params, HALVES, jnp.float32)
 
 
@@ -99,7 +98,7 @@ def _converted(tree: Any, given: tuple[str, ...], dtype: Any) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and writes.
+    """A step reads and writes all of this.
 
     Attributes:
         params: the parameters, a pytree of floating arrays.
@@ -120,12 +119,12 @@ class TrainState:
     loss_scale: LossScale | None = None
 
     def replace(self, **changes: Any) -> TrainState:
-        """The same state with some fields changed."""
+        """The same state is returned with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @property
     def step_rng(self) -> jax.Array:
-        """The random key of the step that comes next."""
+        """The step that comes next draws from this random key."""
         return jax.random.fold_in(self.rng, self.step)
 
 
@@ -137,7 +136,7 @@ def init(
     model_state: Any = None,
     precision: str | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """The state is made that comes before the first step.
 
     Args:
         params: a pytree of arrays of a floating or complex dtype. They are copied: steps donate
@@ -219,7 +218,7 @@ def _copied(tree: Any) -> Any:
 
 
 def settled(part: str, new: Any, old: Any) -> Any:
-    """A part of the state after a step, in the structure, shapes and dtypes it had before.
+    """A part of the state keeps structure, shapes and dtypes through a step.
 
     Strongly typed, so that the next step is not compiled for again.
 

@@ -1,4 +1,4 @@
-"""One jit-compiled step: forward sweep, reverse sweep, W ← W − η · gradient as optax has it."""
+"""A jit-compiled step is a forward sweep, a reverse sweep, and W ← W − η · gradient by optax."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
 from functional_bp.errors import TrainingError, compose, describe
-from functional_bp.train.objective import Context, Objective, Output, as_objective, batch_length
+from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
-
-# Loss and gradient of a batch, in one piece or over microbatches.
 
 
 class Pass(NamedTuple):
-    """What one forward and one reverse sweep give.
+    """One forward and one reverse sweep give this.
 
     Attributes:
         loss: the value before the step.
@@ -42,7 +40,7 @@ class Pass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """``gradients(state, batch) -> Pass``.
+    """Loss and gradient of a batch are computed in one piece or over microbatches.
 
     Attributes:
         objective: what is minimised.
@@ -59,13 +57,13 @@ class Gradients:
     precision: Precision
 
     def __call__(self, state: TrainState, batch: Any) -> Pass:
-        """The gradient at the state's parameters."""
+        """The gradient is taken at the state's parameters."""
         if self.precision.scales and state.loss_scale is None:
             raise TrainingError(
                 compose("float16 needs the scale of the loss in the state", got="loss_scale=None",
                         do="make the state with train.init(..., precision='float16')")
             )  # fmt: skip
-        context = Context(state.step_rng, state.model_state, True, self.precision.cast)
+        context = CallContext(state.step_rng, state.model_state, True, self.precision.cast)
 
         def value_of(params: Any) -> Any:
             return self.objective(params, batch, context).loss
@@ -78,7 +76,9 @@ class Gradients:
         metrics = dict(output.metrics)
         return Pass(output.loss, params_bar, metrics, output.model_state, output.weight, value_of)
 
-    def _differentiate(self, state: TrainState, batch: Any, context: Context) -> tuple[Output, Any]:
+    def _differentiate(
+        self, state: TrainState, batch: Any, context: CallContext
+    ) -> tuple[Output, Any]:
         scale = None if state.loss_scale is None else state.loss_scale.scale
 
         def scaled(params: Any) -> tuple[Any, Output]:
@@ -96,7 +96,7 @@ class Gradients:
         return output, _fitting(params_bar, state.params)
 
     def _accumulated(
-        self, state: TrainState, batch: Any, context: Context, count: int
+        self, state: TrainState, batch: Any, context: CallContext, count: int
     ) -> tuple[Output, Any]:
         """The means over microbatches, Σ w · mean / Σ w with the number w of each one's examples.
 
@@ -152,7 +152,7 @@ def _microbatches(batch: Any, count: int) -> Any:
 
 
 def microbatch_count(length: int, accumulate: int) -> int:
-    """The smallest divisor of the batch's length that is at least ``accumulate``."""
+    """The count is the smallest divisor of the batch's length of at least ``accumulate``."""
     if accumulate >= length:
         return max(length, 1)
     return next(k for k in range(accumulate, length + 1) if length % k == 0)
@@ -183,7 +183,7 @@ LARGE = 4096  # entries, from which on a product is worth its call
 
 
 class StepOptions(NamedTuple):
-    """What a step does beside the gradient and the optimizer; see ``step``."""
+    """A step does this beside the gradient and the optimizer; see ``step``."""
 
     accumulate: int = 1
     clip_norm: float | None = None
@@ -194,7 +194,7 @@ class StepOptions(NamedTuple):
 
 
 class Step:
-    """A jit-compiled step, ``step(state, batch) -> (state, logs)``; made by ``train.step``.
+    """``step(state, batch) -> (state, logs)`` is jit-compiled; ``train.step`` makes it.
 
     Attributes:
         objective: the loss as it was given.
@@ -216,7 +216,7 @@ class Step:
         self._compiled = jax.jit(self._counted, donate_argnums=0 if options.donate else ())
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Take one step.
+        """One step is taken.
 
         Args:
             state: its buffers are donated: use the returned one from now on.
@@ -230,7 +230,7 @@ class Step:
 
     @property
     def compilations(self) -> int:
-        """For how many shapes, dtypes and layouts of state and batch the step was compiled."""
+        """The step was compiled for so many shapes, dtypes and layouts of state and batch."""
         return self._compilations
 
     def _counted(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -241,7 +241,7 @@ class Step:
     def advance(
         self, state: TrainState, batch: Any, bound: Any = True
     ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
-        """The same step uncompiled, to stand inside another ``jit``.
+        """The same step is taken uncompiled, to stand inside another ``jit``.
 
         Args:
             state: the state.
@@ -315,7 +315,7 @@ class Step:
 
 
 def is_finite(found: Pass) -> jax.Array:
-    """Whether loss and every entry of the gradient are.
+    """It is true if loss and every entry of the gradient are finite.
 
     A sum is finite if its terms are, scaled so far down that it cannot overflow; adding floats
     takes a processor half the time of testing each of them.
@@ -381,7 +381,7 @@ def step(
     nonfinite: str | None = None,
     donate: bool = True,
 ) -> Step:
-    """A jit-compiled training step, ``step(state, batch) -> (state, logs)``.
+    """A training step is made and jit-compiled: ``step(state, batch) -> (state, logs)``.
 
     Args:
         loss: ``loss(params, batch)``, or ``train.supervised(model, loss)``. It returns a scalar,

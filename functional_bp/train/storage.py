@@ -70,7 +70,7 @@ class Folder:
                 self._clean()
 
     def entries(self) -> list[Saved]:
-        """The checkpoints in the order they were saved in; the last one only of every step."""
+        """The checkpoints come in the order they were saved in; the last one only of every step."""
         found = {entry.step: entry for entry in self._all()}
         return sorted(found.values())
 
@@ -81,7 +81,7 @@ class Folder:
         content: dict[str, Any],
         kept: Callable[[], Collection[Saved]],
     ) -> None:
-        """Save one checkpoint behind all others, then delete what is no longer kept.
+        """One checkpoint is saved behind all others; what is no longer kept then is deleted.
 
         Args:
             step: of the checkpoint; one of the same step is replaced.
@@ -101,18 +101,18 @@ class Folder:
             _flush(self.path)
 
     def is_known(self, entry: Saved) -> bool:
-        """Whether it has a manifest that can be read."""
+        """A checkpoint is known by a manifest that can be read."""
         try:
             return bool(self.manifest(entry))
         except CheckpointError:
             return False
 
     def unread(self) -> list[Saved]:
-        """Those whose manifest cannot be read."""
+        """The manifest of these cannot be read."""
         return [entry for entry in self._all() if not self.is_known(entry)]
 
     def manifest(self, entry: Saved) -> dict[str, Any]:
-        """What was noted of a checkpoint.
+        """The manifest says what was noted of a checkpoint.
 
         Raises:
             BrokenError: there is no manifest, or it is not as it was written.
@@ -138,7 +138,7 @@ class Folder:
     def arrays(
         self, entry: Saved, content: Mapping[str, Any], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """The arrays of a checkpoint by their names, after a look at every byte of it.
+        """The arrays of a checkpoint are read by name, after a look at every byte of it.
 
         Raises:
             BrokenError: a file is missing, shorter or changed, or Orbax cannot read it.
@@ -163,7 +163,7 @@ class Folder:
             ) from error
 
     def broken(self, entry: Saved, path: Path, got: str, expected: str) -> BrokenError:
-        """The error for a checkpoint that cannot be read."""
+        """This is the error for a checkpoint that cannot be read."""
         others = [other.step for other in self.entries() if other.step != entry.step]
         do = "begin anew in another folder"
         if others:
@@ -177,7 +177,7 @@ class Folder:
         )  # fmt: skip
 
     def empty(self) -> CheckpointError:
-        """The error for a folder without checkpoints."""
+        """This is the error for a folder without checkpoints."""
         what, where = "there is no checkpoint", str(self.path)
         if not self.path.exists():
             text = compose(what, where=where, got="no such folder", do="look at the path")
@@ -231,7 +231,7 @@ def _locked(folder: Path, wait: bool) -> Iterator[None]:
 
 
 def require_orbax() -> Any:
-    """The module ``orbax.checkpoint``.
+    """The module ``orbax.checkpoint`` is imported.
 
     Raises:
         TrainingError: it is not installed.
@@ -268,7 +268,7 @@ def write_arrays(
     content: dict[str, Any],
     kept: Callable[[], Collection[Saved]],
 ) -> None:
-    """Write the last of the entries, and move those to ``DELETED`` that are not kept then."""
+    """The last of the entries is written, and those move to ``DELETED`` that are not kept then."""
     ocp, new = require_orbax(), entries[-1]
 
     class WithManifest(ocp.PyTreeCheckpointHandler):
@@ -294,7 +294,7 @@ def write_arrays(
 
 @_quiet()
 def read_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read the arrays of a folder, which have these names."""
+    """The arrays of a folder, which have these names, are read."""
     ocp = require_orbax()
     handler = ocp.PyTreeCheckpointHandler(**_handling(ocp))
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
@@ -352,7 +352,7 @@ def _crc(path: Path) -> int:
 
 
 def write_manifest(path: Path, content: dict[str, Any]) -> None:
-    """Write a manifest, on the disk when this returns."""
+    """A manifest is written, on the disk when this returns."""
     text = json.dumps(content)
     with path.open("w", encoding="utf-8") as file:
         file.write(f'{{"crc32": {zlib.crc32(text.encode())},\n "content": {text}}}\n')

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from functional_bp import train
-from functional_bp.train.objective import Context, as_objective
+from functional_bp.train.objective import CallContext, as_objective
 
 pytestmark = [pytest.mark.libraries, pytest.mark.usefixtures("keras")]
 
@@ -33,7 +33,7 @@ TOLERANCE: dict[str, Any] = {"rtol": 2e-6, "atol": 1e-7}
 
 def outputs(predictions: Any, batch: Any, loss: str, metrics: Any = ()) -> Any:
     task = train.supervised(lambda params, x: jnp.asarray(params), loss, metrics)
-    return as_objective(task)(predictions, batch, Context())
+    return as_objective(task)(predictions, batch, CallContext())
 
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])

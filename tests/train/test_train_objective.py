@@ -14,7 +14,7 @@ import pytest
 from functional_bp import train
 from functional_bp.errors import TrainingError
 from functional_bp.train import objective
-from functional_bp.train.objective import Context, as_objective
+from functional_bp.train.objective import CallContext, as_objective
 
 RNG = np.random.default_rng(2)
 SCORES = RNG.normal(size=(5, 3))
@@ -184,7 +184,7 @@ def test_metrics_are_unweighted_means_by_name() -> None:
         linear, "cross_entropy", {"accuracy": "acc", "margin": margin}, class_weight=FACTORS
     )
     for task in (as_list, as_mapping):
-        output = as_objective(task)(W, (X, LABELS, WEIGHT), Context())
+        output = as_objective(task)(W, (X, LABELS, WEIGHT), CallContext())
         expected = {
             "accuracy": (LOGITS.argmax(1) == LABELS).mean(),
             "margin": LOGITS.max(axis=1).mean(),
@@ -217,9 +217,11 @@ def test_functions_without_a_signature_and_partial_ones_are_objectives() -> None
     def penalised(params: Any, batch: Any, strength: float) -> Any:
         return jnp.sum(params * batch) + strength
 
-    output = as_objective(functools.partial(penalised, strength=2.0))(3.0, jnp.ones(4), Context())
+    output = as_objective(functools.partial(penalised, strength=2.0))(
+        3.0, jnp.ones(4), CallContext()
+    )
     assert (float(output.loss), float(output.weight)) == (14.0, 4.0)
-    assert float(as_objective(max)(3.0, 4.0, Context()).loss) == 4.0
+    assert float(as_objective(max)(3.0, 4.0, CallContext()).loss) == 4.0
 
 
 def test_what_a_loss_returns_is_read_in_three_forms() -> None:
@@ -229,7 +231,7 @@ def test_what_a_loss_returns_is_read_in_three_forms() -> None:
         (train.Output(2.0, {"m": True}, None, 10), (2, {"m": 1}, 10)),
         (jnp.bfloat16(2), (2, {}, 3)),
     ]:
-        output = as_objective(lambda p, b, value=value: value)(W, jnp.ones((3, 2)), Context())
+        output = as_objective(lambda p, b, value=value: value)(W, jnp.ones((3, 2)), CallContext())
         objective = {name: float(x) for name, x in output.metrics.items()}
         assert (float(output.loss), objective, float(output.weight)) == expected
         assert all(x.dtype == np.float32 for x in [*output.metrics.values()])
@@ -253,7 +255,7 @@ def test_what_a_loss_returns_is_read_in_three_forms() -> None:
 )
 def test_what_is_no_loss_is_refused(value: Any, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        as_objective(lambda params, batch: value)(W, X, Context())
+        as_objective(lambda params, batch: value)(W, X, CallContext())
 
 
 def same(predictions: Any, y: Any) -> Any:
