@@ -17,7 +17,7 @@ from functional_bp.gradcheck.diagnosis.diagnose import (
     line_of_overflow,
     lines_of,
 )
-from functional_bp.gradcheck.diagnosis.patterns.formulas import round_between
+from functional_bp.gradcheck.diagnosis.patterns.places import round_between
 
 
 def softmax_fwd_stale(x):

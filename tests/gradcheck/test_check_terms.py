@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
@@ -10,6 +11,7 @@ from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.patterns import search as searches
 from functional_bp.gradcheck.diagnosis.patterns.evidence import gather
+from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.subject import Disagreement
 
 
@@ -120,10 +122,14 @@ def test_a_factor_of_one_term_is_missing() -> None:
     assert (found.kind, "the factor y is missing" in found.message) == ("missing factor", True)
 
 
+def first_entry() -> Disagreement:
+    return planted("x w", normal((6, 4), (4,)), lambda x, w: x * w,
+                   lambda x, w, b: (b * w, (b * x).sum(0)),
+                   lambda x, w, b: (b * w, (b * x)[0]), argument=1)
+
+
 def test_the_first_entry_in_place_of_a_sum() -> None:
-    found = best(planted("x w", normal((6, 4), (4,)), lambda x, w: x * w,
-                         lambda x, w, b: (b * w, (b * x).sum(0)),
-                         lambda x, w, b: (b * w, (b * x)[0]), argument=1))
+    found = best(first_entry())
     assert (found.kind, "(x · y_bar)[0] stands where" in found.message) == ("missing sum", True)
 
 
@@ -135,8 +141,8 @@ def test_a_scalar_argument() -> None:
     assert (found.kind, "the factor x is missing" in found.message) == ("missing factor", True)
 
 
-def test_a_term_behind_two_matrix_products() -> None:
-    """Attention without the softmax's correction."""
+def attention(correction: float = 0) -> Disagreement:
+    """Attention, by default without the softmax's correction."""
     def probabilities(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> dict[str, np.ndarray]:
         scores = np.exp(q @ k.T / np.sqrt(8))
         return {"q": q, "k": k, "v": v, "p": scores / scores.sum(-1, keepdims=True)}
@@ -149,11 +155,30 @@ def test_a_term_behind_two_matrix_products() -> None:
             return scores_bar @ k, scores_bar.T @ q, p.T @ b
         return pull
 
-    found = best(planted("q k v", normal((5, 8), (5, 8), (5, 3)),
-                         lambda q, k, v: probabilities(q, k, v)["p"] @ v, back(1), back(0),
-                         residuals=probabilities))
+    return planted("q k v", normal((5, 8), (5, 8), (5, 3)),
+                   lambda q, k, v: probabilities(q, k, v)["p"] @ v, back(1), back(correction),
+                   residuals=probabilities)
+
+
+def test_a_term_behind_two_matrix_products() -> None:
+    found = best(attention())
     assert found.kind == "missing term"
     assert "missing: − 1/√8 · (p · sum(p · (y_bar @ v.T), axis=-1)) @ k" in found.message
+
+
+@pytest.mark.parametrize("disagreement", [
+    layer_normed(layer_norm_back(scale=0)), layer_normed(layer_norm_back(scale=0, centre=0)),
+    layer_normed(layer_norm_back(axis=0)), first_entry(), attention(),
+], ids=["a mean", "two means", "two axes", "a sum", "products"])
+def test_a_formula_in_python_computes_what_is_missing(disagreement: Disagreement) -> None:
+    found = next(f for f in find_patterns(disagreement, now() + SECONDS) if f.added)
+    given, position = disagreement.given, disagreement.argument
+    values = {"jnp": jnp, "y_bar": given.bars[0], "y": given.outs[0], **disagreement.residuals,
+              **dict(zip(disagreement.subject.names, given.actives))}
+    missing = sum((-1 if minus else 1) * eval(term.python(), values) for minus, term in found.added)
+    gap = given.true[position] - given.claimed[position]
+    assert np.shape(missing) == gap.shape
+    np.testing.assert_allclose(missing, gap, rtol=1e-4, atol=1e-4)
 
 
 def test_a_target_that_was_forgotten() -> None:

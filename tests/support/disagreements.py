@@ -72,7 +72,7 @@ def best(disagreement: Disagreement) -> Any:
     found = find_patterns(disagreement, now() + SECONDS)
     assert all(h.kind in set(Kind) for h in found)
     for h in found:
-        print(h.kind, "|", h.message, "|", h.residual_error, h.cost)
+        print(h.kind, "|", h.message, "|", h.unexplained, h.cost)
     return found[0] if found else None
 
 

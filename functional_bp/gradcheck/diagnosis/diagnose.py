@@ -112,7 +112,7 @@ def _further_kinds(seen: list[Finding]) -> list[str]:
 def _corrected(disagreement: Disagreement, seen: Finding) -> Repair | None:
     try:
         return correction(disagreement, seen)
-    except Exception:  # a formula that cannot be written down is told in words alone
+    except SyntaxError:  # an array in the formula has no name in Python
         return None
 
 

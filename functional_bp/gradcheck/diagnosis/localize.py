@@ -8,7 +8,6 @@ remembered values, questions about tracers).
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
+from functional_bp.gradcheck.diagnosis.patterns.expressions import total
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
@@ -326,8 +326,6 @@ def _returns(subject: Subject) -> list[Place]:
 # that is returned, it makes the gradient right.
 
 VERIFIED = 2  # fresh samples that a formula has to hold on
-FUNCTIONS = ("exp", "log", "cos", "sin", "tanh", "sign", "sum", "mean", "max", "flip", "conj")
-SYMBOLS = {"·": "*", "−": "-", "²": "**2", "³": "**3", "½": "0.5", "σ(": "jax.nn.sigmoid("}
 
 
 def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
@@ -336,22 +334,9 @@ def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
         return None
     subject = disagreement.subject
     written = cotangent_as_written(subject, subject.names[disagreement.argument])
-    formula = in_python(seen.added)
-    if written is None or formula is None:
+    if written is None:
         return None
     place, before = written
-    sign = "" if formula.startswith("-") else "+ "
-    after = ast.unparse(ast.parse(f"{before} {sign}{formula}", mode="eval"))
-    return Repair(f"to the cotangent as it stands, add {seen.added}", place, before, after)
-
-
-def in_python(formula: str) -> str | None:
-    """A formula of a message as an expression of ``jax.numpy``; None where it is not one."""
-    for symbol, text in SYMBOLS.items():
-        formula = formula.replace(symbol, text)
-    for name in FUNCTIONS:
-        formula = re.sub(rf"(?<![\w.]){name}\(", f"jnp.{name}(", formula)
-    try:
-        return ast.unparse(ast.parse(formula.strip(), mode="eval"))
-    except SyntaxError:
-        return None
+    terms = [f"{'-' if minus else '+'} ({term.python()})" for minus, term in seen.added]
+    after = ast.unparse(ast.parse(f"({before}) {' '.join(terms)}", mode="eval"))
+    return Repair(f"to the cotangent as it stands, add {total(seen.added)}", place, before, after)

@@ -10,6 +10,7 @@ import numpy as np
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
+from functional_bp.gradcheck.diagnosis.patterns.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
 from functional_bp.gradcheck.findings import Finding, Kind
 
@@ -111,40 +112,35 @@ def _finding(
     evidence: Evidence, numerator: Atom | None, denominator: Atom | None, c: float, error: float
 ) -> Finding:
     constant = name_of(c, sizes(evidence))
-    top = _with(constant, numerator)
-    bottom = f" / {denominator.text}" if denominator else ""
+    top = constant.factor + (f"{numerator.expr} · " if numerator else "")
+    bottom = f" / {denominator.expr}" if denominator else ""
     equation = f"claimed = {top}true{bottom}"
     target = f"the cotangent of {evidence.argument}"
     cost = costs.QUOTIENT + sum(atom.cost for atom in (numerator, denominator) if atom)
-    if constant.text != "1":
+    if not constant.is_one:
         cost += costs.NAMED_CONSTANT if constant.named else costs.NAMELESS_CONSTANT
     kind = Kind.MISSING_FACTOR
     if numerator and denominator:
-        what = f"{numerator.text} stands in {target} where {denominator.text} belongs"
+        what = f"{numerator.expr} stands in {target} where {denominator.expr} belongs"
         same = numerator.base == denominator.base
         kind = Kind.WRONG_FUNCTION if same else Kind.WRONG_OPERAND
     elif numerator:
-        what = f"the factor {numerator.text} is one too many in {target}"
+        what = f"the factor {numerator.expr} is one too many in {target}"
         if numerator.base in evidence.given.bars:
             kind = Kind.NOT_LINEAR
-            what = f"{numerator.text} is multiplied in twice in {target}"
+            what = f"{numerator.expr} is multiplied in twice in {target}"
     else:
-        name = denominator.text if denominator else ""
+        name = denominator.expr if denominator else ""
         what = f"the factor {name} is missing from {target}"
         if denominator and denominator.base in evidence.given.bars:
             kind, what = Kind.COTANGENT_IGNORED, f"{name} is not used in {target}"
     return evidence.finding(kind, f"{equation}: {what}", cost, error)
 
 
-def _with(constant: NamedNumber, numerator: Atom | None) -> str:
-    factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
-    return factor + (f"{numerator.text} · " if numerator else "")
-
-
 def _bars(evidence: Evidence) -> list[Atom]:
     return [
-        Atom(name, name, costs.ARRAY, lambda case, n=name: case.bars[n])
-        for name in evidence.given.bars
+        Atom(named(text), text, costs.ARRAY, lambda case, n=text: case.bars[n])
+        for text in evidence.given.bars
     ]
 
 
@@ -180,7 +176,7 @@ def factor_message(constant: NamedNumber, subject: str, claimed: str, true: str)
     """Kind and message for claimed = c · true."""
     equation = f"{claimed} = {constant.text} · {true}"
     why = f" ({constant.why})" if constant.why else ""
-    if constant.text == "−1":
+    if constant.is_unit and constant.value < 0:
         return Kind.SIGN, f"{claimed} = −{true}: the sign of {subject} is wrong"
     if constant.size and constant.value < 0:
         return Kind.MEAN_OR_SUM, f"{equation}{why}: wrong sign, and a mean mistaken for a sum"
@@ -216,7 +212,7 @@ def _factor(evidence: Evidence) -> Finding | None:
     subject = f"the cotangent of {evidence.argument}"
     kind, message = factor_message(constant, subject, "claimed", "true")
     cost = costs.CONSTANT if constant.named else costs.NAMELESS_FACTOR
-    cost = costs.SIGN if constant.is_one else cost
+    cost = costs.SIGN if constant.is_unit else cost
     return evidence.finding(kind, message, cost, error)
 
 

@@ -3,101 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
+from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, call, name, product
 from functional_bp.gradcheck.findings import Kind
-
-# A threshold that separates right entries from wrong ones, and a round number for it.
-
-
-@dataclass(frozen=True)
-class Separation:
-    """A condition on an array's values that holds at all wrong entries and at no right one.
-
-    Attributes:
-        condition: with a place for the array's name: ``"{} < −9"``.
-        chance: how likely a separation as sharp would be if the wrong entries lay at random.
-    """
-
-    condition: str
-    chance: float
-
-
-def separations(
-    values: np.ndarray, wrong: np.ndarray, known: Sequence[float] = ()
-) -> Iterator[Separation]:
-    """The conditions on ``values`` that tell wrong entries from right ones.
-
-    ``known`` are thresholds that stand in the code: of all that separate, they are preferred.
-    """
-    bad, good = values[wrong], values[~wrong]
-    if bad.size == 0 or good.size == 0:
-        return
-    low, high = bad.min(), bad.max()
-    if np.any((low <= good) & (good <= high)):
-        return
-    bad_levels, good_levels = np.unique(bad), np.unique(good)
-    levels, wrongs = bad_levels.size + good_levels.size, bad_levels.size
-    if values.dtype.kind in "iub":  # few levels, each of many entries that agree
-        levels, wrongs = values.size, bad.size
-    ways = math.comb(levels, wrongs) if levels < 2000 else math.inf
-    if values.dtype == bool:
-        yield Separation("{} = " + str(bool(bad[0])), 2 / ways)
-        return
-    if values.dtype.kind in "iu" and bad_levels.size == 1:
-        yield Separation("{} = " + str(int(bad[0])), levels / ways)
-        return
-    low, high = float(bad_levels[0]), float(bad_levels[-1])
-    if high < good_levels[0]:
-        text = "{} < " + number(round_between(high, float(good_levels[0]), known=known))
-        yield Separation(text, 2 / ways)
-    elif low > good_levels[-1]:
-        text = "{} > " + number(round_between(float(good_levels[-1]), low, up=False, known=known))
-        yield Separation(text, 2 / ways)
-    elif low == high:
-        # An exact value is hit often or it is special; one entry in the middle is neither.
-        special = low == 0 or bad.size > 2
-        yield Separation("{} = " + number(low), 0.0 if special else 1.0)
-    else:
-        before, after = good_levels[good_levels < low], good_levels[good_levels > high]
-        start = round_between(float(before[-1]), low, up=False, known=known)
-        stop = round_between(high, float(after[0]), known=known)
-        text = f"{number(start)} < {{}} < {number(stop)}"
-        yield Separation(text, (levels - wrongs + 1) / ways)
-
-
-def round_between(low: float, high: float, up: bool = True, known: Sequence[float] = ()) -> float:
-    """The roundest number in ``(low, high]``, or in ``[low, high)`` where ``up`` is False.
-
-    A ``known`` number that lies there comes first.
-    """
-    if not up:
-        return -round_between(-high, -low, known=[-k for k in known])
-    between = [k for k in known if low < k <= high]
-    if between:
-        return float(between[0])
-    if low < 0 <= high:
-        return 0.0
-    exponent = math.floor(math.log10(max(abs(low), abs(high)))) + 1
-    for power in range(exponent, exponent - 18, -1):
-        for step in (10.0**power, 5 * 10.0 ** (power - 1), 2 * 10.0 ** (power - 1)):
-            candidate = math.floor(high / step) * step
-            if low < candidate <= high:
-                return float(f"{candidate:.15g}")
-    return high
-
-
-def number(value: float) -> str:
-    """A number for a sentence, with a minus sign."""
-    return f"{value:.6g}".replace("-", "−")
 
 
 def aligned(array: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
@@ -114,31 +30,32 @@ Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
-FORMS: tuple[tuple[str, Form, float], ...] = (
-    ("{}²", lambda a: a * a, 1.5),
-    ("(1 − {})", lambda a: 1 - a, 1.6),
-    ("(1 − {}²)", lambda a: 1 - a * a, 1.7),
-    ("1/{}", lambda a: 1 / a, 1.6),
-    ("1/{}²", lambda a: 1 / (a * a), 1.8),
-    ("{}³", lambda a: a * a * a, 1.8),
-    ("exp({})", np.exp, 1.7),
-    ("exp(−{})", lambda a: np.exp(-a), 1.8),
-    ("exp(−{}²)", lambda a: np.exp(-a * a), 1.9),
-    ("exp(−{}²/2)", lambda a: np.exp(-a * a / 2), 1.9),
-    ("cos({})", np.cos, 1.7),
-    ("sin({})", np.sin, 1.7),
-    ("tanh({})", np.tanh, 1.7),
-    ("(1 − tanh({})²)", lambda a: 1 - np.tanh(a) ** 2, 2.0),
-    ("σ({})", lambda a: 0.5 + 0.5 * np.tanh(a / 2), 1.7),
-    ("(1 − σ({}))", lambda a: 0.5 - 0.5 * np.tanh(a / 2), 1.8),
-    ("σ({0}) · (1 − σ({0}))", lambda a: 0.25 / np.cosh(a / 2) ** 2, 1.8),
-    ("sign({})", np.sign, 1.9),
-    ("|{}|", np.abs, 1.9),
-    ("√{}", lambda a: np.sqrt(a), 1.9),
-    ("log({})", lambda a: np.log(a), 1.9),
-    ("(1 + {})", lambda a: 1 + a, 2.0),
-    ("(1 + {}²)", lambda a: 1 + a * a, 2.0),
-    ("1/(1 + {}²)", lambda a: 1 / (1 + a * a), 2.0),
+X = name("x")
+FORMS: tuple[tuple[Expr, Form, float], ...] = (
+    (X**2, lambda a: a * a, 1.5),
+    (1 - X, lambda a: 1 - a, 1.6),
+    (1 - X**2, lambda a: 1 - a * a, 1.7),
+    (1 / X, lambda a: 1 / a, 1.6),
+    (1 / X**2, lambda a: 1 / (a * a), 1.8),
+    (X**3, lambda a: a * a * a, 1.8),
+    (call("exp", X), np.exp, 1.7),
+    (call("exp", -X), lambda a: np.exp(-a), 1.8),
+    (call("exp", -(X**2)), lambda a: np.exp(-a * a), 1.9),
+    (call("exp", -(X**2 / 2)), lambda a: np.exp(-a * a / 2), 1.9),
+    (call("cos", X), np.cos, 1.7),
+    (call("sin", X), np.sin, 1.7),
+    (call("tanh", X), np.tanh, 1.7),
+    (1 - call("tanh", X) ** 2, lambda a: 1 - np.tanh(a) ** 2, 2.0),
+    (call("σ", X), lambda a: 0.5 + 0.5 * np.tanh(a / 2), 1.7),
+    (1 - call("σ", X), lambda a: 0.5 - 0.5 * np.tanh(a / 2), 1.8),
+    (call("σ", X) * (1 - call("σ", X)), lambda a: 0.25 / np.cosh(a / 2) ** 2, 1.8),
+    (call("sign", X), np.sign, 1.9),
+    (call("abs", X), np.abs, 1.9),
+    (call("√", X), lambda a: np.sqrt(a), 1.9),
+    (call("log", X), lambda a: np.log(a), 1.9),
+    (1 + X, lambda a: 1 + a, 2.0),
+    (1 + X**2, lambda a: 1 + a * a, 2.0),
+    (1 / (1 + X**2), lambda a: 1 / (1 + a * a), 2.0),
 )
 
 
@@ -147,15 +64,18 @@ def _softmax(a: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-ROWS: tuple[tuple[str, Form], ...] = (
-    ("softmax({}, axis=-1)", _softmax),
-    ("sum({}, axis=-1)", lambda a: a.sum(-1, keepdims=True)),
-    ("norm({}, axis=-1)", lambda a: np.linalg.norm(a, axis=-1, keepdims=True)),
-    ("max({}, axis=-1)", lambda a: a.max(-1, keepdims=True)),
-    ("std({}, axis=-1)", lambda a: a.std(-1, keepdims=True)),
-    ("sum({})", lambda a: a.sum(keepdims=True)),
-    ("norm({})", lambda a: np.sqrt((np.abs(a) ** 2).sum(keepdims=True))),
-    ("max({})", lambda a: a.max(keepdims=True)),
+ROWS: tuple[tuple[Expr, Form], ...] = (
+    (call("softmax", X, axis=-1), _softmax),
+    (call("sum", X, axis=-1, keepdims_=True), lambda a: a.sum(-1, keepdims=True)),
+    (
+        call("norm", X, axis=-1, keepdims_=True),
+        lambda a: np.linalg.norm(a, axis=-1, keepdims=True),
+    ),
+    (call("max", X, axis=-1, keepdims_=True), lambda a: a.max(-1, keepdims=True)),
+    (call("std", X, axis=-1, keepdims_=True), lambda a: a.std(-1, keepdims=True)),
+    (call("sum", X), lambda a: a.sum(keepdims=True)),
+    (call("norm", X), lambda a: np.sqrt((np.abs(a) ** 2).sum(keepdims=True))),
+    (call("max", X), lambda a: a.max(keepdims=True)),
 )
 
 
@@ -164,61 +84,71 @@ class Atom:
     """A quantity that can stand in a formula.
 
     Attributes:
-        text: how it is written.
+        expr: how it is written.
         base: the array it is a function of.
         cost: how unlikely it is to stand in a derivative; about 1 for an array itself.
         value: its value in a case.
+        minus: the array that it is the difference from, or "".
     """
 
-    text: str
+    expr: Expr
     base: str
     cost: float
     value: Callable[[Judged], np.ndarray]
-    minus: str = ""  # the array that it is the difference from
+    minus: str = ""
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether it is a known array itself, rather than a function of one."""
-        return self.text == self.base
+        return self.expr == name(self.base)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
+    @cached_property
+    def inverse(self) -> bool:
+        """Whether it is the reciprocal of a known array."""
+        return self.expr == 1 / name(self.base)
+
+    @cached_property
+    def cancelling(self) -> tuple[Expr, Expr]:
+        """The factors beside which it makes no sense."""
+        return 1 / self.expr, 1 / self.expr**2
+
+    @cached_property
+    def parts(self) -> tuple[Expr, ...]:
         """The factors that a power stands for."""
-        powers = {f"{self.base}²": 2, f"{self.base}³": 3}
-        if self.text == f"1/{self.base}²":
-            return (f"1/{self.base}",) * 2
-        return (self.base,) * powers[self.text] if self.text in powers else (self.text,)
+        x = name(self.base)
+        powers = {x**2: (x, x), x**3: (x, x, x), 1 / x**2: (1 / x, 1 / x)}
+        return powers.get(self.expr, (self.expr,))
 
-    @property
+    @cached_property
     def composite(self) -> bool:
         """Whether it is a sum of two quantities: (1 − y), (p − t)."""
-        return self.text.startswith("(") and (" − " in self.text or " + " in self.text)
+        return self.expr.is_sum
 
-    @property
+    @cached_property
     def difference(self) -> bool:
         """Whether it is the difference of two arrays: (p − t)."""
         return bool(self.minus)
 
-    @property
+    @cached_property
     def subtracted(self) -> int:
         """The power of the array that it subtracts from 1: 2 for (1 − y²); 0 where it does not."""
-        return {f"(1 − {self.base})": 1, f"(1 − {self.base}²)": 2}.get(self.text, 0)
+        x = name(self.base)
+        return {1 - x: 1, 1 - x**2: 2}.get(self.expr, 0)
 
 
 def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
     """Known arrays and functions of them, cheapest first; with ``rows``, reductions of rows too."""
     found: list[Atom] = []
     names = list(evidence.given.known)[:MOST_ARRAYS]
-    for name in names:
+    for base in names:
         # What the forward pass kept is what the backward pass is made of.
-        more = costs.KEPT if name in evidence.kept else costs.NOT_KEPT if evidence.kept else 0.0
-        found.append(Atom(name, name, costs.ARRAY + more, lambda case, n=name: case.known[n]))
-        for text, form, cost in FORMS:
-            found.append(_of(name, text, form, cost + more))
-        if np.iscomplexobj(evidence.given.known[name]):
-            found.append(_of(name, "conj({})", np.conj, costs.CONJUGATE_OF_ARRAY))
-        if rows and evidence.given.known[name].ndim:
-            found += [_of(name, text, form, costs.REDUCED_ARRAY) for text, form in ROWS]
+        more = costs.KEPT if base in evidence.kept else costs.NOT_KEPT if evidence.kept else 0.0
+        found.append(_of(base, X, np.asarray, costs.ARRAY + more))
+        found += [_of(base, form, function, cost + more) for form, function, cost in FORMS]
+        if np.iscomplexobj(evidence.given.known[base]):
+            found.append(_of(base, call("conj", X), np.conj, costs.CONJUGATE_OF_ARRAY))
+        if rows and evidence.given.known[base].ndim:
+            found += [_of(base, form, function, costs.REDUCED_ARRAY) for form, function in ROWS]
     found += _differences(evidence, names)
     return sorted(found, key=lambda atom: atom.cost)
 
@@ -227,15 +157,6 @@ def products(some: Sequence[Atom], most: int) -> Iterator[tuple[Atom, ...]]:
     """All products of at most ``most`` atoms, the empty one first; squares count as a pair."""
     for count in range(most + 1):
         yield from itertools.combinations_with_replacement(some, count)
-
-
-def written(factors: Sequence[Atom]) -> str:
-    """The product as a person writes it: powers gathered, in the order given."""
-    counts: dict[str, int] = {}
-    for atom in factors:
-        counts[atom.text] = counts.get(atom.text, 0) + 1
-    powers = {1: "", 2: "²", 3: "³", 4: "⁴"}
-    return " · ".join(text + powers.get(n, f"^{n}") for text, n in counts.items())
 
 
 def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
@@ -247,8 +168,8 @@ def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
     return next(aligned(value, shape), None)
 
 
-def _of(name: str, text: str, form: Form, cost: float) -> Atom:
-    return Atom(text.format(name), name, cost, lambda case: form(case.known[name]))
+def _of(base: str, form: Expr, function: Form, cost: float) -> Atom:
+    return Atom(form.of({X: name(base)}), base, cost, lambda case: function(case.known[base]))
 
 
 def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
@@ -262,7 +183,7 @@ def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
         or (a in kept and b in kept and _centres(known[b].shape, known[a].shape))
     ]
     return [
-        Atom(f"({a} − {b})", a, cost, lambda case, a=a, b=b: case.known[a] - case.known[b], b)
+        Atom(name(a) - name(b), a, cost, lambda case, a=a, b=b: case.known[a] - case.known[b], b)
         for a, b, cost in sorted(pairs, key=lambda pair: pair[2])[:6]
     ]
 
@@ -287,7 +208,7 @@ MOST_LIFTED = 12
 class OutputBar:
     """An output's cotangent, or what a first step of the backward pass makes of it."""
 
-    text: str
+    expr: Expr
     value: Callable[[Judged], np.ndarray]
     cost: float = 0.0
 
@@ -300,10 +221,10 @@ class Frame:
         bar: the cotangent.
         inside: the shape that inner factors are broadcast to.
         outside: the shape that outer factors are broadcast to.
-        text: how it is written, with a place for the cotangent and its factors.
+        form: how it is written, with ``X`` for the cotangent and its factors.
         apply: the map, before outer factors.
         finish: the map after outer factors: sums over axes that the argument lacks.
-        final: how that is written, with a place for the product.
+        final: how that is written, with ``X`` for the product.
         relation: what two frames share that differ in one respect ("product with W").
         cost: how unlikely it is.
         kind: the kind of fault if this frame stands where another of its relation belongs.
@@ -312,14 +233,19 @@ class Frame:
     bar: OutputBar
     inside: tuple[int, ...]
     outside: tuple[int, ...]
-    text: str
+    form: Expr
     apply: Apply
     finish: Callable[[np.ndarray], np.ndarray]
-    final: str
+    final: Expr
     relation: str
     cost: float
     kind: str
     axes: tuple[int, ...] | None = None  # of a mean that keeps its axes
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the result is summed over axes that the argument lacks."""
+        return self.final.head in ("sum", "shaped")
 
     def cotangent(self, case: Judged) -> np.ndarray:
         """The cotangent, broadcast to the inner shape."""
@@ -328,7 +254,7 @@ class Frame:
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
     """The maps from every output's cotangent to the argument's shape, the plainest first."""
-    bars = [OutputBar(name, lambda case, n=name: case.bars[n]) for name in evidence.given.bars]
+    bars = [OutputBar(name(n), lambda case, n=n: case.bars[n]) for n in evidence.given.bars]
     for bar in bars:
         yield from _elementwise(evidence, bar)
         yield from _moves(evidence, bar)
@@ -340,13 +266,13 @@ def frames(evidence: Evidence) -> Iterator[Frame]:
 def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar]:
     """Cotangents of intermediate products, as those of attention's probabilities: ȳ @ v.T."""
     known = evidence.given.known
-    for bar, (name, matrix) in itertools.product(bars, known.items()):
+    for bar, (factor, matrix) in itertools.product(bars, known.items()):
         own = bar.value(evidence.given)
         if own.ndim < 2 or matrix.ndim != own.ndim:
             continue
-        for text, product in PRODUCTS[:4]:
+        for form, multiply in PRODUCTS[:4]:
             try:
-                shape = product(own, matrix).shape
+                shape = multiply(own, matrix).shape
             except ValueError:
                 continue
             partners = [other for other, array in known.items() if array.shape == shape]
@@ -354,19 +280,20 @@ def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar
                 continue
 
             def first(
-                case: Judged, b: OutputBar = bar, n: str = name, p: Product = product
+                case: Judged, b: OutputBar = bar, n: str = factor, p: Product = multiply
             ) -> np.ndarray:
                 return p(b.value(case), case.known[n])
 
-            written = f"({text.replace('M', name).format(bar.text)})"
-            yield OutputBar(written, first, costs.LIFTED)
+            lifted = form(bar.expr, name(factor), matrix.ndim)
+            yield OutputBar(lifted, first, costs.LIFTED)
             for partner in partners[:3]:
 
                 def total(case: Judged, p: str = partner, f: LinearForm = first) -> np.ndarray:
                     products = case.known[p] * f(case)
                     return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
 
-                yield OutputBar(f"sum({partner} · {written}, axis=-1)", total, costs.LIFTED_SUM)
+                summed = call("sum", name(partner) * lifted, axis=-1, keepdims_=True)
+                yield OutputBar(summed, total, costs.LIFTED_SUM)
 
 
 def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
@@ -381,18 +308,17 @@ def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
             shapes.append(shape)
     for full in shapes[:3]:
         for finish, final in _finishes(full, case.shape):
+            entry = final.head == "[]"
             yield Frame(
-                bar, full, full, "{}", lambda case, a: a, finish, final, "product",
-                costs.FIRST_ENTRY if final.endswith("]") else 0.0, Kind.MISSING_SUM,
+                bar, full, full, X, lambda case, a: a, finish, final, "product",
+                costs.FIRST_ENTRY if entry else 0.0, Kind.MISSING_SUM,
             )  # fmt: skip
-            if final.endswith("]"):
-                continue
-            for axes in _axis_sets(full):
-                name = "mean({})" if len(axes) == len(full) else f"mean({{}}, axis={_axis(axes)})"
+            for axes in [] if entry else _axis_sets(full):
+                along = {} if len(axes) == len(full) else {"axis": _axis(axes)}
                 if len(full) > 1 and axes == (len(full) - 1,):
-                    name = "mean({}, axis=-1)"
+                    along = {"axis": -1}
                 yield Frame(
-                    bar, full, full, name,
+                    bar, full, full, call("mean", X, **along, keepdims_=True),
                     lambda case, a, axes=axes: a.mean(axes, keepdims=True),
                     finish, final, "product", _unlikely(axes, full), Kind.AXIS, axes,
                 )  # fmt: skip
@@ -410,16 +336,16 @@ def _unlikely(axes: tuple[int, ...], shape: tuple[int, ...]) -> float:
     return costs.MEAN if len(axes) == 1 else costs.MEAN_OF_AXES
 
 
-def _axis(axes: tuple[int, ...]) -> str:
-    return str(axes[0]) if len(axes) == 1 else str(tuple(sorted(axes)))
+def _axis(axes: tuple[int, ...]) -> object:
+    return axes[0] if len(axes) == 1 else tuple(sorted(axes))
 
 
 def _finishes(
     full: tuple[int, ...], shape: tuple[int, ...]
-) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], str]]:
+) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Expr]]:
     """The sums that bring an array of shape ``full`` to ``shape``."""
     if full == shape:
-        yield (lambda a: a), "{}"
+        yield (lambda a: a), X
         return
     if len(shape) > len(full):
         return
@@ -431,43 +357,46 @@ def _finishes(
         axes = tuple(i for i, (n, m) in enumerate(zip(padded, full)) if n != m)
         if not axes:
             continue
-        text = "sum({})" if len(axes) == len(full) else f"sum({{}}, axis={_axis(axes)})"
-        yield (lambda a, axes=axes: a.sum(axes, keepdims=True).reshape(shape)), text
+        along = {} if len(axes) == len(full) else {"axis": _axis(axes)}
+        total = call("sum", X, **along, **({} if len(axes) == extra else {"keepdims_": True}))
+        if 0 < extra < len(axes):
+            total = Expr("shaped", (total, shape))
+        yield (lambda a, axes=axes: a.sum(axes, keepdims=True).reshape(shape)), total
         if leading and len(axes) == extra < len(full):
             first = (0,) * extra
-            yield (lambda a, first=first: a[first]), f"({{}})[{', '.join('0' * extra)}]"
+            yield (lambda a, first=first: a[first]), Expr("[]", (X, first))
 
 
 def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
     case = evidence.given
     shape, own = case.shape, bar.value(case).shape
-    moves: list[tuple[str, Callable[[np.ndarray], np.ndarray], str, str]] = []
+    moves: list[tuple[Expr, Callable[[np.ndarray], np.ndarray], str, str]] = []
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
-            text = "{}.T" if len(own) == 2 else f"transpose({{}}, {order})"
-            moves.append((text, lambda a, o=order: np.transpose(a, o), "order", Kind.TRANSPOSE))
+            form = X.transposed() if len(own) == 2 else call("transpose", X, order)
+            moves.append((form, lambda a, o=order: np.transpose(a, o), "order", Kind.TRANSPOSE))
     if own != shape and int(np.prod(own)) == int(np.prod(shape)):
         moves.append(
-            (f"{{}}.reshape{shape}", lambda a: a.reshape(shape), "order", Kind.PERMUTATION)
+            (Expr("reshape", (X, shape)), lambda a: a.reshape(shape), "order", Kind.PERMUTATION)
         )
     if own == shape:
         for axis in (axis for axis, n in enumerate(own) if n > 1):
             total = f"cumulative sum over axis {axis}"
             moves += [
                 (
-                    f"cumsum({{}}, {axis})",
+                    call("cumsum", X, axis),
                     lambda a, x=axis: np.cumsum(a, x), total, Kind.REVERSAL,
                 ),
                 (
-                    f"reverse_cumsum({{}}, {axis})",
+                    call("reverse_cumsum", X, axis),
                     lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, Kind.REVERSAL,
                 ),
-                (f"flip({{}}, {axis})", lambda a, x=axis: np.flip(a, x), "order", Kind.REVERSAL),
+                (call("flip", X, axis), lambda a, x=axis: np.flip(a, x), "order", Kind.REVERSAL),
             ]  # fmt: skip
-    for text, move, relation, kind in moves:
+    for form, move, relation, kind in moves:
         yield Frame(
-            bar, own, shape, text, lambda case, a, m=move: m(a), lambda a: a, "{}",
+            bar, own, shape, form, lambda case, a, m=move: m(a), lambda a: a, X,
             relation, costs.MOVED, kind,
         )  # fmt: skip
 
@@ -478,20 +407,20 @@ def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     y_bar = bar.value(case)
     if y_bar.ndim < 1:
         return
-    for name, matrix in case.known.items():
+    for factor, matrix in case.known.items():
         if matrix.ndim < 1 or max(matrix.ndim, y_bar.ndim) < 2:
             continue
-        for text, product in PRODUCTS:
+        for form, multiply in PRODUCTS:
             try:
-                shape = product(y_bar, matrix).shape
+                shape = multiply(y_bar, matrix).shape
             except (ValueError, IndexError):
                 continue
             if shape != case.shape:
                 continue
             yield Frame(
-                bar, y_bar.shape, shape, text.replace("M", name),
-                lambda case, a, n=name, p=product: p(a, case.known[n]),
-                lambda a: a, "{}", f"product with {name}", costs.CONTRACTED + bar.cost,
+                bar, y_bar.shape, shape, form(X, name(factor), matrix.ndim),
+                lambda case, a, n=factor, p=multiply: p(a, case.known[n]),
+                lambda a: a, X, f"product with {factor}", costs.CONTRACTED + bar.cost,
                 Kind.TRANSPOSE,
             )  # fmt: skip
 
@@ -500,21 +429,25 @@ def _turned(a: np.ndarray) -> np.ndarray:
     return np.swapaxes(a, -1, -2)
 
 
-PRODUCTS: tuple[tuple[str, Product], ...] = (
-    ("{} @ M.T", lambda a, m: a @ _turned(m)),
-    ("M.T @ {}", lambda a, m: _turned(m) @ a),
-    ("{} @ M", lambda a, m: a @ m),
-    ("M @ {}", lambda a, m: m @ a),
-    ("{}.T @ M", lambda a, m: _turned(a) @ m),
-    ("M @ {}.T", lambda a, m: m @ _turned(a)),
-    ("solve(M.T, {})", lambda a, m: np.linalg.solve(_turned(m), a)),
-    ("solve(M, {})", lambda a, m: np.linalg.solve(m, a)),
+# Of the cotangent a with a matrix m, as it is written and as it is computed.
+PRODUCTS: tuple[tuple[Callable[[Expr, Expr, int], Expr], Product], ...] = (
+    (lambda a, m, n: a @ m.transposed(n), lambda a, m: a @ _turned(m)),
+    (lambda a, m, n: m.transposed(n) @ a, lambda a, m: _turned(m) @ a),
+    (lambda a, m, n: a @ m, lambda a, m: a @ m),
+    (lambda a, m, n: m @ a, lambda a, m: m @ a),
+    (lambda a, m, n: a.transposed(n) @ m, lambda a, m: _turned(a) @ m),
+    (lambda a, m, n: m @ a.transposed(n), lambda a, m: m @ _turned(a)),
     (
-        "tensordot(M, {}) over all but their last axes",
+        lambda a, m, n: call("solve", m.transposed(n), a),
+        lambda a, m: np.linalg.solve(_turned(m), a),
+    ),
+    (lambda a, m, n: call("solve", m, a), lambda a, m: np.linalg.solve(m, a)),
+    (
+        lambda a, m, n: call("tensordot", m, a, (tuple(range(n - 1)),) * 2),
         lambda a, m: m.reshape(-1, m.shape[-1]).T @ a.reshape(-1, a.shape[-1]),
     ),
     (
-        "tensordot({}, M) over all but their last axes",
+        lambda a, m, n: call("tensordot", a, m, (tuple(range(n - 1)),) * 2),
         lambda a, m: a.reshape(-1, a.shape[-1]).T @ m.reshape(-1, m.shape[-1]),
     ),
 )
@@ -555,8 +488,9 @@ class Term:
     @property
     def sensible(self) -> bool:
         """Whether no factor cancels another."""
-        texts = {atom.text for atom in self.inner + self.outer}
-        return not any(f"1/{text}" in texts or f"1/{text}²" in texts for text in texts)
+        every = self.inner + self.outer
+        factors = {atom.expr for atom in every}
+        return all(factors.isdisjoint(atom.cancelling) for atom in every)
 
     @property
     def difference(self) -> bool:
@@ -581,8 +515,8 @@ class Term:
         return None
 
     @property
-    def factors(self) -> Counter[str]:
-        """The factors by text, wherever they stand; x² counts as x twice."""
+    def factors(self) -> Counter[Expr]:
+        """The factors, wherever they stand; x² counts as x twice."""
         return Counter(part for atom in self.inner + self.outer for part in atom.parts)
 
     @property
@@ -591,17 +525,14 @@ class Term:
         axes = self.frame.axes
         return None if axes is None else int(np.prod([self.frame.inside[a] for a in axes]))
 
-    def text(self, constant: NamedNumber, *, total: bool = False) -> str:
-        """The term as a person writes it; with ``total``, its mean as a sum."""
-        frame = self.frame.text.replace("mean(", "sum(") if total else self.frame.text
-        inner = " · ".join(filter(None, (written(self.inner), self.frame.bar.text)))
-        if self.inner and "@" in frame:
-            inner = f"({inner})"
-        body = " · ".join(filter(None, (written(self.outer), frame.format(inner))))
-        body = self.frame.final.format(body)
-        number = constant.text.removeprefix("−")
-        sign = "− " if constant.value < 0 else ""
-        return f"{sign}{body}" if number == "1" else f"{sign}{number} · {body}"
+    def expr(self, total: bool = False) -> Expr:
+        """The term as a formula; with ``total``, its mean as a sum."""
+        form = self.frame.form.called("sum") if total else self.frame.form
+        inner = product([atom.expr for atom in self.inner])
+        bar = self.frame.bar.expr
+        body = form.of({X: bar if inner is None else inner * bar})
+        outer = product([atom.expr for atom in self.outer])
+        return self.frame.final.of({X: body if outer is None else outer * body})
 
     def value(self, case: Judged, cache: Values | None = None) -> np.ndarray | None:
         """The term's value in a case, None where it does not fit; parts are cached."""
@@ -694,7 +625,7 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
         if frame.axes is not None:
             usual = frame.axes == (len(frame.inside) - 1,)
             kept = [atom for atom in few_outer if atom.base in evidence.kept]
-            inverse = [a for a in outer if a.text.startswith("1/") and a.base in evidence.kept]
+            inverse = [a for a in outer if a.expr.is_reciprocal and a.base in evidence.kept]
             for inside in products(few_inner, 2):
                 yield from (Term(frame, inside, o) for o in products(few_outer, 2 if usual else 1))
                 if len(frame.axes) == 1 and not usual:
@@ -728,7 +659,7 @@ def _terms(evidence: Evidence) -> Iterator[Term]:
 def _bonus(evidence: Evidence, term: Term) -> float:
     """Products of residuals alone come first: a backward pass is made of them."""
     factors = term.inner + term.outer
-    usual = all(a.plain or a.text == f"1/{a.base}" for a in factors)
+    usual = all(a.plain or a.inverse for a in factors)
     if not usual or not all(a.base in evidence.kept for a in factors):
         return 0.0
     axes, ndim = term.frame.axes, len(term.frame.inside)

@@ -59,9 +59,8 @@ def _tried(evidence: Evidence, layout: _Moved) -> Finding | None:
     constant = name_of(c, sizes(evidence))
     if not constant.named:
         return None
-    factor = "" if constant.text == "1" else "−" if constant.is_one else f"{constant.text} · "
-    message = f"claimed = {factor}{layout.text}: {layout.what}"
-    cost = layout.cost + (0.0 if constant.text == "1" else costs.AND_A_CONSTANT)
+    message = f"claimed = {constant.factor}{layout.text}: {layout.what}"
+    cost = layout.cost + (0.0 if constant.is_one else costs.AND_A_CONSTANT)
     return evidence.finding(layout.kind, message, cost, error)
 
 

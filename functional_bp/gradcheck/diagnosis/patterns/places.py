@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,14 +15,95 @@ from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
-from functional_bp.gradcheck.diagnosis.patterns.formulas import (
-    aligned,
-    number,
-    separations,
-)
+from functional_bp.gradcheck.diagnosis.patterns.formulas import aligned
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.graph.interpret import equations
+
+# A threshold that separates right entries from wrong ones, and a round number for it.
+
+
+@dataclass(frozen=True)
+class Separation:
+    """A condition on an array's values that holds at all wrong entries and at no right one.
+
+    Attributes:
+        condition: with a place for the array's name: ``"{} < −9"``.
+        chance: how likely a separation as sharp would be if the wrong entries lay at random.
+    """
+
+    condition: str
+    chance: float
+
+
+def separations(
+    values: np.ndarray, wrong: np.ndarray, known: Sequence[float] = ()
+) -> Iterator[Separation]:
+    """The conditions on ``values`` that tell wrong entries from right ones.
+
+    ``known`` are thresholds that stand in the code: of all that separate, they are preferred.
+    """
+    bad, good = values[wrong], values[~wrong]
+    if bad.size == 0 or good.size == 0:
+        return
+    low, high = bad.min(), bad.max()
+    if np.any((low <= good) & (good <= high)):
+        return
+    bad_levels, good_levels = np.unique(bad), np.unique(good)
+    levels, wrongs = bad_levels.size + good_levels.size, bad_levels.size
+    if values.dtype.kind in "iub":  # few levels, each of many entries that agree
+        levels, wrongs = values.size, bad.size
+    ways = math.comb(levels, wrongs) if levels < 2000 else math.inf
+    if values.dtype == bool:
+        yield Separation("{} = " + str(bool(bad[0])), 2 / ways)
+        return
+    if values.dtype.kind in "iu" and bad_levels.size == 1:
+        yield Separation("{} = " + str(int(bad[0])), levels / ways)
+        return
+    low, high = float(bad_levels[0]), float(bad_levels[-1])
+    if high < good_levels[0]:
+        text = "{} < " + _digits(round_between(high, float(good_levels[0]), known=known))
+        yield Separation(text, 2 / ways)
+    elif low > good_levels[-1]:
+        text = "{} > " + _digits(round_between(float(good_levels[-1]), low, up=False, known=known))
+        yield Separation(text, 2 / ways)
+    elif low == high:
+        # An exact value is hit often or it is special; one entry in the middle is neither.
+        special = low == 0 or bad.size > 2
+        yield Separation("{} = " + _digits(low), 0.0 if special else 1.0)
+    else:
+        before, after = good_levels[good_levels < low], good_levels[good_levels > high]
+        start = round_between(float(before[-1]), low, up=False, known=known)
+        stop = round_between(high, float(after[0]), known=known)
+        text = f"{_digits(start)} < {{}} < {_digits(stop)}"
+        yield Separation(text, (levels - wrongs + 1) / ways)
+
+
+def round_between(low: float, high: float, up: bool = True, known: Sequence[float] = ()) -> float:
+    """The roundest number in ``(low, high]``, or in ``[low, high)`` where ``up`` is False.
+
+    A ``known`` number that lies there comes first.
+    """
+    if not up:
+        return -round_between(-high, -low, known=[-k for k in known])
+    between = [k for k in known if low < k <= high]
+    if between:
+        return float(between[0])
+    if low < 0 <= high:
+        return 0.0
+    exponent = math.floor(math.log10(max(abs(low), abs(high)))) + 1
+    for power in range(exponent, exponent - 18, -1):
+        for step in (10.0**power, 5 * 10.0 ** (power - 1), 2 * 10.0 ** (power - 1)):
+            candidate = math.floor(high / step) * step
+            if low < candidate <= high:
+                return float(f"{candidate:.15g}")
+    return high
+
+
+def _digits(value: float) -> str:
+    """A number for a sentence, with a minus sign."""
+    return f"{value:.6g}".replace("-", "−")
+
 
 # Wrong only where a value lies: below a threshold, in a branch, at a tie, at no finite number.
 
@@ -92,8 +174,7 @@ def there(evidence: Evidence) -> str:
     constant = name_of(c, sizes(evidence))
     if not constant.named:
         return ""
-    factor = "−" if constant.is_one else f"{constant.text} · "
-    return f"; there claimed = {factor}true"
+    return f"; there claimed = {constant.factor}true"
 
 
 def _region(evidence: Evidence, condition: str, cost: float) -> Finding:
@@ -174,7 +255,7 @@ def _row_largest(a: np.ndarray) -> np.ndarray:
 
 
 def _written(value: np.generic) -> str:
-    return number(float(value.real)) if not np.iscomplexobj(value) else f"{value:.6g}"
+    return _digits(float(value.real)) if not np.iscomplexobj(value) else f"{value:.6g}"
 
 
 FILLED = 0.8  # part of a place's entries that has to be wrong for the place to be named

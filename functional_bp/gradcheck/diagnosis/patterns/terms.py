@@ -12,6 +12,7 @@ import numpy as np
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
+from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, product, total
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     Dictionary,
     Term,
@@ -130,8 +131,14 @@ class Weighted:
     constant: NamedNumber
     total: bool
 
+    @property
+    def signed(self) -> tuple[bool, Expr]:
+        """Whether it is subtracted, and its absolute value as a formula."""
+        number, body = self.constant.magnitude, self.term.expr(self.total)
+        return self.constant.value < 0, body if self.constant.is_unit else number * body
+
     def __str__(self) -> str:
-        return self.term.text(self.constant, total=self.total)
+        return total([self.signed])
 
 
 def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
@@ -159,7 +166,7 @@ def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
 def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     """Kind and message where one term stands in the place of another."""
     place = f"in the cotangent of {argument}"
-    same = true.term.text(true.constant) == claimed.term.text(true.constant)
+    same = true.term.expr() == claimed.term.expr()
     return _weight(place, true, claimed) if same else _replaced(place, true, claimed)
 
 
@@ -203,7 +210,7 @@ def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     lost, extra = t.factors - c.factors, c.factors - t.factors
     if not lost and not extra:
         return _layout(stands, t, c)
-    if t.frame.text != c.frame.text or t.frame.bar.text != c.frame.bar.text:
+    if t.frame.form != c.frame.form or t.frame.bar.expr != c.frame.bar.expr:
         return Kind.WRONG_OPERAND, stands
     if not extra:
         return Kind.MISSING_FACTOR, f"{stands}: the factor {_product(lost)} is missing"
@@ -211,7 +218,7 @@ def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
         return Kind.MISSING_FACTOR, f"{stands}: the factor {_product(extra)} is one too many"
     every = t.inner + t.outer + c.inner + c.outer
     bases = {part: atom.base for atom in every for part in atom.parts}
-    same = {bases[text] for text in lost} == {bases[text] for text in extra}
+    same = {bases[part] for part in lost} == {bases[part] for part in extra}
     kind = Kind.WRONG_FUNCTION if same else Kind.WRONG_OPERAND
     return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
 
@@ -223,7 +230,7 @@ def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
         if t.axes != c.axes:
             return Kind.AXIS, f"{stands}: reduced over another axis"
         return Kind.AXIS, f"{stands}: the factors stand on the other side of the reduction"
-    if t.final != c.final and "sum" in t.final and "sum" in c.final:
+    if t.final != c.final and t.is_summed and c.is_summed:
         return Kind.AXIS, f"{stands}: summed over another axis"
     if t.relation != c.relation and {t.kind, c.kind} == {Kind.REVERSAL}:  # two cumulative sums
         return Kind.AXIS, f"{stands}: along another axis"
@@ -250,14 +257,11 @@ def _opposite(a: Weighted, b: Weighted) -> bool:
 
 def joined(some: Sequence[Weighted]) -> str:
     """The terms one after another, with their signs."""
-    parts = [str(some[0])]
-    parts += [str(w) if w.constant.value < 0 else f"+ {w}" for w in some[1:]]
-    return " ".join(parts)
+    return total([w.signed for w in some])
 
 
-def _product(factors: Counter[str]) -> str:
-    powers = {1: "", 2: "²", 3: "³"}
-    return " · ".join(text + powers.get(n, f"^{n}") for text, n in factors.items())
+def _product(factors: Counter[Expr]) -> str:
+    return str(product(list(factors.elements())))
 
 
 SEARCHED = 2  # cases that are searched; what is found is verified on all
@@ -344,7 +348,7 @@ def _both(search: TermSearch) -> list[Finding]:
 
 def _findings_of_gap(search: TermSearch, term: Term, weight: float) -> list[Finding]:
     """What follows from true − claimed = weight · term, and from the two terms it may stand for."""
-    plain = {atom.text: atom for atom in atoms(search.evidence) if atom.plain}
+    plain = {atom.base: atom for atom in atoms(search.evidence) if atom.plain}
     found: list[Finding] = []
     both = term.split(plain)
     for parts in ([(term, weight)], [(both[0], weight), (both[1], -weight)] if both else []):
@@ -390,7 +394,7 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
 
 
 def _plainness(constant: NamedNumber) -> tuple[bool, bool, int]:
-    return (not constant.is_one, not constant.named, len(constant.text))
+    return (not constant.is_unit, not constant.named, len(constant.text))
 
 
 def _verified(search: TermSearch, fit: Fit) -> float | None:
@@ -430,7 +434,7 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
         # A part of a whole that is known is likelier, and most so one part in another's place.
         whole = kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM)
         cost -= costs.KNOWN_WHOLE if whole else costs.KNOWN_EXCHANGE
-    return [evidence.finding(kind, message, cost, error, added=joined(gap))]
+    return [evidence.finding(kind, message, cost, error, added=[w.signed for w in gap])]
 
 
 def _compared(search: TermSearch) -> list[Finding]:
@@ -450,7 +454,7 @@ def _compared(search: TermSearch) -> list[Finding]:
     cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truths[0].cost + claims[0].cost)
     cost += costs.DIFFERENCE_IN_TERM if true.term.difference or claimed.term.difference else 0.0
     cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in (true, claimed))
-    gap = joined([true, search.weight(ends[1][0], -ends[1][1])])
+    gap = [true.signed, search.weight(ends[1][0], -ends[1][1]).signed]
     return [evidence.finding(kind, message, cost, error, added=gap)]
 
 
