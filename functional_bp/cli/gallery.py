@@ -54,9 +54,9 @@ def primitive_of(entry: Improvement) -> Primitive | None:
 
 
 def _file_of_function(eqn: JaxprEqn) -> str | None:
-    """Find where the structure stands that we have for a function of JAX with its own tangent."""
-    structure = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
-    return None if structure is None else inspect.getfile(structure)
+    """Find the file of our rule for a function to which JAX gave a tangent of its own."""
+    higher_order = of_jax.get(_jax.custom_tangent(eqn.params.get("jvp_jaxpr_fun"), of_jax))
+    return None if higher_order is None else inspect.getfile(higher_order)
 
 
 LONGEST_CODE = 60  # lines of a rule's source that are shown
@@ -92,7 +92,7 @@ def describe_rule(rule: Rule) -> dict[str, Any]:
 
 def formulas(rule: Rule) -> dict[str, Formula]:
     """Read the formula of each operand with a cotangent; under "" where a rule holds a graph."""
-    if rule.structure is not None:
+    if rule.higher_order is not None:
         return {"": formula(rule, "x")}
     if rule.joint is not None:
         return {name.text: formula(rule, name.text) for name in rule.operands}

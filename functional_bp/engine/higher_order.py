@@ -1,4 +1,4 @@
-"""A structure stands for an operation that holds a graph of its own; here it is chosen."""
+"""Higher-order rules differentiate operations that hold a graph of their own, as a whole."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ def has_tangent(aval: Any) -> bool:
     return _inexact(dtype)
 
 
-class Structure:
-    """A structure differentiates an operation that holds a graph of its own: ``scan``, ``cond``,
-    ``jit``, …
+class HigherOrder:
+    """A higher-order rule has sweeps of its own: for ``scan``, ``cond``, ``jit``, …
+
+    It is for operations that hold a graph, and for the few that are differentiated as a whole.
 
     The engine makes one for every active equation, then calls, in this order, ``seed`` once,
     ``forward`` and ``reverse`` any number of times. ``out_active`` must be set on return from
-    ``__init__``, ``wanted`` on return from ``seed``. A structure with a leaner forward mode than
-    the transpose of ``reverse`` has a method ``tangents(sweep, operands, dots)``.
+    ``__init__``, ``wanted`` on return from ``seed``. One with a leaner forward mode than the
+    transpose of ``reverse`` has a method ``tangents(sweep, operands, dots)``.
     """
 
     out_active: Mask
@@ -78,19 +79,19 @@ class Structure:
         raise NotImplementedError
 
 
-def structure_of(eqn: JaxprEqn, active: Mask, options: Options) -> Structure | None:
+def higher_order_of(eqn: JaxprEqn, active: Mask, options: Options) -> HigherOrder | None:
     """Return the structure of an active equation; None where it has pullbacks instead."""
     rule = rules.get(eqn.primitive)
     if rule is None:
         return _foreign(eqn, options)(eqn, active, options)
-    return None if rule.structure is None else rule.structure(eqn, active, options)
+    return None if rule.higher_order is None else rule.higher_order(eqn, active, options)
 
 
-# Structures of our own for JAX's functions, by the tangent function that JAX gave to ``defjvp``.
-of_jax: dict[Any, type[Structure]] = {}
+# Rules of our own for JAX's functions, by the tangent function that JAX gave to ``defjvp``.
+of_jax: dict[Any, type[HigherOrder]] = {}
 
 
-class Unruled(Structure):
+class Unruled(HigherOrder):
     """Nobody can differentiate this operation: it raises an error once its cotangent is wanted."""
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
@@ -109,8 +110,8 @@ class Unruled(Structure):
         )
 
 
-def _foreign(eqn: JaxprEqn, options: Options) -> type[Structure]:
-    """Return the structure that asks JAX for the rule that an author registered there."""
+def _foreign(eqn: JaxprEqn, options: Options) -> type[HigherOrder]:
+    """Return the rule that asks JAX for the one that an author registered there."""
     primitive = eqn.primitive
     is_transposable = options.linear and primitive in ad.primitive_transposes
     if options.strict or not (primitive in ad.primitive_jvps or is_transposable):

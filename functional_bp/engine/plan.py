@@ -23,7 +23,13 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
-from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent, structure_of
+from functional_bp.engine.higher_order import (
+    HigherOrder,
+    Mask,
+    Options,
+    has_tangent,
+    higher_order_of,
+)
 from functional_bp.engine.rule import Name, Need, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
@@ -56,7 +62,7 @@ class Step(NamedTuple):
     eqn: JaxprEqn
     rule: Rule | None
     pulls: tuple[Pull, ...] = ()
-    structure: Structure | None = None
+    higher_order: HigherOrder | None = None
 
 
 def spread(names: Sequence[Name], count: int) -> list[Name]:
@@ -173,7 +179,7 @@ class Plan(NamedTuple):
     last_uses: dict[JaxprEqn, list[Var]]  # what may be dropped after each
     out_active: Mask
     reached: Mask  # active inputs that get a cotangent
-    augmented: dict[JaxprEqn, Step]  # equations run by a structure or by a rule's ``forward``
+    augmented: dict[JaxprEqn, Step]  # equations run by their rule
 
 
 # An equation of these costs no arithmetic: run it again instead of keeping its larger output.
@@ -215,7 +221,7 @@ def plan_once(
         sources: intermediate values that want a cotangent as inputs do.
         held: which inputs are there anyway when the reverse sweep runs; none, if left out.
     """
-    varied, structures = _activity(jaxpr, active, options, sources)
+    varied, higher_orders = _activity(jaxpr, active, options, sources)
     on = lambda atom: not isinstance(atom, Literal) and atom in varied
     at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
     is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand
@@ -248,12 +254,12 @@ def plan_once(
         out_useful = tuple(v in useful for v in eqn.outvars)
         step = None
         if any(out_useful) and any(map(on, eqn.invars)):  # else it makes a source, no more
-            if eqn in structures:
-                structure = structures[eqn]
-                structure.held = tuple(map(is_held, eqn.invars))
-                structure.seed(out_useful, tuple(v in values for v in eqn.outvars))
-                step = Step(eqn, rules.get(eqn.primitive), structure=structure)
-                useful.update(a for a, w in zip(eqn.invars, structure.wanted) if w and on(a))
+            if eqn in higher_orders:
+                higher_order = higher_orders[eqn]
+                higher_order.held = tuple(map(is_held, eqn.invars))
+                higher_order.seed(out_useful, tuple(v in values for v in eqn.outvars))
+                step = Step(eqn, rules.get(eqn.primitive), higher_order=higher_order)
+                useful.update(a for a, w in zip(eqn.invars, higher_order.wanted) if w and on(a))
             else:
                 step = pull_step(eqn, rules[eqn.primitive], on, out_useful, is_held)
                 for pull in step.pulls:
@@ -261,7 +267,9 @@ def plan_once(
                     for value in pull.named("value"):
                         add_kept(value)
             steps.append(step)
-        runs = (effects and bool(eqn.effects)) or (step is not None and step.structure is not None)
+        runs = (effects and bool(eqn.effects)) or (
+            step is not None and step.higher_order is not None
+        )
         runs |= any(v in values and v not in handed for v in eqn.outvars)
         runs |= step is not None and names_auxiliary(step)
         if runs:
@@ -279,7 +287,7 @@ def plan_once(
         _last_uses(live, [*keep, *jaxpr.outvars]),
         tuple(on(v) for v in jaxpr.outvars),
         tuple(v in useful for v in jaxpr.invars),
-        {s.eqn: s for s in steps if s.structure or names_auxiliary(s)},
+        {s.eqn: s for s in steps if s.higher_order or names_auxiliary(s)},
     )
 
 
@@ -288,7 +296,7 @@ make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
 
 @lru_cache(maxsize=512)
 def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
-    """Say which outputs depend on an active input, for the structures that hold ``jaxpr``."""
+    """Say which outputs depend on an active input, for rules of operations that hold ``jaxpr``."""
     varied, _ = _activity(jaxpr, active, options)
     return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
 
@@ -303,22 +311,22 @@ rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
 
 def _activity(
     jaxpr: Jaxpr, active: Mask, options: Options, sources: Sequence[Var] = ()
-) -> tuple[set[Var], dict[JaxprEqn, Structure]]:
+) -> tuple[set[Var], dict[JaxprEqn, HigherOrder]]:
     """Find the variables that depend on an active input, or a source, by what has a derivative."""
     varied = {v for v, on in zip(jaxpr.invars, active) if on and has_tangent(v.aval)}
     varied.update(v for v in sources if has_tangent(v.aval))
-    structures: dict[JaxprEqn, Structure] = {}
+    higher_orders: dict[JaxprEqn, HigherOrder] = {}
     for eqn in jaxpr.eqns:
         on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)
         if not any(on) or not any(has_tangent(v.aval) for v in eqn.outvars):
             continue
-        made = structure_of(eqn, on, options)
+        made = higher_order_of(eqn, on, options)
         if made is not None:
-            structures[eqn] = made
+            higher_orders[eqn] = made
             varied.update(v for v, o in zip(eqn.outvars, made.out_active) if o)
         elif has_pullback(eqn, on):
             varied.update(v for v in eqn.outvars if has_tangent(v.aval))
-    return varied, structures
+    return varied, higher_orders
 
 
 def has_pullback(eqn: JaxprEqn, active: Mask) -> bool:

@@ -22,7 +22,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
-from functional_bp.engine.higher_order import Mask, Options, has_tangent, structure_of
+from functional_bp.engine.higher_order import Mask, Options, has_tangent, higher_order_of
 from functional_bp.engine.plan import (
     Auxiliary,
     Plan,
@@ -80,7 +80,7 @@ class Recorder(_Recording):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.steps: list[tuple[Step, Any]] = []  # a structure's step comes with its residuals
+        self.steps: list[tuple[Step, Any]] = []  # a higher-order step comes with its residuals
         self.values: dict[Any, Any] = {}  # what a pullback names: variables and auxiliaries
         self.held: set[Any] = set()  # the inputs
 
@@ -92,7 +92,7 @@ class Recorder(_Recording):
             return _jax.bind(self.parent_trace, primitive, values, params)
         atoms = list(map(self.atom, operands))
         outs, effects = None, frozenset()
-        if rule is None or rule.structure is not None or rule.auxiliaries:
+        if rule is None or rule.higher_order is not None or rule.auxiliaries:
             avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
             if _jax.has_reference_effect(effects):
                 return self.discharged(primitive, operands, params)
@@ -114,7 +114,7 @@ class Recorder(_Recording):
         ]
         floats = tuple(has_tangent(v.aval) for v in eqn.outvars)
         with _jax.under(self.parent_trace):
-            made = structure_of(eqn, tuple(on), self.options) if any(floats) else None
+            made = higher_order_of(eqn, tuple(on), self.options) if any(floats) else None
             active = floats if made is None else made.out_active
             if not any(active) or (made is None and not has_pullback(eqn, tuple(on))):
                 return sweeps.evaluate(eqn, values) if outs is None else outs
@@ -124,7 +124,7 @@ class Recorder(_Recording):
                 made.seed(active, (True,) * len(active))
                 with eqn.ctx.manager:
                     outs, kept = made.forward(*values)
-                self.steps.append((Step(eqn, rule, structure=made), kept))
+                self.steps.append((Step(eqn, rule, higher_order=made), kept))
             else:
                 assert rule is not None
                 active_atoms = {a for a, o in zip(eqn.invars, on) if o}
@@ -159,9 +159,9 @@ class Recorder(_Recording):
         avals = list(map(jax.typeof, outs))
         eqn = _jax.equation(primitive, {}, list(map(self.atom, operands)), avals, prefix=self.depth)
         floats = tuple(map(has_tangent, avals))
-        structure = Registered(eqn, tuple(on), self.options)
-        structure.seed(floats, (True,) * len(floats))
-        self.steps.append((Step(eqn, rules.get(primitive), structure=structure), pull))
+        higher_order = Registered(eqn, tuple(on), self.options)
+        higher_order.seed(floats, (True,) * len(floats))
+        self.steps.append((Step(eqn, rules.get(primitive), higher_order=higher_order), pull))
         return self._tracers(eqn, outs, floats)
 
     def _tracers(self, eqn: JaxprEqn, outs: Sequence[Any], active: Sequence[bool]) -> list[Any]:
@@ -183,8 +183,8 @@ class Recorder(_Recording):
                 continue
             steps.append((step, kept))
             atoms = step.eqn.invars
-            if step.structure is not None:
-                useful.update(a for a, w in zip(atoms, step.structure.wanted) if w)
+            if step.higher_order is not None:
+                useful.update(a for a, w in zip(atoms, step.higher_order.wanted) if w)
             else:
                 useful.update(atoms[i] for pull in step.pulls for i in pull.operands)
         steps.reverse()
@@ -201,7 +201,7 @@ class Recorder(_Recording):
             reached=tuple(v in useful for v in invars),
             augmented={},
         )
-        residuals = [kept for step, kept in steps if step.structure is not None]
+        residuals = [kept for step, kept in steps if step.higher_order is not None]
         return plan, values, ([self.values[v] for v in keep], residuals)
 
 

@@ -12,11 +12,11 @@ from jax.interpreters.ad import Zero
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep, has_tangent
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, has_tangent
 from functional_bp.engine.rule import rules
 
 
-class Registered(Structure):
+class Registered(HigherOrder):
     """x̄ = (∂f/∂x)ᵀ ȳ by the rule that the operation's author gave to JAX.
 
     Residuals: those that the author's rule keeps.

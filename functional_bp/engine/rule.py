@@ -43,7 +43,7 @@ from jax.extend.core import Primitive
 from functional_bp.errors import RuleError
 
 Kind = Literal["pullback", "joint", "structural", "piecewise constant", "no tangent space"]
-Held = TypeVar("Held")  # a class of structures
+Held = TypeVar("Held")  # a class of higher-order rules
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Rule:
     if_held: Mapping[str, Pullback] = field(default_factory=dict)
     joint: Pullback | None = None
     forward: Callable[..., Any] | None = None
-    structure: type | None = None
+    higher_order: type | None = None
     linear: tuple[tuple[str, ...], ...] = ()
     is_pointwise: bool = False
     pushforward: Pullback | None = None
@@ -119,7 +119,7 @@ class Rule:
         functions = [p.function for p in (*self.pullbacks.values(), *self.if_held.values())]
         functions += [self.joint.function] if self.joint else []
         texts = [self.why, *(f.__doc__ or "" for f in functions)]
-        texts += [(self.structure.__doc__ or "")] if self.structure else []
+        texts += [(self.higher_order.__doc__ or "")] if self.higher_order else []
         return "\n\n".join(dict.fromkeys(inspect.cleandoc(text) for text in texts if text))
 
 
@@ -275,17 +275,17 @@ def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[
         )  # fmt: skip
 
 
-def structure(
+def higher_order(
     primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
 ) -> Callable[[type[Held]], type[Held]]:
-    """Declare a class as the rule of an operation that holds a graph of its own (``Structure``)."""
+    """Declare a class (``HigherOrder``) as the rule of an operation that holds a graph."""
     frame = sys._getframe(1)
     file, line = frame.f_code.co_filename, frame.f_lineno
 
     def register(cls: type[Held]) -> type[Held]:
         if primitive is not None:
             rules.add(
-                Rule(primitive, "structural", structure=cls, why=why, kinks=kinks,
+                Rule(primitive, "structural", higher_order=cls, why=why, kinks=kinks,
                      cases=tuple(cases), file=file, line=line)
             )  # fmt: skip
         return cls

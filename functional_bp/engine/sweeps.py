@@ -20,7 +20,7 @@ from functional_bp.engine.plan import Auxiliary, Plan, Pull, Step
 from functional_bp.engine.rule import Need
 from functional_bp.errors import RuleError, compose, describe
 
-Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; each structure's residuals
+Residuals = tuple[list[Any], list[Any]]  # the plan's kept values; those of each higher-order rule
 
 
 def evaluate(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
@@ -77,16 +77,16 @@ def forward(
     env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
     env.update(zip(jaxpr.invars, args))
     env.update(given or {})
-    structure_residuals: list[Any] = []
+    inner_residuals: list[Any] = []
     for eqn in plan.live:
         operands = [value_of(a, env) for a in eqn.invars]
         step = plan.augmented.get(eqn)
         if step is None:
             outs = evaluate(eqn, operands)
-        elif step.structure is not None:
+        elif step.higher_order is not None:
             with _jax.emitting(eqn), eqn.ctx.manager:
-                outs, residuals = step.structure.forward(*operands)
-            structure_residuals.append(residuals)
+                outs, residuals = step.higher_order.forward(*operands)
+            inner_residuals.append(residuals)
         else:
             outs = forward_with_auxiliaries(step, operands, env)
         env.update(zip(eqn.outvars, outs))
@@ -94,7 +94,7 @@ def forward(
             env.pop(var, None)
     kept = [env[v if not isinstance(v, Auxiliary) else (v.eqn, v.name)] for v in plan.keep]
     outs = [value_of(v, env) if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
-    return outs, (kept, structure_residuals)
+    return outs, (kept, inner_residuals)
 
 
 def forward_with_auxiliaries(
@@ -146,26 +146,26 @@ def reverse(
         record: is filled with what the sweep finds.
     """
     jaxpr = plan.jaxpr
-    kept, structure_residuals = residuals
+    kept, inner_residuals = residuals
     have = kept_values(plan, kept)
     bars: dict[Any, Any] = {}
     for var, bar, on in zip(jaxpr.outvars, cotangents, plan.out_active):
         if on and bar is not None:
             accumulate(bars, var, match_axes(bar, var.aval))
-    remaining = len(structure_residuals)
+    remaining = len(inner_residuals)
     for step in reversed(plan.steps):
         eqn = step.eqn
         out_bars = [bars.pop(v, None) for v in eqn.outvars]
         if record is not None:
             found = zip(eqn.outvars, out_bars)
             record.bars.update((v, bar) for v, bar in found if bar is not None)
-        if step.structure is not None:
+        if step.higher_order is not None:
             remaining -= 1
         if all(bar is None for bar in out_bars):
             continue
         with _jax.emitting(eqn), eqn.ctx.manager:
-            if step.structure is not None:
-                found = step.structure.reverse(structure_residuals[remaining], out_bars)
+            if step.higher_order is not None:
+                found = step.higher_order.reverse(inner_residuals[remaining], out_bars)
                 pairs = zip(range(len(eqn.invars)), found, strict=True)
             else:
                 pairs = (

@@ -25,7 +25,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
-from functional_bp.engine.higher_order import Options, has_tangent, structure_of
+from functional_bp.engine.higher_order import Options, has_tangent, higher_order_of
 from functional_bp.engine.plan import Plan, Step, plan_once, spread
 from functional_bp.engine.rule import Need, Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
@@ -137,7 +137,7 @@ def push(
         found = push_by_rule(rule, eqn.params, operands, dots)
         if found is not None:
             return found
-    if not _jax.is_staged_now() and rule is not None and rule.structure is not None:
+    if not _jax.is_staged_now() and rule is not None and rule.higher_order is not None:
         types = tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars)
         try:
             compiled = _compiled(eqn.primitive, frozenset(eqn.params.items()), *types, options)
@@ -146,8 +146,8 @@ def push(
         if compiled is not None:
             return compiled(list(operands), list(dots))
     active = tuple(dot is not None for dot in dots)
-    structure = structure_of(eqn, active, options)
-    if structure is not None and (own := getattr(structure, "tangents", None)) is not None:
+    higher_order = higher_order_of(eqn, active, options)
+    if higher_order is not None and (own := getattr(higher_order, "tangents", None)) is not None:
         return own(forward_mode, operands, dots)
     return _push_transposed(eqn, operands, dots, options)
 
@@ -311,11 +311,11 @@ def push_along(
         options: for the sweep.
         transposes: is filled with the pullbacks that had to be transposed, for the next call.
     """
-    kept, structure_residuals = residuals
-    have, remaining = sweeps.kept_values(plan, kept), iter(structure_residuals)
+    kept, inner_residuals = residuals
+    have, remaining = sweeps.kept_values(plan, kept), iter(inner_residuals)
     tangent = {v: dot for v, dot in zip(plan.jaxpr.invars, dots) if dot is not None}
     for step in plan.steps:
-        inner = [next(remaining)] if step.structure is not None else []
+        inner = [next(remaining)] if step.higher_order is not None else []
         in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in step.eqn.invars]
         if all(dot is None for dot in in_dots):
             continue
@@ -330,7 +330,7 @@ def push_along(
 def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
     """Push through one step, where the rule itself tells how and all that it needs was kept."""
     rule, eqn = step.rule, step.eqn
-    if rule is None or step.structure is not None:
+    if rule is None or step.higher_order is not None:
         return None
     avals: list[Any] = [a.aval for a in eqn.invars]
     if rule.linear:
@@ -378,7 +378,10 @@ def _push_transposed_step(
 ) -> Tangents:
     """Push through one step by the transpose of its pullback."""
     eqn = step.eqn
-    if step.structure is not None and (own := getattr(step.structure, "push", None)) is not None:
+    if (
+        step.higher_order is not None
+        and (own := getattr(step.higher_order, "push", None)) is not None
+    ):
         return own(push_along, inner[0], dots)
     floats = [has_tangent(v.aval) for v in eqn.outvars]
     given = {a: dot for a, dot in zip(eqn.invars, dots) if not isinstance(a, Literal)}

@@ -40,7 +40,7 @@ def kept_bytes(
     jaxpr, consts = checkpointed_jaxpr(flat), len(flat.consts)
     plan = plan_of(jaxpr, seeded, max_steps, closed_over=consts)
     variables = {flat.of_var[v]: flat.of_var[v].bytes for v in plan.keep if v in flat.of_var}
-    if all(v in flat.of_var for v in plan.keep) and not any(s.structure for s in plan.steps):
+    if all(v in flat.of_var for v in plan.keep) and not any(s.higher_order for s in plan.steps):
         return variables
     every = plan_of(jaxpr, seeded, max_steps, keep_all=True, closed_over=consts)
     held: dict[JaxprEqn, dict[int, int]] = {}  # by equation: the bytes of each array, by identity
@@ -49,11 +49,11 @@ def kept_bytes(
         kept, residuals = sweeps.forward(every, (), inputs)[1]
         of_array = {id(x): flat.of_var[v] for v, x in zip(every.keep, kept) if v in flat.of_var}
         beside = [(v.eqn, x) for v, x in zip(every.keep, kept) if v not in flat.of_var]
-        closed = [e for e in every.live if e in every.augmented and every.augmented[e].structure]
+        closed = [e for e in every.live if e in every.augmented and every.augmented[e].higher_order]
         for eqn, tree in zip(closed, residuals, strict=True):
-            structure = every.augmented[eqn].structure
-            if isinstance(structure, Remat):
-                saved = zip(structure.saved, tree[1], strict=True)
+            higher = every.augmented[eqn].higher_order
+            if isinstance(higher, Remat):
+                saved = zip(higher.saved, tree[1], strict=True)
                 of_array |= {id(x): flat.of_var[v] for v, x in saved}
         for eqn, tree in [*beside, *zip(closed, residuals, strict=True)]:
             for array in jax.tree.leaves(tree):

@@ -12,16 +12,16 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.plan import make_plan, out_activity, union
-from functional_bp.engine.rule import boolean, case, integer, real, structure
+from functional_bp.engine.rule import boolean, case, higher_order, integer, real
 
 
 def _choose(p: Any, x: Any, y: Any) -> Any:
     return lax.cond(p, lambda x, y: (jnp.sin(x) * y, x), lambda x, y: (x * x, y), x, y)
 
 
-@structure(
+@higher_order(
     lax.cond_p,
     cases=[
         case(_choose, boolean(values=True), real(3), real(3)),
@@ -34,7 +34,7 @@ def _choose(p: Any, x: Any, y: Any) -> Any:
         case(lambda x, y: lax.cond(x > 0, lambda: y * 2, lambda: jnp.exp(y)), real(), real(2)),
     ],
 )
-class Cond(Structure):
+class Cond(HigherOrder):
     """x̄ = fᵢᵀ ȳ, with i the branch that was taken; the predicate has no cotangent.
 
     Derivation: where the predicate is locally constant, y = fᵢ(x) for one i.

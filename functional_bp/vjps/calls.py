@@ -19,12 +19,21 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.plan import make_plan, out_activity, spread
-from functional_bp.engine.rule import case, cplx, integer, pointwise, real, rule, rules, structure
+from functional_bp.engine.rule import (
+    case,
+    cplx,
+    higher_order,
+    integer,
+    pointwise,
+    real,
+    rule,
+    rules,
+)
 
 
-class Call(Structure):
+class Call(HigherOrder):
     """ȳ ↦ x̄ is the reverse sweep of the called graph.
 
     Derivation: y = f(x) with f = fₙ ∘ … ∘ f₁ gives x̄ = f₁ᵀ … fₙᵀ ȳ, so the call's sweep is the
@@ -149,7 +158,7 @@ def size(jaxpr: Jaxpr) -> int:
 rules.changed += [_sweeps.cache_clear, _tangents.cache_clear, asked_if_held.cache_clear]
 
 
-@structure(
+@higher_order(
     primitives.jit_p,
     cases=[
         case(jax.jit(lambda x, y: (jnp.sin(x) * y, x + 1)), real(3), real(3)),
@@ -214,11 +223,11 @@ class Jit(Call):
         ]
 
 
-structure(_jax.find_primitive("core.call_p"), why=Call.__doc__ or "")(Call)
-structure(_jax.find_primitive("core.closed_call_p"), why=Call.__doc__ or "")(Call)
+higher_order(_jax.find_primitive("core.call_p"), why=Call.__doc__ or "")(Call)
+higher_order(_jax.find_primitive("core.closed_call_p"), why=Call.__doc__ or "")(Call)
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("lax.lax.composite_p"),
     cases=[
         case(
@@ -248,7 +257,7 @@ def _(_: int, _batched: Any, x: Any, y: Any) -> tuple[Any, bool]:
     return jnp.sin(x) * y, True
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("custom_batching.custom_vmap_p"),
     cases=[
         case(
@@ -279,7 +288,7 @@ _partitioned_by_hand.def_partition(
 )
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("custom_partitioning.custom_partitioning_p"),
     cases=[
         case(
@@ -311,7 +320,7 @@ rule(_tie, "x, y -> z", y=lambda z_bar: z_bar,
      cases=[case(lambda x, y: _tie.bind(x, y) * x, real(3), real(3))])
 
 
-@structure(
+@higher_order(
     lax.optimization_barrier_p,
     cases=[
         case(lambda x, m, y: lax.optimization_barrier((x, m, y * x))[::2],
@@ -320,7 +329,7 @@ rule(_tie, "x, y -> z", y=lambda z_bar: z_bar,
              note="an output without a cotangent"),
     ],
 )
-class Barrier(Structure):
+class Barrier(HigherOrder):
     """x̄ᵢ = ȳᵢ, behind one barrier that the cotangents pass together, as the values did.
 
     Derivation:

@@ -15,10 +15,10 @@ from jax.extend.core import JaxprEqn, Literal, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep, has_tangent, of_jax
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, has_tangent, of_jax
 from functional_bp.engine.plan import plan_once
 from functional_bp.engine.registered import Registered
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 from functional_bp.vjps.calls import Call
 from functional_bp.vjps.remat import Remat
 
@@ -42,7 +42,7 @@ _scaled.defvjp(
 )
 
 
-@structure(
+@higher_order(
     primitives.custom_vjp_call_p,
     why="The person's own forward and backward functions (jax.custom_vjp) are honoured as given.",
     cases=[case(_scaled, real(3), real(3)), case(_straight_through, real(4))],
@@ -51,7 +51,7 @@ class CustomVJP(Registered):
     """x̄ = bwd(residuals, ȳ), as the person wrote it."""
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("hijax.call_hi_primitive_p"),
     why="A hijax primitive carries its author's VJP; it is asked for this one operation.",
 )
@@ -80,12 +80,12 @@ def _softplus_jvp(primals: Any, tangents: Any) -> Any:
     return z, jnp.exp(x - z) * x_dot + jnp.exp(y - z) * y_dot
 
 
-@structure(
+@higher_order(
     primitives.custom_jvp_call_p,
     kinks="as the person's rule has it; jax.nn.relu: 0 at 0",
     cases=[case(_softplus, real(3), real(3)), case(jax.nn.relu, real(5))],
 )
-class CustomJVP(Structure):
+class CustomJVP(HigherOrder):
     """x̄ = Jᵀ ȳ, where ẏ = J ẋ is the tangent function that the person wrote.
 
     Derivation: ẏ = J(x) ẋ is linear in ẋ. Its graph, with x held constant and ẋ as the only

@@ -19,12 +19,13 @@ from jax import lax
 from jax.lax import add, div, exp, mul, neg, rsqrt, square, sub
 
 from functional_bp import _jax
-from functional_bp.engine.higher_order import Mask, Options, Structure
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import (
     boolean,
     case,
     cplx,
+    higher_order,
     integer,
     linear,
     no_tangent_space,
@@ -32,7 +33,6 @@ from functional_bp.engine.rule import (
     pointwise,
     real,
     rule,
-    structure,
 )
 
 
@@ -254,7 +254,7 @@ pointwise(lax.abs_p, "x -> y | direction", x=pull_abs, forward=_abs_with_directi
      ])
 
 
-@structure(
+@higher_order(
     lax.sign_p,
     kinks="x = 0: 0",
     cases=[
@@ -262,7 +262,7 @@ pointwise(lax.abs_p, "x -> y | direction", x=pull_abs, forward=_abs_with_directi
         case(lax.sign, cplx(3), reference=lambda x: unit(x), note="JAX 0.10 gives 0"),
     ],
 )
-class Sign(Structure):
+class Sign(HigherOrder):
     """x̄ = 0 for a real x, x̄ = i Im(y ȳ) conj(y)/|x| for a complex x, where y = x/|x|.
 
     Derivation:
@@ -271,7 +271,7 @@ class Sign(Structure):
         Re(ȳ ẏ) = Re(i y ȳ) θ̇ = −Im(y ȳ) Im(conj(y) ẋ)/|x|
         −Im w = Re(i w),  so x̄ = i Im(y ȳ) conj(y)/|x|
 
-    A structure and not a plain rule, so that a real x is known to have no derivative before
+    It is a higher-order rule, so that a real x is known to have no derivative before
     anything is kept.
     """
 

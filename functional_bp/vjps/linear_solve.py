@@ -14,10 +14,10 @@ from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, has_tangent
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import make_plan, out_activity
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 
 
 def _solve(a: Any, b: Any, symmetric: bool = False) -> Any:
@@ -34,7 +34,7 @@ def _with_a_boundary(b: Any) -> Any:
     return lax.custom_linear_solve(product, b, solve, symmetric=True)
 
 
-@structure(
+@higher_order(
     primitives.linear_solve_p,
     cases=[
         case(_solve, real(3, 3), real(3), half=False, note="LAPACK has no half precision"),
@@ -42,7 +42,7 @@ def _with_a_boundary(b: Any) -> Any:
         case(_with_a_boundary, real(4), note="symmetric, by operations that JAX cannot transpose"),
     ],
 )
-class LinearSolve(Structure):
+class LinearSolve(HigherOrder):
     """Implicit differentiation of A x = b gives b̄ = A⁻ᵀ x̄, and Ā = −b̄ xᵀ through A's own graph.
 
     Derivation: A(θ) x = b gives Ȧ x + A ẋ = ḃ, so ẋ = A⁻¹ (ḃ − Ȧ x) and
@@ -127,7 +127,7 @@ class LinearSolve(Structure):
         )[: self.count]
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("custom_derivatives.linear_call_p"),
     cases=[
         case(
@@ -142,7 +142,7 @@ class LinearSolve(Structure):
         )
     ],
 )
-class LinearCall(Structure):
+class LinearCall(HigherOrder):
     """x̄ = fᵀ(r, ȳ) by the transpose that the person gave with the linear function.
 
     Derivation: y = f(r, x) is linear in x; ⟨f(r, ẋ), ȳ⟩ = ⟨ẋ, fᵀ(r, ȳ)⟩ defines fᵀ. With respect

@@ -17,7 +17,7 @@ from jax.lax import mul, sub
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Structure, of_jax
+from functional_bp.engine.higher_order import HigherOrder, of_jax
 from functional_bp.engine.improvements import improvement
 from functional_bp.vjps.elementwise import constant
 
@@ -45,7 +45,7 @@ def _share_jvp(base: float, primals: Any, tangents: Any) -> Any:
     return p, mul(slope, sub(x_dot, y_dot))
 
 
-class LogAddExp(Structure):
+class LogAddExp(HigherOrder):
     """x̄ = z̄ p, ȳ = z̄ q, p = e^(x − z), q = e^(y − z), for z = ln(eˣ + eʸ).
 
     Derivation:

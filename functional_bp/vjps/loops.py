@@ -15,10 +15,10 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import Plan, make_plan, out_activity, plan_once, union
-from functional_bp.engine.rule import case, integer, real, structure
+from functional_bp.engine.rule import case, higher_order, integer, real
 from functional_bp.errors import StepBoundError, UnboundedLoopError, compose
 
 LONGEST_STATIC = 100_000  # steps that are tried when a trip count is looked for
@@ -28,7 +28,7 @@ def _three_times(x: Any) -> Any:
     return lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.sin(s[1]) * 2), (0, x))[1]
 
 
-@structure(
+@higher_order(
     lax.while_p,
     cases=[
         case(
@@ -42,7 +42,7 @@ def _three_times(x: Any) -> Any:
         ),
     ],
 )
-class While(Structure):
+class While(HigherOrder):
     """The loop runs as a scan of n steps, its trip count or its bound, and is swept in reverse.
 
     Derivation: s₀ = s, sₜ₊₁ = f(sₜ) while c(sₜ). With n at least the number of steps taken, the

@@ -14,10 +14,10 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import out_activity
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 from functional_bp.vjps.calls import Call
 from functional_bp.vjps.reductions import flattened
 from functional_bp.vjps.shapes import layout
@@ -81,7 +81,7 @@ def _from(init: Any, x: Any) -> Any:
     return lax.reduce(x, init, _circle, (0,))
 
 
-@structure(
+@higher_order(
     lax.reduce_p,
     cases=[
         case(lambda x: lax.reduce(x, np.zeros((), x.dtype), _circle, (0,)), real(5)),
@@ -109,7 +109,7 @@ class Reduce(Call):
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        Structure.__init__(self, eqn, active, options)
+        HigherOrder.__init__(self, eqn, active, options)
         traced = jax.make_jaxpr(fold(eqn))(*[a.aval for a in eqn.invars])
         self.jaxpr, self.consts = _jax.open_jaxpr(traced)
         self.out_active = out_activity(self.jaxpr, active, options)

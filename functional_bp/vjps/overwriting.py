@@ -16,10 +16,10 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import make_plan
-from functional_bp.engine.rule import case, integer, real, structure
+from functional_bp.engine.rule import case, higher_order, integer, real
 from functional_bp.errors import NotDifferentiableError, compose
 from functional_bp.vjps.scattering import cases_of, read_back, single_window, window_sizes
 
@@ -37,7 +37,7 @@ def _apply_by_mask(x: Any, i: Any) -> Any:
     return jax.numpy.where(hit[:, None], x * x * x, x)
 
 
-@structure(
+@higher_order(
     lax.scatter_p,
     kinks="of updates that meet, the one that XLA wrote last has the whole cotangent",
     cases=[
@@ -49,7 +49,7 @@ def _apply_by_mask(x: Any, i: Any) -> Any:
         case(_apply, real(4, 3), integer(values=[[2]]), reference=_apply_by_mask),
     ],
 )
-class Scatter(Structure):
+class Scatter(HigherOrder):
     """x̄ = ȳ with zeros where an update was written; ū_i = ȳ_{ι(i)} if u_i was the last writer.
 
     Derivation: y_j = u_{w(j)} with w(j) the last writer among {i: ι(i) = j}, and y_j = x_j where

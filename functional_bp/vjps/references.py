@@ -14,10 +14,10 @@ from jax.extend.core import JaxprEqn
 from jax.ref import addupdate, empty_ref, free_ref, freeze
 
 from functional_bp import _jax
-from functional_bp.engine.higher_order import Mask, Options, Structure
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.plan import out_activity
 from functional_bp.engine.references import without_references
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 from functional_bp.errors import NotDifferentiableError, compose
 from functional_bp.vjps.calls import Call
 
@@ -57,7 +57,7 @@ _FILLED = case(_filled, real(3))
 _IN_LOOP = case(_summed_in_loop, real(3, 2))
 
 
-class Outside(Structure):
+class Outside(HigherOrder):
     """There is no cotangent: the reference lives outside the differentiated function.
 
     Derivation: a reference that the function makes is rewritten to values beforehand
@@ -89,7 +89,7 @@ for _path, _cases in {
     "state.primitives.addupdate_p": [_IN_LOOP],
 }.items():
     _why = without_references.__doc__ or ""
-    structure(_jax.find_primitive(_path), why=_why, cases=_cases)(Outside)
+    higher_order(_jax.find_primitive(_path), why=_why, cases=_cases)(Outside)
 
 
 def _stateful(x: Any, y: Any) -> Any:
@@ -106,7 +106,7 @@ def _stateless(x: Any, y: Any) -> Any:
     return a, a * y
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("state.discharge.run_state_p"),
     cases=[
         case(
@@ -129,6 +129,6 @@ class RunState(Call):
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        Structure.__init__(self, eqn, active, options)
+        HigherOrder.__init__(self, eqn, active, options)
         self.jaxpr, self.consts = _jax.open_jaxpr(_jax.discharged(eqn.params["jaxpr"]))
         self.out_active = out_activity(self.jaxpr, active, options)

@@ -14,12 +14,12 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.plan import make_plan, out_activity
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 
 
-@structure(
+@higher_order(
     primitives.remat_p,
     cases=[
         case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
@@ -33,7 +33,7 @@ from functional_bp.engine.rule import case, real, structure
         ),
     ],
 )
-class Remat(Structure):
+class Remat(HigherOrder):
     """x̄ = f's reverse sweep on residuals that are computed again from x.
 
     Derivation: the residuals r = r(x) of ȳ ↦ Jᵀ(r) ȳ are a function of the inputs; to keep x

@@ -30,9 +30,9 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.plan import CHEAP, make_plan, out_activity, union
-from functional_bp.engine.rule import case, integer, real, structure
+from functional_bp.engine.rule import case, higher_order, integer, real
 
 # No arithmetic, one operand: made again where that saves bytes.
 VIEWS = CHEAP | {lax.transpose_p, lax.slice_p, lax.rev_p, lax.split_p, lax.copy_p}
@@ -170,7 +170,7 @@ def _with_counter(w: Any, xs: Any) -> Any:
     return lax.scan(step, (0, jnp.zeros(())), xs, reverse=True)
 
 
-@structure(
+@higher_order(
     lax.scan_p,
     cases=[
         case(_rnn, real(3, 3), real(2, 3), real(4, 2, 3)),
@@ -196,7 +196,7 @@ def _with_counter(w: Any, xs: Any) -> Any:
         ),
     ],
 )
-class Scan(Structure):
+class Scan(HigherOrder):
     """Adjoint recursion: (w̄ₜ, h̄ₜ, x̄ₜ) = f*(h̄ₜ₊₁, ȳₜ) backwards in time, w̄ = Σₜ w̄ₜ.
 
     Derivation: with (hₜ₊₁, yₜ) = f(w, hₜ, xₜ), perturb everything and pair with cotangents:

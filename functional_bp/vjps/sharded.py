@@ -15,9 +15,9 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
 from functional_bp.engine.plan import make_plan, out_activity
-from functional_bp.engine.rule import case, real, structure
+from functional_bp.engine.rule import case, higher_order, real
 
 REPLICATED, BY_ROWS = P(), P("i")
 
@@ -78,7 +78,7 @@ def _scalar_residual(x: Any) -> Any:
     return x * jnp.exp(jnp.sum(x * x) / 9)
 
 
-@structure(
+@higher_order(
     _jax.find_primitive("shard_map.shard_map_p"),
     cases=[
         case(blockwise(lambda x, y: jnp.sin(x) * y), real(4, 3), real(4, 3)),
@@ -88,7 +88,7 @@ def _scalar_residual(x: Any) -> Any:
         case(blockwise(_sum_of_squares, out=REPLICATED, check_vma=False), real(4, 2)),
     ],
 )
-class ShardMap(Structure):
+class ShardMap(HigherOrder):
     """x̄ = the reverse sweep of the body, on every device's block of ȳ.
 
     Derivation: write E for the cutting of a whole array into blocks (the specs) and f for the body

@@ -19,7 +19,7 @@ from jax.lax import div, exp, mul, neg, square, sub
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Structure, of_jax
+from functional_bp.engine.higher_order import HigherOrder, of_jax
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, pointwise, real
 from functional_bp.vjps.elementwise import constant
@@ -123,7 +123,7 @@ improvement("digamma at negative x", lax.digamma, at=(-10.3,), true=14.986887065
             source="mpmath: psi(1, -10.3)")
 improvement("digamma at negative x, just beyond the series' start", lax.digamma, at=(-9.5,),
             true=9.769687445030231886, jax="-2.9e12", source="mpmath: psi(1, -9.5)")
-class BesselI0(Structure):
+class BesselI0(HigherOrder):
     """x̄ = ȳ I₁(x) = ȳ e^|x| · e^(−|x|) I₁(x), for y = I₀(x) as JAX's ``i0`` computes it.
 
     Derivation:

@@ -19,10 +19,10 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import Mask, Options, Structure, has_tangent
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, has_tangent
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import make_plan
-from functional_bp.engine.rule import case, integer, real, structure
+from functional_bp.engine.rule import case, higher_order, integer, real
 
 
 class Geometry(NamedTuple):
@@ -179,7 +179,7 @@ def _product_padded(x: Any) -> Any:
     return (x[:-1] * x[1:])[:, ::2] * (x[:-1] * x[1:])[:, 1::2]
 
 
-@structure(
+@higher_order(
     lax.reduce_window_p,
     cases=[
         case(_reduce(lax.mul, 1.0, (3,), (1,), "VALID"), real(values=[2, 0, 3, 0, 0, 4]),
@@ -199,7 +199,7 @@ def _product_padded(x: Any) -> Any:
              real(6), integer(6), reference=lambda x, i: lax.max(x[::2], x[1::2])),
     ],
 )
-class ReduceWindow(Structure):
+class ReduceWindow(HigherOrder):
     """x̄_j = Σ of what j is given by the windows that cover it, each by reversing its fold.
 
     Derivation: y_o = (…((init ⊕ p_1) ⊕ p_2) …) ⊕ p_K with p_k the window's entries that lie in
@@ -299,7 +299,7 @@ def _scattered_pairs(combine: Any) -> Any:
     return reference
 
 
-@structure(
+@higher_order(
     lax.select_and_scatter_p,
     kinks="of equal entries in a window, the first",
     cases=[
@@ -315,7 +315,7 @@ def _scattered_pairs(combine: Any) -> Any:
              note="no batching rule in JAX; three windows meet at the 5, two at the 3"),
     ],
 )
-class SelectAndScatter(Structure):
+class SelectAndScatter(HigherOrder):
     """s̄_o = the share of s_o when the fold of all that arrived at window o's entry is reversed.
 
     Derivation: y_j = (…(init ⊕ s_o) ⊕ s_o' …) over the windows o with m(o) = j, where m(o) is

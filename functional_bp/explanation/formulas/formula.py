@@ -275,10 +275,10 @@ def formula(
     bar = Symbol(operand, bar=True)
     left = trees.get(bar, bar)
     pullback = rule.joint or rule.pullbacks.get(operand)
-    if pullback is None and rule.structure is None:
+    if pullback is None and rule.higher_order is None:
         return Formula(left, ZERO)
     if pullback is None:
-        return Formula(None, None, _renamed(_of_structure(rule.structure, operand), names))
+        return Formula(None, None, _renamed(_of_structure(rule.higher_order, operand), names))
     right = _of_source(pullback, static or {})
     if right is not None and is_closed(right):
         return Formula(left, put(right, trees))

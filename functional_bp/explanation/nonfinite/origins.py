@@ -350,8 +350,8 @@ def _pullback_of(explanation: EvaluatedGraph, equation: Equation, operand: int) 
     options = Options(max_steps=explanation.max_steps)
     plan = plan_once(jaxpr, active, seeded, (True,) * len(bars), options)
     given = [x for x in bars if x is not None]
-    structure = plan.steps[0].structure
-    if structure is None:
+    higher_order = plan.steps[0].higher_order
+    if higher_order is None:
         operands = [explanation.values[by_var[a]] for a in inputs]
         residuals: Any = sweeps.forward(plan, (), operands)[1][0]
         place = [*map(id, inputs)].index(id(eqn.invars[operand]))
@@ -361,7 +361,7 @@ def _pullback_of(explanation: EvaluatedGraph, equation: Equation, operand: int) 
         ]
     else:
         operands = operands_of(equation, explanation.values)
-        _, residuals = structure.forward(*operands)
+        _, residuals = higher_order.forward(*operands)
         place = operand
         held = zip(
             (*equation.inputs, *equation.outputs),
@@ -375,10 +375,10 @@ def _pullback_of(explanation: EvaluatedGraph, equation: Equation, operand: int) 
         remaining = iter(arguments[: len(given)])
         out_bars = [next(remaining) if on else None for on in seeded]
         held = jax.tree.unflatten(tree, arguments[len(given) :])
-        if structure is None:
+        if higher_order is None:
             found = sweeps.reverse(plan, (held, []), out_bars)
         else:
-            found = structure.reverse(held, out_bars)
+            found = higher_order.reverse(held, out_bars)
         return [found[place]]
 
     known = symbols(explanation.graph)
