@@ -6,7 +6,7 @@ A plan is made once per graph and question, before anything runs, and cached:
 2. *usefulness*, last to first: which of those reach an output whose cotangent is given, which
    values the rules on the way name (these are kept), and which equations still have to run.
 
-An equation's ``Step`` says which pullbacks to call, and where their arguments are.
+An equation's ``SweepStep`` says which pullbacks to call, and where their arguments are.
 
 References:
     Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761: their "varied"
@@ -56,7 +56,7 @@ class Pull(NamedTuple):
         return [x for source in found for x in (source if isinstance(source, list) else [source])]
 
 
-class Step(NamedTuple):
+class SweepStep(NamedTuple):
     """A step is one equation of the reverse sweep."""
 
     eqn: JaxprEqn
@@ -77,7 +77,7 @@ def pull_step(
     on: Callable[[Any], bool],
     out_useful: Mask,
     is_held: Callable[[Any], bool] = lambda _: False,
-) -> Step:
+) -> SweepStep:
     """Decide which pullbacks to call for an equation, and where each finds its arguments.
 
     ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
@@ -142,7 +142,7 @@ def pull_step(
 
     active = [i for i, atom in enumerate(eqn.invars) if on(atom)]
     if rule.joint is not None:
-        return Step(eqn, rule, (pull(active, rule.joint),))
+        return SweepStep(eqn, rule, (pull(active, rule.joint),))
     pulls = []
     for i in active:
         pullback = rule.pullbacks.get(operands[i].text)
@@ -154,16 +154,16 @@ def pull_step(
         if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
             continue
         pulls.append(pull((i,), pullback, i - first[operands[i].text]))
-    return Step(eqn, rule, tuple(pulls))
+    return SweepStep(eqn, rule, tuple(pulls))
 
 
-def named(step: Step) -> list[Any]:
+def named(step: SweepStep) -> list[Any]:
     """Return the variables and auxiliaries that the step's pullbacks ask for."""
     every = [v for pull in step.pulls for v in pull.named("value")]
     return [v for v in every if not isinstance(v, Literal)]
 
 
-def names_auxiliary(step: Step) -> bool:
+def names_auxiliary(step: SweepStep) -> bool:
     """Say whether a pullback of the step asks for what the rule's ``forward`` computes beside."""
     return any(isinstance(value, Auxiliary) for value in named(step))
 
@@ -172,14 +172,14 @@ class Plan(NamedTuple):
     """A plan decides the two sweeps over one graph."""
 
     jaxpr: Jaxpr
-    steps: tuple[Step, ...]  # in forward order
+    steps: tuple[SweepStep, ...]  # in forward order
     keep: tuple[Any, ...]  # variables and auxiliaries whose values the reverse sweep needs
     again: tuple[JaxprEqn, ...]  # equations cheaper to run again than to keep their output
     live: tuple[JaxprEqn, ...]  # equations that the forward sweep runs
     last_uses: dict[JaxprEqn, list[Var]]  # what may be dropped after each
     out_active: Mask
     reached: Mask  # active inputs that get a cotangent
-    augmented: dict[JaxprEqn, Step]  # equations run by their rule
+    augmented: dict[JaxprEqn, SweepStep]  # equations run by their rule
 
 
 # An equation of these costs no arithmetic: run it again instead of keeping its larger output.
@@ -232,7 +232,7 @@ def plan_once(
     defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     keep: dict[Any, None] = dict.fromkeys(also)
     again: dict[JaxprEqn, None] = {}
-    steps: list[Step] = []
+    steps: list[SweepStep] = []
     live: list[JaxprEqn] = []
 
     def add_kept(value: Any) -> None:
@@ -258,7 +258,7 @@ def plan_once(
                 higher_order = higher_orders[eqn]
                 higher_order.held = tuple(map(is_held, eqn.invars))
                 higher_order.seed(out_useful, tuple(v in values for v in eqn.outvars))
-                step = Step(eqn, rules.get(eqn.primitive), higher_order=higher_order)
+                step = SweepStep(eqn, rules.get(eqn.primitive), higher_order=higher_order)
                 useful.update(a for a, w in zip(eqn.invars, higher_order.wanted) if w and on(a))
             else:
                 step = pull_step(eqn, rules[eqn.primitive], on, out_useful, is_held)

@@ -26,7 +26,7 @@ from functional_bp.engine.higher_order import Mask, Options, has_tangent, higher
 from functional_bp.engine.plan import (
     Auxiliary,
     Plan,
-    Step,
+    SweepStep,
     has_pullback,
     named,
     names_auxiliary,
@@ -80,7 +80,7 @@ class Recorder(_Recording):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.steps: list[tuple[Step, Any]] = []  # a higher-order step comes with its residuals
+        self.steps: list[tuple[SweepStep, Any]] = []  # a higher-order step comes with its residuals
         self.values: dict[Any, Any] = {}  # what a pullback names: variables and auxiliaries
         self.held: set[Any] = set()  # the inputs
 
@@ -124,7 +124,7 @@ class Recorder(_Recording):
                 made.seed(active, (True,) * len(active))
                 with eqn.ctx.manager:
                     outs, kept = made.forward(*values)
-                self.steps.append((Step(eqn, rule, higher_order=made), kept))
+                self.steps.append((SweepStep(eqn, rule, higher_order=made), kept))
             else:
                 assert rule is not None
                 active_atoms = {a for a, o in zip(eqn.invars, on) if o}
@@ -161,7 +161,7 @@ class Recorder(_Recording):
         floats = tuple(map(has_tangent, avals))
         higher_order = Registered(eqn, tuple(on), self.options)
         higher_order.seed(floats, (True,) * len(floats))
-        self.steps.append((Step(eqn, rules.get(primitive), higher_order=higher_order), pull))
+        self.steps.append((SweepStep(eqn, rules.get(primitive), higher_order=higher_order), pull))
         return self._tracers(eqn, outs, floats)
 
     def _tracers(self, eqn: JaxprEqn, outs: Sequence[Any], active: Sequence[bool]) -> list[Any]:
@@ -177,7 +177,7 @@ class Recorder(_Recording):
         on, values = split(self, outs)
         variables = [x.variable if o else Var(jax.typeof(x)) for x, o in zip(outs, on)]
         useful = {v for v, o, s in zip(variables, on, seeded) if o and s}
-        steps: list[tuple[Step, Any]] = []
+        steps: list[tuple[SweepStep, Any]] = []
         for step, kept in reversed(self.steps):
             if useful.isdisjoint(step.eqn.outvars):
                 continue

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, use_abstract_mesh
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
-from functional_bp.engine.plan import Auxiliary, Plan, Pull, Step
+from functional_bp.engine.plan import Auxiliary, Plan, Pull, SweepStep
 from functional_bp.engine.rule import Need
 from functional_bp.errors import RuleError, compose, describe
 
@@ -98,7 +98,7 @@ def forward(
 
 
 def forward_with_auxiliaries(
-    step: Step, operands: Sequence[Any], env: dict[Any, Any]
+    step: SweepStep, operands: Sequence[Any], env: dict[Any, Any]
 ) -> Sequence[Any]:
     """Run an equation by its rule's own ``forward``; what that computes beside goes to ``env``."""
     rule, eqn = step.rule, step.eqn
@@ -184,7 +184,7 @@ def reverse(
 
 
 def call(
-    step: Step, pull: Pull, out_bars: Sequence[Any], have: dict[Any, Any]
+    step: SweepStep, pull: Pull, out_bars: Sequence[Any], have: dict[Any, Any]
 ) -> list[tuple[int, Any]]:
     """Call one pullback, and return pairs of operand position and cotangent."""
     if all(out_bars[i] is None for i in pull.named("cotangent")):
@@ -209,7 +209,7 @@ def call(
     return [(pull.operands[0], bar)]
 
 
-def _from_joint(step: Step, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
+def _from_joint(step: SweepStep, pull: Pull, bars: Any) -> list[tuple[int, Any]]:
     assert step.rule is not None
     if not isinstance(bars, dict) or not set(bars) <= {n.text for n in step.rule.operands}:
         raise RuleError(
@@ -256,7 +256,7 @@ def accumulate(bars: dict[Any, Any], var: Any, bar: Any) -> None:
     bars[var] = bar if before is None else lax.add(before, bar)
 
 
-def fit(bar: Any, aval: Any, step: Step) -> Any:
+def fit(bar: Any, aval: Any, step: SweepStep) -> Any:
     """Make a rule's result a cotangent of ``aval``: un-broadcast, in its dtype.
 
     Raises:
@@ -291,7 +291,7 @@ def unbroadcast(bar: Any, shape: tuple[int, ...]) -> Any:
     return lax.reshape(summed, shape)
 
 
-def _misfit(bar: Any, aval: Any, step: Step, what: str) -> RuleError:
+def _misfit(bar: Any, aval: Any, step: SweepStep, what: str) -> RuleError:
     rule, name = step.rule, step.eqn.primitive.name
     at = f"{rule.file}:{rule.line}" if rule is not None else ""
     return RuleError(

@@ -26,7 +26,7 @@ from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
 from functional_bp.engine.higher_order import Options, has_tangent, higher_order_of
-from functional_bp.engine.plan import Plan, Step, plan_once, spread
+from functional_bp.engine.plan import Plan, SweepStep, plan_once, spread
 from functional_bp.engine.rule import Need, Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
 
@@ -327,7 +327,7 @@ def push_along(
     return [None if isinstance(v, Literal) else tangent.get(v) for v in plan.jaxpr.outvars]
 
 
-def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
+def _push_step(step: SweepStep, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
     """Push through one step, where the rule itself tells how and all that it needs was kept."""
     rule, eqn = step.rule, step.eqn
     if rule is None or step.higher_order is not None:
@@ -369,7 +369,7 @@ def _push_step(step: Step, have: dict[Any, Any], dots: Sequence[Any]) -> Tangent
 
 
 def _push_transposed_step(
-    step: Step,
+    step: SweepStep,
     have: dict[Any, Any],
     inner: list[Any],
     dots: Sequence[Any],
