@@ -22,6 +22,9 @@ from hypothesis import settings  # noqa: E402
 from keras_on_jax import keras  # noqa: E402, F401  (a fixture)
 from sampling import leave_to_long  # noqa: E402
 
+from functional_bp.gradcheck import guard  # noqa: E402
+
+guard.OWN_FAULTS_RAISE = True
 jax.config.update("jax_enable_x64", True)
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

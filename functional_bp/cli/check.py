@@ -95,6 +95,7 @@ def _check_all(
     reports: list[Report],
 ) -> None:
     """Append a report of each target; in a whole module, of what could not be checked too."""
+    from functional_bp.gradcheck.findings import Verdict
     from functional_bp.gradcheck.report import Report
     from functional_bp.gradcheck.targets import InputsError, TargetError
 
@@ -108,7 +109,7 @@ def _check_all(
             except (InputsError, TargetError) as error:
                 refused.append(error)
                 reason = _reason(error, target.name)
-                reports.append(Report(target.name, "inconclusive", reasons=(reason,)))
+                reports.append(Report(target.name, Verdict.INCONCLUSIVE, reasons=(reason,)))
     if refused and (alone or len(refused) == len(targets)):
         raise refused[0]
 

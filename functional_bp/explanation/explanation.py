@@ -199,7 +199,8 @@ class Explanation(EvaluatedGraph):
         from functional_bp.explanation.formulas.transliteration import escaped
         from functional_bp.tables import latex
 
-        return latex.latex(tables.tables(self, rows), escaped, standalone)
+        made = tables.tables(self, rows)
+        return latex.latex(made, escaped, tables.in_latex, standalone)
 
     def table_html(self, rows: int | None = None) -> str:
         """Both sweeps step by step, as a piece of HTML for light and dark pages."""

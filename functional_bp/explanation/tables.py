@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from functional_bp.explanation.formulas.transliteration import transliterated
+from functional_bp.explanation.formulas.transliteration import escaped, transliterated
 from functional_bp.explanation.formulas.writing import LATEX, written
 from functional_bp.explanation.numbers import (
     WORDS,
@@ -33,6 +34,20 @@ REVERSE = (
     Column("formula"), Column("upstream", "right"), Column("local", "right"),
     Column("downstream", "right"), Column("source", "left", 1), Column("note", "left", 2),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FormulaCell(Cell):
+    """A cell that holds a formula, which ``write`` writes in LaTeX's mathematics."""
+
+    write: Callable[[], str] = str
+
+
+def in_latex(cell: Cell) -> str:
+    """A cell in LaTeX: a formula in mathematics, anything else escaped."""
+    if isinstance(cell, FormulaCell) and (formula := cell.write()):
+        return f"${formula}$"
+    return escaped(cell.text)
 
 
 def tables(explanation: EvaluatedGraph, rows: int | None = None) -> tuple[Table, Table]:
@@ -89,7 +104,7 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
     texts = [described(v) for v in values]
     short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
-    return Cell("; ".join(texts), None, states[0] if states else "", short)
+    return Cell("; ".join(texts), states[0] if states else "", short)
 
 
 def described(array: Any) -> str:
@@ -125,7 +140,7 @@ def _forward(rows: Sequence[ForwardRow], name: str, cells: _Cells) -> Iterable[L
         notes = [row.inside, WORDS.get(value.state, "")]
         yield Line(row.kind, (
             Cell(str(row.number) if row.number else ""),
-            Cell(row.formula.text(), row.formula.latex),
+            FormulaCell(row.formula.text(), write=row.formula.latex),
             value,
             Cell(format_bytes(row.kept) if row.kept else ""),
             Cell(row.source),
@@ -152,21 +167,21 @@ def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[L
         ))  # fmt: skip
 
 
-def _formula(row: ReverseRow) -> Cell:
+def _formula(row: ReverseRow) -> FormulaCell:
     bar, sign = written(row.variable), "+=" if row.is_share else "="
     bar_latex = lambda: written(row.variable, LATEX)
     if (formula := row.formula) is not None:
         tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
-        return Cell(formula.text(sign), tex, short=formula.brief(sign))
+        return FormulaCell(formula.text(sign), short=formula.brief(sign), write=tex)
     if row.kind == "seed":
         value = described(row.downstream)
-        return Cell(f"{bar} {sign} {value}",
-                    lambda: f"{bar_latex()} {sign} {transliterated(value)}")  # fmt: skip
+        tex = lambda: f"{bar_latex()} {sign} {transliterated(value)}"
+        return FormulaCell(f"{bar} {sign} {value}", write=tex)
     shares = [format_value(part) for part in row.parts]
     if any("‖" in share for share in shares):
-        return Cell(
-            f"{bar} = sum of {len(shares)} uses",
-            lambda: rf"{bar_latex()} = \text{{sum of {len(shares)} uses}}",
-        )
+        uses = f"sum of {len(shares)} uses"
+        tex = lambda: rf"{bar_latex()} = \text{{{uses}}}"
+        return FormulaCell(f"{bar} = {uses}", write=tex)
     terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
-    return Cell(f"{bar} = {terms}", lambda: f"{bar_latex()} = {transliterated(terms)}")
+    tex = lambda: f"{bar_latex()} = {transliterated(terms)}"
+    return FormulaCell(f"{bar} = {terms}", write=tex)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from functools import partial
 from typing import Any, cast
 
@@ -15,11 +16,13 @@ from functional_bp.engine.rule import Rule
 from functional_bp.gradcheck import claims as claiming
 from functional_bp.gradcheck.claims import by_our_rules, read
 from functional_bp.gradcheck.clock import TimeUp, watchdog
-from functional_bp.gradcheck.context import Context, overtime
+from functional_bp.gradcheck.context import CheckContext, overtime
 from functional_bp.gradcheck.diagnosis.localize import line_of_overflow, lines_of
 from functional_bp.gradcheck.evaluation import pull_reference
-from functional_bp.gradcheck.findings import Finding, Verdict
-from functional_bp.gradcheck.judging import Judgement
+from functional_bp.gradcheck.findings import Finding, Outcome, Verdict
+from functional_bp.gradcheck.guard import Guard, place_of
+from functional_bp.gradcheck.input_classes import GIVEN
+from functional_bp.gradcheck.judging import Judged, Judgement
 from functional_bp.gradcheck.report import Report
 from functional_bp.gradcheck.stages.compositions import compositions, sharded_inputs
 from functional_bp.gradcheck.stages.inputs import searched_inputs, shrink
@@ -31,21 +34,63 @@ from functional_bp.gradcheck.stages.linearity import (
 )
 from functional_bp.gradcheck.stages.precision import precision
 from functional_bp.gradcheck.stages.second_order import adjoint_identity, second_order
-from functional_bp.gradcheck.stages.shapes import place_of, repeated_calls, shapes
+from functional_bp.gradcheck.stages.shapes import repeated_calls, shapes
 from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 
+
+class Fact(Enum):
+    """What may be true of a claim, or of a check, that a stage needs."""
+
+    TRACEABLE = auto()  # JAX can trace the claim
+    REFERENCE = auto()  # there is a function to differentiate
+    DERIVATIVE = auto()  # the truth is the derivative, and no declared gradient
+    OTHER_INPUTS = auto()  # the claim holds at other inputs than the given
+    SHORT_ARRAYS = auto()
+    TIME = auto()  # the check is no quick one
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the things that a check looks at.
+
+    Attributes:
+        title: what the report calls it.
+        run: looks, and adds rows and findings.
+        needs: what it needs, each with what its row says where that is lacking; "" for no row.
+        row: the row's name, where it is not the title.
+    """
+
+    title: str
+    run: Callable[[CheckContext], None]
+    needs: Mapping[Fact, str] = field(default_factory=dict)
+    row: str = ""
+
+
+def _silently(*needs: Fact) -> dict[Fact, str]:
+    """Needs that no row tells of where they are lacking."""
+    return dict.fromkeys(needs, "")
+
+
+REPEATED_CALLS = Stage("repeated calls", repeated_calls, _silently(Fact.TIME))
 # Stages that run once the first derivative at the given inputs is right.
-FURTHER: tuple[Callable[[Context], None], ...] = (
-    single_cotangents,
-    parts,
-    searched_inputs,
-    adjoint_identity,
-    second_order,
-    compositions,
-    sharded_inputs,
-    precision,
-)
+FURTHER = (
+    Stage("single cotangents", single_cotangents),
+    Stage("parts", parts, _silently(Fact.TIME)),
+    Stage("searched inputs", searched_inputs,
+          {Fact.OTHER_INPUTS: "the claim is a number, made for these inputs"}, "other inputs"),
+    Stage("adjoint identity", adjoint_identity,
+          _silently(Fact.REFERENCE, Fact.DERIVATIVE, Fact.TIME, Fact.TRACEABLE)),
+    Stage("second order", second_order,
+          {Fact.SHORT_ARRAYS: "a long array", Fact.TIME: "quick", Fact.TRACEABLE: "not traceable",
+           Fact.OTHER_INPUTS: "not traceable"}),
+    Stage("compositions", compositions,
+          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
+    Stage("sharded inputs", sharded_inputs,
+          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
+    Stage("precision", precision, _silently(
+        Fact.TRACEABLE, Fact.REFERENCE, Fact.TIME, Fact.OTHER_INPUTS, Fact.SHORT_ARRAYS)),
+)  # fmt: skip
 
 
 def check(
@@ -156,7 +201,7 @@ def run(
     try:
         with watchdog(seconds + overtime(seconds)):
             subject, problem = _with_usable_reference(subject)
-            context = Context(
+            context = CheckContext(
                 subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared
             )
     except TimeUp as error:
@@ -173,20 +218,21 @@ def run(
     if not context.findings and goes_on:
         for stage in FURTHER:
             if context.time_left < 0:
-                context.reasons.append(f"the {seconds:g} seconds were up before {_title(stage)}")
+                context.reasons.append(f"the {seconds:g} seconds were up before {stage.title}")
                 break
-            _guarded(context, stage)
+            _run_stage(context, stage)
             if context.findings:
                 break
     elif context.findings and not quick:
-        context.row("other inputs, second order, vmap, dtypes, …", "left out",
-                  "until what is wrong above is right")  # fmt: skip
+        context.row("other inputs, second order, vmap, dtypes, …", Outcome.LEFT_OUT,
+                    "until what is wrong above is right")  # fmt: skip
     findings = tuple(_placed(context, finding) for finding in context.findings)
     if context.kinks:
         context.note("a valid subgradient, by another convention than the reference's, at kinks "
                    f"(inputs: {', '.join(context.kinks)})")  # fmt: skip
     inconclusive = unresolved or (context.reasons if context.time_left < 0 else [])
-    verdict = "wrong" if findings else "inconclusive" if inconclusive else "right"
+    verdict = Verdict.INCONCLUSIVE if inconclusive else Verdict.RIGHT
+    verdict = Verdict.WRONG if findings else verdict
     return Report(
         name=subject.name,
         verdict=verdict,
@@ -203,51 +249,45 @@ def _with_usable_reference(subject: Subject) -> tuple[Subject, str]:
     """The subject without its reference where JAX cannot differentiate that, and a note of it."""
     if subject.reference is None or not subject.traceable:
         return subject, ""
-    try:
+    with Guard("the forward pass, by its shapes"):  # what it raises is told where it is run
         outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
-    except Exception:  # told where the forward pass is run
-        return subject, ""
-    try:
-        jax.eval_shape(partial(pull_reference, subject), subject.actives, subject.fixed, outs)
-    except Exception as error:
-        note = f"JAX cannot differentiate the reference ({type(error).__name__}): differences judge"
-        return replace(subject, reference=None, reference_pull=None), note
+        with Guard("the reference's gradient, by its shapes") as ran:
+            jax.eval_shape(partial(pull_reference, subject), subject.actives, subject.fixed, outs)
+        if ran.error is not None:
+            note = f"JAX cannot differentiate the reference ({ran.raised}): differences judge"
+            return replace(subject, reference=None, reference_pull=None), note
     return subject, ""
 
 
-def _first_order(context: Context) -> tuple[list[str], bool]:
+def _first_order(context: CheckContext) -> tuple[list[str], bool]:
     """Structure, repeated calls, and the cotangents at the given inputs.
 
     Returns reasons for no verdict, and whether it makes sense to look further.
     """
     shapes(context)
+    if not context.findings:
+        _run_stage(context, REPEATED_CALLS)
     if context.findings:
         return [], True
-    if not context.quick:
-        _guarded(context, repeated_calls)
-        if context.findings:
-            return [], True
-    point = context.point
-    try:
+    point, judgement = context.point, None
+    with Guard("the claim at the given inputs") as ran:
         judgement = context.judge.judge(point, given=True)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        context.findings.append(
-            Finding("error", f"the claim raises {type(error).__name__}: {first}",
-                    where=place_of(error))
-        )  # fmt: skip
+    if judgement is None:
+        message = f"the claim raises {ran.raised}: {ran.message}"
+        context.findings.append(Finding("error", message, where=ran.place))
         return [], True
-    if judgement.outcome == "value":
-        context.findings.append(
-            Finding("value", f"{judgement.reason}: the forward pass of the claim does not compute "
-                    "the reference function", stage="forward value")
-        )  # fmt: skip
-        context.row("forward value", "wrong", "the reference")
+    label, against = "forward value", "the reference"
+    if judgement.outcome is Judged.VALUE:
+        message = (
+            f"{judgement.reason}: the forward pass of the claim does not compute the reference "
+            "function"
+        )
+        context.wrong(Finding("value", message, stage=label), label, against)
         return [], True
-    context.row("forward value", "right", "the reference")
+    context.row(label, Outcome.RIGHT, against)
     linearity(context)
     _rows_of(context, judgement)
-    if judgement.outcome == "wrong":
+    if judgement.outcome is Judged.WRONG:
         found = context.findings[0] if context.findings else None
         context.findings.clear()
         context.find(
@@ -257,32 +297,31 @@ def _first_order(context: Context) -> tuple[list[str], bool]:
             message=found.message + "." if found else "",
             smallest=shrink(context, point, judgement, given=True)[0],
         )
-    if judgement.outcome in ("unresolved", "witnesses", "outside"):
+    if judgement.outcome in (Judged.UNRESOLVED, Judged.WITNESSES, Judged.OUTSIDE):
         reason = judgement.reason or "no witness could judge the claim at the given inputs"
-        return [reason], judgement.outcome != "witnesses"
-    if judgement.outcome == "kink":
-        context.kinks.append("given")
+        return [reason], judgement.outcome is not Judged.WITNESSES
+    if judgement.outcome is Judged.KINK:
+        context.kinks.append(GIVEN.title)
     return [], True
 
 
-def _placed(context: Context, finding: Finding) -> Finding:
+def _placed(context: CheckContext, finding: Finding) -> Finding:
     """The finding with the likeliest line, where its stage or the diagnosis named none."""
     if finding.where is not None:
         return finding
     subject, example = context.subject, finding.example
-    try:
+    where = None
+    with Guard("the search for the line"):  # a place is a help, and no reason to lose the finding
         if finding.kind == "overflow" and example:
             actives = tuple(example[name] for name in subject.names)
             fixed = tuple(example.get(n, x) for n, x in zip(subject.fixed_names, subject.fixed))
             where = line_of_overflow(subject, actives, fixed, context.point.bars)
         else:
             where = next(iter(lines_of(subject, finding.kind, finding.argument)), None)
-    except Exception:  # a place is a help, and no reason to lose the finding
-        return finding
     return replace(finding, where=where)
 
 
-def _known_kind(context: Context, judgement: Judgement) -> str | None:
+def _known_kind(context: CheckContext, judgement: Judgement) -> str | None:
     """The kind where no diagnosis is needed to tell it."""
     if context.is_declared:
         return "declaration"
@@ -292,38 +331,58 @@ def _known_kind(context: Context, judgement: Judgement) -> str | None:
     return "cotangent ignored" if silent_outputs(context) else None
 
 
-def _rows_of(context: Context, judgement: Judgement) -> None:
+def _rows_of(context: CheckContext, judgement: Judgement) -> None:
     """A line for each argument's cotangent."""
     against = "the reference's VJP" if context.has_reference else "finite differences"
     if judgement.confirmed and context.has_reference:
         against += " and finite differences"
     for k, name in enumerate(context.subject.names):
-        wrong = bool(judgement.masks and judgement.masks[k].any())
-        outcome = "right" if judgement.outcome != "unresolved" else "unresolved"
-        if wrong:
-            outcome = "wrong" if judgement.outcome == "wrong" else "note"
+        is_open = judgement.outcome is Judged.UNRESOLVED
+        outcome = Outcome.UNRESOLVED if is_open else Outcome.RIGHT
+        if judgement.masks and judgement.masks[k].any():
+            is_wrong = judgement.outcome is Judged.WRONG
+            outcome = Outcome.WRONG if is_wrong else Outcome.NOTE
         context.row(
             f"cotangent of {name}",
             outcome,
-            against if outcome != "unresolved" else judgement.reason,
+            judgement.reason if outcome is Outcome.UNRESOLVED else against,
             error=judgement.errors[k] if k < len(judgement.errors) else None,
             limit=judgement.limits[k] if k < len(judgement.limits) else None,
         )
 
 
-def _guarded(context: Context, stage: Callable[[Context], None]) -> None:
-    """A stage that raises is reported as left out: it is no fault of the claim's."""
-    began = time.monotonic()
+def _run_stage(context: CheckContext, stage: Stage) -> None:
+    """Run a stage that has what it needs; that it raises is no fault of the claim."""
+    offered = _offered(context)
+    lacking = [why for need, why in stage.needs.items() if need not in offered]
+    if lacking:
+        if lacking[0]:
+            context.row(stage.row or stage.title, Outcome.LEFT_OUT, lacking[0])
+        return
+    title, began = stage.title, time.monotonic()
     try:
-        with watchdog(context.patience):
-            stage(context)
+        with watchdog(context.patience), Guard(title) as ran:
+            stage.run(context)
     except TimeUp as error:
-        context.row(_title(stage), "left out", "it did not end")
-        context.reasons.append(_not_ended(_title(stage), error, time.monotonic() - began))
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        context.row(_title(stage), "left out", f"raised {type(error).__name__}: {first}"[:120])
-        context.note(f"{_title(stage)} could not be checked: {type(error).__name__}")
+        context.row(title, Outcome.LEFT_OUT, "it did not end")
+        context.reasons.append(_not_ended(title, error, time.monotonic() - began))
+        return
+    if ran.error is not None:
+        context.row(title, Outcome.LEFT_OUT, f"raised {ran.raised}: {ran.message}"[:120])
+        context.note(f"{title} could not be checked: {ran.raised}")
+
+
+def _offered(context: CheckContext) -> set[Fact]:
+    """What a claim and its check have of all that stages may need."""
+    facts = {
+        Fact.TRACEABLE: context.subject.traceable,
+        Fact.REFERENCE: context.has_reference,
+        Fact.DERIVATIVE: not context.is_declared,
+        Fact.OTHER_INPUTS: not context.subject.only_here,
+        Fact.SHORT_ARRAYS: not context.is_large,
+        Fact.TIME: not context.quick,
+    }
+    return {need for need, is_there in facts.items() if is_there}
 
 
 def _not_ended(what: str, error: BaseException, seconds: float) -> str:
@@ -335,15 +394,11 @@ def _not_ended(what: str, error: BaseException, seconds: float) -> str:
 
 def _unanswered(name: str, reason: str, started: float) -> Report:
     """The report on what did not get as far as a first call."""
-    return Report(name=name, verdict="inconclusive", findings=(), rows=(), notes=(),
-                  reasons=(reason,), seconds=time.monotonic() - started, settings={})  # fmt: skip
+    return Report(name=name, verdict=Verdict.INCONCLUSIVE, reasons=(reason,),
+                  seconds=time.monotonic() - started)  # fmt: skip
 
 
-def _title(stage: Callable[[Context], None]) -> str:
-    return getattr(stage, "__name__", "a stage").replace("_", " ")
-
-
-def _settings(context: Context, seed: int) -> dict[str, str]:
+def _settings(context: CheckContext, seed: int) -> dict[str, str]:
     return {
         "jax": jax.__version__,
         "backend": jax.default_backend(),
@@ -367,7 +422,7 @@ def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) ->
 
 def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
     """Several reports as one; the worst verdict counts."""
-    order: tuple[Verdict, ...] = ("right", "inconclusive", "wrong")
+    order = (Verdict.RIGHT, Verdict.INCONCLUSIVE, Verdict.WRONG)
     verdict = order[max((order.index(r.verdict) for _, r in reports), default=0)]
     label = lambda part, text: f"{part}: {text}"
     return Report(

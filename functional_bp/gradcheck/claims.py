@@ -24,6 +24,8 @@ from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.engine.transforms import vjp
 from functional_bp.errors import compose, describe
+from functional_bp.gradcheck import torch_reference
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Flattening, Subject, active_outputs, output_bars
 from functional_bp.graph import interpret
 from functional_bp.graph.names import function_name
@@ -44,11 +46,10 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
         TypeError: it is nothing that claims a gradient.
     """
     made = _read(subject, args)
-    try:
-        is_staged = not made.traceable or is_traceable(made.value, made)
-    except Exception:  # whatever else is wrong with it is found where it is run
-        is_staged = True
-    return made if is_staged else run_each_time(made)
+    with Guard("the claim, traced"):  # whatever else is wrong with it is found where it is run
+        if made.traceable and not is_traceable(made.value, made):
+            return run_each_time(made)
+    return made
 
 
 def run_each_time(subject: Subject) -> Subject:
@@ -311,14 +312,10 @@ def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
 
 def looks_at_values(subject: Subject) -> bool:
     """Whether Python branches on values in the rule, forwards or backwards; it is traced."""
-    try:
+    with Guard("the claim, traced") as ran:  # what else is wrong with it is found where it is run
         outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
         jax.eval_shape(subject.pull, subject.actives, subject.fixed, outs)
-    except LOOKING:
-        return True
-    except Exception:  # whatever else is wrong with it is found where it is run
-        return False
-    return False
+    return isinstance(ran.error, LOOKING)
 
 
 def _host(x: Any) -> Any:
@@ -340,9 +337,10 @@ def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
 
 def _returns_two(forward: Callable[..., Any], args: Sequence[Any]) -> bool:
     """Whether a forward function returns residuals beside its output."""
-    try:
+    found = None
+    with Guard("the forward pass, by its shapes"):
         found = jax.eval_shape(forward, *args)
-    except Exception:  # a NumPy function
+    if found is None:  # a NumPy function
         found = forward(*args)
     return isinstance(found, tuple | list) and len(found) == 2
 
@@ -634,27 +632,21 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     if len(flat.active) != len(subject.actives):  # some arguments are held fixed
         flat = Flattening(reference, args, only=_same_leaves(flat, subject))
     fun = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))
-    problem: Exception | None = None
-    try:
+    with Guard("the reference in JAX") as in_jax:
         jax.eval_shape(fun, subject.actives, subject.fixed)
         return replace(subject, reference=fun, reference_pull=None)
-    except Exception as error:  # not a JAX function, or a wrong one: told apart below
-        problem = error
     on_host = lambda actives, fixed: fun(*jax.tree.map(jax.device_get, (actives, fixed)))
-    try:
+    with Guard("the reference in NumPy") as in_numpy:
         on_host(subject.actives, subject.fixed)
         return replace(subject, reference=None, reference_pull=None, numeric=on_host)
-    except Exception as error:
-        problem = error if not isinstance(problem, TypeError) else problem
-    from functional_bp.gradcheck import torch_reference
-
     made = torch_reference.read(reference, flat, subject)
     if made is not None:
         return made
+    problem = in_jax if isinstance(in_jax.error, TypeError) else in_numpy
     raise TypeError(
         compose(
             f"the reference {function_name(reference)} cannot be called with the given arguments",
-            got=f"{type(problem).__name__}: {str(problem).splitlines()[0]}",
+            got=f"{problem.raised}: {problem.message}",
             expected="a JAX, NumPy or PyTorch function of the same arguments",
             do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
             if find_spec("torch") is None

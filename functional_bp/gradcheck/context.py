@@ -14,12 +14,23 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.errors import compose
-from functional_bp.gradcheck import input_classes as inputs
 from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
-from functional_bp.gradcheck.evaluation import Evaluation, IndexRange, Point, index_ranges, to_numpy
+from functional_bp.gradcheck.evaluation import Evaluation, Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Outcome, Row, worst_entries
+from functional_bp.gradcheck.guard import Guard
+from functional_bp.gradcheck.input_classes import (
+    CLASSES,
+    GIVEN,
+    NEAR,
+    IndexRange,
+    InputClass,
+    Integers,
+    Trait,
+    draw,
+    index_ranges,
+)
 from functional_bp.gradcheck.judging import (
     DifferenceJudge,
     Judgement,
@@ -40,11 +51,10 @@ from functional_bp.graph import interpret
 LARGE = 50_000  # elements; above, fewer inputs are searched and second order is left out
 FRESH_TRIES = 6  # draws of a further failing sample
 NEARLY_RIGHT = 1e-2  # relative error below which a claim is close to the truth
-REPEATING = {"ties", "all one", "equal rows", "constant rows", "whole numbers"}  # input classes
 SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
 
-class Context:
+class CheckContext:
     """What the stages of a check share.
 
     Args:
@@ -88,58 +98,53 @@ class Context:
 
     def _start(self) -> tuple[Evaluation, Evaluation | None, Point]:
         """The widest precision that the subject's forward pass runs in, and the given point."""
-        subject, problem = self.subject, None
+        subject, first = self.subject, None
         for bits in (64, 32):
             full = Evaluation(subject, bits)
             actives = tuple(full.cast(np.asarray(x)) for x in subject.actives)
             fixed = tuple(_widened(x, full) for x in subject.fixed)
-            try:
+            outs = None
+            with Guard(f"the forward pass in float{bits}") as ran:
                 outs = full.outs(actives, fixed)
-            except Exception as error:
-                problem = problem or error
+            if outs is None:
+                first = first or ran
                 continue
             if not outs:
                 raise TypeError(
                     compose(f"{subject.name} returns nothing that has a cotangent",
                             expected="at least one real or complex array")
                 )  # fmt: skip
-            if bits == 32:
-                self.notes.append(
-                    "judged in float32: in float64 the function raises "
-                    f"{type(problem).__name__} (a hard-wired dtype?)"
-                )
+            if first is not None:
+                self.notes.append(f"judged in float32: in float64 the function raises "
+                                  f"{first.raised} (a hard-wired dtype?)")  # fmt: skip
             bars = tuple(_draw_bar(self.rng, o) for o in outs)
             low = Evaluation(subject, 32) if bits == 64 and subject.traceable else None
             return full, low, Point(actives, fixed, bars)
+        assert first is not None
         raise TypeError(
             compose(
                 f"{subject.name} cannot be called with the given arguments",
-                got=f"{type(problem).__name__}: {str(problem).splitlines()[0] if problem else ''}",
+                got=f"{first.raised}: {first.message}",
                 expected="arguments that the forward pass takes",
             )
-        ) from problem
+        ) from first.error
 
     def _first_call(self) -> Any:
         """The cotangents of the very first call; None where it raises (``structure`` tells how)."""
         if self.quick:
             return None
-        try:
+        with Guard("the first call"):
             return to_numpy(self.subject.pull(*self.native)[1])
-        except Exception:
-            return None
+        return None
 
     def _graph(self) -> tuple[Any, Sequence[Any]]:
         """The graph of claim and reference and its constants, None where there is no such thing."""
         subject = self.subject
         if not subject.traceable:
             return None, ()
-        try:
+        with Guard("the claim, traced"):
             return self.full.graph(self.point)
-        except Exception:  # a claim that cannot be traced is judged by the stages themselves
-            fun = subject.reference or subject.value
-            with self.full.precision():
-                closed = jax.make_jaxpr(fun)(self.point.actives, self.point.fixed)
-            return _jax.open_jaxpr(closed)
+        return self._forward  # the stages themselves judge a claim that cannot be traced
 
     def _integer_ranges(self) -> list[IndexRange | None]:
         """For each leaf that is not judged, the integers that make sense there, if it indexes."""
@@ -153,10 +158,14 @@ class Context:
         """The forward pass's jaxpr, or the reference's where there is one; None if untraceable."""
         if not self.subject.traceable:
             return None
+        return self._forward[0]
+
+    @cached_property
+    def _forward(self) -> tuple[Any, Sequence[Any]]:
         fun = self.subject.reference or self.subject.value
         with self.full.precision():
             closed = jax.make_jaxpr(fun)(self.point.actives, self.point.fixed)
-        return _jax.open_jaxpr(closed)[0]
+        return _jax.open_jaxpr(closed)
 
     @property
     def time_left(self) -> float:
@@ -228,12 +237,21 @@ class Context:
         if text not in self.notes:
             self.notes.append(text)
 
+    def wrong(self, finding: Finding, checked: str, against: str = "", **numbers: Any) -> None:
+        """Add a finding, and the line of the table that it belongs to."""
+        self.findings.append(finding)
+        self.row(checked, Outcome.WRONG, against, **numbers)
+
+    def cut_short(self, what: str) -> None:
+        """Note that a search ended because its time was up."""
+        self.note(f"{what} was cut short: its time was up")
+
     def find(
         self,
         point: Point,
         judgement: Judgement,
         *,
-        inputs: str = "given",
+        inputs: InputClass = GIVEN,
         kind: str | None = None,
         message: str = "",
         smallest: Point | None = None,
@@ -264,8 +282,8 @@ class Context:
         name = self.subject.names[leaf]
         known = [kind or diagnosis.kind, "other"]
         also = [diagnosis.kind, *diagnosis.also]
-        if inputs != "given":
-            also.append("repeats" if inputs in REPEATING else "region")
+        if inputs is not GIVEN:
+            also.append("repeats" if Trait.REPEATS in inputs.traits else "region")
         entries: dict[str, Any] = {}
         if true is not None:
             entries = {
@@ -281,7 +299,7 @@ class Context:
                 kind=kind or diagnosis.kind,
                 message=told or _unexplained(entries.get("relative_error", 1.0)),
                 argument=name,
-                inputs=inputs,
+                inputs=inputs.title,
                 also=tuple(k for k in dict.fromkeys(also) if k not in known),
                 example=self.example(smallest or point),
                 **entries,
@@ -308,33 +326,42 @@ class Context:
         return found
 
     def _diagnose(
-        self, point: Point, judgement: Judgement, true: Any, masks: Any, inputs: str, seconds: float
-    ) -> Finding:
+        self, point: Point, judgement: Judgement, true: Any, masks: Any, inputs: InputClass,
+        seconds: float,
+    ) -> Finding:  # fmt: skip
         result = judgement.result
         given = Sample(
             point.actives, point.fixed, point.bars, result.outs, result.claimed, tuple(true)
         )
         disagreement = Disagreement(
             self.subject, judgement.leaf, given, masks, self._fresh(point, inputs),
-            self._residuals(point), inputs,
+            self._residuals(point),
         )  # fmt: skip
+        until = now() + min(seconds, max(0.5, self.time_left))
         try:
-            return diagnose(disagreement, now() + min(seconds, max(0.5, self.time_left)))
-        except (Exception, TimeUp) as error:  # a diagnosis must never change a verdict
-            return Finding("other", f"(the diagnosis raised {type(error).__name__}: {error})")
+            with Guard("the diagnosis") as ran:  # it must never change a verdict
+                found = diagnose(disagreement, until)
+                if found.cut_short:
+                    self.cut_short("the diagnosis")
+                return found
+            error: BaseException | None = ran.error
+        except TimeUp as time_up:
+            error = time_up
+        return Finding("other", f"(the diagnosis raised {type(error).__name__}: {error})")
 
-    def _fresh(self, point: Point, name: str) -> Callable[[], Sample]:
+    def _fresh(self, point: Point, inputs: InputClass) -> Callable[[], Sample]:
         """Draws further samples of a class of inputs: that class, made of inputs near the given."""
-        near, make = inputs.CLASSES["near"], inputs.CLASSES.get(name)
-        given = self.point.actives if make else point.actives
+        is_known = inputs in CLASSES
+        given = self.point.actives if is_known else point.actives
 
         def fresh() -> Sample:
             if self.subject.only_here:
                 raise ValueError("the claim holds at the given inputs alone")
             for _ in range(FRESH_TRIES):
-                actives, fixed = inputs.draw(near, "kept", given, point.fixed, self.rng)
-                if make is not None:
-                    actives, _ = inputs.draw(make, "kept", actives, fixed, self.rng)
+                kept = Integers.KEPT
+                actives, fixed = draw(NEAR, given, point.fixed, self.rng, integers=kept)
+                if is_known:
+                    actives, _ = draw(inputs, actives, fixed, self.rng, integers=kept)
                 moved = Point(actives, fixed, self.new_bars())
                 result = self.full.both(moved)
                 true = result.true or numeric_cotangents(self.full, moved)
@@ -349,11 +376,9 @@ class Context:
         kept = self.subject.residuals
         if kept is None:
             return {}
-        try:
-            with self.full.precision():
-                found = kept(tuple(map(jnp.asarray, point.actives)), point.fixed)
-        except Exception:  # the forward pass may want tracers; the diagnosis goes without
-            return {}
+        found = None
+        with Guard("the forward pass by itself"), self.full.precision():
+            found = kept(tuple(map(jnp.asarray, point.actives)), point.fixed)
         items = dict(found).items() if isinstance(found, dict) else []
         return {n: np.asarray(v) for n, v in items if hasattr(v, "dtype")}
 

@@ -6,15 +6,37 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Verdict = Literal["right", "wrong", "inconclusive"]
-Outcome = Literal["right", "wrong", "unresolved", "note", "left out"]
+
+class Word(StrEnum):
+    """An enumeration whose members are texts to whoever compares, prints or writes them."""
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
 
-class Kind(StrEnum):
+class Verdict(Word):
+    """What a check says of a gradient."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Outcome(Word):
+    """How one of the things that a check looks at came out."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNRESOLVED = "unresolved"
+    NOTE = "note"
+    LEFT_OUT = "left out"
+
+
+class Kind(Word):
     """What a fault can look like; each kind equals its text, and has a ``meaning``."""
 
     meaning: str
@@ -24,9 +46,6 @@ class Kind(StrEnum):
         kind = str.__new__(cls, text)
         kind._value_, kind.meaning = text, meaning
         return kind
-
-    def __repr__(self) -> str:
-        return repr(self.value)
 
     VALUE = "value", "the forward value differs from the reference's"
     SIGN = "sign", "the sign is wrong"
@@ -99,7 +118,7 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class Entry:
+class WrongEntry:
     """One entry of a cotangent, as claimed and as it should be."""
 
     index: tuple[int, ...]
@@ -153,7 +172,7 @@ class Finding:
     relative_error: float | None = None
     wrong_entries: int | None = None
     size: int | None = None
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[WrongEntry, ...] = ()
     example: Mapping[str, np.ndarray] = field(default_factory=dict)
     cost: float = field(default=1.0, **_OF_THE_SEARCH)
     unexplained: float = field(default=math.nan, **_OF_THE_SEARCH)
@@ -184,7 +203,7 @@ class Row:
     against: str = ""
 
 
-def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[Entry, ...]:
+def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[WrongEntry, ...]:
     """The entries with the largest |claimed − true|; those that are not finite come first."""
     if claimed.shape != true.shape or claimed.size == 0:
         return ()
@@ -192,7 +211,9 @@ def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tupl
     gap = np.where(np.isfinite(gap), gap, np.inf)
     order: Sequence[int] = np.argsort(-gap.ravel(), kind="stable")[:count].tolist()
     places = [tuple(int(i) for i in np.unravel_index(k, gap.shape)) for k in order]
-    return tuple(Entry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0)
+    return tuple(
+        WrongEntry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0
+    )
 
 
 @dataclass(frozen=True)
@@ -222,4 +243,4 @@ class CheckResult:
     @property
     def ok(self) -> bool:
         """Whether the gradient is right: neither wrong nor inconclusive."""
-        return self.verdict == "right"
+        return self.verdict == Verdict.RIGHT

@@ -1,19 +1,35 @@
 """Two judges of a claim at one point: against a reference's VJP, and against differences alone.
 
-Both answer with a ``Judgement``. Neither calls a claim wrong on rounding (``limits``), on another
-convention at a kink (``kinks``), or where the function itself is not finite.
+Both answer with a ``Judgement``. Neither calls a claim wrong where the function itself is not
+finite, on rounding, or on another convention at a kink.
+
+**Rounding.** How far a right gradient may be from the reference's is no fixed tolerance: it is
+measured, entry by entry, by how much the reference itself moves when
+
+- inputs and cotangents are nudged by a few units in the last place (conditioning);
+- it runs in float32 instead of float64, scaled by the ratio of their spacings (rounding inside the
+  formula, such as cancellation, which nudging the inputs does not show);
+
+plus a floor of a few units of the entry itself, of the largest entry, and of the natural unit of
+a gradient, |y ȳ| / |x|.
+
+**Kinks.** At a point where f has no derivative, every value between its one-sided slopes is a
+subgradient (of Clarke's generalised gradient, along the directions tried here). relu'(0) may be 0,
+½ or 1, a tie of two maxima may be given to one of them: another convention is no error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from enum import Enum, auto
+from typing import NamedTuple
 
 import numpy as np
 
 from functional_bp.gradcheck.derivatives import Slope, bend, slope
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import (
     UNIT32,
     Arrays,
@@ -25,18 +41,6 @@ from functional_bp.gradcheck.subject import (
     single,
 )
 from functional_bp.graph.interpret import UNIT64
-
-# How far a right gradient may be from the reference's: element by element, by measurement.
-#
-# The limit of an entry is not a fixed tolerance but how much the reference itself moves there when
-#
-# - inputs and cotangents are nudged by a few units in the last place (conditioning);
-# - it runs in float32 instead of float64, scaled by the ratio of their spacings (rounding inside
-#   the
-#   formula, such as cancellation, which nudging the inputs does not show);
-#
-# plus a floor of a few units of the entry itself, of the largest entry, and of the natural unit of
-# a gradient, |y ȳ| / |x|.
 
 NOISE = 64  # standard deviations, as it were, of the measured movement
 RELATIVE = 256  # units in the last place of the entry itself
@@ -87,11 +91,11 @@ class Limits:
     def _rounding(
         self, point: Point, full: Arrays, pick: Callable[..., Arrays]
     ) -> list[np.ndarray]:
-        if self.low is None:
-            return [np.zeros(np.shape(b)) for b in full]
-        try:
-            low = pick(self.low.both(point.cast(single)))
-        except Exception:  # it cannot run in float32: no measurement, only the floors
+        low = None
+        if self.low is not None:
+            with Guard("claim and reference in float32"):
+                low = pick(self.low.both(point.cast(single)))
+        if low is None:  # no measurement, only the floors
             return [np.zeros(np.shape(b)) for b in full]
         found = []
         for a, b in zip(low, full):
@@ -152,11 +156,7 @@ def _smooth(noise: np.ndarray) -> np.ndarray:
     return np.maximum(noise, 0.1 * row)
 
 
-# Kinks: is a claim that differs from the reference a valid subgradient all the same?
-#
-# At a point where f has no derivative, every value between its one-sided slopes is a subgradient
-# (of Clarke's generalised gradient, along the directions tried here). relu'(0) may be 0, ½ or 1, a
-# tie of two maxima may be given to one of them: another convention is no error.
+# Kinks
 
 ENTRIES = 3  # disagreeing entries of an argument that are looked at
 OUTPUTS = 3  # outputs that each of them moves
@@ -228,10 +228,24 @@ def _entry_is_valid(evaluation: Evaluation, point: Point, leaf: int, place: tupl
     return tested
 
 
+# The judges
+
 ITERATIVE = 1e-6  # relative; two solvers that stop by a tolerance agree no better
 SMALL_OUTPUT = 1e-5  # of the largest output
 CANCELLED = 1e-8  # of Σ |x x̄|: what differences cannot see
 OFF_SAMPLE = 1e-6  # relative slack away from the given inputs, where conditioning may be bad
+
+
+class Judged(Enum):
+    """What can be said of a claim at a point."""
+
+    RIGHT = auto()
+    WRONG = auto()
+    KINK = auto()  # another convention
+    OUTSIDE = auto()  # the function is not finite, or claim and reference compute other values
+    VALUE = auto()  # they compute other values at the given inputs
+    UNRESOLVED = auto()  # differences cannot tell
+    WITNESSES = auto()  # reference and differences disagree
 
 
 @dataclass(frozen=True)
@@ -239,9 +253,7 @@ class Judgement:
     """What a judge says of one point.
 
     Attributes:
-        outcome: "right"; "wrong"; "kink" (another convention); "outside" (the function is not
-            finite there, or claim and reference compute other values); "value" (they do so at the
-            given inputs); "unresolved" (differences cannot tell); "witnesses" (they disagree).
+        outcome: the verdict on the point.
         result: what was computed; ``true`` may be missing where there is no reference.
         masks: per active leaf, the entries that are wrong.
         errors, limits: per active leaf, the largest of |claimed − true| and of the limit.
@@ -250,7 +262,7 @@ class Judgement:
         reason: in words, where there is something to say.
     """
 
-    outcome: Literal["right", "wrong", "kink", "outside", "value", "unresolved", "witnesses"]
+    outcome: Judged
     result: Result
     masks: tuple[np.ndarray, ...] = ()
     errors: tuple[float, ...] = ()
@@ -258,6 +270,19 @@ class Judgement:
     leaf: int = 0
     confirmed: bool = False
     reason: str = ""
+
+
+def _not_judged(result: Result, true_outs: Arrays, given: bool) -> Judgement | None:
+    """The judgement where the forward values already decide."""
+    if not all_finite(true_outs):
+        return Judgement(Judged.OUTSIDE, result, reason="the function is not finite there")
+    gap = value_gap(result.outs, true_outs)
+    return _other_values(result, gap, given) if gap > ITERATIVE else None
+
+
+def _other_values(result: Result, gap: float, given: bool) -> Judgement:
+    reason = f"the forward values differ by {gap:.1e} (relative)"
+    return Judgement(Judged.VALUE if given else Judged.OUTSIDE, result, reason=reason)
 
 
 class ReferenceJudge:
@@ -274,12 +299,11 @@ class ReferenceJudge:
         """The claim at a point; away from the given inputs an alarm must be confirmed."""
         result = self.full.both(point)
         assert result.true is not None and result.true_outs is not None
-        if not all_finite(result.true_outs):
-            return Judgement("outside", result, reason="the function is not finite there")
+        if (decided := _not_judged(result, result.true_outs, given)) is not None:
+            return decided
         gap = value_gap(result.outs, result.true_outs)
-        if gap > ITERATIVE or (given and gap > self._value_limit(point, result)):
-            reason = f"the forward values differ by {gap:.1e} (relative)"
-            return Judgement("value" if given else "outside", result, reason=reason)
+        if given and gap > self._value_limit(point, result):
+            return _other_values(result, gap, given)
         slack = (0.0 if given else OFF_SAMPLE) + (1e3 * gap if gap > 1e-15 else 0.0)
         noise = self.limits.reference_noise(point, result.true)
         natural = self.limits.natural(point, result.true_outs, result.true)
@@ -293,20 +317,7 @@ class ReferenceJudge:
         errors = tuple(_largest_gap(c, t) for c, t in zip(result.claimed, result.true))
         bounds = tuple(float(np.max(a[np.isfinite(a)], initial=0.0)) for a in allowed)
         if not any_of(masks):
-            return Judgement("right", result, masks, errors, bounds)
-        return self._alarm(point, result, masks, errors, bounds, given=given)
-
-    def _alarm(
-        self,
-        point: Point,
-        result: Result,
-        masks: tuple[np.ndarray, ...],
-        errors: tuple[float, ...],
-        bounds: tuple[float, ...],
-        *,
-        given: bool,
-    ) -> Judgement:
-        assert result.true is not None
+            return Judgement(Judged.RIGHT, result, masks, errors, bounds)
         far = [distance(c, t) for c, t in zip(result.claimed, result.true)]
         far = [np.inf if np.isnan(d) else d for d in far]
         leaf = max(range(len(masks)), key=lambda i: (bool(masks[i].any()), far[i]))
@@ -314,26 +325,22 @@ class ReferenceJudge:
             outcome, result, masks, errors, bounds, leaf, **more
         )
         if self.declared:
-            return made("wrong")
+            return made(Judged.WRONG)
         if all_finite(result.claimed) and is_valid_subgradient(self.full, point, masks, self.rng):
-            return made("kink", reason="a valid subgradient, by another convention at a kink")
+            return made(Judged.KINK, reason="a valid subgradient, by another convention at a kink")
         vote = side(self.full, point, result, masks[leaf], leaf)
-        if vote == "reference":
-            return made("wrong", confirmed=True)
-        if vote == "claim" and given:
-            return made(
-                "witnesses",
-                reason="finite differences of the forward pass agree with the claim, not with the "
-                "reference's gradient",
+        if vote is Side.REFERENCE:
+            return made(Judged.WRONG, confirmed=True)
+        if vote is Side.CLAIM and given:
+            reason = (
+                "finite differences of the forward pass agree with the claim, not with the "
+                "reference's gradient"
             )
-        return made("wrong" if given and vote == "neither" else "unresolved")
+            return made(Judged.WITNESSES, reason=reason)
+        return made(Judged.WRONG if given and vote is Side.NEITHER else Judged.UNRESOLVED)
 
     def _allowed(
-        self,
-        true: Arrays,
-        noise: Sequence[np.ndarray],
-        natural: Sequence[float],
-        slack: float,
+        self, true: Arrays, noise: Sequence[np.ndarray], natural: Sequence[float], slack: float
     ) -> list[np.ndarray]:
         rounding = self.full.subject.rounding or [0.0] * len(true)
         return [
@@ -388,9 +395,15 @@ def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.n
     return slope(along, 4 * UNIT64 * height if np.isfinite(height) else 0.0)
 
 
-def side(
-    evaluation: Evaluation, point: Point, result: Result, mask: np.ndarray, leaf: int
-) -> Literal["reference", "claim", "neither"]:
+class Side(Enum):
+    """Whom finite differences confirm."""
+
+    REFERENCE = auto()
+    CLAIM = auto()
+    NEITHER = auto()
+
+
+def side(evaluation: Evaluation, point: Point, result: Result, mask: np.ndarray, leaf: int) -> Side:
     """Whose cotangent finite differences confirm, at the entries where the two disagree."""
     assert result.true is not None
     claimed, true, x = result.claimed[leaf], result.true[leaf], point.actives[leaf]
@@ -412,15 +425,33 @@ def side(
         if not np.isfinite(by_claim):
             close = 1e-2 * (abs(value) + abs(by_reference)) + 10 * error + 1e-6
             if abs(by_reference - value) <= close:
-                return "reference"
+                return Side.REFERENCE
             continue
         apart = abs(by_claim - by_reference)
         scale = 0.05 * (abs(by_reference) + abs(value)) + min(10 * error, 0.2 * abs(value))
         if abs(by_reference - value) < 0.2 * apart and abs(by_reference - value) <= scale:
-            return "reference"
+            return Side.REFERENCE
         if found.resolved and error < 0.01 * apart and abs(by_claim - value) < 0.05 * apart:
-            return "claim"
-    return "neither"
+            return Side.CLAIM
+    return Side.NEITHER
+
+
+class Compared(NamedTuple):
+    """A claim beside differences along one direction.
+
+    Attributes:
+        outcome: ``RIGHT``, ``WRONG`` or ``UNRESOLVED``.
+        error: the relative error.
+        reason: why differences cannot tell.
+    """
+
+    outcome: Judged
+    error: float = 0.0
+    reason: str = ""
+
+
+def _unresolved(reason: str) -> Compared:
+    return Compared(Judged.UNRESOLVED, 0.0, reason)
 
 
 class DifferenceJudge:
@@ -436,12 +467,8 @@ class DifferenceJudge:
         """The claim at a point, along random directions of each active leaf in turn."""
         result = self.full.both(point)
         here = self.full.outs(point.actives, point.fixed)
-        if not all_finite(here):
-            return Judgement("outside", result, reason="the function is not finite there")
-        gap = value_gap(result.outs, here)
-        if gap > ITERATIVE:
-            reason = f"the forward values differ by {gap:.1e} (relative)"
-            return Judgement("value" if given else "outside", result, reason=reason)
+        if (decided := _not_judged(result, here, given)) is not None:
+            return decided
         count = 6 if given else 2
         reasons: list[str] = []
         errors = [0.0] * len(point.actives)
@@ -453,23 +480,24 @@ class DifferenceJudge:
             for direction in directions:
                 if not np.any(direction):
                     continue
-                error, reason = self._along(point, result, here, leaf, direction)
-                if reason == "wrong":
+                found = self._along(point, result, here, leaf, direction)
+                if found.outcome is Judged.UNRESOLVED:
+                    reasons.append(found.reason)
+                    continue
+                if found.outcome is Judged.WRONG:
                     masks = tuple(np.zeros(np.shape(a), bool) for a in point.actives)
                     masks[leaf][...] = direction != 0
-                    errors[leaf] = error
-                    return Judgement("wrong", result, masks, tuple(errors), (), leaf, True)
-                if reason:
-                    reasons.append(reason)
-                else:
-                    judged[leaf] = True
-                    errors[leaf] = max(errors[leaf], error)
+                    errors[leaf] = found.error
+                    return Judgement(Judged.WRONG, result, masks, tuple(errors), (), leaf, True)
+                judged[leaf] = True
+                errors[leaf] = max(errors[leaf], found.error)
         wanted = [on or not x.size for on, x in zip(judged, point.actives)]
         if not all(wanted):
             missing = ", ".join(n for n, on in zip(self.full.subject.names, wanted) if not on)
             why = reasons[0] if reasons else "no direction could be tried"
-            return Judgement("unresolved", result, (), tuple(errors), reason=f"{missing}: {why}")
-        return Judgement("right", result, (), tuple(errors))
+            reason = f"{missing}: {why}"
+            return Judgement(Judged.UNRESOLVED, result, (), tuple(errors), reason=reason)
+        return Judgement(Judged.RIGHT, result, (), tuple(errors))
 
     def _direction(self, x: np.ndarray, *, sparse: bool) -> np.ndarray:
         """A random direction, relative to the size of each entry."""
@@ -481,8 +509,8 @@ class DifferenceJudge:
     def _along(
         self, point: Point, result: Result, here: tuple[np.ndarray, ...], leaf: int,
         direction: np.ndarray,
-    ) -> tuple[float, str]:  # fmt: skip
-        """The relative error along a direction, and "wrong" or why it cannot be judged."""
+    ) -> Compared:  # fmt: skip
+        """The claim beside differences along a direction."""
         bar = np.where(direction != 0, result.claimed[leaf], 0.0)
         claimed = float(np.sum(np.real(bar * direction)))
         if not np.isfinite(claimed):  # differences judge the entries that are not finite alone
@@ -503,37 +531,38 @@ class DifferenceJudge:
         if exact is not None and np.isfinite(claimed):
             error, limit, scale = compared(exact)
             if error <= limit:
-                return error / scale, ""
+                return Compared(Judged.RIGHT, error / scale)
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
-            return 0.0, "the forward pass is not finite nearby"
+            return _unresolved("the forward pass is not finite nearby")
         outs = lambda h: list(self.full.outs(_moved(point, leaf, h * direction), point.fixed))
         if not np.isfinite(claimed):
             close, far = (bend(outs, point.bars, h) for h in (1e-6, 1e-4))
             if not close <= 0.2 * far + 1e-9 * height:
-                return 0.0, "a kink lies across the direction"
-            sharp = found.resolved and found.error <= 1e-5 * abs(found.value) + 1e-9 * height
-            return np.inf, "wrong" if sharp else "neither claim nor differences are finite"
+                return _unresolved("a kink lies across the direction")
+            if found.resolved and found.error <= 1e-5 * abs(found.value) + 1e-9 * height:
+                return Compared(Judged.WRONG, np.inf)
+            return _unresolved("neither claim nor differences are finite")
         if not found.resolved or found.error > 1e-5 * abs(found.value) + 1e-9 * abs(claimed):
             if exact is None:
-                return 0.0, "finite differences do not settle"
+                return _unresolved("finite differences do not settle")
             found = exact
         error, limit, scale = compared(found)
         if error <= limit:
-            return error / scale, ""
+            return Compared(Judged.RIGHT, error / scale)
         own = self.limits.claim_noise(point, result.claimed)[leaf]
         if error <= limit + NOISE * float(np.sum(np.abs(own * direction))):
-            return error / scale, ""  # the claim's own formula rounds as much
+            return Compared(Judged.RIGHT, error / scale)  # its own formula rounds as much
         # A kink's bend stays as the step shrinks, that of a curve goes.
         near, far = (bend(outs, point.bars, h) for h in (3e-8, 1e-6))
         if not max(near, far) < 0.3 * error or (near > 0.01 * error and near > 0.3 * far):
-            return 0.0, "a kink lies across the direction"
+            return _unresolved("a kink lies across the direction")
         along = lambda h: pairing(point.bars, [a - b for a, b in zip(outs(h), here)])
         small = [(along(h) - along(-h)) / (2 * h) for h in (1e-5, 1e-6)]
         rounding = 8 * UNIT64 * height / 1e-6
         if any(abs(s - found.value) > 0.3 * error + rounding for s in small):
-            return 0.0, "finite differences depend on the step"
-        return error / scale, "wrong"
+            return _unresolved("finite differences depend on the step")
+        return Compared(Judged.WRONG, error / scale)
 
 
 def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) -> tuple | None:

@@ -42,8 +42,8 @@ def checked(*args: Any, **options: Any) -> Any:
 
     Args:
         *args: the inputs to check it on; or one function without parameters that returns a tuple
-            of them, called when it is checked; or nothing, where the annotations or an
-            ``example_inputs`` function of the module give them.
+            of them, called when it is checked; or nothing, where an ``example_inputs`` function
+            of the module gives them.
         **options: those of ``functional_bp.check``: ``reference=``, ``argnums=``, ``quick=``, …
 
     Example:

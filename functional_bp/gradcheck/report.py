@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from functional_bp.gradcheck.findings import CheckResult
+from functional_bp.gradcheck.findings import CheckResult, Verdict
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Report(CheckResult):
         Raises:
             WrongGradientError: with the findings in short; its ``report`` is this one.
         """
-        if self.verdict == "wrong" or (inconclusive and self.verdict == "inconclusive"):
+        refused = (Verdict.WRONG, Verdict.INCONCLUSIVE) if inconclusive else (Verdict.WRONG,)
+        if self.verdict in refused:
             from functional_bp.errors import WrongGradientError
             from functional_bp.gradcheck.formats.words import in_short
 

@@ -94,7 +94,6 @@ class Disagreement:
         masks: per active leaf, the entries that are wrong.
         residuals: what the forward pass kept, by name (``r``, ``res[0]``, ``res['x_hat']``).
         fresh: draws another sample of the same class of inputs, near the given one.
-        inputs: the class of inputs ("given", "large", …).
     """
 
     subject: Subject
@@ -103,7 +102,6 @@ class Disagreement:
     masks: Sequence[np.ndarray]
     fresh: Callable[[], Sample]
     residuals: Mapping[str, np.ndarray] = field(default_factory=dict)
-    inputs: str = "given"
 
 
 # Arrays of a check: promotion to double precision, rounding to single, random draws, distances.

@@ -19,9 +19,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.engine.operation import Operation
+from functional_bp.engine.rule import rules
 from functional_bp.errors import SHORT_DTYPES, BackpropError, compose
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.marks import marks_in
 
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
@@ -112,35 +117,35 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it is a .py file
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    is_loaded = False
     try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[name]
-        if isinstance(error, Exception):
-            raise _broken(os.fspath(path), error) from error
-        raise
-    return module
+        with Guard(f"importing {path}") as ran:
+            spec.loader.exec_module(module)
+            is_loaded = True
+            return module
+    finally:  # also where it was interrupted
+        if not is_loaded:
+            del sys.modules[name]
+    raise _broken(os.fspath(path), ran.error) from ran.error
 
 
 def _import(name: str) -> ModuleType:
-    try:
+    with Guard(f"importing {name}") as ran:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name != missing and not name.startswith(missing + "."):
-            raise _broken(name, error) from error
-        parent, _, last = missing.rpartition(".")
-        path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
-        near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
-        raise TargetError(
-            compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
-        ) from error
-    except Exception as error:
-        raise _broken(name, error) from error
+    missing = getattr(ran.error, "name", None) or ""
+    is_there = name != missing and not name.startswith(missing + ".")
+    if not isinstance(ran.error, ModuleNotFoundError) or is_there:
+        raise _broken(name, ran.error) from ran.error
+    parent, _, last = missing.rpartition(".")
+    path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
+    near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
+    raise TargetError(
+        compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
+    ) from ran.error
 
 
-def _broken(name: str, error: Exception) -> TargetError:
-    frames = traceback.extract_tb(error.__traceback__)
+def _broken(name: str, error: Exception | None) -> TargetError:
+    frames = traceback.extract_tb(error.__traceback__) if error else []
     frames = [frame for frame in frames if "importlib" not in frame.filename] or [*frames]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     got = f"{type(error).__name__}: {error}"
@@ -277,8 +282,6 @@ def _pairs(module: ModuleType, found: Sequence[Target]) -> list[Target]:
 
 def _rules(module: ModuleType) -> list[Any]:
     """The rules that are declared in a module's file; all of them for this package itself."""
-    from functional_bp.engine.rule import rules
-
     every = module.__name__ == "functional_bp"
     here = [rule for rule in rules.values() if every or rule.file == module.__file__]
     return [rule for rule in here if rule.cases and rule.kind not in WITHOUT_GRADIENT]
@@ -286,16 +289,10 @@ def _rules(module: ModuleType) -> list[Any]:
 
 def _in_a_case(module: ModuleType, value: Any) -> bool:
     """Whether it is a function of this package that only a rule's case calls."""
-    from functional_bp.engine.operation import Operation
-
     return module.__name__.startswith("functional_bp.vjps") and not isinstance(value, Operation)
 
 
 def _has_own_gradient(value: Any) -> bool:
-    import jax
-
-    from functional_bp.engine.operation import Operation
-
     return isinstance(value, jax.custom_vjp | jax.custom_jvp | Operation)
 
 
@@ -318,134 +315,7 @@ def _near(name: str, names: Sequence[str]) -> str:
     return f"near it: {', '.join(near)}" if near else ""
 
 
-# Shapes that a signature's annotations give, in jaxtyping's notation: ``Float[Array, "b d"]``.
-#
-# jaxtyping itself is not needed: its annotations are read by their attributes, or as text.
-#
-# References: docs.kidger.site/jaxtyping/api/array, "Shape".
-
-# What is drawn for each of jaxtyping's names, where it allows several dtypes.
-ANNOTATED_DTYPES = {
-    "float": "f32", "inexact": "f32", "real": "f32", "num": "f32", "shaped": "f32",
-    "complex": "c64", "int": "i32", "integer": "i32", "uint": "u32", "bool": "bool", "key": "key",
-    "float16": "f16", "float32": "f32", "float64": "f64", "bfloat16": "bf16",
-    "complex64": "c64", "complex128": "c128",
-    "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
-    "uint8": "u8", "uint16": "u16", "uint32": "u32", "uint64": "u64",
-}  # fmt: skip
-SIZES = (3, 4, 5, 2, 6, 7, 8, 9)  # all different, so that no two axes can be taken for each other
-
-
-@dataclass
-class Sizes:
-    """The sizes of named dimensions, the same in all arguments."""
-
-    known: dict[str, int] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> int:
-        if name not in self.known:
-            count = len(self.known)
-            self.known[name] = SIZES[count] if count < len(SIZES) else count + 2
-        return self.known[name]
-
-
-def annotated(function: Callable[..., Any]) -> Mapping[str, tuple[str, str]]:
-    """Dtype and dimensions (``("f32", "b d")``) of every parameter whose annotation gives them."""
-    try:
-        texts = inspect.get_annotations(inspect.unwrap(function))
-    except TypeError:  # an object that has none
-        return {}
-    found = {}
-    for name, annotation in texts.items():
-        if isinstance(annotation, str):
-            evaluated = _evaluated(annotation, function)
-            parsed = _read(evaluated) or _parse(annotation)
-        else:
-            parsed = _read(annotation)
-        if parsed and name != "return":
-            found[name] = parsed
-    return found
-
-
-def shape_of(dims: str, sizes: Sizes) -> tuple[int, ...]:
-    """The shape that ``"b d"`` stands for.
-
-    Raises:
-        ValueError: a dimension that is no number, no name and no expression of these.
-    """
-    shape: list[int] = []
-    for dim in dims.split():
-        name = dim.rpartition("=")[2].lstrip("?#") or "_"
-        starred = name.startswith("*") or name == "..."
-        name = name.lstrip("*?#")
-        if name == "..." or name.startswith("_"):
-            shape.append(sizes[f"_{len(sizes.known)}"])
-        elif name.isidentifier():
-            shape.append(sizes["*" * starred + name])
-        else:
-            shape.append(_value(ast.parse(name, mode="eval").body, dim, sizes))
-    return tuple(shape)
-
-
-def _evaluated(text: str, function: Any) -> Any:
-    """What a textual annotation means where it stands, or None."""
-    try:
-        return eval(text, getattr(inspect.unwrap(function), "__globals__", {}))
-    except Exception:  # a name that is imported for type checkers alone
-        return None
-
-
-def _read(annotation: Any) -> tuple[str, str] | None:
-    """From jaxtyping's own objects; also a Python number's type."""
-    if annotation in (float, complex):
-        return ("f32" if annotation is float else "c64"), ""
-    dims, dtypes = getattr(annotation, "dim_str", None), getattr(annotation, "dtypes", None)
-    if not isinstance(dims, str):
-        return None
-    allowed = [str(dtype) for dtype in dtypes] if isinstance(dtypes, list | tuple) else []
-    for name in ("float32", "int32", "uint32", "complex64", "bool"):
-        if name in allowed:
-            return ANNOTATED_DTYPES[name], dims
-    known = [ANNOTATED_DTYPES[dtype] for dtype in allowed if dtype in ANNOTATED_DTYPES]
-    is_key = any("prng" in dtype or "key" in dtype for dtype in allowed)
-    return (known[0] if known else "key" if is_key else "f32"), dims
-
-
-def _parse(text: str) -> tuple[str, str] | None:
-    """From the text ``Float[Array, "b d"]``."""
-    try:
-        node = ast.parse(text, mode="eval").body
-    except SyntaxError:
-        return None
-    if isinstance(node, ast.Name) and node.id in ("float", "complex"):
-        return ("f32" if node.id == "float" else "c64"), ""
-    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
-        return None
-    kind = node.value.attr if isinstance(node.value, ast.Attribute) else ""
-    kind = node.value.id if isinstance(node.value, ast.Name) else kind
-    last = node.slice.elts[-1]
-    is_text = isinstance(last, ast.Constant) and isinstance(last.value, str)
-    if kind.lower() not in ANNOTATED_DTYPES or not is_text:
-        return None
-    return ANNOTATED_DTYPES[kind.lower()], str(ast.literal_eval(last))
-
-
-def _value(node: ast.expr, dim: str, sizes: Sizes) -> int:
-    """A dimension such as ``4``, ``2*d`` or ``t-1``."""
-    match node:
-        case ast.Constant(value=int(number)):
-            return number
-        case ast.Name(id=name):
-            return sizes[name]
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = _value(left, dim, sizes), _value(right, dim, sizes)
-            results = {ast.Add: a + b, ast.Sub: a - b, ast.Mult: a * b, ast.FloorDiv: a // (b or 1)}
-            if type(op) in results and results[type(op)] >= 0:
-                return results[type(op)]
-    raise ValueError(f"the dimension {dim!r} is no number, no name and no sum or product of them")
-
-
-# The inputs that a target is checked on: given, described, or read off its annotations.
+# The inputs that a target is checked on: given, described, or the module's own.
 
 DTYPES = {short: name for name, short in SHORT_DTYPES.items()}
 HIGHEST_INTEGER = 3  # of those drawn without a range: small enough to be an index
@@ -456,7 +326,7 @@ ARRAY = re.compile(
 WAYS = (
     "give --shape x=f32[4,3] for every argument, or --inputs FILE.npz with an array for each;\n"
     "            or write example_inputs() into the module, which returns a tuple of arguments;\n"
-    '            or mark it with @bp.checked(x, ...); or annotate it: x: Float[Array, "b d"]'
+    "            or mark it with @bp.checked(x, ...)"
 )
 
 
@@ -484,7 +354,7 @@ def inputs_for(
 
     Returns:
         From the file, from the shapes, of the target's mark, from ``example_inputs`` of its
-        module, or after the annotations of its signature.
+        module, or the defaults of its parameters where all have one.
 
     Raises:
         InputsError: there are none, or they do not fit.
@@ -504,7 +374,7 @@ def inputs_for(
         return ()
     example = _from_module(target)
     if example is None:
-        example = _from_annotations(target, function, seed)
+        example = _defaults(function)
     if example is None:
         raise InputsError(
             compose(
@@ -549,8 +419,6 @@ def draw(text: str, rng: np.random.Generator) -> Any:
     shape = tuple(int(size) for size in (match["shape"] or "").split(",") if size.strip())
     limits = (float(match["low"]), float(match["high"])) if match["low"] else None
     if match["dtype"] == "key":
-        import jax
-
         keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), shape or (1,))
         return keys if shape else keys[0]
     return _array(shape, DTYPES.get(match["dtype"], match["dtype"]), limits, rng)
@@ -559,9 +427,6 @@ def draw(text: str, rng: np.random.Generator) -> Any:
 def _array(
     shape: tuple[int, ...], name: str, limits: tuple[float, float] | None, rng: np.random.Generator
 ) -> Any:
-    import jax
-    import jax.numpy as jnp
-
     dtype = jnp.dtype(name)
     if dtype.itemsize // (2 if dtype.kind == "c" else 1) > 4 and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"{name} is switched off: set the environment variable JAX_ENABLE_X64=1")
@@ -586,8 +451,6 @@ def _literal(text: str) -> Any:
 
 
 def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:
-    import jax.numpy as jnp
-
     if file.endswith(".py"):
         example = _from_module(dataclasses.replace(target, module=load_file(Path(file))))
         if example is None:
@@ -648,28 +511,10 @@ def _from_module(target: Target) -> tuple[Any, ...] | None:
     return tuple(made) if isinstance(made, tuple | list) else (made,)
 
 
-def _from_annotations(target: Target, function: Any, seed: int) -> tuple[Any, ...] | None:
-    described = annotated(function)
-    try:
-        parameters = _parameters(target, function)
-    except InputsError:
-        return None
-    rng, sizes = np.random.default_rng(seed), Sizes()
-    values: list[Any] = []
-    for name, parameter in parameters.items():
-        if name in described:
-            dtype, dims = described[name]
-            try:
-                shape = shape_of(dims, sizes)
-                values.append(draw(f"{dtype}[{','.join(map(str, shape))}]", rng))
-            except (ValueError, SyntaxError) as error:
-                message = f"{target.name}: the annotation of {name} cannot be read"
-                raise InputsError(compose(message, got=str(error), do=WAYS)) from error
-        elif parameter.default is not parameter.empty:
-            values.append(parameter.default)
-        else:
-            return None
-    return tuple(values) or None
+def _defaults(function: Any) -> tuple[Any, ...] | None:
+    parameters = _positional(function) or {}
+    defaults = tuple(parameter.default for parameter in parameters.values())
+    return None if inspect.Parameter.empty in defaults else defaults or None
 
 
 def _in_order(target: Target, function: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -702,13 +547,20 @@ def _no_strangers(target: Target, names: Sequence[str], parameters: Mapping[str,
 
 def _parameters(target: Target, function: Any) -> dict[str, inspect.Parameter]:
     """The positional parameters by name."""
-    signature = _signature(function)
-    if signature is None:
+    found = _positional(function)
+    if found is None:
         raise InputsError(
             compose(f"{target.name}: the names of its arguments are not known",
                     got=f"{type(function).__name__} without a signature",
                     do="give the arguments in order: numpy.savez(file, x, scale), or @bp.checked")
         )  # fmt: skip
+    return found
+
+
+def _positional(function: Any) -> dict[str, inspect.Parameter] | None:
+    signature = _signature(function)
+    if signature is None:
+        return None
     keyword_only = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
     return {n: p for n, p in signature.parameters.items() if p.kind not in keyword_only}
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Flattening, Subject
 
 
@@ -52,9 +53,9 @@ def read(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> S
         kept = [torch.zeros_like(x) if f is None else f for x, f in zip(inputs, found)]
         return [np.conj(array(t)) for t in kept]  # PyTorch's complex gradients are conjugated
 
-    try:
+    with Guard("the reference on tensors") as ran:
         values(subject.actives, subject.fixed)
-    except Exception:  # no PyTorch function of these arguments either
+    if ran.error is not None:  # it is no PyTorch function of these arguments either
         return None
 
     def value(actives: Arrays, fixed: Arrays) -> Arrays:

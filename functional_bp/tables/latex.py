@@ -15,16 +15,21 @@ LONGEST, LONG = 44, "64mm"  # characters of a cell on one line, and the width of
 
 
 def latex(
-    tables: tuple[Table, ...], escaped: Callable[[str], str], standalone: bool = False
+    tables: tuple[Table, ...],
+    escaped: Callable[[str], str],
+    written: Callable[[Cell], str] | None = None,
+    standalone: bool = False,
 ) -> str:
     """Write the tables one below the other.
 
     Args:
         tables: what to write.
         escaped: writes plain text in LaTeX.
+        written: writes a cell in LaTeX; by default its text, escaped.
         standalone: a whole document; otherwise a piece of one that loads ``PACKAGES``.
     """
-    body = "\n\n".join(_table(table, escaped) for table in tables) + "\n"
+    written = written or (lambda cell: escaped(cell.text))
+    body = "\n\n".join(_table(table, escaped, written) for table in tables) + "\n"
     if not standalone:
         return f"% needs: {', '.join(PACKAGES)}\n{body}"
     uses = "".join(f"\\usepackage{{{package}}}\n" for package in PACKAGES)
@@ -35,11 +40,11 @@ def latex(
     )  # fmt: skip
 
 
-def _table(table: Table, escaped: Callable[[str], str]) -> str:
+def _table(table: Table, escaped: Callable[[str], str], written: Callable[[Cell], str]) -> str:
     table = fitted(table, PAGE_WIDTH)
     form = "".join(_form(table, k) for k in range(len(table.columns)))
     heads = " & ".join(escaped(column.heading) for column in table.columns)
-    rows = [_line(line, len(table.columns), escaped) for line in table.lines]
+    rows = [_line(line, len(table.columns), escaped, written) for line in table.lines]
     return "\n".join(
         [
             rf"\begin{{longtable}}{{{form}}}",
@@ -62,14 +67,15 @@ def _form(table: Table, k: int) -> str:
     return rf">{{{ragged}\arraybackslash}}p{{{LONG}}}"
 
 
-def _line(line: Line, count: int, escaped: Callable[[str], str]) -> str:
+def _line(
+    line: Line, count: int, escaped: Callable[[str], str], written: Callable[[Cell], str]
+) -> str:
     if line.is_heading:
         inside = rf"\textit{{{escaped(line.cells[0].text)}}}"
         return rf"\multicolumn{{{count}}}{{l}}{{{inside}}} \\"
-    return " & ".join(_cell(cell, escaped) for cell in line.cells) + r" \\"
+    return " & ".join(_coloured(cell, written(cell)) for cell in line.cells) + r" \\"
 
 
-def _cell(cell: Cell, escaped: Callable[[str], str]) -> str:
-    text = f"${cell.formula}$" if cell.formula else escaped(cell.text)
+def _coloured(cell: Cell, text: str) -> str:
     color = COLORS.get(cell.state)
     return rf"\textcolor{{{color}}}{{{text}}}" if color and text else text

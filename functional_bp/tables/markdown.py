@@ -13,21 +13,24 @@ def escaped(text: str) -> str:
     >>> print(escaped("a|b * c_d"))
     a\|b \* c\_d
     """
-    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text)
+    return "".join("\\" + c if c in r"\`*_{}[]<>|#~$" else c for c in text.replace("\n", " "))
 
 
 def markdown(tables: tuple[Table, ...]) -> str:
     """Write the tables in GitHub's Markdown."""
-    return "\n\n".join(map(_table, tables)) + "\n"
+    titled = (
+        [f"**{escaped(table.title)}**", ""] * bool(table.title) + lines(table) for table in tables
+    )
+    return "\n\n".join(map("\n".join, titled)) + "\n"
 
 
-def _table(table: Table) -> str:
-    title = [f"**{escaped(table.title)}**", ""] if table.title else []
+def lines(table: Table) -> list[str]:
+    """Write the lines of a table without its title."""
     heads = " | ".join(column.heading for column in table.columns)
     rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     rows = [_line(line, len(table.columns), place) for line in table.lines]
-    return "\n".join([*title, f"| {heads} |", f"| {rule} |", *rows])
+    return [f"| {heads} |", f"| {rule} |", *rows]
 
 
 def _line(line: Line, count: int, place: int) -> str:

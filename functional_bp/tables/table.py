@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-State = Literal["", "nan", "infinite", "zero", "vanishing", "exploding"]
+State = Literal[
+    "", "nan", "infinite", "zero", "vanishing", "exploding",  # of a value
+    "right", "wrong", "open", "note", "quiet", "off",  # of what was checked
+]  # fmt: skip
 OVERLINE = "\u0305"  # a bar over the letter before it
 
 
@@ -16,22 +19,19 @@ class Cell:
 
     Attributes:
         text: in Unicode.
-        write: writes it in LaTeX's mathematics, if it is a formula.
-        state: what is remarkable about the value.
+        state: what is remarkable about it.
         short: the text where there is less room, "" for the same.
         is_code: whether it is a name in a program.
+        hint: what a page says of it beside, when it is pointed at.
+        link: where it leads, in a page.
     """
 
     text: str = ""
-    write: Callable[[], str] | None = None
     state: State = ""
     short: str = ""
     is_code: bool = False
-
-    @property
-    def formula(self) -> str:
-        """Write the formula in LaTeX, "" if there is none."""
-        return self.write() if self.write else ""
+    hint: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Column:
         align: "left" or "right".
         drop: where the width does not suffice, columns go in the order of this number; 0 stays.
         width: of its cells in a terminal, in characters: longer ones are cut; 0 for no limit.
+        wraps: whether a terminal may break its cells into lines.
     """
 
     heading: str
     align: str = "left"
     drop: int = 0
     width: int = 0
+    wraps: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from functional_bp.tables.table import Cell, Table, shortened
 
-STYLES = {"nan": "bold red", "infinite": "bold red", "exploding": "bold magenta",
-          "vanishing": "yellow", "zero": "yellow"}  # fmt: skip
+STYLES = {
+    "nan": "bold red", "infinite": "bold red", "exploding": "bold magenta",
+    "vanishing": "yellow", "zero": "yellow",
+    "right": "green", "wrong": "bold red", "open": "yellow", "note": "cyan", "quiet": "dim",
+    "off": "red",
+}  # fmt: skip
 KINDS = {"input": "dim", "sum": "bold", "seed": "dim"}
 LONGEST_FORMULA = 48  # characters of a formula or value on one line
 
@@ -31,6 +36,34 @@ def text(tables: tuple[Table, ...], width: int | None = None, color: bool = Fals
     for k, table in enumerate(tables):
         console.print(*([] if not k else [""]), _rich(table, width), sep="\n")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def grid(
+    table: Table, *, gap: int = 2, widths: Sequence[int] = (), least: Sequence[int] = ()
+) -> Any:
+    """Set a table without rules, to stand among other text that rich prints.
+
+    Args:
+        table: without a title, and without lines that are headings.
+        gap: characters between its columns.
+        widths: of the columns; by default as wide as they need.
+        least: what the columns' widths are at least.
+    """
+    from rich.table import Table as RichTable
+
+    made = RichTable(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
+    for k, column in enumerate(table.columns):
+        made.add_column(
+            column.heading,
+            justify="right" if column.align == "right" else "left",
+            overflow="fold" if column.wraps else "ellipsis",
+            no_wrap=not column.wraps,
+            width=widths[k] if widths else None,
+            min_width=least[k] if least else None,
+        )
+    for line in table.lines:
+        made.add_row(*map(_cell, line.cells))
+    return made
 
 
 def _rich(table: Table, width: int) -> Any:

@@ -1,4 +1,4 @@
-"""On what inputs ``functional-bp check`` checks, from options, files, marks or annotations."""
+"""On what inputs ``functional-bp check`` checks, from options, files, marks or defaults."""
 
 from __future__ import annotations
 
@@ -94,78 +94,11 @@ def test_the_order_of_the_ways(ops: Any) -> None:
     assert size(plain) == 4
 
 
-class Float:
-    """Annotations with the attributes of jaxtyping's."""
-
-    def __init__(self, dim_str: str, *dtypes: str) -> None:
-        self.dim_str, self.dtypes = dim_str, list(dtypes)
-
-
-def of_objects(
-    x: Float("b d", "float16", "float32", "float64"),  # type: ignore[valid-type]  # noqa: F722
-    ids: Float("b", "int8", "int32"),  # type: ignore[valid-type]  # noqa: F821
-    scale: Float("d", "bfloat16"),  # type: ignore[valid-type]  # noqa: F821
-    half: float,
-    axis: int = -1,
-) -> Any: ...
-
-
-of_objects.__annotations__ = {
-    "x": Float("b d", "float16", "float32", "float64"),
-    "ids": Float("b", "int8", "int32"),
-    "scale": Float("d", "bfloat16"),
-    "half": float,
-    "axis": int,
-}
-
-
-def of_texts(x, ids, scale, half, axis=-1): ...  # type: ignore[no-untyped-def]
-
-
-of_texts.__annotations__ = {
-    "x": 'jt.Float[Array, "b d"]', "ids": 'Int[jax.Array, "b"]', "half": "float",
-    "scale": "BFloat16[Array, 'd']", "axis": "int", "return": 'Float[Array, "b"]',
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("function", [of_objects, of_texts])
-def test_annotations(function: Any) -> None:
-    inputs = targets.inputs_for(Target("m:f", function))
-    assert shapes(inputs) == ["float32[3, 4]", "int32[3]", "bfloat16[4]", "float32[]", "-1"]
-
-
-@pytest.mark.parametrize(
-    ("dims", "expected"),
-    [
-        ("", ()),
-        ("b t d", (3, 4, 5)),
-        ("b b", (3, 3)),
-        ("3 b=4", (3, 4)),
-        ("n=b n2=b", (3, 3)),
-        ("#b ?d", (3, 4)),
-        ("*batch d", (3, 4)),
-        ("... d", (3, 4)),
-        ("_ _", (3, 4)),
-        ("b 2*b b-1 b+d", (3, 6, 2, 7)),
-    ],
-)
-def test_dimensions(dims: str, expected: tuple[int, ...]) -> None:
-    assert targets.shape_of(dims, targets.Sizes()) == expected
-
-
-def test_sizes_are_all_different_and_shared() -> None:
-    sizes = targets.Sizes()
-    names = [f"axis{k}" for k in range(20)]
-    assert len({sizes[name] for name in names}) == 20
-    assert targets.shape_of("axis3 axis0", sizes) == (sizes["axis3"], sizes["axis0"])
-
-
-def test_annotations_that_cannot_be_read() -> None:
-    def f(x): ...  # type: ignore[no-untyped-def]
-
-    f.__annotations__ = {"x": 'Float[Array, "b 2**b"]'}
-    with pytest.raises(targets.InputsError, match="the annotation of x cannot be read"):
-        targets.inputs_for(Target("m:f", f))
+def test_defaults_of_all_arguments() -> None:
+    every, some = (lambda x=1.5, axis=-1: x), (lambda x, axis=-1: x)
+    assert targets.inputs_for(Target("m:f", every)) == (1.5, -1)
+    with pytest.raises(targets.InputsError, match="m:f: no inputs to check it on"):
+        targets.inputs_for(Target("m:f", some))
 
 
 def test_names_of_arguments_that_are_not_known() -> None:

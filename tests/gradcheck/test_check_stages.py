@@ -227,7 +227,7 @@ def test_a_stage_that_raises_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     def second_order(_: Any) -> None:
         raise RuntimeError("no second order today")
 
-    monkeypatch.setattr(checker, "FURTHER", (second_order,))
+    monkeypatch.setattr(checker, "FURTHER", (checker.Stage("second order", second_order),))
     report = check(square(lambda x, y_bar: (2 * x * y_bar,)), X)
     left_out = [row for row in report.rows if row.outcome == "left out"]
     assert report.ok and left_out[0].checked == "second order"

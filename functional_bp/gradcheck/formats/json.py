@@ -15,7 +15,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from functional_bp.errors import compose
-from functional_bp.gradcheck.findings import CheckResult, Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.findings import (
+    CheckResult,
+    Finding,
+    Outcome,
+    Place,
+    Repair,
+    Row,
+    Verdict,
+    WrongEntry,
+)
 
 VERSION = 1
 Result = TypeVar("Result", bound=CheckResult)
@@ -47,7 +56,8 @@ def read(text: str, kind: type[Result]) -> Result:
         )
     fields = {key: value for key, value in data.items() if key != "version"}
     fields["findings"] = tuple(map(_finding, data["findings"]))
-    fields["rows"] = tuple(Row(**_numbers(row, "error", "limit")) for row in data["rows"])
+    fields["verdict"] = Verdict(data["verdict"])
+    fields["rows"] = tuple(map(_row, data["rows"]))
     fields["notes"], fields["reasons"] = tuple(data["notes"]), tuple(data["reasons"])
     return kind(**_numbers(fields, "seconds"))
 
@@ -91,6 +101,10 @@ def _array(data: Mapping[str, Any]) -> np.ndarray:
     return np.array(values, dtype=dtype).reshape(data["shape"])
 
 
+def _row(data: Mapping[str, Any]) -> Row:
+    return Row(**{**_numbers(data, "error", "limit"), "outcome": Outcome(data["outcome"])})
+
+
 def _finding(data: Mapping[str, Any]) -> Finding:
     fields = _numbers(data, "relative_error")
     fields["where"] = _place(data["where"])
@@ -99,7 +113,8 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     fields["explanations"] = tuple(data["explanations"])
     fields["also"] = tuple(data["also"])
     fields["entries"] = tuple(
-        Entry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"])) for e in data["entries"]
+        WrongEntry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"]))
+        for e in data["entries"]
     )
     fields["example"] = {name: _array(value) for name, value in data["example"].items()}
     return Finding(**fields)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from functional_bp.gradcheck.findings import CheckResult, Finding, Row
+from functional_bp.gradcheck.findings import CheckResult, Finding
 from functional_bp.gradcheck.formats import words
-
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
+from functional_bp.tables.markdown import escaped, lines
 
 
 def render(reports: Sequence[CheckResult]) -> str:
     """One report in full; of several, a table of all, and in full those that are not right."""
     if len(reports) == 1:
         return "\n".join(_report(reports[0])) + "\n"
-    rows = [
-        (words.SYMBOLS[report.verdict], _text(report.name), _text(words.found(report)))
-        for report in reports
-    ]
-    parts = [f"## {words.totals(reports)}", "", *_table(("", "gradient", "found"), ":--", rows)]
+    parts = [f"## {words.totals(reports)}", "", *lines(words.overview(reports))]
     for report in reports:
         if not report.ok:
             parts += ["", *_report(report)]
@@ -32,8 +27,7 @@ def _report(report: CheckResult) -> Iterator[str]:
     yield f"**{_text(words.summary(report))}**  "
     yield _text(" · ".join(words.settings(report)))
     if report.rows:
-        yield ""
-        yield from _rows(report.rows)
+        yield from ("", *lines(words.rows(report.rows)))
     for finding in report.findings:
         yield ""
         yield from _finding(finding)
@@ -44,16 +38,6 @@ def _report(report: CheckResult) -> Iterator[str]:
         yield from ("", "Check it again:", "", *_fence(words.rerun(report), "console"))
 
 
-def _rows(rows: Sequence[Row]) -> Iterator[str]:
-    cells = [
-        (words.SYMBOLS[row.outcome], _text(row.checked), words.error(row.error),
-         words.error(row.limit), _text(row.against))
-        for row in rows
-    ]  # fmt: skip
-    heads = ("", "checked", "error", "limit", "against")
-    return _table(heads, ":-- :-- --: --: :--", cells)
-
-
 def _finding(finding: Finding) -> Iterator[str]:
     yield f"### ✗ {_text(words.title(finding))}"
     yield ""
@@ -61,10 +45,7 @@ def _finding(finding: Finding) -> Iterator[str]:
         yield f"{_text(finding.message)}  "
     yield _text(words.extent(finding))
     if finding.entries:
-        yield ""
-        heads = ("index", "yours", "true", "yours − true")
-        rows = [(_text(row[0]), *row[1:]) for row in words.columns(finding.entries)]
-        yield from _table(heads, "--:", rows)
+        yield from ("", *lines(words.entries(finding.entries)))
     if finding.explanations:
         yield from ("", "What it looks like:", "")
         yield from (f"- {_text(explanation)}" for explanation in finding.explanations)
@@ -77,20 +58,13 @@ def _finding(finding: Finding) -> Iterator[str]:
         where = where if words.repaired_elsewhere(finding) else ""
         yield from ("", f"Repair{where}: {_text(finding.repair.message)}".rstrip(": "))
         before, after = words.edits(finding.repair)
-        lines = [f"- {line}" for line in before.splitlines()]
-        lines += [f"+ {line}" for line in after.splitlines()]
-        if lines:
-            yield from ("", *_fence("\n".join(lines), "diff"))
+        edit = [f"- {line}" for line in before.splitlines()]
+        edit += [f"+ {line}" for line in after.splitlines()]
+        if edit:
+            yield from ("", *_fence("\n".join(edit), "diff"))
     if finding.example:
         code = words.numpy_code(finding.example)
         yield from ("", "The smallest input that fails:", "", *_fence(code, "python"))
-
-
-def _table(heads: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    aligns = align.split()
-    aligns = aligns if len(aligns) == len(heads) else aligns * len(heads)
-    for cells in (heads, aligns, *rows):
-        yield f"| {' | '.join(cells)} |"
 
 
 def _fence(code: str, language: str) -> Iterator[str]:
@@ -100,4 +74,4 @@ def _fence(code: str, language: str) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """With Markdown's own characters escaped, on one line."""
-    return SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    return escaped(" ".join(text.split()))

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from functional_bp.gradcheck.findings import CheckResult, Finding, Row
 from functional_bp.gradcheck.formats import words
+from functional_bp.tables.text import STYLES, grid
 
-COLOURS = {"✓": "green", "✗": "bold red", "?": "yellow", "·": "cyan", "–": "dim"}
 LABEL = 13  # characters of the column of labels
 WIDTH = 100  # characters per line of plain text
 
@@ -36,7 +36,9 @@ def render(reports: Sequence[CheckResult]) -> Group:
     for report in reports:
         if not report.ok:
             parts += [*_report(report), Text()]
-    return Group(*parts, _overview(reports), Text(), Text(words.totals(reports), style="bold"))
+    longest = max((cell_len(report.name) for report in reports), default=0)
+    table = grid(words.overview(reports), least=(0, min(longest, 40), 0))
+    return Group(*parts, table, Text(), Text(words.totals(reports), style="bold"))
 
 
 def _report(report: CheckResult) -> Iterator[Any]:
@@ -57,7 +59,7 @@ def _report(report: CheckResult) -> Iterator[Any]:
         yield Rule(style="red", characters="─")
     else:
         yield Text()
-    yield Text(words.summary(report), style=COLOURS[words.SYMBOLS[report.verdict]])
+    yield Text(words.summary(report), style=STYLES[words.STATES[report.verdict]])
     if words.rerun(report):
         yield _Verbatim(lambda width: words.broken(f"  again: {words.rerun(report)}", width), "dim")
 
@@ -70,33 +72,12 @@ class _Rows:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         cells = [(row.checked, words.error(row.error), words.error(row.limit)) for row in self.rows]
-        widths = [
-            max(map(cell_len, column)) for column in zip(("checked", "error", "limit"), *cells)
-        ]
+        every = zip(("checked", "error", "limit"), *cells)
+        widths = [max(map(cell_len, column)) for column in every]
         names = min(widths[0], max(16, options.max_width // 2 - 8))
         rest = options.max_width - (1 + names + widths[1] + widths[2]) - 2 * 4
-        yield _table_of(self.rows, (names, widths[1], widths[2], max(rest, 8)))
-
-
-def _table_of(rows: Sequence[Row], widths: Sequence[int]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("", width=1)
-    table.add_column("checked", overflow="fold", width=widths[0])
-    table.add_column("error", justify="right", no_wrap=True, width=widths[1])
-    table.add_column("limit", justify="right", no_wrap=True, width=widths[2])
-    table.add_column("against", overflow="fold", width=widths[3])
-    for row in rows:
-        symbol = words.SYMBOLS[row.outcome]
-        style = COLOURS[symbol]
-        quiet = "dim" if row.outcome == "left out" else ""
-        table.add_row(
-            Text(symbol, style=style),
-            Text(row.checked, style=style if row.outcome == "wrong" else quiet),
-            Text(words.error(row.error), style=style if row.outcome == "wrong" else ""),
-            Text(words.error(row.limit), style="dim"),
-            Text(row.against, style=quiet),
-        )
-    return table
+        widths = [1, names, widths[1], widths[2], max(rest, 8)]
+        yield grid(words.rows(self.rows), widths=widths)
 
 
 def _finding(finding: Finding) -> Iterator[Any]:
@@ -107,7 +88,7 @@ def _finding(finding: Finding) -> Iterator[Any]:
     yield Text(words.extent(finding), style="dim")
     if finding.entries:
         yield Text()
-        yield _entries(finding)
+        yield grid(words.entries(finding.entries), gap=3)
     lines = list(_what_to_do(finding))
     if lines:
         yield Text()
@@ -116,15 +97,6 @@ def _finding(finding: Finding) -> Iterator[Any]:
         yield Text()
         yield Text("the smallest input that fails", style="dim")
         yield _Verbatim(lambda width: words.numpy_code(finding.example, width))
-
-
-def _entries(finding: Finding) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 3, 0, 0))
-    for heading in ("index", "yours", "true", "yours − true"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for index, claimed, true, gap in words.columns(finding.entries):
-        table.add_row(Text(index, style="dim"), claimed, true, Text(gap, style="red"))
-    return table
 
 
 def _what_to_do(finding: Finding) -> Iterator[tuple[str, Any]]:
@@ -172,18 +144,3 @@ class _Verbatim:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         text = self.text(options.max_width)
         yield Text(text, style=self.style, no_wrap=True, overflow="ignore")
-
-
-def _overview(reports: Sequence[CheckResult]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("gradient", overflow="fold")
-    table.add_column("found", overflow="fold")
-    longest = max((cell_len(report.name) for report in reports), default=0)
-    table.columns[1].min_width = min(longest, 40)
-    for report in reports:
-        symbol = words.SYMBOLS[report.verdict]
-        style = COLOURS[symbol]
-        found = Text(words.found(report), style=style)
-        table.add_row(Text(symbol, style=style), Text(report.name), found)
-    return table

@@ -1,25 +1,40 @@
-"""What all formats say alike: titles, numbers, the repair, the failing input as NumPy code."""
+"""What all formats say alike: titles, tables, the repair, the failing input as NumPy code."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from functional_bp.errors import describe
-from functional_bp.gradcheck.findings import CheckResult, Entry, Finding, Kind, Place, Repair, Row
+from functional_bp.gradcheck.findings import (
+    CheckResult,
+    Finding,
+    Kind,
+    Outcome,
+    Place,
+    Repair,
+    Row,
+    Verdict,
+    WrongEntry,
+)
+from functional_bp.tables.table import Cell, Column, Line, State, Table
 
-SYMBOLS = {"right": "✓", "wrong": "✗", "inconclusive": "?", "unresolved": "?", "note": "·",
-           "left out": "–"}  # fmt: skip
-MEANINGS = {"✓": "right", "✗": "wrong", "?": "not decided", "·": "note", "–": "left out"}
+STATES: dict[str, State] = {
+    Outcome.RIGHT: "right", Outcome.WRONG: "wrong", Outcome.UNRESOLVED: "open",
+    Outcome.NOTE: "note", Outcome.LEFT_OUT: "quiet", Verdict.INCONCLUSIVE: "open",
+}  # fmt: skip
+SYMBOLS = {Outcome.RIGHT: "✓", Outcome.WRONG: "✗", Outcome.UNRESOLVED: "?", Outcome.NOTE: "·",
+           Outcome.LEFT_OUT: "–", Verdict.INCONCLUSIVE: "?"}  # fmt: skip
 VERDICTS = {
-    "right": "the gradient is right",
-    "wrong": "the gradient is wrong",
-    "inconclusive": "not decided",
+    Verdict.RIGHT: "the gradient is right",
+    Verdict.WRONG: "the gradient is wrong",
+    Verdict.INCONCLUSIVE: "not decided",
 }
 LONGEST_EXAMPLE = 200  # entries of an array that are written out
 
@@ -57,13 +72,11 @@ def settings(report: CheckResult) -> list[str]:
 
 def summary(report: CheckResult) -> str:
     """``✗ the gradient is wrong: 5 checked, 1 wrong, 1 left out, in 3.1 s``."""
-    counts = {
-        "wrong": sum(row.outcome == "wrong" for row in report.rows),
-        "not decided": sum(row.outcome == "unresolved" for row in report.rows),
-        "left out": sum(row.outcome == "left out" for row in report.rows),
-    }
-    checked = sum(row.outcome in ("right", "wrong", "unresolved") for row in report.rows)
-    parts = [f"{checked} checked", *(f"{n} {what}" for what, n in counts.items() if n)]
+    count = Counter(row.outcome for row in report.rows)
+    named = ((Outcome.WRONG, "wrong"), (Outcome.UNRESOLVED, "not decided"),
+             (Outcome.LEFT_OUT, "left out"))  # fmt: skip
+    checked = count[Outcome.RIGHT] + count[Outcome.WRONG] + count[Outcome.UNRESOLVED]
+    parts = [f"{checked} checked", *(f"{count[o]} {name}" for o, name in named if count[o])]
     verdict = f"{SYMBOLS[report.verdict]} {VERDICTS[report.verdict]}"
     return f"{verdict}: {', '.join(parts)}, in {seconds(report.seconds)}"
 
@@ -76,11 +89,12 @@ def found(report: CheckResult) -> str:
 
 def totals(reports: Sequence[CheckResult]) -> str:
     """``12 gradients: 10 right, 1 wrong, 1 not decided``."""
-    found = [report.verdict for report in reports]
-    names = (("right", "right"), ("wrong", "wrong"), ("inconclusive", "not decided"))
-    parts = [f"{found.count(verdict)} {name}" for verdict, name in names if verdict in found]
-    noun = "gradient" if len(found) == 1 else "gradients"
-    return f"{len(found)} {noun}: {', '.join(parts) or 'nothing to check'}"
+    count = Counter(report.verdict for report in reports)
+    named = ((Verdict.RIGHT, "right"), (Verdict.WRONG, "wrong"),
+             (Verdict.INCONCLUSIVE, "not decided"))  # fmt: skip
+    parts = [f"{count[verdict]} {name}" for verdict, name in named if count[verdict]]
+    noun = "gradient" if len(reports) == 1 else "gradients"
+    return f"{len(reports)} {noun}: {', '.join(parts) or 'nothing to check'}"
 
 
 def detail(finding: Finding) -> str:
@@ -166,7 +180,48 @@ def repaired_elsewhere(finding: Finding) -> bool:
     return place is not None and str(place) != str(finding.where)
 
 
-def columns(entries: Sequence[Entry]) -> list[tuple[str, str, str, str]]:
+def rows(rows: Sequence[Row]) -> Table:
+    """The table of what was checked, and how it came out."""
+    heads = (Column("", wraps=False), Column("checked"), Column("error", "right", wraps=False),
+             Column("limit", "right", wraps=False), Column("against"))  # fmt: skip
+    return Table("", heads, tuple(map(_row, rows)))
+
+
+def _row(row: Row) -> Line:
+    left_out, wrong = row.outcome == Outcome.LEFT_OUT, row.outcome == Outcome.WRONG
+    of_text: State = "quiet" if left_out else ""
+    return Line("out" if left_out else "", (
+        Cell(SYMBOLS[row.outcome], STATES[row.outcome], hint=row.outcome),
+        Cell(row.checked, "wrong" if wrong else of_text),
+        Cell(error(row.error), "wrong" if wrong else ""),
+        Cell(error(row.limit), "quiet"),
+        Cell(row.against, of_text),
+    ))  # fmt: skip
+
+
+def entries(worst: Sequence[WrongEntry]) -> Table:
+    """The table of the entries that are most wrong."""
+    names = ("index", "yours", "true", "yours − true")
+    lines = [
+        Line("", (Cell(index, "quiet"), Cell(claimed), Cell(true), Cell(gap, "off")))
+        for index, claimed, true, gap in columns(worst)
+    ]
+    return Table("", tuple(Column(name, "right", wraps=False) for name in names), tuple(lines))
+
+
+def overview(reports: Sequence[CheckResult]) -> Table:
+    """The table of several reports."""
+    heads = (Column("", wraps=False), Column("gradient"), Column("found"))
+    lines = [
+        Line("", (Cell(SYMBOLS[report.verdict], STATES[report.verdict]),
+                  Cell(report.name, link=f"#r{position}"),
+                  Cell(found(report), STATES[report.verdict])))
+        for position, report in enumerate(reports)
+    ]  # fmt: skip
+    return Table("", heads, tuple(lines))
+
+
+def columns(entries: Sequence[WrongEntry]) -> list[tuple[str, str, str, str]]:
     """Index, yours, true and difference of every entry, the numbers of a column written alike."""
     claimed = [entry.claimed for entry in entries]
     true = [entry.true for entry in entries]
@@ -186,7 +241,7 @@ def numbers(values: Iterable[Any]) -> list[str]:
     return [_number(value, ".6f" if fixed else ".5e") for value in values]
 
 
-def _difference(entry: Entry) -> Any:
+def _difference(entry: WrongEntry) -> Any:
     with np.errstate(all="ignore"):
         return (np.asarray(entry.claimed) - np.asarray(entry.true)).item()
 
@@ -260,28 +315,3 @@ def _dtype_code(dtype: np.dtype) -> str:
     if dtype == np.bool_:
         return "bool"
     return f"np.{dtype.name}" if hasattr(np, dtype.name) else f"jnp.{dtype.name}"
-
-
-def explained(report: CheckResult) -> tuple[dict[int, list[Finding]], list[Finding]]:
-    """The findings by the position of the wrong row that each explains, and those without one."""
-    wrong = [at for at, row in enumerate(report.rows) if row.outcome == "wrong"]
-    found: dict[int, list[Finding]] = {}
-    others: list[Finding] = []
-    for finding in report.findings:
-        own = [at for at in wrong if _explains(finding, report.rows[at])]
-        found.setdefault(own[0], []).append(finding) if own else others.append(finding)
-    left = [at for at in wrong if at not in found]
-    if len(left) == len(others) == 1:
-        return {**found, left[0]: others}, []
-    return found, others
-
-
-def _explains(finding: Finding, row: Row) -> bool:
-    """By the row's name; of several cases (``case 2: cotangent of x``), also by the case's."""
-    names = [subject(finding)] if finding.inputs == "given" else ["other inputs"]
-    for name in (*names, finding.stage):
-        if row.checked.endswith(name) and finding.message.startswith(
-            row.checked.removesuffix(name)
-        ):
-            return True
-    return False

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from functional_bp.gradcheck.context import Context
-from functional_bp.gradcheck.diagnosis.diagnose import lines_of
+from functional_bp.gradcheck.context import CheckContext
+from functional_bp.gradcheck.diagnosis.localize import lines_of
 from functional_bp.gradcheck.evaluation import Point, to_numpy
-from functional_bp.gradcheck.findings import Finding
-from functional_bp.gradcheck.stages.shapes import place_of
+from functional_bp.gradcheck.findings import Finding, Outcome, Place
+from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.subject import Arrays, Subject, all_finite, farthest
 
 BATCH = 3
@@ -42,12 +42,30 @@ SEPARATE = (
 LOST = (jax.errors.UnexpectedTracerError, KeyError, IndexError, AttributeError, NameError)
 
 
-def compositions(context: Context) -> None:
+class Composition(NamedTuple):
+    """The claim under one transformation, and what it has to give.
+
+    Attributes:
+        label: its row's name in the report.
+        kind: of the finding where it gives something else.
+        run: computes the cotangents.
+        expected: the cotangents without the transformation.
+        against: where these come from, in words.
+        runs_apart: whether it traces the forward and the backward pass apart.
+    """
+
+    label: str
+    kind: str
+    run: Callable[[], Any]
+    expected: Sequence[np.ndarray]
+    against: str = "a loop"
+    runs_apart: bool = False
+
+
+def compositions(context: CheckContext) -> None:
     """vmap over everything, over the cotangents and over each argument; scan; remat."""
-    if context.quick or not context.subject.traceable or context.subject.only_here:
-        return
     if context.size > FEW_ELEMENTS:
-        context.row("vmap, scan, remat", "left out", "long arrays")
+        context.row("vmap, scan, remat", Outcome.LEFT_OUT, "long arrays")
         return
     with context.full.precision():
         batch = jax.tree.map(jnp.asarray, _batch(context.point))
@@ -55,123 +73,133 @@ def compositions(context: Context) -> None:
         Point(tuple(x[i] for x in batch.actives), batch.fixed, tuple(b[i] for b in batch.bars))
         for i in range(BATCH)
     ]
-    expected = _stacked([context.full.both(point).claimed for point in slices])
+    expected = _stacked(context, slices)
     if not all_finite(expected):
-        context.row("vmap, scan, remat", "left out", "not finite near the given inputs")
+        context.row("vmap, scan, remat", Outcome.LEFT_OUT, "not finite near the given inputs")
         return
-    first = slices[0]
-    made = {**_whole(context, batch), **_one_by_one(context, batch, first)}
-    truths: dict[str, list[np.ndarray]] = {}
-    for name in made:
-        truths[name] = expected
-    truths["vmap over the cotangents"] = _stacked(
-        [context.full.both(first._replace(bars=point.bars)).claimed for point in slices]
-    )
-    for k, argument in enumerate(context.subject.names[:MOST_ARGUMENTS]):
-        points = [
-            first._replace(actives=(*first.actives[:k], p.actives[k], *first.actives[k + 1 :]))
-            for p in slices
-        ]
-        truths[f"vmap over {argument}"] = _stacked([context.full.both(p).claimed for p in points])
-    truths["remat"] = [np.asarray(c) for c in context.full.both(first).claimed]
-    _compare(context, made, truths)
-
-
-def _compare(
-    context: Context, made: dict[str, Callable[[], Any]], truths: dict[str, list[np.ndarray]]
-) -> None:
-    """Run all compositions in one compiled function; one at a time if that raises."""
-    limit = 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
-    results: dict[str, Any] = {}
-    try:
-        with context.full.precision():
-            every = jax.jit(lambda: {name: run() for name, run in made.items()})
-            results = jax.block_until_ready(every())
-    except Exception:  # which of them was it?
-        for name, run in made.items():
-            try:
-                with context.full.precision():
-                    compiled = jax.jit(run).lower().compile()
-            except Exception as error:  # it says itself that it has no such rule
-                if name in ("remat", "scan under grad") and (found := _left_behind(context, name)):
-                    context.findings.append(found)
-                    context.row(name, "wrong", f"raises {type(error).__name__}")
-                    return
-                context.row(name, "left out", f"raises {type(error).__name__}")
-                context.note(f"{name} of the gradient raises {type(error).__name__}")
-                continue
-            try:
-                results[name] = jax.block_until_ready(compiled())
-            except Exception as error:
-                _raises(context, name, error)
-                return
-    for name, found in results.items():
-        gap = farthest(to_numpy(found), truths[name])
+    made = _compositions(context, batch, slices, expected)
+    results = _run_all(context, made)
+    if results is None:
+        return
+    limit = _limit(context)
+    every = {composition.label: composition for composition in made}
+    for label, found in results.items():
+        composition = every[label]
+        gap = farthest(to_numpy(found), composition.expected)
         wrong = gap > limit
-        context.row(name, "wrong" if wrong else "right", "a loop" if name != "remat" else "without",
-                  error=gap, limit=limit)  # fmt: skip
+        context.row(label, Outcome.WRONG if wrong else Outcome.RIGHT, composition.against,
+                    error=gap, limit=limit)  # fmt: skip
         if wrong and not context.findings:
-            kind = name.split()[0]
-            which = f" ({name})" if name != kind else ""
-            context.findings.append(
-                Finding(kind, f"{SAYS[kind]} (relative {gap:.1e}){which}", stage=name)
-            )
+            kind = composition.kind
+            which = f" ({label})" if label != kind else ""
+            message = f"{SAYS[kind]} (relative {gap:.1e}){which}"
+            context.findings.append(Finding(kind, message, stage=label))
 
 
-def _raises(context: Context, name: str, error: Exception) -> None:
-    """A transformation that can be traced and compiled but fails when it runs."""
-    kind = name.split()[0]
-    context.row(name, "wrong", f"raises {type(error).__name__}")
-    if (found := _left_behind(context, name)) is not None:
-        context.findings.append(found)
-        return
-    last = (str(error).strip() or "no message").splitlines()[-1]
-    message = f"{name} of the gradient compiles, but raises {type(error).__name__}: {last}"
-    context.findings.append(Finding(kind, message[:300], where=place_of(error), stage=name))
-
-
-def _left_behind(context: Context, name: str) -> Finding | None:
-    """What to say where the backward pass needs more of the forward pass than its residuals.
-
-    The forward pass is run under jit, so that all it leaves elsewhere is out of date, and the
-    backward pass then on the residuals alone.
-    """
-    subject, point = context.subject, context.point
-    kept, backward = subject.residuals, subject.backward
-    if kept is None or backward is None:
-        return None
-    try:
-        with context.full.precision():
-            actives = tuple(map(jnp.asarray, point.actives))
-            residuals = jax.jit(lambda xs: kept(xs, point.fixed))(actives)
-    except Exception:  # the forward pass cannot be run by itself
-        return None
-    try:
-        with context.full.precision():
-            backward(residuals, point.fixed, tuple(map(jnp.asarray, point.bars)))
-    except LOST as error:
-        kind = name.split()[0]
-        message = SEPARATE.format(where=WHERE[kind])
-        also = tuple(other for other in ("scan", "remat") if other != kind)
-        return Finding(kind, message, where=place_of(error), stage=name, also=also)
-    except Exception:  # it counts on more than its arguments in another way
-        return None
-    return None
-
-
-def _whole(context: Context, batch: Point) -> dict[str, Callable[[], Any]]:
-    """Transformations over whole batches."""
-    subject = context.subject
+def _compositions(
+    context: CheckContext, batch: Point, slices: Sequence[Point], expected: Sequence[np.ndarray]
+) -> list[Composition]:
+    subject, first = context.subject, slices[0]
     pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
 
     def scan() -> Any:
         step = lambda carry, slice_: (carry, pull(*slice_))
         return jax.lax.scan(step, 0, (batch.actives, batch.bars))[1]
 
-    made = {"vmap": lambda: jax.vmap(pull)(batch.actives, batch.bars), "scan": scan}
+    def over(k: int) -> Callable[[], Any]:
+        axes = tuple(0 if i == k else None for i in range(len(first.actives)))
+        actives = _with_active(first, k, batch.actives[k]).actives
+        return lambda: jax.vmap(pull, in_axes=(axes, None))(actives, first.bars)
+
+    def remat() -> Any:
+        value = jax.checkpoint(lambda *xs: subject.value(xs, batch.fixed))
+        _, pullback = jax.vjp(value, *first.actives)
+        return pullback(tuple(jnp.asarray(b) for b in first.bars))
+
+    vmap = lambda: jax.vmap(pull)(batch.actives, batch.bars)
+    made = [
+        Composition("vmap", "vmap", vmap, expected),
+        Composition("scan", "scan", scan, expected),
+    ]
     if subject.by_transform:
-        made["scan under grad"] = lambda: _scan_under_grad(subject, batch)
+        scanned = lambda: _scan_under_grad(subject, batch)
+        made.append(Composition("scan under grad", "scan", scanned, expected, runs_apart=True))
+    points = [first._replace(bars=point.bars) for point in slices]
+    over_bars = lambda: jax.vmap(lambda bars: pull(first.actives, bars))(batch.bars)
+    made.append(
+        Composition("vmap over the cotangents", "vmap", over_bars, _stacked(context, points))
+    )
+    for k, name in enumerate(subject.names[:MOST_ARGUMENTS] if len(first.actives) > 1 else ()):
+        points = [_with_active(first, k, point.actives[k]) for point in slices]
+        label, true = f"vmap over {name}", _stacked(context, points)
+        made.append(Composition(label, "vmap", over(k), true))
+    if subject.by_transform:
+        alone = [np.asarray(c) for c in context.full.both(first).claimed]
+        made.append(Composition("remat", "remat", remat, alone, "without", runs_apart=True))
     return made
+
+
+def _run_all(context: CheckContext, made: Sequence[Composition]) -> dict[str, Any] | None:
+    """The results by label: of one compiled function, and one at a time where that raises.
+
+    None where one raises that the claim is to blame for, which is then told.
+    """
+    with Guard("all transformations at once"), context.full.precision():
+        every = jax.jit(lambda: {composition.label: composition.run() for composition in made})
+        return jax.block_until_ready(every())
+    results: dict[str, Any] = {}
+    for composition in made:
+        label, compiled = composition.label, None
+        with Guard(f"{label}, compiled") as ran, context.full.precision():
+            compiled = jax.jit(composition.run).lower().compile()
+        if compiled is None:  # it says itself that it has no such rule
+            raised = f"raises {ran.raised}"
+            found = _left_behind(context, composition) if composition.runs_apart else None
+            if found is not None:
+                context.wrong(found, label, raised)
+                return None
+            context.row(label, Outcome.LEFT_OUT, raised)
+            context.note(f"{label} of the gradient {raised}")
+            continue
+        with Guard(label) as ran:
+            results[label] = jax.block_until_ready(compiled())
+        if ran.error is not None:
+            _raises(context, composition, ran.error)
+            return None
+    return results
+
+
+def _raises(context: CheckContext, composition: Composition, error: Exception) -> None:
+    """A transformation that can be traced and compiled but fails when it runs."""
+    label, raised = composition.label, f"raises {type(error).__name__}"
+    found = _left_behind(context, composition)
+    if found is None:
+        last = (str(error).strip() or "no message").splitlines()[-1]
+        message = f"{label} of the gradient compiles, but {raised}: {last}"
+        found = Finding(composition.kind, message[:300], where=place_of(error), stage=label)
+    context.wrong(found, label, raised)
+
+
+def _left_behind(context: CheckContext, composition: Composition) -> Finding | None:
+    """What to say where the backward pass needs more of the forward pass than its residuals.
+
+    The forward pass is run under jit, so that all it leaves elsewhere is out of date, and the
+    backward pass then on the residuals alone.
+    """
+    subject, point, kind = context.subject, context.point, composition.kind
+    kept, backward = subject.residuals, subject.backward
+    if kept is None or backward is None:
+        return None
+    with Guard("the two passes apart"), context.full.precision():
+        actives = tuple(map(jnp.asarray, point.actives))
+        residuals = jax.jit(lambda xs: kept(xs, point.fixed))(actives)
+        try:
+            backward(residuals, point.fixed, tuple(map(jnp.asarray, point.bars)))
+        except LOST as error:
+            also = tuple(other for other in ("scan", "remat") if other != kind)
+            return Finding(kind, SEPARATE.format(where=WHERE[kind]), where=place_of(error),
+                           stage=composition.label, also=also)  # fmt: skip
+    return None
 
 
 def _scan_under_grad(subject: Subject, batch: Point) -> Any:
@@ -185,32 +213,8 @@ def _scan_under_grad(subject: Subject, batch: Point) -> Any:
     return pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(batch.bars, outs)))
 
 
-def _one_by_one(context: Context, batch: Point, first: Point) -> dict[str, Callable[[], Any]]:
-    subject = context.subject
-    pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
-
-    def over(k: int) -> Callable[[], Any]:
-        axes = tuple(0 if i == k else None for i in range(len(first.actives)))
-        actives = tuple(batch.actives[i] if i == k else x for i, x in enumerate(first.actives))
-        return lambda: jax.vmap(pull, in_axes=(axes, None))(actives, first.bars)
-
-    def remat() -> Any:
-        value = jax.checkpoint(lambda *xs: subject.value(xs, batch.fixed))
-        _, pullback = jax.vjp(value, *first.actives)
-        return pullback(tuple(jnp.asarray(b) for b in first.bars))
-
-    made: dict[str, Callable[[], Any]] = {
-        "vmap over the cotangents": lambda: jax.vmap(lambda bars: pull(first.actives, bars))(
-            batch.bars
-        )
-    }
-    if len(first.actives) > 1:
-        made |= {
-            f"vmap over {name}": over(k) for k, name in enumerate(subject.names[:MOST_ARGUMENTS])
-        }
-    if subject.by_transform:
-        made["remat"] = remat
-    return made
+def _with_active(point: Point, k: int, active: Any) -> Point:
+    return point._replace(actives=(*point.actives[:k], active, *point.actives[k + 1 :]))
 
 
 def _batch(point: Point) -> Point:
@@ -221,20 +225,24 @@ def _batch(point: Point) -> Point:
     return Point(actives, point.fixed, bars)
 
 
-def _stacked(results: list[Arrays]) -> list[np.ndarray]:
-    return [np.stack([np.asarray(r[k]) for r in results]) for k in range(len(results[0]))]
+def _stacked(context: CheckContext, points: Iterable[Point]) -> list[np.ndarray]:
+    """The claimed cotangents at several points, those of each argument stacked."""
+    found: list[Arrays] = [context.full.both(point).claimed for point in points]
+    return [np.stack([np.asarray(bar) for bar in bars]) for bars in zip(*found)]
 
 
-def sharded_inputs(context: Context) -> None:
+def _limit(context: CheckContext) -> float:
+    return 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
+
+
+def sharded_inputs(context: CheckContext) -> None:
     """The claim on inputs that are split over two devices along their first axis."""
-    subject, point = context.subject, context.point
-    if context.quick or not subject.traceable or subject.only_here:
-        return
+    subject, point, label = context.subject, context.point, "sharded inputs"
     devices = jax.devices()[:2]
     lengths = [x.shape[0] for x in point.actives if x.ndim and x.shape[0] % 2 == 0]
     if len(devices) < 2 or not lengths:
         why = "one device" if len(devices) < 2 else "no axis that two devices can share"
-        context.row("sharded inputs", "left out", why)
+        context.row(label, Outcome.LEFT_OUT, why)
         return
     mesh = jax.make_mesh((2,), ("d",), (AxisType.Auto,), devices=devices)
     length = max(set(lengths), key=lengths.count)
@@ -245,38 +253,38 @@ def sharded_inputs(context: Context) -> None:
 
     expected = context.full.both(point).claimed
     if not all_finite(expected):
-        context.row("sharded inputs", "left out", "not finite")
+        context.row(label, Outcome.LEFT_OUT, "not finite")
         return
-    limit = 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
-    pull = lambda a, b: subject.pull(a, point.fixed, b)[1]
-    gap = 0.0
-    for way, run in (("under jit", jax.jit(pull)), ("without jit", pull)):
-        name = "sharded inputs" if way == "under jit" else f"sharded inputs, {way}"
-        try:
-            with context.full.precision():
-                actives, bars = tuple(map(put, point.actives)), tuple(map(put, point.bars))
-                found = to_numpy(run(actives, bars))
-        except Exception as error:
-            place = place_of(error)
-            if way == "under jit" or place is None:  # it may not be made for these devices
-                context.row(name, "left out", f"raises {type(error).__name__}")
+    limit = _limit(context)
+    eager = lambda a, b: subject.pull(a, point.fixed, b)[1]
+    for run, under_jit in ((jax.jit(eager), True), (eager, False)):
+        way = "under jit" if under_jit else "without jit"
+        label = label if under_jit else f"{label}, {way}"
+        found = None
+        with Guard(f"inputs on two devices, {way}") as ran, context.full.precision():
+            actives, bars = tuple(map(put, point.actives)), tuple(map(put, point.bars))
+            found = to_numpy(run(actives, bars))
+        if found is None:
+            place, raised = ran.place, ran.raised
+            if under_jit or place is None:  # it may not be made for these devices
+                context.row(label, Outcome.LEFT_OUT, f"raises {raised}")
                 return
-            context.row(name, "wrong", f"raises {type(error).__name__}")
-            _shards_differ(context, name, f"raise {type(error).__name__} where under jit and on "
-                           "one device they do not: ", place)  # fmt: skip
+            what = f"raise {raised} where under jit and on one device they do not: "
+            context.wrong(_shards_differ(context, label, what, place), label, f"raises {raised}")
             return
         gap = farthest(found, expected)
-        wrong = gap > limit
-        context.row(name, "wrong" if wrong else "right", "one device", error=gap, limit=limit)
-        if wrong:
-            _shards_differ(context, name,
-                           f"give another gradient than on one (relative {gap:.1e}), "
-                           f"{way}: ", None)  # fmt: skip
+        if gap > limit:
+            what = f"give another gradient than on one (relative {gap:.1e}), {way}: "
+            context.wrong(_shards_differ(context, label, what), label, "one device",
+                          error=gap, limit=limit)  # fmt: skip
             return
+        context.row(label, Outcome.RIGHT, "one device", error=gap, limit=limit)
 
 
-def _shards_differ(context: Context, name: str, what: str, place: Any) -> None:
+def _shards_differ(
+    context: CheckContext, label: str, what: str, place: Place | None = None
+) -> Finding:
     advice = "something looks at where the arrays are, or counts the devices"
-    message = f"inputs that two devices share {what}{advice}"
     place = place or next(iter(lines_of(context.subject, "sharding")), None)
-    context.findings.append(Finding("sharding", message, where=place, stage=name))
+    message = f"inputs that two devices share {what}{advice}"
+    return Finding("sharding", message, where=place, stage=label)

@@ -1,9 +1,14 @@
-"""Stage: inputs nobody tried. Classes of inputs first, then uphill on the disagreement."""
+"""Stage: inputs nobody tried. Classes of inputs come first, then the searches.
+
+Two searches follow the classes. One drives the inputs across the thresholds that the code compares
+with; the other climbs the disagreement of claim and reference.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,18 +19,20 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point
-from functional_bp.gradcheck.judging import Judgement
-from functional_bp.gradcheck.subject import Arrays, single
+from functional_bp.gradcheck.findings import Outcome
+from functional_bp.gradcheck.guard import Guard
+from functional_bp.gradcheck.input_classes import (
+    BEYOND_A_THRESHOLD,
+    CLIMBED_TO,
+    InputClass,
+    Trait,
+)
+from functional_bp.gradcheck.judging import Judged, Judgement
+from functional_bp.gradcheck.subject import Arrays, all_finite, single
 from functional_bp.graph import interpret
 from functional_bp.graph.nested import called, inner_graphs
-
-# Both sides of every comparison: a search drives inputs across thresholds nobody has crossed.
-#
-# Where code compares (``where(p > 100, …)``, ``minimum``, ``clip``, ``abs``) a gradient may be
-# wrong on the one side alone. The comparisons stand in the graph; the margin of each, left −
-# right, is a function of the inputs, so that its gradient says how to bring it to the other side.
 
 BETWEEN = {"lt", "le", "gt", "ge", "max", "min"}
 AT_ZERO = {"abs", "sign"}
@@ -35,6 +42,10 @@ BEYOND = (0.05, 0.5)  # how far past a threshold, in units of the way to it
 
 class Branches:
     """The comparisons of a graph, and which of them have been seen both ways.
+
+    Where code compares (``where(p > 100, …)``, ``minimum``, ``clip``, ``abs``) a gradient may be
+    wrong on the one side alone. The comparisons stand in the graph; the margin of each, left −
+    right, is a function of the inputs, so that its gradient says how to bring it to the other side.
 
     Args:
         evaluation: the precision to run in.
@@ -60,6 +71,7 @@ class Branches:
         self._extremes = jax.jit(extremes)
         self._towards = jax.jit(jax.value_and_grad(towards))
         self.above = self.below = np.zeros(0, bool)
+        self.was_cut_short = False  # by the clock
 
     def see(self, point: Point) -> None:
         """Note on which sides of its comparisons a point lies."""
@@ -76,10 +88,10 @@ class Branches:
     def across(self, start: Point, until: float) -> Iterator[Point]:
         """Points on the side of a comparison that no point was on, as far as any can be reached."""
         for k in range(len(self.above)):
-            if time.monotonic() > until:
-                return
             if self.above[k] == self.below[k]:
                 continue
+            if self._is_up(until):
+                return
             wanted = np.zeros(len(self.above))
             wanted[k] = 1.0
             up, down = (wanted, 0 * wanted) if self.below[k] else (0 * wanted, wanted)
@@ -95,12 +107,16 @@ class Branches:
             while goals and height >= goals[0] * way:
                 goals.pop(0)
                 yield start._replace(actives=actives)
-            if not goals or not np.isfinite(height) or time.monotonic() > until:
+            if not goals or not np.isfinite(height) or self._is_up(until):
                 return
             moved = _step(actives, slopes, 1.2 * goals[0] * way - height)
             if moved is None:
                 return
             actives = moved
+
+    def _is_up(self, until: float) -> bool:
+        self.was_cut_short = time.monotonic() > until
+        return self.was_cut_short
 
     def _run(self, fun: Any, *args: Any) -> Any:
         with self.evaluation.precision():
@@ -162,25 +178,22 @@ ASCENT_STEPS = 12
 SHRINK_SECONDS = 1.0
 ASCENT_SECONDS = 1.5
 BRANCH_SECONDS = 1.5
-OVERFLOWING = ("large", "very large", "heavy-tailed", "between -40 and 40", "tiny")
+ROW = "other inputs"
 
 
-def searched_inputs(context: Context) -> None:
+def searched_inputs(context: CheckContext) -> None:
     """Judge the claim on every class of inputs; the first on which it is wrong is a finding."""
-    if context.subject.only_here:
-        context.row("other inputs", "left out", "the claim is a number, made for these inputs")
-        return
-    names = None
+    only = None
     if context.iterative:
-        names = input_classes.CAREFUL
+        only = Trait.CAREFUL
         context.note("a while_loop decides how long it runs: other inputs are tried near the given")
     elif context.is_large or context.quick:
-        names = input_classes.FEW
+        only = Trait.FEW
     values = interpret.thresholds(context.graph) if context.graph is not None else []
-    tried, outside, unresolved = 0, 0, 0
+    came_out: Counter[Judged] = Counter()
     branches = _branches(context)
-    for name, actives, fixed in input_classes.candidates(
-        context.point.actives, context.point.fixed, values, context.rng, names,
+    for kind, actives, fixed in input_classes.candidates(
+        context.point.actives, context.point.fixed, values, context.rng, only,
         arguments=context.subject.names, ranges=context.integer_ranges,
     ):  # fmt: skip
         if context.time_left < 0:
@@ -188,51 +201,54 @@ def searched_inputs(context: Context) -> None:
             break
         point = Point(actives, fixed, context.new_bars())
         judgement = _judge(context, point)
-        tried += 1
-        if branches is not None and judgement is not None and judgement.outcome == "right":
+        outcome = Judged.OUTSIDE if judgement is None else judgement.outcome
+        came_out[outcome] += 1
+        if branches is not None and outcome is Judged.RIGHT:
             branches.see(point)
-        if judgement is None or judgement.outcome in ("outside", "unresolved"):
-            outside += judgement is None or judgement.outcome == "outside"
-            unresolved += judgement is not None and judgement.outcome == "unresolved"
-        elif judgement.outcome == "kink":
-            context.kinks.append(name)
-        elif judgement.outcome == "wrong":
-            _found(context, point, judgement, name)
+        elif outcome is Judged.KINK:
+            context.kinks.append(kind.title)
+        elif judgement is not None and outcome is Judged.WRONG:
+            _found(context, point, judgement, kind)
             return
     if branches is not None and _crossed(context, branches):
         return
     climbed = None if context.quick else _ascend(context)
     if climbed is not None:
-        _found(context, *climbed, "found by ascent on the disagreement")
+        _found(context, *climbed, CLIMBED_TO)
         return
+    outside, unresolved = came_out[Judged.OUTSIDE], came_out[Judged.UNRESOLVED]
+    tried = came_out.total()
     said = f"{tried} classes of inputs"
     said += f", {outside} outside the domain" if outside else ""
     said += f", {unresolved} unresolved" if unresolved else ""
     if branches is not None and branches.counts[1]:
         said += "; {} of {} comparisons seen both ways".format(*branches.counts)
-    context.row("other inputs", "right" if tried > outside + unresolved else "unresolved", said)
+    is_tried = tried > outside + unresolved
+    context.row(ROW, Outcome.RIGHT if is_tried else Outcome.UNRESOLVED, said)
 
 
-def _judge(context: Context, point: Point, *, given: bool = False) -> Judgement | None:
+def _judge(context: CheckContext, point: Point, *, given: bool = False) -> Judgement | None:
     """The judgement, None where the forward pass raises on these inputs."""
-    try:
+    # Integers may be out of range, a shape may depend on values: that is not in the domain.
+    with Guard("the claim on inputs that nobody has tried"):
         found = context.judge.judge(point, given=given)
-        if found.outcome == "wrong" and not given and not context.is_settled(point):
+        if found.outcome is not Judged.WRONG or given:
+            return found
+        if not context.is_settled(point):
             reason = "an iteration of the forward pass has not converged there"
-            return replace(found, outcome="outside", reason=reason)
-        if found.outcome == "wrong" and not given and _is_lost_outside(context, point, found):
+            return replace(found, outcome=Judged.OUTSIDE, reason=reason)
+        if _is_lost_outside(context, point, found):
             name = context.subject.names[found.leaf]
             context.note(
                 f"the cotangent of {name} is not finite for signs that the given inputs do not "
                 "have (zeros, negative numbers): no error if they are outside the domain"
             )
-            return replace(found, outcome="outside")
+            return replace(found, outcome=Judged.OUTSIDE)
         return found
-    except Exception:  # integers out of range, a shape that depends on values: not in the domain
-        return None
+    return None
 
 
-def _branches(context: Context) -> Branches | None:
+def _branches(context: CheckContext) -> Branches | None:
     """The comparisons in the claim's graph, None where no search drives inputs across them."""
     leaves_out = context.quick or context.is_large or context.iterative
     if context.graph is None or leaves_out or not holds_comparison(context.graph):
@@ -240,20 +256,22 @@ def _branches(context: Context) -> Branches | None:
     return Branches(context.full, context.graph, context.consts)
 
 
-def _crossed(context: Context, branches: Branches) -> bool:
+def _crossed(context: CheckContext, branches: Branches) -> bool:
     """Judge the claim beyond the thresholds that no class of inputs crossed."""
     until = min(time.monotonic() + BRANCH_SECONDS, context.deadline)
     for point in branches.across(context.point, until):
         judgement = _judge(context, point)
-        if judgement is not None and judgement.outcome == "wrong":
-            _found(context, point, judgement, "beyond a threshold in the code")
+        if judgement is not None and judgement.outcome is Judged.WRONG:
+            _found(context, point, judgement, BEYOND_A_THRESHOLD)
             return True
-        if judgement is not None and judgement.outcome == "right":
+        if judgement is not None and judgement.outcome is Judged.RIGHT:
             branches.see(point)
+    if branches.was_cut_short:
+        context.cut_short("the search beyond the thresholds in the code")
     return False
 
 
-def _is_lost_outside(context: Context, point: Point, judgement: Judgement) -> bool:
+def _is_lost_outside(context: CheckContext, point: Point, judgement: Judgement) -> bool:
     """Whether the claim is merely not finite, at inputs of a sign that no given input has.
 
     At zero, the edge of the domain, an infinity may be the limit of the derivative, NaN is none:
@@ -274,18 +292,18 @@ def _has_truth(judgement: Judgement) -> bool:
     return judgement.result.true is not None
 
 
-def _found(context: Context, point: Point, judgement: Judgement, name: str) -> None:
+def _found(context: CheckContext, point: Point, judgement: Judgement, inputs: InputClass) -> None:
     smallest, _ = shrink(context, point, judgement)
     kind = "declaration" if context.is_declared else None
     lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
     if lost.any():
-        kind = "overflow" if name in OVERFLOWING else "not finite"
-    context.find(point, judgement, inputs=name, kind=kind, smallest=smallest)
-    context.row("other inputs", "wrong", f"inputs: {name}")
+        kind = "overflow" if Trait.OVERFLOWS in inputs.traits else "not finite"
+    context.find(point, judgement, inputs=inputs, kind=kind, smallest=smallest)
+    context.row(ROW, Outcome.WRONG, f"inputs: {inputs.title}")
 
 
 def shrink(
-    context: Context, point: Point, judgement: Judgement, *, given: bool = False
+    context: CheckContext, point: Point, judgement: Judgement, *, given: bool = False
 ) -> tuple[Point, Judgement]:
     """A simpler point at which the claim is still wrong for the same argument.
 
@@ -297,20 +315,25 @@ def shrink(
         return point, judgement
     for simpler in _simpler_points(point, judgement.masks):
         if time.monotonic() > until:
+            context.cut_short("the search for a smaller input that fails")
             break
         candidate = simpler(point)
         if candidate is None:
             continue
         found = _judge(context, candidate, given=given)
-        if found is not None and found.outcome == "wrong" and found.leaf == judgement.leaf:
+        if found is None or found.outcome is not Judged.WRONG:
+            continue
+        if found.leaf == judgement.leaf:
             point, judgement = candidate, found
     return point, judgement
 
 
-def _simpler_points(point: Point, masks: tuple[np.ndarray, ...]) -> list[Any]:
-    steps: list[Any] = []
+def _simpler_points(
+    point: Point, masks: tuple[np.ndarray, ...]
+) -> Iterator[Callable[[Point], Point | None]]:
+    """Ways to make a point simpler; each returns None where it changes nothing."""
 
-    def leaf_step(k: int, change: Any) -> Any:
+    def changed(k: int, change: Callable[[np.ndarray], np.ndarray]) -> Any:
         def step(at: Point) -> Point | None:
             x = at.actives[k]
             new = change(x).astype(x.dtype)
@@ -323,42 +346,30 @@ def _simpler_points(point: Point, masks: tuple[np.ndarray, ...]) -> list[Any]:
     for k, mask in enumerate(masks):
         same = np.shape(mask) == np.shape(point.actives[k])
         for value in (0.0, 1.0):
-            steps.append(leaf_step(k, lambda x, v=value: np.full_like(x, v)))
+            yield changed(k, lambda x, v=value: np.full_like(x, v))
             if same and mask.any() and not mask.all():
-                steps.append(leaf_step(k, lambda x, v=value, m=mask: np.where(m, x, v)))
+                yield changed(k, lambda x, v=value, m=mask: np.where(m, x, v))
         for digits in (0, 1, 3):
-            steps.append(leaf_step(k, lambda x, d=digits: single(np.round(x, d))))
-
-    def one_cotangent(at: Point) -> Point | None:
-        sizes = [b.size for b in at.bars]
-        if sum(sizes) <= 1:
-            return None
-        ones = tuple(np.ones_like(b) for b in at.bars)
-        return at._replace(bars=ones)
-
-    return [*steps, one_cotangent]
+            yield changed(k, lambda x, d=digits: single(np.round(x, d)))
+    if sum(bar.size for bar in point.bars) > 1:
+        yield lambda at: at._replace(bars=tuple(map(np.ones_like, at.bars)))
 
 
-def _ascend(context: Context) -> tuple[Point, Judgement] | None:
+def _ascend(context: CheckContext) -> tuple[Point, Judgement] | None:
     """Climb |claimed − true| / |true| from the given inputs; None where it stays within limits.
 
     It needs a disagreement to climb: where claim and reference agree to the last digits all around
     there is no slope.
     """
-    if (
-        not (context.has_reference and context.subject.traceable)
-        or context.is_large
-        or context.iterative
-    ):
+    is_searched = context.has_reference and context.subject.traceable
+    if not is_searched or context.is_large or context.iterative:
         return None
     start = context.point
     result = context.full.both(start)
     assert result.true is not None
-    gap = max(
-        float(np.max(np.abs(c - t), initial=0.0)) for c, t in zip(result.claimed, result.true)
-    )
-    size = max(float(np.max(np.abs(t), initial=0.0)) for t in result.true)
-    if not 1e-13 * size < gap:
+    largest = lambda arrays: max(float(np.max(np.abs(a), initial=0.0)) for a in arrays)
+    gap = largest([c - t for c, t in zip(result.claimed, result.true)])
+    if not 1e-13 * largest(result.true) < gap:
         return None
 
     def disagreement(actives: Arrays, fixed: Arrays, bars: Arrays) -> Any:
@@ -367,32 +378,25 @@ def _ascend(context: Context) -> tuple[Point, Judgement] | None:
         scale = sum(jnp.sum(jnp.abs(t) ** 2) for t in true)
         return jnp.log(apart + 1e-300) - jnp.log(scale + 1e-300)
 
+    def moved(x: Any, slopes: np.ndarray, rate: float) -> Any:
+        way = rate * (1 + np.abs(x)) * np.conj(slopes) / (np.max(np.abs(slopes)) + 1e-300)
+        return single(x + way).astype(x.dtype)
+
     until = min(time.monotonic() + ASCENT_SECONDS, context.deadline)
-    try:
-        with context.full.precision():
-            uphill = jax.jit(jax.grad(disagreement))
-            actives = start.actives
-            for step in range(ASCENT_STEPS):
-                if time.monotonic() > until:
-                    return None
-                slopes = [np.asarray(s) for s in uphill(actives, start.fixed, start.bars)]
-                if not all(np.all(np.isfinite(s)) for s in slopes):
-                    return None
-                rate = 0.3 * (1 + step / 4)
-                actives = tuple(
-                    single(x + rate * (1 + np.abs(x)) * np.conj(s) / (np.max(np.abs(s)) + 1e-300))
-                    .astype(x.dtype)
-                    for x, s in zip(actives, slopes)
-                )  # fmt: skip
-                point = replace_actives(start, actives)
-                found = _judge(context, point)
-                if found is not None and found.outcome == "wrong":
-                    return point, found
-    except Exception:  # the claim is not twice differentiable: nothing to climb by
-        return None
+    with Guard("the claim, differentiated twice"), context.full.precision():
+        uphill = jax.jit(jax.grad(disagreement))
+        point = start
+        for step in range(ASCENT_STEPS):
+            if time.monotonic() > until:
+                context.cut_short("the climb on the disagreement")
+                return None
+            slopes = [np.asarray(s) for s in uphill(*point)]
+            if not all_finite(slopes):
+                return None
+            rate = 0.3 * (1 + step / 4)
+            actives = tuple(moved(x, s, rate) for x, s in zip(point.actives, slopes))
+            point = point._replace(actives=actives)
+            found = _judge(context, point)
+            if found is not None and found.outcome is Judged.WRONG:
+                return point, found
     return None
-
-
-def replace_actives(point: Point, actives: Arrays) -> Point:
-    """The point with other active leaves."""
-    return point._replace(actives=tuple(actives))

@@ -1,4 +1,10 @@
-"""Stage: a pullback is linear in the cotangent. This needs no reference."""
+"""Stage: a pullback is linear in the cotangent, and a sum over outputs and of arguments' parts.
+
+Linearity needs no reference: x̄(c ȳ) = c x̄(ȳ). With several outputs, each one's cotangent is also
+taken alone. A rule with symbolic zeros (``custom_vjp(…, symbolic_zeros=True)``, an operation) is
+told which arguments are differentiated and which outputs have a cotangent, and may take another
+path for each; so there each argument, and each output, is taken alone.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Point, to_numpy
-from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.guard import Guard
+from functional_bp.gradcheck.judging import Judged
 from functional_bp.gradcheck.subject import Arrays, all_finite, distance, farthest
 from functional_bp.graph import interpret
 
@@ -19,17 +27,19 @@ MILD = ((-1.0, "−1"), (2.0**-3, "2⁻³"), (2.0**3, "2³"))
 EXTREME = ((2.0**-20, "2⁻²⁰"), (2.0**20, "2²⁰"))
 COARSE = 1e-4  # relative spacing of half precision and coarser
 TOLERANCE = 1e-6  # relative
+LINEAR = "linear in the cotangent"
+MOST = 4  # arguments, and outputs, that are taken one at a time
 
 Pull = Callable[[Sequence[Any]], Arrays]
 
 
-def linearity(context: Context) -> None:
+def linearity(context: CheckContext) -> None:
     """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
     point = context.point
     pull = lambda bars: context.full.both(point._replace(bars=tuple(bars))).claimed
     here = pull(point.bars)
     if not all_finite(here):
-        context.row("linear in the cotangent", "left out", "the claim is not finite here")
+        context.row(LINEAR, Outcome.LEFT_OUT, "the claim is not finite here")
         return
     # A claim computed in low precision is as linear as that precision lets it be.
     tolerance = max(TOLERANCE, 1e2 * claim_unit(context))
@@ -47,12 +57,12 @@ def linearity(context: Context) -> None:
             )
     if problem is not None:
         context.findings.append(problem)
-    context.row("linear in the cotangent", "wrong" if problem else "right", "x̄(c ȳ) = c x̄(ȳ)",
-              limit=tolerance)  # fmt: skip
+    outcome = Outcome.WRONG if problem else Outcome.RIGHT
+    context.row(LINEAR, outcome, "x̄(c ȳ) = c x̄(ȳ)", limit=tolerance)
 
 
 def _scaled(
-    context: Context, point: Point, pull: Pull, here: Arrays, tolerance: float
+    context: CheckContext, point: Point, pull: Pull, here: Arrays, tolerance: float
 ) -> Finding | None:
     at_zero = pull([np.zeros_like(b) for b in point.bars])
     names = context.subject.names
@@ -121,25 +131,22 @@ def _only(
     return wrong[0] if len(wrong) == 1 else None
 
 
-def claim_unit(context: Context) -> float:
+def claim_unit(context: CheckContext) -> float:
     """The relative spacing of the coarsest number format in the claim's graph."""
     return 0.0 if context.graph is None else interpret.lowest_precision(context.graph)
 
 
-def single_cotangents(context: Context) -> None:
+def single_cotangents(context: CheckContext) -> None:
     """Each output's cotangent alone, the others zero."""
-    point = context.point
-    if len(point.bars) < 2:
+    if len(context.point.bars) < 2:
         return
-    for k in range(len(point.bars)):
-        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
-        alone = point._replace(bars=bars)
+    for k in range(len(context.point.bars)):
+        alone = _alone(context.point, k)
         judgement = context.judge.judge(alone, given=True)
         label = f"the cotangent of output {k} alone"
-        if judgement.outcome != "wrong":
-            context.row(
-                label, "right" if judgement.outcome == "right" else "note", judgement.reason
-            )
+        if judgement.outcome is not Judged.WRONG:
+            is_right = judgement.outcome is Judged.RIGHT
+            context.row(label, Outcome.RIGHT if is_right else Outcome.NOTE, judgement.reason)
             continue
         silent = not any(np.any(c) for c in judgement.result.claimed)
         context.find(
@@ -148,37 +155,32 @@ def single_cotangents(context: Context) -> None:
             kind="cotangent ignored" if silent else None,
             message=f"the cotangent of output {k} is ignored." if silent else "",
         )
-        context.row(label, "wrong")
+        context.row(label, Outcome.WRONG)
         return
 
 
-def silent_outputs(context: Context) -> list[int]:
+def _alone(point: Point, output: int) -> Point:
+    """The point with one output's cotangent, the others zero."""
+    bars = (b if i == output else np.zeros_like(b) for i, b in enumerate(point.bars))
+    return point._replace(bars=tuple(bars))
+
+
+def silent_outputs(context: CheckContext) -> list[int]:
     """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
     point, silent = context.point, []
     for k in range(len(point.bars) if len(point.bars) > 1 else 0):
-        bars = tuple(b if i == k else np.zeros_like(b) for i, b in enumerate(point.bars))
-        result = context.full.both(point._replace(bars=bars))
+        result = context.full.both(_alone(point, k))
         is_zero = not any(np.any(c) for c in result.claimed)
         if is_zero and result.true is not None and any(np.any(t) for t in result.true):
             silent.append(k)
     return silent
 
 
-# Stage: one argument differentiated at a time, one output at a time.
-#
-# Rules with symbolic zeros (``custom_vjp(…, symbolic_zeros=True)``, operations) are told which
-# arguments are differentiated and which outputs have a cotangent, and may take another path for
-# each.
-
-MOST = 4  # arguments, and outputs, that are taken one at a time
-PARTS_TOLERANCE = 1e-6  # relative
-
-
-def parts(context: Context) -> None:
+def parts(context: CheckContext) -> None:
     """x̄ of each argument alone, and with the cotangent of each output alone."""
     subject, point = context.subject, context.point
     counts = (len(point.actives), len(point.bars))
-    if not (subject.symbolic_zeros and subject.by_transform) or context.quick or max(counts) < 2:
+    if not (subject.symbolic_zeros and subject.by_transform) or max(counts) < 2:
         return
     expected = context.full.both(point).claimed
     if not all_finite(expected):
@@ -187,31 +189,31 @@ def parts(context: Context) -> None:
     if counts[1] > 1:
         made |= {f"output {j} alone with a cotangent": (None, j) for j in range(counts[1])[:MOST]}
     for label, (argument, output) in made.items():
-        truth = expected if output is None else _with_zeros(context, output)
+        truth = expected
+        if output is not None:
+            truth = context.full.both(_alone(point, output)).claimed
         names = subject.names if argument is None else (subject.names[argument],)
         truth = truth if argument is None else (truth[argument],)
-        try:
-            with context.full.precision():
-                found = to_numpy(jax.jit(_pull(context, argument, output))(*point))
-        except Exception as error:
-            first = (str(error).strip() or "no message").splitlines()[0]
-            _wrong(
-                context, label, "error", f"the claim raises {type(error).__name__}: {first}", None
-            )
+        found = None
+        with Guard(label) as ran, context.full.precision():
+            found = to_numpy(jax.jit(_pull(context, argument, output))(*point))
+        if found is None:
+            said = f"the claim raises {ran.raised}: {ran.message or 'no message'}"
+            _wrong(context, label, "error", said, None)
             return
         gaps = [distance(f, t) for f, t in zip(found, truth)]
         worst = int(np.argmax(gaps))
-        if not gaps[worst] <= max(PARTS_TOLERANCE, 1e2 * context.full.unit):
+        if not gaps[worst] <= max(TOLERANCE, 1e2 * context.full.unit):
             lost = not np.any(found[worst])
             text = f"the cotangent of {names[worst]} is another (relative {gaps[worst]:.1e}) than "
             text += "when the other " + ("outputs' are zero arrays" if argument is None else
                                          "arguments are differentiated too")  # fmt: skip
             _wrong(context, label, "cotangent ignored" if lost else "other", text, names[worst])
             return
-    context.row("each argument and output alone", "right", "all together")
+    context.row("each argument and output alone", Outcome.RIGHT, "all together")
 
 
-def _pull(context: Context, argument: int | None, output: int | None) -> Callable[..., Arrays]:
+def _pull(context: CheckContext, argument: int | None, output: int | None) -> Callable[..., Arrays]:
     """The claim for one argument, or for one output's cotangent: the others are not there."""
     value = context.subject.value
 
@@ -229,13 +231,7 @@ def _pull(context: Context, argument: int | None, output: int | None) -> Callabl
     return pull
 
 
-def _with_zeros(context: Context, output: int) -> Arrays:
-    """The claim where the other outputs' cotangents are arrays of zeros."""
-    bars = [b if j == output else np.zeros_like(b) for j, b in enumerate(context.point.bars)]
-    return context.full.both(context.point._replace(bars=tuple(bars))).claimed
-
-
-def _wrong(context: Context, label: str, kind: str, text: str, argument: str | None) -> None:
+def _wrong(context: CheckContext, label: str, kind: str, text: str, argument: str | None) -> None:
     message = f"{label}: {text} (symbolic zeros take another path)"
-    context.findings.append(Finding(kind, message, argument=argument, stage="parts"))
-    context.row(label, "wrong", "all together")
+    finding = Finding(kind, message, argument=argument, stage="parts")
+    context.wrong(finding, label, "all together")

@@ -1,5 +1,4 @@
-"""Stage: the dtypes that people compute in. How much rounding error has the claim, and is it more
-than a careful implementation has?
+"""Stage: the claim is no less precise than a careful implementation, in the dtypes that people use.
 
 The careful implementation is autodiff of the reference in the same dtype; the truth is float64.
 """
@@ -10,27 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
-from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import all_finite, distance, nudged, single
 from functional_bp.graph.interpret import unit_of
 
 CARELESS = {"coarse": 10, "fine": 30}  # times the error that conditioning or autodiff explains
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-EXTREMES = ("large", "very large", "tiny", "heavy-tailed", "between -40 and 40", "all zero")
+EXTREME_INPUTS = "extreme inputs in float32"
 
 
-def precision(context: Context) -> None:
+def precision(context: CheckContext) -> None:
     """float32, bfloat16 and float16 against float64; extreme inputs in float32."""
     subject = context.subject
-    if not subject.traceable or not context.has_reference or context.full.bits == 32:
-        return
-    if context.quick or subject.only_here or context.is_large:
+    if context.full.bits == 32:
         return
     given = [np.dtype(x.dtype) for x in subject.actives]
     if any(d.kind == "c" for d in given):
-        context.row("dtypes", "left out", "complex arguments")
+        context.row("dtypes", Outcome.LEFT_OUT, "complex arguments")
         return
     finest = min(unit_of(d) for d in given)
     for dtype in DTYPES:
@@ -42,23 +40,24 @@ def precision(context: Context) -> None:
         _extremes(context)
 
 
-def _in_dtype(context: Context, dtype: np.dtype) -> None:
-    label = f"{dtype.name} against float64"
+def _in_dtype(context: CheckContext, dtype: np.dtype) -> None:
+    label, against = f"{dtype.name} against float64", "autodiff in the same dtype"
     rounded = context.point.cast(lambda a: _round(a, dtype))
     if not all_finite(rounded.actives):
-        context.row(label, "left out", "the inputs are not representable")
+        context.row(label, Outcome.LEFT_OUT, "the inputs are not representable")
         return
     low = context.low if dtype == np.float32 else None
     low = low or Evaluation(context.subject, 32, dtype)
-    try:
-        coarse = low.both(rounded.cast(low.cast))
-        fine = context.full.both(rounded)
-    except Exception as error:
-        context.row(label, "left out", f"raises {type(error).__name__}")
+    both = None
+    with Guard(f"the claim in {dtype.name}") as ran:
+        both = low.both(rounded.cast(low.cast)), context.full.both(rounded)
+    if both is None:
+        context.row(label, Outcome.LEFT_OUT, f"raises {ran.raised}")
         return
+    coarse, fine = both
     assert coarse.true is not None and fine.true is not None
     if context.iterative and not all_finite(coarse.outs):
-        context.row(label, "left out", "a loop does not end")
+        context.row(label, Outcome.LEFT_OUT, "a loop does not end")
         context.note(f"in {dtype.name} a while_loop of the forward pass does not end: is its "
                    "tolerance finer than that dtype resolves?")  # fmt: skip
         return
@@ -75,31 +74,21 @@ def _in_dtype(context: Context, dtype: np.dtype) -> None:
         limit = factor * max(theirs, explained, unit)
         worst = max(worst, (ours / limit, limit)) if np.isfinite(ours) else worst
         if not ours <= limit:
-            _careless(context, dtype, name, ours, theirs, explained)
-            context.row(label, "wrong", "autodiff in the same dtype", error=ours, limit=limit)
+            finite = np.isfinite(ours)
+            what = f"has the relative error {ours:.1e}" if finite else "is not finite"
+            message = (
+                f"right in float64, but in {dtype.name} the cotangent of {name} {what}; plain "
+                f"autodiff of the reference has {theirs:.1e}, rounding the inputs alone "
+                f"{explained:.1e}"
+            )
+            kind = "precision" if finite else "overflow"
+            finding = Finding(kind, message, argument=name, stage=label, relative_error=ours)
+            context.wrong(finding, label, against, error=ours, limit=limit)
             return
-    context.row(label, "right", "autodiff in the same dtype",
-              error=worst[0] * worst[1], limit=worst[1])  # fmt: skip
+    context.row(label, Outcome.RIGHT, against, error=worst[0] * worst[1], limit=worst[1])
 
 
-def _careless(
-    context: Context, dtype: np.dtype, name: str, ours: float, theirs: float, explained: float
-) -> None:
-    finite = np.isfinite(ours)
-    what = f"has the relative error {ours:.1e}" if finite else "is not finite"
-    context.findings.append(
-        Finding(
-            "precision" if finite else "overflow",
-            f"right in float64, but in {dtype.name} the cotangent of {name} {what}; plain autodiff "
-            f"of the reference has {theirs:.1e}, rounding the inputs alone {explained:.1e}",
-            argument=name,
-            stage=f"{dtype.name} against float64",
-            relative_error=ours,
-        )
-    )
-
-
-def _movement(context: Context, point: Point, here: Result, unit: float) -> list[float]:
+def _movement(context: CheckContext, point: Point, here: Result, unit: float) -> list[float]:
     """How far rounding inputs and cotangents moves each cotangent of the reference, relative."""
     moved = context.full.both(point.cast(lambda a: nudged(context.rng, a, unit)))
     assert moved.true is not None and here.true is not None
@@ -111,22 +100,24 @@ def _round(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.asarray(x).astype(dtype).astype(x.dtype)
 
 
-def _extremes(context: Context) -> None:
+def _extremes(context: CheckContext) -> None:
     """float32 on large and tiny inputs: finite where the truth and autodiff are."""
     low = context.low
     if low is None or context.iterative:
         return
     tried = 0
-    for name, actives, fixed in input_classes.candidates(
-        context.point.actives, context.point.fixed, (), context.rng, EXTREMES
+    for kind, actives, fixed in input_classes.candidates(
+        context.point.actives, context.point.fixed, (), context.rng, input_classes.Trait.EXTREME
     ):
         point = Point(tuple(single(a).astype(a.dtype) for a in actives), fixed, context.point.bars)
         if context.leaves_domain(point):
             continue
-        try:
-            coarse, fine = low.both(point.cast(single)), context.full.both(point)
-        except Exception:  # not in the domain
+        both = None
+        with Guard("the claim on extreme inputs"):
+            both = low.both(point.cast(single)), context.full.both(point)
+        if both is None:  # they are not in the domain
             continue
+        coarse, fine = both
         assert coarse.true is not None and fine.true is not None and coarse.true_outs is not None
         if not all_finite((*coarse.true_outs, *coarse.outs)):
             continue
@@ -135,20 +126,18 @@ def _extremes(context: Context) -> None:
             truth = np.isfinite(coarse.true[k]) & np.isfinite(fine.true[k])
             lost = truth & ~np.isfinite(coarse.claimed[k])
             if lost.any():
-                context.findings.append(
-                    Finding(
-                        "overflow",
-                        f"in float32 the cotangent of {argument} is not finite in {int(lost.sum())}"
-                        f" of {lost.size} entries where autodiff and the truth are (inputs: {name})"
-                        ": an intermediate value overflows or underflows",
-                        argument=argument,
-                        stage="extreme inputs in float32",
-                        inputs=name,
-                        wrong_entries=int(lost.sum()),
-                        size=int(lost.size),
-                        example=context.example(point),
-                    )
+                finding = Finding(
+                    "overflow",
+                    f"in float32 the cotangent of {argument} is not finite in {int(lost.sum())}"
+                    f" of {lost.size} entries where autodiff and the truth are (inputs: "
+                    f"{kind.title}): an intermediate value overflows or underflows",
+                    argument=argument,
+                    stage=EXTREME_INPUTS,
+                    inputs=kind.title,
+                    wrong_entries=int(lost.sum()),
+                    size=int(lost.size),
+                    example=context.example(point),
                 )
-                context.row("extreme inputs in float32", "wrong", "autodiff in float32")
+                context.wrong(finding, EXTREME_INPUTS, "autodiff in float32")
                 return
-    context.row("extreme inputs in float32", "right", f"autodiff in float32, {tried} classes")
+    context.row(EXTREME_INPUTS, Outcome.RIGHT, f"autodiff in float32, {tried} classes")

@@ -9,24 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.derivatives import slope
 from functional_bp.gradcheck.evaluation import pull_reference
-from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.judging import any_of, exceeding
 from functional_bp.gradcheck.subject import Arrays, all_finite, farthest, normal, nudged, pairing
 
 NOISE = 16  # a second derivative moves more than a first by as much
 TOLERANCE = 1e-6  # relative
+SECOND, ADJOINT = "second order", "adjoint identity"
+BY_REFERENCE = "the reference differentiated twice"
 
 
-def second_order(context: Context) -> None:
+def second_order(context: CheckContext) -> None:
     """∂/∂x of ⟨v, x̄(x, ȳ)⟩, by differentiating the claim, against the reference's."""
     subject, point = context.subject, context.point
-    if subject.only_here or not subject.traceable or context.is_large or context.quick:
-        why = "a long array" if context.is_large else "quick" if context.quick else "not traceable"
-        context.row("second order", "left out", why)
-        return
     directions = tuple(normal(context.rng, x) for x in point.actives)
 
     def along(actives: Arrays, bars: Arrays, fixed: Arrays, vs: Arrays, claim: bool) -> Any:
@@ -34,30 +33,27 @@ def second_order(context: Context) -> None:
         _, found = pull(actives, fixed, bars)
         return sum(jnp.sum(jnp.real(v * bar)) for v, bar in zip(vs, found))
 
-    try:
-        with context.full.precision():
-            slopes = jax.jit(jax.grad(along), static_argnums=4)
-            here = (point.actives, point.bars, point.fixed, directions)
-            claimed = [np.asarray(a) for a in slopes(*here, True)]
-    except Exception as error:
-        context.row("second order", "left out", f"the claim cannot be differentiated again: "
-                  f"{type(error).__name__}")  # fmt: skip
+    compiled = jax.jit(jax.grad(along), static_argnums=4)
+    rest = (point.bars, point.fixed, directions)
+    slopes = lambda at, claim: [np.asarray(a) for a in compiled(at, *rest, claim)]
+    claimed = witness = None
+    with Guard("the claim differentiated again") as ran, context.full.precision():
+        claimed = slopes(point.actives, True)
+    if claimed is None:
+        why = f"the claim cannot be differentiated again: {ran.raised}"
+        context.row(SECOND, Outcome.LEFT_OUT, why)
         return
-    if not context.has_reference:
-        _by_differences(context, directions, claimed)
-        return
-    try:
-        with context.full.precision():
-            true = [np.asarray(a) for a in slopes(*here, False)]
-            noise = [np.zeros(t.shape) for t in true]
+    if context.has_reference:
+        with Guard("the reference differentiated again"), context.full.precision():
+            true = slopes(point.actives, False)
             moved = tuple(nudged(context.rng, x, context.full.unit) for x in point.actives)
-            again = [np.asarray(a) for a in slopes(moved, *here[1:], False)]
-            again_claimed = [np.asarray(a) for a in slopes(moved, *here[1:], True)]
-    except Exception:
+            witness = true, slopes(moved, False), slopes(moved, True)
+    if witness is None:
         _by_differences(context, directions, claimed)
         return
+    true, again, again_claimed = witness
     if not all_finite(true):
-        context.row("second order", "left out", "the reference's is not finite here")
+        context.row(SECOND, Outcome.LEFT_OUT, "the reference's is not finite here")
         return
     with np.errstate(invalid="ignore"):
         noise = [
@@ -77,10 +73,10 @@ def second_order(context: Context) -> None:
     if any_of(masks) and gap > (1e-3 if context.iterative else TOLERANCE):
         _wrong(context, [n for n, m in zip(context.subject.names, masks) if m.any()], gap)
     else:
-        context.row("second order", "right", "the reference differentiated twice", error=gap)
+        context.row(SECOND, Outcome.RIGHT, BY_REFERENCE, error=gap)
 
 
-def _natural(context: Context, directions: Arrays) -> float:
+def _natural(context: CheckContext, directions: Arrays) -> float:
     """The first derivative's natural unit along the directions, of which the second is a rest.
 
     Where a softmax is saturated the first derivative is what rounding left of a cancellation, and
@@ -91,22 +87,20 @@ def _natural(context: Context, directions: Arrays) -> float:
     return sum(u * float(np.max(np.abs(v), initial=0.0)) for u, v in zip(units, directions))
 
 
-def _wrong(context: Context, names: list[str], gap: float) -> None:
-    context.findings.append(
-        Finding(
-            "second order",
-            f"the first derivative is right, the second is wrong (relative {gap:.1e}): a part of "
-            "the backward pass is not differentiated (stop_gradient, a residual made outside JAX, "
-            "a rule inside the backward pass)",
-            argument=names[0] if len(names) == 1 else None,
-            stage="second order",
-            relative_error=gap,
-        )
+def _wrong(context: CheckContext, names: list[str], gap: float) -> None:
+    finding = Finding(
+        "second order",
+        f"the first derivative is right, the second is wrong (relative {gap:.1e}): a part of "
+        "the backward pass is not differentiated (stop_gradient, a residual made outside JAX, "
+        "a rule inside the backward pass)",
+        argument=names[0] if len(names) == 1 else None,
+        stage=SECOND,
+        relative_error=gap,
     )
-    context.row("second order", "wrong", "the reference differentiated twice", error=gap)
+    context.wrong(finding, SECOND, BY_REFERENCE, error=gap)
 
 
-def _by_differences(context: Context, directions: Arrays, claimed: list[np.ndarray]) -> None:
+def _by_differences(context: CheckContext, directions: Arrays, claimed: list[np.ndarray]) -> None:
     """The second derivative along one direction, by differences of the claim itself."""
     point = context.point
     ways = tuple(normal(context.rng, x) for x in point.actives)
@@ -122,32 +116,30 @@ def _by_differences(context: Context, directions: Arrays, claimed: list[np.ndarr
     ahead, behind = first(step) - first(0.0), first(0.0) - first(-step)
     smooth = abs(ahead - behind) < 1e-2 * (abs(ahead) + abs(behind)) + 1e-12 * abs(first(0.0))
     if not found.resolved or not smooth or not np.isfinite(value):
-        context.row("second order", "unresolved", "differences of the claim do not settle")
+        context.row(SECOND, Outcome.UNRESOLVED, "differences of the claim do not settle")
     elif abs(value - found.value) > limit and context.full.unit < 1e-15:
         _wrong(context, [], abs(value - found.value) / (abs(found.value) + 1e-300))
     else:
-        context.row("second order", "right", "differences of the claim",
-                  error=abs(value - found.value) / (abs(found.value) + 1e-300))  # fmt: skip
+        error = abs(value - found.value) / (abs(found.value) + 1e-300)
+        context.row(SECOND, Outcome.RIGHT, "differences of the claim", error=error)
 
 
-def adjoint_identity(context: Context) -> None:
+def adjoint_identity(context: CheckContext) -> None:
     """⟨ȳ, J v⟩ = ⟨x̄, v⟩, with J v by the reference's forward mode: a third witness."""
-    subject, point = context.subject, context.point
-    if subject.reference is None or context.is_declared or context.quick or not subject.traceable:
-        return
-    reference = subject.reference
+    point, reference = context.point, context.subject.reference
+    assert reference is not None
     dots = tuple(normal(context.rng, x) for x in point.actives)
 
     def tangents(actives: Arrays, fixed: Arrays, vs: Arrays) -> Any:
         return jax.jvp(lambda *xs: reference(xs, fixed), actives, vs)[1]
 
-    try:
-        with context.full.precision():
-            actives = tuple(map(jnp.asarray, point.actives))
-            pushed = jax.jit(tangents)(actives, point.fixed, tuple(map(jnp.asarray, dots)))
-            pushed = [np.asarray(d) for d in pushed]
-    except Exception:  # custom_vjp functions inside, callbacks: no forward mode
-        context.row("adjoint identity", "left out", "the reference has no forward mode")
+    pushed = None
+    with Guard("the reference in forward mode"), context.full.precision():
+        actives = tuple(map(jnp.asarray, point.actives))
+        found = jax.jit(tangents)(actives, point.fixed, tuple(map(jnp.asarray, dots)))
+        pushed = [np.asarray(d) for d in found]
+    if pushed is None:  # custom_vjp functions inside, callbacks
+        context.row(ADJOINT, Outcome.LEFT_OUT, "the reference has no forward mode")
         return
     result = context.full.both(point)
     left, right = pairing(point.bars, pushed), pairing(result.claimed, dots)
@@ -156,11 +148,10 @@ def adjoint_identity(context: Context) -> None:
     gap = abs(left - right) / scale
     limit = 1e-6 if context.iterative else max(1e-9, 1e3 * context.full.unit)
     if gap <= limit or not np.isfinite(gap):
-        context.row("adjoint identity", "right", "⟨ȳ, J v⟩ = ⟨x̄, v⟩", error=gap, limit=limit)
+        context.row(ADJOINT, Outcome.RIGHT, "⟨ȳ, J v⟩ = ⟨x̄, v⟩", error=gap, limit=limit)
         return
     assert result.true is not None
     if farthest(result.claimed, result.true) <= 1e-9:
-        context.row("adjoint identity", "note",
-                    "the reference's own forward and reverse mode differ",
+        context.row(ADJOINT, Outcome.NOTE, "the reference's own forward and reverse mode differ",
                     error=gap, limit=limit)  # fmt: skip
         context.note("the reference's forward mode and its reverse mode disagree with each other")
