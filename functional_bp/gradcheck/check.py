@@ -16,7 +16,7 @@ from functional_bp.engine.rule import Rule
 from functional_bp.gradcheck import claims as claiming
 from functional_bp.gradcheck.claims import by_our_rules, read
 from functional_bp.gradcheck.clock import TimeUp, watchdog
-from functional_bp.gradcheck.context import Context, overtime
+from functional_bp.gradcheck.context import CheckContext, overtime
 from functional_bp.gradcheck.diagnosis.localize import line_of_overflow, lines_of
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Outcome, Verdict
@@ -39,8 +39,8 @@ from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 
 
-class Need(Enum):
-    """What a stage may need of a claim, or of the check that it is a part of."""
+class Fact(Enum):
+    """What may be true of a claim, or of a check, that a stage needs."""
 
     TRACEABLE = auto()  # JAX can trace the claim
     REFERENCE = auto()  # there is a function to differentiate
@@ -62,34 +62,34 @@ class Stage:
     """
 
     title: str
-    run: Callable[[Context], None]
-    needs: Mapping[Need, str] = field(default_factory=dict)
+    run: Callable[[CheckContext], None]
+    needs: Mapping[Fact, str] = field(default_factory=dict)
     row: str = ""
 
 
-def _silently(*needs: Need) -> dict[Need, str]:
+def _silently(*needs: Fact) -> dict[Fact, str]:
     """Needs that no row tells of where they are lacking."""
     return dict.fromkeys(needs, "")
 
 
-REPEATED_CALLS = Stage("repeated calls", repeated_calls, _silently(Need.TIME))
+REPEATED_CALLS = Stage("repeated calls", repeated_calls, _silently(Fact.TIME))
 # Stages that run once the first derivative at the given inputs is right.
 FURTHER = (
     Stage("single cotangents", single_cotangents),
-    Stage("parts", parts, _silently(Need.TIME)),
+    Stage("parts", parts, _silently(Fact.TIME)),
     Stage("searched inputs", searched_inputs,
-          {Need.OTHER_INPUTS: "the claim is a number, made for these inputs"}, "other inputs"),
+          {Fact.OTHER_INPUTS: "the claim is a number, made for these inputs"}, "other inputs"),
     Stage("adjoint identity", adjoint_identity,
-          _silently(Need.REFERENCE, Need.DERIVATIVE, Need.TIME, Need.TRACEABLE)),
+          _silently(Fact.REFERENCE, Fact.DERIVATIVE, Fact.TIME, Fact.TRACEABLE)),
     Stage("second order", second_order,
-          {Need.SHORT_ARRAYS: "a long array", Need.TIME: "quick", Need.TRACEABLE: "not traceable",
-           Need.OTHER_INPUTS: "not traceable"}),
+          {Fact.SHORT_ARRAYS: "a long array", Fact.TIME: "quick", Fact.TRACEABLE: "not traceable",
+           Fact.OTHER_INPUTS: "not traceable"}),
     Stage("compositions", compositions,
-          _silently(Need.TIME, Need.TRACEABLE, Need.OTHER_INPUTS)),
+          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
     Stage("sharded inputs", sharded_inputs,
-          _silently(Need.TIME, Need.TRACEABLE, Need.OTHER_INPUTS)),
+          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
     Stage("precision", precision, _silently(
-        Need.TRACEABLE, Need.REFERENCE, Need.TIME, Need.OTHER_INPUTS, Need.SHORT_ARRAYS)),
+        Fact.TRACEABLE, Fact.REFERENCE, Fact.TIME, Fact.OTHER_INPUTS, Fact.SHORT_ARRAYS)),
 )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def run(
     try:
         with watchdog(seconds + overtime(seconds)):
             subject, problem = _with_usable_reference(subject)
-            context = Context(
+            context = CheckContext(
                 subject, seed=seed, quick=quick, seconds=seconds, is_declared=is_declared
             )
     except TimeUp as error:
@@ -259,7 +259,7 @@ def _with_usable_reference(subject: Subject) -> tuple[Subject, str]:
     return subject, ""
 
 
-def _first_order(context: Context) -> tuple[list[str], bool]:
+def _first_order(context: CheckContext) -> tuple[list[str], bool]:
     """Structure, repeated calls, and the cotangents at the given inputs.
 
     Returns reasons for no verdict, and whether it makes sense to look further.
@@ -305,7 +305,7 @@ def _first_order(context: Context) -> tuple[list[str], bool]:
     return [], True
 
 
-def _placed(context: Context, finding: Finding) -> Finding:
+def _placed(context: CheckContext, finding: Finding) -> Finding:
     """The finding with the likeliest line, where its stage or the diagnosis named none."""
     if finding.where is not None:
         return finding
@@ -321,7 +321,7 @@ def _placed(context: Context, finding: Finding) -> Finding:
     return replace(finding, where=where)
 
 
-def _known_kind(context: Context, judgement: Judgement) -> str | None:
+def _known_kind(context: CheckContext, judgement: Judgement) -> str | None:
     """The kind where no diagnosis is needed to tell it."""
     if context.is_declared:
         return "declaration"
@@ -331,7 +331,7 @@ def _known_kind(context: Context, judgement: Judgement) -> str | None:
     return "cotangent ignored" if silent_outputs(context) else None
 
 
-def _rows_of(context: Context, judgement: Judgement) -> None:
+def _rows_of(context: CheckContext, judgement: Judgement) -> None:
     """A line for each argument's cotangent."""
     against = "the reference's VJP" if context.has_reference else "finite differences"
     if judgement.confirmed and context.has_reference:
@@ -351,7 +351,7 @@ def _rows_of(context: Context, judgement: Judgement) -> None:
         )
 
 
-def _run_stage(context: Context, stage: Stage) -> None:
+def _run_stage(context: CheckContext, stage: Stage) -> None:
     """Run a stage that has what it needs; that it raises is no fault of the claim."""
     offered = _offered(context)
     lacking = [why for need, why in stage.needs.items() if need not in offered]
@@ -372,15 +372,15 @@ def _run_stage(context: Context, stage: Stage) -> None:
         context.note(f"{title} could not be checked: {ran.raised}")
 
 
-def _offered(context: Context) -> set[Need]:
+def _offered(context: CheckContext) -> set[Fact]:
     """What a claim and its check have of all that stages may need."""
     facts = {
-        Need.TRACEABLE: context.subject.traceable,
-        Need.REFERENCE: context.has_reference,
-        Need.DERIVATIVE: not context.is_declared,
-        Need.OTHER_INPUTS: not context.subject.only_here,
-        Need.SHORT_ARRAYS: not context.is_large,
-        Need.TIME: not context.quick,
+        Fact.TRACEABLE: context.subject.traceable,
+        Fact.REFERENCE: context.has_reference,
+        Fact.DERIVATIVE: not context.is_declared,
+        Fact.OTHER_INPUTS: not context.subject.only_here,
+        Fact.SHORT_ARRAYS: not context.is_large,
+        Fact.TIME: not context.quick,
     }
     return {need for need, is_there in facts.items() if is_there}
 
@@ -398,7 +398,7 @@ def _unanswered(name: str, reason: str, started: float) -> Report:
                   seconds=time.monotonic() - started)  # fmt: skip
 
 
-def _settings(context: Context, seed: int) -> dict[str, str]:
+def _settings(context: CheckContext, seed: int) -> dict[str, str]:
     return {
         "jax": jax.__version__,
         "backend": jax.default_backend(),

@@ -17,17 +17,19 @@ from functional_bp.errors import compose
 from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
-from functional_bp.gradcheck.evaluation import Evaluation, IndexRange, Point, index_ranges, to_numpy
-from functional_bp.gradcheck.findings import Finding, Kind, Outcome, Row, worst_entries
+from functional_bp.gradcheck.evaluation import Evaluation, Point, to_numpy
+from functional_bp.gradcheck.findings import Finding, Outcome, Row, worst_entries
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.input_classes import (
     CLASSES,
     GIVEN,
     NEAR,
+    IndexRange,
     InputClass,
     Integers,
     Trait,
     draw,
+    index_ranges,
 )
 from functional_bp.gradcheck.judging import (
     DifferenceJudge,
@@ -52,7 +54,7 @@ NEARLY_RIGHT = 1e-2  # relative error below which a claim is close to the truth
 SETTLED = 1e-9  # relative; an iteration that one more step changes by less has converged
 
 
-class Context:
+class CheckContext:
     """What the stages of a check share.
 
     Args:
@@ -339,13 +341,13 @@ class Context:
         try:
             with Guard("the diagnosis") as ran:  # it must never change a verdict
                 found = diagnose(disagreement, until)
-                if now() > until:
+                if found.cut_short:
                     self.cut_short("the diagnosis")
                 return found
             error: BaseException | None = ran.error
         except TimeUp as time_up:
             error = time_up
-        return Finding(Kind.OTHER, f"(the diagnosis raised {type(error).__name__}: {error})")
+        return Finding("other", f"(the diagnosis raised {type(error).__name__}: {error})")
 
     def _fresh(self, point: Point, inputs: InputClass) -> Callable[[], Sample]:
         """Draws further samples of a class of inputs: that class, made of inputs near the given."""

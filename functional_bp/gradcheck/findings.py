@@ -36,7 +36,7 @@ class Outcome(Word):
     LEFT_OUT = "left out"
 
 
-class Kind(StrEnum):
+class Kind(Word):
     """What a fault can look like; each kind equals its text, and has a ``meaning``."""
 
     meaning: str
@@ -46,9 +46,6 @@ class Kind(StrEnum):
         kind = str.__new__(cls, text)
         kind._value_, kind.meaning = text, meaning
         return kind
-
-    def __repr__(self) -> str:
-        return repr(self.value)
 
     VALUE = "value", "the forward value differs from the reference's"
     SIGN = "sign", "the sign is wrong"
@@ -121,7 +118,7 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class Entry:
+class WrongEntry:
     """One entry of a cotangent, as claimed and as it should be."""
 
     index: tuple[int, ...]
@@ -175,7 +172,7 @@ class Finding:
     relative_error: float | None = None
     wrong_entries: int | None = None
     size: int | None = None
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[WrongEntry, ...] = ()
     example: Mapping[str, np.ndarray] = field(default_factory=dict)
     cost: float = field(default=1.0, **_OF_THE_SEARCH)
     unexplained: float = field(default=math.nan, **_OF_THE_SEARCH)
@@ -206,7 +203,7 @@ class Row:
     against: str = ""
 
 
-def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[Entry, ...]:
+def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[WrongEntry, ...]:
     """The entries with the largest |claimed − true|; those that are not finite come first."""
     if claimed.shape != true.shape or claimed.size == 0:
         return ()
@@ -214,7 +211,9 @@ def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tupl
     gap = np.where(np.isfinite(gap), gap, np.inf)
     order: Sequence[int] = np.argsort(-gap.ravel(), kind="stable")[:count].tolist()
     places = [tuple(int(i) for i in np.unravel_index(k, gap.shape)) for k in order]
-    return tuple(Entry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0)
+    return tuple(
+        WrongEntry(at, claimed[at].item(), true[at].item()) for at in places if gap[at] > 0
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 Each class makes new arguments from the given ones: other numbers, other scales, zeros, ties, rows
 of equal entries, repeated indices, the neighbourhood of the thresholds that the code compares with.
+
+Integers stay among those that the function understands. An integer argument is followed through
+the graph to where it selects: a gather or scatter, a dynamic slice, a comparison with 0 … n − 1 (as
+in a one-hot encoding). What it may be is 0 … n − 1 of the axis that it selects from.
 """
 
 from __future__ import annotations
@@ -9,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, Flag, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from functional_bp.gradcheck.evaluation import IndexRange
 from functional_bp.gradcheck.subject import Arrays, single
-from functional_bp.graph.interpret import is_inexact
+from functional_bp.graph.interpret import interpret, is_inexact
+from functional_bp.graph.nested import inner_graphs
 
 Generator = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -260,3 +265,80 @@ def _integers(
         value = {Integers.FIRST: low, Integers.LAST: high}.get(how, drawn)
         return np.full_like(given, value)
     return rng.integers(low, high + 1, given.shape).astype(given.dtype)
+
+
+COPYING = {"broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "transpose"}
+ORDERING = {"lt", "le", "gt", "ge"}
+
+
+class IndexRange(NamedTuple):
+    """Integers that index something: 0 … length − 1, and none twice where they are distinct.
+
+    Writing twice to the same place (``x.at[i].set(…)``) is not defined, and has no derivative.
+    """
+
+    length: int
+    distinct: bool = False
+
+
+class _Flow(NamedTuple):
+    """What is known of a value: the graph's inputs that it comes from, by position; and n, where it
+    is 0 … n − 1 along an axis.
+    """
+
+    sources: frozenset[int] = frozenset()
+    counts: int | None = None
+
+
+def index_ranges(jaxpr: Jaxpr) -> dict[int, IndexRange]:
+    """The range of each integer input that indexes something, by position."""
+    found: dict[int, IndexRange] = {}
+
+    def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[_Flow]:
+        flows = [x if isinstance(x, _Flow) else _Flow() for x in operands]  # or a constant
+        writes = eqn.primitive.name == "scatter"
+        for position, length in _selected(eqn, flows):
+            for source in flows[position].sources:
+                before = found.get(source, IndexRange(length))
+                found[source] = IndexRange(min(length, before.length), writes or before.distinct)
+        outs = [_Flow(frozenset().union(*(f.sources for f in flows)), _counted(eqn, flows))]
+        outs *= len(eqn.outvars)
+        for inner in inner_graphs(eqn):
+            fed = [_Flow() if k is None else flows[k] for k in inner.operands]
+            returned = interpret(inner.jaxpr, inner.consts, fed, step)
+            outs = returned if len(returned) == len(outs) else outs
+        known = (out if isinstance(out, _Flow) else _Flow() for out in outs)
+        return [out if _is_integer(v) else _Flow() for v, out in zip(eqn.outvars, known)]
+
+    given = [_Flow(frozenset([k] if _is_integer(v) else ())) for k, v in enumerate(jaxpr.invars)]
+    interpret(jaxpr, [_Flow()] * len(jaxpr.constvars), given, step)
+    return found
+
+
+def _selected(eqn: JaxprEqn, flows: Sequence[_Flow]) -> list[tuple[int, int]]:
+    """The operands that select something, by position, and from how many."""
+    name, params = eqn.primitive.name, eqn.params
+    shape: Any = getattr(eqn.invars[0].aval, "shape", ()) if eqn.invars else ()
+    if name == "gather":
+        return [(1, min(shape[d] for d in params["dimension_numbers"].start_index_map))]
+    if name.startswith("scatter"):
+        axes = params["dimension_numbers"].scatter_dims_to_operand_dims
+        return [(1, min(shape[d] for d in axes))]
+    if name == "dynamic_slice":
+        return [(1 + d, n - m + 1) for d, (n, m) in enumerate(zip(shape, params["slice_sizes"]))]
+    if name == "eq" or name in ORDERING:
+        more = int(name in ORDERING)
+        return [(1 - k, flow.counts + more) for k, flow in enumerate(flows) if flow.counts]
+    return []
+
+
+def _counted(eqn: JaxprEqn, flows: Sequence[_Flow]) -> int | None:
+    """How far an equation's output counts along an axis, None where it does not count."""
+    if eqn.primitive.name == "iota":
+        return eqn.params["shape"][eqn.params["dimension"]]
+    return flows[0].counts if eqn.primitive.name in COPYING else None
+
+
+def _is_integer(v: Any) -> bool:
+    dtype = getattr(v.aval, "dtype", None)
+    return isinstance(dtype, np.dtype) and dtype.kind in "iu"

@@ -1,7 +1,13 @@
 """``check_steps``: a whole derivation, one cotangent after the other, from the output backwards.
 
-A step is judged by itself, given the ones before it as claimed (``cuts``): an error in h̄ does not
-make z̄ wrong if z̄ follows from it.
+Every claimed intermediate h becomes a cut of the function's graph: its value is handed on as an
+independent input. One VJP of the cut graph, seeded with the claimed h̄ at every cut and with 1 at
+the output, then gives each node's cotangent *as it follows from the claims downstream of it*::
+
+    z̄ = Σ (∂h/∂z)ᵀ h̄ over the claimed h that z reaches without passing another, + the way to J
+
+So a step is judged by itself, given the ones before it as claimed: an error in h̄ does not make z̄
+wrong if z̄ follows from it.
 """
 
 from __future__ import annotations
@@ -9,7 +15,8 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -41,13 +48,196 @@ from functional_bp.gradcheck.subject import (
 from functional_bp.graph import interpret
 from functional_bp.graph.names import function_name
 
-# A function's graph, cut at named intermediates, and what people claim of their cotangents.
-#
-# Every claimed intermediate h becomes a cut of the graph: its value is handed on as an independent
-# input. One VJP of the cut graph, seeded with the claimed h̄ at every cut and with 1 at the
-# output, then gives each node's cotangent *as it follows from the claims downstream of it*::
-#
-#     z̄ = Σ (∂h/∂z)ᵀ h̄ over the claimed h that z reaches without passing another, + the way to J
+DIAGNOSIS_SECONDS = 3.0
+DRAWS = 16  # of roundings
+TOO_COARSE = 0.5  # of a cotangent: beyond that, roundings could hide a wrong one
+DEVIATIONS = 3.0  # of ±r: five of the standard deviations of a rounding, which is less than r
+
+Named = Mapping[str, Any]
+
+
+@np.errstate(all="ignore")  # what is not finite is for the report
+def check_steps(
+    fun: Callable[..., Any],
+    *args: Any,
+    claims: Mapping[str, Any],
+    name: str | None = None,
+) -> Report:
+    """Is a derivation right, step by step, and which step is the first that is not.
+
+    Args:
+        fun: a function with a real scalar output, whose intermediates carry names:
+            ``h = bp.name(jnp.tanh(z), "h")``.
+        *args: the point at which its gradient is taken.
+        claims: cotangents by name, of intermediates and of arguments: ``{"o": o_bar, "h": …,
+            "W1": …}``. A value is an array; or a function whose parameters say what it is given:
+            values by name, claimed cotangents by name with ``_bar``
+            (``"h": lambda o_bar, W2: W2.T @ o_bar``). Numbers that all have two to six decimals
+            count as rounded to those, and what follows from them may be off by as much as that
+            makes of it.
+        name: what to call it in the report.
+
+    Returns:
+        A report. Its findings name the first wrong step; every later one is judged given the
+        earlier as claimed.
+
+    Raises:
+        ValueError: a claim is for a name that the function does not have.
+        TypeError: the output is no scalar.
+
+    Example:
+        >>> import functional_bp as bp, jax.numpy as jnp
+        >>> def loss(w, x):
+        ...     z = bp.name(w * x, "z")
+        ...     return jnp.sum(z**2)
+        >>> w, x = jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])
+        >>> bp.check_steps(loss, w, x, claims={
+        ...     "z": lambda z: 2 * z, "w": lambda z_bar, x: z_bar * x}).verdict
+        'right'
+    """
+    started = time.monotonic()
+    with jax.enable_x64(True):
+        cut = Cut(fun, args, claims)
+        steps, seeds = _steps(cut, {cut.full_name(key): claim for key, claim in claims.items()})
+        wrong = [step for step in steps if step.outcome is Outcome.WRONG]
+        findings = tuple(_finding(cut, step, seeds) for step in wrong)
+    notes = [f"the first wrong step is the cotangent of {step.name}" for step in wrong[:1]]
+    notes += [
+        f"the cotangent of {step.name} is not the true one, but it follows rightly from the "
+        "wrong step before"
+        for step in steps if step.follows_from_a_wrong_one
+    ]  # fmt: skip
+    notes += [f"the diagnosis of {finding.argument} was cut short: its time was up"
+              for finding in findings if finding.cut_short]  # fmt: skip
+    reasons = [
+        f"the cotangent of {step.name} is not decided: for the digits that the steps before "
+        f"it lack, it may be off by {step.limit:.0%}; write down more of them"
+        for step in steps if step.outcome is Outcome.UNRESOLVED
+    ]  # fmt: skip
+    return Report(
+        name=name or function_name(fun),
+        verdict=Verdict.WRONG if wrong else Verdict.INCONCLUSIVE if reasons else Verdict.RIGHT,
+        findings=findings,
+        rows=tuple(step.row for step in steps),
+        notes=tuple(notes),
+        reasons=tuple(reasons),
+        seconds=time.monotonic() - started,
+        settings={"jax": jax.__version__, "backend": jax.default_backend(),
+                  "precision": "float64", "reference": "the chain rule"},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClaimedStep:
+    """One cotangent of a derivation: as claimed, and as it should be.
+
+    Attributes:
+        name: of the value whose cotangent it is.
+        claim: the array or function that a person gave.
+        claimed: its value.
+        following: the cotangent as it follows from the claims downstream of it.
+        true: the true cotangent.
+        own_rounding: how far its entries may be off for the digits that it was written with.
+        rounding: the same, for the digits of the steps before it as well.
+    """
+
+    name: str
+    claim: Any
+    claimed: np.ndarray
+    following: np.ndarray
+    true: np.ndarray
+    own_rounding: np.ndarray
+    rounding: np.ndarray
+
+    @cached_property
+    def wrong_entries(self) -> np.ndarray:
+        """Where it does not follow from the steps before it."""
+        return _apart(self.claimed, self.following, self.rounding)
+
+    @cached_property
+    def limit(self) -> float | None:
+        """How far it may be off for the digits that were not written down; None for none."""
+        moved = self.following + self.rounding
+        return distance(moved, self.following) if self.rounding.any() else None
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """``UNRESOLVED`` where the roundings before it could hide an error."""
+        if self.wrong_entries.any():
+            return Outcome.WRONG
+        if self.limit is not None and self.limit > TOO_COARSE:
+            if _apart(self.claimed, self.following, self.own_rounding).any():
+                return Outcome.UNRESOLVED
+        return Outcome.RIGHT
+
+    @property
+    def follows_from_a_wrong_one(self) -> bool:
+        """Whether it is right given the steps before it, and yet not the true cotangent."""
+        if self.outcome is Outcome.WRONG or distance(self.claimed, self.true) <= 1e-6:
+            return False
+        return bool(_apart(self.claimed, self.true, self.rounding).any())
+
+    @property
+    def row(self) -> Row:
+        """Its line of the report's table."""
+        fits = self.claimed.shape == self.following.shape
+        follows = self.follows_from_a_wrong_one
+        return Row(
+            f"cotangent of {self.name}",
+            self.outcome,
+            distance(self.claimed, self.following) if fits else None,
+            self.limit,
+            "follows from the steps before, as claimed"
+            if follows
+            else "the chain rule from the steps before",
+        )
+
+
+def _apart(claimed: np.ndarray, true: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """The entries in which two cotangents differ by more than rounding explains."""
+    if claimed.shape != true.shape:
+        return np.ones(true.shape, bool)
+    limit = rounding + 1e-9 * np.max(np.abs(true), initial=0.0) + 1e-9 * np.abs(true)
+    return ~(np.abs(claimed - true) <= limit)
+
+
+def _steps(cut: Cut, claims: Named) -> tuple[list[ClaimedStep], dict[str, np.ndarray]]:
+    """The steps from the output backwards, and the cotangents that each cut is seeded with."""
+    claimed, true = _evaluated(claims, cut.values()), cut.true_bars()
+    fits = {name: bar for name, bar in claimed.items() if bar.shape == true[name].shape}
+    seeds = {cut_at: fits.get(cut_at, true[cut_at]) for cut_at in cut.order}
+    following = cut.pull(seeds)
+    own, rounding = _roundings(cut, claims, seeds, following)
+    first = [name for name in reversed(cut.order) if name in claims]
+    order = first + [name for name in claims if name not in cut.order]
+    columns = (claims, claimed, following, true, own, rounding)
+    return [ClaimedStep(name, *(column[name] for column in columns)) for name in order], seeds
+
+
+def _roundings(
+    cut: Cut, claims: Named, seeds: Mapping[str, np.ndarray], following: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """How far each step's entries may be off for the digits that were not written down.
+
+    For those of the step's own numbers; and, besides, for those of the steps before it that it
+    follows from: roundings by ±r move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard
+    deviation.
+    """
+    units = dict(zip(claims, roundings_of(list(claims.values()))))
+    own = {step: np.full(following[step].shape, r) for step, r in units.items()}
+    if not any(units.get(step, 0.0) for step in cut.order):
+        return own, own
+    rng = np.random.default_rng(0)
+    squares = {step: np.zeros(bar.shape) for step, bar in own.items()}
+    for _ in range(DRAWS):
+        moved = {
+            step: bar + units.get(step, 0.0) * rng.choice([-1.0, 1.0], bar.shape)
+            for step, bar in seeds.items()
+        }
+        for step, bar in cut.pull(moved).items():
+            if step in squares:
+                squares[step] += (bar - following[step]) ** 2 / DRAWS
+    return own, {step: r + DEVIATIONS * np.sqrt(squares[step]) for step, r in own.items()}
 
 
 class Cut:
@@ -140,61 +330,47 @@ class Cut:
         return name if name in self.order else resolve(name, self.names)
 
 
-def evaluate_claims(claims: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Claims as arrays; functions are called once what their parameters name is there.
-
-    Args:
-        claims: by full name, in any order.
-        values: arguments and intermediates by name.
-    """
+def _evaluated(claims: Named, values: Named) -> dict[str, np.ndarray]:
+    """Claims as arrays; functions are called once what their parameters name is there."""
     done: dict[str, np.ndarray] = {}
+    scope = _by_name(values)
     waiting = dict(claims)
     while waiting:
-        ready = [n for n, c in waiting.items() if not callable(c) or not missing(c, values, done)]
+        scope |= _by_name(done, "_bar")
+        missing = {n: [p for p in _parameters(c) if p not in scope] for n, c in waiting.items()}
+        ready = [name for name, names in missing.items() if not names]
         if not ready:
             first = next(iter(waiting))
             raise ValueError(
                 compose(
-                    f"the claim for {first!r} asks for "
-                    + ", ".join(missing(waiting[first], values, done)),
+                    f"the claim for {first!r} asks for {', '.join(missing[first])}",
                     expected="values by name, or cotangents that are claimed too, with _bar: "
-                    + ", ".join([*map(short, values), *(f"{short(n)}_bar" for n in claims)]),
+                    + ", ".join([*map(_short, values), *(f"{_short(n)}_bar" for n in claims)]),
                 )
             )
         for name in ready:
             claim = waiting.pop(name)
             if callable(claim):
-                claim = claim(**{p: given(p, values, done) for p in parameters(claim)})
+                claim = claim(**{p: jnp.asarray(scope[p]) for p in _parameters(claim)})
             done[name] = double(claim)
     return done
 
 
-def missing(
-    claim: Callable[..., Any], values: Mapping[str, Any], bars: Mapping[str, Any]
-) -> list[str]:
-    """The parameters of a claim that nothing is there for yet."""
-    return [p for p in parameters(claim) if given(p, values, bars) is None]
-
-
-def given(parameter: str, values: Mapping[str, Any], bars: Mapping[str, Any]) -> Any:
-    """The value or claimed cotangent that a claim's parameter names, None if there is none."""
-    if parameter.endswith("_bar"):
-        stem = parameter.removesuffix("_bar")
-        for name, bar in bars.items():
-            if stem in (name, short(name)):
-                return jnp.asarray(bar)
+def _by_name(values: Named, ending: str = "") -> dict[str, Any]:
+    """What a claim's parameters can name: each value by its name, and by the last part of it."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        if parameter in (name, short(name)):
-            return jnp.asarray(value)
-    return None
+        found.setdefault(name + ending, value)
+        found.setdefault(_short(name) + ending, value)
+    return found
 
 
-def parameters(claim: Callable[..., Any]) -> list[str]:
-    """The names of a claim's parameters."""
-    return list(inspect.signature(claim).parameters)
+def _parameters(claim: Any) -> list[str]:
+    """The names of a claim's parameters; none where it is an array."""
+    return list(inspect.signature(claim).parameters) if callable(claim) else []
 
 
-def short(name: str) -> str:
+def _short(name: str) -> str:
     """``W1`` of ``params['W1']``."""
     return name.rstrip("']").replace("['", ".").replace("[", ".").rsplit(".", 1)[-1]
 
@@ -236,248 +412,75 @@ def _wanted(claims: Iterable[str], tags: Sequence[str], names: Sequence[str]) ->
     return wanted
 
 
-DIAGNOSIS_SECONDS = 3.0
-DRAWS = 16  # of roundings
-TOO_COARSE = 0.5  # of a cotangent: beyond that, roundings could hide a wrong one
-DEVIATIONS = 3.0  # of ±r: five of the standard deviations of a rounding, which is less than r
-
-
-@np.errstate(all="ignore")  # what is not finite is for the report
-def check_steps(
-    fun: Callable[..., Any],
-    *args: Any,
-    claims: Mapping[str, Any],
-    name: str | None = None,
-) -> Report:
-    """Is a derivation right, step by step, and which step is the first that is not.
-
-    Args:
-        fun: a function with a real scalar output, whose intermediates carry names:
-            ``h = bp.name(jnp.tanh(z), "h")``.
-        *args: the point at which its gradient is taken.
-        claims: cotangents by name, of intermediates and of arguments: ``{"o": o_bar, "h": …,
-            "W1": …}``. A value is an array; or a function whose parameters say what it is given:
-            values by name, claimed cotangents by name with ``_bar``
-            (``"h": lambda o_bar, W2: W2.T @ o_bar``). Numbers that all have two to six decimals
-            count as rounded to those, and what follows from them may be off by as much as that
-            makes of it.
-        name: what to call it in the report.
-
-    Returns:
-        A report. Its findings name the first wrong step; every later one is judged given the
-        earlier as claimed.
-
-    Raises:
-        ValueError: a claim is for a name that the function does not have.
-        TypeError: the output is no scalar.
-
-    Example:
-        >>> import functional_bp as bp, jax.numpy as jnp
-        >>> def loss(w, x):
-        ...     z = bp.name(w * x, "z")
-        ...     return jnp.sum(z**2)
-        >>> w, x = jnp.array([1.0, 2.0]), jnp.array([3.0, 1.0])
-        >>> bp.check_steps(loss, w, x, claims={
-        ...     "z": lambda z: 2 * z, "w": lambda z_bar, x: z_bar * x}).verdict
-        'right'
-    """
-    started = time.monotonic()
-    with jax.enable_x64(True):
-        cut = Cut(fun, args, claims)
-        named = {cut.full_name(key): claim for key, claim in claims.items()}
-        values = cut.values()
-        claimed = evaluate_claims(named, values)
-        true = cut.true_bars()
-        fitting = {k: v for k, v in claimed.items() if v.shape == true[k].shape}
-        seeds = {t: fitting.get(t, true[t]) for t in cut.order}
-        following = cut.pull(seeds)
-        own, rounding = _roundings(cut, named, seeds, following)
-        rows: list[Row] = []
-        findings: list[Finding] = []
-        notes: list[str] = []
-        reasons: list[str] = []
-        for step in _backwards(cut, claimed):
-            ours, theirs = claimed[step], following[step]
-            wrong = _wrong_entries(ours, theirs, rounding[step])
-            is_true = _wrong_entries(ours, true[step], rounding[step]) is None
-            follows = wrong is None and not is_true and distance(ours, true[step]) > 1e-6
-            limit = distance(theirs + rounding[step], theirs) if rounding[step].any() else None
-            is_open = wrong is None and limit is not None and limit > TOO_COARSE
-            is_open = is_open and _wrong_entries(ours, theirs, own[step]) is not None
-            if is_open:
-                reasons.append(
-                    f"the cotangent of {step} is not decided: for the digits that the steps before "
-                    f"it lack, it may be off by {limit:.0%}; write down more of them"
-                )
-            rows.append(
-                Row(
-                    f"cotangent of {step}",
-                    Outcome.UNRESOLVED
-                    if is_open
-                    else Outcome.RIGHT
-                    if wrong is None
-                    else Outcome.WRONG,
-                    distance(ours, theirs) if ours.shape == theirs.shape else None,
-                    limit,
-                    against="follows from the steps before, as claimed"
-                    if follows
-                    else "the chain rule from the steps before",
-                )
-            )
-            if follows:
-                notes.append(
-                    f"the cotangent of {step} is not the true one, but it follows rightly from the "
-                    "wrong step before"
-                )
-            if wrong is not None:
-                findings.append(
-                    _finding(cut, step, named[step], seeds, ours, theirs, wrong, rounding[step])
-                )
-    if findings:
-        notes.insert(0, f"the first wrong step is the cotangent of {findings[0].argument}")
-    return Report(
-        name=name or function_name(fun),
-        verdict=Verdict.WRONG if findings else Verdict.INCONCLUSIVE if reasons else Verdict.RIGHT,
-        findings=tuple(findings),
-        rows=tuple(rows),
-        notes=tuple(notes),
-        reasons=tuple(reasons),
-        seconds=time.monotonic() - started,
-        settings={"jax": jax.__version__, "backend": jax.default_backend(),
-                  "precision": "float64", "reference": "the chain rule"},
-    )  # fmt: skip
-
-
-def _backwards(cut: Cut, claimed: Mapping[str, Any]) -> list[str]:
-    """The claimed names from the output backwards: intermediates, then arguments."""
-    first = [t for t in reversed(cut.order) if t in claimed]
-    return first + [name for name in claimed if name not in cut.order]
-
-
-def _roundings(
-    cut: Cut,
-    claims: Mapping[str, Any],
-    seeds: Mapping[str, np.ndarray],
-    following: Mapping[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """How far each step's entries may be off for the digits that were not written down.
-
-    For those of the step's own numbers; and, besides, for those of the steps before it that it
-    follows from: roundings by ±r move an entry by Σⱼ ±Jᵢⱼ rⱼ, of which draws give the standard
-    deviation.
-    """
-    units = dict(zip(claims, roundings_of(list(claims.values()))))
-    own = {step: np.full(following[step].shape, r) for step, r in units.items()}
-    if not any(units.get(step, 0.0) for step in cut.order):
-        return own, own
-    rng = np.random.default_rng(0)
-    squares = {step: np.zeros(bar.shape) for step, bar in own.items()}
-    for _ in range(DRAWS):
-        moved = {
-            step: bar + units.get(step, 0.0) * rng.choice([-1.0, 1.0], bar.shape)
-            for step, bar in seeds.items()
-        }
-        for step, bar in cut.pull(moved).items():
-            if step in squares:
-                squares[step] += (bar - following[step]) ** 2 / DRAWS
-    return own, {step: r + DEVIATIONS * np.sqrt(squares[step]) for step, r in own.items()}
-
-
-def _wrong_entries(
-    claimed: np.ndarray, true: np.ndarray, rounding: np.ndarray
-) -> np.ndarray | None:
-    """Where a step's cotangent is wrong; None where it is right."""
-    if claimed.shape != true.shape:
-        return np.ones(true.shape, bool)
-    limit = rounding + 1e-9 * np.max(np.abs(true), initial=0.0) + 1e-9 * np.abs(true)
-    with np.errstate(all="ignore"):
-        wrong = ~(np.abs(claimed - true) <= limit)
-    return wrong if wrong.any() else None
-
-
-def _finding(
-    cut: Cut,
-    step: str,
-    claim: Any,
-    seeds: Mapping[str, Any],
-    claimed: np.ndarray,
-    true: np.ndarray,
-    wrong: np.ndarray,
-    rounding: np.ndarray,
-) -> Finding:
+def _finding(cut: Cut, step: ClaimedStep, seeds: Named) -> Finding:
     """What is wrong with one step, diagnosed where its claim is a function."""
+    name, claimed, true = step.name, step.claimed, step.following
     if claimed.shape != true.shape:
-        message = f"the cotangent of {step} has shape {claimed.shape}, {step} has {true.shape}"
-        return Finding("structure", message, argument=step, stage="cotangent")
-    diagnosis = _of_function(cut, step, claim, seeds, wrong) if callable(claim) else None
+        message = f"the cotangent of {name} has shape {claimed.shape}, {name} has {true.shape}"
+        return Finding("structure", message, argument=name)
+    diagnosis = _of_function(cut, step, seeds) if callable(step.claim) else None
     if diagnosis is None or not diagnosis.message:
-        kind, message = describe_values(step, claimed, true, float(rounding.max(initial=0.0)))
-        diagnosis = Finding(kind, message)
-    said = f"the cotangent of {step} does not follow from the steps before it: "
+        rounding = float(step.rounding.max(initial=0.0))
+        diagnosis = Finding(*describe_values(name, claimed, true, rounding))
+    said = f"the cotangent of {name} does not follow from the steps before it: "
     return replace(
         diagnosis,
         message=said + diagnosis.message,
-        argument=step,
+        argument=name,
         also=(),
         relative_error=distance(claimed, true),
-        wrong_entries=int(wrong.sum()),
-        size=int(wrong.size),
+        wrong_entries=int(step.wrong_entries.sum()),
+        size=int(step.wrong_entries.size),
         entries=worst_entries(claimed, true),
     )
 
 
-def _of_function(
-    cut: Cut, step: str, claim: Callable[..., Any], seeds: Mapping[str, Any], wrong: np.ndarray
-) -> Finding | None:
+def _of_function(cut: Cut, step: ClaimedStep, seeds: Named) -> Finding | None:
     """The diagnosis of a claim that is a function: a pullback from the cotangents it names.
 
     Its operands are the step's own value, whose cotangent is judged, and the values that it names.
     """
-    asked = parameters(claim)
-    values = cut.values()
-    of_bars = [p for p in asked if p.endswith("_bar") and given(p, {}, seeds) is not None]
-    of_values = [p for p in asked if p not in of_bars]
+    name, claim = step.name, step.claim
+    asked, known = _parameters(claim), _by_name(seeds, "_bar")
+    of_bars = [p for p in asked if p in known]
+    of_values = [p for p in asked if p not in known]
     rng = np.random.default_rng(11)
 
-    def operands(at: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
-        return (at[step], *(np.asarray(given(p, at, {})) for p in of_values))
-
-    def backward(kept: Mapping[str, Any], _: Any, bars: tuple[Any, ...]) -> tuple[Any, ...]:
+    def backward(kept: Named, _: Any, bars: Arrays) -> Arrays:
         found = claim(**{p: kept[p] for p in of_values}, **dict(zip(of_bars, bars)))
         return (found, *(0 * kept[p] for p in of_values))
 
-    def sample(at: Mapping[str, Any], bars: Mapping[str, Any], true: Any) -> Sample:
-        actives = operands(at)
-        given_bars = tuple(np.asarray(given(p, {}, bars)) for p in of_bars)
-        kept = dict(zip(of_values, actives[1:]))
-        found = tuple(map(double, backward(kept, (), given_bars)))
+    def sample(at: Named, bars: Named, true: Any) -> Sample:
+        scope, cotangents = _by_name(at), _by_name(bars, "_bar")
+        kept = {p: np.asarray(scope[p]) for p in of_values}
+        given = tuple(np.asarray(cotangents[p]) for p in of_bars)
+        found = tuple(map(double, backward(kept, (), given)))
         zeros = tuple(np.zeros_like(f) for f in found[1:])
-        return Sample(actives, (), given_bars, given_bars, found, (double(true), *zeros))
+        return Sample((at[name], *kept.values()), (), given, given, found, (double(true), *zeros))
 
     def fresh() -> Sample:
         moved, _ = draw(NEAR, cut.actives, (), rng)
         bars = {t: normal(rng, np.zeros(np.shape(b))) for t, b in seeds.items()}
-        return sample(cut.values(moved), bars, cut.pull(bars, moved)[step])
+        return sample(cut.values(moved), bars, cut.pull(bars, moved)[name])
 
     here = None
-    with Guard(f"the claim for {step}"):
-        here = sample(values, seeds, cut.pull(seeds)[step])
+    with Guard(f"the claim for {name}"):
+        here = sample(cut.values(), seeds, step.following)
     if here is None:  # it only works on the types it was written for
         return None
+    residuals = lambda actives, fixed: dict(zip(of_values, actives[1:]))
     subject = Subject(
-        name=step,
-        names=(step, *of_values),
+        name=name,
+        names=(name, *of_values),
         actives=here.actives,
         fixed=(),
         value=lambda actives, fixed: here.bars,
-        pull=lambda actives, fixed, bars: (
-            bars, backward(dict(zip(of_values, actives[1:])), fixed, bars)
-        ),
-        residuals=lambda actives, fixed: dict(zip(of_values, actives[1:])),
+        pull=lambda actives, fixed, bars: (bars, backward(residuals(actives, fixed), fixed, bars)),
+        residuals=residuals,
         backward=backward,
         source=claim,
-    )  # fmt: skip
-    masks = (wrong, *(np.zeros(np.shape(a), bool) for a in here.actives[1:]))
+    )
+    masks = (step.wrong_entries, *(np.zeros(np.shape(a), bool) for a in here.actives[1:]))
     found = diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)
     return _with_names(found, of_bars)
 
@@ -493,5 +496,5 @@ def _with_names(diagnosis: Finding, of_bars: list[str]) -> Finding:
             text = text.replace(place, name)
         return text
 
-    explanations = tuple(map(renamed, diagnosis.explanations))
-    return replace(diagnosis, message=renamed(diagnosis.message), explanations=explanations)
+    told = tuple(map(renamed, diagnosis.explanations))
+    return replace(diagnosis, message=renamed(diagnosis.message), explanations=told)

@@ -29,7 +29,7 @@ def shown(text: str) -> str:
 
 
 def element(table: Table) -> str:
-    """The ``<table>`` alone, for a page that has ``STYLE``."""
+    """Write a ``<table>`` alone, for a page that has ``STYLE``."""
     classes = ["number" if column.align == "right" else "" for column in table.columns]
     heads = "".join(
         f"<th{_attribute('class', kind)}>{shown(column.heading)}</th>"

@@ -18,16 +18,14 @@ def escaped(text: str) -> str:
 
 def markdown(tables: tuple[Table, ...]) -> str:
     """Write the tables in GitHub's Markdown."""
-    return "\n\n".join(map(_titled, tables)) + "\n"
-
-
-def _titled(table: Table) -> str:
-    title = [f"**{escaped(table.title)}**", ""] if table.title else []
-    return "\n".join([*title, *lines(table)])
+    titled = (
+        [f"**{escaped(table.title)}**", ""] * bool(table.title) + lines(table) for table in tables
+    )
+    return "\n\n".join(map("\n".join, titled)) + "\n"
 
 
 def lines(table: Table) -> list[str]:
-    """Write the lines of the table alone, without its title."""
+    """Write the lines of a table without its title."""
     heads = " | ".join(column.heading for column in table.columns)
     rule = " | ".join("--:" if column.align == "right" else ":--" for column in table.columns)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)

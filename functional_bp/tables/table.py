@@ -21,17 +21,17 @@ class Cell:
         text: in Unicode.
         state: what is remarkable about it.
         short: the text where there is less room, "" for the same.
+        is_code: whether it is a name in a program.
         hint: what a page says of it beside, when it is pointed at.
         link: where it leads, in a page.
-        is_code: whether it is a name in a program.
     """
 
     text: str = ""
     state: State = ""
     short: str = ""
+    is_code: bool = False
     hint: str = ""
     link: str = ""
-    is_code: bool = False
 
 
 @dataclass(frozen=True)

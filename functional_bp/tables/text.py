@@ -41,7 +41,7 @@ def text(tables: tuple[Table, ...], width: int | None = None, color: bool = Fals
 def grid(
     table: Table, *, gap: int = 2, widths: Sequence[int] = (), least: Sequence[int] = ()
 ) -> Any:
-    """The table without lines, to stand among other text that rich prints.
+    """Set a table without rules, to stand among other text that rich prints.
 
     Args:
         table: without a title, and without lines that are headings.

@@ -25,7 +25,7 @@ from sample_reports import (
 
 from functional_bp import errors
 from functional_bp.gradcheck import formats
-from functional_bp.gradcheck.findings import Entry, Finding, Kind, Place, Repair, Row
+from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair, Row, WrongEntry
 from functional_bp.gradcheck.formats import text, words
 from functional_bp.gradcheck.report import Report
 
@@ -137,7 +137,7 @@ def test_every_kind_has_a_headline() -> None:
     ],
 )
 def test_numbers(claimed: Any, true: Any, expected: tuple[str, ...]) -> None:
-    assert words.columns([Entry((0, 1), claimed, true)]) == [("[0, 1]", *expected)]
+    assert words.columns([WrongEntry((0, 1), claimed, true)]) == [("[0, 1]", *expected)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from jax import lax
 from sampling import sampled
 
 from functional_bp.gradcheck.check import check
-from functional_bp.gradcheck.evaluation import IndexRange, index_ranges
+from functional_bp.gradcheck.input_classes import IndexRange, index_ranges
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75]], np.float32)
 TABLE = np.arange(27, dtype=np.float32).reshape(9, 3) / 7 - 1

@@ -7,7 +7,7 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 
-from functional_bp.gradcheck.findings import Entry, Finding, Place, Repair, Row
+from functional_bp.gradcheck.findings import Finding, Place, Repair, Row, WrongEntry
 from functional_bp.gradcheck.report import Report
 
 LINE_TEXT = "x_bar = r * (a - a.mean(-1, keepdims=True))"
@@ -28,7 +28,7 @@ MISSING_TERM = Finding(
     relative_error=0.5312,
     wrong_entries=12,
     size=12,
-    entries=(Entry((1, 2), -3.113791, -0.279384), Entry((1, 0), 6.255032, 5.369593)),
+    entries=(WrongEntry((1, 2), -3.113791, -0.279384), WrongEntry((1, 0), 6.255032, 5.369593)),
     example={
         "x": np.array([[1.0, 2.0, 0.1]], np.float32),
         "params['scale']": np.array([0.5, -1.25], ml_dtypes.bfloat16),
@@ -44,7 +44,7 @@ REGION = Finding(
     relative_error=float("inf"),
     wrong_entries=1,
     size=1,
-    entries=(Entry((), complex(float("nan"), 2.0), 1 - 3j),),
+    entries=(WrongEntry((), complex(float("nan"), 2.0), 1 - 3j),),
     where=Place("mypackage/ops.py", 23, "return jnp.where(x < -3, 0, bias_bar)"),
 )
 

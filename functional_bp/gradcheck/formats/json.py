@@ -17,13 +17,13 @@ import numpy as np
 from functional_bp.errors import compose
 from functional_bp.gradcheck.findings import (
     CheckResult,
-    Entry,
     Finding,
     Outcome,
     Place,
     Repair,
     Row,
     Verdict,
+    WrongEntry,
 )
 
 VERSION = 1
@@ -113,7 +113,8 @@ def _finding(data: Mapping[str, Any]) -> Finding:
     fields["explanations"] = tuple(data["explanations"])
     fields["also"] = tuple(data["also"])
     fields["entries"] = tuple(
-        Entry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"])) for e in data["entries"]
+        WrongEntry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"]))
+        for e in data["entries"]
     )
     fields["example"] = {name: _array(value) for name, value in data["example"].items()}
     return Finding(**fields)

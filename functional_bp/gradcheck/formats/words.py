@@ -14,7 +14,6 @@ import numpy as np
 from functional_bp.errors import describe
 from functional_bp.gradcheck.findings import (
     CheckResult,
-    Entry,
     Finding,
     Kind,
     Outcome,
@@ -22,6 +21,7 @@ from functional_bp.gradcheck.findings import (
     Repair,
     Row,
     Verdict,
+    WrongEntry,
 )
 from functional_bp.tables.table import Cell, Column, Line, State, Table
 
@@ -199,7 +199,7 @@ def _row(row: Row) -> Line:
     ))  # fmt: skip
 
 
-def entries(worst: Sequence[Entry]) -> Table:
+def entries(worst: Sequence[WrongEntry]) -> Table:
     """The table of the entries that are most wrong."""
     names = ("index", "yours", "true", "yours − true")
     lines = [
@@ -221,7 +221,7 @@ def overview(reports: Sequence[CheckResult]) -> Table:
     return Table("", heads, tuple(lines))
 
 
-def columns(entries: Sequence[Entry]) -> list[tuple[str, str, str, str]]:
+def columns(entries: Sequence[WrongEntry]) -> list[tuple[str, str, str, str]]:
     """Index, yours, true and difference of every entry, the numbers of a column written alike."""
     claimed = [entry.claimed for entry in entries]
     true = [entry.true for entry in entries]
@@ -241,7 +241,7 @@ def numbers(values: Iterable[Any]) -> list[str]:
     return [_number(value, ".6f" if fixed else ".5e") for value in values]
 
 
-def _difference(entry: Entry) -> Any:
+def _difference(entry: WrongEntry) -> Any:
     with np.errstate(all="ignore"):
         return (np.asarray(entry.claimed) - np.asarray(entry.true)).item()
 

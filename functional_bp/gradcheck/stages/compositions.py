@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.diagnosis.localize import lines_of
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Outcome, Place
@@ -62,7 +62,7 @@ class Composition(NamedTuple):
     runs_apart: bool = False
 
 
-def compositions(context: Context) -> None:
+def compositions(context: CheckContext) -> None:
     """vmap over everything, over the cotangents and over each argument; scan; remat."""
     if context.size > FEW_ELEMENTS:
         context.row("vmap, scan, remat", Outcome.LEFT_OUT, "long arrays")
@@ -97,7 +97,7 @@ def compositions(context: Context) -> None:
 
 
 def _compositions(
-    context: Context, batch: Point, slices: Sequence[Point], expected: Sequence[np.ndarray]
+    context: CheckContext, batch: Point, slices: Sequence[Point], expected: Sequence[np.ndarray]
 ) -> list[Composition]:
     subject, first = context.subject, slices[0]
     pull = lambda actives, bars: subject.pull(actives, batch.fixed, bars)[1]
@@ -139,7 +139,7 @@ def _compositions(
     return made
 
 
-def _run_all(context: Context, made: Sequence[Composition]) -> dict[str, Any] | None:
+def _run_all(context: CheckContext, made: Sequence[Composition]) -> dict[str, Any] | None:
     """The results by label: of one compiled function, and one at a time where that raises.
 
     None where one raises that the claim is to blame for, which is then told.
@@ -169,7 +169,7 @@ def _run_all(context: Context, made: Sequence[Composition]) -> dict[str, Any] | 
     return results
 
 
-def _raises(context: Context, composition: Composition, error: Exception) -> None:
+def _raises(context: CheckContext, composition: Composition, error: Exception) -> None:
     """A transformation that can be traced and compiled but fails when it runs."""
     label, raised = composition.label, f"raises {type(error).__name__}"
     found = _left_behind(context, composition)
@@ -180,7 +180,7 @@ def _raises(context: Context, composition: Composition, error: Exception) -> Non
     context.wrong(found, label, raised)
 
 
-def _left_behind(context: Context, composition: Composition) -> Finding | None:
+def _left_behind(context: CheckContext, composition: Composition) -> Finding | None:
     """What to say where the backward pass needs more of the forward pass than its residuals.
 
     The forward pass is run under jit, so that all it leaves elsewhere is out of date, and the
@@ -225,17 +225,17 @@ def _batch(point: Point) -> Point:
     return Point(actives, point.fixed, bars)
 
 
-def _stacked(context: Context, points: Iterable[Point]) -> list[np.ndarray]:
+def _stacked(context: CheckContext, points: Iterable[Point]) -> list[np.ndarray]:
     """The claimed cotangents at several points, those of each argument stacked."""
     found: list[Arrays] = [context.full.both(point).claimed for point in points]
     return [np.stack([np.asarray(bar) for bar in bars]) for bars in zip(*found)]
 
 
-def _limit(context: Context) -> float:
+def _limit(context: CheckContext) -> float:
     return 1e-4 if context.iterative else max(TOLERANCE, 1e2 * context.full.unit)
 
 
-def sharded_inputs(context: Context) -> None:
+def sharded_inputs(context: CheckContext) -> None:
     """The claim on inputs that are split over two devices along their first axis."""
     subject, point, label = context.subject, context.point, "sharded inputs"
     devices = jax.devices()[:2]
@@ -281,7 +281,9 @@ def sharded_inputs(context: Context) -> None:
         context.row(label, Outcome.RIGHT, "one device", error=gap, limit=limit)
 
 
-def _shards_differ(context: Context, label: str, what: str, place: Place | None = None) -> Finding:
+def _shards_differ(
+    context: CheckContext, label: str, what: str, place: Place | None = None
+) -> Finding:
     advice = "something looks at where the arrays are, or counts the devices"
     place = place or next(iter(lines_of(context.subject, "sharding")), None)
     message = f"inputs that two devices share {what}{advice}"

@@ -19,7 +19,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point
 from functional_bp.gradcheck.findings import Outcome
 from functional_bp.gradcheck.guard import Guard
@@ -181,7 +181,7 @@ BRANCH_SECONDS = 1.5
 ROW = "other inputs"
 
 
-def searched_inputs(context: Context) -> None:
+def searched_inputs(context: CheckContext) -> None:
     """Judge the claim on every class of inputs; the first on which it is wrong is a finding."""
     only = None
     if context.iterative:
@@ -227,7 +227,7 @@ def searched_inputs(context: Context) -> None:
     context.row(ROW, Outcome.RIGHT if is_tried else Outcome.UNRESOLVED, said)
 
 
-def _judge(context: Context, point: Point, *, given: bool = False) -> Judgement | None:
+def _judge(context: CheckContext, point: Point, *, given: bool = False) -> Judgement | None:
     """The judgement, None where the forward pass raises on these inputs."""
     # Integers may be out of range, a shape may depend on values: that is not in the domain.
     with Guard("the claim on inputs that nobody has tried"):
@@ -248,7 +248,7 @@ def _judge(context: Context, point: Point, *, given: bool = False) -> Judgement 
     return None
 
 
-def _branches(context: Context) -> Branches | None:
+def _branches(context: CheckContext) -> Branches | None:
     """The comparisons in the claim's graph, None where no search drives inputs across them."""
     leaves_out = context.quick or context.is_large or context.iterative
     if context.graph is None or leaves_out or not holds_comparison(context.graph):
@@ -256,7 +256,7 @@ def _branches(context: Context) -> Branches | None:
     return Branches(context.full, context.graph, context.consts)
 
 
-def _crossed(context: Context, branches: Branches) -> bool:
+def _crossed(context: CheckContext, branches: Branches) -> bool:
     """Judge the claim beyond the thresholds that no class of inputs crossed."""
     until = min(time.monotonic() + BRANCH_SECONDS, context.deadline)
     for point in branches.across(context.point, until):
@@ -271,7 +271,7 @@ def _crossed(context: Context, branches: Branches) -> bool:
     return False
 
 
-def _is_lost_outside(context: Context, point: Point, judgement: Judgement) -> bool:
+def _is_lost_outside(context: CheckContext, point: Point, judgement: Judgement) -> bool:
     """Whether the claim is merely not finite, at inputs of a sign that no given input has.
 
     At zero, the edge of the domain, an infinity may be the limit of the derivative, NaN is none:
@@ -292,7 +292,7 @@ def _has_truth(judgement: Judgement) -> bool:
     return judgement.result.true is not None
 
 
-def _found(context: Context, point: Point, judgement: Judgement, inputs: InputClass) -> None:
+def _found(context: CheckContext, point: Point, judgement: Judgement, inputs: InputClass) -> None:
     smallest, _ = shrink(context, point, judgement)
     kind = "declaration" if context.is_declared else None
     lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
@@ -303,7 +303,7 @@ def _found(context: Context, point: Point, judgement: Judgement, inputs: InputCl
 
 
 def shrink(
-    context: Context, point: Point, judgement: Judgement, *, given: bool = False
+    context: CheckContext, point: Point, judgement: Judgement, *, given: bool = False
 ) -> tuple[Point, Judgement]:
     """A simpler point at which the claim is still wrong for the same argument.
 
@@ -355,7 +355,7 @@ def _simpler_points(
         yield lambda at: at._replace(bars=tuple(map(np.ones_like, at.bars)))
 
 
-def _ascend(context: Context) -> tuple[Point, Judgement] | None:
+def _ascend(context: CheckContext) -> tuple[Point, Judgement] | None:
     """Climb |claimed − true| / |true| from the given inputs; None where it stays within limits.
 
     It needs a disagreement to climb: where claim and reference agree to the last digits all around

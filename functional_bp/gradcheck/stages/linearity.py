@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Outcome
 from functional_bp.gradcheck.guard import Guard
@@ -33,7 +33,7 @@ MOST = 4  # arguments, and outputs, that are taken one at a time
 Pull = Callable[[Sequence[Any]], Arrays]
 
 
-def linearity(context: Context) -> None:
+def linearity(context: CheckContext) -> None:
     """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
     point = context.point
     pull = lambda bars: context.full.both(point._replace(bars=tuple(bars))).claimed
@@ -62,7 +62,7 @@ def linearity(context: Context) -> None:
 
 
 def _scaled(
-    context: Context, point: Point, pull: Pull, here: Arrays, tolerance: float
+    context: CheckContext, point: Point, pull: Pull, here: Arrays, tolerance: float
 ) -> Finding | None:
     at_zero = pull([np.zeros_like(b) for b in point.bars])
     names = context.subject.names
@@ -131,12 +131,12 @@ def _only(
     return wrong[0] if len(wrong) == 1 else None
 
 
-def claim_unit(context: Context) -> float:
+def claim_unit(context: CheckContext) -> float:
     """The relative spacing of the coarsest number format in the claim's graph."""
     return 0.0 if context.graph is None else interpret.lowest_precision(context.graph)
 
 
-def single_cotangents(context: Context) -> None:
+def single_cotangents(context: CheckContext) -> None:
     """Each output's cotangent alone, the others zero."""
     if len(context.point.bars) < 2:
         return
@@ -165,7 +165,7 @@ def _alone(point: Point, output: int) -> Point:
     return point._replace(bars=tuple(bars))
 
 
-def silent_outputs(context: Context) -> list[int]:
+def silent_outputs(context: CheckContext) -> list[int]:
     """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
     point, silent = context.point, []
     for k in range(len(point.bars) if len(point.bars) > 1 else 0):
@@ -176,7 +176,7 @@ def silent_outputs(context: Context) -> list[int]:
     return silent
 
 
-def parts(context: Context) -> None:
+def parts(context: CheckContext) -> None:
     """x̄ of each argument alone, and with the cotangent of each output alone."""
     subject, point = context.subject, context.point
     counts = (len(point.actives), len(point.bars))
@@ -213,7 +213,7 @@ def parts(context: Context) -> None:
     context.row("each argument and output alone", Outcome.RIGHT, "all together")
 
 
-def _pull(context: Context, argument: int | None, output: int | None) -> Callable[..., Arrays]:
+def _pull(context: CheckContext, argument: int | None, output: int | None) -> Callable[..., Arrays]:
     """The claim for one argument, or for one output's cotangent: the others are not there."""
     value = context.subject.value
 
@@ -231,7 +231,7 @@ def _pull(context: Context, argument: int | None, output: int | None) -> Callabl
     return pull
 
 
-def _wrong(context: Context, label: str, kind: str, text: str, argument: str | None) -> None:
+def _wrong(context: CheckContext, label: str, kind: str, text: str, argument: str | None) -> None:
     message = f"{label}: {text} (symbolic zeros take another path)"
     finding = Finding(kind, message, argument=argument, stage="parts")
     context.wrong(finding, label, "all together")

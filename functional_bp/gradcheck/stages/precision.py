@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
 from functional_bp.gradcheck.findings import Finding, Outcome
 from functional_bp.gradcheck.guard import Guard
@@ -21,7 +21,7 @@ DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 EXTREME_INPUTS = "extreme inputs in float32"
 
 
-def precision(context: Context) -> None:
+def precision(context: CheckContext) -> None:
     """float32, bfloat16 and float16 against float64; extreme inputs in float32."""
     subject = context.subject
     if context.full.bits == 32:
@@ -40,7 +40,7 @@ def precision(context: Context) -> None:
         _extremes(context)
 
 
-def _in_dtype(context: Context, dtype: np.dtype) -> None:
+def _in_dtype(context: CheckContext, dtype: np.dtype) -> None:
     label, against = f"{dtype.name} against float64", "autodiff in the same dtype"
     rounded = context.point.cast(lambda a: _round(a, dtype))
     if not all_finite(rounded.actives):
@@ -88,7 +88,7 @@ def _in_dtype(context: Context, dtype: np.dtype) -> None:
     context.row(label, Outcome.RIGHT, against, error=worst[0] * worst[1], limit=worst[1])
 
 
-def _movement(context: Context, point: Point, here: Result, unit: float) -> list[float]:
+def _movement(context: CheckContext, point: Point, here: Result, unit: float) -> list[float]:
     """How far rounding inputs and cotangents moves each cotangent of the reference, relative."""
     moved = context.full.both(point.cast(lambda a: nudged(context.rng, a, unit)))
     assert moved.true is not None and here.true is not None
@@ -100,7 +100,7 @@ def _round(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return np.asarray(x).astype(dtype).astype(x.dtype)
 
 
-def _extremes(context: Context) -> None:
+def _extremes(context: CheckContext) -> None:
     """float32 on large and tiny inputs: finite where the truth and autodiff are."""
     low = context.low
     if low is None or context.iterative:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.derivatives import slope
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Outcome
@@ -23,7 +23,7 @@ SECOND, ADJOINT = "second order", "adjoint identity"
 BY_REFERENCE = "the reference differentiated twice"
 
 
-def second_order(context: Context) -> None:
+def second_order(context: CheckContext) -> None:
     """∂/∂x of ⟨v, x̄(x, ȳ)⟩, by differentiating the claim, against the reference's."""
     subject, point = context.subject, context.point
     directions = tuple(normal(context.rng, x) for x in point.actives)
@@ -76,7 +76,7 @@ def second_order(context: Context) -> None:
         context.row(SECOND, Outcome.RIGHT, BY_REFERENCE, error=gap)
 
 
-def _natural(context: Context, directions: Arrays) -> float:
+def _natural(context: CheckContext, directions: Arrays) -> float:
     """The first derivative's natural unit along the directions, of which the second is a rest.
 
     Where a softmax is saturated the first derivative is what rounding left of a cancellation, and
@@ -87,7 +87,7 @@ def _natural(context: Context, directions: Arrays) -> float:
     return sum(u * float(np.max(np.abs(v), initial=0.0)) for u, v in zip(units, directions))
 
 
-def _wrong(context: Context, names: list[str], gap: float) -> None:
+def _wrong(context: CheckContext, names: list[str], gap: float) -> None:
     finding = Finding(
         "second order",
         f"the first derivative is right, the second is wrong (relative {gap:.1e}): a part of "
@@ -100,7 +100,7 @@ def _wrong(context: Context, names: list[str], gap: float) -> None:
     context.wrong(finding, SECOND, BY_REFERENCE, error=gap)
 
 
-def _by_differences(context: Context, directions: Arrays, claimed: list[np.ndarray]) -> None:
+def _by_differences(context: CheckContext, directions: Arrays, claimed: list[np.ndarray]) -> None:
     """The second derivative along one direction, by differences of the claim itself."""
     point = context.point
     ways = tuple(normal(context.rng, x) for x in point.actives)
@@ -124,7 +124,7 @@ def _by_differences(context: Context, directions: Arrays, claimed: list[np.ndarr
         context.row(SECOND, Outcome.RIGHT, "differences of the claim", error=error)
 
 
-def adjoint_identity(context: Context) -> None:
+def adjoint_identity(context: CheckContext) -> None:
     """⟨ȳ, J v⟩ = ⟨x̄, v⟩, with J v by the reference's forward mode: a third witness."""
     point, reference = context.point, context.subject.reference
     assert reference is not None

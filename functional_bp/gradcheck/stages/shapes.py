@@ -13,7 +13,7 @@ import numpy as np
 from functional_bp.engine.sweeps import unbroadcast
 from functional_bp.errors import describe
 from functional_bp.gradcheck import input_classes
-from functional_bp.gradcheck.context import Context
+from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.diagnosis.localize import line_of_cotangent
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Outcome
@@ -27,7 +27,7 @@ STRUCTURE, REPEATED = "structure", "repeated calls"  # what findings and rows he
 RETURNED = "number, shapes and dtypes of cotangents"
 
 
-def shapes(context: Context) -> None:
+def shapes(context: CheckContext) -> None:
     """The claim can be evaluated, and returns cotangents of the arguments' shapes and dtypes."""
     subject, native, found = context.subject, context.native, None
     with Guard("the claim, by its shapes") as ran:
@@ -41,7 +41,7 @@ def shapes(context: Context) -> None:
     context.row(RETURNED, outcome, "the arguments")
 
 
-def _cannot_run(context: Context, ran: Guard, native: Point) -> None:
+def _cannot_run(context: CheckContext, ran: Guard, native: Point) -> None:
     """The claim raises: a wrong number or shape of cotangents, or an error of its own."""
     subject, found = context.subject, None
     if subject.backward is not None and subject.residuals is not None:
@@ -62,7 +62,7 @@ def _cannot_run(context: Context, ran: Guard, native: Point) -> None:
     )
 
 
-def _compare_shapes(context: Context, native: Point, found: Any, *, dtypes: bool) -> bool:
+def _compare_shapes(context: CheckContext, native: Point, found: Any, *, dtypes: bool) -> bool:
     """Add what is wrong with the cotangents' shapes, and dtypes; returns whether anything is."""
     before = len(context.findings)
     for name, x, bar in zip(context.subject.names, native.actives, found):
@@ -77,7 +77,7 @@ def _compare_shapes(context: Context, native: Point, found: Any, *, dtypes: bool
     return len(context.findings) > before
 
 
-def _wrong_shape(context: Context, name: str, x: Any, bar: Any) -> Finding:
+def _wrong_shape(context: CheckContext, name: str, x: Any, bar: Any) -> Finding:
     shape, wanted = tuple(np.shape(bar)), tuple(np.shape(x))
     message = f"the cotangent of {name} has shape {shape}, the argument {wanted}"
     kind = "structure"
@@ -97,7 +97,7 @@ def _wrong_shape(context: Context, name: str, x: Any, bar: Any) -> Finding:
     return Finding(kind, message, argument=name, stage=STRUCTURE, where=where)
 
 
-def _summed_is_right(context: Context, name: str) -> bool:
+def _summed_is_right(context: CheckContext, name: str) -> bool:
     """Whether the wrongly shaped cotangent, summed over the broadcast axes, is the true one."""
     subject, point, reference = context.subject, context.point, context.subject.reference
     if subject.backward is None or subject.residuals is None or reference is None:
@@ -113,7 +113,7 @@ def _summed_is_right(context: Context, name: str) -> bool:
     return False
 
 
-def repeated_calls(context: Context) -> None:
+def repeated_calls(context: CheckContext) -> None:
     """Equal calls give equal results, also when others come between, and under jit."""
     subject, native = context.subject, context.native
     runs = [context.first_call, *(to_numpy(subject.pull(*native)[1]) for _ in range(2))]
@@ -143,7 +143,7 @@ def repeated_calls(context: Context) -> None:
         _jit(context, native, runs[0])
 
 
-def _interleaved(context: Context, native: Point, alone: tuple[np.ndarray, ...]) -> float:
+def _interleaved(context: CheckContext, native: Point, alone: tuple[np.ndarray, ...]) -> float:
     """How far another call's forward pass in between changes a backward pass, relative."""
     subject, gap = context.subject, 0.0
     if subject.residuals is not None and subject.backward is not None:
@@ -155,7 +155,7 @@ def _interleaved(context: Context, native: Point, alone: tuple[np.ndarray, ...])
     return gap if np.isfinite(gap) else 0.0
 
 
-def _other_inputs(context: Context, native: Point) -> Point:
+def _other_inputs(context: CheckContext, native: Point) -> Point:
     """Other arguments of the same shapes and dtypes: numbers, indices, keys."""
     actives, fixed = input_classes.draw(
         input_classes.NEAR,
@@ -171,7 +171,7 @@ def _other_inputs(context: Context, native: Point) -> Point:
 
 
 def _remembers(
-    context: Context, native: Point, compiled: Callable[..., Any], limit: float
+    context: CheckContext, native: Point, compiled: Callable[..., Any], limit: float
 ) -> float | None:
     """How far a call without jit, after calls with other inputs, is from the same one under jit."""
     other = _other_inputs(context, native)
@@ -184,7 +184,7 @@ def _remembers(
     return None
 
 
-def _jit(context: Context, native: Point, eager: tuple[np.ndarray, ...]) -> None:
+def _jit(context: CheckContext, native: Point, eager: tuple[np.ndarray, ...]) -> None:
     subject, against = context.subject, "the same call without jit"
     compiled = jax.jit(lambda *parts: subject.pull(*parts)[1])
     gap = farthest(to_numpy(compiled(*native)), eager)
@@ -211,7 +211,7 @@ def _jit(context: Context, native: Point, eager: tuple[np.ndarray, ...]) -> None
                       "the same call under jit", error=apart)  # fmt: skip
 
 
-def _movement(context: Context, unit: float, point: Point | None = None) -> float:
+def _movement(context: CheckContext, unit: float, point: Point | None = None) -> float:
     """How far rounding to a coarser dtype alone moves the gradient, relative."""
     point = context.point if point is None else point.cast(double)
     here = context.full.both(point)
