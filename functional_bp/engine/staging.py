@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Primitive, primitives
 
 from functional_bp import _jax
-from functional_bp.engine.references import refuse_references, without_references
+from functional_bp.engine.discharge import refuse_references, without_references
 from functional_bp.errors import BackpropError, compose
 
 
