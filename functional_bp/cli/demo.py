@@ -199,13 +199,13 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
         Column("gradient"), Column("norm", "right", 1), Column("compared with"),
         Column("max |diff|", "right", 2), Column("relative", "right"), Column(""),
     )  # fmt: skip
-    lines = [
-        (f"∂J/∂{row['name']}", f"{row['norm']:.4f}", row["witness"], f"{row['largest']:.1e}",
-         f"{row['relative']:.1e}", "agrees" if row["agrees"] else "DIFFERS")
-        for row in rows
-    ]  # fmt: skip
-    made = tuple(Line("gradient", tuple(map(Cell, words))) for words in lines)
-    return Table("Gradients of J before the first step, on one batch", columns, made)
+    lines = []
+    for row in rows:
+        words = (f"∂J/∂{row['name']}", f"{row['norm']:.4f}", row["witness"],
+                 f"{row['largest']:.1e}", f"{row['relative']:.1e}")  # fmt: skip
+        verdict = Cell("agrees", "right") if row["agrees"] else Cell("DIFFERS", "wrong")
+        lines.append(Line("gradient", (*map(Cell, words), verdict)))
+    return Table("Gradients of J before the first step, on one batch", columns, tuple(lines))
 
 
 def number(
@@ -278,7 +278,8 @@ def run(args: argparse.Namespace) -> int:
     first = jax.tree.map(lambda x: x[:batch_size], digits["training"])
     comparison = compared_gradients(weights, first, args.weight_decay, devices)
     agree = all(row["agrees"] for row in comparison)
-    console.print(text.text((comparison_table(comparison),), console.width))
+    color = console.is_terminal and not console.no_color
+    console.print(text.text((comparison_table(comparison),), console.width, color))
     console.print(MEANING.format(tolerance=RELATIVE_TOLERANCE))
     result = fitted(args, digits, devices, batch_size, weights)
     diverged = result["objective"] is None

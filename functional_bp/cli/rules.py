@@ -144,7 +144,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     widths = [min(max(map(cell_len, column)), WIDEST_COLUMN) for column in columns]
     others = sum(w for k, w in enumerate(widths) if k != FORMULA) + 2 * len(widths)
     widths[FORMULA] = max(_width() - others, len(headings[FORMULA]))
-    made = tuple(Column(heading, width=width) for heading, width in zip(headings, widths))
+    made = tuple(Column(h, width=width, wraps=False) for h, width in zip(headings, widths))
     lines = tuple(Line("rule", tuple(map(Cell, row))) for row in rows)
     print(text((Table("", made, lines),), _width(), color=sys.stdout.isatty()))
 

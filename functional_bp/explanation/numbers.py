@@ -61,6 +61,16 @@ def summarize(array: Any) -> Summary:
     )
 
 
+def summary_of(array: Any, most: int = MOST_SHOWN) -> Summary | None:
+    """Summarize an array that is too large to be written out; return None for anything else."""
+    try:
+        host = np.asarray(array)
+        is_short = host.ndim == 0 or (host.ndim == 1 and 0 < host.size <= most)
+        return None if is_short or host.dtype.kind not in "biufcV" else summarize(host)
+    except (TypeError, ValueError):  # a key, a token
+        return None
+
+
 def format_number(number: Any) -> str:
     """A number to two decimals, in powers of ten where that says nothing; integers as they are."""
     plain: Any = np.asarray(number)
@@ -92,18 +102,20 @@ def format_shape(shape: tuple[int, ...]) -> str:
 
 def format_value(array: Any, most: int = MOST_SHOWN) -> str:
     """A number, a short vector written out, or shape and norm; NaN and infinity are counted."""
-    try:
-        host = np.asarray(array)
-        if host.dtype.kind not in "biufcV":
-            raise TypeError
-        if host.ndim == 0:
-            return format_number(host if host.dtype.kind in "biuc" else host.astype(np.float64))
-        if host.ndim == 1 and 0 < host.size <= most:
+    summary = summary_of(array, most)
+    if summary is None:
+        try:
+            host = np.asarray(array)
+            if host.dtype.kind not in "biufcV":
+                raise TypeError
             entries = host if host.dtype.kind in "biuc" else host.astype(np.float64)
-            return f"({' '.join(map(format_number, entries))})"
-        summary = summarize(host)
-    except (TypeError, ValueError):  # a key, a token
-        return getattr(getattr(array, "dtype", None), "name", "") or type(array).__name__
+            return (
+                f"({' '.join(map(format_number, entries))})"
+                if host.ndim
+                else format_number(entries)
+            )
+        except (TypeError, ValueError):  # a key, a token
+            return getattr(getattr(array, "dtype", None), "name", "") or type(array).__name__
     text = f"{format_shape(summary.shape)}, ‖·‖ = {format_number(summary.norm)}"
     for count, what in ((summary.nans, "NaN"), (summary.infinities, "∞")):
         text += f", {count} {what}" if count else ""

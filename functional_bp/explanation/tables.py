@@ -16,7 +16,7 @@ from functional_bp.explanation.numbers import (
     format_shape,
     format_value,
     state_of,
-    summarize,
+    summary_of,
 )
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.rows import ForwardRow, ReverseRow, forward_rows, reverse_rows
@@ -102,9 +102,8 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
     if not values:
         return Cell()
     states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
-    texts = [described(v) for v in values]
-    short = "; ".join(text.rpartition(", ")[0] if RANGE in text else text for text in texts)
-    return Cell("; ".join(texts), states[0] if states else "", short)
+    texts, short = zip(*map(_described, values))
+    return Cell("; ".join(texts), states[0] if states else "", "; ".join(short))
 
 
 def described(array: Any) -> str:
@@ -115,15 +114,18 @@ def described(array: Any) -> str:
     >>> described(np.zeros((2, 3)))
     '2×3, all 0.00'
     """
-    text = format_value(array)
-    if "‖" not in text:
-        return text
-    summary = summarize(array)
-    if np.isnan(summary.least):
-        return text
+    return _described(array)[0]
+
+
+def _described(array: Any) -> tuple[str, str]:
+    """The text of a value, and the same without its range."""
+    short, summary = format_value(array), summary_of(array)
+    if summary is None or np.isnan(summary.least):
+        return short, short
     if summary.least == summary.greatest and not summary.nans + summary.infinities:
-        return f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
-    return f"{text}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}"
+        short = f"{format_shape(summary.shape)}, all {format_number(summary.least)}"
+        return short, short
+    return f"{short}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}", short
 
 
 def _scope(scope: str, name: str) -> Line:
@@ -178,7 +180,7 @@ def _formula(row: ReverseRow) -> FormulaCell:
         tex = lambda: f"{bar_latex()} {sign} {transliterated(value)}"
         return FormulaCell(f"{bar} {sign} {value}", write=tex)
     shares = [format_value(part) for part in row.parts]
-    if any("‖" in share for share in shares):
+    if any(summary_of(part) for part in row.parts):
         uses = f"sum of {len(shares)} uses"
         tex = lambda: rf"{bar_latex()} = \text{{{uses}}}"
         return FormulaCell(f"{bar} = {uses}", write=tex)

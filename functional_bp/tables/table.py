@@ -42,12 +42,12 @@ class Column:
         heading: what stands above it.
         align: "left" or "right".
         drop: where the width does not suffice, columns go in the order of this number; 0 stays.
-        width: of its cells in a terminal, in characters: longer ones are cut; 0 for no limit.
-        wraps: whether a terminal may break its cells into lines.
+        width: in a terminal, in characters; 0 for what its cells need.
+        wraps: whether a terminal may break its cells into lines; else longer ones are cut.
     """
 
     heading: str
-    align: str = "left"
+    align: Literal["left", "right"] = "left"
     drop: int = 0
     width: int = 0
     wraps: bool = True

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from functional_bp.tables.table import Cell, Table, shortened
+from functional_bp.tables.table import Cell, Column, Table, shortened
 
 STYLES = {
     "nan": "bold red", "infinite": "bold red", "exploding": "bold magenta",
@@ -53,13 +53,8 @@ def grid(
 
     made = RichTable(box=None, pad_edge=False, header_style="dim", padding=(0, gap, 0, 0))
     for k, column in enumerate(table.columns):
-        made.add_column(
-            column.heading,
-            justify="right" if column.align == "right" else "left",
-            overflow="fold" if column.wraps else "ellipsis",
-            no_wrap=not column.wraps,
-            width=widths[k] if widths else None,
-            min_width=least[k] if least else None,
+        _add(
+            made, column, width=widths[k] if widths else None, min_width=least[k] if least else None
         )
     for line in table.lines:
         made.add_row(*map(_cell, line.cells))
@@ -81,13 +76,8 @@ def _rich(table: Table, width: int) -> Any:
         show_edge=False,
     )
     for column in table.columns:
-        justify = "right" if column.align == "right" else "left"
-        if column.width:
-            made.add_column(column.heading, justify=justify, no_wrap=True, overflow="ellipsis",
-                            width=column.width)  # fmt: skip
-        else:
-            most = LONGEST_FORMULA if not column.drop else None
-            made.add_column(column.heading, justify=justify, overflow="fold", max_width=most)
+        most = None if column.drop or column.width else LONGEST_FORMULA
+        _add(made, column, width=column.width or None, max_width=most)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
     for line in table.lines:
         if line.is_heading:
@@ -97,6 +87,12 @@ def _rich(table: Table, width: int) -> Any:
         else:
             made.add_row(*map(_cell, line.cells), style=KINDS.get(line.kind, ""))
     return made
+
+
+def _add(made: Any, column: Column, **widths: int | None) -> None:
+    overflow = "fold" if column.wraps else "ellipsis"
+    made.add_column(column.heading, justify=column.align, overflow=overflow,
+                    no_wrap=not column.wraps, **widths)  # fmt: skip
 
 
 def _cell(cell: Cell) -> Any:
