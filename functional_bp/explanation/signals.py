@@ -5,12 +5,11 @@ All comparisons are of norms within one sweep, so that the size of the loss does
 
 from __future__ import annotations
 
-import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from functional_bp.explanation.nonfinite import first_nonfinite
 from functional_bp.explanation.nonfinite.causes import FirstNonfinite, host
 from functional_bp.explanation.numbers import format_number, summarize
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.graph.graph import Equation, Variable
+from functional_bp.graph.graph import Equation, Variable, short_place
 from functional_bp.graph.nested import opened_scan
 
 # Where a gradient becomes zero: the operation that lets nothing through, and for which units.
@@ -51,19 +50,26 @@ class Gate(NamedTuple):
 
 def dead_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
     """Where the whole of a variable's gradient becomes zero; None where no path says so."""
-    seen: set[Variable] = set()
-    ahead = [variable]
+    is_dead = lambda bar: not np.any(host(bar))
+    ends = _path_ends(explanation, variable, is_dead)
+    return next((Gate(equation, here, None, here.size, 0) for equation, here in ends), None)
+
+
+def _path_ends(
+    explanation: EvaluatedGraph, start: Variable, is_dead: Callable[[Any], bool]
+) -> Iterator[tuple[Equation, Variable]]:
+    """Where the paths from a variable leave what is dead: the equation, and its dead operand."""
+    seen, ahead = {start}, [start]
     while ahead:
         here = ahead.pop()
         for equation in explanation.graph.uses(here):
             for out in equation.outputs:
-                if out not in explanation.bars or out in seen:
-                    continue
-                seen.add(out)
-                if np.any(host(explanation.bars[out])):
-                    return Gate(equation, here, None, here.size, 0)
-                ahead.append(out)
-    return None
+                if out in explanation.bars and out not in seen:
+                    seen.add(out)
+                    if is_dead(explanation.bars[out]):
+                        ahead.append(out)
+                    else:
+                        yield equation, here
 
 
 def unit_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
@@ -78,22 +84,12 @@ def unit_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
 
 
 def _follow(explanation: EvaluatedGraph, start: Variable, units: np.ndarray) -> Gate | None:
-    seen = {start}
-    ahead = [start]
-    while ahead:
-        here = ahead.pop()
-        for equation in explanation.graph.uses(here):
-            for out in equation.outputs:
-                if out not in explanation.bars or out in seen:
-                    continue
-                seen.add(out)
-                if _axis_of(explanation.bars[out], units) is not None:
-                    ahead.append(out)
-                elif _is_gate(explanation, equation, here, units):
-                    shut = units & _far_from_zero(explanation.values[here])
-                    examples = here.size // units.size
-                    dead = tuple(int(i) for i in np.flatnonzero(shut))
-                    return Gate(equation, here, dead, units.size, examples)
+    is_dead = lambda bar: _axis_of(bar, units) is not None
+    for equation, here in _path_ends(explanation, start, is_dead):
+        if _is_gate(explanation, equation, here, units):
+            shut = units & _far_from_zero(explanation.values[here])
+            dead = tuple(int(i) for i in np.flatnonzero(shut))
+            return Gate(equation, here, dead, units.size, here.size // units.size)
     return None
 
 
@@ -156,9 +152,7 @@ WIDTH = 100  # characters of a line
 Kind = Literal[
     "nan", "infinite", "dead", "underflow", "exploding", "vanishing", "partly dead"
 ]  # in the order in which they are told
-KINDS: tuple[Kind, ...] = (
-    "nan", "infinite", "dead", "underflow", "exploding", "vanishing", "partly dead",
-)  # fmt: skip
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -187,7 +181,7 @@ class Signal:
     @property
     def line(self) -> str:
         """The source as ``model.py:12``, "" if unknown."""
-        return "" if self.source is None else f"{os.path.basename(self.source[0])}:{self.source[1]}"
+        return short_place(self.source)
 
     def __str__(self) -> str:
         at = f"  ({self.line})" if self.line else ""
@@ -266,9 +260,7 @@ MOST_LISTED = 6  # units that a message names
 def signals(explanation: EvaluatedGraph) -> Signals:
     """What is notable about the gradients of inputs, parameters and named values.
 
-    Dead (all zero though a path leads to the output), partly dead (units, as columns of a weight,
-    that a relu or its like has shut for all examples), vanishing and exploding (norms, compared
-    with the graph's usual one), NaN and infinity, and half-precision gradients that underflow.
+    The kinds of it are those that ``Explanation.signals`` lists.
     """
     graph, bars = explanation.graph, explanation.bars
     named = [v for v in (*graph.inputs, *graph.constants) if has_tangent(v.aval)]

@@ -90,6 +90,11 @@ class Variable:
         return f"<{self.name}: {self.type}>"
 
 
+def short_place(source: tuple[str, int] | None) -> str:
+    """A file and a line as ``model.py:12``, "" where they are not known."""
+    return "" if source is None else f"{os.path.basename(source[0])}:{source[1]}"
+
+
 class RuleOf(NamedTuple):
     """Who differentiates an equation.
 
@@ -121,6 +126,11 @@ class Nested:
     graph: Graph
     runs: int | None
     operands: tuple[Variable | None, ...]
+
+    @property
+    def times(self) -> str:
+        """How often it runs, for a reader: `` × 3``, `` × ?``; "" for once."""
+        return " × ?" if self.runs is None else f" × {self.runs}" if self.runs > 1 else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -556,8 +566,7 @@ def _through_wrappers(equation: Equation) -> tuple[Nested, ...]:
 def _nested_rows(
     equation: Equation, nested: Nested, shown: Shown, indent: str, depth: int, several: bool
 ) -> list[TextRow | str]:
-    graph, runs = nested.graph, nested.runs
-    times = " × ?" if runs is None else f" × {runs}" if runs > 1 else ""
+    graph, times = nested.graph, nested.times
     if depth <= 0:
         return [TextRow(f"{indent}{CUT} {nested.label}{times}: {_many(len(graph), 'equation')}")]
     if len(graph) == 1 and not several and not times:  # inline: in the names of the caller
@@ -616,7 +625,6 @@ def _equation_row(equation: Equation, shown: Shown, indent: str) -> TextRow:
     for key, value in equation.parameters.items():
         arguments.append(value if key == "subscripts" else f"{key}={value}")
     outs = ", ".join(f"{v.name}: {v.type}" for v in equation.outputs) or "()"
-    source = equation.source
     return TextRow(
         indent + outs,
         f"{equation.operation}{label}({', '.join(arguments)})",
@@ -624,7 +632,7 @@ def _equation_row(equation: Equation, shown: Shown, indent: str) -> TextRow:
         format_count(equation.flops) if equation.flops else "",
         format_bytes(sum(v.bytes for v in equation.outputs)),
         equation.scope,
-        f"{os.path.basename(source[0])}:{source[1]}" if source else "",
+        short_place(equation.source),
     )
 
 
@@ -636,7 +644,7 @@ def _rule_cell(equation: Equation) -> str:
         return "its author's"
     if kind == "no tangent space":
         return "no tangent"
-    place = f"{os.path.basename(where[0])}:{where[1]}"
+    place = short_place(where)
     return f"zero, {place}" if kind == "piecewise constant" else place
 
 

@@ -20,7 +20,7 @@ import functional_bp as bp
 from functional_bp.explanation import tables
 from functional_bp.explanation.formulas import writing
 from functional_bp.explanation.numbers import state_of
-from functional_bp.explanation.rows import ReverseRow, forward_rows, reverse_rows
+from functional_bp.explanation.tables import ReverseRow, forward_rows, reverse_rows
 from functional_bp.tables.latex import PACKAGES
 from functional_bp.tables.text import fitted
 

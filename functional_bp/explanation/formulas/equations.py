@@ -12,16 +12,7 @@ from functional_bp.engine.operation import operation_of
 from functional_bp.engine.plan import spread
 from functional_bp.engine.rule import Rule
 from functional_bp.explanation.formulas import expression as ex
-from functional_bp.explanation.formulas.expression import (
-    OPERATORS,
-    Expression,
-    Indexed,
-    Symbol,
-    Verbatim,
-    number,
-    power,
-    put,
-)
+from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.formula import Formula, contracted, formula
 from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_shape, format_value
@@ -58,7 +49,7 @@ def symbols(graph: Graph) -> dict[Variable, Expression]:
     """A symbol for every variable of a graph. Short constants and literals are their values."""
     variables = [v for v in graph.variables if v.name != "_"]
     short = short_names([v.name for v in variables])
-    return {v: Symbol(name) for v, name in zip(variables, short)}
+    return {v: ex.Symbol(name) for v, name in zip(variables, short)}
 
 
 def symbol(variable: Variable, known: Mapping[Variable, Expression]) -> Expression:
@@ -68,9 +59,9 @@ def symbol(variable: Variable, known: Mapping[Variable, Expression]) -> Expressi
     if variable.kind == "literal" and variable.value is not None:
         value = np.asarray(variable.value)
         if value.ndim == 0 and value.dtype.kind in "biufc":
-            return number(value.item())
-        return Verbatim(format_value(value))
-    return Symbol(variable.name)
+            return ex.number(value.item())
+        return ex.Verbatim(format_value(value))
+    return ex.Symbol(variable.name)
 
 
 Known = Mapping[Variable, Expression]
@@ -87,7 +78,7 @@ def forward(equation: Equation, known: Known) -> Formula:
     left = _several([symbol(v, known) for v in equation.outputs])
     if (axes := _axes(equation)) and len(operands) == 2:
         letters, product = contracted(axes[2], (operands[0], axes[0]), (operands[1], axes[1]))
-        return Formula(Indexed(left, letters) if letters else left, product)
+        return Formula(ex.Indexed(left, letters) if letters else left, product)
     return Formula(left, _value(equation, operands))
 
 
@@ -101,13 +92,18 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
     """
     rule = _operation_rule(equation) or equation.rule.rule
     variable = equation.inputs[operand]
-    bar = _bar(symbol(variable, known))
+    bar = barred_symbol(variable, known)
     if rule is None:
-        ups = tuple(_bar(symbol(v, known)) for v in equation.outputs)
+        ups = tuple(barred_symbol(v, known) for v in equation.outputs)
         return Formula(bar, ex.Application(f"{equation.operation}_vjp", ups))
     if not rule.operands:
         first = symbol(equation.outputs[0], known)
-        names = {"x": symbol(variable, known), "y": first, "x_bar": bar, "y_bar": _bar(first)}
+        names = {
+            "x": symbol(variable, known),
+            "y": first,
+            "x_bar": bar,
+            "y_bar": barred_symbol(equation.outputs[0], known),
+        }
         line = formula(rule, "x", names).line
         is_own = not line or line.startswith(written(bar))
         return Formula(None, None, line if is_own else f"{written(bar)}: {line}")
@@ -122,7 +118,7 @@ def reverse(equation: Equation, operand: int, known: Known) -> Formula:
             is_this = v is variable and group is groups[0] and place == operand
             if is_this or name.text not in names or not name.starred:
                 names[name.text] = symbol(v, known)
-                names[f"{name.text}_bar"] = _bar(symbol(v, known))
+                names[f"{name.text}_bar"] = barred_symbol(v, known)
             if not name.starred:
                 static |= {name.text: v.aval, f"{name.text}_t": v.aval, f"{name.text}_bar": v.aval}
     for name in {n for n in groups[0] if n.starred}:
@@ -146,8 +142,10 @@ def _operation_rule(equation: Equation) -> Rule | None:
     )  # fmt: skip
 
 
-def _bar(symbol: Expression) -> Expression:
-    return Symbol(symbol.name, bar=True) if isinstance(symbol, Symbol) else symbol
+def barred_symbol(variable: Variable, known: Known) -> Expression:
+    """The symbol of a variable's cotangent; of a literal, its value."""
+    shown = symbol(variable, known)
+    return ex.Symbol(shown.name, bar=True) if isinstance(shown, ex.Symbol) else shown
 
 
 def _several(symbols: list[Expression]) -> Expression:
@@ -164,10 +162,10 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
     """The right-hand side of an equation that is no contraction."""
     name, params = equation.operation, equation.eqn.params
     first = operands[0] if operands else ex.ZERO
-    shape = Verbatim(format_shape(equation.outputs[0].shape)) if equation.outputs else ex.ZERO
+    shape = ex.Verbatim(format_shape(equation.outputs[0].shape)) if equation.outputs else ex.ZERO
     match name:
         case "integer_pow":
-            return power(first, number(params["y"]))
+            return ex.power(first, ex.number(params["y"]))
         case "reduce_sum" if len(params["axes"]) == len(equation.inputs[0].shape):
             return ex.Total("", first)
         case "transpose" if tuple(params["permutation"]) == (1, 0):
@@ -183,15 +181,15 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
         case "slice":
             return ex.Item(first, _slices(equation))
     shown = equation.parameters
-    if name in OPERATORS and not equation.nested and not shown:
-        places = [Symbol(f"operand {k}") for k in range(len(operands))]
-        return put(OPERATORS[name](*places), dict(zip(places, operands)))
+    if name in ex.OPERATORS and not equation.nested and not shown:
+        places = [ex.Symbol(f"operand {k}") for k in range(len(operands))]
+        return ex.put(ex.OPERATORS[name](*places), dict(zip(places, operands)))
     if name.startswith("reduce_") and set(shown) == {"axes"}:
         axes = params["axes"]
         which = "" if len(axes) == len(equation.inputs[0].shape) else ", ".join(map(str, axes))
-        over = (Verbatim(f"axis {which}"),) if which else ()
+        over = (ex.Verbatim(f"axis {which}"),) if which else ()
         return ex.Application(name.removeprefix("reduce_"), (first, *over))
-    keywords = tuple((key, Verbatim(str(value))) for key, value in shown.items())
+    keywords = tuple((key, ex.Verbatim(str(value))) for key, value in shown.items())
     return ex.Application(
         equation.label or name, tuple(operands), () if equation.nested else keywords
     )

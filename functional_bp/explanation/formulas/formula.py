@@ -13,21 +13,8 @@ from typing import Any, NamedTuple
 
 from functional_bp.definitions import definition
 from functional_bp.engine.rule import Pullback, Rule
-from functional_bp.explanation.formulas.expression import (
-    ZERO,
-    Application,
-    Choice,
-    Expression,
-    Indexed,
-    MatrixProduct,
-    ShapeOf,
-    Symbol,
-    Total,
-    Transpose,
-    multiply,
-    put,
-    walk,
-)
+from functional_bp.explanation.formulas import expression as ex
+from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read
 from functional_bp.explanation.formulas.transliteration import MACRON, transliterated
 from functional_bp.explanation.formulas.writing import LATEX, barred, written
@@ -142,8 +129,8 @@ class Contraction(NamedTuple):
     """A formula line like x̄_bfc = Σ_g z̄_bfg y_bgc: which cotangent is a product of which two."""
 
     operand: str
-    left: Symbol
-    right: Symbol
+    left: ex.Symbol
+    right: ex.Symbol
 
 
 def parse(line: str) -> Contraction | None:
@@ -152,7 +139,7 @@ def parse(line: str) -> Contraction | None:
     if found is None:
         return None
     operand, _, left, left_bar, _, right, right_bar, _ = found.groups()
-    return Contraction(operand, Symbol(left, bool(left_bar)), Symbol(right, bool(right_bar)))
+    return Contraction(operand, ex.Symbol(left, bool(left_bar)), ex.Symbol(right, bool(right_bar)))
 
 
 def contracted(out: str, first: Operand, second: Operand) -> tuple[str, Expression]:
@@ -163,16 +150,18 @@ def contracted(out: str, first: Operand, second: Operand) -> tuple[str, Expressi
         product: of matrices and column vectors where it is one, else with a letter per axis.
     """
     if "" in (first[1], second[1]) and out == first[1] + second[1]:
-        return "", multiply(first[0], second[0])
+        return "", ex.multiply(first[0], second[0])
     for left, right in ((first, second), (second, first)):
         product = _matrices(out, left, right)
         if product is not None:
             return "", product
     letters = dict.fromkeys(first[1] + second[1])
     over = "".join(c for c in letters if c not in out)
-    factors = tuple(Indexed(symbol, axes) if axes else symbol for symbol, axes in (first, second))
-    body = MatrixProduct(factors)
-    return out, Total(over, body) if over else body
+    factors = tuple(
+        ex.Indexed(symbol, axes) if axes else symbol for symbol, axes in (first, second)
+    )
+    body = ex.MatrixProduct(factors)
+    return out, ex.Total(over, body) if over else body
 
 
 def _matrices(out: str, left: Operand, right: Operand) -> Expression | None:
@@ -191,9 +180,9 @@ def _matrices(out: str, left: Operand, right: Operand) -> Expression | None:
         return None
     if not rows and columns:  # a row vector times a matrix: the matrix comes first
         return None
-    on_left = a if a_axes == rows + summed and (rows or not summed) else Transpose(a)
-    on_right = b if b_axes == summed + columns and summed else Transpose(b)
-    return MatrixProduct((on_left, on_right))
+    on_left = a if a_axes == rows + summed and (rows or not summed) else ex.Transpose(a)
+    on_right = b if b_axes == summed + columns and summed else ex.Transpose(b)
+    return ex.MatrixProduct((on_left, on_right))
 
 
 LONGEST = 72  # characters of a formula with calls in it; a longer one is a program
@@ -272,37 +261,37 @@ def formula(
     """
     names = {**_members(rule), **(names or {})}
     trees = {_symbol(key): _named(value) for key, value in _with_bars(names).items()}
-    bar = Symbol(operand, bar=True)
+    bar = ex.Symbol(operand, bar=True)
     left = trees.get(bar, bar)
     pullback = rule.joint or rule.pullbacks.get(operand)
     if pullback is None and rule.higher_order is None:
-        return Formula(left, ZERO)
+        return Formula(left, ex.ZERO)
     if pullback is None:
         return Formula(None, None, _renamed(_of_structure(rule.higher_order, operand), names))
     right = _of_source(pullback, static or {})
     if right is not None and is_closed(right):
-        return Formula(left, put(right, trees))
+        return Formula(left, ex.put(right, trees))
     line = _of_docstring(pullback, operand)
     product = parse(line)
     if product and axes:
         sides = [(s, axes[s.name]) for s in (product.left, product.right)]
         letters, tree = contracted(axes[operand], *sides)
-        left = Indexed(left, letters) if letters else left
-        return Formula(left, put(tree, trees))
+        left = ex.Indexed(left, letters) if letters else left
+        return Formula(left, ex.put(tree, trees))
     if line and not (right is not None and not _is_program(pullback)):
         return Formula(None, None, _renamed(line, names))
-    if right is not None and not any(isinstance(p, Choice) for p in walk(right)):
-        made = Formula(left, put(right, trees))
+    if right is not None and not any(isinstance(p, ex.Choice) for p in ex.walk(right)):
+        made = Formula(left, ex.put(right, trees))
         if len(made.text()) <= LONGEST or not rule.why:
             return made
     line = line or formula_line(rule.why, operand)
     if line:
         return Formula(None, None, _renamed(line, names))
     if right is None:
-        right = Application(
+        right = ex.Application(
             f"{rule.primitive.name}_{operand}_bar", tuple(_arguments(pullback).values())
         )
-    return Formula(left, put(right, trees))
+    return Formula(left, ex.put(right, trees))
 
 
 def _members(rule: Rule) -> dict[str, str]:
@@ -317,13 +306,13 @@ def _arguments(pullback: Pullback) -> dict[str, Expression]:
     for need in pullback.needs:
         match need.kind:
             case "cotangent":
-                arguments[need.name + "_bar"] = Symbol(need.name, bar=True)
+                arguments[need.name + "_bar"] = ex.Symbol(need.name, bar=True)
             case "shape":
-                arguments[need.name + "_t"] = ShapeOf(need.name)
+                arguments[need.name + "_t"] = ex.ShapeOf(need.name)
             case _:
-                arguments[need.name] = Symbol(need.name)
+                arguments[need.name] = ex.Symbol(need.name)
     for parameter, _ in pullback.parameters:
-        arguments[parameter] = Symbol(parameter)
+        arguments[parameter] = ex.Symbol(parameter)
     return arguments
 
 
@@ -391,8 +380,8 @@ def _with_bars(names: Names) -> dict[str, str | Expression]:
     return {**bars, **names}
 
 
-def _symbol(key: str) -> Symbol:
-    return Symbol(key[:-4], bar=True) if key.endswith("_bar") else Symbol(key)
+def _symbol(key: str) -> ex.Symbol:
+    return ex.Symbol(key[:-4], bar=True) if key.endswith("_bar") else ex.Symbol(key)
 
 
 def _named(value: str | Expression) -> Expression:

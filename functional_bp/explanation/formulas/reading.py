@@ -21,38 +21,7 @@ from jax.extend.core import Primitive
 
 from functional_bp.definitions import definition
 from functional_bp.explanation.formulas import expression as ex
-from functional_bp.explanation.formulas.expression import (
-    FILLED,
-    NUMERIC,
-    OPERATORS,
-    TRANSPARENT,
-    Application,
-    Choice,
-    Comparison,
-    Constant,
-    Expression,
-    Literal,
-    MatrixProduct,
-    Number,
-    Power,
-    Product,
-    ShapeOf,
-    Sum,
-    Symbol,
-    Transpose,
-    Truth,
-    Verbatim,
-    add,
-    choose,
-    divide,
-    multiply,
-    negate,
-    number,
-    opposite,
-    power,
-    subtract,
-    walk,
-)
+from functional_bp.explanation.formulas.expression import Expression
 
 # The value of an expression, in NumPy.
 
@@ -60,7 +29,7 @@ COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equa
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
 # Random points do not tell whether these are the same: a condition may hold at a kink alone.
-UNCOMPARED = (Literal, ShapeOf, Verbatim, Comparison, Truth, Choice)
+UNCOMPARED = (ex.Literal, ex.ShapeOf, ex.Verbatim, ex.Comparison, ex.Truth, ex.Choice)
 
 
 class NotNumericError(Exception):
@@ -82,38 +51,42 @@ def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
         return values[expression]
     at = lambda e: evaluate(e, values)
     match expression:
-        case Number(value):
+        case ex.Number(value):
             return float(value)
-        case Constant():
+        case ex.Constant():
             return expression.value
-        case Literal(value):
+        case ex.Literal(value):
             return value
-        case Sum(terms):
+        case ex.Sum(terms):
             return sum(map(at, terms[1:]), at(terms[0]))
-        case Product(coefficient, above, below):
+        case ex.Product(coefficient, above, below):
             top = reduce(np.multiply, map(at, above), float(coefficient))
             return reduce(np.multiply, map(at, below), 1.0) ** -1.0 * top if below else top
-        case Power(base, exponent):
+        case ex.Power(base, exponent):
             return np.power(at(base), at(exponent))
-        case MatrixProduct(factors):
+        case ex.MatrixProduct(factors):
             return reduce(np.matmul, map(at, factors))
-        case Transpose(base):
+        case ex.Transpose(base):
             return np.transpose(at(base))
-        case Comparison(left, sign, right):
+        case ex.Comparison(left, sign, right):
             return COMPARE[sign](at(left), at(right))
-        case Truth(condition):
+        case ex.Truth(condition):
             return np.asarray(at(condition), float)
-        case Choice(condition, chosen, otherwise):
+        case ex.Choice(condition, chosen, otherwise):
             return np.where(at(condition), at(chosen), at(otherwise))
-        case Application(name, arguments, known=True):
-            return NUMERIC[name](*map(at, arguments)) if name in NUMERIC else _call(expression, at)
-        case Application():
+        case ex.Application(name, arguments, known=True):
+            return (
+                ex.NUMERIC[name](*map(at, arguments))
+                if name in ex.NUMERIC
+                else _call(expression, at)
+            )
+        case ex.Application():
             return _call(expression, at)
         case _:
             raise NotNumericError(str(expression))
 
 
-def _call(expression: Application, at: Any) -> Any:
+def _call(expression: ex.Application, at: Any) -> Any:
     if expression.function is None:
         raise NotNumericError(expression.name)
     keywords = {key: at(value) for key, value in expression.keywords}
@@ -124,13 +97,13 @@ def same(left: Expression, right: Expression) -> bool:
     """Whether two expressions of elementwise functions are equal at a few random complex points."""
     if left == right:
         return True
-    parts = [*walk(left), *walk(right)]
+    parts = [*ex.walk(left), *ex.walk(right)]
     if any(
-        isinstance(p, UNCOMPARED) or (isinstance(p, Application) and not p.known) for p in parts
+        isinstance(p, UNCOMPARED) or (isinstance(p, ex.Application) and not p.known) for p in parts
     ):
         return False
     rng = np.random.default_rng(0)
-    symbols = dict.fromkeys(p for p in parts if isinstance(p, Symbol))
+    symbols = dict.fromkeys(p for p in parts if isinstance(p, ex.Symbol))
     values = {
         symbol: rng.uniform(0.2, 0.9, 4) + 1j * rng.uniform(0.2, 0.9, 4) for symbol in symbols
     }
@@ -228,9 +201,11 @@ def read(
 
 def is_closed(expression: Expression) -> bool:
     """Whether it is a formula: no choices, no functions without a name in mathematics."""
-    parts = list(walk(expression))
-    calls = any(isinstance(p, Application) and not p.known for p in parts)
-    return not calls and not any(isinstance(p, Choice) for p in parts) and len(parts) <= MOST_PARTS
+    parts = list(ex.walk(expression))
+    calls = any(isinstance(p, ex.Application) and not p.known for p in parts)
+    return (
+        not calls and not any(isinstance(p, ex.Choice) for p in parts) and len(parts) <= MOST_PARTS
+    )
 
 
 class _Reader:
@@ -320,7 +295,7 @@ class _Reader:
             return otherwise
         if same(chosen, otherwise):
             return otherwise
-        return choose(self.expression(statement.test), chosen, otherwise)
+        return ex.choose(self.expression(statement.test), chosen, otherwise)
 
     def known(self, node: ast.expr) -> tuple[bool, Any]:
         """Whether a Python expression can be computed from what is known, and its value."""
@@ -352,15 +327,15 @@ class _Reader:
                     raise UnreadableError(name)
                 known = self.static.get(name)
                 is_number = isinstance(known, int | float) and not isinstance(known, bool)
-                return number(known) if is_number and isinstance(value, ex.Symbol) else value
+                return ex.number(known) if is_number and isinstance(value, ex.Symbol) else value
             case ast.Constant(value=bool() | None | str() as value):
-                return Literal(value)
+                return ex.Literal(value)
             case ast.Constant(value=int() | float() | complex() as value):
-                return number(value)
+                return ex.number(value)
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return negate(self.expression(operand))
+                return ex.negate(self.expression(operand))
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return opposite(self.expression(operand))
+                return ex.opposite(self.expression(operand))
             case ast.BinOp(left=left, op=operator, right=right):
                 return self.binary(operator, left, right)
             case ast.Compare(left=left, ops=[operator], comparators=[right]):
@@ -371,7 +346,7 @@ class _Reader:
                     return ex.Comparison(sides[0], signs[type(operator)], sides[1])
             case ast.BoolOp(op=operator, values=values):
                 name = "and" if isinstance(operator, ast.And) else "or"
-                return Application(name, tuple(map(self.expression, values)), known=True)
+                return ex.Application(name, tuple(map(self.expression, values)), known=True)
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 known, holds = self.known(test)
                 if known:
@@ -379,7 +354,7 @@ class _Reader:
                 chosen, otherwise = self.expression(body), self.expression(orelse)
                 if same(chosen, otherwise):
                     return otherwise
-                return choose(self.expression(test), chosen, otherwise)
+                return ex.choose(self.expression(test), chosen, otherwise)
             case ast.Call():
                 return self.call(node)
             case ast.Attribute(value=value, attr="T" | "mT"):
@@ -392,15 +367,15 @@ class _Reader:
         a, b = self.expression(left), self.expression(right)
         match operator:
             case ast.Add():
-                return add(a, b)
+                return ex.add(a, b)
             case ast.Sub():
-                return subtract(a, b)
+                return ex.subtract(a, b)
             case ast.Mult():
-                return multiply(a, b)
+                return ex.multiply(a, b)
             case ast.Div():
-                return divide(a, b)
+                return ex.divide(a, b)
             case ast.Pow():
-                return power(a, b)
+                return ex.power(a, b)
             case ast.MatMult():
                 factors = a.factors if isinstance(a, ex.MatrixProduct) else (a,)
                 return ex.MatrixProduct((*factors, b))
@@ -416,12 +391,12 @@ class _Reader:
             if found == ex.PI.value:
                 return ex.PI
             if isinstance(found, int | float | complex) and not isinstance(found, bool):
-                return number(found)
-            return Literal(found)
+                return ex.number(found)
+            return ex.Literal(found)
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if names & set(self.values):
             raise UnreadableError(ast.unparse(node))
-        return Verbatim(ast.unparse(node))
+        return ex.Verbatim(ast.unparse(node))
 
     def call(self, node: ast.Call) -> Expression:
         """A call: an operator, a function opened, or a call that stays one."""
@@ -436,12 +411,12 @@ class _Reader:
             raise UnreadableError(ast.unparse(node))
         name = name_of(function)
         if is_foreign(function):
-            if name in TRANSPARENT and node.args:
+            if name in ex.TRANSPARENT and node.args:
                 return self.expression(node.args[0])
-            if name in FILLED and len(node.args) <= 2:
+            if name in ex.FILLED and len(node.args) <= 2:
                 rest = [ex.ZERO if k == 0 else self.expression(a) for k, a in enumerate(node.args)]
-                return FILLED[name](*rest)
-            if name in OPERATORS:
+                return ex.FILLED[name](*rest)
+            if name in ex.OPERATORS:
                 return self.operator(name, function, node)
         elif callable(function) and (inner := definition(inspect.unwrap(function))) is not None:
             try:
@@ -456,20 +431,20 @@ class _Reader:
     def operator(self, name: str, function: Any, node: ast.Call) -> Expression:
         arguments = [self.expression(a) for a in node.args]
         try:
-            made = OPERATORS[name](*arguments)
+            made = ex.OPERATORS[name](*arguments)
         except TypeError:
             return self.left(name, node, function)
-        return replace(made, function=function) if isinstance(made, Application) else made
+        return replace(made, function=function) if isinstance(made, ex.Application) else made
 
     def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
         """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
         holder = self.object(attribute.value)
         if holder is None:
             base = self.expression(attribute.value)
-            if attribute.attr in TRANSPARENT:
+            if attribute.attr in ex.TRANSPARENT:
                 return base
-            if attribute.attr in OPERATORS and not node.args:
-                return OPERATORS[attribute.attr](base)
+            if attribute.attr in ex.OPERATORS and not node.args:
+                return ex.OPERATORS[attribute.attr](base)
             return self.left(attribute.attr, node, None, base)
         raise UnreadableError(ast.unparse(node))
 
@@ -500,9 +475,9 @@ class _Reader:
             raise UnreadableError(ast.unparse(node))
         arguments = [self.argument(a) for a in node.args]
         keywords = [(k.arg or "", self.argument(k.value)) for k in node.keywords]
-        shown = tuple((key, v) for key, v in keywords if v != Literal(None))
+        shown = tuple((key, v) for key, v in keywords if v != ex.Literal(None))
         first = () if base is None else (base,)
-        return Application(name, (*first, *arguments), shown, function=function)
+        return ex.Application(name, (*first, *arguments), shown, function=function)
 
     def argument(self, node: ast.expr, shown: bool = True) -> Expression:
         """An argument; a parameter that is ``shown`` in a call is labelled with its name."""
@@ -511,15 +486,15 @@ class _Reader:
         is_number = isinstance(found, int | float) and not isinstance(found, bool)
         if known and not is_type(found):
             if isinstance(node, ast.Name) and node.id in self.static and shown:
-                return Literal(found, node.id)
+                return ex.Literal(found, node.id)
             if not is_number:
-                return Verbatim(ast.unparse(node)) if callable(found) else Literal(found)
+                return ex.Verbatim(ast.unparse(node)) if callable(found) else ex.Literal(found)
         try:
             return self.expression(node)
         except UnreadableError:
             if isinstance(node, ast.Call | ast.BinOp | ast.Name):
                 raise
-            return Verbatim(ast.unparse(node))
+            return ex.Verbatim(ast.unparse(node))
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,6 @@ point (is it finite there? then the point is a pole), and the entries themselves
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,7 @@ from functional_bp.explanation.formulas.equations import forward
 from functional_bp.explanation.formulas.expression import Expression, Verbatim
 from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_value
-from functional_bp.graph.graph import Equation, Variable
+from functional_bp.graph.graph import Equation, Variable, short_place
 
 # Single entries of arrays: where the first bad one is, and which entries of the operands it reads.
 #
@@ -465,7 +464,7 @@ class FirstNonfinite:
     @property
     def line(self) -> str:
         """The source as ``model.py:12``, "" if unknown."""
-        return "" if self.source is None else f"{os.path.basename(self.source[0])}:{self.source[1]}"
+        return short_place(self.source)
 
     def __str__(self) -> str:
         what = "value" if self.direction == "forward" else "cotangent"

@@ -15,8 +15,8 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import Options, has_tangent
 from functional_bp.engine.plan import Auxiliary, plan_once
 from functional_bp.explanation.formulas import equations
-from functional_bp.explanation.formulas.equations import forward, symbols
-from functional_bp.explanation.formulas.expression import Expression, Symbol
+from functional_bp.explanation.formulas.equations import barred_symbol, forward, symbols
+from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.full_sweeps import flatten_taken, plan_of, sweep
 from functional_bp.explanation.nonfinite.causes import (
@@ -251,8 +251,7 @@ MASK_INPUT = (
 
 def bar(variable: Variable, known: Mapping[Variable, Expression]) -> str:
     """What a variable's cotangent is called: ``x̄``, as in formulas."""
-    base = known.get(variable)
-    return written(Symbol(base.name if isinstance(base, Symbol) else variable.name, bar=True))
+    return written(barred_symbol(variable, known))
 
 
 class _Pullback(NamedTuple):

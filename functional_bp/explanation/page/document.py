@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
@@ -21,7 +20,7 @@ from functional_bp.explanation.pictures.scene import DARK, LIGHT, spans
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.scopes import Scope, scopes, views
 from functional_bp.explanation.signals import signals
-from functional_bp.graph.graph import Equation, Variable
+from functional_bp.graph.graph import Equation, Variable, short_place
 
 # What the page tells of each value and of each equation, as JSON has it.
 
@@ -117,8 +116,7 @@ def equation_facts(
     if equation.flops:
         facts["c"] = equation.flops
     if equation.source:
-        file, line = equation.source
-        facts["w"] = f"{os.path.basename(file)}:{line}"
+        facts["w"] = short_place(equation.source)
     if equation.parameters:
         facts["q"] = ", ".join(f"{key}={value}" for key, value in equation.parameters.items())
     if equation.scope:
@@ -159,11 +157,6 @@ def signal_facts(explanation: EvaluatedGraph, number: Mapping[Variable, int]) ->
     return [[s.kind, number[s.variable], s.message, s.line] for s in signals(explanation)]
 
 
-def graph_symbols(explanation: EvaluatedGraph) -> Any:
-    """The symbols with which formulas name the graph's variables."""
-    return symbols(explanation.graph)
-
-
 def _literal(variable: Variable) -> str:
     return format_value(variable.value) if variable.value is not None else variable.name
 
@@ -197,15 +190,7 @@ def _described(summary: Summary) -> str:
 
 NAME_SIZE = 14.0
 MOST_IN_NOTEBOOK = 800  # equations; about a megabyte
-SCRIPTS = (
-    "unfolding.js",
-    "picture.js",
-    "map.js",
-    "opening.js",
-    "colour.js",
-    "panel.js",
-    "page.js",
-)
+SCRIPTS = ("unfolding", "picture", "map", "opening", "colour", "panel", "page")  # in this order
 
 
 def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
@@ -230,7 +215,7 @@ def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
     parts = {
         "title": escape(title),
         "style": f"{_palette()}\n{_own('page.css')}",
-        "script": "\n".join(map(_own, SCRIPTS)),
+        "script": "\n".join(_own(f"{name}.js") for name in SCRIPTS),
         "data": text.replace("<", "\\u003c"),
     }
     document = _own("page.html")
@@ -282,7 +267,7 @@ def _data(explanation: EvaluatedGraph, shown: Contents, root: Scope, title: str)
     counts = {scope: len(found) for scope, found in held.items()}
     drawer = Drawer(explanation, shown, number, scope_number, counts)
     seen = views(root, shown)
-    known = graph_symbols(explanation)
+    known = symbols(graph)
     first = first_facts(explanation)
     lines = {v: spans(line, NAME_SIZE) for v, line in shown.names.items()}
     equations = [equation_facts(explanation, e, number, known) for e in graph]

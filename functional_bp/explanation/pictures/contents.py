@@ -30,15 +30,8 @@ from functional_bp.explanation.pictures.symbols import (
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable
 
-CARRIERS = frozenset(
-    {
-        "broadcast_in_dim",
-        "reshape",
-        "convert_element_type",
-        "squeeze",
-        "copy",
-    }
-)
+# Operations that may be part of a wire: they bring one value on in another form.
+CARRIERS = {"broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "copy"}
 _LETTERS = re.compile(r"[a-z]{1,2}")
 
 

@@ -86,8 +86,9 @@ def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
     ]
     for (x, y), width, height in sized:
         corners += [(x - width / 2, y - height / 2), (x + width / 2, y + height / 2)]
-    left, top = (min(values, default=0.0) for values in (list(c) for c in _axes(corners)))
-    right, bottom = (max(values, default=0.0) for values in (list(c) for c in _axes(corners)))
+    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    left, top = min(xs, default=0.0), min(ys, default=0.0)
+    right, bottom = max(xs, default=0.0), max(ys, default=0.0)
 
     def moved(point: Point) -> Point:
         return round(point[0] - left, 2), round(point[1] - top, 2)
@@ -99,10 +100,6 @@ def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
         round(right - left, 2),
         round(bottom - top, 2),
     )
-
-
-def _axes(points: list[Point]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
 
 
 class LayoutError(BackpropError, ValueError):

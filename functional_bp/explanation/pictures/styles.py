@@ -7,7 +7,6 @@ edge branches: before the branch stands the gradient, behind it what each use co
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, Literal
 
 from functional_bp.explanation.numbers import format_value
@@ -16,7 +15,7 @@ from functional_bp.explanation.pictures.layered import Direction, Placed, Vertex
 from functional_bp.explanation.pictures.scene import Curve, Scene, Shape, Text, attached, on_page
 from functional_bp.explanation.pictures.symbols import Line, TextRun, measure, plain
 from functional_bp.explanation.record import EvaluatedGraph
-from functional_bp.graph.graph import Equation, Variable, format_bytes
+from functional_bp.graph.graph import Equation, Variable, format_bytes, short_place
 
 # What both styles draw alike: operators and closed scopes, and what hovering over a mark tells.
 
@@ -71,7 +70,7 @@ def describe_node(node: Node) -> str:
     if node.kind == "closed" or len(node.equations) != 1:
         return f"{plain(node.label)}: {len(node.equations)} equations"
     equation = node.equations[0]
-    return "\n".join([_equation(equation), *_place(equation)])
+    return "\n".join(filter(None, (_equation(equation), short_place(equation.source))))
 
 
 def describe_variable(explanation: EvaluatedGraph, variable: Variable, name: Line) -> str:
@@ -94,12 +93,6 @@ def _equation(equation: Equation) -> str:
     outs = ", ".join(f"{v.name}: {v.type}" for v in equation.outputs)
     label = f"[{equation.label}]" if equation.label else ""
     return f"{outs} = {equation.operation}{label}({', '.join(v.name for v in equation.inputs)})"
-
-
-def _place(equation: Equation) -> list[str]:
-    if equation.source is None:
-        return []
-    return [f"{os.path.basename(equation.source[0])}:{equation.source[1]}"]
 
 
 Branches = Literal["shares", "total"]
@@ -205,10 +198,7 @@ def _add_box(scene: Scene, explanation: EvaluatedGraph, box: Vertex, placed: Pla
         scene.shapes.append(shape)
         return shape
     if isinstance(box.key, Node) and box.key.kind != "leaf":
-        shape = operator_shape(box.key, x, y, describe_node(box.key))
-        scene.shapes.append(shape)
-        scene.texts.append(Text(x, y, box.key.label, SIGN_SIZE, "ink", shape.title))
-        return shape
+        return _add_operator(scene, box.key, placed)
     assert isinstance(box.key, Node | Returned)
     label, variable = box.key.label, box.key.variable
     title = describe_variable(explanation, variable, label) if variable else ""
