@@ -340,7 +340,8 @@ class _Kept(NamedTuple):
 def _sums(arrays: Path) -> dict[str, tuple[int, int]]:
     """Size and CRC-32 of every file of the arrays, by its path from the checkpoint's folder."""
     files = sorted(path for path in Path(arrays).rglob("*") if path.is_file())
-    return {f"{ARRAYS}/{p.relative_to(arrays)}": (p.stat().st_size, _crc(p)) for p in files}
+    name = lambda path: f"{ARRAYS}/{path.relative_to(arrays).as_posix()}"
+    return {name(path): (path.stat().st_size, _crc(path)) for path in files}
 
 
 def _crc(path: Path) -> int:
