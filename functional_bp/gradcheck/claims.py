@@ -57,9 +57,9 @@ def run_each_time(subject: Subject) -> Subject:
     return replace(subject, traceable=False, residuals=None, backward=None)
 
 
-def _outside_jax(subject: Subject, value: Callable[..., Arrays], **changes: Any) -> Subject:
+def _outside_jax(subject: Subject, numeric: Callable[..., Arrays], **changes: Any) -> Subject:
     """The claim about a NumPy function, of which differences are taken on the host."""
-    return replace(run_each_time(subject), numeric=value, reference=None, **changes)
+    return replace(run_each_time(subject), numeric=numeric, reference=None, **changes)
 
 
 def _read(subject: Any, args: Sequence[Any]) -> Subject:
