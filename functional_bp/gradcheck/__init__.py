@@ -1,1 +1,1 @@
-"""Is a hand-derived gradient right, and if not, where and why."""
+"""A check says whether a gradient derived by hand is right, and if not, where and why."""

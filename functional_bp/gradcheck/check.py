@@ -1,4 +1,4 @@
-"""``check``: reads the claim, runs the stages in order, and gives the verdict."""
+"""``check`` reads the claim, runs the stages in order, and gives the verdict."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from functional_bp.graph.names import function_name
 
 
 class Fact(Enum):
-    """What may be true of a claim, or of a check, that a stage needs."""
+    """A stage may need that this is true of a claim, or of a check."""
 
     TRACEABLE = auto()  # JAX can trace the claim
     REFERENCE = auto()  # there is a function to differentiate
@@ -52,7 +52,7 @@ class Fact(Enum):
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the things that a check looks at.
+    """A stage is one of the things that a check looks at.
 
     Attributes:
         title: what the report calls it.
@@ -106,7 +106,7 @@ def check(
     seconds: float = 60.0,
     name: str | None = None,
 ) -> Report:
-    """Is a hand-derived gradient right, and if not, where and why.
+    """Say whether a hand-derived gradient is right, and if not, where and why.
 
     Args:
         subject: what claims a gradient. A ``jax.custom_vjp`` or ``jax.custom_jvp`` function, an
@@ -421,7 +421,7 @@ def _rule_on_its_cases(rule: Rule, *, quick: bool, seed: int, seconds: float) ->
 
 
 def merged(name: str, reports: Sequence[tuple[str, Report]]) -> Report:
-    """Several reports as one; the worst verdict counts."""
+    """Merge several reports as one; the worst verdict counts."""
     order = (Verdict.RIGHT, Verdict.INCONCLUSIVE, Verdict.WRONG)
     verdict = order[max((order.index(r.verdict) for _, r in reports), default=0)]
     label = lambda part, text: f"{part}: {text}"

@@ -1,4 +1,4 @@
-"""Reads what a person hands to ``bp.check`` into a ``Subject``, whatever form it has."""
+"""A claim is what a person hands to ``bp.check``, read into a ``Subject`` whatever its form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEPT_SECOND = {"cache", "res", "residuals", "resid", "ctx", "saved", "memory", "
 
 
 def read(subject: Any, args: Sequence[Any]) -> Subject:
-    """The claim that ``subject`` makes about its gradient at ``args``.
+    """Return the claim that ``subject`` makes about its gradient at ``args``.
 
     Raises:
         TypeError: it is nothing that claims a gradient.
@@ -53,8 +53,13 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
 
 
 def run_each_time(subject: Subject) -> Subject:
-    """The claim, of which Python looks at values, so that each call has to run."""
+    """Return the claim, of which Python looks at values, so that each call has to run."""
     return replace(subject, traceable=False, residuals=None, backward=None)
+
+
+def _outside_jax(subject: Subject, numeric: Callable[..., Arrays], **changes: Any) -> Subject:
+    """The claim about a NumPy function, of which differences are taken on the host."""
+    return replace(run_each_time(subject), numeric=numeric, reference=None, **changes)
 
 
 def _read(subject: Any, args: Sequence[Any]) -> Subject:
@@ -211,7 +216,7 @@ def _rule(rule: Rule, args: Sequence[Any]) -> Subject:
 def by_our_rules(
     fun: Callable[..., Any], args: Sequence[Any], reference: Callable[..., Any] | None = None
 ) -> Subject:
-    """``fun`` as ``bp.vjp`` differentiates it, against JAX's gradient of ``reference``."""
+    """Return ``fun`` as ``bp.vjp`` differentiates it, against JAX's gradient of ``reference``."""
     return _callable(fun, args, reference=reference or fun, transform=vjp)
 
 
@@ -272,14 +277,10 @@ def _pair(
     )
     if is_traceable(value, subject):
         return subject
-    numpy_value = lambda actives, fixed: active_outputs(
-        run(*jax.tree.map(_host, (actives, fixed)))[0]
-    )
-    numpy_pull = lambda *parts: pull(*jax.tree.map(_host, parts))
-    return replace(
-        subject, value=numpy_value, pull=numpy_pull, numeric=numpy_value, reference=None,
-        residuals=None, backward=None, traceable=False,
-    )  # fmt: skip
+    on_host = lambda *parts: jax.tree.map(jax.device_get, parts)
+    numpy_value = lambda actives, fixed: active_outputs(run(*on_host(actives, fixed))[0])
+    numpy_pull = lambda *parts: pull(*on_host(*parts))
+    return _outside_jax(subject, numpy_value, value=numpy_value, pull=numpy_pull)
 
 
 def _plain(fun: Callable[..., Any], args: Sequence[Any]) -> Subject:
@@ -302,7 +303,7 @@ def _plain(fun: Callable[..., Any], args: Sequence[Any]) -> Subject:
 
 
 def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
-    """Whether JAX can trace a flat function; a NumPy function cannot be."""
+    """Tell whether JAX can trace a flat function; a NumPy function cannot be."""
     try:
         jax.eval_shape(value, subject.actives, subject.fixed)
     except LOOKING:
@@ -311,15 +312,11 @@ def is_traceable(value: Callable[..., Any], subject: Subject) -> bool:
 
 
 def looks_at_values(subject: Subject) -> bool:
-    """Whether Python branches on values in the rule, forwards or backwards; it is traced."""
+    """Tell whether Python branches on values in the rule, forwards or backwards; it is traced."""
     with Guard("the claim, traced") as ran:  # what else is wrong with it is found where it is run
         outs = jax.eval_shape(subject.value, subject.actives, subject.fixed)
         jax.eval_shape(subject.pull, subject.actives, subject.fixed, outs)
     return isinstance(ran.error, LOOKING)
-
-
-def _host(x: Any) -> Any:
-    return jax.device_get(x)
 
 
 def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
@@ -354,7 +351,7 @@ def _positional(fun: Callable[..., Any]) -> list[str]:
 
 
 class Named(dict[str, Any]):
-    """Residuals by name, and the pytree that they came from (a pytree itself)."""
+    """A pytree of residuals by name, which knows the pytree that they came from."""
 
     tree: Any = None
 
@@ -373,7 +370,7 @@ def _renamed(values: Mapping[str, Any], tree: Any) -> Named:
 
 
 def named(kept: Any, names: Sequence[str]) -> Named:
-    """A residual pytree's leaves by name: those of the forward function's return, or paths."""
+    """Name a residual pytree's leaves: by the forward function's return, or by paths."""
     pairs, tree = tree_flatten_with_path(kept)
     tops = len(kept) if isinstance(kept, tuple | list) else 0
     found: dict[str, Any] = {}
@@ -389,12 +386,12 @@ def named(kept: Any, names: Sequence[str]) -> Named:
 
 
 def unnamed(kept: Named) -> Any:
-    """The pytree that ``named`` was given."""
+    """Return the pytree that ``named`` was given."""
     return jax.tree.unflatten(kept.tree, list(kept.values()))
 
 
 def returned_names(forward: Callable[..., Any]) -> list[str]:
-    """What a forward function calls its residuals, read off ``return out, (x_hat, r)``."""
+    """Tell what a forward function calls its residuals, read off ``return out, (x_hat, r)``."""
     try:
         inner = inspect.unwrap(functools.partial(forward).func)
         tree = ast.parse(textwrap.dedent(inspect.getsource(inner)))
@@ -420,7 +417,7 @@ def gradient_function(
     of: Callable[..., Any],
     argnums: int | Sequence[int] | None,
 ) -> Subject:
-    """The claim that ``claimed(*args)`` is the gradient of the scalar ``of(*args)``.
+    """Return the claim that ``claimed(*args)`` is the gradient of the scalar ``of(*args)``.
 
     Args:
         claimed: returns the gradient, or ``(value, gradient)``, as ``jax.value_and_grad`` does.
@@ -461,11 +458,8 @@ def gradient_function(
         source=claimed,
     )
     if not is_traceable(value, subject):
-        return replace(subject, numeric=value, reference=None, traceable=False, backward=None,
-                       residuals=None)  # fmt: skip
-    if is_traceable(found, subject):
-        return subject
-    return replace(subject, traceable=False, backward=None, residuals=None)
+        return _outside_jax(subject, value)
+    return subject if is_traceable(found, subject) else run_each_time(subject)
 
 
 def _scalar_of(of: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -522,7 +516,7 @@ def _is_tuple_of_one(bars: Any) -> bool:
 
 
 def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, Any]) -> Subject:
-    """The claim that the gradient of the scalar ``fun`` at ``args`` has these values.
+    """Return the claim that the gradient of the scalar ``fun`` at ``args`` has these values.
 
     Args:
         fun: the function that was differentiated by hand.
@@ -567,7 +561,7 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
 
 
 def roundings_of(claims: Sequence[Any]) -> list[float]:
-    """How far each claim on paper may be off for having been rounded when it was written down.
+    """Tell how far each claim on paper may be off for having been rounded when it was written down.
 
     Where the numbers of all have two to six decimals, they count as rounded to those, by half a
     unit of the last: beside 0.39, −0.2 is −0.20. Arrays in float32 with more may carry the rounding
@@ -600,7 +594,7 @@ def _is_single(array: np.ndarray) -> bool:
 
 
 def resolve(name: str, names: Sequence[str]) -> str:
-    """The name among ``names`` that a person means: the whole of it, or its last part.
+    """Return the name among ``names`` that a person means: the whole of it, or its last part.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -622,7 +616,7 @@ def resolve(name: str, names: Sequence[str]) -> str:
 
 
 def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Subject:
-    """The subject judged against a JAX, NumPy or PyTorch function of the same arguments.
+    """Return the subject judged against a JAX, NumPy or PyTorch function of the same arguments.
 
     ``False`` withholds the reference: finite differences of the forward pass alone.
     """
@@ -660,7 +654,7 @@ def _same_leaves(flat: Flattening, subject: Subject) -> list[str]:
 
 
 def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
-    """The subject held to a gradient that is false on purpose.
+    """Return the subject held to a gradient that is false on purpose.
 
     Args:
         subject: the claim.

@@ -1,7 +1,8 @@
-"""A bound on the time that a person's Python code may take inside a check.
+"""Two clocks bound a check: an alarm ends a person's code, and a search looks at its own.
 
 Stages look at the clock between calls. A forward or backward pass that never returns would keep
-them from it, so it is interrupted, as Ctrl-C would do.
+them from it, so it is interrupted, as Ctrl-C would do. A diagnosis has a clock on which it searches
+as far on a busy machine as on a quiet one, but later.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _here = _Here()
 
 
 def watchdog(seconds: float) -> AbstractContextManager[None]:
-    """Raises ``TimeUp`` in the code inside once it has run for ``seconds``.
+    """Raise ``TimeUp`` in the code inside once it has run for ``seconds``.
 
     In the main thread by an alarm signal, which ends a wait in the operating system as well;
     elsewhere, or where a program has its own alarm, at the next step of the interpreter. A call of
@@ -107,13 +108,11 @@ def _by_thread(seconds: float) -> Iterator[None]:
                 pass
 
 
-# The clock of a diagnosis: on a busy machine it searches as far as on a quiet one, but later.
-
 WORKED = 0.75  # how much of the clock stands still while the thread waits for a processor
 
 
 def now() -> float:
-    """Seconds that have passed; those in which this thread did not run count a quarter.
+    """Return the seconds that have passed, of which those without a processor count a quarter.
 
     So a search for *n* seconds takes n where nothing else runs, and at most 4 n.
     """

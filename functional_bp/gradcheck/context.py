@@ -1,4 +1,4 @@
-"""One check in progress: the point it starts from, its judge, and what it has found so far."""
+"""A context holds one check in progress: where it starts, its judge, and what it has found."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SETTLED = 1e-9  # relative; an iteration that one more step changes by less has 
 
 
 class CheckContext:
-    """What the stages of a check share.
+    """A context holds what the stages of a check share.
 
     Args:
         subject: the claim.
@@ -155,7 +155,7 @@ class CheckContext:
 
     @cached_property
     def forward_graph(self) -> Any:
-        """The forward pass's jaxpr, or the reference's where there is one; None if untraceable."""
+        """Return the jaxpr of the forward pass, or of the reference if any; None if untraceable."""
         if not self.subject.traceable:
             return None
         return self._forward[0]
@@ -169,17 +169,17 @@ class CheckContext:
 
     @property
     def time_left(self) -> float:
-        """Seconds until no further stage begins."""
+        """Return the seconds until no further stage begins."""
         return self.deadline - time.monotonic()
 
     @property
     def patience(self) -> float:
-        """Seconds until what is under way is interrupted."""
+        """Return the seconds until what is under way is interrupted."""
         return self.time_left + self.overtime
 
     @property
     def native(self) -> Point:
-        """The given arguments in their own dtypes, with cotangents in those of the outputs."""
+        """Return the given arguments in their own dtypes, cotangents in those of the outputs."""
         subject = self.subject
         if not subject.traceable:
             return self.point
@@ -189,7 +189,7 @@ class CheckContext:
         return Point(subject.actives, subject.fixed, bars)
 
     def is_settled(self, point: Point) -> bool:
-        """Whether the forward pass's iterations have converged, if they have at the given point."""
+        """Tell whether the forward pass's iterations have converged, if they have as given."""
         if self.graph is None or not interpret.holds_iteration(self.graph):
             return True
         with self.full.precision():
@@ -207,7 +207,7 @@ class CheckContext:
         return jax.jit(interpret.one_step_more(lambda *xs: fun(xs[:count], xs[count:])))
 
     def leaves_domain(self, point: Point, *, closed: bool = False) -> bool:
-        """Whether an argument changes sign although all its given entries are of one sign.
+        """Tell whether an argument changes sign although all its given entries are of one sign.
 
         Arguments that are given as positive (or negative) throughout are taken to be meant so.
         ``closed`` takes zero for a part of the domain.
@@ -221,11 +221,11 @@ class CheckContext:
 
     @cached_property
     def asks_for_sign(self) -> bool:
-        """Whether the forward pass compares a value with zero."""
+        """Tell whether the forward pass compares a value with zero."""
         return self.forward_graph is not None and interpret.asks_for_sign(self.forward_graph)
 
     def new_bars(self, outs: Any = None) -> tuple[np.ndarray, ...]:
-        """Random cotangents of the outputs, exact in float32."""
+        """Draw random cotangents of the outputs, exact in float32."""
         return tuple(_draw_bar(self.rng, b) for b in (outs or self.point.bars))
 
     def row(self, checked: str, outcome: Outcome, against: str = "", **numbers: Any) -> None:
@@ -307,7 +307,7 @@ class CheckContext:
         )
 
     def example(self, point: Point) -> dict[str, np.ndarray]:
-        """The arguments at a point, by name, in the dtypes they were given in where they fit."""
+        """Return the arguments at a point by name, in the dtypes they were given in if they fit."""
         subject = self.subject
         named = zip(
             (*subject.names, *subject.fixed_names),
@@ -384,7 +384,7 @@ class CheckContext:
 
 
 def overtime(seconds: float) -> float:
-    """How long what is under way when a check's time is up may go on."""
+    """Tell how long what is under way when a check's time is up may go on."""
     return max(10.0, seconds / 2)
 
 

@@ -1,9 +1,19 @@
-"""Directional derivatives by central differences, with Richardson extrapolation.
+"""Directional derivatives are measured, by differences or by the complex step.
 
-For a smooth φ, D(h) = (φ(h) − φ(−h)) / 2h = φ'(0) + c₂h² + c₄h⁴ + …; two step sizes eliminate c₂,
-three also c₄, and so on (Richardson's extrapolation). The difference of neighbours in that tableau
-says how well the derivative is known (Ridders), so that there is a third answer beside right and
-wrong: *unresolved*.
+**Differences.** For a smooth φ, D(h) = (φ(h) − φ(−h)) / 2h = φ'(0) + c₂h² + c₄h⁴ + …; two step
+sizes eliminate c₂, three also c₄, and so on (Richardson's extrapolation). The difference of
+neighbours in that tableau says how well the derivative is known (Ridders), so that there is a third
+answer beside right and wrong: *unresolved*.
+
+**The complex step**, for functions made of analytic operations. For an analytic φ that is real on
+the reals::
+
+    φ(i h) = φ(0) + i h φ′(0) − h² φ″(0) / 2 − …,   φ′(0) = Im φ(i h) / h + O(h²)
+
+and nothing is subtracted, so h can be 1e-20 and φ′ is known to rounding. The function's graph is
+run on complex numbers: comparisons look at the real part, so a piecewise analytic function is
+taken on the piece where the point lies, as its derivative is. An operation that is not analytic,
+or that JAX does not have for complex numbers, ends the attempt: differences take over.
 
 Reference: Press et al., *Numerical Recipes*, section 5.7, whose Neville tableau this is.
 """
@@ -32,7 +42,7 @@ FIRST_STEPS = (1e-2, 1e-3, 1e-4, 1e-6)  # relative to the inputs; each starts a 
 
 @dataclass(frozen=True)
 class Slope:
-    """φ'(0) as differences see it: value, error estimate, and whether it can be relied on."""
+    """A slope is φ'(0) as differences see it, with its error and whether it can be relied on."""
 
     value: float
     error: float
@@ -42,7 +52,7 @@ class Slope:
 def extrapolate(
     function: Callable[[float], float], step: float, rows: int = 8
 ) -> tuple[float, float]:
-    """φ'(0) from one tableau, with an estimate of its error (infinite where there is none)."""
+    """Return φ'(0) from one tableau, and an estimate of its error (infinite if there is none)."""
     tableau: list[list[float]] = []
     best, error = np.nan, np.inf
     for i in range(rows):
@@ -64,7 +74,7 @@ def extrapolate(
 
 
 def slope(function: Callable[[float], float], rounding: float = 0.0) -> Slope:
-    """φ'(0) from tableaux that start at several steps; resolved where two of them agree.
+    """Return φ'(0) from tableaux that start at several steps; resolved where two of them agree.
 
     ``rounding`` is the absolute rounding error of φ: a difference over the step h is known to
     rounding / h at best, however well its neighbours agree by chance.
@@ -86,7 +96,7 @@ def slope(function: Callable[[float], float], rounding: float = 0.0) -> Slope:
 def bend(
     outs: Callable[[float], list[np.ndarray]], bars: tuple[np.ndarray, ...], step: float
 ) -> float:
-    """Σ |ȳ| |y(h) − 2 y(0) + y(−h)| / h, less rounding: how much of a kink lies at 0.
+    """Return Σ |ȳ| |y(h) − 2 y(0) + y(−h)| / h, less rounding: how much of a kink lies at 0.
 
     It tends to the jump of the slope as h → 0, and to 0 where the function is smooth. Outputs are
     taken one by one, so that opposite kinks do not cancel.
@@ -99,16 +109,7 @@ def bend(
     return total / step
 
 
-# Directional derivatives by the complex step, for functions made of analytic operations.
-#
-# For an analytic φ that is real on the reals
-#
-#     φ(i h) = φ(0) + i h φ′(0) − h² φ″(0) / 2 − …,   φ′(0) = Im φ(i h) / h + O(h²)
-#
-# and nothing is subtracted, so h can be 1e-20 and φ′ is known to rounding. The function's graph is
-# run on complex numbers: comparisons look at the real part, so a piecewise analytic function is
-# taken on the piece where the point lies, as its derivative is. An operation that is not analytic,
-# or that JAX does not have for complex numbers, ends the attempt: differences take over.
+# The complex step
 
 STEPS = (1e-20, 1.37e-20)  # two of them, whose difference shows the rounding
 AGREEING = 1e-9  # relative; where they are further apart the imaginary part is rounding
@@ -138,7 +139,7 @@ def complex_step(
     actives: Sequence[np.ndarray],
     fixed: Sequence[Any],
 ) -> Callable[..., list[Any]] | None:
-    """A compiled function for the derivative of ``fun(actives, fixed)``, None where there is none.
+    """Compile a function for the derivative of ``fun(actives, fixed)``; None where there is none.
 
     Returns:
         ``run(actives, fixed, directions, h)``: Re f(x + i h v) of every output, then
@@ -166,7 +167,7 @@ def complex_slope(
     leaf: int,
     direction: np.ndarray,
 ) -> Slope | None:
-    """d/dh ⟨ȳ, f(x + h v)⟩ at 0, for the direction v of one active argument.
+    """Return d/dh ⟨ȳ, f(x + h v)⟩ at 0, for the direction v of one active argument.
 
     Args:
         run: what ``complex_step`` returned.

@@ -1,4 +1,4 @@
-"""A claim and its reference, compiled together, and run in a chosen precision."""
+"""An evaluation compiles a claim and its reference together, and runs them in one precision."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from functional_bp.graph.interpret import UNIT64
 
 
 class Point(NamedTuple):
-    """Where a claim is judged: active leaves, the other leaves, and cotangents of the outputs."""
+    """A point is where a claim is judged: active and other leaves, cotangents of the outputs."""
 
     actives: Arrays
     fixed: Arrays
     bars: Arrays
 
     def cast(self, to: Callable[[Any], np.ndarray]) -> Point:
-        """The same with every active leaf and cotangent converted."""
+        """Return the same with every active leaf and cotangent converted."""
         return Point(tuple(map(to, self.actives)), self.fixed, tuple(map(to, self.bars)))
 
 
 class Result(NamedTuple):
-    """Outputs and cotangents at a point: as claimed, and the reference's (None without one)."""
+    """A result has outputs and cotangents at a point, as claimed and the reference's (or None)."""
 
     outs: Arrays
     claimed: Arrays
@@ -39,7 +39,7 @@ class Result(NamedTuple):
 
 
 class Evaluation:
-    """Runs a subject in one precision; everything is compiled once.
+    """An evaluation runs a subject in one precision; everything is compiled once.
 
     Args:
         subject: what to run.
@@ -54,23 +54,23 @@ class Evaluation:
             self.cast = lambda x: np.asarray(x).astype(dtype)
 
     def precision(self) -> Any:
-        """The context in which the subject's code runs."""
+        """Return the context in which the subject's code runs."""
         return jax.enable_x64(self.bits == 64)
 
     def outs(self, actives: Sequence[Any], fixed: Arrays) -> Arrays:
-        """The outputs that are differenced: the reference's where there is one."""
+        """Return the outputs that are differenced: the reference's where there is one."""
         with self.precision():
             return to_numpy(self._outs(tuple(actives), fixed))
 
     def both(self, point: Point) -> Result:
-        """Claim and reference at a point."""
+        """Run claim and reference at a point."""
         with self.precision():
             outs, claimed, true_outs, true = self._both(*point)
         reference = None if true is None else (to_numpy(true_outs), to_numpy(true))
         return Result(to_numpy(outs), to_numpy(claimed), *(reference or (None, None)))
 
     def analytic_slope(self, point: Point, leaf: int, direction: np.ndarray) -> Slope | None:
-        """d/dh ⟨ȳ, f(x + h v)⟩ at 0 by the complex step; None where f is not analytic."""
+        """Return d/dh ⟨ȳ, f(x + h v)⟩ at 0 by the complex step; None where f is not analytic."""
         with self.precision():
             if self._complex is None:
                 return None
@@ -101,7 +101,7 @@ class Evaluation:
         return self._compiled(self.pair) if self.subject.traceable else self.pair
 
     def pair(self, actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Any, Any, Any, Any]:
-        """What ``both`` compiles: outputs and cotangents, claimed and by the reference."""
+        """Return what ``both`` compiles: outputs and cotangents, claimed and by the reference."""
         outs, claimed = self.subject.pull(actives, fixed, bars)
         if self.subject.reference is None:
             return outs, claimed, None, None
@@ -127,14 +127,14 @@ class Evaluation:
         return run
 
     def graph(self, point: Point) -> tuple[Any, Sequence[Any]]:
-        """The jaxpr of claim and reference together, and its constants."""
+        """Return the jaxpr of claim and reference together, and its constants."""
         with self.precision():
             closed = jax.make_jaxpr(self.pair)(*point)
         return _jax.open_jaxpr(closed)
 
     @cached_property
     def unit(self) -> float:
-        """The relative spacing of the coarsest number format in the reference, at least ours."""
+        """Return the relative spacing of the reference's coarsest number format, at least ours."""
         subject = self.subject
         own = UNIT64 if self.bits == 64 else float(np.finfo(np.float32).eps)
         fun = subject.reference or subject.value
@@ -149,7 +149,7 @@ class Evaluation:
 def pull_reference(
     subject: Subject, actives: Arrays, fixed: Arrays, bars: Arrays
 ) -> tuple[Arrays, Arrays]:
-    """The reference's outputs, and its cotangents by JAX's reverse mode."""
+    """Return the reference's outputs, and its cotangents by JAX's reverse mode."""
     if subject.reference_pull is not None:
         return subject.reference_pull(actives, fixed, bars)
     assert subject.reference is not None
@@ -160,7 +160,7 @@ def pull_reference(
 
 
 def to_numpy(arrays: Sequence[Any]) -> tuple[np.ndarray, ...]:
-    """The arrays on the host; half precision comes as float32."""
+    """Return the arrays on the host; half precision comes as float32."""
     found = []
     for array in arrays:
         host = np.asarray(array)

@@ -1,4 +1,4 @@
-"""What a check finds, as data: findings with place and repair, and the rows of the table."""
+"""What a check finds is data: findings with place and repair, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Word(StrEnum):
 
 
 class Verdict(Word):
-    """What a check says of a gradient."""
+    """A verdict is what a check says of a gradient."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -27,7 +27,7 @@ class Verdict(Word):
 
 
 class Outcome(Word):
-    """How one of the things that a check looks at came out."""
+    """An outcome is how one of the things that a check looks at came out."""
 
     RIGHT = "right"
     WRONG = "wrong"
@@ -37,7 +37,7 @@ class Outcome(Word):
 
 
 class Kind(Word):
-    """What a fault can look like; each kind equals its text, and has a ``meaning``."""
+    """A kind is what a fault can look like; it equals its text, and has a ``meaning``."""
 
     meaning: str
 
@@ -90,7 +90,7 @@ class Kind(Word):
 
 @dataclass(frozen=True)
 class Place:
-    """A line of the person's source code."""
+    """A place is a line of the person's source code."""
 
     file: str
     line: int
@@ -102,7 +102,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Repair:
-    """An edit that makes the gradient right, verified on fresh inputs.
+    """A repair is an edit that makes the gradient right, verified on fresh inputs.
 
     Attributes:
         message: what to change, in words ("should be a subtraction").
@@ -119,7 +119,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class WrongEntry:
-    """One entry of a cotangent, as claimed and as it should be."""
+    """A wrong entry of a cotangent, as it is claimed and as it should be."""
 
     index: tuple[int, ...]
     claimed: Any
@@ -132,7 +132,7 @@ _OF_THE_SEARCH: dict[str, Any] = {"repr": False, "compare": False}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, from the search that finds it to the report.
+    """A finding is one thing that is wrong, from the search that finds it to the report.
 
     A search says what it found and how likely that is; the check adds the argument, the inputs and
     the numbers.
@@ -187,7 +187,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report's table: what was checked, and how it came out.
+    """A row of the report's table says what was checked, and how it came out.
 
     Attributes:
         checked: what, as in "cotangent of x" or "vmap".
@@ -204,7 +204,7 @@ class Row:
 
 
 def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tuple[WrongEntry, ...]:
-    """The entries with the largest |claimed − true|; those that are not finite come first."""
+    """Return the entries with the largest |claimed − true|; those not finite come first."""
     if claimed.shape != true.shape or claimed.size == 0:
         return ()
     gap = np.abs(claimed - true)
@@ -218,18 +218,7 @@ def worst_entries(claimed: np.ndarray, true: np.ndarray, count: int = 4) -> tupl
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found: the data of a report.
-
-    Attributes:
-        name: what was checked.
-        verdict: "right", "wrong" or "inconclusive".
-        findings: what is wrong; empty unless the verdict is "wrong".
-        rows: everything that was checked, with its outcome.
-        notes: what a person should know though it is no error (a kink's other convention).
-        reasons: why the verdict is "inconclusive".
-        seconds: how long the check took.
-        settings: what is needed to repeat it ("jax", "backend", "seed", "reference", …).
-    """
+    """A result is what a check found: the data of a report, whose fields ``Report`` describes."""
 
     name: str
     verdict: Verdict
@@ -242,5 +231,5 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the gradient is right: neither wrong nor inconclusive."""
+        """Tell whether the gradient is right: neither wrong nor inconclusive."""
         return self.verdict == Verdict.RIGHT

@@ -1,4 +1,4 @@
-"""A guard around a person's code: what it raises is noted and counted, and the check goes on.
+"""A guard stands around a person's code: what it raises is counted, and the check goes on.
 
 A check runs code that may raise anything, on inputs that nobody has tried. What it raises is no
 error of the check's, so that the check carries on without the result::
@@ -35,7 +35,7 @@ OWN_FAULTS_RAISE = False
 
 
 class Swallowed(NamedTuple):
-    """What a guard has caught: where the guard stands, what ran inside it, what was raised."""
+    """An entry says what a guard has caught: where it stands, what ran in it, what was raised."""
 
     place: str
     ran: str
@@ -46,7 +46,7 @@ swallowed: Counter[Swallowed] = Counter()  # how often, in this process
 
 
 class Guard:
-    """A context that catches any ``Exception``; ``error`` is the one that was caught, or None.
+    """A guard catches any ``Exception``; ``error`` is the one that it caught, or None.
 
     What interrupts a program, such as ``KeyboardInterrupt`` and the watchdog's ``TimeUp``, is no
     ``Exception`` and passes.
@@ -61,22 +61,22 @@ class Guard:
 
     @property
     def raised(self) -> str:
-        """The name of the error's type."""
+        """Return the name of the error's type."""
         return type(self.error).__name__
 
     @property
     def message(self) -> str:
-        """The first line of what the error says, "" where it says nothing."""
+        """Return the first line of what the error says, "" where it says nothing."""
         return next(iter(str(self.error).strip().splitlines()), "")
 
     @property
     def place(self) -> Place | None:
-        """The line of a person's code that raised it, or that called what did."""
+        """Return the line of a person's code that raised it, or that called what did."""
         return place_of(self.error) if self.error else None
 
     @property
     def ran_persons_code(self) -> bool:
-        """Whether it was raised in a person's code, or in what that had called.
+        """Tell whether it was raised in a person's code, or in what that had called.
 
         Otherwise a library, or the package, raised it on what a person's code had returned.
         """
@@ -100,7 +100,7 @@ class Guard:
 
 
 def is_own_fault(error: Exception) -> bool:
-    """Whether an error was raised by a line of the package, and means that the line is wrong.
+    """Tell whether a line of the package raised an error which means that the line is wrong.
 
     A ``TypeError`` or ``ValueError`` is none: the package raises those itself where a person's
     function returns what it must not, and Python does where it takes other arguments.
@@ -110,7 +110,7 @@ def is_own_fault(error: Exception) -> bool:
 
 
 def place_of(error: BaseException) -> Place | None:
-    """The innermost line of a person's code in an error's traceback."""
+    """Return the innermost line of a person's code in an error's traceback."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -123,5 +123,5 @@ def place_of(error: BaseException) -> Place | None:
 
 
 def is_library(filename: str) -> bool:
-    """Whether a line of this file is none of the person's, but the package's or a library's."""
+    """Tell whether a file is none of the person's, but the package's or a library's."""
     return any(part in filename for part in LIBRARIES)

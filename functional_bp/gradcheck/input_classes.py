@@ -1,4 +1,4 @@
-"""Inputs nobody tried: classes of inputs on which hand-written gradients go wrong.
+"""Inputs that nobody tried come in classes, on which hand-written gradients go wrong.
 
 Each class makes new arguments from the given ones: other numbers, other scales, zeros, ties, rows
 of equal entries, repeated indices, the neighbourhood of the thresholds that the code compares with.
@@ -50,7 +50,7 @@ def _rows(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Integers(Enum):
-    """What becomes of the integers among the arguments."""
+    """This becomes of the integers among the arguments."""
 
     KEPT = auto()
     COVERING = auto()  # every value of their range once, before one repeats
@@ -62,7 +62,7 @@ class Integers(Enum):
 
 
 class Trait(Flag):
-    """What a class of inputs is good for, and what a fault is called that it brings out."""
+    """A trait says when a class of inputs is tried, and what a fault is that it brings out."""
 
     CAREFUL = auto()  # tried where loops may not end elsewhere
     FEW = auto()  # tried with long arrays, and in a quick check
@@ -73,7 +73,7 @@ class Trait(Flag):
 
 @dataclass(frozen=True, eq=False)
 class InputClass:
-    """One class of inputs.
+    """A class of inputs makes arguments from the given ones.
 
     Attributes:
         title: what reports call it.
@@ -141,7 +141,7 @@ ARGUMENTS = 4  # that are scaled alone
 
 
 def around(thresholds: Sequence[float]) -> InputClass:
-    """Inputs on both sides of the constants that the code compares with."""
+    """Make the class of inputs on both sides of the constants that the code compares with."""
     offsets = [-2.0, -0.3, -0.01, 0.01, 0.3, 2.0]
 
     def make(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -162,7 +162,7 @@ def candidates(
     arguments: Sequence[str] = (),
     ranges: Sequence[IndexRange | None] = (),
 ) -> Iterator[tuple[InputClass, Arrays, Arrays]]:
-    """Each class, its active leaves (float64, exact in float32) and its other leaves.
+    """Draw each class: its active leaves (float64, exact in float32) and its other leaves.
 
     Args:
         actives: the given leaves that are judged.
@@ -195,7 +195,7 @@ def draw(
     ranges: Sequence[IndexRange | None] = (),
     integers: Integers | None = None,
 ) -> tuple[Arrays, Arrays]:
-    """Active and other leaves of one class; ``integers`` in place of the class's own."""
+    """Draw active and other leaves of one class; ``integers`` in place of the class's own."""
     kind = kind if integers is None else replace(kind, integers=integers)
     drawn = tuple(_exact(kind.make(x, rng), x) for x in map(np.asarray, actives))
     lengths = ranges or [None] * len(fixed)
@@ -215,7 +215,7 @@ def _is_key(x: object) -> bool:
 
 
 def other_key(x: Any) -> Any:
-    """Another random key where a leaf is one; any other leaf as it is."""
+    """Return another random key where a leaf is one; any other leaf as it is."""
     if not _is_key(x):
         return x
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -272,7 +272,7 @@ ORDERING = {"lt", "le", "gt", "ge"}
 
 
 class IndexRange(NamedTuple):
-    """Integers that index something: 0 … length − 1, and none twice where they are distinct.
+    """A range of integers that index something: 0 … length − 1, each once where they are distinct.
 
     Writing twice to the same place (``x.at[i].set(…)``) is not defined, and has no derivative.
     """
@@ -291,7 +291,7 @@ class _Flow(NamedTuple):
 
 
 def index_ranges(jaxpr: Jaxpr) -> dict[int, IndexRange]:
-    """The range of each integer input that indexes something, by position."""
+    """Return the range of each integer input that indexes something, by position."""
     found: dict[int, IndexRange] = {}
 
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[_Flow]:

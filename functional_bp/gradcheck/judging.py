@@ -1,4 +1,4 @@
-"""Two judges of a claim at one point: against a reference's VJP, and against differences alone.
+"""Two judges look at a claim at one point: with a reference's VJP, and with differences alone.
 
 Both answer with a ``Judgement``. Neither calls a claim wrong where the function itself is not
 finite, on rounding, or on another convention at a kink.
@@ -49,7 +49,7 @@ OF_NATURAL = 64  # units of |y ȳ| / |x|
 
 
 class Limits:
-    """Measures limits for one subject.
+    """Limits of a right gradient's error are measured for one subject.
 
     Args:
         full: the evaluation in float64.
@@ -61,7 +61,7 @@ class Limits:
         self.full, self.low, self.rng = full, low, rng
 
     def reference_noise(self, point: Point, true: Arrays, nudges: int = 2) -> list[np.ndarray]:
-        """How much each entry of the reference's cotangents moves."""
+        """Tell how much each entry of the reference's cotangents moves."""
         unit = self.full.unit
         noise = [np.zeros(np.shape(t)) for t in true]
         for _ in range(nudges):
@@ -73,13 +73,13 @@ class Limits:
         return [_smooth(n + r) for n, r in zip(noise, rounding)]
 
     def nudged_outs(self, point: Point) -> Arrays:
-        """The reference's outputs at inputs that are a few units in the last place away."""
+        """Return the reference's outputs at inputs that are a few units in the last place away."""
         outs = self.full.both(point.cast(lambda a: nudged(self.rng, a, self.full.unit))).true_outs
         assert outs is not None
         return outs
 
     def claim_noise(self, point: Point, claimed: Arrays) -> list[np.ndarray]:
-        """The rounding error of the claim's own formula, which may be another than JAX's."""
+        """Return the rounding error of the claim's own formula, which may be another than JAX's."""
         noise = self._rounding(point, claimed, lambda result: result.claimed)
         for _ in range(2):
             moved = self.full.both(point.cast(lambda a: nudged(self.rng, a, self.full.unit)))
@@ -108,7 +108,7 @@ class Limits:
         return found
 
     def natural(self, point: Point, outs: Arrays, true: Arrays) -> list[float]:
-        """The natural unit |y ȳ| / |x| of each active leaf's cotangent."""
+        """Return the natural unit |y ȳ| / |x| of each active leaf's cotangent."""
         products = [np.abs(o * b) for o, b in zip(outs, point.bars)]
         height = max([0.0, *(float(np.max(p, initial=0.0)) for p in products)])
         largest_bar = max([0.0, *(float(np.max(np.abs(b), initial=0.0)) for b in point.bars)])
@@ -125,7 +125,7 @@ class Limits:
     def allowed(
         self, true: np.ndarray, noise: np.ndarray, natural: float, slack: float = 0.0
     ) -> np.ndarray:
-        """The limit of |claimed − true| for each entry; infinite where the truth is not finite."""
+        """Return each entry's limit of |claimed − true|, infinite where the truth is not finite."""
         unit = self.full.unit
         with np.errstate(invalid="ignore"):
             judged = np.isfinite(true) & np.isfinite(noise)
@@ -137,14 +137,14 @@ class Limits:
 
 
 def exceeding(claimed: np.ndarray, true: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Where |claimed − true| is over the limit, or the claim is not finite where it should be."""
+    """Tell where |claimed − true| is over the limit, or the claim is wrongly not finite."""
     with np.errstate(all="ignore"):
         within = np.abs(claimed - true) <= allowed
     return ~within & np.isfinite(allowed)
 
 
 def any_of(masks: Sequence[np.ndarray]) -> bool:
-    """Whether any entry of any mask is set."""
+    """Tell whether any entry of any mask is set."""
     return any(bool(mask.any()) for mask in masks)
 
 
@@ -165,7 +165,7 @@ OUTPUTS = 3  # outputs that each of them moves
 def is_valid_subgradient(
     evaluation: Evaluation, point: Point, masks: Sequence[np.ndarray], rng: np.random.Generator
 ) -> bool:
-    """Whether at disagreeing entries the claim lies between the one-sided slopes.
+    """Tell whether at disagreeing entries the claim lies between the one-sided slopes.
 
     Args:
         evaluation: runs the claim in float64.
@@ -237,7 +237,7 @@ OFF_SAMPLE = 1e-6  # relative slack away from the given inputs, where conditioni
 
 
 class Judged(Enum):
-    """What can be said of a claim at a point."""
+    """This can be said of a claim at a point."""
 
     RIGHT = auto()
     WRONG = auto()
@@ -250,7 +250,7 @@ class Judged(Enum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one point.
+    """A judgement is what a judge says of one point.
 
     Attributes:
         outcome: the verdict on the point.
@@ -286,7 +286,7 @@ def _other_values(result: Result, gap: float, given: bool) -> Judgement:
 
 
 class ReferenceJudge:
-    """Compares entry by entry with the reference's cotangents; differences have a vote."""
+    """A judge compares entry by entry with the reference's cotangents; differences have a vote."""
 
     def __init__(
         self, full: Evaluation, limits: Limits, rng: np.random.Generator, *, iterative: bool,
@@ -296,7 +296,7 @@ class ReferenceJudge:
         self.iterative, self.declared = iterative, declared
 
     def judge(self, point: Point, *, given: bool) -> Judgement:
-        """The claim at a point; away from the given inputs an alarm must be confirmed."""
+        """Judge the claim at a point."""
         result = self.full.both(point)
         assert result.true is not None and result.true_outs is not None
         if (decided := _not_judged(result, result.true_outs, given)) is not None:
@@ -359,7 +359,7 @@ class ReferenceJudge:
 
 
 def value_gap(claimed: Sequence[np.ndarray], true: Sequence[np.ndarray]) -> float:
-    """The largest relative distance of two forward passes' outputs.
+    """Return the largest relative distance of two forward passes' outputs.
 
     An output that is zero but for rounding is measured by the size of the others.
     """
@@ -381,7 +381,7 @@ def _largest_gap(claimed: np.ndarray, true: np.ndarray) -> float:
 
 
 def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.ndarray) -> Slope:
-    """d/dh ⟨ȳ, f(x + h v)⟩ at 0 by differences, for the direction v of one active leaf.
+    """Return d/dh ⟨ȳ, f(x + h v)⟩ at 0 by differences, for the direction v of one active leaf.
 
     At a kink this is the mean of both sides, where the complex step knows one alone.
     """
@@ -396,7 +396,7 @@ def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.n
 
 
 class Side(Enum):
-    """Whom finite differences confirm."""
+    """Finite differences confirm one side, or neither."""
 
     REFERENCE = auto()
     CLAIM = auto()
@@ -404,7 +404,7 @@ class Side(Enum):
 
 
 def side(evaluation: Evaluation, point: Point, result: Result, mask: np.ndarray, leaf: int) -> Side:
-    """Whose cotangent finite differences confirm, at the entries where the two disagree."""
+    """Tell whose cotangent finite differences confirm, at the entries where the two disagree."""
     assert result.true is not None
     claimed, true, x = result.claimed[leaf], result.true[leaf], point.actives[leaf]
     with np.errstate(all="ignore"):
@@ -437,7 +437,7 @@ def side(evaluation: Evaluation, point: Point, result: Result, mask: np.ndarray,
 
 
 class Compared(NamedTuple):
-    """A claim beside differences along one direction.
+    """A comparison of a claim with differences along one direction.
 
     Attributes:
         outcome: ``RIGHT``, ``WRONG`` or ``UNRESOLVED``.
@@ -455,7 +455,7 @@ def _unresolved(reason: str) -> Compared:
 
 
 class DifferenceJudge:
-    """Compares with directional derivatives by differences; needs only the forward values."""
+    """A judge compares with directional derivatives; it needs only the forward values."""
 
     def __init__(
         self, full: Evaluation, limits: Limits, rng: np.random.Generator, *, iterative: bool
@@ -464,7 +464,7 @@ class DifferenceJudge:
         self.tolerance = 1e-4 if iterative else 1e-7
 
     def judge(self, point: Point, *, given: bool) -> Judgement:
-        """The claim at a point, along random directions of each active leaf in turn."""
+        """Judge the claim at a point."""
         result = self.full.both(point)
         here = self.full.outs(point.actives, point.fixed)
         if (decided := _not_judged(result, here, given)) is not None:
@@ -522,7 +522,7 @@ class DifferenceJudge:
         lost = CANCELLED * float(np.sum(np.where(np.isfinite(products), products, 0.0)))
 
         def compared(known: Slope) -> tuple[float, float, float]:
-            """The error, what of it is rounding, and the scale of both."""
+            """Return the error, what of it is rounding, and the scale of both."""
             scale = max(abs(known.value), size)
             limit = 1e-11 * height + lost + 30 * known.error + self.tolerance * scale
             return abs(claimed - known.value), limit, scale + 1e-300
@@ -566,7 +566,7 @@ class DifferenceJudge:
 
 
 def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) -> tuple | None:
-    """All cotangents by complex steps or differences; None for more than ``most`` entries."""
+    """Return all cotangents by complex steps or differences; None for more than ``most``."""
     if sum(x.size for x in point.actives) > most:
         return None
     found = []

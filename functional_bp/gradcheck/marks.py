@@ -1,4 +1,4 @@
-"""``checked``: marks a hand-derived gradient to be checked by the command line and by pytest."""
+"""``checked`` marks a hand-derived gradient, for the command line and pytest to check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """One use of ``checked``.
+    """A mark is one use of ``checked``.
 
     Attributes:
         subject: what is marked.
@@ -69,7 +69,7 @@ def checked(*args: Any, **options: Any) -> Any:
 
 
 def marks_in(module: ModuleType) -> Sequence[Mark]:
-    """What is marked in a module, in the order of the file."""
+    """Return what is marked in a module, in the order of the file."""
     return tuple(vars(module).get(KEPT_AS, ()))
 
 

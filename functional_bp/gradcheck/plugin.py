@@ -1,4 +1,4 @@
-"""The pytest plugin: the fixture ``check_gradient``, and ``--gradients``, which makes tests.
+"""The pytest plugin has the fixture ``check_gradient``, and ``--gradients`` makes tests of marks.
 
 pytest loads this file whenever the package is installed; so it imports nothing of JAX until a
 gradient is checked.
@@ -21,7 +21,7 @@ MARK = re.compile(r"\bchecked\b")  # a file without the word marks nothing, and 
 
 
 class CheckGradient(Protocol):
-    """What the fixture ``check_gradient`` is."""
+    """The fixture ``check_gradient`` is called like this."""
 
     def __call__(
         self, subject: Any, *args: Any, inconclusive: bool = False, **options: Any
@@ -31,7 +31,7 @@ class CheckGradient(Protocol):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option ``--gradients``."""
+    """Add the option ``--gradients``."""
     parser.getgroup("functional_bp", "hand-derived gradients").addoption(
         "--gradients",
         action="store_true",
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def check_gradient() -> CheckGradient:
-    """Checks a hand-derived gradient as ``functional_bp.check`` does, and fails if it is wrong.
+    """Check a hand-derived gradient as ``functional_bp.check`` does, and fail if it is wrong.
 
     With ``inconclusive=True`` it also fails where no verdict was reached. Returns the report.
     """
@@ -59,7 +59,7 @@ def check_gradient() -> CheckGradient:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """A collector for every Python file in which something may be marked."""
+    """Return a collector for every Python file in which something may be marked."""
     if not parent.config.getoption("gradients") or file_path.suffix != ".py":
         return None
     if not MARK.search(file_path.read_text(encoding="utf-8", errors="replace")):
@@ -68,10 +68,10 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 
 class GradientFile(pytest.File):
-    """The marks of one file."""
+    """A collector has the marks of one file."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """An item for every mark."""
+        """Make an item of every mark."""
         from functional_bp.gradcheck.targets import TargetError, load_file, marked_in
 
         try:
@@ -83,14 +83,14 @@ class GradientFile(pytest.File):
 
 
 class GradientItem(pytest.Item):
-    """One mark, to be checked; fails with the report as its text."""
+    """An item is one mark, to be checked; it fails with the report as its text."""
 
     def __init__(self, *, target: Target, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.target = target
 
     def runtest(self) -> None:
-        """Check it; skipped, with the reasons, where there is no verdict."""
+        """Check it; skip, with the reasons, where there is no verdict."""
         from functional_bp.gradcheck import check
         from functional_bp.gradcheck.targets import inputs_for
 
@@ -102,7 +102,7 @@ class GradientItem(pytest.Item):
             pytest.skip("not decided: " + "; ".join(report.reasons))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The report, or the message of what could not be checked."""
+        """Return the report, or the message of what could not be checked."""
         from functional_bp.errors import BackpropError, WrongGradientError
 
         if isinstance(excinfo.value, WrongGradientError) and excinfo.value.report is not None:
@@ -113,5 +113,5 @@ class GradientItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """The file, the line of the mark, and the name."""
+        """Return the file, the line of the mark, and the name."""
         return self.path, self.target.line - 1 if self.target.line else None, self.name

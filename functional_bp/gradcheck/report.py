@@ -1,16 +1,18 @@
-"""The report of a check, and the forms in which it can be had."""
+"""A report of a check can be had in several forms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from functional_bp.errors import WrongGradientError
 from functional_bp.gradcheck.findings import CheckResult, Verdict
+from functional_bp.gradcheck.formats import html, json, markdown, words
 
 
 @dataclass(frozen=True)
 class Report(CheckResult):
-    """Is the gradient right, and if not, where and why.
+    """A report says whether the gradient is right, and if not, where and why.
 
     ``print(report)`` shows all of it; a notebook shows it as HTML.
 
@@ -36,55 +38,42 @@ class Report(CheckResult):
         """
         refused = (Verdict.WRONG, Verdict.INCONCLUSIVE) if inconclusive else (Verdict.WRONG,)
         if self.verdict in refused:
-            from functional_bp.errors import WrongGradientError
-            from functional_bp.gradcheck.formats.words import in_short
-
-            raise WrongGradientError(in_short(self), self)
+            raise WrongGradientError(words.in_short(self), self)
 
     def to_text(self, width: int = 100) -> str:
-        """Plain text of so many columns, as ``print(report)`` shows it."""
-        from functional_bp.gradcheck.formats import text
+        """Write plain text of so many columns, as ``print(report)`` shows it."""
+        from functional_bp.gradcheck.formats import text  # loads rich
 
         return text.plain([self], width)
 
     def to_html(self) -> str:
-        """A page that stands by itself, for light and dark screens."""
-        from functional_bp.gradcheck.formats import html
-
+        """Write a page that stands by itself, for light and dark screens."""
         return html.render([self])
 
     def to_markdown(self) -> str:
-        """Markdown, as GitHub shows it."""
-        from functional_bp.gradcheck.formats import markdown
-
+        """Write Markdown, as GitHub shows it."""
         return markdown.render([self])
 
     def to_json(self) -> str:
-        """JSON with everything in it; ``Report.from_json`` reads it."""
-        from functional_bp.gradcheck.formats import json
-
+        """Write JSON with everything in it; ``Report.from_json`` reads it."""
         return json.render([self])
 
     @staticmethod
     def from_json(text: str) -> Report:
-        """The report that ``to_json`` wrote.
+        """Read the report that ``to_json`` wrote.
 
         Raises:
             ValueError: it is no report, or one of a later version.
         """
-        from functional_bp.gradcheck.formats import json
-
         return json.read(text, Report)
 
     def __str__(self) -> str:
         return self.to_text().rstrip("\n")
 
     def __rich__(self) -> Any:
-        from functional_bp.gradcheck.formats import text
+        from functional_bp.gradcheck.formats import text  # loads rich
 
         return text.render([self])
 
     def _repr_html_(self) -> str:
-        from functional_bp.gradcheck.formats import html
-
         return html.fragment([self])

@@ -1,4 +1,4 @@
-"""``check_steps``: a whole derivation, one cotangent after the other, from the output backwards.
+"""``check_steps`` goes through a derivation, cotangent by cotangent, from the output backwards.
 
 Every claimed intermediate h becomes a cut of the function's graph: its value is handed on as an
 independent input. One VJP of the cut graph, seeded with the claimed h̄ at every cut and with 1 at
@@ -63,7 +63,7 @@ def check_steps(
     claims: Mapping[str, Any],
     name: str | None = None,
 ) -> Report:
-    """Is a derivation right, step by step, and which step is the first that is not.
+    """Say whether a derivation is right, and which step is the first that is not.
 
     Args:
         fun: a function with a real scalar output, whose intermediates carry names:
@@ -129,7 +129,7 @@ def check_steps(
 
 @dataclass(frozen=True)
 class ClaimedStep:
-    """One cotangent of a derivation: as claimed, and as it should be.
+    """A step is one cotangent of a derivation, as it is claimed and as it should be.
 
     Attributes:
         name: of the value whose cotangent it is.
@@ -151,18 +151,18 @@ class ClaimedStep:
 
     @cached_property
     def wrong_entries(self) -> np.ndarray:
-        """Where it does not follow from the steps before it."""
+        """Tell where it does not follow from the steps before it."""
         return _apart(self.claimed, self.following, self.rounding)
 
     @cached_property
     def limit(self) -> float | None:
-        """How far it may be off for the digits that were not written down; None for none."""
+        """Tell how far it may be off for the digits that were not written down; None for none."""
         moved = self.following + self.rounding
         return distance(moved, self.following) if self.rounding.any() else None
 
     @cached_property
     def outcome(self) -> Outcome:
-        """``UNRESOLVED`` where the roundings before it could hide an error."""
+        """Return how it came out: ``UNRESOLVED`` where roundings before it could hide an error."""
         if self.wrong_entries.any():
             return Outcome.WRONG
         if self.limit is not None and self.limit > TOO_COARSE:
@@ -172,14 +172,14 @@ class ClaimedStep:
 
     @property
     def follows_from_a_wrong_one(self) -> bool:
-        """Whether it is right given the steps before it, and yet not the true cotangent."""
+        """Tell whether it is right given the steps before it, and yet not the true cotangent."""
         if self.outcome is Outcome.WRONG or distance(self.claimed, self.true) <= 1e-6:
             return False
         return bool(_apart(self.claimed, self.true, self.rounding).any())
 
     @property
     def row(self) -> Row:
-        """Its line of the report's table."""
+        """Return its line of the report's table."""
         fits = self.claimed.shape == self.following.shape
         follows = self.follows_from_a_wrong_one
         return Row(
@@ -241,7 +241,7 @@ def _roundings(
 
 
 class Cut:
-    """The graph of a scalar function, cut at the intermediates that are claimed.
+    """A cut is the graph of a scalar function, cut at the intermediates that are claimed.
 
     Args:
         fun: the function.
@@ -298,7 +298,7 @@ class Cut:
         return out, before
 
     def values(self, actives: Arrays | None = None) -> dict[str, np.ndarray]:
-        """Arguments and cuts by name, at the given arguments or at others."""
+        """Return arguments and cuts by name, at the given arguments or at others."""
         actives = self.actives if actives is None else actives
         named = {
             **dict(zip(self.names, actives)),
@@ -308,7 +308,7 @@ class Cut:
         return {name: np.asarray(value) for name, value in named.items()}
 
     def pull(self, bars: Mapping[str, Any], actives: Arrays | None = None) -> dict[str, np.ndarray]:
-        """Every cotangent as it follows from the cuts' cotangents ``bars``."""
+        """Return every cotangent as it follows from the cuts' cotangents ``bars``."""
         actives = self.actives if actives is None else actives
         values = self._run(actives, {})[1]
         _, pullback = jax.vjp(self._run, actives, values)
@@ -318,7 +318,7 @@ class Cut:
         return {name: double(bar) for name, bar in found.items()}
 
     def true_bars(self) -> dict[str, np.ndarray]:
-        """The true cotangents: each cut's from the output backwards, seeded with those before."""
+        """Return the true cotangents, each cut's seeded with those that come after it."""
         values = self.values()
         found = {t: np.zeros(values[t].shape) for t in self.order}
         for _ in range(len(self.order) + 1):
@@ -326,7 +326,7 @@ class Cut:
         return found
 
     def full_name(self, name: str) -> str:
-        """The name that a person means by the whole of it or by its last part."""
+        """Return the name that a person means by the whole of it or by its last part."""
         return name if name in self.order else resolve(name, self.names)
 
 

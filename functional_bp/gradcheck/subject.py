@@ -1,4 +1,4 @@
-"""What is checked, in one form whatever a person hands over: value, pullback, reference."""
+"""A subject is what is checked, in one form whatever a person hands over."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arrays = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Subject:
-    """A claim about a gradient, over flat tuples of arrays.
+    """A subject is a claim about a gradient, over flat tuples of arrays.
 
     The differentiable leaves of the arguments are ``actives``, in the order of their ``names``;
     the other leaves (integers, booleans, keys) are ``fixed``. Outputs are the differentiable
@@ -73,7 +73,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Sample:
-    """The claim beside the truth at one point, in float64 (complex128), as NumPy arrays."""
+    """A sample has the claim beside the truth at one point, in float64, as NumPy arrays."""
 
     actives: Arrays
     fixed: Arrays
@@ -85,7 +85,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A gradient that is wrong, with what a diagnosis may look at.
+    """A disagreement is a gradient that is wrong, with what a diagnosis may look at.
 
     Attributes:
         subject: the claim.
@@ -104,26 +104,26 @@ class Disagreement:
     residuals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-# Arrays of a check: promotion to double precision, rounding to single, random draws, distances.
+# Arrays of a check
 
 UNIT32 = float(np.finfo(np.float32).eps)
 
 
 def double(x: Any) -> np.ndarray:
-    """``x`` in float64, or in complex128 where it is complex."""
+    """Return ``x`` in float64, or in complex128 where it is complex."""
     array = np.asarray(x)
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
 
 
 def single(x: Any) -> np.ndarray:
-    """``x`` in float32, or in complex64 where it is complex."""
+    """Return ``x`` in float32, or in complex64 where it is complex."""
     array = np.asarray(x)
     with np.errstate(over="ignore"):
         return array.astype(np.complex64 if array.dtype.kind == "c" else np.float32)
 
 
 def normal(rng: np.random.Generator, like: Any, dtype: Any = None) -> np.ndarray:
-    """Standard normal numbers of the shape and dtype of ``like``, or in the dtype ``dtype``."""
+    """Draw standard normal numbers of the shape and dtype of ``like``, or in ``dtype``."""
     dtype = np.dtype(dtype or like.dtype)
     drawn = rng.standard_normal(np.shape(like))
     if dtype.kind == "c":
@@ -132,12 +132,12 @@ def normal(rng: np.random.Generator, like: Any, dtype: Any = None) -> np.ndarray
 
 
 def nudged(rng: np.random.Generator, x: np.ndarray, unit: float) -> np.ndarray:
-    """``x`` with every entry moved by a few units in the last place, up or down."""
+    """Return ``x`` with every entry moved by a few units in the last place, up or down."""
     return (x * (1 + 4 * unit * rng.choice([-1.0, 1.0], np.shape(x)))).astype(x.dtype)
 
 
 def distance(claimed: Any, true: Any) -> float:
-    """‖claimed − true‖ / ‖true‖ over the entries where the true value is finite."""
+    """Return ‖claimed − true‖ / ‖true‖ over the entries where the true value is finite."""
     a = np.asarray(claimed).astype(np.complex128).ravel()
     b = np.asarray(true).astype(np.complex128).ravel()
     on = np.isfinite(b)
@@ -148,26 +148,26 @@ def distance(claimed: Any, true: Any) -> float:
 
 
 def farthest(claimed: Sequence[Any], true: Sequence[Any]) -> float:
-    """The largest distance of all pairs; NaN counts as infinite."""
+    """Return the largest distance of all pairs; NaN counts as infinite."""
     found = [distance(a, b) for a, b in zip(claimed, true, strict=True)]
     return max([0.0, *(np.inf if np.isnan(d) else d for d in found)])
 
 
 def all_finite(arrays: Sequence[Any]) -> bool:
-    """Whether every entry of every array is finite."""
+    """Tell whether every entry of every array is finite."""
     return all(bool(np.all(np.isfinite(np.asarray(a)))) for a in arrays)
 
 
 def pairing(bars: Sequence[Any], values: Sequence[Any]) -> float:
-    """⟨ȳ, y⟩ = Σ Re(ȳ y), the pairing under which JAX's cotangents are defined."""
+    """Return ⟨ȳ, y⟩ = Σ Re(ȳ y), the pairing under which JAX's cotangents are defined."""
     return float(sum(np.sum(np.real(np.asarray(b) * np.asarray(v))) for b, v in zip(bars, values)))
 
 
-# Between a person's pytrees and the flat tuples that a check works on.
+# Between a person's pytrees and the flat tuples that a check works on
 
 
 class Flattening:
-    """The leaves of the arguments of a call: active (judged), fixed (arrays), static (the rest).
+    """A flattening has a call's leaves: active (judged), fixed (arrays), static (the rest).
 
     Args:
         fun: the function, for the names of its parameters.
@@ -209,16 +209,16 @@ class Flattening:
 
     @property
     def actives(self) -> Arrays:
-        """The given active leaves."""
+        """Return the given active leaves."""
         return tuple(self.leaves[k] for k in self.active)
 
     @property
     def others(self) -> Arrays:
-        """The given fixed leaves."""
+        """Return the given fixed leaves."""
         return tuple(self.leaves[k] for k in self.fixed)
 
     def join(self, actives: Sequence[Any], fixed: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments of the call, with these leaves."""
+        """Return the arguments of the call, with these leaves."""
         leaves = list(self.leaves)
         for k, leaf in (*zip(self.active, actives), *zip(self.fixed, fixed)):
             leaves[k] = leaf
@@ -228,7 +228,7 @@ class Flattening:
         return tuple(args)
 
     def subject(self, name: str, **claim: Any) -> Subject:
-        """The subject of a check that has these leaves."""
+        """Return the subject of a check that has these leaves."""
         return Subject(
             name,
             self.names,
@@ -239,7 +239,7 @@ class Flattening:
         )
 
     def cotangents(self, found: Sequence[Any], actives: Sequence[Any]) -> Arrays:
-        """The active leaves' cotangents, from one pytree per argument that is not static.
+        """Return the active leaves' cotangents, from one pytree per argument that is not static.
 
         None stands for zero, for an argument or for a leaf of it.
 
@@ -267,12 +267,12 @@ class Flattening:
 
 
 def active_outputs(out: Any) -> Arrays:
-    """The real and complex leaves of an output."""
+    """Return the real and complex leaves of an output."""
     return tuple(jnp.asarray(leaf) for leaf in jax.tree.leaves(out) if is_inexact(leaf))
 
 
 def output_bars(out: Any, bars: Sequence[Any]) -> Any:
-    """A pytree like ``out`` with the cotangents ``bars`` in place of its inexact leaves.
+    """Return a pytree like ``out`` with the cotangents ``bars`` in place of its inexact leaves.
 
     Integer leaves get the cotangents that JAX gives them, zeros of dtype float0.
     """

@@ -1,4 +1,4 @@
-"""What there is to check in a module: named by a person, marked, or found by its kind and name."""
+"""Targets are what there is to check in a module: named, marked, or found by kind and name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TargetError(BackpropError, LookupError):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Something to check.
+    """A target is something to check.
 
     Attributes:
         name: what a person calls it, as in ``mypackage.ops:layer_norm``.
@@ -65,12 +65,12 @@ class Target:
 
     @property
     def short_name(self) -> str:
-        """Its name in the module."""
+        """Return its name in the module."""
         return self.name.rpartition(":")[2]
 
 
 def find(text: str) -> Sequence[Target]:
-    """What ``MODULE:NAME``, ``FILE.py:NAME``, ``MODULE`` or ``FILE.py`` stands for.
+    """Find what ``MODULE:NAME``, ``FILE.py:NAME``, ``MODULE`` or ``FILE.py`` stands for.
 
     Raises:
         TargetError: there is no such module or name, or the module cannot be imported.
@@ -153,7 +153,7 @@ def _broken(name: str, error: Exception | None) -> TargetError:
 
 
 def everything_in(module: ModuleType) -> Iterator[Target]:
-    """All there is to check in a module, or in all modules of a package, each once."""
+    """Find all there is to check in a module, or in all modules of a package, each once."""
     seen: set[int] = set()
     for part in _modules(module):
         targets = [part] if isinstance(part, Target) else subjects_in(part)
@@ -179,7 +179,7 @@ def _modules(module: ModuleType) -> Iterator[ModuleType | Target]:
 
 
 def subjects_in(module: ModuleType) -> list[Target]:
-    """Marked first, then custom VJPs and JVPs, operations, (forward, backward) pairs, rules."""
+    """Find marks, then custom VJPs and JVPs, operations, (forward, backward) pairs, rules."""
     found = list(marked_in(module))
     taken = {id(target.subject) for target in found}
     for name, value in list(vars(module).items()):
@@ -198,7 +198,7 @@ def subjects_in(module: ModuleType) -> list[Target]:
 
 
 def marked_in(module: ModuleType) -> Iterator[Target]:
-    """What ``functional_bp.checked`` marks in a module."""
+    """Tell what ``functional_bp.checked`` marks in a module."""
     bound = {id(value): name for name, value in reversed(list(vars(module).items()))}
     names: dict[str, int] = {}
     for mark in marks_in(module):
@@ -218,7 +218,7 @@ def marked_in(module: ModuleType) -> Iterator[Target]:
 
 
 def lookup(text: str, module: ModuleType | None = None) -> Any:
-    """The object that ``MODULE:NAME`` or ``FILE.py:NAME`` stands for; ``NAME`` of a module given.
+    """Find the object that ``MODULE:NAME`` or ``FILE.py:NAME`` stands for, or ``NAME`` of a module.
 
     Raises:
         TargetError: there is no such module or name.
@@ -342,7 +342,7 @@ def inputs_for(
     seed: int = 0,
     what: str = "check it on",
 ) -> tuple[Any, ...]:
-    """The arguments to check a target on, by the first of these ways that there is.
+    """Return the arguments to check a target on, by the first of these ways that there is.
 
     Args:
         target: what is checked.
@@ -387,14 +387,14 @@ def inputs_for(
 
 
 def signed_function(target: Target) -> Any:
-    """The function whose parameters are meant: of a pair, the reference or the forward."""
+    """Return the function whose parameters are meant: of a pair, the reference or the forward."""
     if not isinstance(target.subject, tuple):
         return target.subject
     return target.options.get("reference") or target.subject[0]
 
 
 def positions(target: Target, names: Sequence[str]) -> tuple[int, ...]:
-    """The positions of the arguments with these names.
+    """Return the positions of the arguments with these names.
 
     Raises:
         InputsError: there is no argument of that name.
@@ -405,7 +405,7 @@ def positions(target: Target, names: Sequence[str]) -> tuple[int, ...]:
 
 
 def draw(text: str, rng: np.random.Generator) -> Any:
-    """An array after ``f32[4,3]``, ``f32[4,3]:0..1``, ``i32[5]:0..9``; or a Python literal.
+    """Draw an array after ``f32[4,3]``, ``f32[4,3]:0..1``, ``i32[5]:0..9``; or read a literal.
 
     Floats are normally distributed, or uniform in their range; integers are drawn from 0 to 3, or
     from their range with both ends; complex numbers have a range for either part.

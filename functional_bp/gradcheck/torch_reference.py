@@ -1,4 +1,4 @@
-"""A PyTorch function as reference: its values and autograd's cotangents, seen from JAX."""
+"""A PyTorch function serves as reference: its values and autograd's cotangents, seen from JAX."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from functional_bp.gradcheck.subject import Arrays, Flattening, Subject
 
 
 def read(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> Subject | None:
-    """``subject`` judged by ``reference`` on tensors; None where that is no PyTorch function."""
+    """Have ``reference`` judge ``subject`` on tensors; None where it is no PyTorch function."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:

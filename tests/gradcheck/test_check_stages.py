@@ -16,7 +16,8 @@ from sampling import sampled
 from functional_bp.gradcheck import check as checker
 from functional_bp.gradcheck import context
 from functional_bp.gradcheck.check import check
-from functional_bp.gradcheck.findings import Kind
+from functional_bp.gradcheck.findings import Finding, Kind
+from functional_bp.gradcheck.stages import inputs
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75]], np.float32)
 
@@ -237,3 +238,43 @@ def test_time_that_is_up_is_said() -> None:
     report = check(square(lambda x, y_bar: (2 * x * y_bar,)), X, seconds=0.0)
     assert report.verdict == "inconclusive"
     assert "0 seconds were up before single cotangents" in report.reasons[0]
+
+
+def test_a_search_that_the_clock_cuts_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notes(seconds: float, cut_short: bool) -> set[str]:
+        monkeypatch.setattr(inputs, "SHRINK_SECONDS", seconds)
+        made = Finding("other", "", cut_short=cut_short)
+        monkeypatch.setattr(context, "diagnose", lambda *_: made)
+        return {note.partition(" was cut short")[0] for note in check(subject, X, quick=True).notes}
+
+    subject = softplus(lambda x, y_bar: (y_bar * jnp.where(x < -9, 0.0, jax.nn.sigmoid(x)),))
+    assert notes(1e9, False) == set()
+    assert notes(-1.0, False) == {"the search for a smaller input that fails"}
+    assert notes(1e9, True) == {"the diagnosis"}
+
+
+def test_a_stage_that_lacks_what_it_needs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fact, ran = checker.Fact, []
+    stages = [
+        checker.Stage("quiet", ran.append, {fact.TIME: ""}),
+        checker.Stage("loud", ran.append, {fact.REFERENCE: "no reference"}, "its row"),
+        checker.Stage("needless", ran.append),
+    ]
+    monkeypatch.setattr(checker, "FURTHER", stages)
+    right = square(lambda x, y_bar: (2 * x * y_bar,))
+    report = check(right, X, quick=True, reference=False)
+    left_out = [(row.checked, row.against) for row in report.rows if row.outcome == "left out"]
+    assert len(ran) == 1 and left_out == [("its row", "no reference")]
+    assert len(ran) == 1 and check(right, X).ok and len(ran) == 4
+
+
+def test_a_persons_own_exception_is_no_fault_of_structure() -> None:
+    """Whatever it says: what tells them apart is who raised it."""
+
+    def raises(x, y_bar):
+        raise TypeError("the bwd rule must produce a cotangent of this structure")
+
+    (finding,) = check(square(raises), X, quick=True).findings
+    assert finding.kind == "error" and finding.where.text.startswith("raise TypeError")
+    (finding,) = check(square(lambda x, y_bar: (y_bar, y_bar)), X, quick=True).findings
+    assert finding.kind == "structure" and finding.where is None

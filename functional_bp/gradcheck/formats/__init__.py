@@ -1,1 +1,1 @@
-"""A report as text, HTML, Markdown and JSON: one format a file."""
+"""A report is written as text, HTML, Markdown and JSON: one format a file."""

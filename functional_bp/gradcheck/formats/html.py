@@ -1,4 +1,4 @@
-"""A report as HTML that stands by itself: light and dark, and nothing is fetched."""
+"""A report is written as HTML that stands by itself: light and dark, and nothing is fetched."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PAGE = """<!doctype html>
 
 
 def render(reports: Sequence[CheckResult]) -> str:
-    """A page of its own."""
+    """Write a page of its own."""
     name = reports[0].name if len(reports) == 1 else words.totals(reports)
     return PAGE.format(title=escape(f"{name} – functional-bp check"), body=fragment(reports))
 
 
 def fragment(reports: Sequence[CheckResult]) -> str:
-    """What a notebook shows below a cell."""
+    """Write what a notebook shows below a cell."""
     parts = [_overview(reports)] if len(reports) > 1 else []
     parts += [_report(report, f"r{position}") for position, report in enumerate(reports)]
     return f'<div class="bp reports"><style>{STYLE}</style>\n{"".join(parts)}</div>'

@@ -1,4 +1,4 @@
-"""A report as JSON, with everything in it, and back.
+"""A report is written as JSON, with everything in it, and read back.
 
 Numbers that JSON does not have are texts ("nan", "inf", "-inf") or, where they are complex,
 ``{"real": …, "imag": …}``. Arrays are ``{"dtype": …, "shape": […], "values": […]}``.
@@ -31,14 +31,14 @@ Result = TypeVar("Result", bound=CheckResult)
 
 
 def render(reports: Sequence[CheckResult]) -> str:
-    """One report as an object; several as ``{"reports": […]}``."""
+    """Write one report as an object; several as ``{"reports": […]}``."""
     every = [{"version": VERSION, **_encode(report)} for report in reports]
     data = every[0] if len(every) == 1 else {"version": VERSION, "reports": every}
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(text: str, kind: type[Result]) -> Result:
-    """The one report that ``render`` wrote, as a ``kind`` of result.
+    """Read the one report that ``render`` wrote, as a ``kind`` of result.
 
     Raises:
         ValueError: the text is no report, or one of another version.

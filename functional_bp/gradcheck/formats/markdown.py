@@ -1,4 +1,4 @@
-"""A report as Markdown, for a pull request or an issue."""
+"""A report is written as Markdown, for a pull request or an issue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functional_bp.tables.markdown import escaped, lines
 
 
 def render(reports: Sequence[CheckResult]) -> str:
-    """One report in full; of several, a table of all, and in full those that are not right."""
+    """Write one report in full; of several, a table, and in full those that are not right."""
     if len(reports) == 1:
         return "\n".join(_report(reports[0])) + "\n"
     parts = [f"## {words.totals(reports)}", "", *lines(words.overview(reports))]

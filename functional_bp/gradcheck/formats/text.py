@@ -1,4 +1,4 @@
-"""A report for the terminal, and as plain text."""
+"""A report is written for the terminal, and as plain text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 100  # characters per line of plain text
 
 
 def plain(reports: Sequence[CheckResult], width: int = WIDTH) -> str:
-    """The reports as text without colours."""
+    """Write the reports as text without colours."""
     console = Console(width=width, file=io.StringIO(), color_system=None, record=True)
     console.print(render(reports))
     lines = console.export_text().splitlines()
@@ -29,7 +29,7 @@ def plain(reports: Sequence[CheckResult], width: int = WIDTH) -> str:
 
 
 def render(reports: Sequence[CheckResult]) -> Group:
-    """One report in full; of several, a table of all, and in full those that are not right."""
+    """Set one report in full; of several, a table, and in full those that are not right."""
     if len(reports) == 1:
         return Group(*_report(reports[0]))
     parts: list[Any] = []

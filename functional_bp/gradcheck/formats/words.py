@@ -1,4 +1,4 @@
-"""What all formats say alike: titles, tables, the repair, the failing input as NumPy code."""
+"""All formats say this alike: titles, tables, the repair, the failing input as NumPy code."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ LONGEST_EXAMPLE = 200  # entries of an array that are written out
 
 
 def title(finding: Finding) -> str:
-    """``cotangent of x: the sign is wrong``."""
+    """Write ``cotangent of x: the sign is wrong``."""
     return f"{subject(finding)}: {Kind(finding.kind).meaning}"
 
 
 def subject(finding: Finding) -> str:
-    """``cotangent of x``, as the row of the table that it belongs to is called."""
+    """Write ``cotangent of x``, as the row of the table that it belongs to is called."""
     return f"{finding.stage} of {finding.argument}" if finding.argument else finding.stage
 
 
 def extent(finding: Finding) -> str:
-    """``12 of 12 entries wrong · relative error 0.53 · on the given inputs``, as far as known."""
+    """Write ``12 of 12 entries wrong · relative error 0.53 · on the given inputs``, if known."""
     parts = []
     if finding.wrong_entries is not None and finding.size is not None:
         noun = "entry" if finding.size == 1 else "entries"
@@ -62,7 +62,7 @@ def extent(finding: Finding) -> str:
 
 
 def settings(report: CheckResult) -> list[str]:
-    """``jax 0.10.2``, ``cpu``, ``float64``, ``seed 0`` and the rest, in this order."""
+    """Write ``jax 0.10.2``, ``cpu``, ``float64``, ``seed 0`` and the rest, in this order."""
     bare = ("backend", "precision", "dtype")  # say by themselves what they are
     known = [key for key in ("jax", *bare, "seed") if key in report.settings]
     others = [key for key in report.settings if key not in known and key != "rerun"]
@@ -71,7 +71,7 @@ def settings(report: CheckResult) -> list[str]:
 
 
 def summary(report: CheckResult) -> str:
-    """``✗ the gradient is wrong: 5 checked, 1 wrong, 1 left out, in 3.1 s``."""
+    """Write ``✗ the gradient is wrong: 5 checked, 1 wrong, 1 left out, in 3.1 s``."""
     count = Counter(row.outcome for row in report.rows)
     named = ((Outcome.WRONG, "wrong"), (Outcome.UNRESOLVED, "not decided"),
              (Outcome.LEFT_OUT, "left out"))  # fmt: skip
@@ -82,13 +82,13 @@ def summary(report: CheckResult) -> str:
 
 
 def found(report: CheckResult) -> str:
-    """The first finding, or the reason why there is no verdict, and how many more there are."""
+    """Write the first finding, or the reason for no verdict, and how many more there are."""
     texts = [*map(title, report.findings)] or [*report.reasons]
     return "; ".join([*texts[:1], *([f"{len(texts) - 1} more"] if texts[1:] else [])])
 
 
 def totals(reports: Sequence[CheckResult]) -> str:
-    """``12 gradients: 10 right, 1 wrong, 1 not decided``."""
+    """Write ``12 gradients: 10 right, 1 wrong, 1 not decided``."""
     count = Counter(report.verdict for report in reports)
     named = ((Verdict.RIGHT, "right"), (Verdict.WRONG, "wrong"),
              (Verdict.INCONCLUSIVE, "not decided"))  # fmt: skip
@@ -98,7 +98,7 @@ def totals(reports: Sequence[CheckResult]) -> str:
 
 
 def detail(finding: Finding) -> str:
-    """A finding in a few lines: message, extent, what it looks like, where, the repair, inputs."""
+    """Write a finding in a few lines: message, extent, what it looks like, where, the repair."""
     lines = [finding.message, extent(finding), *finding.explanations]
     if finding.where:
         lines.append(f"at {place(finding.where)}  {finding.where.text}".rstrip())
@@ -110,7 +110,7 @@ def detail(finding: Finding) -> str:
 
 
 def in_short(report: CheckResult) -> str:
-    """The verdict, and a few lines on every finding or reason: the message of an exception."""
+    """Write the verdict, and a few lines on every finding or reason: an exception's message."""
     lines = [f"{report.name}: {VERDICTS[report.verdict]}"]
     for finding in report.findings:
         lines += [f"  {title(finding)}", *(f"    {t}" for t in detail(finding).splitlines())]
@@ -118,12 +118,12 @@ def in_short(report: CheckResult) -> str:
 
 
 def rerun(report: CheckResult) -> str:
-    """The command or call that repeats the check, "" where none is known."""
+    """Return the command or call that repeats the check, "" where none is known."""
     return report.settings.get("rerun", "")
 
 
 def broken(command: str, width: int) -> str:
-    """A command over several lines, as a shell takes them, where one is not enough."""
+    """Break a command into several lines, as a shell takes them, where one is not enough."""
     lines = [""]
     for position, word in enumerate(re.split(r" (?=--)", command)):
         if position and len(lines[-1]) + len(word) + 3 > width:
@@ -135,23 +135,23 @@ def broken(command: str, width: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """``0.42 s``, ``3.1 s``, ``84 s``."""
+    """Write ``0.42 s``, ``3.1 s``, ``84 s``."""
     return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
 
 
 def place(where: Place | None) -> str:
-    """``ops.py:19``, relative to the working folder if the file is inside it."""
+    """Write ``ops.py:19``, relative to the working folder if the file is inside it."""
     return f"{short_path(where.file)}:{where.line}" if where else ""
 
 
 def short_path(file: str) -> str:
-    """Relative to the working folder for a file inside it."""
+    """Write a file's path, relative to the working folder if it is inside it."""
     inside = os.path.isabs(file) and os.path.commonprefix([file, os.getcwd() + os.sep])
     return os.path.relpath(file) if inside == os.getcwd() + os.sep else file
 
 
 def error(value: float | None) -> str:
-    """``0``, ``9.6e-13``, ``1e-6``, ``0.53``; "" for None."""
+    """Write ``0``, ``9.6e-13``, ``1e-6``, ``0.53``; "" for None."""
     if value is None:
         return ""
     if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 1000:
@@ -161,7 +161,7 @@ def error(value: float | None) -> str:
 
 
 def edits(repair: Repair) -> tuple[str, str]:
-    """The line as it stands and as it should be; the expressions alone where no line is known."""
+    """Return the line as it is and as it should be; the expressions where no line is known."""
     line = repair.place.text if repair.place else ""
     if repair.before and line.count(repair.before) == 1:
         return line, line.replace(repair.before, repair.after)
@@ -169,19 +169,19 @@ def edits(repair: Repair) -> tuple[str, str]:
 
 
 def shown_by_repair(finding: Finding) -> bool:
-    """Whether the line of the fault stands in the repair, so that it need not be shown twice."""
+    """Tell whether the repair shows the line of the fault, so that it is not shown twice."""
     where, repair = finding.where, finding.repair
     return bool(where and repair and edits(repair)[0] == where.text)
 
 
 def repaired_elsewhere(finding: Finding) -> bool:
-    """Whether the repair has a line of its own, other than that of the fault."""
+    """Tell whether the repair has a line of its own, other than that of the fault."""
     place = finding.repair.place if finding.repair else None
     return place is not None and str(place) != str(finding.where)
 
 
 def rows(rows: Sequence[Row]) -> Table:
-    """The table of what was checked, and how it came out."""
+    """Make the table of what was checked, and how it came out."""
     heads = (Column("", wraps=False), Column("checked"), Column("error", "right", wraps=False),
              Column("limit", "right", wraps=False), Column("against"))  # fmt: skip
     return Table("", heads, tuple(map(_row, rows)))
@@ -200,7 +200,7 @@ def _row(row: Row) -> Line:
 
 
 def entries(worst: Sequence[WrongEntry]) -> Table:
-    """The table of the entries that are most wrong."""
+    """Make the table of the entries that are most wrong."""
     names = ("index", "yours", "true", "yours − true")
     lines = [
         Line("", (Cell(index, "quiet"), Cell(claimed), Cell(true), Cell(gap, "off")))
@@ -210,7 +210,7 @@ def entries(worst: Sequence[WrongEntry]) -> Table:
 
 
 def overview(reports: Sequence[CheckResult]) -> Table:
-    """The table of several reports."""
+    """Make the table of several reports."""
     heads = (Column("", wraps=False), Column("gradient"), Column("found"))
     lines = [
         Line("", (Cell(SYMBOLS[report.verdict], STATES[report.verdict]),
@@ -222,7 +222,7 @@ def overview(reports: Sequence[CheckResult]) -> Table:
 
 
 def columns(entries: Sequence[WrongEntry]) -> list[tuple[str, str, str, str]]:
-    """Index, yours, true and difference of every entry, the numbers of a column written alike."""
+    """Write index, yours, true and difference of every entry, a column's numbers alike."""
     claimed = [entry.claimed for entry in entries]
     true = [entry.true for entry in entries]
     gaps = [_difference(entry) for entry in entries]
@@ -233,7 +233,7 @@ def columns(entries: Sequence[WrongEntry]) -> list[tuple[str, str, str, str]]:
 
 
 def numbers(values: Iterable[Any]) -> list[str]:
-    """Numbers to six decimals, or all with an exponent where that would say too little."""
+    """Write numbers to six decimals, or all with an exponent where that would say too little."""
     values = list(values)
     sizes = [abs(part) for value in values for part in _parts(value)]
     sizes = [size for size in sizes if math.isfinite(size) and size > 0]
@@ -258,7 +258,7 @@ def _number(value: Any, form: str) -> str:
 
 
 def numpy_code(example: Mapping[str, np.ndarray], width: int = 96) -> str:
-    """Arrays as NumPy code that can be pasted: ``x = np.array([1.0, 2.0], dtype=np.float32)``."""
+    """Write arrays as NumPy code to be pasted: ``x = np.array([1.0, 2.0], dtype=np.float32)``."""
     lines: list[str] = []
     for name, value in example.items():
         keys = re.findall(r"\['[^']*'\]", name)

@@ -1,1 +1,1 @@
-"""The stages of a check, a file each: what is looked at, and what speaks against the claim."""
+"""A stage is what is looked at, and what then speaks against the claim: one a file."""

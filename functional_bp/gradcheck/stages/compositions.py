@@ -1,4 +1,4 @@
-"""Stage: the claim under JAX's transformations gives what it gives without them."""
+"""Under JAX's transformations the claim has to give what it gives without them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LOST = (jax.errors.UnexpectedTracerError, KeyError, IndexError, AttributeError, 
 
 
 class Composition(NamedTuple):
-    """The claim under one transformation, and what it has to give.
+    """A composition is the claim under one transformation, and what it has to give.
 
     Attributes:
         label: its row's name in the report.
@@ -63,7 +63,7 @@ class Composition(NamedTuple):
 
 
 def compositions(context: CheckContext) -> None:
-    """vmap over everything, over the cotangents and over each argument; scan; remat."""
+    """Compare under vmap over everything, over the cotangents, over each argument; scan; remat."""
     if context.size > FEW_ELEMENTS:
         context.row("vmap, scan, remat", Outcome.LEFT_OUT, "long arrays")
         return
@@ -236,7 +236,7 @@ def _limit(context: CheckContext) -> float:
 
 
 def sharded_inputs(context: CheckContext) -> None:
-    """The claim on inputs that are split over two devices along their first axis."""
+    """Compare on inputs that are split over two devices along their first axis."""
     subject, point, label = context.subject, context.point, "sharded inputs"
     devices = jax.devices()[:2]
     lengths = [x.shape[0] for x in point.actives if x.ndim and x.shape[0] % 2 == 0]

@@ -1,4 +1,4 @@
-"""Stage: inputs nobody tried. Classes of inputs come first, then the searches.
+"""Inputs that nobody tried are searched: first by their classes, then uphill.
 
 Two searches follow the classes. One drives the inputs across the thresholds that the code compares
 with; the other climbs the disagreement of claim and reference.
@@ -41,7 +41,7 @@ BEYOND = (0.05, 0.5)  # how far past a threshold, in units of the way to it
 
 
 class Branches:
-    """The comparisons of a graph, and which of them have been seen both ways.
+    """Branches are a graph's comparisons; they know which have been seen both ways.
 
     Where code compares (``where(p > 100, …)``, ``minimum``, ``clip``, ``abs``) a gradient may be
     wrong on the one side alone. The comparisons stand in the graph; the margin of each, left −
@@ -82,11 +82,11 @@ class Branches:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many comparisons have been seen both ways, and how many there are."""
+        """Tell how many comparisons have been seen both ways, and how many there are."""
         return int(np.sum(self.above & self.below)), len(self.above)
 
     def across(self, start: Point, until: float) -> Iterator[Point]:
-        """Points on the side of a comparison that no point was on, as far as any can be reached."""
+        """Search points on the side of a comparison that no point was on, if there are any."""
         for k in range(len(self.above)):
             if self.above[k] == self.below[k]:
                 continue
@@ -124,7 +124,7 @@ class Branches:
 
 
 def holds_comparison(jaxpr: Jaxpr) -> bool:
-    """Whether a real value is compared with another, where ``Branches`` looks."""
+    """Tell whether a real value is compared with another, where ``Branches`` looks."""
     for eqn in jaxpr.eqns:
         if _compared(eqn):
             return True
@@ -305,7 +305,7 @@ def _found(context: CheckContext, point: Point, judgement: Judgement, inputs: In
 def shrink(
     context: CheckContext, point: Point, judgement: Judgement, *, given: bool = False
 ) -> tuple[Point, Judgement]:
-    """A simpler point at which the claim is still wrong for the same argument.
+    """Search a simpler point at which the claim is still wrong for the same argument.
 
     Entries become 0 or 1 or lose digits as long as the claim stays wrong; the cotangent becomes
     that of a single output entry.

@@ -1,4 +1,4 @@
-"""Stage: a pullback is linear in the cotangent, and a sum over outputs and of arguments' parts.
+"""A pullback is linear in the cotangent, and the sum of what each output alone gives.
 
 Linearity needs no reference: x̄(c ȳ) = c x̄(ȳ). With several outputs, each one's cotangent is also
 taken alone. A rule with symbolic zeros (``custom_vjp(…, symbolic_zeros=True)``, an operation) is
@@ -34,7 +34,7 @@ Pull = Callable[[Sequence[Any]], Arrays]
 
 
 def linearity(context: CheckContext) -> None:
-    """x̄(c ȳ) = c x̄(ȳ), x̄(0) = 0, and x̄(ȳ₁ + ȳ₂) = x̄(ȳ₁) + x̄(ȳ₂)."""
+    """Compare x̄(c ȳ) with c x̄(ȳ), x̄(0) with 0, and x̄(ȳ₁ + ȳ₂) with x̄(ȳ₁) + x̄(ȳ₂)."""
     point = context.point
     pull = lambda bars: context.full.both(point._replace(bars=tuple(bars))).claimed
     here = pull(point.bars)
@@ -132,12 +132,12 @@ def _only(
 
 
 def claim_unit(context: CheckContext) -> float:
-    """The relative spacing of the coarsest number format in the claim's graph."""
+    """Return the relative spacing of the coarsest number format in the claim's graph."""
     return 0.0 if context.graph is None else interpret.lowest_precision(context.graph)
 
 
 def single_cotangents(context: CheckContext) -> None:
-    """Each output's cotangent alone, the others zero."""
+    """Judge each output's cotangent alone, the others zero."""
     if len(context.point.bars) < 2:
         return
     for k in range(len(context.point.bars)):
@@ -166,7 +166,7 @@ def _alone(point: Point, output: int) -> Point:
 
 
 def silent_outputs(context: CheckContext) -> list[int]:
-    """The outputs whose cotangent alone gives a zero gradient, though the true one is not zero."""
+    """Return the outputs whose cotangent alone wrongly gives a gradient of zero."""
     point, silent = context.point, []
     for k in range(len(point.bars) if len(point.bars) > 1 else 0):
         result = context.full.both(_alone(point, k))
@@ -177,7 +177,7 @@ def silent_outputs(context: CheckContext) -> list[int]:
 
 
 def parts(context: CheckContext) -> None:
-    """x̄ of each argument alone, and with the cotangent of each output alone."""
+    """Compare x̄ of each argument alone, and with the cotangent of each output alone."""
     subject, point = context.subject, context.point
     counts = (len(point.actives), len(point.bars))
     if not (subject.symbolic_zeros and subject.by_transform) or max(counts) < 2:

@@ -1,4 +1,4 @@
-"""Stage: the claim is no less precise than a careful implementation, in the dtypes that people use.
+"""In the dtypes that people use, the claim has to be as precise as a careful implementation.
 
 The careful implementation is autodiff of the reference in the same dtype; the truth is float64.
 """
@@ -22,7 +22,7 @@ EXTREME_INPUTS = "extreme inputs in float32"
 
 
 def precision(context: CheckContext) -> None:
-    """float32, bfloat16 and float16 against float64; extreme inputs in float32."""
+    """Compare float32, bfloat16 and float16 with float64, and extreme inputs in float32."""
     subject = context.subject
     if context.full.bits == 32:
         return

@@ -1,4 +1,4 @@
-"""Stage: the second derivative, and the adjoint identity."""
+"""The second derivative has to be right, and the adjoint identity to hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BY_REFERENCE = "the reference differentiated twice"
 
 
 def second_order(context: CheckContext) -> None:
-    """∂/∂x of ⟨v, x̄(x, ȳ)⟩, by differentiating the claim, against the reference's."""
+    """Differentiate the claim: compare ∂/∂x of ⟨v, x̄(x, ȳ)⟩ with the reference's."""
     subject, point = context.subject, context.point
     directions = tuple(normal(context.rng, x) for x in point.actives)
 
@@ -125,7 +125,7 @@ def _by_differences(context: CheckContext, directions: Arrays, claimed: list[np.
 
 
 def adjoint_identity(context: CheckContext) -> None:
-    """⟨ȳ, J v⟩ = ⟨x̄, v⟩, with J v by the reference's forward mode: a third witness."""
+    """Compare ⟨ȳ, J v⟩ with ⟨x̄, v⟩, J v being the reference's forward mode: a third witness."""
     point, reference = context.point, context.subject.reference
     assert reference is not None
     dots = tuple(normal(context.rng, x) for x in point.actives)

@@ -1,4 +1,4 @@
-"""Stage: what the claim returns, before its values are looked at, and whether it repeats itself."""
+"""Before its values, it is looked at what the claim returns, and whether it repeats itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RETURNED = "number, shapes and dtypes of cotangents"
 
 
 def shapes(context: CheckContext) -> None:
-    """The claim can be evaluated, and returns cotangents of the arguments' shapes and dtypes."""
+    """Look whether the claim runs, and its cotangents have the arguments' shapes and dtypes."""
     subject, native, found = context.subject, context.native, None
     with Guard("the claim, by its shapes") as ran:
         pull = partial(jax.eval_shape, subject.pull) if subject.traceable else subject.pull
@@ -114,7 +114,7 @@ def _summed_is_right(context: CheckContext, name: str) -> bool:
 
 
 def repeated_calls(context: CheckContext) -> None:
-    """Equal calls give equal results, also when others come between, and under jit."""
+    """Look whether equal calls give equal results, with others in between, and under jit."""
     subject, native = context.subject, context.native
     runs = [context.first_call, *(to_numpy(subject.pull(*native)[1]) for _ in range(2))]
     first, second = farthest(runs[0], runs[1]), farthest(runs[1], runs[2])
