@@ -117,3 +117,30 @@ def now() -> float:
     So a search for *n* seconds takes n where nothing else runs, and at most 4 n.
     """
     return WORKED * time.thread_time() + (1 - WORKED) * time.monotonic()
+
+
+class TimeLimit:
+    """The seconds of ``now()`` that a search may take, and whether they ended it.
+
+    A search is bounded by what it tries; where time ends it before that, the report says so.
+    """
+
+    def __init__(self, seconds: float, whole: TimeLimit | None = None) -> None:
+        self.start, self.seconds, self.whole = now(), seconds, whole
+        self.was_reached = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether time is up; to be asked where something is left to do."""
+        if now() - self.start <= self.seconds:
+            return False
+        limit: TimeLimit | None = self
+        while limit is not None:
+            limit.was_reached, limit = True, limit.whole
+        return True
+
+    def until(self, share: float) -> TimeLimit:
+        """A limit that is reached when this share of the time has passed since the start."""
+        part = TimeLimit(share * self.seconds, self)
+        part.start = self.start
+        return part

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, best, elementwise, normal, planted, tanh_bar
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
 from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.subject import Disagreement, Sample
@@ -186,7 +186,7 @@ def test_nothing_is_claimed_of_noise(shape: tuple[int, ...]) -> None:
 
         found = find_patterns(
             planted("x", normal(shape), np.tanh, lambda x, b: (strange(x, b, 0),),
-                    lambda x, b: (strange(x, b, 1),), seed=seed), now() + SECONDS)
+                    lambda x, b: (strange(x, b, 1),), seed=seed), TimeLimit(SECONDS))
         assert found == []
 
 
@@ -209,19 +209,19 @@ def test_what_holds_on_the_given_inputs_by_chance_is_not_told() -> None:
     lucky = Sample(given.actives, (), given.bars, given.outs, (2 * given.true[0],), given.true)
     masks = [wrong_entries(lucky.claimed[0], lucky.true[0])]
     found = find_patterns(Disagreement(disagreement.subject, 0, lucky, masks, disagreement.fresh),
-                       now() + SECONDS)
+                       TimeLimit(SECONDS))
     assert not any(h.kind == "factor" for h in found)
 
 
 def test_a_deadline_that_has_passed_is_kept() -> None:
     disagreement = elementwise(lambda x, b: (b,))
     start = time.monotonic()
-    assert find_patterns(disagreement, now() - 1) == []
+    assert find_patterns(disagreement, TimeLimit(-1)) == []
     assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 1, 3), (3, 0)])
 def test_any_shape_is_looked_at(shape: tuple[int, ...]) -> None:
     found = find_patterns(planted("x", normal(shape), np.tanh, lambda x, b: (tanh_bar(x, b),),
-                               lambda x, b: (-tanh_bar(x, b),)), now() + SECONDS)
+                               lambda x, b: (-tanh_bar(x, b),)), TimeLimit(SECONDS))
     assert [h.kind for h in found[:1]] == (["sign"] if np.prod(shape) else [])

@@ -25,11 +25,13 @@ from jax import lax
 from sampling import sampled
 from traced_disagreements import SECONDS, best, disagree, line_with, normal
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit, now
+from functional_bp.gradcheck.diagnosis.diagnose import diagnose
+from functional_bp.gradcheck.diagnosis.repair import validate
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
 from functional_bp.gradcheck.diagnosis.repair.program import trace
-from functional_bp.gradcheck.diagnosis.repair.search import repairs
+from functional_bp.gradcheck.diagnosis.repair.search import repairs, single_repairs
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_two_faults_at_once():
 
 def test_the_path_that_is_dropped_is_named_by_the_forward():
     disagreement = disagree(*NORM, layer_norm_without_correction, *ROWS)
-    (first, *_) = drops(disagreement, now() + SECONDS)
+    (first, *_) = drops(disagreement, TimeLimit(SECONDS))
     assert first.kind == "missing term" and "is dropped" in first.message
     assert "jnp.sqrt(variance + 1e-05)" in first.message
     assert first.where is not None and "jnp.sqrt(variance + 1e-5)" in first.where.text
@@ -86,7 +88,7 @@ def test_a_path_inside_a_scan_is_named():
         return x_bar, h0_bar, W
 
     disagreement = disagree(rnn, rnn_fwd, without_inputs, *STEPS)
-    (first, *_) = drops(disagreement, now() + SECONDS)
+    (first, *_) = drops(disagreement, TimeLimit(SECONDS))
     assert first.kind == "sign" and "`x_t` in `h @ W + x_t`" in first.message
 
 
@@ -95,8 +97,8 @@ def test_nothing_is_found_where_no_edit_helps():
         return (y_bar * jnp.sin(17 * x) ** 2 + jnp.cumsum(x),)
 
     disagreement = disagree(*GELU, noise, normal(7))
-    assert repairs(disagreement, now() + 3) == []
-    assert drops(disagreement, now() + 3) == []
+    assert repairs(disagreement, TimeLimit(3)) == []
+    assert drops(disagreement, TimeLimit(3)) == []
 
 
 def test_complex_intermediates():
@@ -113,8 +115,25 @@ def test_complex_intermediates():
 
 def test_no_time_is_no_repair():
     disagreement = disagree(*SOFTMAX, softmax_the_other_way, normal(3, 5))
-    assert repairs(disagreement, now() - 1) == []
-    assert drops(disagreement, now() - 1) == []
+    assert repairs(disagreement, TimeLimit(-1)) == []
+    assert drops(disagreement, TimeLimit(-1)) == []
+
+
+def test_a_finding_says_that_time_ended_the_search():
+    disagreement = disagree(*SOFTMAX, softmax_the_other_way, normal(3, 5))
+    assert not diagnose(disagreement, now() + SECONDS).cut_short
+    assert diagnose(disagreement, now() + 0.01).cut_short
+
+
+def test_a_search_ends_when_enough_has_been_tried(monkeypatch):
+    def noise(x, y_bar):
+        return (y_bar * jnp.sin(17 * x) ** 2 + jnp.cumsum(x),)
+
+    monkeypatch.setattr(validate, "MOST_ATTEMPTS", 10)
+    limit = TimeLimit(SECONDS)
+    found, search = single_repairs(disagree(*GELU, noise, normal(7)), limit)
+    assert not found and search is not None and not limit.was_reached
+    assert 10 <= search.validation.attempts < 20
 
 
 def test_without_source_the_place_has_no_text():

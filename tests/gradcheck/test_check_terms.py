@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.patterns import search as searches
 from functional_bp.gradcheck.diagnosis.patterns.evidence import gather
 from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
@@ -171,7 +171,7 @@ def test_a_term_behind_two_matrix_products() -> None:
     layer_normed(layer_norm_back(axis=0)), first_entry(), attention(),
 ], ids=["a mean", "two means", "two axes", "a sum", "products"])
 def test_a_formula_in_python_computes_what_is_missing(disagreement: Disagreement) -> None:
-    found = next(f for f in find_patterns(disagreement, now() + SECONDS) if f.added)
+    found = next(f for f in find_patterns(disagreement, TimeLimit(SECONDS)) if f.added)
     given, position = disagreement.given, disagreement.argument
     values = {"jnp": jnp, "y_bar": given.bars[0], "y": given.outs[0], **disagreement.residuals,
               **dict(zip(disagreement.subject.names, given.actives))}
@@ -201,4 +201,4 @@ def test_no_search_fails(search: searches.Pattern) -> None:
         planted("x", normal((5, 5)), lambda x: (x**2, x.sum(0)),
                 lambda x, a, b: (2 * x * a + b,), lambda x, a, b: (x * a + b[:, None],)),
     ):
-        search(gather(disagreement, now() + SECONDS))
+        search(gather(disagreement, TimeLimit(SECONDS)))

@@ -22,7 +22,7 @@ TABLES = {
     "explanation.scopes": ["SLICES"],
     "gradcheck.derivatives": ["ANALYTIC", "REAL_PART", "BILINEAR", "HOLDING", "_CONTINUED"],
     "gradcheck.diagnosis.localize": ["CHOICES", "BATCHED"],
-    "gradcheck.diagnosis.repair.dropped": ["_STRUCTURES"],
+    "gradcheck.diagnosis.repair.dropped": ["OPAQUE", "ENTERED"],
     "gradcheck.diagnosis.repair.locations": ["VIEWS"],
     "gradcheck.diagnosis.repair.mutations.arithmetic": ["COMPARISONS", "SPECIAL"],
     "gradcheck.diagnosis.repair.mutations.indexing": ["INDEXED"],

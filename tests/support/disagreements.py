@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
 from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.findings import Kind
@@ -69,7 +69,7 @@ def planted(
 
 
 def best(disagreement: Disagreement) -> Any:
-    found = find_patterns(disagreement, now() + SECONDS)
+    found = find_patterns(disagreement, TimeLimit(SECONDS))
     assert all(h.kind in set(Kind) for h in found)
     for h in found:
         print(h.kind, "|", h.message, "|", h.unexplained, h.cost)

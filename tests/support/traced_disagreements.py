@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.repair.search import repairs
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
@@ -77,7 +77,7 @@ def line_with(function: Callable[..., Any], mark: str) -> int:
 
 
 def best(disagreement: Disagreement) -> Finding:
-    found = repairs(disagreement, now() + SECONDS)
+    found = repairs(disagreement, TimeLimit(SECONDS))
     assert found, "no repair found"
     assert all(one.kind in set(Kind) for one in found) and len(found) <= 3
     return found[0]

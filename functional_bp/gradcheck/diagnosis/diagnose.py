@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit, now
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.localize import (
     correction,
@@ -30,6 +30,7 @@ from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
 from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
 __all__ = ["compose", "describe_values", "diagnose"]
@@ -41,33 +42,35 @@ PLACES = (
     Kind.BORDER,
     Kind.ENTRIES,
 )  # kinds that say where, and not what
+SECONDS_ON_PAPER = 1.0  # for values that are given as numbers
 # Of the time, by when each search ends at the latest.
 SHARE_OF_NUMBERS, SHARE_OF_REPAIRS, SHARE_OF_ANOTHER = 0.3, 0.75, 0.85
 
 
 def diagnose(disagreement: Disagreement, deadline: float) -> Finding:
-    """Search for what explains a disagreement, until ``clock.now()`` is ``deadline``."""
-    started = now()
-    until = lambda share: started + share * (deadline - started)
-    seen: list[Finding] = _guarded(find_patterns, disagreement, until(SHARE_OF_NUMBERS))
+    """The searches say what explains a disagreement; at ``deadline`` of ``now()`` they end."""
+    limit = TimeLimit(deadline - now())
+    seen: list[Finding] = _guarded(find_patterns, disagreement, limit.until(SHARE_OF_NUMBERS))
     # What the numbers explain plainly is not two faults.
     several = not any(h.unexplained < 1 and h.cost < costs.PLAIN for h in seen)
-    singles = _guarded(single_repairs, disagreement, until(SHARE_OF_REPAIRS))
+    singles = _guarded(single_repairs, disagreement, limit.until(SHARE_OF_REPAIRS))
     edits, search = singles if singles else ([], None)
     if not edits:
-        edits = _of_another(disagreement, until(SHARE_OF_ANOTHER))
-    lost: list[Finding] = [] if edits else _guarded(drops, disagreement, deadline)
+        edits = _of_another(disagreement, limit.until(SHARE_OF_ANOTHER))
+    lost: list[Finding] = [] if edits else _guarded(drops, disagreement, limit)
     if not edits and several and search is not None:
-        edits = _guarded(lambda _, until: search.two(until), disagreement, deadline)
-    return compose(disagreement, seen, edits, lost)
+        edits = _guarded(lambda _, limit: search.two(limit), disagreement, limit)
+    # Where an edit was verified, more time could only have added other explanations.
+    cut_short = limit.was_reached and not edits
+    return replace(compose(disagreement, seen, edits, lost), cut_short=cut_short)
 
 
-def _of_another(disagreement: Disagreement, until: float) -> list[Finding]:
+def _of_another(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
     """Edits that make another argument's cotangent right, which is wrong too."""
     for argument, mask in enumerate(disagreement.masks):
         if argument != disagreement.argument and np.any(mask):
             other = replace(disagreement, argument=argument)
-            singles = _guarded(single_repairs, other, until)
+            singles = _guarded(single_repairs, other, limit)
             if singles and singles[0]:
                 return singles[0]
     return []
@@ -119,7 +122,7 @@ def _corrected(disagreement: Disagreement, seen: Finding) -> Repair | None:
 def _line(disagreement: Disagreement, kind: str) -> Place | None:
     """The line of a fault that no edit has named, as far as the graph tells."""
     subject, given, name = disagreement.subject, disagreement.given, _name(disagreement)
-    try:
+    with Guard("a search for the line"):  # a line is a help, and no more
         if kind in (Kind.NOT_FINITE, Kind.OVERFLOW):
             place = line_of_overflow(subject, given.actives, given.fixed, given.bars)
             if place is not None:
@@ -132,18 +135,14 @@ def _line(disagreement: Disagreement, kind: str) -> Place | None:
             return place
         right = [n for n, mask in zip(subject.names, disagreement.masks) if not np.any(mask)]
         return line_of_cotangent(subject, name, right)
-    except Exception:  # a line is a help, and no more
-        return None
+    return None
 
 
-def _guarded(search: Callable[..., Any], disagreement: Disagreement, until: float) -> Any:
-    """A search; one that raises has found nothing, and the others go on."""
-    if now() > until:
-        return []
-    try:
-        return search(disagreement, until)
-    except Exception:  # a diagnosis must never change a verdict, and never hide the others'
-        return []
+def _guarded(search: Callable[..., Any], disagreement: Disagreement, limit: TimeLimit) -> Any:
+    """What a search finds; one that raises has found nothing, and the others go on."""
+    with Guard("a search of the diagnosis"):
+        return [] if limit.is_reached else search(disagreement, limit)
+    return []
 
 
 def _name(disagreement: Disagreement) -> str:
@@ -162,7 +161,7 @@ def describe_values(
     )  # fmt: skip
     masks = (np.abs(claimed - true) > rounding + 1e-9 * np.max(np.abs(true), initial=0.0),)
     disagreement = Disagreement(subject, 0, sample, masks, _no_other)
-    found = _guarded(find_patterns, disagreement, now() + 1.0)
+    found = _guarded(find_patterns, disagreement, TimeLimit(SECONDS_ON_PAPER))
     if not found:
         return Kind.OTHER, "its values differ in no simple way"
     return found[0].kind, found[0].message

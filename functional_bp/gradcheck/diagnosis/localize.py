@@ -22,6 +22,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Progra
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
 from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, home_of, read
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
 
 CHOICES = ("select_n", "lt", "le", "gt", "ge", "max", "min", "clamp", "eq", "ne", "sign", "abs")
@@ -154,7 +155,7 @@ def _program(
     host = lambda xs: tuple(np.asarray(x) if _is_plain(x) else x for x in xs)
     at = host(subject.actives if actives is None else actives)
     others = host(subject.fixed if fixed is None else fixed)
-    try:
+    with Guard("a trace of the claim"):  # one that cannot be traced has no graph to look in
         if bars is None:
             outs = jax.eval_shape(subject.value, at, others)
             bars = tuple(np.ones(o.shape, o.dtype) for o in outs)
@@ -162,8 +163,7 @@ def _program(
             return trace(lambda a, f, b: subject.pull(a, f, b)[1], at, others, host(bars))
         program = trace(lambda a, f, b: backward(marked(kept(a, f)), f, b), at, others, host(bars))
         return with_kept_lines(program, home_of(subject.source))
-    except Exception:  # a claim that cannot be traced has no graph to look in
-        return None
+    return None
 
 
 def _feeding(program: Program, outputs: Sequence[int]) -> list[Instruction]:

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from functional_bp._jax import open_jaxpr
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
 from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 from functional_bp.graph.interpret import equations
 
@@ -68,14 +69,14 @@ class Evidence:
         disagreement: what is to be explained.
         given: the case on which the claim was found wrong.
         fresh: further cases of the same class of inputs; empty where none can be drawn.
-        deadline: when to stop, in ``clock.now()`` seconds.
+        limit: when to stop.
         kept: the known arrays that are residuals, under whatever name.
     """
 
     disagreement: Disagreement
     given: Judged
     fresh: tuple[Judged, ...]
-    deadline: float
+    limit: TimeLimit
     kept: frozenset[str] = frozenset()
 
     @property
@@ -114,12 +115,11 @@ class Evidence:
 
         if not subject.traceable or any(not hasattr(x, "dtype") for x in sample.fixed):
             return pull
-        try:
+        with Guard("a trace of the claim, which may run on numbers alone"):
             graph = jax.make_jaxpr(pull)(sample.actives, sample.fixed, sample.bars)
-        except Exception:  # it runs on numbers alone
-            return pull
-        primitives = {e.primitive.name for e in equations(open_jaxpr(graph)[0])}
-        return jax.jit(pull) if primitives & {"scan", "while", "shard_map"} else pull
+            primitives = {e.primitive.name for e in equations(open_jaxpr(graph)[0])}
+            return jax.jit(pull) if primitives & {"scan", "while", "shard_map"} else pull
+        return pull
 
     @property
     def large(self) -> bool:
@@ -129,7 +129,7 @@ class Evidence:
     @property
     def late(self) -> bool:
         """Whether time is up."""
-        return now() > self.deadline
+        return self.limit.is_reached
 
     @property
     def here(self) -> str:
@@ -192,25 +192,23 @@ FRESH = 3  # two that verify, and one that may not be usable
 FEW, FRESH_OF_FEW = 4, 9  # a scalar argument tells only one number per sample
 
 
-def gather(disagreement: Disagreement, deadline: float) -> Evidence:
-    """The given case and as many fresh ones as can be had before the deadline."""
+def gather(disagreement: Disagreement, limit: TimeLimit) -> Evidence:
+    """Draw the given case and as many fresh ones as are wanted, or as there is time for."""
     places = _places_of_residuals(disagreement)
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
     fresh: list[Judged] = []
     count = FRESH - 1 if mask.size > LARGE else FRESH if mask.size >= FEW else FRESH_OF_FEW
     for _ in range(count):
-        if now() > deadline:
+        if limit.is_reached:
             break
-        try:
+        with Guard("the claim on fresh inputs"):
             sample = disagreement.fresh()
             residuals = _residuals(disagreement.subject, sample, places)
             case = _case(disagreement, sample, residuals)
-        except Exception:  # the person's code, on inputs that nobody has tried
-            continue
-        # A claim that is finite on the given inputs and not here is another fault.
-        if case.shape == given.shape and (case.finite or not given.finite):
-            fresh.append(case)
+            # A claim that is finite on the given inputs and not here is another fault.
+            if case.shape == given.shape and (case.finite or not given.finite):
+                fresh.append(case)
     names = _distinct([given, *fresh])
     cases = [replace(c, known={name: c.known[name] for name in names}) for c in (given, *fresh)]
     kept = frozenset(
@@ -218,7 +216,7 @@ def gather(disagreement: Disagreement, deadline: float) -> Evidence:
         for name in names
         if any(np.array_equal(given.known[name], r) for r in disagreement.residuals.values())
     )
-    return Evidence(disagreement, cases[0], tuple(cases[1:]), deadline, kept)
+    return Evidence(disagreement, cases[0], tuple(cases[1:]), limit, kept)
 
 
 def wrong_entries(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -287,10 +285,9 @@ def _distinct(cases: Sequence[Judged]) -> list[str]:
 
 def _places_of_residuals(disagreement: Disagreement) -> dict[str, int]:
     """Which leaf of the residuals carries which name, told by the values."""
-    try:
+    leaves: list[np.ndarray] = []
+    with Guard("the forward pass in double precision"):  # formulas then do without residuals
         leaves = _leaves(disagreement.subject, disagreement.given)
-    except Exception:  # the person's code; formulas then do without residuals
-        return {}
     found: dict[str, int] = {}
     for name, value in disagreement.residuals.items():
         for i, leaf in enumerate(leaves):

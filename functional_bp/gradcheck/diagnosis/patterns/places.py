@@ -18,6 +18,7 @@ from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import aligned
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Kind
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.graph.interpret import equations
 
 # A threshold that separates right entries from wrong ones, and a round number for it.
@@ -488,18 +489,15 @@ def find_collectives(evidence: Evidence) -> list[Finding]:
 def _device_counts(evidence: Evidence) -> list[int]:
     """Over how many devices the claim's ``shard_map``s split something."""
     subject, sample = evidence.subject, evidence.given.sample
-    try:
-        with jax.enable_x64(True):
-            closed = jax.make_jaxpr(lambda a, b: subject.pull(a, sample.fixed, b)[1])(
-                tuple(sample.actives), tuple(sample.bars)
-            )
-    except Exception:  # a claim that cannot be traced is not split
-        return []
     found: dict[int, None] = {}
-    for equation in equations(_jax.open_jaxpr(closed)[0]):
-        if equation.primitive.name == "shard_map":
-            sizes = [int(n) for n in equation.params["mesh"].shape.values()]
-            found.update(dict.fromkeys(n for n in (*sizes, math.prod(sizes)) if n > 1))
+    with Guard("a trace of the claim"), jax.enable_x64(True):
+        closed = jax.make_jaxpr(lambda a, b: subject.pull(a, sample.fixed, b)[1])(
+            tuple(sample.actives), tuple(sample.bars)
+        )
+        for equation in equations(_jax.open_jaxpr(closed)[0]):
+            if equation.primitive.name == "shard_map":
+                sizes = [int(n) for n in equation.params["mesh"].shape.values()]
+                found.update(dict.fromkeys(n for n in (*sizes, math.prod(sizes)) if n > 1))
     return list(found)
 
 

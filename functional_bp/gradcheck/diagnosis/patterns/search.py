@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, gather
 from functional_bp.gradcheck.diagnosis.patterns.factors import (
@@ -25,6 +25,7 @@ from functional_bp.gradcheck.diagnosis.patterns.places import (
 )
 from functional_bp.gradcheck.diagnosis.patterns.terms import find_terms
 from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement
 
 Pattern = Callable[[Evidence], list[Finding]]
@@ -36,14 +37,14 @@ PARTIAL: tuple[Pattern, ...] = (find_places, find_regions)
 FORMULAS: tuple[Pattern, ...] = (find_factors, find_terms)
 
 
-def find_patterns(disagreement: Disagreement, deadline: float) -> list[Finding]:
+def find_patterns(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
     """What accounts for a disagreement, the likeliest first.
 
     Args:
         disagreement: a claim that is wrong in one argument's cotangent.
-        deadline: in ``clock.now()`` seconds; no search goes on beyond it.
+        limit: no search goes on beyond it.
     """
-    evidence = gather(disagreement, deadline)
+    evidence = gather(disagreement, limit)
     if not evidence.given.finite:
         return not_finite(evidence)
     if not evidence.given.wrong.any():
@@ -61,9 +62,6 @@ def _run(search: Pattern, evidence: Evidence) -> list[Finding]:
 
     A diagnosis must never take a verdict down with it, and the other searches go on.
     """
-    if now() > evidence.deadline:
-        return []
-    try:
-        return search(evidence)
-    except Exception:
-        return []
+    with Guard(search.__name__):
+        return [] if evidence.late else search(evidence)
+    return []

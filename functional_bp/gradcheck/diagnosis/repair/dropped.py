@@ -15,11 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import JaxprEqn, Literal
 
-from functional_bp._jax import as_checkpoint, open_jaxpr, scan_counts, source_spans
+from functional_bp._jax import as_checkpoint, open_jaxpr, source_spans
+from functional_bp.engine.sweeps import evaluate
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
@@ -37,7 +38,9 @@ from functional_bp.gradcheck.diagnosis.repair.search import agrees, sums
 from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
 from functional_bp.gradcheck.diagnosis.repair.validate import Validator
 from functional_bp.gradcheck.findings import Finding, Kind
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement
+from functional_bp.graph.interpret import interpret, rebuild
 from functional_bp.graph.nested import called
 
 # The true backward pass with a mark on every edge of the forward graph.
@@ -46,7 +49,8 @@ from functional_bp.graph.nested import called
 # equation of its own, which can be edited: dropped, negated, scaled, transposed.
 
 PREFIX = "edge "
-OPAQUE = ("custom_vjp_call", "custom_vjp_call_jaxpr")  # their rules are to be kept
+OPAQUE = ("custom_vjp_call",)  # its rule is to be kept
+ENTERED = ("scan", "cond")  # whose bodies have edges
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def marked_backward(
         edges.clear()
         closed = jax.make_jaxpr(lambda *a: tuple(forward(a, fixed)))(*actives)
         jaxpr, consts = open_jaxpr(closed)
-        run = partial(_interpret, jaxpr, consts, edges=edges, outer=())
-        return jax.vjp(lambda *a: tuple(run(a)), *actives)[1](tuple(bars))
+        run = lambda *arrays: tuple(interpret(jaxpr, consts, arrays, _marking(edges, ())))
+        return jax.vjp(run, *actives)[1](tuple(bars))
 
     program = trace(backward, tuple(actives), fixed, tuple(bars))
     return program, edges
@@ -99,96 +103,49 @@ def edge_of(equation: Instruction, edges: Sequence[Edge]) -> Edge | None:
     return edges[int(name.removeprefix(PREFIX))]
 
 
-def _interpret(
-    jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    inputs: Sequence[Any],
-    *,
-    edges: list[Edge],
-    outer: tuple[Span, ...],
-) -> list[Any]:
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts))
-    values.update(zip(jaxpr.invars, inputs))
-    again = partial(_interpret, edges=edges)
+def _marking(edges: list[Edge], outer: tuple[Span, ...]) -> Callable[..., Sequence[Any]]:
+    """Runs an equation of the forward graph, each of its operands marked as an edge."""
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for raw in jaxpr.eqns:
+    def run(raw: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         eqn = as_checkpoint(raw)
         name = eqn.primitive.name
         spans = tuple(Span(*frame) for frame in source_spans(eqn)) or outer
-        operands = [read(atom) for atom in eqn.invars]
-        inner = called(eqn) if name not in OPAQUE else None
-        if inner is not None:
-            body, constants = open_jaxpr(inner)
-            outs: Sequence[Any] = again(body, constants, operands, outer=spans)
-        else:
-            for position, atom in enumerate(eqn.invars):
-                x = operands[position]
-                if not isinstance(atom, Literal) and jnp.issubdtype(x.dtype, jnp.inexact):
-                    edges.append(Edge(name, position, spans))
-                    operands[position] = _mark(x, len(edges) - 1)
-            outs = _STRUCTURES.get(name, _bind)(eqn, operands, partial(again, outer=spans))
-        values.update(zip(eqn.outvars, outs))
-    return [read(atom) for atom in jaxpr.outvars]
+        if name not in OPAQUE and called(eqn) is not None:
+            return rebuild(eqn, operands, _marking(edges, spans))
+        marked = list(operands)
+        for position, (atom, x) in enumerate(zip(eqn.invars, operands)):
+            if not isinstance(atom, Literal) and jnp.issubdtype(x.dtype, jnp.inexact):
+                edges.append(Edge(name, position, spans))
+                marked[position] = _mark(x, len(edges) - 1)
+        if name in ENTERED:
+            return rebuild(eqn, marked, _marking(edges, spans))
+        return evaluate(eqn, marked)
 
-
-def _bind(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
-    outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
-    return outs if eqn.primitive.multiple_results else [outs]
-
-
-def _scan(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
-    params = eqn.params
-    consts, carried = scan_counts(params)
-    body, constants = open_jaxpr(params["jaxpr"])
-
-    def step(carry: Any, slices: Any) -> tuple[Any, Any]:
-        outs = again(body, constants, [*operands[:consts], *carry, *slices])
-        return tuple(outs[:carried]), tuple(outs[carried:])
-
-    start, over = operands[consts : consts + carried], operands[consts + carried :]
-    carry, stacked = lax.scan(
-        step, tuple(start), tuple(over), length=params["length"], reverse=params["reverse"]
-    )
-    return [*carry, *stacked]
-
-
-def _cond(eqn: Any, operands: Sequence[Any], again: Callable[..., list[Any]]) -> Sequence[Any]:
-    graphs = [open_jaxpr(branch) for branch in eqn.params["branches"]]
-    branches = [
-        lambda *inputs, body=body, constants=constants: tuple(again(body, constants, inputs))
-        for body, constants in graphs
-    ]
-    return lax.switch(operands[0], branches, *operands[1:])
-
-
-_STRUCTURES: dict[str, Callable[..., Sequence[Any]]] = {"scan": _scan, "cond": _cond}
+    return run
 
 
 SHOWN = 2
 DROPPED = Kind.MISSING_TERM
 
 
-def drops(disagreement: Disagreement, deadline: float) -> list[Finding]:
+def drops(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
     """Edits of the true backward pass that make it the claim, likeliest first, at most two.
 
-    ``deadline`` is a time of ``clock.now()``. Places are lines of the forward pass.
+    Places are lines of the forward pass.
     """
     claimed = disagreement.given.claimed[disagreement.argument]
     if disagreement.subject.reference is None or not np.all(np.isfinite(claimed)):
         return []
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        try:
-            prepared = _prepare(disagreement, deadline)
-        except Exception:  # a reference that JAX cannot trace has no backward pass to edit
-            return []
+        prepared = None
+        if not limit.is_reached:
+            with Guard("a trace of the reference"):  # without one there is no backward pass to edit
+                prepared = _prepare(disagreement, limit)
         return [] if prepared is None else _search(*prepared)
 
 
 def _prepare(
-    disagreement: Disagreement, deadline: float
+    disagreement: Disagreement, limit: TimeLimit
 ) -> tuple[Validator, Sequence[Edge], str | None] | None:
     subject, given = disagreement.subject, disagreement.given
     assert subject.reference is not None
@@ -200,7 +157,7 @@ def _prepare(
         inputs = [x for x in arrays if isinstance(x, np.ndarray | np.generic)]
         return inputs, [np.asarray(x) for x in sample.claimed]
 
-    validation = Validator(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, limit)
     if not agrees(program.outs(validation.point(0).values), given.true):
         return None
     return validation, edges, home_of(subject.source)

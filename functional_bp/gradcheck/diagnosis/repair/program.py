@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal, Primitive
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_counts, source_spans
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.graph.nested import called
 
 # JAX's commonest primitives in NumPy: a graph of small arrays is evaluated a thousand times.
@@ -520,10 +521,9 @@ def _leaves(value: Any) -> list[Any]:
     """The leaves of an argument; of an iterator, or an object that is just being made, none."""
     if hasattr(value, "__next__"):
         return []
-    try:
+    with Guard("the leaves of a local variable"):
         return jax.tree_util.tree_leaves(value)
-    except Exception:
-        return []
+    return []
 
 
 def _parts(name: str, value: Any) -> list[tuple[str, int]]:

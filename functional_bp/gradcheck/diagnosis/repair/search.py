@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.locations import (
     all_keys,
@@ -37,11 +37,13 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
 from functional_bp.gradcheck.diagnosis.repair.source import Names, home_of
 from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
 from functional_bp.gradcheck.findings import Finding, Kind
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 # Two edits at once: those whose changes add up to what is missing, then one on top of another.
 
 WIDE = 512  # entries of the output that are looked at
+MOST_OF_PAIRS = 60_000  # attempts at two edits at once
 PROMISING = 24  # first edits on top of which a second is looked for
 CLOSE = 1e-6
 
@@ -207,23 +209,23 @@ class Candidate:
     rank: float
 
 
-def repairs(disagreement: Disagreement, deadline: float, *, several: bool = True) -> list[Finding]:
+def repairs(disagreement: Disagreement, limit: TimeLimit, *, several: bool = True) -> list[Finding]:
     """Edits of the claimed backward pass that make it right, likeliest first, at most three.
 
-    ``deadline`` is a time of ``clock.now()``; two edits at once are looked for if ``several``.
+    Two edits at once are looked for if ``several``.
     """
-    found, search = single_repairs(disagreement, deadline)
-    return search.two(deadline) if not found and several and search is not None else found
+    found, search = single_repairs(disagreement, limit)
+    return search.two(limit) if not found and several and search is not None else found
 
 
 def single_repairs(
-    disagreement: Disagreement, deadline: float
+    disagreement: Disagreement, limit: TimeLimit
 ) -> tuple[list[Finding], RepairSearch | None]:
     """Single edits that make it right; and the search that goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[RepairSearch, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
-            search = _prepare(disagreement, deadline, whole)
+            search = _prepare(disagreement, limit, whole)
             if search is None:
                 continue
             found = search.one()
@@ -270,9 +272,10 @@ class RepairSearch:
         found = self.singles({})
         return [c for c in found if c.rank <= found[0].rank + costs.COMPARABLE]
 
-    def two(self, deadline: float) -> list[Finding]:
+    def two(self, limit: TimeLimit) -> list[Finding]:
         """What two edits at once explain."""
-        self.validation.deadline = deadline
+        self.validation.limit = limit
+        self.validation.most += MOST_OF_PAIRS
         with jax.enable_x64(True), np.errstate(all="ignore"):
             groups = pairs(self.validation, self.by_key, self.second)
             return self.reported(
@@ -351,10 +354,8 @@ class RepairSearch:
 
 def _without_failures(edits: Iterator[Edit]) -> Iterator[Edit]:
     """The edits up to one that cannot even be made: a failing entry costs its site alone."""
-    try:
+    with Guard("the making of edits"):
         yield from edits
-    except Exception:
-        return
 
 
 def _strangeness(site: Site, edit: Edit) -> float:
@@ -372,17 +373,14 @@ def _strangeness(site: Site, edit: Edit) -> float:
     return costs.AT_THE_LAST_STEP if site.last else costs.INSIDE_A_CALL
 
 
-def _prepare(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
+def _prepare(disagreement: Disagreement, limit: TimeLimit, whole: bool) -> RepairSearch | None:
     """The search in the backward pass, or in the ``whole``; None where there is no program."""
-    if now() > deadline:
-        return None
-    try:
-        return _attempt(disagreement, deadline, whole)
-    except Exception:  # a claim that cannot be traced has no program
-        return None
+    with Guard("a trace of the claim"):  # one that cannot be traced has no program
+        return None if limit.is_reached else _attempt(disagreement, limit, whole)
+    return None
 
 
-def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> RepairSearch | None:
+def _attempt(disagreement: Disagreement, limit: TimeLimit, whole: bool) -> RepairSearch | None:
     subject = disagreement.subject
     backward, residuals = subject.backward, subject.residuals
     if not whole and (backward is None or residuals is None):
@@ -408,7 +406,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Repair
         held = first if number == 0 else arguments(sample)
         return _numeric(held), [np.asarray(t) for t in sample.true]
 
-    validation = Validator(program, draw, disagreement.argument, deadline)
+    validation = Validator(program, draw, disagreement.argument, limit)
     outs = program.outs(validation.point(0).values)
     if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
@@ -418,7 +416,7 @@ def _attempt(disagreement: Disagreement, deadline: float, whole: bool) -> Repair
         program = with_kept_lines(program, home)
     program = with_aliases(program, disagreement.argument, right, home)
     repeated = twins(program, home)
-    validation = Validator(program, draw, disagreement.argument, deadline, twins=repeated)
+    validation = Validator(program, draw, disagreement.argument, limit, twins=repeated)
     outs_from = len(program.inputs) - len(_numeric(first[-1]))
     given_names = _given_names(disagreement, program, first)
     names = Names(program, home, given_names, program.inputs[outs_from:])
@@ -490,8 +488,7 @@ def _thresholds(disagreement: Disagreement) -> list[float]:
     """The numbers that the reference, or the forward pass, compares with."""
     subject = disagreement.subject
     forward = subject.reference or subject.value
-    try:
+    with Guard("a trace of the reference"):  # without one there is no graph to read them from
         given = disagreement.given
         return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
-    except Exception:  # a reference that JAX cannot trace has no graph to read them from
-        return []
+    return []

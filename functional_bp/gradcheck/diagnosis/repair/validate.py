@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from functional_bp.gradcheck.clock import now
+from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Change,
@@ -20,6 +20,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
 )
 from functional_bp.gradcheck.diagnosis.repair.rewrites import Renamed, Twin
 from functional_bp.gradcheck.findings import Kind
+from functional_bp.gradcheck.guard import Guard
 
 # How the judged output depends on one equation's result: as a matrix, where it is affine in it.
 #
@@ -83,10 +84,9 @@ class Matrices:
             return None
         if not self.start:
             self.start = self.program.rerun(values, under) if under else values
-        try:
+        self.made[key] = None
+        with Guard("a program on other values"):  # without a matrix it is run as a whole each time
             self.made[key] = self._matrix(key, under)
-        except Exception:  # what cannot be run on other values is run as a whole each time
-            self.made[key] = None
         return self.made[key]
 
     def _matrix(self, key: int, under: Changes) -> Downstream | None:
@@ -114,6 +114,7 @@ class Matrices:
         return Downstream(self.equations[key], self.start, present, slope)
 
 
+MOST_ATTEMPTS = 30_000  # edits that are tried one at a time
 EXACT = 1e-7  # relative error of an output that counts as right
 NEAR = 1e-5  # the same where the edit took away all but a ten-thousandth of the error
 AFFINE = 1e-6  # a remainder that shows that the constant solved for explains the whole error
@@ -145,11 +146,11 @@ class Validator:
         program: Program,
         draw: Callable[[int], tuple[Sequence[Any], Sequence[np.ndarray]]],
         judged: int,
-        deadline: float,
+        limit: TimeLimit,
         samples: int = 3,
         twins: Mapping[int, Sequence[Twin]] | None = None,
     ) -> None:
-        self.program, self.judged, self.deadline = program, judged, deadline
+        self.program, self.judged, self.limit = program, judged, limit
         self.twins = twins or {}
         self._draw, self._count = draw, samples
         self._points: list[ProgramRun] = []
@@ -168,12 +169,12 @@ class Validator:
         self.size = float(np.linalg.norm(self.missing[self.seen]))
         self.matrices = Matrices(program, self.vector)
         self.tried: list[Tried] = []
-        self.attempts = 0
+        self.attempts, self.most = 0, MOST_ATTEMPTS
 
     @property
     def late(self) -> bool:
-        """Whether the time is over."""
-        return now() > self.deadline
+        """Whether enough has been tried, or the time is up."""
+        return self.attempts >= self.most or self.limit.is_reached
 
     def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
         """The edits in the form that a program applies, each in every turn of a loop."""
@@ -225,7 +226,7 @@ class Validator:
     def attempt(self, edit: Edit, under: Changes, *, keep: bool = True) -> Edit | None:
         """The edit, its constant solved for, if it makes the first sample right."""
         self.attempts += 1
-        try:
+        with Guard("an edited program"):  # whatever does not fit is no repair
             if edit.settle is not None:
                 return self._solve(edit, under, keep)
             if keep and (out := self._predicted(edit, under)) is not None:
@@ -241,8 +242,7 @@ class Validator:
             if keep and not under and self._matrix(edit, under) is None:
                 self._note(edit, self.vector(outs) - self.present)
             return edit if self.is_right(outs) else None
-        except Exception:  # whatever does not fit is no repair
-            return None
+        return None
 
     def _matrix(self, edit: Edit, under: Changes) -> Downstream | None:
         """How the judged output depends on the edited equation, where that is known."""
@@ -341,13 +341,12 @@ class Validator:
 
     def holds(self, changes: Changes, whole: bool = False) -> bool:
         """Whether the changes make every sample right."""
-        try:
+        with Guard("an edited program on fresh samples"):
             return all(
                 self.is_right(self.outs(changes, number), number, whole)
                 for number in range(self._count)
             )
-        except Exception:
-            return False
+        return False
 
 
 def _applied(

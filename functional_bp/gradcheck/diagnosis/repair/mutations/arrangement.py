@@ -121,7 +121,7 @@ def _sliced(equation: Instruction, x: Any, axis: int, shift: int) -> Any:
     for name in ("start_indices", "limit_indices"):
         params[name] = tuple(with_operand(params[name], axis, params[name][axis] + shift))
     if params["start_indices"][axis] < 0 or params["limit_indices"][axis] > x.shape[axis]:
-        raise IndexError(f"axis {axis} has {x.shape[axis]} entries")
+        raise ValueError(f"axis {axis} has {x.shape[axis]} entries")
     return compute(replace(equation, params=params), [x], {})[0]
 
 
