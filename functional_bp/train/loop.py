@@ -21,6 +21,7 @@ import numpy as np
 
 from functional_bp.errors import CheckpointError, NonFiniteError, compose
 from functional_bp.explanation.explanation import explain
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import Batches
 from functional_bp.train.data_parallel import DataParallel
@@ -284,10 +285,8 @@ def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> 
         context = CallContext(state.step_rng, state.model_state, True)
         return objective(params, batch, context).loss
 
-    try:
+    with Guard("the search for the first equation"):  # it must not hide what it is to explain
         return explain(value, state.params, batch).first_nonfinite()
-    except Exception:  # the diagnosis must not hide what it is to explain
-        return None
 
 
 def _name(path: Any) -> str:
@@ -471,7 +470,7 @@ class TrainingLoop:
             return
         told = f"training ended in epoch {run.epoch + 1}, after step {run.step}: the state and the "
         told += "history until then are error.state and error.history"
-        with contextlib.suppress(Exception):  # the first error is the one to be told
+        with Guard("saving after an error"):  # the first error is the one to be told
             self.settle()
             if self._saver and self.source.state() is None:
                 self._saver.save(self, run.epoch, self._done)

@@ -7,7 +7,6 @@ of the steps that are done, not of those that were begun.
 
 from __future__ import annotations
 
-import contextlib
 import html
 import math
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from functional_bp.errors import compose
+from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.data import DataError
 from functional_bp.train.history import ordered, shown
 
@@ -184,7 +184,7 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self._open and self._steps > self._first:
             self._phase = "stopped"
-            with contextlib.suppress(Exception):  # what ended training may have taken the numbers
+            with Guard("reading numbers"):  # what ended training may have taken them
                 self._fetch()
             self._display.keep(self._status(time.perf_counter()))
         self._display.close()
