@@ -1,4 +1,4 @@
-"""``bp.cotangents``: gradients at named values, as a function to be compiled and composed."""
+"""``bp.cotangents`` makes a function of gradients at named values, to be compiled and composed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cotangents(
     unroll: bool = False,
     max_steps: int | None = None,
 ) -> Callable[..., dict[str, Any]]:
-    """A function with the arguments of ``fun`` that returns h̄ = ∂ fun/∂h for each named value.
+    """Return a function like ``fun`` that computes h̄ = ∂ fun/∂h for each named value.
 
     Only what is asked for is computed: the reverse sweep ends at the named values, and the forward
     sweep keeps what the way there needs.

@@ -1,4 +1,4 @@
-"""``bp.explain``: a function at a point, with value and cotangent on every node of its graph."""
+"""``bp.explain`` shows a function at a point, with value and cotangent on every node."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NoValuesError(BackpropError, TypeError):
 
 
 class Explanation(EvaluatedGraph):
-    """A function's graph at a point, with the forward value and the cotangent of every node.
+    """An explanation is a function's graph at a point, with every node's value and cotangent.
 
     Attributes:
         graph: the flat graph: calls are opened, a ``cond`` is the branch that ran.
@@ -47,7 +47,7 @@ class Explanation(EvaluatedGraph):
     """
 
     def first_nonfinite(self) -> FirstNonfinite | None:
-        """The first equation that makes a NaN or an infinity, and why; None where all is finite.
+        """Find the equation that first makes a NaN or an infinity, and why; None if all is finite.
 
         Forward, what makes the output not finite; else what makes a cotangent so, as the masked
         logarithm does; else a value that is masked out and harmless. An infinity that is put in, as
@@ -68,7 +68,7 @@ class Explanation(EvaluatedGraph):
         return first_nonfinite(self)
 
     def signals(self) -> Signals:
-        """What is notable about the gradients of inputs, parameters and named values.
+        """Say what is notable about the gradients of inputs, parameters and named values.
 
         ================  ========================================================================
         kind              is said of a variable whose gradient
@@ -104,7 +104,7 @@ class Explanation(EvaluatedGraph):
     def svg(
         self, style: Style = "cs231n", theme: ThemeName = "light", **options: Unpack[PictureOptions]
     ) -> str:
-        """A picture of the graph with its values and gradients, as the text of an SVG file.
+        """Draw the graph with its values and gradients, as the text of an SVG file.
 
         Args:
             style: "cs231n": values and gradients on the edges between operators; or "d2l": squares
@@ -120,7 +120,7 @@ class Explanation(EvaluatedGraph):
         return svg_of(self, style, theme, **options)
 
     def html(self, title: str | None = None) -> str:
-        """A page for a browser, one file that needs no network, in which scopes open and close.
+        """Write a page for a browser, a file that needs no network, in which scopes open and close.
 
         Args:
             title: of the page; by default the function's name.
@@ -162,7 +162,7 @@ class Explanation(EvaluatedGraph):
         return glance(self)
 
     def text(self, width: int | None = None, color: bool = False, rows: int | None = None) -> str:
-        """Both sweeps step by step, as tables for a terminal.
+        """Write both sweeps step by step, as tables for a terminal.
 
         Args:
             width: characters per line; by default the terminal's.
@@ -172,15 +172,15 @@ class Explanation(EvaluatedGraph):
         return text.text(tables(self, rows), width, color)
 
     def markdown(self, rows: int | None = None) -> str:
-        """Both sweeps step by step, as Markdown tables of at most so many rows."""
+        """Write both sweeps step by step, as Markdown tables of at most so many rows."""
         return markdown.markdown(tables(self, rows))
 
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
-        """Both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
+        """Write both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
         return latex.latex(tables(self, rows), escaped, in_latex, standalone)
 
     def table_html(self, rows: int | None = None) -> str:
-        """Both sweeps step by step, as a piece of HTML for light and dark pages."""
+        """Write both sweeps step by step, as a piece of HTML for light and dark pages."""
         return html.html(tables(self, rows))
 
     def __str__(self) -> str:
@@ -198,7 +198,7 @@ def explain(
     unroll: bool = False,
     max_steps: int | None = None,
 ) -> Explanation:
-    """The graph of ``fun`` at ``args``, with value and gradient on every node.
+    """Return the graph of ``fun`` at ``args``, with value and gradient on every node.
 
     Args:
         fun: a JAX function of arrays and pytrees.

@@ -1,4 +1,4 @@
-"""Both sweeps over a flat graph, with every value and every cotangent kept."""
+"""Both sweeps run over a flat graph, and every value and every cotangent is kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Share = tuple[Equation, int]  # one use of a variable: an equation and which of 
 
 
 class Sweeps(NamedTuple):
-    """What the two sweeps found.
+    """Both sweeps have found these.
 
     Attributes:
         values: of every variable.
@@ -37,7 +37,7 @@ class Sweeps(NamedTuple):
 
 
 def flatten_taken(graph: Graph, args: Sequence[Any], unroll: bool = False) -> Graph:
-    """The graph without calls, each ``cond`` replaced by the branch that runs at ``args``.
+    """Return the graph without calls, each ``cond`` replaced by the branch that ``args`` takes.
 
     Args:
         graph: the graph.
@@ -123,7 +123,7 @@ def plan_of(
     keep_all: bool = False,
     closed_over: int = 0,
 ) -> Plan:
-    """The plan of both sweeps, the inputs active but for the first ``closed_over``."""
+    """Plan both sweeps, with the inputs active but for the first ``closed_over``."""
     every = (*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars))
     return plan_once(
         jaxpr,
@@ -146,11 +146,8 @@ def _quickest(run: Callable[..., Any], flat: Graph) -> Callable[..., Any]:
     return jax.jit(run) if len(flat) <= MOST_COMPILED else run
 
 
-# What the reverse sweep starts from: a cotangent for each output, 1 for a real scalar.
-
-
 def seeds_of(graph: Graph, cotangent: Any = None, do: str = "") -> list[Any]:
-    """One cotangent per output, None for none.
+    """Return one cotangent per output, None for none.
 
     Args:
         graph: whose outputs are meant.
@@ -201,11 +198,8 @@ def _fits(bar: Any, output: Any) -> bool:
     return np.shape(bar) == output.shape and not (_is_real(output.dtype) and np.iscomplexobj(bar))
 
 
-# A value of a flat graph by its name; or why the graph has none of that name.
-
-
 def lookup(graph: Graph, name: str | Variable) -> Variable:
-    """The variable of that name.
+    """Find the variable of that name.
 
     Raises:
         UnknownVariableError: there is none. If the name stands inside an operation that the graph

@@ -20,7 +20,7 @@ MOST_SHOWN = 4  # entries of a vector that are written out
 
 
 class Summary(NamedTuple):
-    """What is said of an array that is too large to be written out.
+    """A summary is said of an array that is too large to be written out.
 
     Attributes:
         norm: the square root of the sum of squares of the finite entries.
@@ -39,7 +39,7 @@ class Summary(NamedTuple):
 
 
 def summarize(array: Any) -> Summary:
-    """The summary of a real, complex, integer or boolean array; of complex entries their modulus.
+    """Summarize a real, complex, integer or boolean array; of complex entries their modulus.
 
     Args:
         array: anything that NumPy can hold, half precision included.
@@ -72,7 +72,7 @@ def summary_of(array: Any, most: int = MOST_SHOWN) -> Summary | None:
 
 
 def format_number(number: Any) -> str:
-    """A number to two decimals, in powers of ten where that says nothing; integers as they are."""
+    """Write a number to two decimals, or in powers of ten; integers as they are."""
     plain: Any = np.asarray(number)
     if plain.dtype.kind == "b":
         return str(bool(plain))
@@ -96,12 +96,12 @@ def format_number(number: Any) -> str:
 
 
 def format_shape(shape: tuple[int, ...]) -> str:
-    """``4×3``; ``scalar`` for no axes."""
+    """Write a shape: ``4×3``; ``scalar`` for no axes."""
     return "×".join(map(str, shape)) if shape else "scalar"
 
 
 def format_value(array: Any, most: int = MOST_SHOWN) -> str:
-    """A number, a short vector written out, or shape and norm; NaN and infinity are counted."""
+    """Write a number, a short vector, or shape and norm; NaN and infinity are counted."""
     summary = summary_of(array, most)
     if summary is None:
         try:
@@ -133,7 +133,7 @@ WORDS: dict[State, str] = {
 
 
 def state_of(array: Any, is_cotangent: bool = False) -> State:
-    """What is remarkable about an array; of a value only that it is not finite.
+    """Say what is remarkable about an array; of a value only that it is not finite.
 
     >>> state_of(np.array([1.0, np.nan])), state_of(0.0), state_of(0.0, is_cotangent=True)
     ('nan', '', 'zero')

@@ -1,4 +1,4 @@
-"""A function's graph at a point as plain data: what every table, picture and search reads."""
+"""A function's graph at a point is plain data, which every table, picture and search reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class UnreachedError(BackpropError, KeyError):
 
 
 class ByName(Mapping[str, Any]):
-    """Arrays by the names of a graph's variables; an unknown name is answered with near ones."""
+    """Arrays stand here by the names of a graph's variables; near ones answer an unknown name."""
 
     def __init__(self, graph: Graph, arrays: Mapping[Variable, Any]) -> None:
         self._graph, self._arrays = graph, arrays
@@ -42,7 +42,7 @@ class ByName(Mapping[str, Any]):
 
 
 class EvaluatedGraph:
-    """A function's graph at a point, with the forward value and the cotangent of every node.
+    """A graph is held at a point, with the forward value and the cotangent of every node.
 
     Attributes:
         graph: the flat graph: calls are opened, a ``cond`` is the branch that ran.
@@ -65,7 +65,7 @@ class EvaluatedGraph:
 
     @cached_property
     def kept_bytes(self) -> Mapping[Variable, int]:
-        """Bytes that the reverse sweep of ``bp.grad`` needs from the forward sweep, by variable.
+        """Count the bytes that ``bp.grad`` keeps for its reverse sweep, by variable.
 
         What an operation that stays closed keeps inside (a loop, of all its steps) counts at its
         first output. What ``jax.checkpoint`` holds is computed again: of it, only the values
@@ -75,10 +75,10 @@ class EvaluatedGraph:
 
     @cached_property
     def share_counts(self) -> Counter[Variable]:
-        """How many shares each cotangent is the sum of: uses, and the output's own cotangent."""
+        """Count the shares that sum to each cotangent: uses, and the output's own cotangent."""
         seeded = [v for v, seed in zip(self.graph.outputs, self.seeds) if seed is not None]
         return Counter([*seeded, *(equation.inputs[k] for equation, k in self.shares)])
 
     def share(self, equation: Equation, operand: int) -> Any:
-        """What one use of a variable adds to its cotangent; None where it adds nothing."""
+        """Say what one use of a variable adds to its cotangent; None where it adds nothing."""
         return self.shares.get((equation, operand))

@@ -26,7 +26,7 @@ NAME = _jax.find_primitive("ad_checkpoint.name_p")
 def kept_bytes(
     flat: Graph, seeded: Sequence[bool], max_steps: int | None = None
 ) -> dict[Variable, int]:
-    """The bytes that the reverse sweep to the inputs needs from the forward sweep, by variable.
+    """Count the bytes that the reverse sweep needs from the forward sweep, by variable.
 
     What is made inside ``jax.checkpoint`` is computed again and not kept, except what its policy
     saves. What an operation keeps beside variables (a loop its steps', a ``max`` who won) counts
@@ -72,7 +72,7 @@ def kept_bytes(
 
 
 def checkpointed_jaxpr(flat: Graph) -> Jaxpr:
-    """``opened_jaxpr``, with what came out of calls of ``jax.checkpoint`` in such calls again.
+    """Return ``opened_jaxpr``, what came out of calls of ``jax.checkpoint`` in such calls again.
 
     A call defines the variables that are used after it, under the names that the flat graph has.
     """

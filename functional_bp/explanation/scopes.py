@@ -1,8 +1,12 @@
-"""The scopes of a flat graph as a tree: what stands in each, small enough to be looked at.
+"""The scopes of a flat graph are a tree, each of them small enough to be looked at.
 
 A scope is a call of a function or a ``jax.named_scope``. Where a scope holds more than anybody can
-look at, it is divided (``dividing``): by the Python functions that made its equations, then where
-few values pass.
+look at, it is divided:
+
+1. Equations that one call of a person's Python function made are a part, under its name; slices
+   that it alone is given (``step(h, xs[t])``) belong to it.
+2. What is still too much is cut, in the order of execution, where the fewest values pass from one
+   part to the next: in a network, between its blocks.
 
 >>> import jax, jax.numpy as jnp, functional_bp as bp
 >>> from functional_bp.explanation.pictures.contents import contents
@@ -33,7 +37,7 @@ MOST_ITEMS = 60  # operators and closed scopes; a scope with more of them is div
 
 @dataclass(eq=False)
 class Scope:
-    """A part of the graph with a name.
+    """A scope is a part of the graph with a name.
 
     Attributes:
         path: of names from the top: "encoder/block_2"; "" for the whole graph.
@@ -52,7 +56,7 @@ class Scope:
     note: str = ""
 
     def add_scope(self, name: str, divided: bool = False) -> Scope:
-        """A new scope inside, under a path of its own."""
+        """Add a scope inside, under a path of its own."""
         taken = {item.name for item in self.items if isinstance(item, Scope)}
         number, free = 1, name
         while free in taken:
@@ -64,7 +68,7 @@ class Scope:
         return inner
 
     def walk(self) -> Iterator[Scope]:
-        """It and the scopes inside, each before what it holds."""
+        """Go through it and the scopes inside, each before what it holds."""
         yield self
         for item in self.items:
             if isinstance(item, Scope):
@@ -72,7 +76,7 @@ class Scope:
 
     @property
     def operators(self) -> Iterator[Node]:
-        """All operators in it, also those of the scopes inside."""
+        """Go through all operators in it, also those of the scopes inside."""
         for item in self.items:
             if isinstance(item, Scope):
                 yield from item.operators
@@ -81,12 +85,12 @@ class Scope:
 
     @property
     def chain(self) -> list[Scope]:
-        """From the whole graph to this scope."""
+        """Return the scopes from the whole graph to this one."""
         return [*(self.parent.chain if self.parent else []), self]
 
 
 class Stub(NamedTuple):
-    """A value at the border of a scope: it comes from outside, or is used there.
+    """A value stands at the border of a scope: it comes from outside, or is used there.
 
     Attributes:
         variable: the value.
@@ -104,7 +108,7 @@ End = Scope | Node | Returned | Stub
 
 @dataclass(frozen=True)
 class View:
-    """What is seen when a scope is open: its items, what crosses its border, what joins them.
+    """An open scope shows its items, what crosses its border, and what joins them.
 
     Attributes:
         scope: the scope.
@@ -118,7 +122,7 @@ class View:
 
 
 def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
-    """The tree of scopes of what is drawn.
+    """Return the tree of scopes of what is drawn.
 
     Args:
         shown: the contents of a picture in which every scope is open.
@@ -159,7 +163,7 @@ def _simplify(scope: Scope) -> None:
 
 
 def views(root: Scope, shown: Contents) -> dict[Scope, View]:
-    """The view of every scope. A leaf stands in the innermost scope that holds all of its uses."""
+    """Return every scope's view; a leaf stands in the innermost scope that holds all its uses."""
     home: dict[Node | Returned, Scope] = {output: root for output in shown.outputs}
     for scope in root.walk():
         home.update({item: scope for item in scope.items if isinstance(item, Node)})
@@ -226,13 +230,7 @@ def _common(chains: Sequence[list[Scope]]) -> Scope:
     return chains[0][level]
 
 
-# Large scopes in parts that can be looked at: by the functions called, or where few values pass.
-#
-# 1. Equations that one call of a person's Python function made are a part, under its name; slices
-#    that it alone is given (``step(h, xs[t])``) belong to it.
-# 2. What is still too much is cut, in the order of execution, where the fewest values pass from
-# one
-#    part to the next: in a network, between its blocks.
+# Large scopes in parts.
 
 FEWEST, USUAL = 6, 24  # items of a part that is cut out
 EVENNESS = 0.15  # what one item more or less than usual counts, in values that pass

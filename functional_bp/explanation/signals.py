@@ -1,6 +1,10 @@
-"""The search for what is notable about gradients, with the thresholds that decide.
+"""What is notable about gradients is searched for, with the thresholds that decide.
 
 All comparisons are of norms within one sweep, so that the size of the loss does not matter.
+
+A unit is one index along an axis: a column of a weight, an entry of a bias. It is dead where its
+gradient is zero for all examples. The way from a parameter towards the output is followed as
+long as the same units are dead; where they are no longer, an operation stands that made them so.
 """
 
 from __future__ import annotations
@@ -23,15 +27,9 @@ from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable, short_place
 from functional_bp.graph.nested import opened_scan
 
-# Where a gradient becomes zero: the operation that lets nothing through, and for which units.
-#
-# A unit is one index along an axis: a column of a weight, an entry of a bias. It is dead where its
-# gradient is zero for all examples. The way from a parameter towards the output is followed as
-# long as the same units are dead; where they are no longer, an operation stands that made them so.
-
 
 class Gate(NamedTuple):
-    """An operation that lets no gradient through to some units.
+    """A gate is an operation that lets no gradient through to some units.
 
     Attributes:
         equation: the operation.
@@ -49,7 +47,7 @@ class Gate(NamedTuple):
 
 
 def dead_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
-    """Where the whole of a variable's gradient becomes zero; None where no path says so."""
+    """Find where the whole of a variable's gradient becomes zero; None where no path says so."""
     is_dead = lambda bar: not np.any(host(bar))
     ends = _path_ends(explanation, variable, is_dead)
     return next((Gate(equation, here, None, here.size, 0) for equation, here in ends), None)
@@ -73,7 +71,7 @@ def _path_ends(
 
 
 def unit_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
-    """The operation at which some units of a variable lose their gradient, by their own values."""
+    """Find the operation at which units of a variable lose their gradient, by their own values."""
     for axis in reversed(range(len(variable.shape))):
         units = _dead_units(explanation.bars[variable], axis)
         if 0 < units.sum() < units.size:
@@ -157,7 +155,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Signal:
-    """One thing that is notable about a variable's gradient.
+    """A signal is one thing that is notable about a variable's gradient.
 
     Attributes:
         kind: "nan", "infinite", "dead", "underflow", "exploding", "vanishing" or "partly dead".
@@ -175,12 +173,12 @@ class Signal:
 
     @property
     def name(self) -> str:
-        """The variable's name."""
+        """Return the variable's name."""
         return self.variable.name
 
     @property
     def line(self) -> str:
-        """The source as ``model.py:12``, "" if unknown."""
+        """Return the source as ``model.py:12``, "" if unknown."""
         return short_place(self.source)
 
     def __str__(self) -> str:
@@ -188,7 +186,7 @@ class Signal:
         return f"{self.kind}: {self.name}: {self.message}{at}"
 
     def as_data(self) -> dict[str, Any]:
-        """All of it as strings, numbers, lists and dicts."""
+        """Return all of it as strings, numbers, lists and dicts."""
         return {
             "kind": self.kind,
             "variable": self.name,
@@ -199,7 +197,7 @@ class Signal:
 
 
 class Signals(Sequence[Signal]):
-    """The findings in order: what is not finite, dead, exploding, vanishing, partly dead.
+    """The findings stand in order: what is not finite, dead, exploding, vanishing, partly dead.
 
     A sequence of ``Signal``; empty, and false, where nothing is notable. ``print`` shows them.
     """
@@ -218,11 +216,11 @@ class Signals(Sequence[Signal]):
         return iter(self._signals)
 
     def of(self, name: str) -> tuple[Signal, ...]:
-        """The findings about the variable of that name."""
+        """Return the findings about the variable of that name."""
         return tuple(s for s in self if s.name == name)
 
     def as_data(self) -> list[dict[str, Any]]:
-        """All of them as plain data."""
+        """Return all of them as plain data."""
         return [signal.as_data() for signal in self]
 
     def __str__(self) -> str:
@@ -258,7 +256,7 @@ MOST_LISTED = 6  # units that a message names
 
 
 def signals(explanation: EvaluatedGraph) -> Signals:
-    """What is notable about the gradients of inputs, parameters and named values.
+    """Say what is notable about the gradients of inputs, parameters and named values.
 
     The kinds of it are those that ``Explanation.signals`` lists.
     """

@@ -49,7 +49,7 @@ DIFFERENTIATED = ("custom_jvp_call", "custom_vjp_call")  # closed, and yet quick
 def local_gradients(
     shares: Mapping[Share, Any], values: Mapping[Variable, Any]
 ) -> dict[Share, Any]:
-    """For small operations, ∂output/∂operand with upstream × local = downstream entry by entry.
+    """Compute ∂output/∂operand where upstream × local = downstream entry by entry.
 
     That is so for operations with one number as output, and for elementwise ones: those whose
     Jacobian is diagonal at this point.
@@ -121,7 +121,7 @@ MOST_INSIDE = 4  # operations of a nested graph that are named
 
 @dataclass(frozen=True)
 class ForwardRow:
-    """One step of the forward sweep.
+    """A row is one step of the forward sweep.
 
     Attributes:
         kind: "input" (constants too) or "equation".
@@ -144,13 +144,13 @@ class ForwardRow:
 
     @cached_property
     def formula(self) -> Formula:
-        """What is computed."""
+        """Say what is computed."""
         return self.read()
 
 
 @dataclass(frozen=True)
 class ReverseRow:
-    """One step of the reverse sweep: upstream × local = downstream.
+    """A row is one step of the reverse sweep: upstream × local = downstream.
 
     Attributes:
         kind: "seed" (an output's cotangent), "share" (what one use adds), "sum" (of several uses).
@@ -176,12 +176,12 @@ class ReverseRow:
 
     @cached_property
     def formula(self) -> Formula | None:
-        """How the cotangent is computed."""
+        """Say how the cotangent is computed."""
         return self.read() if self.read else None
 
 
 def forward_rows(explanation: EvaluatedGraph) -> list[ForwardRow]:
-    """Inputs and constants, then the equations in execution order."""
+    """Return inputs and constants, then the equations in execution order."""
     graph, kept = explanation.graph, explanation.kept_bytes
     known = symbols(graph)
     rows = [
@@ -200,7 +200,7 @@ def forward_rows(explanation: EvaluatedGraph) -> list[ForwardRow]:
 
 
 def reverse_rows(explanation: EvaluatedGraph) -> list[ReverseRow]:
-    """The outputs' cotangents, then every use of a variable, in reverse order of the equations.
+    """Return the outputs' cotangents, then each use of a variable, in reverse order of equations.
 
     Where a variable has several uses, its sum follows the last of them.
     """
@@ -241,7 +241,7 @@ def _reverse_rows(explanation: EvaluatedGraph) -> Iterator[ReverseRow]:
 
 
 def inside_of(equation: Equation) -> str:
-    """What the graphs inside an equation hold: ``body × 3: mul, add``."""
+    """Say what the graphs inside an equation hold: ``body × 3: mul, add``."""
     said = []
     for nested in equation.nested:
         if nested.runs == 0:
@@ -289,7 +289,7 @@ def in_latex(cell: Cell) -> str:
 
 
 def tables(explanation: EvaluatedGraph, rows: int | None = None) -> tuple[Table, Table]:
-    """The table of the forward sweep and that of the reverse sweep.
+    """Make the table of the forward sweep and that of the reverse sweep.
 
     Args:
         explanation: the function at a point.
@@ -336,7 +336,7 @@ class _Cells:
 
 
 def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
-    """Values as text: small ones written out, of others shape, norm, least and greatest entry."""
+    """Write small values out; of others tell shape, norm, least and greatest entry."""
     if not values:
         return Cell()
     states: list[State] = [state for v in values if (state := state_of(v, is_cotangent))]
@@ -345,7 +345,7 @@ def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
 
 
 def described(array: Any) -> str:
-    """A number, a short vector, or shape, norm and range; one number if all entries are equal.
+    """Write a number, a short vector, or shape, norm and range; one number if all are equal.
 
     >>> described(np.array([1.0, 2.0])), described(np.array([[1.0, 2.0], [3.0, 4.0]]))
     ('(1.00 2.00)', '2×2, ‖·‖ = 5.48, 1.00 … 4.00')

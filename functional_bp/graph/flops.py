@@ -1,4 +1,4 @@
-"""What one operation costs: an estimate of its floating-point operations, from its shapes alone.
+"""An operation's floating-point operations are estimated, from its shapes alone.
 
 ========================  ====================================================================
 operation                 flops
@@ -41,7 +41,7 @@ MOVES = frozenset(
 
 
 def flops_of(eqn: JaxprEqn) -> int:
-    """Estimated floating-point operations of one equation that holds no graph of its own.
+    """Estimate the floating-point operations of one equation that holds no graph of its own.
 
     Args:
         eqn: the equation; only its primitive's name, shapes and parameters are read.
@@ -165,7 +165,7 @@ _SPECIAL: dict[str, Callable[[JaxprEqn], float]] = {
 
 
 def dot_subscripts(eqn: JaxprEqn) -> str:
-    """The contraction of a ``dot_general`` as an einsum would write it: ``ab,bc→ac``."""
+    """Write the contraction of a ``dot_general`` as an einsum would: ``ab,bc→ac``."""
     (lhs_contracted, rhs_contracted), (lhs_batch, rhs_batch) = eqn.params["dimension_numbers"]
     lhs_rank, rhs_rank = (len(_shape(v)) for v in eqn.invars[:2])
     letters = iter("abcdefghijklmnopqrstuvwxyz" * (1 + (lhs_rank + rhs_rank) // 26))

@@ -1,4 +1,4 @@
-"""The computational graph of a function: a read-only view of its jaxpr, with a person's names.
+"""A computational graph is a read-only view of a function's jaxpr, with a person's names.
 
 >>> import jax.numpy as jnp
 >>> import functional_bp as bp
@@ -37,12 +37,10 @@ from functional_bp.graph.flops import flops_of
 from functional_bp.tables.table import Cell, Column, Line, Table
 from functional_bp.tables.text import plain
 
-# What a graph consists of: variables, equations, the graphs inside them, the rules for them.
-
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """One value of a graph. Two variables are equal only if they are the same one.
+    """A variable is one value of a graph; two are equal only if they are the same one.
 
     Attributes:
         name: unique in its graph: an argument's path, a tag, an output's path, or letters.
@@ -60,27 +58,27 @@ class Variable:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape; () for what has none, such as a token."""
+        """Return its shape; () for what has none, such as a token."""
         return tuple(getattr(self.aval, "shape", ()))
 
     @property
     def dtype(self) -> Any:
-        """Its dtype; None for what has none."""
+        """Return its dtype; None for what has none."""
         return getattr(self.aval, "dtype", None)
 
     @property
     def size(self) -> int:
-        """The number of its elements."""
+        """Return the number of its elements."""
         return int(getattr(self.aval, "size", 0)) if self.dtype is not None else 0
 
     @property
     def bytes(self) -> int:
-        """Its size in bytes, on one device."""
+        """Return its size in bytes, on one device."""
         return self.size * self.dtype.itemsize if self.dtype is not None else 0
 
     @property
     def type(self) -> str:
-        """Dtype and shape, as ``f32[3,5]``."""
+        """Return dtype and shape, as ``f32[3,5]``."""
         return describe(self.aval)
 
     def __str__(self) -> str:
@@ -91,12 +89,12 @@ class Variable:
 
 
 def short_place(source: tuple[str, int] | None) -> str:
-    """A file and a line as ``model.py:12``, "" where they are not known."""
+    """Write a file and a line as ``model.py:12``, "" where they are not known."""
     return "" if source is None else f"{os.path.basename(source[0])}:{source[1]}"
 
 
 class RuleOf(NamedTuple):
-    """Who differentiates an equation.
+    """An equation is differentiated by this.
 
     Attributes:
         kind: the kind of our rule ("pullback", "joint", "structural", "piecewise constant",
@@ -112,7 +110,7 @@ class RuleOf(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Nested:
-    """A graph inside an equation.
+    """A graph stands inside an equation.
 
     Attributes:
         label: "body", "condition", "branch 1", "solve", …
@@ -129,13 +127,13 @@ class Nested:
 
     @property
     def times(self) -> str:
-        """How often it runs, for a reader: `` × 3``, `` × ?``; "" for once."""
+        """Say how often it runs, for a reader: `` × 3``, `` × ?``; "" for once."""
         return " × ?" if self.runs is None else f" × {self.runs}" if self.runs > 1 else ""
 
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """A call of ``jax.checkpoint`` that was opened: the reverse sweep runs its equations again.
+    """A call of ``jax.checkpoint`` was opened: the reverse sweep runs its equations again.
 
     Attributes:
         eqn: the call.
@@ -146,7 +144,7 @@ class Recomputed:
 
 @dataclass(frozen=True, eq=False)
 class Equation:
-    """One operation of a graph: ``outputs = operation(inputs, parameters)``.
+    """An equation is one operation of a graph: ``outputs = operation(inputs, parameters)``.
 
     Attributes:
         index: its position in its graph.
@@ -175,7 +173,7 @@ class Equation:
 
     @property
     def rule(self) -> RuleOf:
-        """The rule that differentiates it, looked up now."""
+        """Look up the rule that differentiates it now."""
         rule = rules.get(self.eqn.primitive)
         if rule is not None:
             return RuleOf(rule.kind, (rule.file, rule.line), rule)
@@ -184,7 +182,7 @@ class Equation:
 
     @cached_property
     def flops(self) -> int:
-        """Estimated floating-point operations (``graph.flops``), nested graphs × runs.
+        """Estimate its floating-point operations (``graph.flops``), nested graphs × runs.
 
         A loop without a known trip count counts once, a ``cond`` its dearest branch.
         """
@@ -194,21 +192,21 @@ class Equation:
 
     @cached_property
     def bytes_read(self) -> int:
-        """Bytes of its distinct inputs; for nested graphs, what their equations read × runs."""
+        """Count the bytes of its distinct inputs; of nested graphs, what equations read × runs."""
         if self.nested:
             return self._total(lambda graph: graph.bytes_read)
         return sum(v.bytes for v in dict.fromkeys(self.inputs) if v.kind != "literal")
 
     @cached_property
     def bytes_written(self) -> int:
-        """Bytes of its outputs; for nested graphs, what their equations write × runs."""
+        """Count the bytes of its outputs; of nested graphs, what equations write × runs."""
         if self.nested:
             return self._total(lambda graph: graph.bytes_written)
         return sum(v.bytes for v in self.outputs)
 
     @property
     def bytes(self) -> int:
-        """Bytes read and written, before any fusion."""
+        """Count the bytes read and written, before any fusion."""
         return self.bytes_read + self.bytes_written
 
     def _total(self, cost: Callable[[Graph], int]) -> int:
@@ -225,7 +223,7 @@ class UnknownVariableError(BackpropError, KeyError):
 
 
 class Visit(NamedTuple):
-    """One equation met by ``Graph.walk``.
+    """``Graph.walk`` meets one equation.
 
     Attributes:
         graph: the graph that it stands in.
@@ -242,7 +240,7 @@ class Visit(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """A function as equations between variables, at given shapes.
+    """A graph is a function as equations between variables, at given shapes.
 
     A ``bp.name`` tag is not an equation here: the value that it names carries the tag. Only where
     that value already has a name (an input, a second tag) an equation ``name`` is left.
@@ -272,7 +270,7 @@ class Graph:
 
     @cached_property
     def variables(self) -> tuple[Variable, ...]:
-        """Inputs, constants and every equation's outputs, in this order; no literals."""
+        """Return inputs, constants and every equation's outputs, in this order; no literals."""
         defined = [v for equation in self.equations for v in equation.outputs]
         return (*self.inputs, *self.constants, *defined)
 
@@ -322,16 +320,16 @@ class Graph:
         return frozenset(self.outputs)
 
     def uses(self, variable: str | Variable) -> tuple[Equation, ...]:
-        """The equations that take the variable as an input, in order."""
+        """Return the equations that take the variable as an input, in order."""
         return tuple(self.equations[i] for i in self._places[self[variable]][1])
 
     def defined_by(self, variable: str | Variable) -> Equation | None:
-        """The equation that computes the variable; None for inputs and constants."""
+        """Return the equation that computes the variable; None for inputs and constants."""
         index = self._places[self[variable]][0]
         return None if index < 0 else self.equations[index]
 
     def live_range(self, variable: str | Variable) -> tuple[int, int]:
-        """The first and last equation at which the value must exist, by index.
+        """Return the first and last equation at which the value must exist, by index.
 
         -1 stands for the start (inputs and constants), ``len(graph)`` for the end (outputs). A
         value that nothing uses lives only where it is made.
@@ -348,14 +346,14 @@ class Graph:
         return range(start, min(end + 1, len(self)))
 
     def live_at(self, index: int) -> tuple[Variable, ...]:
-        """The variables in memory while equation ``index`` runs, its outputs included.
+        """Return the variables in memory while equation ``index`` runs, its outputs included.
 
         Inputs and constants are always among them: the caller holds them.
         """
         return tuple(v for v in self.variables if index in self._span(v))
 
     def live_bytes(self, index: int) -> int:
-        """Bytes in memory while equation ``index`` runs, with what its nested graphs need."""
+        """Count the bytes in memory while equation ``index`` runs, nested graphs included."""
         return self._live_bytes[index]
 
     @cached_property
@@ -374,13 +372,13 @@ class Graph:
 
     @cached_property
     def temporary_bytes(self) -> int:
-        """The most bytes at once that are neither inputs, constants nor outputs."""
+        """Return the most bytes at once that are neither inputs, constants nor outputs."""
         passing = [v for v in self.variables if v.kind == "intermediate" and v not in self._ends]
         return max(self._sum_live(passing), default=0)
 
     @cached_property
     def peak_bytes(self) -> int:
-        """The most bytes in memory at once, if equations run in order and nothing is fused.
+        """Return the most bytes in memory at once, if equations run in order, without fusion.
 
         Inputs and constants count throughout; a value is freed after its last use. A compiler
         fuses operations and reuses buffers, and so needs less.
@@ -390,31 +388,31 @@ class Graph:
 
     @cached_property
     def flops(self) -> int:
-        """Estimated floating-point operations of one call (``graph.flops``)."""
+        """Estimate the floating-point operations of one call (``graph.flops``)."""
         return sum(equation.flops for equation in self.equations)
 
     @cached_property
     def bytes_read(self) -> int:
-        """Bytes that the equations read in one call, before any fusion."""
+        """Count the bytes that the equations read in one call, before any fusion."""
         return sum(equation.bytes_read for equation in self.equations)
 
     @cached_property
     def bytes_written(self) -> int:
-        """Bytes that the equations write in one call, before any fusion."""
+        """Count the bytes that the equations write in one call, before any fusion."""
         return sum(equation.bytes_written for equation in self.equations)
 
     @property
     def bytes(self) -> int:
-        """Bytes read and written in one call, before any fusion."""
+        """Count the bytes read and written in one call, before any fusion."""
         return self.bytes_read + self.bytes_written
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of all inputs and constants."""
+        """Count the bytes of all inputs and constants."""
         return sum(v.bytes for v in (*self.inputs, *self.constants))
 
     def walk(self, depth: int = 0, runs: int = 1) -> Iterator[Visit]:
-        """Every equation, those of nested graphs after the equation that holds them."""
+        """Go through every equation, those of nested graphs after the one that holds them."""
         for equation in self.equations:
             yield Visit(self, equation, depth, runs)
             for nested in equation.nested:
@@ -423,11 +421,11 @@ class Graph:
 
     @property
     def exact(self) -> bool:
-        """Whether every loop's trip count is known, so that costs are not lower bounds."""
+        """Tell whether every loop's trip count is known, so that costs are not lower bounds."""
         return all(n.runs is not None for visit in self.walk() for n in visit.equation.nested)
 
     def text(self, width: int | None = None, depth: int = 1) -> str:
-        """The graph as an aligned table.
+        """Write the graph as an aligned table.
 
         Args:
             width: characters per line, by default the terminal's. Narrower tables cut long cells,
@@ -447,7 +445,7 @@ class Graph:
         )
 
 
-# A graph as plain text: one aligned table, nested graphs indented.
+# A graph as plain text.
 
 CUT = "…"
 MOST_LEFT = 32  # characters of "name: type" before the equals sign that are aligned
@@ -457,7 +455,7 @@ _STEP = re.compile(r"\[[^\]]*\]|\.\w+")
 
 
 class TextRow(NamedTuple):
-    """One line: ``left = right``, or ``left`` alone, and the columns behind."""
+    """A row is one line: ``left = right``, or ``left`` alone, and the columns behind."""
 
     left: str
     right: str = ""
@@ -475,7 +473,7 @@ COLUMNS = (
 
 
 def format_bytes(count: int) -> str:
-    """Bytes for a reader: ``512 B``, ``3.5 KiB``, ``1.2 GiB``.
+    """Write bytes for a reader: ``512 B``, ``3.5 KiB``, ``1.2 GiB``.
 
     >>> format_bytes(512), format_bytes(3584), format_bytes(3 * 2**30)
     ('512 B', '3.5 KiB', '3.0 GiB')
@@ -488,7 +486,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int) -> str:
-    """A number for a reader: ``72``, ``9999``, ``12.3k``, ``4.6M``.
+    """Write a number for a reader: ``72``, ``9999``, ``12.3k``, ``4.6M``.
 
     >>> format_count(72), format_count(9999), format_count(12345), format_count(4_560_000)
     ('72', '9999', '12.3k', '4.6M')
@@ -503,7 +501,7 @@ def format_count(count: int) -> str:
 
 
 def graph_text(graph: Graph, width: int | None = None, depth: int = 1) -> str:
-    """The table of a graph; see ``Graph.text``."""
+    """Write the table of a graph; see ``Graph.text``."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     rows: list[TextRow | str] = [_value_row(v) for v in graph.inputs] or [TextRow("  none")]
     if graph.constants:

@@ -1,4 +1,4 @@
-"""A graph without calls: the equations inside ``jit``, ``remat``, loops and branches in its place.
+"""Calls are opened: the equations inside ``jit``, ``remat``, loops, branches take their place.
 
 What a function is made of is then one flat list of equations, each with the path of the calls and
 name scopes that it stands in (``Equation.scope``, as in ``"encoder/block_2/softmax"``).
@@ -46,7 +46,7 @@ class _Place(NamedTuple):
 def inlined(
     graph: Graph, *, branches: Mapping[int, int] | None = None, unroll: bool = False
 ) -> Graph:
-    """The graph, with the equations that calls hold in the calls' place.
+    """Return the graph, with the equations that calls hold in the calls' place.
 
     Args:
         graph: the graph.
@@ -256,7 +256,7 @@ def _step(body: Inner, label: str) -> Callable[..., Any]:
 
 
 def opened_jaxpr(graph: Graph) -> Jaxpr:
-    """The graph's jaxpr with its constants as further inputs, before the others."""
+    """Return the graph's jaxpr with its constants as further inputs, before the others."""
     jaxpr = graph.jaxpr
     return Jaxpr(
         constvars=[],

@@ -3,7 +3,8 @@
 ``interpret`` is the engine's own: ``run(eqn, operands)`` stands for each equation, and ``rebuild``
 goes on into the graphs that an equation holds. On it rest loops that are stopped, custom rules that
 are left out, and iterations that take a step more. What is asked of a graph: its precision, its
-thresholds, whether it loops.
+thresholds, whether it loops. An iteration that has not converged is asked about since implicit
+differentiation is right only where it has.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outs
 
 
 def is_inexact(x: Any) -> bool:
-    """Whether ``x`` is a real or complex array or number, so that it has a cotangent."""
+    """Tell whether ``x`` is a real or complex array or number, so that it has a cotangent."""
     dtype = getattr(x, "dtype", None)
     dtype = np.asarray(x).dtype if dtype is None else dtype
     return bool(jnp.issubdtype(dtype, np.inexact))
 
 
 def unit_of(dtype: Any) -> float:
-    """The relative spacing of a real or complex dtype: 2.2e-16 for float64, 1.2e-7 for float32."""
+    """Return the relative spacing of a dtype: 2.2e-16 for float64, 1.2e-7 for float32."""
     return float(jnp.finfo(dtype).eps)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
-    """Every equation, those of nested graphs included."""
+    """Go through every equation, those of nested graphs included."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in inner_graphs(eqn):
@@ -49,7 +50,7 @@ def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
 
 
 def lowest_precision(jaxpr: Jaxpr) -> float:
-    """The coarsest relative spacing among the graph's real and complex values."""
+    """Return the coarsest relative spacing among the graph's real and complex values."""
     avals: list[Any] = [v.aval for eqn in equations(jaxpr) for v in eqn.outvars]
     units = [unit_of(a.dtype) for a in avals if hasattr(a, "dtype") and is_inexact(a) and a.size]
     rounded = [
@@ -61,7 +62,7 @@ def lowest_precision(jaxpr: Jaxpr) -> float:
 
 
 def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
-    """The constants that values are compared with or shifted by: where a branch may begin."""
+    """Find the constants that values are compared with or shifted by: a branch may begin there."""
     found: set[float] = set()
     for eqn in equations(jaxpr):
         if eqn.primitive.name not in COMPARING:
@@ -78,7 +79,7 @@ def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
 
 
 def asks_for_sign(jaxpr: Jaxpr) -> bool:
-    """Whether a value is compared with zero: ``where(x > 0, …)`` gives both sides a meaning."""
+    """Tell whether a value is compared with zero, which gives both of its signs a meaning."""
     return any(
         eqn.primitive.name in ORDERING and isinstance(atom, Literal) and np.all(atom.val == 0)
         for eqn in equations(jaxpr)
@@ -87,12 +88,12 @@ def asks_for_sign(jaxpr: Jaxpr) -> bool:
 
 
 def has_while(jaxpr: Jaxpr) -> bool:
-    """Whether a loop in the graph decides by its values when to stop."""
+    """Tell whether a loop in the graph decides by its values when to stop."""
     return any(eqn.primitive.name == "while" for eqn in equations(jaxpr))
 
 
 def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """``fun`` on a flat list of arrays, its while_loops stopped after ``STEP_LIMIT`` iterations.
+    """Return ``fun`` on a flat list of arrays, its loops stopped after ``STEP_LIMIT`` iterations.
 
     A loop that is stopped yields NaN. So no input that a search tries can hang it.
     """
@@ -107,7 +108,7 @@ def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """``fun`` with the bodies of custom_vjp and custom_jvp functions in place of their rules.
+    """Return ``fun`` with the bodies of custom_vjp and custom_jvp functions, without their rules.
 
     Those that JAX itself defines (``jax.nn.relu``, …) keep their rules.
     """
@@ -120,7 +121,7 @@ def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
 
 
 def holds_custom_rules(jaxpr: Jaxpr) -> bool:
-    """Whether a person's custom_vjp or custom_jvp function is in the graph."""
+    """Tell whether a person's custom_vjp or custom_jvp function is in the graph."""
     return any(_custom_body(eqn) is not None for eqn in equations(jaxpr))
 
 
@@ -142,7 +143,7 @@ def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
-    """The equation, with ``run`` for the equations of the graphs that it holds."""
+    """Run the equation, with ``run`` for the equations of the graphs that it holds."""
     inners = inner_graphs(eqn)
     name = eqn.primitive.name
     if name == "scan":
@@ -198,20 +199,19 @@ def _custom_body(eqn: JaxprEqn) -> Any:
     return None if "jax/_src" in made_in or "site-packages/jax/" in made_in else inner
 
 
-# Has an iteration converged? Implicit differentiation is right only where it has.
-#
-# A loop of a fixed length that hands on a state and nothing else iterates a map: a fixed point, a
-# root. Where one more step changes the result, the iteration has not arrived, and a gradient by
-# the implicit function theorem answers another question than the one that was asked.
+# Has an iteration converged? A loop of a fixed length that hands on a state and nothing else
+# iterates a map: a fixed point, a root. Where one more step changes the result, the iteration has
+# not arrived, and a gradient by the implicit function theorem answers another question than the
+# one that was asked.
 
 
 def holds_iteration(jaxpr: Jaxpr) -> bool:
-    """Whether a loop in the graph iterates a map."""
+    """Tell whether a loop in the graph iterates a map."""
     return any(map(_is_iteration, equations(jaxpr)))
 
 
 def one_step_more(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """``fun`` on a flat list of arrays, each of its iterations a step longer."""
+    """Return ``fun`` on a flat list of arrays, each of its iterations a step longer."""
 
     def run(*arrays: Any) -> list[Any]:
         jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))

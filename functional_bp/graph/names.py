@@ -1,4 +1,4 @@
-"""The names that a person gave to values: arguments, paths, closures; letters for the rest."""
+"""Values have the names that a person gave: of arguments, paths, closures; letters for the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from functional_bp.graph.nested import every_graph
 
 
 def function_name(fun: Callable[..., Any]) -> str:
-    """What a person calls the function: its name, that of a partial's function, or its class's."""
+    """Say what a person calls the function: its name, that inside a partial, or its class's."""
     while isinstance(fun, functools.partial):
         fun = fun.func
     return getattr(fun, "__name__", None) or type(fun).__name__
@@ -27,7 +27,7 @@ def function_name(fun: Callable[..., Any]) -> str:
 def argument_names(
     fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """A name for every leaf of ``(args, kwargs)``, in the order in which JAX flattens them.
+    """Name every leaf of ``(args, kwargs)``, in the order in which JAX flattens them.
 
     The parameter's name and the path below it: ``params['W1']``, ``batch.x``, ``xs[0]``,
     ``options['rate']``. Without a signature (a built-in function): ``args[0]``.
@@ -59,7 +59,7 @@ def _positional_names(fun: Callable[..., Any], number: int) -> list[str]:
 
 
 def closure_names(fun: Callable[..., Any], consts: Sequence[Any]) -> list[str | None]:
-    """For each constant, the variable outside ``fun`` that holds it, None where none is found.
+    """For each constant find the variable outside ``fun`` that holds it, None where none does.
 
     Looks at what the function and the functions written inside it close over, at the globals that
     they name, and at the attributes of the object that it is a method of (``self.W``).
@@ -104,14 +104,14 @@ def _names_in(code: CodeType) -> set[str]:
 
 
 def output_paths(out_shape: Any) -> list[str]:
-    """A name for every leaf of an output: ``result``, ``result['loss']``, ``result[0]``."""
+    """Return a name for every leaf of an output: ``result``, ``result['loss']``, ``result[0]``."""
     return ["result" + keystr(path) for path, _ in tree_flatten_with_path(out_shape)[0]]
 
 
 def inner_names(
     jaxpr: Jaxpr, operands: Sequence[str | None], same: Sequence[bool]
 ) -> list[str | None]:
-    """Names for a nested graph's inputs: what its function calls them, or else the operand's name.
+    """Name a nested graph's inputs: as its function calls them, or else as the operand is called.
 
     Args:
         jaxpr: the nested graph.
@@ -125,18 +125,18 @@ def inner_names(
 
 
 def inner_function(jaxpr: Jaxpr) -> str:
-    """The name of the function that a nested graph was traced from, "" for a lambda."""
+    """Return the name of the function that a nested graph was traced from, "" for a lambda."""
     name = getattr(jaxpr.debug_info, "func_name", "") or ""
     return "" if not name.isidentifier() else name
 
 
 def is_tag(eqn: JaxprEqn) -> bool:
-    """Whether the equation is a ``name`` tag: the identity, with a name for its value."""
+    """Tell whether the equation is a ``name`` tag: the identity, with a name for its value."""
     return eqn.primitive.name == "name" and "name" in eqn.params
 
 
 def given_names(jaxpr: Jaxpr) -> set[str]:
-    """All names that stand in a graph and those nested in it: arguments and tags."""
+    """Return all names that stand in a graph and those nested in it: arguments and tags."""
     names: set[str] = set()
     for graph in every_graph(jaxpr):
         names.update(filter(None, getattr(graph.debug_info, "arg_names", None) or ()))
@@ -145,7 +145,7 @@ def given_names(jaxpr: Jaxpr) -> set[str]:
 
 
 def letters(reserved: Container[str]) -> Iterator[str]:
-    """a, b, …, z, aa, ab, …, without the reserved ones.
+    """Go through a, b, …, z, aa, ab, …, without the reserved ones.
 
     >>> names = letters({"b"})
     >>> next(names), next(names)
@@ -161,14 +161,14 @@ def letters(reserved: Container[str]) -> Iterator[str]:
 
 
 def unique(name: str, taken: Container[str]) -> str:
-    """The name, or with a number behind it if it is taken: ``h``, ``h_2``, ``h_3``."""
+    """Return the name, or with a number behind it if it is taken: ``h``, ``h_2``, ``h_3``."""
     if name not in taken:
         return name
     return next(f"{name}_{i}" for i in count(2) if f"{name}_{i}" not in taken)
 
 
 def leaf_is_array(leaf: Any) -> bool:
-    """Whether JAX can trace the value: arrays, numbers, ``jax.ShapeDtypeStruct``, keys."""
+    """Tell whether JAX can trace the value: an array, a number, ``jax.ShapeDtypeStruct``, a key."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return True
     try:

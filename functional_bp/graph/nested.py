@@ -1,4 +1,4 @@
-"""The graphs that an equation holds: which, how often each runs, which operand feeds which input.
+"""An equation may hold graphs: which, how often each runs, which operand feeds which input.
 
 ==========================  =====================  ==========================================
 operation                   graphs                 runs
@@ -29,7 +29,7 @@ WITH_OWN_RULE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_lin"})
 
 
 def called(eqn: JaxprEqn) -> Any:
-    """The graph that a call runs in its place; None for what is no call."""
+    """Return the graph that a call runs in its place; None for what is no call."""
     if eqn.primitive.name not in CALLS | WITH_OWN_RULE:
         return None
     return eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
@@ -39,7 +39,7 @@ Operand = TypeVar("Operand")
 
 
 class Inner(NamedTuple):
-    """One graph that an equation holds.
+    """An equation holds one graph.
 
     Attributes:
         label: "body", "branch 1", "solve", …
@@ -64,7 +64,7 @@ _COMBINING = {"reduce", "reduce_window"}
 
 
 def inner_graphs(eqn: JaxprEqn) -> list[Inner]:
-    """The graphs that an equation holds, in the order in which they run."""
+    """Return the graphs that an equation holds, in the order in which they run."""
     return list(_READERS.get(eqn.primitive.name, _any)(eqn))
 
 
@@ -85,7 +85,7 @@ def _inner(
 
 
 def every_graph(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
-    """The graph, then those nested in it, at any depth."""
+    """Go through the graph, then those nested in it, at any depth."""
     yield jaxpr
     for eqn in jaxpr.eqns:
         for inner in inner_graphs(eqn):
@@ -93,7 +93,7 @@ def every_graph(jaxpr: Jaxpr) -> Iterator[Jaxpr]:
 
 
 class OpenedScan(NamedTuple):
-    """A ``scan`` that is opened.
+    """A ``scan`` is opened.
 
     Attributes:
         body: the graph of one step, of constants, the carry and one slice of each of ``xs``.
@@ -109,13 +109,13 @@ class OpenedScan(NamedTuple):
     carries: int
 
     def divided(self, operands: Sequence[Operand]) -> tuple[list[Operand], ...]:
-        """What stands for the operands as constants, carry and ``xs``."""
+        """Say what stands for the operands as constants, carry and ``xs``."""
         start, stop = self.consts, self.consts + self.carries
         return list(operands[:start]), list(operands[start:stop]), list(operands[stop:])
 
 
 def opened_scan(eqn: JaxprEqn) -> OpenedScan:
-    """A ``scan`` with its body, and with the counts by which its operands divide."""
+    """Return a ``scan`` with its body, and the counts by which its operands divide."""
     consts, carries = _jax.scan_counts(eqn.params)
     length, operands = eqn.params["length"], range(len(eqn.invars))
     body = _inner("body", eqn.params["jaxpr"], length, operands, consts)

@@ -1,4 +1,4 @@
-"""From a function to its ``Graph``: trace, name every value, keep the rest of the jaxpr's facts."""
+"""A function becomes its ``Graph``: traced, every value named, the jaxpr's other facts kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from functional_bp.graph.nested import Inner, inner_graphs
 
 
 def name(x: Any, tag: str) -> Any:
-    """x itself, called ``tag`` in graphs, pictures, tables and recomputation policies.
+    """Return x itself, called ``tag`` in graphs, pictures, tables and recomputation policies.
 
     The same as ``jax.ad_checkpoint.checkpoint_name``, whose names are seen here too. Of a pytree,
     every leaf carries the tag.
@@ -43,7 +43,7 @@ def name(x: Any, tag: str) -> Any:
 
 
 def trace(fun: Callable[..., Any], *args: Any, staged: bool | None = None, **kwargs: Any) -> Graph:
-    """The computational graph of ``fun(*args, **kwargs)``; nothing is computed.
+    """Trace ``fun(*args, **kwargs)`` to its computational graph; nothing is computed.
 
     Where Python has to look at values (``if x > 0``), the function is run at the given arguments,
     and the graph is what it did there (``Graph.staged`` is False).

@@ -1,4 +1,7 @@
-"""An equation of a graph as mathematics, forward and backward: ``h = tanh(z)``, ``z̄ = …``."""
+"""An equation of a graph is written as mathematics: forward ``h = tanh(z)``, in reverse ``z̄ = …``.
+
+Variables have the person's names, as short as they can be told apart.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,15 @@ from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_shape, format_value
 from functional_bp.graph.graph import Equation, Graph, Variable
 
-# What a formula calls the variables of a graph: the person's names, as short as they can be.
-#
-# >>> short_names(["params['W1']", "params['b1']", "x", "layers[0]['w']", "layers[1]['w']"])
-# ['W1', 'b1', 'x', 'layers[0].w', 'layers[1].w']
-
 _STEP = re.compile(r"\['([^']*)'\]|\.(\w+)|(\[[^\]]*\])")
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """For each path the shortest end that is no end of another, and no other name."""
+    """Return for each path the shortest end that is no end of another, and no other name.
+
+    >>> short_names(["params['W1']", "params['b1']", "x", "layers[0]['w']", "layers[1]['w']"])
+    ['W1', 'b1', 'x', 'layers[0].w', 'layers[1].w']
+    """
     ends = [_ends(name) for name in names]
     counts = Counter(end for each in ends for end in each)
     return [next((e for e in each if counts[e] == 1), each[-1]) for each in ends]
@@ -46,14 +48,14 @@ def _ends(path: str) -> list[str]:
 
 
 def symbols(graph: Graph) -> dict[Variable, Expression]:
-    """A symbol for every variable of a graph. Short constants and literals are their values."""
+    """Return a symbol for every variable of a graph that has a name."""
     variables = [v for v in graph.variables if v.name != "_"]
     short = short_names([v.name for v in variables])
     return {v: ex.Symbol(name) for v, name in zip(variables, short)}
 
 
 def symbol(variable: Variable, known: Mapping[Variable, Expression]) -> Expression:
-    """The symbol of a variable; the value of a literal."""
+    """Return the symbol of a variable; the value of a literal."""
     if variable in known:
         return known[variable]
     if variable.kind == "literal" and variable.value is not None:
@@ -68,7 +70,7 @@ Known = Mapping[Variable, Expression]
 
 
 def forward(equation: Equation, known: Known) -> Formula:
-    """What an equation computes, in the person's names: ``z = W₁ x``, ``p = x + y``.
+    """Say what an equation computes, in the person's names: ``z = W₁ x``, ``p = x + y``.
 
     Args:
         equation: an equation of a graph.
@@ -83,7 +85,7 @@ def forward(equation: Equation, known: Known) -> Formula:
 
 
 def reverse(equation: Equation, operand: int, known: Known) -> Formula:
-    """What an equation adds to the cotangent of one of its operands.
+    """Say what an equation adds to the cotangent of one of its operands.
 
     Args:
         equation: an equation of a graph.
@@ -143,7 +145,7 @@ def _operation_rule(equation: Equation) -> Rule | None:
 
 
 def barred_symbol(variable: Variable, known: Known) -> Expression:
-    """The symbol of a variable's cotangent; of a literal, its value."""
+    """Return the symbol of a variable's cotangent; of a literal, its value."""
     shown = symbol(variable, known)
     return ex.Symbol(shown.name, bar=True) if isinstance(shown, ex.Symbol) else shown
 

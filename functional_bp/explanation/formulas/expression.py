@@ -1,4 +1,17 @@
-"""Expressions: the tree that a pullback's source is read into, and that the notations write."""
+"""An expression is the tree that a pullback's source is read into, and that is written down.
+
+Sums, products and powers are brought into one form, the one that a person would write:
+
+>>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
+>>> multiply(y_bar, divide(number(0.5), x)) == divide(y_bar, multiply(number(2), x))
+True
+>>> multiply(subtract(ONE, x), add(ONE, x)) == subtract(ONE, power(x, number(2)))
+True
+
+``OPERATORS`` says what operations are in mathematics: ``mul`` is a product, ``rsqrt`` one over a
+root. An equation of a graph finds them by its primitive's name, a pullback by the names of the
+functions that it calls. No gradient stands here.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +27,19 @@ LARGEST_DENOMINATOR = 12  # of a factor that is written as a fraction
 
 
 class Expression:
-    """A formula or a part of one; see the subclasses."""
+    """An expression is a formula or a part of one; the subclasses say which."""
 
 
 @dataclass(frozen=True)
 class Number(Expression):
-    """A rational number, or a float that is no short fraction."""
+    """A number is rational, or a float that is no short fraction."""
 
     value: Fraction | float
 
 
 @dataclass(frozen=True)
 class Symbol(Expression):
-    """A variable, or its cotangent if it has a ``bar``."""
+    """A symbol stands for a variable, or for its cotangent if it has a ``bar``."""
 
     name: str
     bar: bool = False
@@ -34,7 +47,7 @@ class Symbol(Expression):
 
 @dataclass(frozen=True)
 class Constant(Expression):
-    """π, the imaginary unit i, ∞."""
+    """A constant has a sign of its own: π, the imaginary unit i, ∞."""
 
     name: str
     value: complex
@@ -42,14 +55,14 @@ class Constant(Expression):
 
 @dataclass(frozen=True)
 class ShapeOf(Expression):
-    """A variable of which only shape and dtype are asked for: ``x_t``."""
+    """A variable stands here of which only shape and dtype are asked for: ``x_t``."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Literal(Expression):
-    """A Python value that is no number of the formula: an axis, a shape, a word.
+    """A Python value stands here that is no number of the formula: an axis, a shape, a word.
 
     Attributes:
         value: the value.
@@ -71,21 +84,21 @@ class Literal(Expression):
 
 @dataclass(frozen=True)
 class Verbatim(Expression):
-    """A piece of source that is shown as it stands."""
+    """A piece of source is shown as it stands."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Sum(Expression):
-    """Two terms or more; a term that is subtracted is a product with a negative coefficient."""
+    """A sum has two terms or more; one that is subtracted has a negative coefficient."""
 
     terms: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Product(Expression):
-    """coefficient · above / below, entry by entry: the order of the factors says nothing."""
+    """A product is coefficient · above / below, entry by entry: the factors' order says nothing."""
 
     coefficient: Fraction
     above: tuple[Expression, ...]
@@ -94,21 +107,21 @@ class Product(Expression):
 
 @dataclass(frozen=True)
 class MatrixProduct(Expression):
-    """Matrices and vectors, one after another."""
+    """Matrices and vectors are multiplied, one after another."""
 
     factors: tuple[Expression, ...]
 
 
 @dataclass(frozen=True)
 class Transpose(Expression):
-    """xᵀ."""
+    """A matrix is transposed: xᵀ."""
 
     base: Expression
 
 
 @dataclass(frozen=True)
 class Power(Expression):
-    """base^exponent."""
+    """A base is raised to an exponent."""
 
     base: Expression
     exponent: Expression
@@ -116,7 +129,7 @@ class Power(Expression):
 
 @dataclass(frozen=True)
 class Indexed(Expression):
-    """A symbol with one letter per axis: x_ab."""
+    """A symbol has one letter per axis: x_ab."""
 
     base: Expression
     subscript: str
@@ -124,7 +137,7 @@ class Indexed(Expression):
 
 @dataclass(frozen=True)
 class Item(Expression):
-    """A part of an array: x[1:3]."""
+    """A part is taken of an array: x[1:3]."""
 
     base: Expression
     index: str
@@ -132,7 +145,7 @@ class Item(Expression):
 
 @dataclass(frozen=True)
 class Total(Expression):
-    """Σ over letters of the body, or (``over`` is "") over all entries."""
+    """The body is summed over letters, or (``over`` is "") over all entries: Σ."""
 
     over: str
     body: Expression
@@ -140,7 +153,7 @@ class Total(Expression):
 
 @dataclass(frozen=True)
 class Application(Expression):
-    """A function of arguments. ``function`` is the Python object, where it is known."""
+    """A function is applied to arguments; ``function`` is the Python object, where it is known."""
 
     name: str
     arguments: tuple[Expression, ...]
@@ -151,7 +164,7 @@ class Application(Expression):
 
 @dataclass(frozen=True)
 class Comparison(Expression):
-    """left < right and its like."""
+    """Two sides are compared: left < right and its like."""
 
     left: Expression
     sign: str
@@ -160,14 +173,14 @@ class Comparison(Expression):
 
 @dataclass(frozen=True)
 class Truth(Expression):
-    """[condition]: 1 where it holds, else 0."""
+    """A condition is a number, [condition]: 1 where it holds, else 0."""
 
     condition: Expression
 
 
 @dataclass(frozen=True)
 class Choice(Expression):
-    """``chosen`` where the condition holds, else ``otherwise``."""
+    """A choice is ``chosen`` where the condition holds, else ``otherwise``."""
 
     condition: Expression
     chosen: Expression
@@ -179,7 +192,7 @@ PI, IMAGINARY = Constant("π", 3.141592653589793), Constant("i", 1j)
 
 
 def children(expression: Expression) -> Iterator[Expression]:
-    """The expressions directly inside one."""
+    """Go through the expressions directly inside one."""
     for entry in fields(expression):  # pyright: ignore[reportArgumentType]
         value = getattr(expression, entry.name)
         for item in value if isinstance(value, tuple) else (value,):
@@ -189,7 +202,7 @@ def children(expression: Expression) -> Iterator[Expression]:
 
 
 def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
-    """The same node with other parts: ``change`` is applied to each expression directly inside."""
+    """Return the same node, with ``change`` applied to each expression directly inside."""
     if isinstance(expression, Literal):  # its value may be a tuple of another kind
         return expression
 
@@ -203,23 +216,17 @@ def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) 
 
 
 def walk(expression: Expression) -> Iterator[Expression]:
-    """The expression and all inside it."""
+    """Go through the expression and all inside it."""
     yield expression
     for child in children(expression):
         yield from walk(child)
 
 
-# Sums, products and powers, brought into one form: what is written is what a person would write.
-#
-# >>> x, y_bar = Symbol("x"), Symbol("y", bar=True)
-# >>> multiply(y_bar, divide(number(0.5), x)) == divide(y_bar, multiply(number(2), x))
-# True
-# >>> multiply(subtract(ONE, x), add(ONE, x)) == subtract(ONE, power(x, number(2)))
-# True
+# Sums, products and powers in one form.
 
 
 def number(value: Any) -> Expression:
-    """A number as an expression; a float as the short fraction that it is nearest to."""
+    """Return a number as an expression; a float as the short fraction that it is nearest to."""
     if isinstance(value, complex):
         return add(number(value.real), multiply(number(value.imag), IMAGINARY))
     if isinstance(value, Fraction | int):
@@ -231,7 +238,7 @@ def number(value: Any) -> Expression:
 
 
 def is_zero(expression: Expression) -> bool:
-    """Whether it is the number 0."""
+    """Tell whether it is the number 0."""
     return isinstance(expression, Number) and expression.value == 0
 
 
@@ -289,7 +296,7 @@ def _squares(factors: list[Expression]) -> list[Expression]:
 
 
 def multiply(*factors: Expression) -> Expression:
-    """Their product, entry by entry."""
+    """Multiply the factors, entry by entry."""
     coefficient, above, below = Fraction(1), [], []
     for factor in factors:
         c, a, b = _parts(factor)
@@ -298,7 +305,7 @@ def multiply(*factors: Expression) -> Expression:
 
 
 def divide(numerator: Expression, denominator: Expression) -> Expression:
-    """Their quotient; by zero, a call of "div" that is left as it stands."""
+    """Divide them; by zero, it is a call of "div" that is left as it stands."""
     c, above, below = _parts(denominator)
     if c == 0:
         return Application("div", (numerator, denominator))
@@ -307,12 +314,12 @@ def divide(numerator: Expression, denominator: Expression) -> Expression:
 
 
 def negate(expression: Expression) -> Expression:
-    """The expression with the other sign; of a sum, every term."""
+    """Return the expression with the other sign."""
     return multiply(Number(Fraction(-1)), expression)
 
 
 def add(*terms: Expression) -> Expression:
-    """Their sum; factors that all terms share stand before a bracket."""
+    """Add the terms; factors that all of them share stand before a bracket."""
     flat: list[Expression] = []
     for term in terms:
         inner = term.terms if isinstance(term, Sum) else (term,)
@@ -343,14 +350,14 @@ def _without(factors: list[Expression], taken: list[Expression]) -> list[Express
 
 
 def subtract(left: Expression, right: Expression) -> Expression:
-    """left − right."""
+    """Return left − right."""
     if isinstance(right, Sum):
         return add(left, *(negate(term) for term in right.terms))
     return add(left, negate(right))
 
 
 def power(base: Expression, exponent: Expression) -> Expression:
-    """base^exponent; powers of powers and products are multiplied out for whole exponents."""
+    """Return base^exponent; with a whole exponent, powers and products are multiplied out."""
     match base, exponent:
         case _, Number(Fraction() as n) if n == 1:
             return base
@@ -370,7 +377,7 @@ def power(base: Expression, exponent: Expression) -> Expression:
 
 
 def choose(condition: Expression, chosen: Expression, otherwise: Expression) -> Expression:
-    """A choice; with a zero on one side, a product with [condition]."""
+    """Return a choice; with a zero on one side, it is a product with [condition]."""
     if chosen == otherwise:
         return chosen
     if is_zero(otherwise):
@@ -384,7 +391,7 @@ OPPOSITE = {"=": "≠", "≠": "=", "<": "≥", "≥": "<", ">": "≤", "≤": "
 
 
 def opposite(condition: Expression) -> Expression:
-    """The condition that holds where this one does not."""
+    """Return the condition that holds where this one does not."""
     match condition:
         case Comparison(left, sign, right) if sign in OPPOSITE:
             return Comparison(left, OPPOSITE[sign], right)
@@ -395,7 +402,7 @@ def opposite(condition: Expression) -> Expression:
 
 
 def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    """The expression with some of its parts replaced, all at once."""
+    """Return the expression with some of its parts replaced, all at once."""
     if expression in values:
         return values[expression]
     again = lambda e: substitute(e, values)
@@ -413,7 +420,7 @@ def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expr
 
 
 def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    """``substitute``, but a variable that would cancel stays: z − z is no 0 where z may be NaN."""
+    """Substitute, but keep a variable that would cancel: z − z is no 0 where z may be NaN."""
     made = substitute(expression, values)
     symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}
     wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
@@ -426,10 +433,7 @@ def _put_as_it_stands(expression: Expression, values: Mapping[Any, Expression]) 
     return rebuilt(expression, lambda part: _put_as_it_stands(part, values))
 
 
-# What operations are in mathematics: ``mul`` is a product, ``rsqrt`` is one over a root.
-#
-# One table for both directions: an equation of a graph is written by its primitive's name, a
-# pullback by the names of the functions that it calls. No gradient stands here.
+# What operations are in mathematics.
 
 Builder = Callable[..., Expression]
 TWO = Number(Fraction(2))
@@ -459,17 +463,17 @@ NUMERIC: dict[str, Callable[..., object]] = {
 
 
 def compare(sign: str) -> Builder:
-    """The builder of a comparison."""
+    """Return the builder of a comparison."""
     return lambda left, right: Comparison(left, sign, right)
 
 
 def apply(name: str) -> Builder:
-    """The builder of a call of a function with a name in mathematics."""
+    """Return the builder of a call of a function with a name in mathematics."""
     return lambda *arguments: Application(name, arguments, known=True)
 
 
 def root(x: Expression) -> Expression:
-    """√x."""
+    """Return √x."""
     return Application("√", (x,), known=True)
 
 

@@ -1,4 +1,9 @@
-"""A rule's formula for one operand's cotangent: ``x̄ = ȳ · cos x``, with a person's own names."""
+"""A rule has a formula for each operand's cotangent: ``x̄ = ȳ · cos x``, with a person's own names.
+
+It is read off the pullback's source. Where a pullback is a program rather than a formula, the line
+of its docstring stands that states one; a product with named axes is one of matrices where it can
+be: z_ac = Σ_b x_ab y_bc is z = x y.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +24,6 @@ from functional_bp.explanation.formulas.reading import UnreadableError, is_close
 from functional_bp.explanation.formulas.transliteration import MACRON, transliterated
 from functional_bp.explanation.formulas.writing import LATEX, barred, written
 
-# The formula line of a docstring, where a pullback is a program rather than a formula.
-#
-# >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
-# >>> formula_line(text, "x") == decomposed(text.rstrip("."))
-# True
-# >>> print(renamed("x̄ᵢ = ȳ [xᵢ = y]", {"x": "s", "y": "m"}, {"x": "s̄", "y": "m̄"}))
-# s̄ᵢ = m̄ [sᵢ = m]
-
 _BAR = rf"[^\W\d_]{MACRON}"
 _STARTS = re.compile(rf"[−+(±½]*\s*({_BAR})")
 _EQUATION = re.compile(rf"({_BAR})[^\s)]*\s*=\s")
@@ -36,7 +33,7 @@ _ARTICLE = re.compile(r"a\s+[a-z]{2,}")  # "a cotangent": no variable
 
 
 def decomposed(text: str) -> str:
-    """Every macron a character of its own, whether or not Unicode has the letter with it."""
+    """Make every macron a character of its own, whether or not Unicode has the letter with it."""
     return "".join(
         unicodedata.normalize("NFD", c) if unicodedata.normalize("NFD", c)[1:] == MACRON else c
         for c in text
@@ -44,12 +41,16 @@ def decomposed(text: str) -> str:
 
 
 def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
-    """The sentence that says what a cotangent is; "" where there is none.
+    """Return the sentence that says what a cotangent is; "" where there is none.
 
     Args:
         docstring: of a pullback or a structure.
         operand: the operand.
         is_pullback: a line that begins with an upstream cotangent is then read as the operand's.
+
+    >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
+    >>> formula_line(text, "x") == decomposed(text.rstrip("."))
+    True
     """
     first = inspect.cleandoc(docstring).partition("\n\n")[0]
     line = decomposed(" ".join(first.split()))
@@ -78,7 +79,7 @@ def _ended(line: str) -> str:
 
 
 def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str:
-    """A formula line with other names for its variables.
+    """Return a formula line with other names for its variables.
 
     Args:
         text: the line.
@@ -86,6 +87,9 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
             have the letter as a capital, for a matrix; of a starred operand (``xs``) the line's
             xₖ is one member.
         bars: the same for their cotangents.
+
+    >>> print(renamed("x̄ᵢ = ȳ [xᵢ = y]", {"x": "s", "y": "m"}, {"x": "s̄", "y": "m̄"}))
+    s̄ᵢ = m̄ [sᵢ = m]
     """
     plain = decomposed(text)
     wanted: dict[str, str] = {}
@@ -112,13 +116,7 @@ def renamed(text: str, names: Mapping[str, str], bars: Mapping[str, str]) -> str
     return unicodedata.normalize("NFC", token.sub(put, plain))
 
 
-# Products with named axes, as matrices where they are: z_ac = Σ_b x_ab y_bc is z = x y.
-#
-# >>> from functional_bp.explanation.formulas.expression import Symbol
-# >>> from functional_bp.explanation.formulas.writing import written
-# >>> z_bar, w = Symbol("z", bar=True), Symbol("W")
-# >>> print(written(contracted("ab", (z_bar, "ac"), (w, "bc"))[1]))
-# z̄ Wᵀ
+# Products with named axes.
 
 Operand = tuple[Expression, str]  # what is multiplied, and one letter per axis
 _TERM = rf"([a-z])({MACRON}?)_(\w+)"
@@ -126,7 +124,7 @@ _LINE = re.compile(rf"([a-z]){MACRON}_(\w+) = (?:Σ_\w+ )?{_TERM} {_TERM}")
 
 
 class Contraction(NamedTuple):
-    """A formula line like x̄_bfc = Σ_g z̄_bfg y_bgc: which cotangent is a product of which two."""
+    """A contraction is x̄_bfc = Σ_g z̄_bfg y_bgc: a cotangent is a product of two arrays."""
 
     operand: str
     left: ex.Symbol
@@ -134,7 +132,7 @@ class Contraction(NamedTuple):
 
 
 def parse(line: str) -> Contraction | None:
-    """The contraction that a docstring's formula line states; None if it states another thing."""
+    """Return the contraction that a docstring's line states; None if it states another thing."""
     found = _LINE.fullmatch(decomposed(line))
     if found is None:
         return None
@@ -143,11 +141,15 @@ def parse(line: str) -> Contraction | None:
 
 
 def contracted(out: str, first: Operand, second: Operand) -> tuple[str, Expression]:
-    """The product of two arrays, summed over the axes that ``out`` does not have.
+    """Return the product of two arrays, summed over the axes that ``out`` does not have.
 
     Returns:
         The letters that the left-hand side needs ("" in the notation of matrices), and the
         product: of matrices and column vectors where it is one, else with a letter per axis.
+
+    >>> z_bar, w = ex.Symbol("z", bar=True), ex.Symbol("W")
+    >>> print(written(contracted("ab", (z_bar, "ac"), (w, "bc"))[1]))
+    z̄ Wᵀ
     """
     if "" in (first[1], second[1]) and out == first[1] + second[1]:
         return "", ex.multiply(first[0], second[0])
@@ -191,7 +193,7 @@ Names = Mapping[str, "str | Expression"]
 
 @dataclass(frozen=True)
 class Formula:
-    """An equation: how a cotangent follows from others, or a value from values.
+    """A formula is an equation: how a cotangent follows from others, or a value from values.
 
     Attributes:
         left: the left-hand side; None where ``line`` says all.
@@ -204,7 +206,7 @@ class Formula:
     line: str = ""
 
     def text(self, sign: str = "=") -> str:
-        """The formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
+        """Write the formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
         if self.left is None:
             return unicodedata.normalize("NFC", self._signed(sign))
         if self.right is None:
@@ -212,13 +214,13 @@ class Formula:
         return f"{written(self.left)} {sign} {written(self.right)}"
 
     def brief(self, sign: str = "=") -> str:
-        """The formula without what is said about it: up to the first comma or colon."""
+        """Write the formula up to the first comma or colon, without what is said about it."""
         text = self.text(sign)
         head = re.split(r"[,:;] ", text, maxsplit=1)[0]
         return head if self.left is None and f" {sign} " in head else text
 
     def latex(self, sign: str = "=") -> str:
-        """The formula in LaTeX's mathematics, without dollar signs."""
+        """Write the formula in LaTeX's mathematics, without dollar signs."""
         if self.left is None:
             return transliterated(self._signed(sign))
         if self.right is None:
@@ -240,7 +242,7 @@ def formula(
     static: Mapping[str, Any] | None = None,
     axes: Mapping[str, str] | None = None,
 ) -> Formula:
-    """The formula by which a rule computes an operand's cotangent, read from the rule itself.
+    """Read the formula by which a rule computes an operand's cotangent from the rule itself.
 
     Args:
         rule: the rule.

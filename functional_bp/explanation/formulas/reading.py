@@ -1,4 +1,4 @@
-"""From a pullback's source to an expression.
+"""A pullback's source is read into an expression.
 
 Assignments are put into their place, functions of one's own are opened where what comes out is a
 formula, and a condition on types or parameters is decided where they are known. What differs only
@@ -23,8 +23,6 @@ from functional_bp.definitions import definition
 from functional_bp.explanation.formulas import expression as ex
 from functional_bp.explanation.formulas.expression import Expression
 
-# The value of an expression, in NumPy.
-
 COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equal,
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
@@ -37,7 +35,7 @@ class NotNumericError(Exception):
 
 
 def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
-    """The value of the expression.
+    """Compute the value of the expression.
 
     Args:
         expression: the expression.
@@ -94,7 +92,7 @@ def _call(expression: ex.Application, at: Any) -> Any:
 
 
 def same(left: Expression, right: Expression) -> bool:
-    """Whether two expressions of elementwise functions are equal at a few random complex points."""
+    """Tell whether two elementwise expressions are equal at a few random complex points."""
     if left == right:
         return True
     parts = [*ex.walk(left), *ex.walk(right)]
@@ -114,11 +112,8 @@ def same(left: Expression, right: Expression) -> bool:
         return False
 
 
-# What the names in a pullback stand for: functions and values from where it was written.
-
-
 def surroundings(function: Callable[..., Any]) -> dict[str, Any]:
-    """What the names in a function stand for that are not its own."""
+    """Say what the names in a function stand for that are not its own."""
     function = inspect.unwrap(function)
     seen = {**vars(builtins), **getattr(function, "__globals__", {})}
     code = getattr(function, "__code__", None)
@@ -131,7 +126,7 @@ def surroundings(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def name_of(function: Any) -> str:
-    """What a function is called; ``primitive.bind`` has the primitive's name."""
+    """Say what a function is called; ``primitive.bind`` has the primitive's name."""
     name = function.name if isinstance(function, Primitive) else None
     owner = getattr(function, "__self__", None)
     if isinstance(owner, Primitive):  # primitive.bind
@@ -140,7 +135,7 @@ def name_of(function: Any) -> str:
 
 
 def is_foreign(function: Any) -> bool:
-    """Whether a function is JAX's, NumPy's or Python's own: named, not opened."""
+    """Tell whether a function is JAX's, NumPy's or Python's own, to be named and not opened."""
     if isinstance(getattr(function, "__self__", function), Primitive):
         return True
     if isinstance(function, ModuleType):
@@ -150,13 +145,13 @@ def is_foreign(function: Any) -> bool:
 
 
 def is_type(value: Any) -> bool:
-    """Whether it is an array's type (of an operand), or several of them."""
+    """Tell whether it is an array's type (of an operand), or several of them."""
     members = value if isinstance(value, list) and value else [value]
     return all(hasattr(m, "dtype") and not isinstance(m, np.ndarray) for m in members)
 
 
 def is_numerics(test: ast.expr) -> bool:
-    """Whether a condition asks for the dtype alone: another way to compute the same."""
+    """Tell whether a condition asks for the dtype alone: another way to compute the same."""
     return any(
         isinstance(n, ast.Attribute) and n.attr in ("dtype", "itemsize") for n in ast.walk(test)
     )
@@ -171,7 +166,7 @@ class UnreadableError(Exception):
 
 
 class Local(NamedTuple):
-    """A lambda or function that a pullback defines inside itself."""
+    """A lambda or function is defined inside a pullback."""
 
     node: ast.Lambda | ast.FunctionDef
     reader: _Reader
@@ -182,7 +177,7 @@ def read(
     arguments: Mapping[str, Expression],
     static: Mapping[str, Any] | None = None,
 ) -> Expression:
-    """What a function returns, as an expression of its arguments.
+    """Say what a function returns, as an expression of its arguments.
 
     Args:
         function: written in Python, of which the source is there.
@@ -200,7 +195,7 @@ def read(
 
 
 def is_closed(expression: Expression) -> bool:
-    """Whether it is a formula: no choices, no functions without a name in mathematics."""
+    """Tell whether it is a formula: no choices, no functions without a name in mathematics."""
     parts = list(ex.walk(expression))
     calls = any(isinstance(p, ex.Application) and not p.known for p in parts)
     return (

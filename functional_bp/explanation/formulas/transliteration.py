@@ -54,7 +54,7 @@ def _apart(c: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Plain text with LaTeX's own characters escaped; mathematical ones go into formulas."""
+    """Escape LaTeX's own characters in plain text, and put mathematical ones into formulas."""
     pieces = []
     over = rf"(?:\w{OVERLINE})+"
     for piece in re.split(rf"({over}|[^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
@@ -66,7 +66,7 @@ def escaped(text: str) -> str:
 
 
 def latex_name(text: str, bar: bool = False) -> str:
-    r"""A variable's name: ``W1`` is W_{1}, ``loss`` upright, ``alpha`` \alpha.
+    r"""Return a variable's name: ``W1`` is W_{1}, ``loss`` upright, ``alpha`` \alpha.
 
     >>> print(latex_name("W1"), latex_name("h", bar=True), latex_name("loss", bar=True))
     W_{1} \bar{h} \overline{\mathrm{loss}}
@@ -92,13 +92,13 @@ def _upright(text: str) -> str:
 
 
 def typed(text: str) -> str:
-    """A piece of Python in typewriter letters, each space kept."""
+    """Put a piece of Python into typewriter letters, each space kept."""
     special = {**SPECIAL, " ": r"\ "}
     return "".join(special.get(c, c) if c.isascii() else transliterated(c) for c in text)
 
 
 def transliterated(text: str) -> str:
-    """A line of Unicode mathematics in LaTeX; words in it are text."""
+    """Put a line of Unicode mathematics into LaTeX; words in it are text."""
     normal = "".join(_apart(c) for c in text)
     pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", normal)
     made = []

@@ -47,7 +47,7 @@ _COMPOUND = re.compile(r"[^\W\d]\w*")
 
 @dataclass(frozen=True)
 class Alphabet:
-    """The signs of a notation, and its forms: texts with ``{}`` for the parts.
+    """An alphabet has the signs of a notation, and its forms: texts with ``{}`` for the parts.
 
     Attributes:
         name: writes a variable's name, or with True that of its cotangent.
@@ -87,7 +87,7 @@ class Alphabet:
 
 
 def written(expression: Expression, alphabet: Alphabet | None = None) -> str:
-    """The expression is written as one line, in Unicode unless another alphabet is given."""
+    """Write the expression as one line, in Unicode unless another alphabet is given."""
     return _Writer(alphabet or UNICODE).text(expression)
 
 
@@ -248,13 +248,13 @@ class _Writer:
 
 
 def decimal(value: float) -> str:
-    """Six digits at most: ``0.693147``, ``1e−9``."""
+    """Write six digits at most: ``0.693147``, ``1e−9``."""
     mantissa, e, exponent = f"{value:.6g}".partition("e")
     return (mantissa + (f"e{int(exponent)}" if e else "")).replace("-", "−")
 
 
 def compact(value: Any) -> str:
-    """A parameter's value in a short form: ``(0,)``, ``"a"``."""
+    """Write a parameter's value in a short form: ``(0,)``, ``"a"``."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if isinstance(value, str):
@@ -273,7 +273,7 @@ def _is_negative(term: Expression) -> bool:
 
 
 def is_plain(factor: Expression) -> bool:
-    """Whether a factor may stand beside another with a space between them alone."""
+    """Tell whether a factor may stand beside another with a space between them alone."""
     match factor:
         case ex.Symbol(text):
             return letter_count(name(text)) == 1
@@ -285,7 +285,7 @@ def is_plain(factor: Expression) -> bool:
 
 
 def in_order(factors: Iterable[Expression]) -> list[Expression]:
-    """The factors in the order of a book: cotangents, variables, sums, then functions."""
+    """Return the factors in the order of a book: cotangents, variables, sums, then functions."""
 
     def rank(factor: Expression) -> int:
         match factor:
@@ -305,7 +305,7 @@ def in_order(factors: Iterable[Expression]) -> list[Expression]:
 
 
 def name(text: str, bar: bool = False) -> str:
-    """A variable's name as mathematics: ``W1`` is W₁; longer names stay as they are.
+    """Return a variable's name as mathematics: ``W1`` is W₁; longer names stay as they are.
 
     >>> name("W1"), name("h_2"), name("loss"), name("layer1"), name("x", bar=True)
     ('W₁', 'h₂', 'loss', 'layer1', 'x̄')
@@ -317,7 +317,7 @@ def name(text: str, bar: bool = False) -> str:
 
 
 def barred(text: str) -> str:
-    """The name of a variable's cotangent.
+    """Return the name of a variable's cotangent.
 
     >>> barred("x"), barred("W1") == "W\u0304₁"
     ('x̄', True)
@@ -333,7 +333,7 @@ def barred(text: str) -> str:
 
 
 def letter_count(text: str) -> int:
-    """How many letters, subscripts not counted."""
+    """Count the letters, without those that are subscripts."""
     return sum(c.isalpha() and c not in INDICES for c in text)
 
 

@@ -1,6 +1,6 @@
 """The first NaN or infinity of a function and its gradient: which equation, which entries, why.
 
-``search`` goes through the forward sweep, then the reverse sweep, and into loops step by step; it
+``origins`` goes through the forward sweep, then the reverse sweep, and into loops step by step; it
 tells the equation that makes a NaN from those that pass it on, and looks at a rule in the same way
 as at a function. ``causes`` finds which entries of the operands are to blame, and says why.
 """

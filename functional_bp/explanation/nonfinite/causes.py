@@ -1,8 +1,10 @@
-"""Why an operation makes a NaN or an infinity: said of its operands' entries, found by running it.
+"""An operation makes a NaN or an infinity for a cause that is found by running it once more.
 
 No operation is known here by name. Where one entry of the result is not finite, the operation is
 run again: in double precision (is the true result finite? then the dtype is too narrow), beside the
-point (is it finite there? then the point is a pole), and the entries themselves say the rest.
+point (is it finite there? then the point is a pole), and the entries themselves say the rest. What
+an entry of an output reads is found likewise: its gradient with respect to the operands, at
+harmless values, is not zero there.
 """
 
 from __future__ import annotations
@@ -25,11 +27,6 @@ from functional_bp.explanation.formulas.writing import written
 from functional_bp.explanation.numbers import format_value
 from functional_bp.graph.graph import Equation, Variable, short_place
 
-# Single entries of arrays: where the first bad one is, and which entries of the operands it reads.
-#
-# What an entry of an output reads is found without knowing the operation: its gradient with
-# respect to the operands, at harmless values, is not zero there.
-
 MOST_NAMED = 3  # entries of one operand that are named
 
 Run = Callable[..., Sequence[Any]]
@@ -38,7 +35,7 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ArrayEntry:
-    """One entry of an array: ``z[2] = 0.0``.
+    """An entry of an array has a place and a value: ``z[2] = 0.0``.
 
     Attributes:
         name: what the array is called.
@@ -52,7 +49,7 @@ class ArrayEntry:
 
     @property
     def place(self) -> str:
-        """``z[2]``; ``z`` of a scalar."""
+        """Return ``z[2]``; ``z`` of a scalar."""
         return place(self.name, self.index)
 
     def __str__(self) -> str:
@@ -60,12 +57,12 @@ class ArrayEntry:
 
 
 def place(name: str, index: Index) -> str:
-    """``z[2, 0]``; ``z`` of a scalar."""
+    """Return ``z[2, 0]``; ``z`` of a scalar."""
     return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
 def number(value: Any) -> str:
-    """A plain number to six digits: ``0.0``, ``−1e−07``, ``−∞``, ``NaN``.
+    """Write a plain number to six digits: ``0.0``, ``−1e−07``, ``−∞``, ``NaN``.
 
     >>> number(0.0), number(-np.inf), number(1 / 3), number(3), number(1 - 2j)
     ('0.0', '−∞', '0.333333', '3', '1.0 − 2.0i')
@@ -81,7 +78,7 @@ def number(value: Any) -> str:
 
 
 def host(array: Any) -> np.ndarray | None:
-    """A real or complex array in double precision; None for integers, keys and tokens."""
+    """Return a real or complex array in double precision; None for integers, keys, tokens."""
     if not has_tangent(array):
         return None
     held = np.asarray(array)
@@ -89,39 +86,39 @@ def host(array: Any) -> np.ndarray | None:
 
 
 def is_bad(array: Any) -> bool:
-    """Whether a real or complex array holds a NaN or an infinity."""
+    """Tell whether a real or complex array holds a NaN or an infinity."""
     held = host(array)
     return held is not None and not np.isfinite(held).all()
 
 
 def has_nan(array: Any) -> bool:
-    """Whether a real or complex array holds a NaN."""
+    """Tell whether a real or complex array holds a NaN."""
     held = host(array)
     return held is not None and bool(np.isnan(held).any())
 
 
 def first_bad(array: Any) -> Index:
-    """The first NaN, or else the first infinity, in the order of memory."""
+    """Return the first NaN, or else the first infinity, in the order of memory."""
     held = np.asarray(host(array))
     bad = np.isnan(held) if np.isnan(held).any() else ~np.isfinite(held)
     return tuple(int(i) for i in np.argwhere(bad)[0])
 
 
 def entry_at(name: str, array: Any, index: Index) -> ArrayEntry:
-    """The entry of an array at an index."""
+    """Return the entry of an array at an index."""
     held = host(array)
     return ArrayEntry(name, index, (np.asarray(array) if held is None else held)[index].item())
 
 
 def harmless(array: Any, value: float) -> Any:
-    """The array with ``value`` for each entry that is not finite."""
+    """Return the array with ``value`` for each entry that is not finite."""
     if not has_tangent(array):
         return array
     return jnp.where(jnp.isfinite(array), array, jnp.asarray(value, array.dtype))
 
 
 class Read(NamedTuple):
-    """What one entry of an output reads of one operand.
+    """An entry of an output reads these entries of one operand.
 
     Attributes:
         total: how many entries.
@@ -133,7 +130,7 @@ class Read(NamedTuple):
 
 
 def read_by(run: Run, operands: Sequence[Any], output: int, index: Index) -> list[Read]:
-    """For each operand, the entries that one entry of an output reads.
+    """Return for each operand the entries that one entry of an output reads.
 
     Args:
         run: a function of the operands that returns a sequence of outputs.
@@ -203,7 +200,7 @@ BESIDE = 1e-2  # how far beside a point an operation is run again, of the point'
 
 
 class Cause(NamedTuple):
-    """Why one entry of an equation's output is not finite.
+    """A cause says why one entry of an equation's output is not finite.
 
     Attributes:
         variable: the output.
@@ -223,7 +220,7 @@ class Cause(NamedTuple):
 def cause_of(
     equation: Equation, operands: Sequence[Any], outs: Sequence[Any], names: Mapping[Variable, str]
 ) -> Cause:
-    """Why an equation's first bad output is so.
+    """Say why an equation's first bad output is so.
 
     Args:
         equation: the equation.
@@ -364,20 +361,20 @@ KEEP_INFINITIES_OUT = (
 
 
 def right_side(equation: Equation, known: Mapping[Variable, Expression]) -> str:
-    """What an equation computes, written down."""
+    """Say what an equation computes, written down."""
     right = forward(equation, known).right
     return equation.operation if right is None else written(right)
 
 
 def largest(dtype: Any) -> str:
-    """``the largest float16, 65504``."""
+    """Name a dtype's largest number: ``the largest float16, 65504``."""
     most = float(jnp.finfo(dtype).max)
     text = f"{most:.0f}" if most < 1e6 else f"{most:.1e}".replace("e+", "e")
     return f"the largest {np.dtype(dtype).name}, {text}"
 
 
 def operands_of(equation: Equation, values: Mapping[Variable, Any]) -> list[Any]:
-    """The values of an equation's operands, literals included."""
+    """Return the values of an equation's operands, literals included."""
     return [
         jnp.asarray(sweeps.value_of(atom, {}), v.dtype) if v.kind == "literal" else values[v]
         for v, atom in zip(equation.inputs, equation.eqn.invars)
@@ -390,7 +387,7 @@ WIDTH = 100  # characters of a line
 
 
 class Inside(NamedTuple):
-    """An operation that holds the equation: a loop at one of its steps, or a function.
+    """An operation holds the equation: a loop at one of its steps, or a function.
 
     Attributes:
         equation: the ``scan``, ``while`` or call.
@@ -414,7 +411,7 @@ class Inside(NamedTuple):
 
 @dataclass(frozen=True)
 class FirstNonfinite:
-    """The first NaN or infinity of a function and its gradient: where, from what, and why.
+    """This is the first NaN or infinity of both sweeps: where it is, from what, and why.
 
     ``print`` shows all of it; ``as_data()`` is the same as plain data.
 
@@ -453,17 +450,17 @@ class FirstNonfinite:
 
     @property
     def step(self) -> int | None:
-        """The step of the innermost loop around the equation; None outside loops."""
+        """Return the step of the innermost loop around the equation; None outside loops."""
         return next((i.step for i in reversed(self.inside) if i.step is not None), None)
 
     @property
     def operation(self) -> str:
-        """The operation's name, as in ``bp.rules``; "" where no equation makes it."""
+        """Return the operation's name, as in ``bp.rules``; "" where no equation makes it."""
         return "" if self.equation is None else self.equation.operation
 
     @property
     def line(self) -> str:
-        """The source as ``model.py:12``, "" if unknown."""
+        """Return the source as ``model.py:12``, "" if unknown."""
         return short_place(self.source)
 
     def __str__(self) -> str:
@@ -491,7 +488,7 @@ class FirstNonfinite:
         return "\n".join(lines)
 
     def as_data(self) -> dict[str, Any]:
-        """All of it as strings, numbers, lists and dicts; a NaN or an infinity is a string."""
+        """Return all of it as strings, numbers, lists and dicts; NaN and infinities are strings."""
         index = None if self.equation is None else self.equation.index
         return {
             "direction": self.direction,

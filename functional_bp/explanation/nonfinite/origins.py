@@ -1,4 +1,10 @@
-"""The search: the forward sweep first, then the reverse sweep, and into loops step by step."""
+"""The first NaN or infinity is searched for: forward, then in reverse, and in loops step by step.
+
+An equation *makes* one if its operands are finite; if it turns infinities into a NaN (∞ − ∞); or
+if it would make one also without the operands' bad entries (an overflow beside an entry masked
+with −∞). Else it passes one on. The pullback of a rule that makes one is itself a graph, and is
+looked at in the same way.
+"""
 
 from __future__ import annotations
 
@@ -41,17 +47,11 @@ from functional_bp.graph.interpret import interpret
 from functional_bp.graph.nested import opened_scan
 from functional_bp.graph.trace import trace
 
-# Where in a graph the first NaN or infinity comes from, by its values alone.
-#
-# An equation *makes* one if its operands are finite; if it turns infinities into a NaN (∞ − ∞); or
-# if it would make one also without the operands' bad entries (an overflow beside an entry masked
-# with −∞). Else it passes one on.
-
 Values = Mapping[Variable, Any]
 
 
 class Origin(NamedTuple):
-    """Where a NaN or an infinity comes from.
+    """A NaN or an infinity comes from here.
 
     Attributes:
         equation: that makes it, or that takes it from a literal; None where it was given.
@@ -63,7 +63,7 @@ class Origin(NamedTuple):
 
 
 def origin(graph: Graph, values: Values, ends: Sequence[Variable]) -> Origin | None:
-    """The first origin, in forward order, of what is not finite at ``ends``; None if all is."""
+    """Find the first origin of what is not finite at ``ends``, in forward order; None if all is."""
     bad = {v for v in graph.variables if is_bad(values[v])}
     on_way = {v for v in ends if v in bad}
     if not on_way:
@@ -87,12 +87,12 @@ def origin(graph: Graph, values: Values, ends: Sequence[Variable]) -> Origin | N
 
 
 def made_anywhere(graph: Graph, values: Values) -> Origin | None:
-    """The first equation that makes a NaN or an infinity, whether or not that goes anywhere."""
+    """Find the first equation that makes a NaN or an infinity, wherever that goes."""
     return next((Origin(e) for e in graph if makes(e, values)), None)
 
 
 def makes(equation: Equation, values: Values) -> bool:
-    """Whether an equation makes a NaN or an infinity, and does not only pass it on."""
+    """Tell whether an equation makes a NaN or an infinity, and does not only pass it on."""
     outs = [values[v] for v in equation.outputs]
     if not any(map(is_bad, outs)):
         return False
@@ -110,20 +110,18 @@ def makes(equation: Equation, values: Values) -> bool:
     return True
 
 
-# ``scan`` and ``while`` run step by step, in both directions.
-#
-# A step is the loop's body as a graph of its own, at what it is fed at that step.
+# Loops, step by step: a step is the loop's body as a graph of its own, at what it is fed.
 
 
 def is_loop(equation: Equation) -> bool:
-    """Whether an equation is a loop that can be run step by step; not one over rows that stop."""
+    """Tell whether an equation is a loop to be run step by step; not one over rows that stop."""
     if equation.operation == "while":
         return equation.nested[0].graph.outputs[0].shape == ()
     return equation.operation == "scan"
 
 
 class LoopStep(NamedTuple):
-    """One step of a loop.
+    """A loop runs its body once.
 
     Attributes:
         number: which of them, from 0; of a reversed ``scan`` too, the index in ``xs``.
@@ -141,7 +139,7 @@ class LoopStep(NamedTuple):
 
 
 class Loop:
-    """An equation ``scan`` or ``while`` with the values of its operands."""
+    """A ``scan`` or a ``while`` is run step by step, from the values of its operands."""
 
     def __init__(self, equation: Equation, operands: Sequence[Any], max_steps: int | None) -> None:
         self.body = equation.nested[-1].graph
@@ -159,7 +157,7 @@ class Loop:
         self.run = _function(self.body)
 
     def forward(self) -> Iterator[tuple[LoopStep, list[Any]]]:
-        """Each step with what it returns, in the order in which they run."""
+        """Return each step with what it returns, in the order in which they run."""
         fed = self._fed()
         count = len(fed)
         for number, operands in fed:
@@ -167,7 +165,7 @@ class Loop:
             yield LoopStep(number, count, self.body, operands, [None] * len(outs)), outs
 
     def reverse(self, bars: Sequence[Any]) -> Iterator[tuple[LoopStep, list[Any]]]:
-        """Each step with the cotangents of what the body is fed, last step first.
+        """Return each step with the cotangents of what the body is fed, last step first.
 
         Args:
             bars: of the loop's outputs, None for none.
@@ -237,7 +235,7 @@ def _pullback(graph: Graph, seeded: Sequence[bool], max_steps: int | None) -> Ca
     return jax.jit(pull)
 
 
-# Why a rule makes a NaN or an infinity: its pullback is itself a graph, and looked at as one.
+# Why a rule makes one.
 
 MASKED = (
     "The upstream cotangent is 0, as of an entry that is masked out further on (or saturates), but "
@@ -250,7 +248,7 @@ MASK_INPUT = (
 
 
 def bar(variable: Variable, known: Mapping[Variable, Expression]) -> str:
-    """What a variable's cotangent is called: ``x̄``, as in formulas."""
+    """Say what a variable's cotangent is called: ``x̄``, as in formulas."""
     return written(barred_symbol(variable, known))
 
 
@@ -273,7 +271,7 @@ class _Pullback(NamedTuple):
 def made_in_reverse(
     explanation: EvaluatedGraph, equation: Equation, operand: int
 ) -> FirstNonfinite:
-    """What is said of a rule that makes a cotangent which is not finite from finite ones."""
+    """Say what is wrong with a rule that makes a cotangent which is not finite of finite ones."""
     graph, values = explanation.graph, explanation.values
     share = explanation.share(equation, operand)
     variable = equation.inputs[operand]
@@ -400,7 +398,7 @@ HARMLESS = "It reaches neither the output nor a gradient: it is masked out."
 
 
 def first_nonfinite(explanation: EvaluatedGraph) -> FirstNonfinite | None:
-    """The first NaN or infinity of both sweeps; None where all is finite.
+    """Find the first NaN or infinity of both sweeps; None where all is finite.
 
     First what makes the output not finite; else what makes a cotangent so; else a value that is not
     finite and goes nowhere. An infinity that a person put in, as a mask of −∞, is no fault as long
@@ -488,7 +486,7 @@ def _within(graph: Graph, operands: Sequence[Any], max_steps: int | None) -> Fir
 
 
 def values_of(flat: Graph, operands: Sequence[Any]) -> dict[Variable, Any]:
-    """The value of every variable of a graph, operation by operation, as nothing else rounds."""
+    """Compute every variable of a graph, operation by operation, as nothing else rounds."""
     given = (*flat.consts, *operands)
     values = dict(zip((*flat.constants, *flat.inputs), given, strict=True))
 
@@ -593,5 +591,5 @@ def _summed(explanation: EvaluatedGraph, variable: Variable) -> FirstNonfinite:
 
 
 def inputs_of(equation: Equation, values: Mapping[Variable, Any]) -> dict[str, Any]:
-    """The values of an equation's inputs by name; literals stand in its formula."""
+    """Return the values of an equation's inputs by name; literals stand in its formula."""
     return {v.name: values[v] for v in equation.inputs if v.kind != "literal"}

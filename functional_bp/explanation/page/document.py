@@ -1,4 +1,4 @@
-"""The page as one HTML file."""
+"""The page is one HTML file, with what it tells of each value and equation as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from functional_bp.explanation.scopes import Scope, scopes, views
 from functional_bp.explanation.signals import signals
 from functional_bp.graph.graph import Equation, Variable, short_place
 
-# What the page tells of each value and of each equation, as JSON has it.
-
 MOST_IN_FULL = 64  # entries of an array that the page holds itself
 BARS = 25  # of a histogram
 
 
 def variable_facts(explanation: EvaluatedGraph, variable: Variable, name: str) -> dict[str, Any]:
-    """Name, type, value and gradient, size of the gradient, bytes kept.
+    """Tell name, type, value and gradient, size of the gradient, bytes kept.
 
     Args:
         explanation: the function at a point.
@@ -52,7 +50,7 @@ def variable_facts(explanation: EvaluatedGraph, variable: Variable, name: str) -
 
 
 def array_facts(array: Any) -> list[Any]:
-    """Text, and what there is beside: entries of a small array, of a large one its distribution."""
+    """Write a value, and beside it a small array's entries or a large one's distribution."""
     text = format_value(array)
     host = _numbers(array)
     if host is None or host.ndim == 0:
@@ -64,7 +62,7 @@ def array_facts(array: Any) -> list[Any]:
 
 
 def histogram(array: np.ndarray, summary: Summary) -> list[str]:
-    """How the finite entries lie between the least and the greatest: one digit for each bar.
+    """Say how the finite entries lie between the least and the greatest: one digit for each bar.
 
     >>> x = np.array([0.0, 0.0, 0.0, 1.0])
     >>> histogram(x, summarize(x))
@@ -81,7 +79,7 @@ def histogram(array: np.ndarray, summary: Summary) -> list[str]:
 
 
 def size_of(array: Any) -> float | str:
-    """The root mean square of the entries; "zero", "nan" or "inf" where that says more."""
+    """Return the root mean square of the entries; "zero", "nan" or "inf" where that says more."""
     host = _numbers(array)
     if host is None or not host.size:
         return "zero"
@@ -97,7 +95,7 @@ def size_of(array: Any) -> float | str:
 def equation_facts(
     explanation: EvaluatedGraph, equation: Equation, number: Mapping[Variable, int], known: Any
 ) -> dict[str, Any]:
-    """Operation, operands with what they add to their cotangents and by which formula, costs."""
+    """Tell operation, costs, and what operands add to their cotangents by which formula."""
     facts: dict[str, Any] = {
         "o": equation.operation + (f" {equation.label}" if equation.label else ""),
         "i": [number.get(v, _literal(v)) for v in equation.inputs],
@@ -128,7 +126,7 @@ def equation_facts(
 
 
 def first_facts(explanation: EvaluatedGraph) -> dict[str, Any] | None:
-    """The first NaN or infinity: the equation, or the loop that holds it, the entry, the cause."""
+    """Tell the first NaN or infinity: the equation or the loop around it, the entry, the cause."""
     found = first_nonfinite(explanation)
     if found is None:
         return None
@@ -153,7 +151,7 @@ def first_facts(explanation: EvaluatedGraph) -> dict[str, Any] | None:
 
 
 def signal_facts(explanation: EvaluatedGraph, number: Mapping[Variable, int]) -> list[list[Any]]:
-    """What is notable about gradients: kind, variable, message and line."""
+    """Tell what is notable about gradients: kind, variable, message and line."""
     return [[s.kind, number[s.variable], s.message, s.line] for s in signals(explanation)]
 
 
@@ -194,7 +192,7 @@ SCRIPTS = ("unfolding", "picture", "map", "opening", "colour", "panel", "page") 
 
 
 def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
-    """One self-contained HTML file: the graph, scope by scope, with values and gradients.
+    """Write one self-contained HTML file: the graph, scope by scope, with values and gradients.
 
     Args:
         explanation: the function at a point.
@@ -226,7 +224,7 @@ def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
 
 
 def frame(explanation: EvaluatedGraph) -> str | None:
-    """The page inside a notebook; None where it is too large for the notebook's file.
+    """Put the page inside a notebook; None where it is too large for the notebook's file.
 
     A notebook then shows the still picture, with scopes closed.
     """

@@ -1,4 +1,12 @@
-"""Each scope of the page laid out: cards for what stands in it, wires between them."""
+"""Each scope of the page is laid out: cards for what stands in it, wires between them.
+
+1. Cards that are fed by the same cards and feed the same cards, as the heads of attention do, are
+   twins: five or more of them stand in a frame, and a wire to one is drawn to the frame.
+2. What is shared (a weight used in many places) stands at the left, with wires that bend to the
+   left sides of what uses it.
+3. The rest, each frame as one box, is laid out from top to bottom; from left to right where that
+   is seen larger.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +24,6 @@ from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.scopes import End, Scope, Stub, View
 from functional_bp.graph.graph import Variable
 
-# Where the cards of a view stand: layers, and beside them what layers would spread out.
-#
-# 1. Cards that are fed by the same cards and feed the same cards, as the heads of attention do,
-# are
-#    twins: five or more of them stand in a frame, and a wire to one is drawn to the frame.
-# 2. What is shared (a weight used in many places) stands at the left, with wires that bend to the
-#    left sides of what uses it.
-# 3. The rest, each frame as one box, is laid out from top to bottom; from left to right where that
-#    is seen larger.
-
 WINDOW = (830.0, 790.0)  # what a picture usually has
 WIDE = 2.0  # width over height, from which on a layout from left to right is tried
 FEWEST_TWINS = 5
@@ -37,7 +35,7 @@ Frame = list[float]  # left, top, width, height
 
 
 class Arranged(NamedTuple):
-    """Centres by card, routes by wire, and the frames around twins."""
+    """The cards have these centres, the wires these routes, the twins these frames."""
 
     placed: Placed
     frames: list[Frame]
@@ -46,7 +44,7 @@ class Arranged(NamedTuple):
 def arranged(
     boxes: Sequence[Vertex], joins: Sequence[tuple[int, int]], shared: Sequence[int]
 ) -> Arranged:
-    """The layout of a view.
+    """Lay out a view.
 
     Args:
         boxes: the cards; a card's key is its place in this list.
@@ -190,7 +188,7 @@ BOLD = 1.1  # how much wider the bold letters of a scope are
 
 
 class Drawer:
-    """Lays out views; scopes with the same boxes and wires are laid out once."""
+    """A drawer lays out views; scopes with the same boxes and wires are laid out once."""
 
     def __init__(
         self,
@@ -209,7 +207,7 @@ class Drawer:
         self.texts: dict[Variable, tuple[str, str]] = {}
 
     def draw(self, view: View) -> dict[str, Any]:
-        """Width, height, cards and wires of a view, as JSON has them."""
+        """Return width, height, cards and wires of a view, as JSON has them."""
         leaving: dict[End, list[Variable]] = {}
         for (tail, _), variables in view.wires.items():
             mine = leaving.setdefault(tail, [])

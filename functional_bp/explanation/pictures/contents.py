@@ -1,4 +1,4 @@
-"""What a picture of an explanation shows: leaves, operators, closed scopes, and what joins them.
+"""A picture of an explanation shows leaves, operators, closed scopes, and what joins them.
 
 Constants are part of an operator's sign. Reshapes, broadcasts and casts that only carry one value
 to one use are part of the wire. What no output depends on is left out.
@@ -37,7 +37,7 @@ _LETTERS = re.compile(r"[a-z]{1,2}")
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Something that is drawn with a border or at the margin.
+    """A node is drawn with a border, or at the margin.
 
     Attributes:
         kind: "leaf" (an argument or constant), "operator", or "closed" (a scope).
@@ -54,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One use of a variable.
+    """A variable is used once.
 
     Attributes:
         variable: what is used.
@@ -71,7 +71,7 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Returned:
-    """What the function returns: a variable, what it is called, the cotangent that it was given."""
+    """The function returns a variable, under a label, with the cotangent that it was given."""
 
     variable: Variable
     label: Line
@@ -80,7 +80,7 @@ class Returned:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a picture shows.
+    """A picture shows these.
 
     Attributes:
         nodes: in the order of execution.
@@ -98,20 +98,20 @@ class Contents:
 
     @property
     def variables(self) -> list[Variable]:
-        """Those that are drawn: used by a node, or returned."""
+        """Return those that are drawn: used by a node, or returned."""
         ends = {output.variable for output in self.outputs}
         return [v for v in self.maker if self.uses.get(v) or v in ends]
 
     @property
     def uses_in_order(self) -> list[Use]:
-        """All uses, in the order of execution and of an operator's operands."""
+        """Return all uses, in the order of execution and of an operator's operands."""
         return sorted((u for uses in self.uses.values() for u in uses), key=lambda u: u.place)
 
 
 def contents(
     explanation: EvaluatedGraph, depth: int | None = None, gates: Collection[str] = ()
 ) -> Contents:
-    """What a picture of an explanation shows.
+    """Collect what a picture of an explanation shows.
 
     Args:
         explanation: the graph with its values.
@@ -325,7 +325,7 @@ def _sum(first: Any, second: Any) -> Any:
     return np.asarray(first) + np.asarray(second)
 
 
-# Many arguments of one closed scope, drawn as one: a block's parameters beside the block.
+# Many arguments of one closed scope are drawn as one: a block's parameters beside the block.
 
 MOST_APART = 3  # arguments that a closed scope has for itself and that are drawn one by one
 _STEP = re.compile(r"\[[^\]]*\]|\.\w+|^\w+")
@@ -333,13 +333,13 @@ _STEP = re.compile(r"\[[^\]]*\]|\.\w+|^\w+")
 
 @dataclass(frozen=True, eq=False)
 class Bundle(Variable):
-    """Several arguments that are drawn as one."""
+    """A bundle stands for several arguments that are drawn as one."""
 
     members: tuple[Variable, ...] = ()
 
 
 def bundled(shown: Contents) -> Contents:
-    """The same with many parts of one argument that only one closed scope uses drawn as one."""
+    """Draw many parts of one argument as one, where only one closed scope uses them."""
     own: dict[tuple[Node, str], list[Variable]] = defaultdict(list)
     ends = {output.variable for output in shown.outputs}
     for variable, uses in shown.uses.items():
@@ -365,7 +365,7 @@ def bundled(shown: Contents) -> Contents:
 
 
 def norm_of(arrays: list[Any]) -> str:
-    """The norm of several arrays together, as it is shown of one; "" where there is none."""
+    """Write the norm of several arrays together, as it is shown of one; "" where there is none."""
     norms = [summarize(array).norm for array in arrays if _is_number(array)]
     return f"‖·‖ = {format_number(np.hypot.reduce(norms))}" if norms else ""
 

@@ -1,4 +1,13 @@
-"""Where boxes and wires go: layers along the wires, few crossings, level wires.
+"""A layered layout places boxes and wires, with few crossings and level wires.
+
+1. Boxes are put in layers along the direction of the wires, each near its uses (``ranks``).
+2. A wire that passes layers has a bend in each of them; its label stands in a layer between.
+3. The order inside each layer is chosen for few crossings, by sweeps of barycentres (``ordered``);
+   positions are chosen for level wires (``aligned``). With the order of a layer fixed and a
+   distance kept, the best positions are an isotonic regression, solved exactly by pooling
+   neighbours that violate the order; sweeps over the layers repeat it.
+4. Inside a layer a wire runs level, in space of its own; it climbs or falls only between layers.
+   So no wire touches a box or a label that is not its own.
 
 >>> placed = layout([Vertex("x", 20, 20), Vertex("y", 20, 20)], [Wire("w", "x", "y", 30, 24)])
 >>> placed.centers["x"][0] < placed.labels["w"][0] < placed.centers["y"][0]
@@ -22,7 +31,7 @@ Point = tuple[float, float]
 
 
 class Vertex(NamedTuple):
-    """A box with a place of its own; width and height in points.
+    """A vertex is a box with a place of its own; width and height are in points.
 
     Wires are attached to the sides that face other layers, within ``core`` points around their
     middle; anywhere where it is 0.
@@ -35,7 +44,7 @@ class Vertex(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """A connection from the box ``tail`` to the box ``head``, with space for its label if asked."""
+    """A wire goes from the box ``tail`` to the box ``head``, with space for its label if asked."""
 
     key: Hashable
     tail: Hashable
@@ -45,7 +54,7 @@ class Wire(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where everything is, in points; x grows to the right, y downwards, both from 0.
+    """Everything has its place, in points; x grows to the right, y downwards, both from 0.
 
     Attributes:
         centers: of the boxes.
@@ -65,7 +74,7 @@ class Placed(NamedTuple):
 
 
 def transposed(placed: Placed) -> Placed:
-    """The same with x and y exchanged."""
+    """Exchange x and y."""
     return Placed(
         {key: (y, x) for key, (x, y) in placed.centers.items()},
         {key: [(y, x) for x, y in route] for key, route in placed.routes.items()},
@@ -76,7 +85,7 @@ def transposed(placed: Placed) -> Placed:
 
 
 def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
-    """The same moved to where its frame begins at 0, with the frame measured."""
+    """Move everything to where its frame begins at 0, and measure the frame."""
     corners = [*(p for route in placed.routes.values() for p in route)]
     sized = [(placed.centers[b.key], b.width, b.height) for b in boxes]
     sized += [
@@ -103,7 +112,7 @@ def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
 
 
 class LayoutError(BackpropError, ValueError):
-    """Boxes and wires that no layout can place."""
+    """There are boxes or wires that no layout can place."""
 
 
 def layout(
@@ -155,7 +164,7 @@ def _check(boxes: list[Vertex], wires: list[Wire]) -> None:
             )
 
 
-# The order inside the layers of a layout that has few crossings: sweeps of barycentres.
+# The order inside the layers.
 
 Layers = list[list[int]]
 Neighbours = Sequence[Sequence[int]]
@@ -165,7 +174,7 @@ MOST_TRANSPOSED = 1500  # nodes, beyond which neighbours are not exchanged one b
 
 
 def ordered(layers: Layers, before: Neighbours, after: Neighbours) -> Layers:
-    """The layers in an order with fewer crossings.
+    """Return the layers in an order with fewer crossings.
 
     Args:
         layers: node numbers by layer, in a first order.
@@ -245,13 +254,13 @@ def _all_crossings(layers: Layers, after: Neighbours) -> int:
     return count
 
 
-# The layers of a layout: every wire forwards, all of them together as short as can be.
+# The layers: every wire forwards, all of them together as short as can be.
 
 Edge = tuple[int, int]
 
 
 def back_edges(count: int, edges: Sequence[Edge]) -> set[int]:
-    """The edges to turn round so that there is no cycle."""
+    """Find the edges to turn round so that there is no cycle."""
     out: list[list[tuple[int, int]]] = [[] for _ in range(count)]
     has_input = [False] * count
     for i, (u, v) in enumerate(edges):
@@ -280,7 +289,7 @@ def back_edges(count: int, edges: Sequence[Edge]) -> set[int]:
 
 
 def ranks(count: int, edges: Sequence[Edge], step: int) -> list[int]:
-    """The layer of each node, from 0; every edge spans at least ``step`` layers.
+    """Return the layer of each node, from 0; every edge spans at least ``step`` layers.
 
     Derivation:
 
@@ -331,11 +340,7 @@ def _longest_path(count: int, edges: Sequence[Edge], step: int) -> list[int]:
     return rank
 
 
-# Positions along the layers of a layout: straight wires where there is room for them.
-#
-# Each node wants to be where its wires are level. With the order of a layer fixed and a distance
-# kept, the best positions of one layer are an isotonic regression, solved exactly by pooling
-# neighbours that violate the order; sweeps over the layers repeat it.
+# Positions along the layers: each node wants to be where its wires are level.
 
 ALIGNING_SWEEPS = 5
 LEVEL = 18.0  # a wire that climbs less than this is made level if it can be
@@ -344,7 +349,7 @@ STIFF = 8.0  # the weight of what is between two such bends
 
 
 class Link(NamedTuple):
-    """A piece of a wire between nodes of adjacent layers: where it is attached, how stiff it is."""
+    """A link is a piece of a wire between adjacent layers: where it is attached, and how stiff."""
 
     tail: int
     head: int
@@ -364,7 +369,7 @@ class _Pull(NamedTuple):
 def aligned(
     layers: Layers, links: Sequence[Link], distance: Sequence[Sequence[float]]
 ) -> list[float]:
-    """A position for each node.
+    """Return a position for each node.
 
     Args:
         layers: node numbers, in order.
@@ -476,15 +481,7 @@ def _level(
             break
 
 
-# The built-in layout: layers, few crossings, level wires.
-#
-# 1. Boxes are put in layers along the direction of the wires, each near its uses.
-# 2. A wire that passes layers has a bend in each of them; its label stands in a layer between.
-# 3. The order inside each layer is chosen for few crossings, positions for level
-# wires
-#   .
-# 4. Inside a layer a wire runs level, in space of its own; it climbs or falls only between layers.
-#    So no wire touches a box or a label that is not its own.
+# The whole of it.
 
 BETWEEN_BOXES = 20.0  # the distance of neighbours in a layer
 BETWEEN_LABELS = 8.0

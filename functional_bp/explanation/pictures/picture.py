@@ -1,4 +1,4 @@
-"""A still picture of an explanation: which style, how much of it, and into which file."""
+"""A still picture of an explanation is drawn, and saved in the format that a file's suffix says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_AT_A_GLANCE = 60  # of these, in a notebook
 
 
 class PictureOptions(TypedDict, total=False):
-    """How a picture is drawn; see ``Explanation.svg``."""
+    """These say how a picture is drawn; see ``Explanation.svg``."""
 
     direction: Direction
     depth: int | None
@@ -29,7 +29,7 @@ class PictureOptions(TypedDict, total=False):
 
 
 class PictureError(BackpropError, ValueError):
-    """A picture that cannot be drawn as it was asked for."""
+    """A picture cannot be drawn as it was asked for."""
 
 
 def scene_of(
@@ -41,7 +41,7 @@ def scene_of(
     gates: Collection[str] = (),
     branches: styles.Branches = "shares",
 ) -> Scene:
-    """All marks of the picture; see ``Explanation.svg``."""
+    """Draw all marks of the picture; see ``Explanation.svg``."""
     check_word("style", style, ("cs231n", "d2l"))
     check_word("direction", direction, ("right", "down"))
     check_word("branches", branches, ("shares", "total"))
@@ -55,13 +55,13 @@ def scene_of(
 def svg_of(
     explanation: EvaluatedGraph, style: Style, theme: ThemeName, **options: Unpack[PictureOptions]
 ) -> str:
-    """The picture as SVG; see ``Explanation.svg``."""
+    """Write the picture as SVG; see ``Explanation.svg``."""
     check_word("theme", theme, ("light", "dark", "auto"))
     return svg_text(scene_of(explanation, style, **options), theme)
 
 
 def glance(explanation: EvaluatedGraph) -> str | None:
-    """The picture for a notebook, as deep as it can be taken in; None where it is too large."""
+    """Draw for a notebook, as deep as it can be taken in; None where it is too large."""
     deepest = max((e.scope.count("/") + 1 for e in explanation.graph if e.scope), default=0)
     for depth in (None, *range(deepest - 1, -1, -1)):
         if _size(contents(explanation, depth)) <= MOST_AT_A_GLANCE:
@@ -98,8 +98,6 @@ def check_word(what: str, got: object, expected: tuple[str, ...]) -> None:
             )
         )
 
-
-# An explanation into a file, in the format that the file's suffix says.
 
 STILL = (".svg", ".png", ".pdf")
 

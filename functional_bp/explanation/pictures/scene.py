@@ -1,4 +1,4 @@
-"""A picture as marks on a page: shapes, curves and lines of text, whatever writes them."""
+"""A scene is a picture as marks on a page, which is then written as SVG, PNG or PDF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Form = Literal["rectangle", "ellipse"]
 
 
 class Shape(NamedTuple):
-    """A rectangle with rounded corners, or an ellipse, around (x, y)."""
+    """A shape is a rectangle with rounded corners, or an ellipse, around (x, y)."""
 
     form: Form
     x: float
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A Bézier chain of 1 + 3n points, with an arrowhead at its end or without."""
+    """A curve is a Bézier chain of 1 + 3n points, with an arrowhead at its end or without."""
 
     points: tuple[Point, ...]
     role: str
@@ -45,7 +45,7 @@ class Curve(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A line of text with its middle at (x, y)."""
+    """A line of text has its middle at (x, y)."""
 
     x: float
     y: float
@@ -56,14 +56,14 @@ class Text(NamedTuple):
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the space that it needs at most."""
+        """Return left, top, right and bottom of the space that it needs at most."""
         width, height = measure(self.line, self.size), self.size * LINE_HEIGHT
         return (self.x - width / 2, self.y - height / 2, self.x + width / 2, self.y + height / 2)
 
 
 @dataclass
 class Scene:
-    """All marks of a picture, from back to front, and the size of the page in points."""
+    """A scene has all marks of a picture, from back to front, and the page's size in points."""
 
     title: str
     width: float
@@ -74,7 +74,7 @@ class Scene:
 
 
 def contains(shape: Shape, point: Point) -> bool:
-    """Whether a point is inside a shape."""
+    """Tell whether a point is inside a shape."""
     x, y = abs(point[0] - shape.x), abs(point[1] - shape.y)
     half_width, half_height = shape.width / 2, shape.height / 2
     if shape.form == "ellipse":
@@ -86,7 +86,7 @@ def contains(shape: Shape, point: Point) -> bool:
 
 
 def attached(route: Sequence[Point], tail: Shape, head: Shape) -> tuple[Point, ...]:
-    """The route, prolonged from the space that was reserved for its ends to what is drawn there."""
+    """Prolong a route from the space reserved for its ends to what is drawn there."""
     points = [*route]
     for inner, outer, shape in ((1, 0, tail), (-2, -1, head)):
         before, at = points[inner], points[outer]
@@ -124,7 +124,7 @@ def _prolonged(before: Point, at: Point, shape: Shape) -> Point:
 
 
 def arrowhead(points: Sequence[Point]) -> tuple[Point, Point, Point]:
-    """The tip of the arrow at the end of a curve and its two other corners."""
+    """Return the tip of the arrow at the end of a curve and its two other corners."""
     tip = points[-1]
     before = next((p for p in reversed(points[:-1]) if math.dist(p, tip) > 0.5), points[0])
     length = math.dist(before, tip) or 1.0
@@ -139,7 +139,7 @@ def arrowhead(points: Sequence[Point]) -> tuple[Point, Point, Point]:
 
 
 def shortened(points: Sequence[Point]) -> list[Point]:
-    """The curve without the last piece, which its arrowhead covers."""
+    """Return the curve without the last piece, which its arrowhead covers."""
     tip, left, right = arrowhead(points)
     base = ((left[0] + right[0]) / 2, (left[1] + right[1]) / 2)
     end = _between(base, tip, 0.2)
@@ -156,7 +156,7 @@ def _between(start: Point, end: Point, part: float) -> Point:
 
 
 def on_page(scene: Scene) -> Scene:
-    """The scene moved so that a margin is around all of its marks; sets the page's size."""
+    """Move a scene so that a margin is around all of its marks, and set the page's size."""
     corners: list[Point] = [p for curve in scene.curves for p in curve.points]
     for shape in scene.shapes:
         corners.append((shape.x - shape.width / 2, shape.y - shape.height / 2))
@@ -176,13 +176,13 @@ def on_page(scene: Scene) -> Scene:
     )
 
 
-# Colours, by what a mark means, on a light and on a dark background.
+# Colours, by what a mark means.
 
 ThemeName = Literal["light", "dark", "auto"]
 
 
 class Theme(NamedTuple):
-    """A colour for each role of a mark; shapes have a filling and the border ``ink``."""
+    """A theme has a colour for each role; shapes have a filling and the border ``ink``."""
 
     background: str
     ink: str
@@ -215,7 +215,7 @@ FACES = {"italic": ' font-style="italic"', "bold": ' font-weight="bold"', "roman
 
 
 def svg_text(scene: Scene, theme: ThemeName = "light") -> str:
-    """The picture as the text of an SVG file.
+    """Write the picture as the text of an SVG file.
 
     Args:
         scene: what is drawn.
@@ -289,7 +289,7 @@ def _curve(curve: Curve) -> str:
 
 
 def path_data(points: Sequence[Point]) -> str:
-    """A Bézier chain as the ``d`` of an SVG path."""
+    """Write a Bézier chain as the ``d`` of an SVG path."""
     curves = [" ".join(map(_pair, points[i : i + 3])) for i in range(1, len(points), 3)]
     return f"M{_pair(points[0])}" + "".join(f"C{curve}" for curve in curves)
 
@@ -304,7 +304,7 @@ def _text(text: Text) -> str:
 
 
 def spans(line: Line, size: float) -> str:
-    """A line as the content of an SVG text."""
+    """Write a line as the content of an SVG text."""
     parts, raised = [], 0.0
     for run in line:
         to = RAISE.get(run.script, 0.0) * size
@@ -413,7 +413,7 @@ def _figure(scene: Scene, theme: ThemeName) -> Any:
 
 
 def mathtext(line: Line) -> str:
-    """A line in matplotlib's TeX."""
+    """Write a line in matplotlib's TeX."""
     if all(run.face == "roman" and not run.script for run in line):
         return "".join(run.text for run in line).replace("$", r"\$")
     return "$" + "".join(map(_run, line)) + "$"

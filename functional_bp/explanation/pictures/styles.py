@@ -1,7 +1,11 @@
-"""The style of the CS231n lectures: operators are circles, leaves names at the margin.
+"""A picture is drawn in the style of the CS231n lectures, or of *Dive into Deep Learning*.
 
-The forward value stands above each edge, the gradient below it. Where a value has several uses the
-edge branches: before the branch stands the gradient, behind it what each use contributes to it.
+In the lectures' style operators are circles and leaves names at the margin. The forward value
+stands above each edge, the gradient below it; where a value has several uses the edge branches:
+before the branch stands the gradient, behind it what each use contributes to it.
+
+In the book's style (Fig. 5.3.1) squares are variables and circles operators. The forward value
+stands above each variable, the gradient below it.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from functional_bp.explanation.pictures.symbols import Line, TextRun, measure, p
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable, format_bytes, short_place
 
-# What both styles draw alike: operators and closed scopes, and what hovering over a mark tells.
+# What both styles draw alike.
 
 NAME_SIZE, SIGN_SIZE, VALUE_SIZE = 14.0, 13.0, 10.5
 CIRCLE = 34.0
@@ -25,7 +29,7 @@ PILL_HEIGHT = 28.0
 
 
 def value_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
-    """The forward value in green."""
+    """Return the forward value in green."""
     if isinstance(variable, Bundle):
         norm = norm_of([explanation.values[v] for v in variable.members])
         return (TextRun(norm),) if norm else ()
@@ -34,12 +38,12 @@ def value_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
 
 
 def gradient_line(cotangent: Any) -> Line:
-    """The cotangent in red; nothing where there is none."""
+    """Return the cotangent in red; nothing where there is none."""
     return () if cotangent is None else (TextRun(format_value(cotangent)),)
 
 
 def total_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
-    """The cotangent of a variable, all uses together, in red."""
+    """Return the cotangent of a variable, all uses together, in red."""
     if isinstance(variable, Bundle):
         bars = [explanation.bars[v] for v in variable.members if v in explanation.bars]
         norm = norm_of(bars)
@@ -48,13 +52,13 @@ def total_line(explanation: EvaluatedGraph, variable: Variable) -> Line:
 
 
 def operator_box(node: Node) -> Vertex:
-    """The space of an operator or a closed scope."""
+    """Return the space of an operator or a closed scope."""
     shape = operator_shape(node, 0.0, 0.0, "")
     return Vertex(node, shape.width, shape.height)
 
 
 def operator_shape(node: Node, x: float, y: float, title: str) -> Shape:
-    """A circle, longer where the sign is long; a rectangle for a closed scope."""
+    """Return a circle, longer where the sign is long; a rectangle for a closed scope."""
     width = measure(node.label, SIGN_SIZE)
     if node.kind == "closed":
         return Shape("rectangle", x, y, round(width + 24), 40.0, 6.0, "closed", title)
@@ -66,7 +70,7 @@ def operator_shape(node: Node, x: float, y: float, title: str) -> Shape:
 
 
 def describe_node(node: Node) -> str:
-    """What hovering over an operator tells: its equation and where it was written."""
+    """Say what hovering over an operator tells: its equation and where it was written."""
     if node.kind == "closed" or len(node.equations) != 1:
         return f"{plain(node.label)}: {len(node.equations)} equations"
     equation = node.equations[0]
@@ -74,7 +78,7 @@ def describe_node(node: Node) -> str:
 
 
 def describe_variable(explanation: EvaluatedGraph, variable: Variable, name: Line) -> str:
-    """What hovering over a variable tells: type, value, gradient, bytes kept."""
+    """Say what hovering over a variable tells: type, value, gradient, bytes kept."""
     if isinstance(variable, Bundle):
         return "\n".join(f"{v.name}: {v.type}" for v in variable.members)
     lines = [f"{plain(name) or variable.name}: {variable.type}"]
@@ -94,6 +98,8 @@ def _equation(equation: Equation) -> str:
     label = f"[{equation.label}]" if equation.label else ""
     return f"{outs} = {equation.operation}{label}({', '.join(v.name for v in equation.inputs)})"
 
+
+# The style of the CS231n lectures.
 
 Branches = Literal["shares", "total"]
 DOT = 6.0
@@ -126,7 +132,7 @@ def draw_cs231n(
     direction: Direction,
     branches: Branches = "shares",
 ) -> Scene:
-    """Lay out and draw."""
+    """Lay out and draw in the style of the CS231n lectures."""
     edges = _edges(explanation, shown, branches)
     boxes: dict[Any, Vertex] = {}
     for node in shown.nodes:
@@ -217,9 +223,7 @@ def _add_label(scene: Scene, edge: _Edge, placed: Placed, direction: Direction) 
         scene.texts.append(Text(*at, line, VALUE_SIZE, role, edge.title))
 
 
-# The style of *Dive into Deep Learning*, Fig. 5.3.1: squares are variables, circles operators.
-#
-# The forward value stands above each variable, the gradient below it.
+# The style of Dive into Deep Learning.
 
 SQUARE, SMALL_SQUARE = 32.0, 16.0  # the sides, with a name in it and without
 D2L_ROW = 15.0  # of a value above or a gradient below
@@ -227,7 +231,7 @@ APART = 5.0  # text from a border, beside it
 
 
 def draw_d2l(explanation: EvaluatedGraph, shown: Contents, direction: Direction) -> Scene:
-    """Lay out and draw."""
+    """Lay out and draw in the style of Dive into Deep Learning."""
     lines = {v: (value_line(explanation, v), total_line(explanation, v)) for v in shown.variables}
     names = {v: node.label for v, node in shown.maker.items() if node.kind == "leaf"} | shown.names
     for output in shown.outputs:

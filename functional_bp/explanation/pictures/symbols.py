@@ -1,8 +1,9 @@
-"""What stands in the circle of an operation: ``+``, ``∗−1``, ``1/x``, ``exp``, ``σ``.
+"""Operations have signs, and names are set as a book prints them.
+
+In the circle of an operation stand ``+``, ``∗−1``, ``1/x``, ``exp``, ``σ``; ``params['W1']`` is W₁.
 
 >>> import jax.numpy as jnp, functional_bp as bp
 >>> graph = bp.trace(lambda x: 1 / (1 + jnp.exp(-x)), 0.5)
->>> from functional_bp.explanation.pictures.symbols import plain
 >>> [plain(symbol(e, {i: v.name for i, v in enumerate(e.inputs) if v.kind == "literal"}))
 ...  for e in graph]
 ['∗−1', 'exp', '+1.0', '1.0/x']
@@ -22,14 +23,6 @@ import numpy as np
 from functional_bp.explanation.numbers import format_number, format_shape
 from functional_bp.graph.graph import Equation
 
-# Names as a book prints them: ``params['W1']`` is W₁, ``alpha_t`` is αₜ; how wide a line is.
-#
-# >>> plain(typeset_name("W1")), plain(typeset_name("alpha_t")), plain(typeset_name("x_hat"))
-# ('W_1', 'α_t', 'x̂')
-# >>> paths = ["params['layers'][0]['W']", "params['layers'][1]['W']", "xs[2]", "rate"]
-# >>> [plain(line) for line in typeset_paths({path: False for path in paths}).values()]
-# ['W^(0)', 'W^(1)', 'xs_2', 'rate']
-
 Face = Literal["roman", "italic", "bold"]
 ACCENTS = {"hat": "\u0302", "bar": "\u0304", "tilde": "\u0303", "dot": "\u0307"}
 SCRIPT_SIZE = 0.7  # of a sub- or superscript, relative to its line
@@ -48,7 +41,7 @@ WIDEST = {"W": 1.0, "F": 1.0}  # East Asian characters fill a square
 
 
 class TextRun(NamedTuple):
-    """A piece of a line; ``script`` is −1 for a subscript, 1 for a superscript."""
+    """A run is a piece of a line; ``script`` is −1 for a subscript, 1 for a superscript."""
 
     text: str
     face: Face = "roman"
@@ -59,17 +52,17 @@ Line = tuple[TextRun, ...]
 
 
 def plain(line: Line) -> str:
-    """The line as ordinary text, scripts marked as TeX does."""
+    """Return the line as ordinary text, scripts marked as TeX does."""
     return "".join({0: "", -1: "_", 1: "^"}[run.script] + run.text for run in line)
 
 
 def roman(text: str) -> Line:
-    """A line of upright letters."""
+    """Return a line of upright letters."""
     return (TextRun(text),)
 
 
 def measure(line: Line, size: float) -> float:
-    """How wide the line is at most, in points and halves of them."""
+    """Say how wide the line is at most, in points and halves of them."""
     width = 0.0
     for text, face, script in line:
         scale = (SCRIPT_SIZE if script else 1.0) * (BOLD if face == "bold" else 1.0)
@@ -83,7 +76,7 @@ def _advance(letter: str) -> float:
 
 
 def greek(word: str) -> str | None:
-    """The letter that the word names, None if it names none."""
+    """Return the letter that the word names, None if it names none."""
     case = "CAPITAL" if word[:1].isupper() else "SMALL"
     spelled = word.lower().replace("lambda", "lamda").upper()
     try:
@@ -93,12 +86,15 @@ def greek(word: str) -> str | None:
 
 
 def typeset_name(name: str, is_array: bool = False, face: Face | None = None) -> Line:
-    """A Python name as mathematics: italic, arrays bold; digits and what follows ``_`` below.
+    """Set a name as mathematics: italic, arrays bold; digits and what follows ``_`` below.
 
     Args:
         name: an identifier.
         is_array: whether it names a vector, a matrix or more.
         face: the letters, where they are neither; of a function.
+
+    >>> plain(typeset_name("W1")), plain(typeset_name("alpha_t")), plain(typeset_name("x_hat"))
+    ('W_1', 'α_t', 'x̂')
     """
     base, *rest = name.split("_")
     match = re.fullmatch(r"([^\W\d]+)(\d+)", base)
@@ -119,10 +115,14 @@ def typeset_name(name: str, is_array: bool = False, face: Face | None = None) ->
 
 
 def typeset_paths(paths: Mapping[str, bool]) -> dict[str, Line]:
-    """The names of arguments and places in pytrees, each as short as it can be told from others.
+    """Set the names of arguments and places in pytrees, as short as they can be told apart.
 
     Args:
         paths: whether it is an array, by path.
+
+    >>> paths = ["params['layers'][0]['W']", "params['layers'][1]['W']", "xs[2]", "rate"]
+    >>> [plain(line) for line in typeset_paths({path: False for path in paths}).values()]
+    ['W^(0)', 'W^(1)', 'xs_2', 'rate']
     """
     options = {path: _shortenings(path, is_array) for path, is_array in paths.items()}
     count = Counter(plain(line) for lines in options.values() for line in lines)
@@ -180,7 +180,7 @@ COMMUTATIVE = {"add": "+", "add_any": "+", "mul": "∗", "max": "max", "min": "m
 
 
 def symbol(equation: Equation, fixed: Mapping[int, str]) -> Line:
-    """The sign of an equation's operation.
+    """Return the sign of an equation's operation.
 
     Args:
         equation: one operation.
@@ -206,7 +206,7 @@ def symbol(equation: Equation, fixed: Mapping[int, str]) -> Line:
 
 
 def function_sign(name: str) -> Line:
-    """The name of a person's function: a letter for the usual ones, ``l2`` is ℓ₂."""
+    """Return the name of a person's function: a letter for the usual ones, ``l2`` is ℓ₂."""
     match = re.fullmatch(r"([^\W\d_]+)_?(\d*)", name)
     base, number = (match[1], match[2]) if match else (name, "")
     letter = FUNCTIONS.get(base) or greek(base) or (base if len(base) == 1 else None)
@@ -216,7 +216,7 @@ def function_sign(name: str) -> Line:
 
 
 def power(exponent: int) -> Line:
-    """x², 1/x, 1/x³."""
+    """Return the sign of a power: x², 1/x, 1/x³."""
     if exponent == -1:
         return (TextRun("1/"), X)
     above = TextRun(str(abs(exponent)), "roman", 1)
@@ -224,7 +224,7 @@ def power(exponent: int) -> Line:
 
 
 def constant(value: object) -> str:
-    """A constant for a sign: 1, −1, 0.05; its shape where its entries differ."""
+    """Return a constant for a sign: 1, −1, 0.05; its shape where its entries differ."""
     array = np.asarray(value)
     if array.dtype.kind not in "biufc" and array.dtype.name != "bfloat16":
         return f"[{format_shape(array.shape)}]"
