@@ -22,7 +22,7 @@ from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Outcome, Verdict
 from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.input_classes import GIVEN
-from functional_bp.gradcheck.judging import Judged, Judgement
+from functional_bp.gradcheck.judging import Judgement, Ruling
 from functional_bp.gradcheck.report import Report
 from functional_bp.gradcheck.stages.compositions import compositions, sharded_inputs
 from functional_bp.gradcheck.stages.inputs import searched_inputs, shrink
@@ -277,7 +277,7 @@ def _first_order(context: CheckContext) -> tuple[list[str], bool]:
         context.findings.append(Finding("error", message, where=ran.place))
         return [], True
     label, against = "forward value", "the reference"
-    if judgement.outcome is Judged.VALUE:
+    if judgement.outcome is Ruling.VALUE:
         message = (
             f"{judgement.reason}: the forward pass of the claim does not compute the reference "
             "function"
@@ -287,7 +287,7 @@ def _first_order(context: CheckContext) -> tuple[list[str], bool]:
     context.row(label, Outcome.RIGHT, against)
     linearity(context)
     _rows_of(context, judgement)
-    if judgement.outcome is Judged.WRONG:
+    if judgement.outcome is Ruling.WRONG:
         found = context.findings[0] if context.findings else None
         context.findings.clear()
         context.find(
@@ -297,10 +297,10 @@ def _first_order(context: CheckContext) -> tuple[list[str], bool]:
             message=found.message + "." if found else "",
             smallest=shrink(context, point, judgement, given=True)[0],
         )
-    if judgement.outcome in (Judged.UNRESOLVED, Judged.WITNESSES, Judged.OUTSIDE):
+    if judgement.outcome in (Ruling.UNRESOLVED, Ruling.WITNESSES, Ruling.OUTSIDE):
         reason = judgement.reason or "no witness could judge the claim at the given inputs"
-        return [reason], judgement.outcome is not Judged.WITNESSES
-    if judgement.outcome is Judged.KINK:
+        return [reason], judgement.outcome is not Ruling.WITNESSES
+    if judgement.outcome is Ruling.KINK:
         context.kinks.append(GIVEN.title)
     return [], True
 
@@ -337,10 +337,10 @@ def _rows_of(context: CheckContext, judgement: Judgement) -> None:
     if judgement.confirmed and context.has_reference:
         against += " and finite differences"
     for k, name in enumerate(context.subject.names):
-        is_open = judgement.outcome is Judged.UNRESOLVED
+        is_open = judgement.outcome is Ruling.UNRESOLVED
         outcome = Outcome.UNRESOLVED if is_open else Outcome.RIGHT
         if judgement.masks and judgement.masks[k].any():
-            is_wrong = judgement.outcome is Judged.WRONG
+            is_wrong = judgement.outcome is Ruling.WRONG
             outcome = Outcome.WRONG if is_wrong else Outcome.NOTE
         context.row(
             f"cotangent of {name}",

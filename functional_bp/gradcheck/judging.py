@@ -236,7 +236,7 @@ CANCELLED = 1e-8  # of Σ |x x̄|: what differences cannot see
 OFF_SAMPLE = 1e-6  # relative slack away from the given inputs, where conditioning may be bad
 
 
-class Judged(Enum):
+class Ruling(Enum):
     """This can be said of a claim at a point."""
 
     RIGHT = auto()
@@ -262,7 +262,7 @@ class Judgement:
         reason: in words, where there is something to say.
     """
 
-    outcome: Judged
+    outcome: Ruling
     result: Result
     masks: tuple[np.ndarray, ...] = ()
     errors: tuple[float, ...] = ()
@@ -275,14 +275,14 @@ class Judgement:
 def _not_judged(result: Result, true_outs: Arrays, given: bool) -> Judgement | None:
     """The judgement where the forward values already decide."""
     if not all_finite(true_outs):
-        return Judgement(Judged.OUTSIDE, result, reason="the function is not finite there")
+        return Judgement(Ruling.OUTSIDE, result, reason="the function is not finite there")
     gap = value_gap(result.outs, true_outs)
     return _other_values(result, gap, given) if gap > ITERATIVE else None
 
 
 def _other_values(result: Result, gap: float, given: bool) -> Judgement:
     reason = f"the forward values differ by {gap:.1e} (relative)"
-    return Judgement(Judged.VALUE if given else Judged.OUTSIDE, result, reason=reason)
+    return Judgement(Ruling.VALUE if given else Ruling.OUTSIDE, result, reason=reason)
 
 
 class ReferenceJudge:
@@ -317,7 +317,7 @@ class ReferenceJudge:
         errors = tuple(_largest_gap(c, t) for c, t in zip(result.claimed, result.true))
         bounds = tuple(float(np.max(a[np.isfinite(a)], initial=0.0)) for a in allowed)
         if not any_of(masks):
-            return Judgement(Judged.RIGHT, result, masks, errors, bounds)
+            return Judgement(Ruling.RIGHT, result, masks, errors, bounds)
         far = [distance(c, t) for c, t in zip(result.claimed, result.true)]
         far = [np.inf if np.isnan(d) else d for d in far]
         leaf = max(range(len(masks)), key=lambda i: (bool(masks[i].any()), far[i]))
@@ -325,19 +325,19 @@ class ReferenceJudge:
             outcome, result, masks, errors, bounds, leaf, **more
         )
         if self.declared:
-            return made(Judged.WRONG)
+            return made(Ruling.WRONG)
         if all_finite(result.claimed) and is_valid_subgradient(self.full, point, masks, self.rng):
-            return made(Judged.KINK, reason="a valid subgradient, by another convention at a kink")
+            return made(Ruling.KINK, reason="a valid subgradient, by another convention at a kink")
         vote = side(self.full, point, result, masks[leaf], leaf)
         if vote is Side.REFERENCE:
-            return made(Judged.WRONG, confirmed=True)
+            return made(Ruling.WRONG, confirmed=True)
         if vote is Side.CLAIM and given:
             reason = (
                 "finite differences of the forward pass agree with the claim, not with the "
                 "reference's gradient"
             )
-            return made(Judged.WITNESSES, reason=reason)
-        return made(Judged.WRONG if given and vote is Side.NEITHER else Judged.UNRESOLVED)
+            return made(Ruling.WITNESSES, reason=reason)
+        return made(Ruling.WRONG if given and vote is Side.NEITHER else Ruling.UNRESOLVED)
 
     def _allowed(
         self, true: Arrays, noise: Sequence[np.ndarray], natural: Sequence[float], slack: float
@@ -445,13 +445,13 @@ class Compared(NamedTuple):
         reason: why differences cannot tell.
     """
 
-    outcome: Judged
+    outcome: Ruling
     error: float = 0.0
     reason: str = ""
 
 
 def _unresolved(reason: str) -> Compared:
-    return Compared(Judged.UNRESOLVED, 0.0, reason)
+    return Compared(Ruling.UNRESOLVED, 0.0, reason)
 
 
 class DifferenceJudge:
@@ -481,14 +481,14 @@ class DifferenceJudge:
                 if not np.any(direction):
                     continue
                 found = self._along(point, result, here, leaf, direction)
-                if found.outcome is Judged.UNRESOLVED:
+                if found.outcome is Ruling.UNRESOLVED:
                     reasons.append(found.reason)
                     continue
-                if found.outcome is Judged.WRONG:
+                if found.outcome is Ruling.WRONG:
                     masks = tuple(np.zeros(np.shape(a), bool) for a in point.actives)
                     masks[leaf][...] = direction != 0
                     errors[leaf] = found.error
-                    return Judgement(Judged.WRONG, result, masks, tuple(errors), (), leaf, True)
+                    return Judgement(Ruling.WRONG, result, masks, tuple(errors), (), leaf, True)
                 judged[leaf] = True
                 errors[leaf] = max(errors[leaf], found.error)
         wanted = [on or not x.size for on, x in zip(judged, point.actives)]
@@ -496,8 +496,8 @@ class DifferenceJudge:
             missing = ", ".join(n for n, on in zip(self.full.subject.names, wanted) if not on)
             why = reasons[0] if reasons else "no direction could be tried"
             reason = f"{missing}: {why}"
-            return Judgement(Judged.UNRESOLVED, result, (), tuple(errors), reason=reason)
-        return Judgement(Judged.RIGHT, result, (), tuple(errors))
+            return Judgement(Ruling.UNRESOLVED, result, (), tuple(errors), reason=reason)
+        return Judgement(Ruling.RIGHT, result, (), tuple(errors))
 
     def _direction(self, x: np.ndarray, *, sparse: bool) -> np.ndarray:
         """A random direction, relative to the size of each entry."""
@@ -531,7 +531,7 @@ class DifferenceJudge:
         if exact is not None and np.isfinite(claimed):
             error, limit, scale = compared(exact)
             if error <= limit:
-                return Compared(Judged.RIGHT, error / scale)
+                return Compared(Ruling.RIGHT, error / scale)
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
             return _unresolved("the forward pass is not finite nearby")
@@ -541,7 +541,7 @@ class DifferenceJudge:
             if not close <= 0.2 * far + 1e-9 * height:
                 return _unresolved("a kink lies across the direction")
             if found.resolved and found.error <= 1e-5 * abs(found.value) + 1e-9 * height:
-                return Compared(Judged.WRONG, np.inf)
+                return Compared(Ruling.WRONG, np.inf)
             return _unresolved("neither claim nor differences are finite")
         if not found.resolved or found.error > 1e-5 * abs(found.value) + 1e-9 * abs(claimed):
             if exact is None:
@@ -549,10 +549,10 @@ class DifferenceJudge:
             found = exact
         error, limit, scale = compared(found)
         if error <= limit:
-            return Compared(Judged.RIGHT, error / scale)
+            return Compared(Ruling.RIGHT, error / scale)
         own = self.limits.claim_noise(point, result.claimed)[leaf]
         if error <= limit + NOISE * float(np.sum(np.abs(own * direction))):
-            return Compared(Judged.RIGHT, error / scale)  # its own formula rounds as much
+            return Compared(Ruling.RIGHT, error / scale)  # its own formula rounds as much
         # A kink's bend stays as the step shrinks, that of a curve goes.
         near, far = (bend(outs, point.bars, h) for h in (3e-8, 1e-6))
         if not max(near, far) < 0.3 * error or (near > 0.01 * error and near > 0.3 * far):
@@ -562,7 +562,7 @@ class DifferenceJudge:
         rounding = 8 * UNIT64 * height / 1e-6
         if any(abs(s - found.value) > 0.3 * error + rounding for s in small):
             return _unresolved("finite differences depend on the step")
-        return Compared(Judged.WRONG, error / scale)
+        return Compared(Ruling.WRONG, error / scale)
 
 
 def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) -> tuple | None:

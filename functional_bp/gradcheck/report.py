@@ -1,13 +1,14 @@
-"""A report of a check can be had in several forms."""
+"""A report of a check can be had in several forms.
+
+Each is imported where it is asked for: the class itself needs neither JAX nor rich.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from functional_bp.errors import WrongGradientError
 from functional_bp.gradcheck.findings import CheckResult, Verdict
-from functional_bp.gradcheck.formats import html, json, markdown, words
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,33 @@ class Report(CheckResult):
         """
         refused = (Verdict.WRONG, Verdict.INCONCLUSIVE) if inconclusive else (Verdict.WRONG,)
         if self.verdict in refused:
-            raise WrongGradientError(words.in_short(self), self)
+            from functional_bp.errors import WrongGradientError
+            from functional_bp.gradcheck.formats.words import in_short
+
+            raise WrongGradientError(in_short(self), self)
 
     def to_text(self, width: int = 100) -> str:
         """Write plain text of so many columns, as ``print(report)`` shows it."""
-        from functional_bp.gradcheck.formats import text  # loads rich
+        from functional_bp.gradcheck.formats import text
 
         return text.plain([self], width)
 
     def to_html(self) -> str:
         """Write a page that stands by itself, for light and dark screens."""
+        from functional_bp.gradcheck.formats import html
+
         return html.render([self])
 
     def to_markdown(self) -> str:
         """Write Markdown, as GitHub shows it."""
+        from functional_bp.gradcheck.formats import markdown
+
         return markdown.render([self])
 
     def to_json(self) -> str:
         """Write JSON with everything in it; ``Report.from_json`` reads it."""
+        from functional_bp.gradcheck.formats import json
+
         return json.render([self])
 
     @staticmethod
@@ -65,15 +75,19 @@ class Report(CheckResult):
         Raises:
             ValueError: it is no report, or one of a later version.
         """
+        from functional_bp.gradcheck.formats import json
+
         return json.read(text, Report)
 
     def __str__(self) -> str:
         return self.to_text().rstrip("\n")
 
     def __rich__(self) -> Any:
-        from functional_bp.gradcheck.formats import text  # loads rich
+        from functional_bp.gradcheck.formats import text
 
         return text.render([self])
 
     def _repr_html_(self) -> str:
+        from functional_bp.gradcheck.formats import html
+
         return html.fragment([self])

@@ -514,7 +514,8 @@ def _from_module(target: Target) -> tuple[Any, ...] | None:
 def _defaults(function: Any) -> tuple[Any, ...] | None:
     parameters = _positional(function) or {}
     defaults = tuple(parameter.default for parameter in parameters.values())
-    return None if inspect.Parameter.empty in defaults else defaults or None
+    lacking = any(default is inspect.Parameter.empty for default in defaults)
+    return None if lacking or not defaults else defaults
 
 
 def _in_order(target: Target, function: Any, values: Mapping[str, Any]) -> tuple[Any, ...]:

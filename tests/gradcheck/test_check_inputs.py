@@ -97,6 +97,8 @@ def test_the_order_of_the_ways(ops: Any) -> None:
 def test_defaults_of_all_arguments() -> None:
     every, some = (lambda x=1.5, axis=-1: x), (lambda x, axis=-1: x)
     assert targets.inputs_for(Target("m:f", every)) == (1.5, -1)
+    ones = np.ones(2)
+    assert shapes(targets.inputs_for(Target("m:f", lambda x=ones: x))) == ["float64[2]"]
     with pytest.raises(targets.InputsError, match="m:f: no inputs to check it on"):
         targets.inputs_for(Target("m:f", some))
 

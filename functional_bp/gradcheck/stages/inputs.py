@@ -29,7 +29,7 @@ from functional_bp.gradcheck.input_classes import (
     InputClass,
     Trait,
 )
-from functional_bp.gradcheck.judging import Judged, Judgement
+from functional_bp.gradcheck.judging import Judgement, Ruling
 from functional_bp.gradcheck.subject import Arrays, all_finite, single
 from functional_bp.graph import interpret
 from functional_bp.graph.nested import called, inner_graphs
@@ -190,7 +190,7 @@ def searched_inputs(context: CheckContext) -> None:
     elif context.is_large or context.quick:
         only = Trait.FEW
     values = interpret.thresholds(context.graph) if context.graph is not None else []
-    came_out: Counter[Judged] = Counter()
+    came_out: Counter[Ruling] = Counter()
     branches = _branches(context)
     for kind, actives, fixed in input_classes.candidates(
         context.point.actives, context.point.fixed, values, context.rng, only,
@@ -201,13 +201,13 @@ def searched_inputs(context: CheckContext) -> None:
             break
         point = Point(actives, fixed, context.new_bars())
         judgement = _judge(context, point)
-        outcome = Judged.OUTSIDE if judgement is None else judgement.outcome
+        outcome = Ruling.OUTSIDE if judgement is None else judgement.outcome
         came_out[outcome] += 1
-        if branches is not None and outcome is Judged.RIGHT:
+        if branches is not None and outcome is Ruling.RIGHT:
             branches.see(point)
-        elif outcome is Judged.KINK:
+        elif outcome is Ruling.KINK:
             context.kinks.append(kind.title)
-        elif judgement is not None and outcome is Judged.WRONG:
+        elif judgement is not None and outcome is Ruling.WRONG:
             _found(context, point, judgement, kind)
             return
     if branches is not None and _crossed(context, branches):
@@ -216,7 +216,7 @@ def searched_inputs(context: CheckContext) -> None:
     if climbed is not None:
         _found(context, *climbed, CLIMBED_TO)
         return
-    outside, unresolved = came_out[Judged.OUTSIDE], came_out[Judged.UNRESOLVED]
+    outside, unresolved = came_out[Ruling.OUTSIDE], came_out[Ruling.UNRESOLVED]
     tried = came_out.total()
     said = f"{tried} classes of inputs"
     said += f", {outside} outside the domain" if outside else ""
@@ -232,18 +232,18 @@ def _judge(context: CheckContext, point: Point, *, given: bool = False) -> Judge
     # Integers may be out of range, a shape may depend on values: that is not in the domain.
     with Guard("the claim on inputs that nobody has tried"):
         found = context.judge.judge(point, given=given)
-        if found.outcome is not Judged.WRONG or given:
+        if found.outcome is not Ruling.WRONG or given:
             return found
         if not context.is_settled(point):
             reason = "an iteration of the forward pass has not converged there"
-            return replace(found, outcome=Judged.OUTSIDE, reason=reason)
+            return replace(found, outcome=Ruling.OUTSIDE, reason=reason)
         if _is_lost_outside(context, point, found):
             name = context.subject.names[found.leaf]
             context.note(
                 f"the cotangent of {name} is not finite for signs that the given inputs do not "
                 "have (zeros, negative numbers): no error if they are outside the domain"
             )
-            return replace(found, outcome=Judged.OUTSIDE)
+            return replace(found, outcome=Ruling.OUTSIDE)
         return found
     return None
 
@@ -261,10 +261,10 @@ def _crossed(context: CheckContext, branches: Branches) -> bool:
     until = min(time.monotonic() + BRANCH_SECONDS, context.deadline)
     for point in branches.across(context.point, until):
         judgement = _judge(context, point)
-        if judgement is not None and judgement.outcome is Judged.WRONG:
+        if judgement is not None and judgement.outcome is Ruling.WRONG:
             _found(context, point, judgement, BEYOND_A_THRESHOLD)
             return True
-        if judgement is not None and judgement.outcome is Judged.RIGHT:
+        if judgement is not None and judgement.outcome is Ruling.RIGHT:
             branches.see(point)
     if branches.was_cut_short:
         context.cut_short("the search beyond the thresholds in the code")
@@ -321,7 +321,7 @@ def shrink(
         if candidate is None:
             continue
         found = _judge(context, candidate, given=given)
-        if found is None or found.outcome is not Judged.WRONG:
+        if found is None or found.outcome is not Ruling.WRONG:
             continue
         if found.leaf == judgement.leaf:
             point, judgement = candidate, found
@@ -397,6 +397,6 @@ def _ascend(context: CheckContext) -> tuple[Point, Judgement] | None:
             actives = tuple(moved(x, s, rate) for x, s in zip(point.actives, slopes))
             point = point._replace(actives=actives)
             found = _judge(context, point)
-            if found is not None and found.outcome is Judged.WRONG:
+            if found is not None and found.outcome is Ruling.WRONG:
                 return point, found
     return None

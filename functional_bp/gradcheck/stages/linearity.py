@@ -18,7 +18,7 @@ from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Point, to_numpy
 from functional_bp.gradcheck.findings import Finding, Outcome
 from functional_bp.gradcheck.guard import Guard
-from functional_bp.gradcheck.judging import Judged
+from functional_bp.gradcheck.judging import Ruling
 from functional_bp.gradcheck.subject import Arrays, all_finite, distance, farthest
 from functional_bp.graph import interpret
 
@@ -144,8 +144,8 @@ def single_cotangents(context: CheckContext) -> None:
         alone = _alone(context.point, k)
         judgement = context.judge.judge(alone, given=True)
         label = f"the cotangent of output {k} alone"
-        if judgement.outcome is not Judged.WRONG:
-            is_right = judgement.outcome is Judged.RIGHT
+        if judgement.outcome is not Ruling.WRONG:
+            is_right = judgement.outcome is Ruling.RIGHT
             context.row(label, Outcome.RIGHT if is_right else Outcome.NOTE, judgement.reason)
             continue
         silent = not any(np.any(c) for c in judgement.result.claimed)
