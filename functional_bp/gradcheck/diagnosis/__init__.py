@@ -1,1 +1,1 @@
-"""What a wrong gradient looks like, where the fault stands, and what to write instead."""
+"""A diagnosis says what a wrong gradient looks like, where the fault stands, and what to write."""

@@ -1,12 +1,12 @@
-"""What a wrong gradient looks like, where the fault stands, and what to write instead.
+"""A diagnosis says what a wrong gradient looks like, where the fault stands, and what to write.
 
-Three searches, each verified on fresh inputs before it is told:
+Three searches look for it, and what each finds is verified on fresh inputs before it is told:
 
-- ``numbers``: what turns the claimed numbers into the true ones (a sign, a factor, a transpose, a
-  missing term, a part of the input space);
-- ``repairs.search``: an edit of the person's backward pass that makes it right;
-- ``repairs.drops``: an edit of the true backward pass that makes it the claim, which names the path
-  that was forgotten.
+- ``patterns`` turn the true numbers into the claimed ones (a sign, a factor, a transpose, a missing
+  term, a part of the input space);
+- ``repair.search`` edits the person's backward pass until it is right;
+- ``repair.dropped`` edits the true backward pass until it is the claim, which names the path that
+  was forgotten.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _of_another(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
 def compose(
     disagreement: Disagreement, seen: list[Finding], edits: list[Finding], lost: list[Finding]
 ) -> Finding:
-    """One diagnosis of what the searches found; an edit that was verified says most."""
+    """The findings of the searches become one; an edit that was verified says most."""
     told = [*(f.message for f in edits), *(h.message for h in seen), *(f.message for f in lost)]
     told = list(dict.fromkeys(told))
     if not told:
@@ -152,7 +152,7 @@ def _name(disagreement: Disagreement) -> str:
 def describe_values(
     name: str, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
 ) -> tuple[str, str]:
-    """Kind and message of a wrong cotangent, from its values and the true ones alone."""
+    """The values of a wrong cotangent tell its kind and message beside the true ones alone."""
     nothing = (np.zeros_like(true),)
     sample = Sample(nothing, (), (), (), (claimed,), (true,))
     subject = Subject(

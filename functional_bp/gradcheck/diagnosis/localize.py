@@ -1,8 +1,9 @@
-"""The lines that a finding is about, where no edit has named one.
+"""A finding gets its line here where no edit has named one.
 
-From the graph of the person's backward pass (what feeds a cotangent, what narrows a dtype, where
-the first infinity arises), or from its text, for what leaves no trace in a graph (random numbers,
-remembered values, questions about tracers).
+The graph of the person's backward pass tells what feeds a cotangent, what narrows a dtype, and
+where the first infinity arises. What leaves no trace in a graph (random numbers, remembered values,
+questions about tracers) is looked for in the text. A formula for what a cotangent lacks becomes a
+repair of the line that makes it: added to what is returned, it makes the gradient right.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CONTAINERS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp)
 
 
 def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) -> Place | None:
-    """The last line that feeds an argument's cotangent, and none of those that are ``right``."""
+    """An argument's cotangent is made on the last line that feeds it and none that is ``right``."""
     program = _program(subject)
     if program is None:  # in NumPy, say
         return _assigned(subject, name)
@@ -60,7 +61,7 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
 
 
 def cotangent_as_written(subject: Subject, name: str) -> tuple[Place, str] | None:
-    """The expression that an argument's cotangent is, and its line; None where it is not known."""
+    """An argument's cotangent is written as this expression, on this line; None if unknown."""
     program, home = _program(subject), home_of(subject.source)
     if program is None:
         return None
@@ -78,7 +79,7 @@ def cotangent_as_written(subject: Subject, name: str) -> tuple[Place, str] | Non
 
 
 def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Place, ...]:
-    """The lines that a finding of the kind ``what`` may be about, the likeliest first.
+    """These lines may be what a finding of the kind ``what`` is about, the likeliest first.
 
     Args:
         subject: the claim.
@@ -103,7 +104,7 @@ def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Plac
 
 
 def line_of_shards(subject: Subject, name: str) -> Place | None:
-    """The line in the body of a ``shard_map`` that makes an argument's cotangent."""
+    """This line in the body of a ``shard_map`` makes an argument's cotangent."""
     program, home = _program(subject), home_of(subject.source)
     judged = None if program is None else program.outputs[subject.names.index(name)]
     for equation in program.equations if program is not None else ():
@@ -122,7 +123,7 @@ def line_of_shards(subject: Subject, name: str) -> Place | None:
 def line_of_overflow(
     subject: Subject, actives: Arrays, fixed: Arrays, bars: Arrays
 ) -> Place | None:
-    """The first line whose result is not finite though what it is computed from is."""
+    """This is the first line whose result is not finite though what it is computed from is."""
     program = _program(subject, actives, fixed, bars)
     if program is None:
         return None
@@ -139,7 +140,7 @@ def line_of_overflow(
 
 
 def thresholds_in_code(subject: Subject) -> tuple[float, ...]:
-    """The numbers that the backward pass, or what it keeps, is compared with."""
+    """The backward pass, or what it keeps, is compared with these numbers."""
     program = _program(subject)
     return () if program is None else tuple(thresholds_of(program))
 
@@ -320,16 +321,13 @@ def _returns(subject: Subject) -> list[Place]:
     return [place for place, node in _statements(subject) if isinstance(node, ast.Return)]
 
 
-# A formula for what a cotangent lacks, as a correction of the line that makes it.
-#
-# The numbers tell true − claimed as a formula, verified on fresh samples; added to the expression
-# that is returned, it makes the gradient right.
+# A formula for what a cotangent lacks, as a correction.
 
 VERIFIED = 2  # fresh samples that a formula has to hold on
 
 
 def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
-    """The repair that a formula for true − claimed amounts to; None where there is none."""
+    """A formula for true − claimed becomes a repair; None where it cannot be written."""
     if not seen.added or not seen.unexplained < 1 or seen.fresh_samples < VERIFIED:
         return None
     subject = disagreement.subject

@@ -1,1 +1,1 @@
-"""What a wrong gradient looks like, from its numbers alone."""
+"""The numbers of a wrong gradient say what it looks like."""

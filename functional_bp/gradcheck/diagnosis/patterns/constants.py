@@ -1,4 +1,4 @@
-"""Names for the numbers that a gradient is off by: 2, ½, N, 1/N, √d, N/(N−1), …."""
+"""The numbers that a gradient is off by have names: 2, ½, N, 1/N, √d, N/(N−1), …."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPECIAL = {
 
 @dataclass(frozen=True)
 class NamedNumber:
-    """A number with its name.
+    """A number has a name that a person would give it.
 
     Attributes:
         value: the number.
@@ -78,7 +78,7 @@ class NamedNumber:
 
 
 def sizes(evidence: Evidence) -> dict[int, str]:
-    """The numbers of elements that a mean or a scale could have been taken over, and of what."""
+    """A mean or a scale could have been taken over these numbers of elements; each says of what."""
     found: dict[int, str] = {}
     case = evidence.given
     arrays = {evidence.argument: case.true} | dict(case.bars) | dict(case.known)
@@ -95,7 +95,7 @@ def sizes(evidence: Evidence) -> dict[int, str]:
 
 
 def name_of(value: float, known: dict[int, str], close: float = CLOSE) -> NamedNumber:
-    """The name of a number, the plainest first; ``close`` is its relative error."""
+    """A number gets its plainest name; ``close`` is its relative error."""
     if value < 0:
         constant = name_of(-value, known, close)
         return replace(constant, value=value)

@@ -1,4 +1,8 @@
-"""The samples that an explanation has to stand up to: the given one and fresh ones."""
+"""An explanation has to stand up to the given sample and to fresh ones, which are gathered here.
+
+Each sample names the arrays that a formula may use: arguments, residuals, outputs. A fault leaves a
+gap of its own size; where a prediction leaves almost nothing of it, in any case, it explains it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ OF_THE_MAGNITUDE = 1e-12
 
 @dataclass(frozen=True)
 class Judged:
-    """One sample, seen from the argument that is judged.
+    """A sample is seen here from the argument that is judged.
 
     Attributes:
         sample: all of it.
@@ -63,7 +67,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The cases that a finding has to explain, all of them.
+    """A finding has to explain all of these cases.
 
     Attributes:
         disagreement: what is to be explained.
@@ -140,14 +144,14 @@ class Evidence:
     def finding(
         self, kind: str, message: str, cost: float, error: float = math.nan, **more: Any
     ) -> Finding:
-        """What has been found, verified on all cases; ``error`` is what it leaves unexplained."""
+        """A finding has been verified on all cases; ``error`` is what it leaves unexplained."""
         count = more.pop("count", len(self.fresh))
         return Finding(
             kind, self.here + message, cost=cost, unexplained=error, fresh_samples=count, **more
         )
 
     def explains(self, predict: Callable[[Judged], np.ndarray | None]) -> float | None:
-        """The unexplained part, over the cases at its largest; None where one is unexplained."""
+        """This part is left, over the cases at its largest; None where a case is unexplained."""
         worst = 0.0
         for case in self.cases:
             with np.errstate(all="ignore"):
@@ -162,7 +166,7 @@ class Evidence:
 
 
 def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Per entry, how far a prediction of ``claimed`` may be off."""
+    """A prediction of ``claimed`` may be off by this much, per entry."""
     gap = np.abs(claimed - true)
     magnitude = max(np.abs(claimed).max(initial=0.0), np.abs(true).max(initial=0.0))
     largest = gap.max(initial=0.0)
@@ -172,7 +176,8 @@ def tolerance(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
 def unexplained(
     predicted: np.ndarray, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
 ) -> float | None:
-    """‖predicted − claimed‖ / ‖true − claimed‖, or None where some entry is not explained.
+    """This part is left: ‖predicted − claimed‖ / ‖true − claimed‖; None if an entry is not
+    explained.
 
     ``rounding`` is how far each entry may be off because it was written down with few digits.
     """
@@ -186,14 +191,14 @@ def unexplained(
     return float(np.linalg.norm(off)) / gap if gap else 0.0
 
 
-# Draws the samples of a disagreement, and names the arrays that a formula may use.
+# How the samples are drawn.
 
 FRESH = 3  # two that verify, and one that may not be usable
 FEW, FRESH_OF_FEW = 4, 9  # a scalar argument tells only one number per sample
 
 
 def gather(disagreement: Disagreement, limit: TimeLimit) -> Evidence:
-    """Draw the given case and as many fresh ones as are wanted, or as there is time for."""
+    """The given case comes with as many fresh ones as are wanted, or as there is time for."""
     places = _places_of_residuals(disagreement)
     mask = np.asarray(disagreement.masks[disagreement.argument], bool)
     given = _case(disagreement, disagreement.given, disagreement.residuals, mask)
@@ -220,7 +225,7 @@ def gather(disagreement: Disagreement, limit: TimeLimit) -> Evidence:
 
 
 def wrong_entries(claimed: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Entries further off than rounding: a millionth of their own, 1e-10 of the largest."""
+    """These entries are off by more than a millionth of their own and 1e-10 of the largest."""
     scale = np.abs(true).max(initial=0.0)
     with np.errstate(invalid="ignore"):
         return ~(np.abs(claimed - true) <= 1e-6 * np.abs(true) + 1e-10 * scale)

@@ -29,7 +29,7 @@ CALLS = {
 
 @dataclass(frozen=True)
 class Expr:
-    """An operation and its operands.
+    """A formula is an operation on operands.
 
     Attributes:
         head: "name", "number", an operator, or the name of a function.
@@ -175,12 +175,12 @@ class Expr:
 
 
 def name(text: str) -> Expr:
-    """An array that has a name."""
+    """An array stands in a formula by its name."""
     return Expr("name", (text,))
 
 
 def number(shown: str, python: str = "") -> Expr:
-    """A number, as a message shows it and as Python has it, if that is written otherwise."""
+    """A number is shown in a message in one way, and may be written otherwise in Python."""
     return Expr("number", (shown, python or shown))
 
 
@@ -188,13 +188,13 @@ ONE, half = number("1"), number("½", "0.5")
 
 
 def call(function: str, *args: Any, **keywords: Any) -> Expr:
-    """A function of an array; keywords that end in an underscore are not shown."""
+    """A function is called; a message leaves out keywords that end in an underscore."""
     named = ((k.rstrip("_"), v, not k.endswith("_")) for k, v in keywords.items())
     return Expr(function, args, tuple(named))
 
 
 def product(factors: Sequence[Expr]) -> Expr | None:
-    """The product as a person writes it: powers gathered, in the order given; None of none."""
+    """A person gathers powers, in the order given; of no factors there is no product."""
     counts: dict[Expr, int] = {}
     for factor in factors:
         counts[factor] = counts.get(factor, 0) + 1
@@ -205,7 +205,7 @@ def product(factors: Sequence[Expr]) -> Expr | None:
 
 
 def total(terms: Sequence[tuple[bool, Expr]]) -> str:
-    """Terms one after another, each with whether it is subtracted, as a message shows them."""
+    """A message shows terms one after another; each comes with whether it is subtracted."""
     (negative, first), *rest = terms
     parts = [f"− {first}" if negative else str(first)]
     return " ".join([*parts, *(f"{'−' if minus else '+'} {term}" for minus, term in rest)])

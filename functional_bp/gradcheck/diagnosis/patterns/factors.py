@@ -1,4 +1,9 @@
-"""A factor too few, one too many, or another one: claimed / true is a known quantity."""
+"""The claim as a whole may be the truth times something: a constant, a sign, a known quantity.
+
+First the claim's use of the cotangent is looked at, in which it must be linear; then constants,
+signs and conjugates; last a factor too few, one too many, or another one, where claimed / true is a
+known quantity.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ NEAR = 1e-7  # root mean square of the logarithm of what two sides differ by
 
 
 def find_factors(evidence: Evidence) -> list[Finding]:
-    """Explains the ratio of claim and truth by one quantity, or by the quotient of two."""
+    """The ratio of claim and truth may be one quantity, or the quotient of two."""
     cases = evidence.cases
     telling = [(case.true != 0) & (case.claimed != 0) for case in cases]
     if sum(int(np.sum(mask)) for mask in telling) < 3:
@@ -156,24 +161,24 @@ def _rms(a: np.ndarray) -> float:
     return float(np.sqrt(np.mean(a * a)))
 
 
-# The claim beside the truth as a whole: zero, another sign, a constant factor, a conjugate.
+# Zero, another sign, a constant factor, a conjugate.
 
 
 def find_scales(evidence: Evidence) -> list[Finding]:
-    """What a constant, a sign, a conjugate or another argument's cotangent explains."""
+    """A constant, a sign, a conjugate or another argument's cotangent may explain the claim."""
     whole = _zero(evidence) or _factor(evidence)
     return [whole] if whole else [*_conjugate(evidence), *_of_another_argument(evidence)]
 
 
 def common_factor(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """The c with claimed ≈ c · true over all pairs (claimed, true), by least squares."""
+    """This c gives claimed ≈ c · true over all pairs (claimed, true), by least squares."""
     top = sum(float(np.vdot(true, claimed).real) for claimed, true in pairs)
     bottom = sum(float(np.vdot(true, true).real) for _, true in pairs)
     return top / bottom if bottom > 0 and np.isfinite(top) else None
 
 
 def factor_message(constant: NamedNumber, subject: str, claimed: str, true: str) -> tuple[str, str]:
-    """Kind and message for claimed = c · true."""
+    """This kind and message say that claimed = c · true."""
     equation = f"{claimed} = {constant.text} · {true}"
     why = f" ({constant.why})" if constant.why else ""
     if constant.is_unit and constant.value < 0:
@@ -258,14 +263,14 @@ def _of_another_argument(evidence: Evidence) -> list[Finding]:
     return []
 
 
-# What the claim does with ȳ: it must be linear in it, and use the cotangent of every output.
+# Linear in the cotangent.
 
 LINEAR_TOLERANCE = 1e-6  # relative; in float64 anything but linear is off by far more
 STEP = 1e-3  # by which an argument is moved to see whether an output depends on it
 
 
 def find_misused_cotangents(evidence: Evidence) -> list[Finding]:
-    """Calls the claim with other cotangents: none, doubled, reversed, one output's left out."""
+    """The claim is called with no cotangent, with a doubled or reversed one, and so on."""
     if evidence.subject.only_here:
         return []
     return _linearity(evidence) or _ignored(evidence)

@@ -1,4 +1,10 @@
-"""The quantities that formulas are made of: known arrays and plain functions of them."""
+"""Formulas are made of known arrays: these are the terms that a gradient may consist of.
+
+An atom is a known array or a plain function of one. A frame takes an output's cotangent to the
+argument's shape, by sums, products and moves; it has two places for atoms, beside the cotangent and
+beside the result. A term is a frame with its atoms. The likeliest terms, with their values on the
+samples, are the dictionary in which ``terms`` looks for what is missing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,7 @@ from functional_bp.gradcheck.findings import Kind
 
 
 def aligned(array: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
-    """``array`` broadcast to ``shape``, in NumPy's way and with its axes at the front."""
+    """``array`` is broadcast to ``shape`` in NumPy's way, and with its axes at the front."""
     shape = tuple(shape)
     if array.ndim <= len(shape):
         front = array.reshape(array.shape + (1,) * (len(shape) - array.ndim))
@@ -81,7 +87,7 @@ ROWS: tuple[tuple[Expr, Form], ...] = (
 
 @dataclass(frozen=True)
 class Atom:
-    """A quantity that can stand in a formula.
+    """An atom is a quantity that can stand in a formula.
 
     Attributes:
         expr: how it is written.
@@ -137,7 +143,9 @@ class Atom:
 
 
 def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
-    """Known arrays and functions of them, cheapest first; with ``rows``, reductions of rows too."""
+    """The known arrays come with functions of them, cheapest first; ``rows`` adds reductions of
+    rows.
+    """
     found: list[Atom] = []
     names = list(evidence.given.known)[:MOST_ARRAYS]
     for base in names:
@@ -154,13 +162,15 @@ def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
 
 
 def products(some: Sequence[Atom], most: int) -> Iterator[tuple[Atom, ...]]:
-    """All products of at most ``most`` atoms, the empty one first; squares count as a pair."""
+    """At most ``most`` atoms make a product; the empty one comes first, and squares count as a
+    pair.
+    """
     for count in range(most + 1):
         yield from itertools.combinations_with_replacement(some, count)
 
 
 def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
-    """The atom's value broadcast to a shape; None where it does not fit or is not finite."""
+    """The atom's value is broadcast to a shape; None where it does not fit or is not finite."""
     with np.errstate(all="ignore"):
         value = atom.value(case)
     if not np.all(np.isfinite(value)):
@@ -193,10 +203,7 @@ def _centres(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
     return shape != of and len(shape) == len(of) and all(n in (1, m) for n, m in zip(shape, of))
 
 
-# How a cotangent of an output gets to the shape of an argument: sums, products, moves.
-#
-# A frame is a linear map from an output's cotangent to an argument's shape, with two places for
-# factors: inside, beside the cotangent, and outside, beside the result.
+# Frames.
 
 Apply = Callable[[Judged, np.ndarray], np.ndarray]
 LinearForm = Callable[[Judged], np.ndarray]
@@ -206,7 +213,7 @@ MOST_LIFTED = 12
 
 @dataclass(frozen=True)
 class OutputBar:
-    """An output's cotangent, or what a first step of the backward pass makes of it."""
+    """This is an output's cotangent, or what a first step of the backward pass makes of it."""
 
     expr: Expr
     value: Callable[[Judged], np.ndarray]
@@ -215,7 +222,7 @@ class OutputBar:
 
 @dataclass(frozen=True)
 class Frame:
-    """A linear map from a cotangent (times inner factors) to the argument's shape.
+    """A frame maps a cotangent (times inner factors) linearly to the argument's shape.
 
     Attributes:
         bar: the cotangent.
@@ -253,7 +260,7 @@ class Frame:
 
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
-    """The maps from every output's cotangent to the argument's shape, the plainest first."""
+    """Every output's cotangent is mapped to the argument's shape, the plainest way first."""
     bars = [OutputBar(name(n), lambda case, n=n: case.bars[n]) for n in evidence.given.bars]
     for bar in bars:
         yield from _elementwise(evidence, bar)
@@ -453,7 +460,7 @@ PRODUCTS: tuple[tuple[Callable[[Expr, Expr, int], Expr], Product], ...] = (
 )
 
 
-# The terms that a gradient may consist of, and their values on the samples.
+# Terms.
 
 MOST_TERMS, LEAST_TERMS = 2400, 200
 WORK = 5_000_000  # entries that are evaluated, all terms together: a third of a second
@@ -463,7 +470,7 @@ Values = dict[tuple[object, ...], np.ndarray | None]
 
 @dataclass(frozen=True)
 class Term:
-    """``outer · frame(inner · ȳ)``, summed to the argument's shape.
+    """A term is ``outer · frame(inner · ȳ)``, summed to the argument's shape.
 
     Attributes:
         frame: how the cotangent gets to the argument's shape.
@@ -498,7 +505,7 @@ class Term:
         return any(atom.difference for atom in self.inner + self.outer)
 
     def split(self, plain: Mapping[str, Atom]) -> tuple[Term, Term] | None:
-        """With (1 − y) or (p − t) multiplied out: a term, and the one to be subtracted from it."""
+        """(1 − y) or (p − t) is multiplied out: a term, and the one to be subtracted from it."""
         for place in ("inner", "outer"):
             factors: tuple[Atom, ...] = getattr(self, place)
             for k, atom in enumerate(factors):
@@ -526,7 +533,7 @@ class Term:
         return None if axes is None else int(np.prod([self.frame.inside[a] for a in axes]))
 
     def expr(self, total: bool = False) -> Expr:
-        """The term as a formula; with ``total``, its mean as a sum."""
+        """The term is written as a formula; with ``total``, its mean as a sum."""
         form = self.frame.form.called("sum") if total else self.frame.form
         inner = product([atom.expr for atom in self.inner])
         bar = self.frame.bar.expr
@@ -562,7 +569,7 @@ class Term:
 
 @dataclass
 class Dictionary:
-    """Terms with their values on the cases that the search looks at.
+    """The terms come with their values on the cases that the search looks at.
 
     Attributes:
         terms: the terms, cheapest first.
@@ -576,7 +583,7 @@ class Dictionary:
 
 
 def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary:
-    """Evaluates terms, cheapest first, until there are enough or time is nearly up."""
+    """Terms are evaluated, cheapest first, until there are enough or time is up."""
     terms: list[Term] = []
     columns: list[np.ndarray] = []
     cache: Values = {}
@@ -605,7 +612,7 @@ def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dict
 
 
 def flattened(values: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """All entries of all cases in one real vector, and of these the chosen ones."""
+    """All entries of all cases make one real vector; of these the chosen ones are kept."""
     entries = np.concatenate([np.ravel(value) for value in values])[rows]
     if np.iscomplexobj(entries):
         return np.concatenate([np.real(entries), np.imag(entries)])

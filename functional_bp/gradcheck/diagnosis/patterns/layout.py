@@ -1,4 +1,4 @@
-"""The right numbers in the wrong places: transposed, permuted, reversed, shifted, summed."""
+"""The right numbers may stand in the wrong places: transposed, permuted, shifted, summed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Moved:
 
 
 def find_moves(evidence: Evidence) -> list[Finding]:
-    """Moves of the true entries, and sums of them, that give the claimed ones."""
+    """The claimed entries may be the true ones moved, or sums of them."""
     found: list[Finding] = []
     for layout in itertools.chain(_moves(evidence), _sums(evidence)):
         if evidence.late or len(found) >= 3:
@@ -111,7 +111,7 @@ def _moves(evidence: Evidence) -> Iterator[_Moved]:
 
 
 def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
-    """``a`` moved by some places along an axis; zeros come in."""
+    """``a`` is moved by some places along an axis; zeros come in."""
     moved = np.roll(a, by, axis)
     empty = [slice(None)] * a.ndim
     empty[axis] = slice(0, by) if by > 0 else slice(by, None)

@@ -1,4 +1,8 @@
-"""Wrong only at certain indices: repeated ones, the border, the first step, the diagonal."""
+"""A claim may be wrong only somewhere: at certain indices, values or devices.
+
+Indices repeat, lie at a border or on a diagonal; values lie below a threshold, in a branch, at a
+tie, or are not finite; devices that share the work lack a sum over them, or take one too many.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,12 @@ from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.graph.interpret import equations
 
-# A threshold that separates right entries from wrong ones, and a round number for it.
+# Thresholds that separate right entries from wrong ones.
 
 
 @dataclass(frozen=True)
 class Separation:
-    """A condition on an array's values that holds at all wrong entries and at no right one.
+    """A condition on an array's values holds at all wrong entries and at no right one.
 
     Attributes:
         condition: with a place for the array's name: ``"{} < −9"``.
@@ -40,7 +44,7 @@ class Separation:
 def separations(
     values: np.ndarray, wrong: np.ndarray, known: Sequence[float] = ()
 ) -> Iterator[Separation]:
-    """The conditions on ``values`` that tell wrong entries from right ones.
+    """These conditions on ``values`` tell wrong entries from right ones.
 
     ``known`` are thresholds that stand in the code: of all that separate, they are preferred.
     """
@@ -81,7 +85,7 @@ def separations(
 
 
 def round_between(low: float, high: float, up: bool = True, known: Sequence[float] = ()) -> float:
-    """The roundest number in ``(low, high]``, or in ``[low, high)`` where ``up`` is False.
+    """This is the roundest number in ``(low, high]``, or in ``[low, high)`` if ``up`` is False.
 
     A ``known`` number that lies there comes first.
     """
@@ -106,7 +110,7 @@ def _digits(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
-# Wrong only where a value lies: below a threshold, in a branch, at a tie, at no finite number.
+# Regions of values.
 
 CHANCE = 1e-2  # of a separation by luck, all arrays looked at taken together
 NEARLY_ALL = 0.97  # wrong: then the few others are right by rounding, and there is no region
@@ -116,7 +120,7 @@ Values = Callable[[Judged], np.ndarray | None]
 
 
 def find_regions(evidence: Evidence) -> list[Finding]:
-    """A condition on one array that separates the wrong entries from the right ones."""
+    """A condition on one array may separate the wrong entries from the right ones."""
     part = float(np.mean([case.wrong.mean() for case in evidence.cases]))
     if evidence.given.wrong.all() or part > NEARLY_ALL:
         return []
@@ -140,7 +144,7 @@ def find_regions(evidence: Evidence) -> list[Finding]:
 
 
 def not_finite(evidence: Evidence) -> list[Finding]:
-    """Where the claim is not finite though the truth is, with the operands there."""
+    """The claim is not finite here though the truth is."""
     case = evidence.given
     at = ~np.isfinite(case.claimed)
     if not at.any():
@@ -163,7 +167,7 @@ def not_finite(evidence: Evidence) -> list[Finding]:
 
 
 def there(evidence: Evidence) -> str:
-    """What holds at the wrong entries, as the end of a sentence: "; there claimed = 0"."""
+    """This holds at the wrong entries, as the end of a sentence: "; there claimed = 0"."""
     pairs = [(case.claimed[case.wrong], case.true[case.wrong]) for case in evidence.cases]
     if not any(claimed.any() for claimed, _ in pairs):
         return "; there claimed = 0"
@@ -264,7 +268,7 @@ SHARED = 0.2  # the same where entries share an index or a value: the last one m
 
 
 def find_places(evidence: Evidence) -> list[Finding]:
-    """The places that hold all wrong entries."""
+    """These places hold all wrong entries."""
     if not any(case.wrong.any() and not case.wrong.all() for case in evidence.cases):
         return []
     return [*_repeats(evidence), *_indices(evidence)][:3]
@@ -431,7 +435,7 @@ def _tied(case: Judged, name: str, in_row: bool) -> np.ndarray | None:
     return (tied | later).reshape(array.shape)
 
 
-# What only devices that share the work get wrong: a sum over them that is missing, or a mean.
+# Devices that share the work.
 
 MEAN = (
     "a mean over them (lax.pmean) stands where a sum (lax.psum) belongs, or what is divided by "
@@ -442,7 +446,7 @@ SHARED_BY_SHARDS = "it is summed over them (lax.psum) though each of them has en
 
 
 def find_collectives(evidence: Evidence) -> list[Finding]:
-    """For a claim with a ``shard_map``: a factor of its devices, or one device's part alone."""
+    """A claim with a ``shard_map`` may be off by a factor, or be one device's part alone."""
     counts = _device_counts(evidence)
     name = evidence.argument
     found: list[Finding] = []

@@ -1,7 +1,7 @@
-"""What a wrong gradient looks like, from its numbers alone.
+"""The patterns of a wrong gradient are looked for in its numbers alone.
 
-Every search states what it found as a ``Finding`` that has been verified on fresh samples.
-They run from the plain to the elaborate: a sign before a missing term.
+Every search states what it found as a ``Finding`` that has been verified on fresh samples. They run
+from the plain to the elaborate: a sign before a missing term.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMULAS: tuple[Pattern, ...] = (find_factors, find_terms)
 
 
 def find_patterns(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
-    """What accounts for a disagreement, the likeliest first.
+    """The numbers say what accounts for a disagreement, the likeliest first.
 
     Args:
         disagreement: a claim that is wrong in one argument's cotangent.

@@ -1,4 +1,8 @@
-"""Terms that are missing, too many or wrong, in the rule's own residuals and inputs."""
+"""Terms may be missing, too many or wrong: they are told in the rule's own residuals and inputs.
+
+True − claimed is looked for as a sum of one, two or three of the dictionary's terms, exactly. Where
+the truth is known as a sum as well, a term is missing, does not belong, or stands for another one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from functional_bp.gradcheck.diagnosis.patterns.formulas import (
 )
 from functional_bp.gradcheck.findings import Finding, Kind
 
-# Which few terms of a dictionary add up to a vector, exactly: one, two or three of many.
+# Which few columns add up to a vector.
 
 # What is left of the vector's square: a millionth of its norm, squared, and the rounding of the
 # inner products (1e-16) in which pairs are looked for.
@@ -34,7 +38,7 @@ MOST = 60  # candidates that are handed on
 
 @dataclass(frozen=True)
 class Basis:
-    """Columns of norm 1, none of them twice.
+    """The columns have norm 1, and none of them stands twice.
 
     Attributes:
         columns: one row per term.
@@ -51,7 +55,7 @@ class Basis:
         return some @ some.T
 
     def fits(self, vector: np.ndarray, forced: Sequence[int] = (), most: int = 2) -> list[Fit]:
-        """Sums of the ``forced`` columns and up to ``most`` others that give the vector."""
+        """The ``forced`` columns and up to ``most`` others add up to the vector."""
         norm = float(np.linalg.norm(vector))
         if not norm:
             return []
@@ -104,7 +108,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Fit:
-    """A vector as a sum of columns: which, with what weights, at what cost."""
+    """A vector is a sum of these columns, with these weights, at this cost."""
 
     terms: tuple[int, ...]
     weights: tuple[float, ...]
@@ -112,7 +116,7 @@ class Fit:
 
 
 def distinct(columns: np.ndarray) -> np.ndarray:
-    """The columns that are not multiples of an earlier one, told by three random projections."""
+    """These columns are no multiples of earlier ones, as three random projections tell."""
     directions = np.random.default_rng(0).standard_normal((columns.shape[1], 3))
     shadows = columns @ directions
     shadows *= np.where(shadows[:, :1] < 0, -1, 1)
@@ -120,12 +124,12 @@ def distinct(columns: np.ndarray) -> np.ndarray:
     return np.sort(first)
 
 
-# Sentences about terms: which one is missing, too many, or in the place of another.
+# Sentences about terms.
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A term with its coefficient; ``total``: its mean is written as a sum."""
+    """A term has a coefficient; with ``total`` its mean is written as a sum."""
 
     term: Term
     constant: NamedNumber
@@ -142,7 +146,7 @@ class Weighted:
 
 
 def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
-    """Kind and message where only the difference of truth and claim is known."""
+    """Only the difference of truth and claim is known."""
     place = f"in the cotangent of {argument}"
     only = gap[0]
     value = abs(only.constant.value)
@@ -164,7 +168,7 @@ def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
 
 
 def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
-    """Kind and message where one term stands in the place of another."""
+    """One term stands in the place of another."""
     place = f"in the cotangent of {argument}"
     same = true.term.expr() == claimed.term.expr()
     return _weight(place, true, claimed) if same else _replaced(place, true, claimed)
@@ -176,7 +180,7 @@ def difference(
     true: Sequence[Weighted | None],
     claimed: Sequence[Weighted | None],
 ) -> tuple[str, str]:
-    """Kind and message where it is known what of the gap's terms the truth and the claim hold.
+    """It is known what of the gap's terms the truth and the claim hold.
 
     ``true`` and ``claimed`` are parallel to ``gap``; None where the term does not occur.
     """
@@ -256,7 +260,7 @@ def _opposite(a: Weighted, b: Weighted) -> bool:
 
 
 def joined(some: Sequence[Weighted]) -> str:
-    """The terms one after another, with their signs."""
+    """The terms stand one after another, with their signs."""
     return total([w.signed for w in some])
 
 
@@ -271,7 +275,7 @@ SPARE = 4  # entries beyond the number of weights that a fit has to meet
 
 @dataclass(frozen=True)
 class TermSearch:
-    """A dictionary on some entries of the cases, and the vectors that it has to explain."""
+    """A dictionary on some entries of the cases has to explain these vectors."""
 
     evidence: Evidence
     dictionary: Dictionary
@@ -282,7 +286,7 @@ class TermSearch:
     rows: np.ndarray
 
     def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[TermSearch, Fit]:
-        """The search with further terms, and their sum with the given weights as a fit."""
+        """Further terms join the search; their sum with the given weights is a fit."""
         columns, norms = [], []
         for term, _ in parts:
             values = [term.value(case) for case in self.cases]
@@ -302,13 +306,13 @@ class TermSearch:
         return search, Fit(places, weights, cost)
 
     def weight(self, index: int, weight: float) -> Weighted:
-        """The term at an index with its coefficient, as a mean or as a sum, named."""
+        """The term at an index gets its coefficient, as a mean or as a sum, named."""
         term = self.dictionary.terms[index]
         return weighted(self.evidence, term, weight / float(self.dictionary.norms[index]))
 
 
 def find_terms(evidence: Evidence) -> list[Finding]:
-    """What true − claimed consists of, and whether it is missing or does not belong."""
+    """true − claimed consists of these terms, which are missing or do not belong."""
     search = _prepared(evidence)
     if search is None:
         return []
@@ -382,7 +386,7 @@ def _prepared(evidence: Evidence) -> TermSearch | None:
 
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
-    """A term with its coefficient: a mean is written as a sum where that is simpler."""
+    """A term gets its coefficient; a mean is written as a sum where that is simpler."""
     known = sizes(evidence)
     constant = name_of(weight, known)
     if term.count is None:

@@ -1,1 +1,1 @@
-"""The line of the fault and its repair: edits of a backward pass, each tried in numbers."""
+"""The line of a fault and its repair are found by edits of a backward pass, tried in numbers."""

@@ -1,4 +1,4 @@
-"""A number as a person would write it: 3, 1/6, 0.044715, √(2/π), 1/N."""
+"""A number is written here as a person would write it: 3, 1/6, 0.044715, √(2/π), 1/N."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Numeral(NamedTuple):
-    """A number with its name and the Python text for it; ``simple`` is less for a likelier one."""
+    """A number has a name and a text in Python; ``simple`` is less for a likelier one."""
 
     value: float
     name: str
@@ -63,7 +63,7 @@ def _times(fraction: Fraction, name: str, text: str) -> tuple[str, str]:
 
 
 def named(value: float, sizes: Iterable[int] = (), tolerance: float = 1e-6) -> Numeral | None:
-    """The constant that a number is, to a relative tolerance; None if it is none of them."""
+    """A number is this constant, to a relative tolerance; None if it is none."""
     if not math.isfinite(value) or abs(value) > 1e9:
         return None
     if abs(value) < 1e-9:
@@ -103,5 +103,5 @@ def named(value: float, sizes: Iterable[int] = (), tolerance: float = 1e-6) -> N
 
 
 def shown(value: float) -> str:
-    """A number without a name, to six digits."""
+    """A number without a name is shown to six digits."""
     return f"{value:.6g}"

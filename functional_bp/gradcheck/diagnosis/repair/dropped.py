@@ -1,7 +1,9 @@
-"""The true backward pass, edited until it equals the claim: the edit names the path that is lost.
+"""The true backward pass is edited until it equals the claim: the edit names the path that is lost.
 
 The derivation that a person forgot half of leaves nothing to repair in the code; but the true
-gradient without that half is the claim, and that half belongs to a line of the forward pass.
+gradient without that half is the claim, and that half belongs to a line of the forward pass. An
+edge is one operand of one equation there. In the backward pass its cotangent goes through an
+equation of its own, which can be edited: dropped, negated, scaled, transposed.
 """
 
 from __future__ import annotations
@@ -43,10 +45,7 @@ from functional_bp.gradcheck.subject import Disagreement
 from functional_bp.graph.interpret import interpret, rebuild
 from functional_bp.graph.nested import called
 
-# The true backward pass with a mark on every edge of the forward graph.
-#
-# An edge is one operand of one equation. In the backward pass its cotangent goes through an
-# equation of its own, which can be edited: dropped, negated, scaled, transposed.
+# A mark on every edge of the forward graph.
 
 PREFIX = "edge "
 OPAQUE = ("custom_vjp_call",)  # its rule is to be kept
@@ -55,7 +54,7 @@ ENTERED = ("scan", "cond")  # whose bodies have edges
 
 @dataclass(frozen=True)
 class Edge:
-    """An operand of an equation of the forward pass."""
+    """An edge is one operand of an equation of the forward pass."""
 
     primitive: str
     position: int
@@ -81,7 +80,7 @@ _mark.defvjp(_mark_fwd, _mark_bwd)
 def marked_backward(
     forward: Callable[..., Sequence[Any]], actives: Sequence[Any], fixed: Any, bars: Sequence[Any]
 ) -> tuple[Program, list[Edge]]:
-    """The program ``(actives, fixed, bars) -> active cotangents``, and the edges by number."""
+    """The program computes ``(actives, fixed, bars) -> active cotangents``; edges have numbers."""
     edges: list[Edge] = []
 
     def backward(actives: Any, fixed: Any, bars: Any) -> Sequence[Any]:
@@ -96,7 +95,7 @@ def marked_backward(
 
 
 def edge_of(equation: Instruction, edges: Sequence[Edge]) -> Edge | None:
-    """The edge whose cotangent goes through an equation of the backward pass."""
+    """The cotangent of this edge goes through an equation of the backward pass."""
     name = str(equation.params.get("name", ""))
     if equation.name != "name" or not name.startswith(PREFIX):
         return None
@@ -129,7 +128,7 @@ DROPPED = Kind.MISSING_TERM
 
 
 def drops(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
-    """Edits of the true backward pass that make it the claim, likeliest first, at most two.
+    """At most two edits of the true backward pass make it the claim, the likeliest first.
 
     Places are lines of the forward pass.
     """

@@ -1,4 +1,4 @@
-"""Which equations of a program are a person's own, and what an edit of each may use."""
+"""A fault is localized to equations: which are a person's own, and what an edit of each may use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sites(
     extra: Sequence[int] = (),
     within: frozenset[int] | None = None,
 ) -> Iterator[Site]:
-    """The sites that influence an output, nearest the output first, those in bodies included.
+    """These sites influence an output, nearest the output first, those in bodies included.
 
     ``within`` restricts them to the equations known by these slots.
     """
@@ -115,7 +115,7 @@ def _finals(program: Program, home: str | None) -> dict[Any, int]:
 
 
 def bodies(equation: Instruction, values: Values) -> Iterator[tuple[Program, Values]]:
-    """The programs inside an equation, with their values in the first iteration."""
+    """These programs stand inside an equation, with their values in the first iteration."""
     operands = [values[slot] for slot in equation.operands]
     if equation.name == "scan":
         consts, carried = scan_counts(dict(equation.params))
@@ -132,7 +132,7 @@ def bodies(equation: Instruction, values: Values) -> Iterator[tuple[Program, Val
 
 
 def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> frozenset[int]:
-    """The equations of a whole pull that belong to the backward pass, in the person's code.
+    """These equations of a whole pull belong to the backward pass, in the person's code.
 
     They read a cotangent, or stand in a function of which another equation does.
     """
@@ -157,12 +157,12 @@ def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> fr
 
 
 def all_keys(program: Program) -> frozenset[int]:
-    """What the equations are known by, those in bodies included."""
+    """The equations are known by these keys, those in bodies included."""
     return frozenset(key for e in program.equations for key in (e.key, *e.inside))
 
 
 def coarsest(program: Program) -> float:
-    """The spacing of the coarsest floating-point format that values are cast to."""
+    """Values are cast to a floating-point format of at most this spacing."""
     found = 0.0
     for equation in program.equations:
         to: Any = equation.params.get("new_dtype")
@@ -173,7 +173,7 @@ def coarsest(program: Program) -> float:
 
 
 def thresholds_of(program: Program) -> list[float]:
-    """The numbers that a program compares with."""
+    """A program compares values with these numbers."""
     found: dict[float, None] = {}
 
     def walk(program: Program) -> None:
@@ -191,7 +191,7 @@ def thresholds_of(program: Program) -> list[float]:
 
 
 def sizes_of(values: Mapping[int, Any]) -> list[int]:
-    """The lengths of axes in sight, and what several of them make together."""
+    """The axes in sight have these lengths; several of them make further numbers together."""
     found: dict[int, None] = {}
     for value in values.values():
         shape = np.shape(value)

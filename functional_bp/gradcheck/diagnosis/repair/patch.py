@@ -1,4 +1,4 @@
-"""An edit in words: what is wrong, on which line, and what to write instead."""
+"""An edit is told in words: what is wrong, on which line, and what to write instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from functional_bp.gradcheck.findings import Finding, Repair
 
 
 def described(edit: Edit, site: Site, names: Names) -> Finding:
-    """An edit in words, with its line and what to write instead."""
+    """An edit is told in words, with its line and what to write instead."""
     at, whole = site.expression, site.own or site.last
     if edit.at is not None:
         made = expression(edit.at.spans, names.home)
@@ -119,7 +119,7 @@ def _after(
 
 
 def joined(said: Sequence[Finding]) -> Finding:
-    """Two edits that are needed at once, as one."""
+    """Two edits that are needed at once are told as one."""
     first = said[0]
     parts = [f"{one.message}" + (f" (line {one.where.line})" if one.where else "") for one in said]
     message = "two things at once: " + "; and ".join(parts)

@@ -1,8 +1,9 @@
-"""A backward pass as a program whose single equations can be changed and run again, in NumPy.
+"""A backward pass becomes a program whose single equations can be changed and run again, in NumPy.
 
 Calls are inlined; the bodies of ``scan``, ``cond`` and ``while`` are programs of their own, so that
 a change to an equation inside holds in every iteration. Every value has a slot, a number that is
-unique in the whole program; an equation is known by the slot of its first result.
+unique in the whole program; an equation is known by the slot of its first result. A graph of small
+arrays is evaluated a thousand times, so the commonest primitives are run by NumPy.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from functional_bp._jax import as_checkpoint, open_jaxpr, same_trace, scan_count
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.graph.nested import called
 
-# JAX's commonest primitives in NumPy: a graph of small arrays is evaluated a thousand times.
+# Primitives in NumPy.
 
 Operation = Callable[..., Any]
 
 
 def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
-    """The outputs of one equation; what the table lacks is run by JAX itself."""
+    """One equation gives these outputs; what the table lacks is run by JAX itself."""
     operation = TABLE.get(primitive.name)
     groups = params.get("feature_group_count", 1) * params.get("batch_group_count", 1)
     if operation is not None and groups == 1:
@@ -43,7 +44,7 @@ def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence
 
 
 def as_numpy(value: Any) -> Any:
-    """The value as a NumPy array; what NumPy cannot hold (a random key) stays as it is."""
+    """The value becomes a NumPy array; what NumPy cannot hold (a random key) stays as it is."""
     try:
         return np.asarray(value)
     except TypeError:
@@ -251,7 +252,7 @@ Changes = Mapping[int, Change]  # by what the instruction is known by
 
 @dataclass(frozen=True)
 class Span:
-    """The extent of an expression in a file; lines from 1, columns from 0 in bytes."""
+    """An expression extends over these lines, from 1, and columns, from 0 in bytes, of a file."""
 
     file: str
     function: str
@@ -263,7 +264,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One operation: which slots it reads, which it fills, which expressions it came from."""
+    """An instruction reads slots, fills slots, and came from expressions in the code."""
 
     primitive: Primitive
     params: Mapping[str, Any]
@@ -286,7 +287,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Program:
-    """Equations in order; ``literals`` are the slots of numbers written in the code."""
+    """A program runs equations in order; ``literals`` are the slots of numbers in the code."""
 
     equations: tuple[Instruction, ...]
     constants: Values
@@ -301,7 +302,7 @@ class Program:
         changes: Changes | None = None,
         outer: Values | None = None,
     ) -> Values:
-        """The value of every slot outside the bodies; a body's changes may read ``outer`` ones."""
+        """Every slot outside the bodies gets a value; a body's changes may read ``outer`` ones."""
         values = {**(outer or {}), **self.constants}
         values.update(zip(self.inputs, inputs))
         for equation in self.equations:
@@ -309,7 +310,7 @@ class Program:
         return values
 
     def rerun(self, values: Values, changes: Changes) -> Values:
-        """The values after the changes; only what lies downstream of them is run again."""
+        """The changes give these values; only what lies downstream of them is run again."""
         values, dirty = dict(values), set()
         keys = set(changes)
         for equation in self.equations:
@@ -341,7 +342,7 @@ def compute(
     changes: Changes,
     outer: Values | None = None,
 ) -> list[Any]:
-    """The results of an equation, with changes inside its bodies."""
+    """An equation gives these results, with changes inside its bodies."""
     if not equation.bodies:
         return evaluate(equation.primitive, equation.params, operands)
     if equation.inside.isdisjoint(changes):
@@ -405,7 +406,7 @@ _BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "b
 
 @dataclass(frozen=True)
 class LocalName:
-    """A local variable of the function whose code starts at a line of a file.
+    """A local variable belongs to the function whose code starts at a line of a file.
 
     ``part`` is the position in a tuple of that name, where the value is one entry of it.
     """
@@ -419,7 +420,7 @@ class LocalName:
 
 @dataclass
 class TracedCall:
-    """One call of a Python function while tracing: its arguments' leaves, its variables at last."""
+    """A Python function was called while tracing, with these leaves; it left these variables."""
 
     file: str
     function: str
@@ -440,7 +441,7 @@ class TracedCall:
 
 
 def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
-    """The program of a function of pytrees of arrays; slots carry the names of local variables."""
+    """A function of pytrees of arrays becomes a program; slots carry local variables' names."""
     leaves, tree = jax.tree_util.tree_flatten(arguments)
     traced = [i for i, leaf in enumerate(leaves) if isinstance(leaf, np.ndarray | np.generic)]
     calls: list[TracedCall] = []

@@ -1,8 +1,11 @@
-"""Lines without an operation: a value under a second name, a number with a name, a return.
+"""Lines without an operation become equations that can be edited.
 
 ``x_hat_bar = y_bar`` leaves no equation, so a factor that is missing there could not be put in
 anywhere at once. An equation that copies the value is added for such a line, and stands before
-those uses of the value that only wrong cotangents come from.
+those uses of the value that only wrong cotangents come from. ``return y, (t, t)`` leaves none
+either, and both residuals are one value: each goes through an equation of its own, which stands for
+its place in the forward pass's return. One line may also make several equations, in a Python loop
+or in a function that is called twice: an edit of one is made to all, with the values of its turn.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ Use = tuple[int, int]  # the equation's index, the operand's position
 def with_aliases(
     program: Program, judged: int, right: Collection[int], home: str | None
 ) -> Program:
-    """The program with copies that can be edited in place of all further uses of a value."""
+    """The program gets copies that can be edited in place of all further uses of a value."""
     for_right = _influences(program, [program.outputs[i] for i in right])
     for_judged = _influences(program, [program.outputs[judged]])
     for_all = _influences(program, program.outputs)
@@ -188,7 +191,7 @@ def is_alias(equation: Instruction) -> bool:
 
 
 def use_of(equation: Instruction) -> int | None:
-    """For a value without a line of its own: which operand it is where it is used.
+    """A value without a line of its own is this operand where it is used.
 
     −1 where it is used several times; None where it has a line.
     """
@@ -281,16 +284,13 @@ def _assignment(where: Span, name: str) -> Span | None:
     return None
 
 
-# What the forward pass keeps, as lines of its own: a stale residual is repaired where it is kept.
-#
-# ``return y, (t, t)`` leaves no equation either, and both residuals are one value; each goes
-# through an equation of its own, which stands for its place in the forward pass's return.
+# What the forward pass keeps.
 
 PREFIX = "kept "
 
 
 def marked(kept: Any) -> Any:
-    """The residuals, each under a name of its own."""
+    """The residuals get a name each."""
     leaves, tree = jax.tree_util.tree_flatten(kept)
     named = [
         checkpoint_name(leaf, f"{PREFIX}{i}") if isinstance(leaf, Tracer) else leaf
@@ -300,7 +300,7 @@ def marked(kept: Any) -> Any:
 
 
 def with_kept_lines(program: Program, home: str | None) -> Program:
-    """The program with the residuals' equations at the forward pass's return."""
+    """The residuals' equations get their lines at the forward pass's return."""
     places = [(i, _number(e)) for i, e in enumerate(program.equations)]
     numbers = {i: number for i, number in places if number is not None}
     if not numbers or home is None:
@@ -345,10 +345,7 @@ def _span_kept(file: str, function: str, node: ast.expr) -> Span:
     return Span(file, function, node.lineno, node.col_offset, *end)
 
 
-# One line that made several equations: in a Python loop, or in a function that is called twice.
-#
-# A fault in it is in each of them, so an edit of one is made to all. The values that it reads are
-# those of the same turn of the loop, if they come from it.
+# One line that made several equations.
 
 PLACES = ("start_indices", "limit_indices")  # of x[t], which each turn reads elsewhere
 Renaming = Mapping[int, int]  # slots of one turn of the loop to those of another
@@ -356,7 +353,7 @@ Renaming = Mapping[int, int]  # slots of one turn of the loop to those of anothe
 
 @dataclass(frozen=True)
 class Renamed:
-    """Values as they are seen from another turn of a loop."""
+    """The values are seen from another turn of a loop."""
 
     values: Values
     renaming: Renaming
@@ -367,7 +364,7 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Twin:
-    """The same operation in another turn of the loop."""
+    """The same operation stands in another turn of the loop."""
 
     equation: Instruction
     renaming: Renaming
@@ -379,7 +376,7 @@ class Twin:
 
 
 def twins(program: Program, home: str | None) -> dict[int, list[Twin]]:
-    """For each equation of a repeated line, the same operation in the other turns."""
+    """Each equation of a repeated line has the same operation in the other turns."""
     groups: dict[Any, list[Instruction]] = {}
     for equation in program.equations:
         span = own_span(equation.spans, home)

@@ -1,4 +1,9 @@
-"""The person's backward pass, edited until it is right: the edit names the fault and its line."""
+"""The person's backward pass is edited until it is right: the edit names the fault and its line.
+
+Single edits of the backward pass are tried, the likeliest first; then those of what the forward
+pass keeps. Two edits at once are looked for last: those whose changes add up to what is missing,
+then one on top of another.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +45,7 @@ from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
-# Two edits at once: those whose changes add up to what is missing, then one on top of another.
+# Two edits at once.
 
 WIDE = 512  # entries of the output that are looked at
 MOST_OF_PAIRS = 60_000  # attempts at two edits at once
@@ -51,7 +56,7 @@ CLOSE = 1e-6
 def pairs(
     validation: Validator, sites: Mapping[int, Any], second: Callable[[Edit], list[Edit]]
 ) -> list[tuple[Edit, Edit]]:
-    """Verified pairs of edits, likeliest first."""
+    """These pairs of edits were verified, the likeliest first."""
     found = list(sums(validation))
     if validation.late or any(_rank(pair) <= costs.CONVINCING for pair in found):
         return sorted(found, key=_rank)
@@ -103,7 +108,7 @@ def _cosine(tried: Tried, validation: Validator) -> float:
 
 
 def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
-    """Pairs whose changes add up, each possibly times a constant, to what is missing."""
+    """The changes of two edits, each possibly times a constant, add up to what is missing."""
     if validation.size == 0 or len(validation.tried) < 2:
         return []
     seen = validation.seen
@@ -202,7 +207,7 @@ LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
 
 @dataclass(frozen=True)
 class Candidate:
-    """An edit that passed, at its site; less ``rank`` is likelier."""
+    """An edit passed at its site; less ``rank`` is likelier."""
 
     edit: Edit
     site: Site
@@ -210,7 +215,7 @@ class Candidate:
 
 
 def repairs(disagreement: Disagreement, limit: TimeLimit, *, several: bool = True) -> list[Finding]:
-    """Edits of the claimed backward pass that make it right, likeliest first, at most three.
+    """At most three edits of the claimed backward pass make it right, the likeliest first.
 
     Two edits at once are looked for if ``several``.
     """
@@ -221,7 +226,7 @@ def repairs(disagreement: Disagreement, limit: TimeLimit, *, several: bool = Tru
 def single_repairs(
     disagreement: Disagreement, limit: TimeLimit
 ) -> tuple[list[Finding], RepairSearch | None]:
-    """Single edits that make it right; and the search that goes on with two at once."""
+    """Single edits make it right; the search that comes with them goes on with two at once."""
     with jax.enable_x64(True), np.errstate(all="ignore"):
         searches: list[tuple[RepairSearch, list[Candidate]]] = []
         for whole in (False, True):  # the backward pass, then what the forward pass kept for it
@@ -242,7 +247,7 @@ def single_repairs(
 
 
 class RepairSearch:
-    """The search among one disagreement's edits."""
+    """The search goes through the edits for one disagreement."""
 
     def __init__(
         self,
@@ -268,7 +273,7 @@ class RepairSearch:
         self.by_key = {site.equation.key: site for site in self.sites}
 
     def one(self) -> list[Candidate]:
-        """The single edits that explain it, likeliest first."""
+        """These single edits explain it, the likeliest first."""
         found = self.singles({})
         return [c for c in found if c.rank <= found[0].rank + costs.COMPARABLE]
 
@@ -283,11 +288,11 @@ class RepairSearch:
             )
 
     def second(self, first: Edit) -> list[Edit]:
-        """The edits that make the program right once a first one is made."""
+        """These edits make the program right once a first one is made."""
         return [c.edit for c in self.singles(self.validation.changes(first), brief=True)]
 
     def singles(self, under: Changes, brief: bool = False) -> list[Candidate]:
-        """Every verified single edit about as likely as the likeliest, that one first."""
+        """Every single edit about as likely as the likeliest has been verified, that one first."""
         passed: list[Candidate] = []
         for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
             for candidate in self._likeliest_first(sources, under):
@@ -342,7 +347,7 @@ class RepairSearch:
         return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
 
     def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Finding]:
-        """What to say of verified edits; those that say the same are said once."""
+        """Verified edits are told in words; those that say the same are told once."""
         found: list[Finding] = []
         for group in groups:
             said = [described(c.edit, c.site, self.names) for c in group]

@@ -1,4 +1,9 @@
-"""The source of a person's code, and which of it an equation was made by."""
+"""The source of a person's code is read here: which of it made an equation, how it is rewritten.
+
+An equation knows the frames that it was traced in. The innermost in the person's code is a
+fragment; an edit is written into it as a template over its operands. Values are called what a local
+variable that holds them is called, or the expression that made them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ PACKAGE = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] *
 
 
 class SourceFile:
-    """The lines of a file and its syntax tree, None where it cannot be read or parsed."""
+    """A file has lines and a syntax tree; that is None where it cannot be read or parsed."""
 
     def __init__(self, file: str) -> None:
         self.lines = linecache.getlines(file)
@@ -42,7 +47,7 @@ class SourceFile:
                     self.targets[id(node.value)] = node.targets[0].id
 
     def node(self, span: Span) -> Any:
-        """The smallest node with the span's end that holds its start."""
+        """This is the smallest node with the span's end that holds its start."""
         start = (span.line, span.column)
         best = None
         for node in self.ends.get((span.end_line, span.end_column), ()):
@@ -53,7 +58,7 @@ class SourceFile:
         return best
 
     def holding(self, spans: Sequence[Span]) -> ast.expr | None:
-        """The smallest expression that holds all of the spans."""
+        """This is the smallest expression that holds all of the spans."""
         first = min((span.line, span.column) for span in spans)
         last = max((span.end_line, span.end_column) for span in spans)
         holding = [
@@ -67,12 +72,12 @@ class SourceFile:
         return inner if isinstance(inner, ast.expr) else None
 
     def function(self, line: int) -> ast.FunctionDef | ast.Lambda | None:
-        """The innermost function whose code holds a line."""
+        """The code of this innermost function holds a line."""
         holding = [f for f in self.functions if f.lineno <= line <= (f.end_lineno or 0)]
         return max(holding, key=lambda f: f.lineno, default=None)
 
     def starting(self, line: int) -> ast.FunctionDef | ast.Lambda | None:
-        """The function whose code starts at a line, its decorators counted."""
+        """The code of this function starts at a line, its decorators counted."""
         for function in self.functions:
             decorators = getattr(function, "decorator_list", [])
             if line in (function.lineno, *(d.lineno for d in decorators)):
@@ -86,7 +91,7 @@ def _read(file: str, stamp: float) -> SourceFile:
 
 
 def read(file: str) -> SourceFile:
-    """The source of a file, read again where the file has changed."""
+    """The source of a file is kept, and read again where the file has changed."""
     linecache.checkcache(file)
     return _read(file, os.path.getmtime(file) if os.path.exists(file) else 0.0)
 
@@ -97,13 +102,15 @@ def is_own(file: str, home: str | None) -> bool:
 
 
 def own_span(spans: Iterable[Span], home: str | None) -> Span | None:
-    """The innermost expression in the person's code; the checked function's file comes first."""
+    """This is the innermost expression in the person's code; the checked function's file comes
+    first.
+    """
     spans = [span for span in spans if is_own(span.file, home)]
     return next((span for span in spans if span.file == home), spans[0] if spans else None)
 
 
 def home_of(function: Callable[..., Any] | None) -> str | None:
-    """The file that a function was written in."""
+    """A function was written in this file."""
     for _ in range(8):
         code = getattr(function, "__code__", None)
         if code is not None and not hasattr(function, "__wrapped__"):
@@ -115,7 +122,7 @@ def home_of(function: Callable[..., Any] | None) -> str | None:
     return None
 
 
-# From an equation to the expression in a person's code that it stands for, and to another one.
+# Fragments of code.
 
 # What a call, an operator or an attribute is named, for the primitives that it may stand for.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -143,7 +150,7 @@ JOINING = ("concatenate", "stack", "hstack", "vstack")  # calls with a list of o
 
 @dataclass(frozen=True)
 class Fragment:
-    """An expression in a person's code; ``node`` is None where the code cannot be read.
+    """An expression stands in a person's code; ``node`` is None where that cannot be read.
 
     An ``alias`` is a value that is written down without an operation: its operand is itself.
     """
@@ -154,7 +161,9 @@ class Fragment:
 
     @property
     def place(self) -> Place:
-        """Its line; that of the operator or the method where it runs over several."""
+        """The expression stands on this line; where it runs over several, its operator or method
+        does.
+        """
         lines = read(self.span.file).lines
         line = self.span.line
         return Place(
@@ -192,7 +201,7 @@ class Fragment:
         )
 
     def operand(self, position: int) -> ast.expr | None:
-        """The sub-expression of an operand, by its position in the primitive's order."""
+        """An operand is this sub-expression, by its position in the primitive's order."""
         node = self.node
         if self.alias:
             return node if position == 0 else None
@@ -222,7 +231,7 @@ class Fragment:
         return arguments[position] if position < len(arguments) else None
 
     def written(self, template: str, values: Mapping[str, ast.expr | None]) -> str | None:
-        """Another expression: ``_e`` is the whole, ``_a`` and ``_b`` are its operands.
+        """Another expression is made: ``_e`` is the whole, ``_a`` and ``_b`` are its operands.
 
         Further names are looked up in ``values``; None if a part is not known.
         """
@@ -240,7 +249,7 @@ class Fragment:
         return self.finished(_Fill(parts).visit(tree))
 
     def finished(self, node: ast.AST) -> str:
-        """The text of the expression's replacement; a statement stays one."""
+        """The expression's replacement is written down; a statement stays one."""
         text = ast.unparse(ast.fix_missing_locations(node))
         if isinstance(self.node, ast.AugAssign):
             return f"{ast.unparse(self.node.target)} = {text}"
@@ -249,7 +258,7 @@ class Fragment:
     def called(
         self, function: str | None = None, axis: object = None, keepdims: bool = False
     ) -> str | None:
-        """The same call along another axis, or of another function."""
+        """The same call runs along another axis, or is of another function."""
         if not isinstance(self.node, ast.Call):
             return None
         node = copy.deepcopy(self.node)
@@ -273,7 +282,7 @@ class Fragment:
         return self.finished(node)
 
     def with_keyword(self, name: str, value: object) -> str | None:
-        """The same call with a keyword set."""
+        """The same call has a keyword set."""
         if not isinstance(self.node, ast.Call):
             return None
         node = copy.deepcopy(self.node)
@@ -282,13 +291,13 @@ class Fragment:
         return self.finished(node)
 
     def keeping_dims(self) -> str | None:
-        """The same call with ``keepdims=True``; None where it has that already."""
+        """The same call has ``keepdims=True``; None where it has that already."""
         if isinstance(self.node, ast.Call) and all(k.arg != "keepdims" for k in self.node.keywords):
             return self.with_keyword("keepdims", True)
         return None
 
     def flipped_around(self, axis: int) -> str | None:
-        """A running sum from the other end: of the reversed array, reversed."""
+        """A running sum starts from the other end: of the reversed array, reversed."""
         first = self.operand(0)
         if not isinstance(self.node, ast.Call) or first is None:
             return None
@@ -297,7 +306,7 @@ class Fragment:
         return self.written(f"jnp.flip(_x, {axis})", {"_x": inner})
 
     def padded(self, axis: int, width: tuple[int, int]) -> str | None:
-        """The same call of ``pad`` with other widths along an axis."""
+        """The same call of ``pad`` has other widths along an axis."""
         if not isinstance(self.node, ast.Call) or len(self.node.args) < 2:
             return None
         held: ast.expr = self.node.args[1]
@@ -308,7 +317,7 @@ class Fragment:
         return self.finished(copy.deepcopy(self.node, {id(held): new}))
 
     def rolled(self, shift: int) -> str | None:
-        """The same call of ``roll`` by another shift."""
+        """The same call of ``roll`` goes by another shift."""
         if not isinstance(self.node, ast.Call):
             return None
         named = next((k.value for k in self.node.keywords if k.arg == "shift"), None)
@@ -317,7 +326,7 @@ class Fragment:
         return None if held is None else self.finished(copy.deepcopy(self.node, {id(held): new}))
 
     def indexed(self, axis: int, shift: int) -> str | None:
-        """The same subscript with its index of an axis moved, ``x[t]`` for ``x[t + 1]``."""
+        """The same subscript has its index of an axis moved, ``x[t]`` for ``x[t + 1]``."""
         if not isinstance(self.node, ast.Subscript):
             return None
         index = self.node.slice
@@ -332,7 +341,7 @@ class Fragment:
     def changed(
         self, old: ast.expr, template: str, values: Mapping[str, ast.expr | None]
     ) -> str | None:
-        """The expression with one part ``_x`` of it written otherwise."""
+        """One part ``_x`` of the expression is written otherwise."""
         if template == "_x.T" and isinstance(old, ast.Attribute) and old.attr in ("T", "mT"):
             template, old_value = "_x", old.value
         else:
@@ -351,7 +360,7 @@ class Fragment:
         return self.finished(copy.deepcopy(whole, {id(old): new}))
 
     def everywhere(self, name: str, template: str, count: int) -> str | None:
-        """The expression with a name ``_x`` written otherwise, if it stands there so often."""
+        """A name ``_x`` in the expression is written otherwise, if it stands there so often."""
         uses = [n for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name]
         if len(uses) != count:
             return None
@@ -360,7 +369,7 @@ class Fragment:
         return self.finished(copy.deepcopy(self.node, new))
 
     def part(self, text: str) -> ast.expr | None:
-        """The first sub-expression with that text."""
+        """This is the first sub-expression with that text."""
         for node in ast.walk(self.node) if self.node is not None else ():
             if isinstance(node, ast.expr) and node is not self.node and ast.unparse(node) == text:
                 return node
@@ -413,12 +422,12 @@ def is_method(node: ast.Call) -> bool:
 
 
 def expression(spans: Sequence[Span], home: str | None) -> Fragment | None:
-    """The person's expression among the frames that made an equation."""
+    """Among the frames that made an equation, this expression is the person's."""
     span = own_span(spans, home)
     return None if span is None else Fragment(span, read(span.file).node(span))
 
 
-# What a person calls the values of a program: local variables, or the expression itself.
+# The names of values.
 
 LONGEST = 48  # characters of an expression that stands for a value without a name
 
@@ -468,7 +477,7 @@ class Names:
         return None
 
     def described(self, slot: int, where: Span | None) -> str:
-        """The value in words, for a message."""
+        """The value is told in words, for a message."""
         node = self.at(slot, where)
         if node is not None:
             return ast.unparse(node)

@@ -1,4 +1,9 @@
-"""A program, what it should return on several samples, and whether edits make it return that."""
+"""Edits are tried on the first sample of a program, and verified on the others.
+
+A backward pass is mostly affine in each of its values. There the judged output depends on one
+equation's result as on a matrix: an edit costs no more than the equation itself and a product with
+the matrix, and thousands can be tried.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,7 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import Renamed, Twin
 from functional_bp.gradcheck.findings import Kind
 from functional_bp.gradcheck.guard import Guard
 
-# How the judged output depends on one equation's result: as a matrix, where it is affine in it.
-#
-# A backward pass is mostly affine in each of its values. There an edit of one equation costs no
-# more than the equation itself and a product with a matrix, and thousands can be tried.
+# The matrix of an equation.
 
 PATIENCE = 24  # edits of one equation before its matrix is worth its price
 MOST = 64  # entries of a result; each costs a run of what lies downstream
@@ -34,7 +36,7 @@ AFFINE_TOLERANCE = 1e-9  # relative to the change
 
 @dataclass(frozen=True)
 class Downstream:
-    """The judged output around one equation's result.
+    """The judged output depends on one equation's result as on a matrix.
 
     Attributes:
         equation: whose result it is.
@@ -49,7 +51,7 @@ class Downstream:
     slope: np.ndarray
 
     def output(self, edit: Edit, constant: float) -> np.ndarray | None:
-        """The judged output under an edit of the equation; None if only a run can tell."""
+        """The judged output under an edit of the equation is this; None if only a run can tell."""
         before = self.values[self.equation.key]
         operands = [self.values[slot] for slot in self.equation.operands]
         made = edit.compute(operands, self.values, constant)
@@ -62,7 +64,7 @@ class Downstream:
 
 
 class Matrices:
-    """The equations' matrices, each made when enough edits of its equation were tried."""
+    """The equations' matrices are made when enough edits of an equation were tried."""
 
     def __init__(self, program: Program, vector: Callable[[Sequence[Any]], np.ndarray]) -> None:
         self.program, self.vector = program, vector
@@ -73,7 +75,7 @@ class Matrices:
         self.made: dict[int, Downstream | None] = {}
 
     def of(self, key: int, values: Values, under: Changes) -> Downstream | None:
-        """The matrix of an equation once other changes are made, if it is known by now."""
+        """The matrix of an equation once other changes are made is this, if it is known by now."""
         if under is not self.under:
             self.under, self.start = under, {}
             self.waiting, self.made = {}, {}
@@ -123,7 +125,7 @@ GIVEN = {1.0: (-1.0, 2.0, 0.5, 0.0), 0.0: (1.0, -1.0)}  # by what changes nothin
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """One sample: every value of the program, and the outputs as they should be."""
+    """On one sample, every value of the program is known, and the outputs as they should be."""
 
     values: Values
     wanted: Sequence[np.ndarray]
@@ -131,7 +133,7 @@ class ProgramRun:
 
 @dataclass(frozen=True)
 class Tried:
-    """What an edit does to the judged output on the first sample: error and change, as vectors."""
+    """An edit changes the judged output on the first sample, and leaves an error."""
 
     edit: Edit
     change: np.ndarray
@@ -139,7 +141,7 @@ class Tried:
 
 
 class Validator:
-    """Tries edits on the first sample and verifies them on the others."""
+    """The validator tries edits on the first sample and verifies them on the others."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class Validator:
         return self.attempts >= self.most or self.limit.is_reached
 
     def changes(self, *edits: Edit, constant: float = 0.0) -> dict[int, Change]:
-        """The edits in the form that a program applies, each in every turn of a loop."""
+        """The edits take the form that a program applies, each in every turn of a loop."""
         made: dict[int, Change] = {}
         for edit in edits:
             made[edit.site] = partial(_applied, edit, constant)
@@ -187,19 +189,19 @@ class Validator:
         return made
 
     def vector(self, outs: Sequence[Any]) -> np.ndarray:
-        """The judged output in a row; complex numbers as two real ones."""
+        """The judged output stands in a row; complex numbers are two real ones."""
         out: Any = np.ravel(outs[self.judged])
         return np.concatenate([out.real, out.imag]) if out.dtype.kind == "c" else out
 
     def point(self, number: int) -> ProgramRun:
-        """A sample, drawn when it is first needed."""
+        """A sample is drawn when it is first needed."""
         while len(self._points) <= number:
             inputs, wanted = self._draw(len(self._points))
             self._points.append(ProgramRun(self.program.run(inputs), wanted))
         return self._points[number]
 
     def outs(self, changes: Changes, number: int = 0) -> list[Any]:
-        """The outputs under changes; raises what NumPy raises where they do not fit."""
+        """The changes give these outputs; raises what NumPy raises where they do not fit."""
         values = self.program.rerun(self.point(number).values, changes)
         return self.program.outs(values)
 
@@ -224,7 +226,7 @@ class Validator:
         return True
 
     def attempt(self, edit: Edit, under: Changes, *, keep: bool = True) -> Edit | None:
-        """The edit, its constant solved for, if it makes the first sample right."""
+        """The edit, its constant solved for, makes the first sample right; else None."""
         self.attempts += 1
         with Guard("an edited program"):  # whatever does not fit is no repair
             if edit.settle is not None:
@@ -359,7 +361,7 @@ def _applied(
 
 
 def unsettled(edit: Edit, constant: float) -> Edit:
-    """An edit with a constant that was solved for beside another edit's."""
+    """The constant of an edit was solved for beside another edit's."""
     found = None if edit.settle is None else edit.settle(constant)
     return edit if found is None else replace(found, settle=None)
 

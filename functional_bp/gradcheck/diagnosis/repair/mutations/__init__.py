@@ -1,1 +1,1 @@
-"""The catalogue: what a single equation could have been instead."""
+"""The catalogue says what a single equation could have been instead."""

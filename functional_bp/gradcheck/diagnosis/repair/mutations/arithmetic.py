@@ -1,4 +1,4 @@
-"""Entry by entry: another sign, operator, exponent, function, bound or branch."""
+"""Entry by entry, another sign, operator, exponent, function, bound or branch may belong."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 def add(site: Site) -> Iterator[Edit]:
-    """A sum: the other sign, or one term alone."""
+    """A sum may need another sign, or have a term too many."""
     yield site.edit(Kind.SIGN, "should be a subtraction", lambda a, b: a - b, write="_a - _b")
     yield site.edit(
         Kind.SIGN, "should be a subtraction the other way", lambda a, b: b - a,
@@ -74,7 +74,7 @@ def add(site: Site) -> Iterator[Edit]:
 
 
 def sub(site: Site) -> Iterator[Edit]:
-    """A difference: the other sign, the other way round, or one term alone."""
+    """A difference may need another sign, stand the other way round, or have a term too many."""
     yield site.edit(Kind.SIGN, "should be an addition", lambda a, b: a + b, write="_a + _b")
     yield site.edit(
         Kind.SIGN, "the operands should be swapped", lambda a, b: b - a, costs.MINUS_SWAPPED,
@@ -88,12 +88,12 @@ def sub(site: Site) -> Iterator[Edit]:
 
 
 def neg(site: Site) -> Iterator[Edit]:
-    """A negation, dropped."""
+    """A negation may not belong."""
     yield site.edit(Kind.SIGN, "should not be negated", lambda a: a, write="_a")
 
 
 def mul(site: Site) -> Iterator[Edit]:
-    """A product: a quotient, or one factor alone."""
+    """A product may have to be a quotient, or have a factor too many."""
     yield site.edit(
         Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
         write="_a / _b")
@@ -109,7 +109,7 @@ def mul(site: Site) -> Iterator[Edit]:
 
 
 def div(site: Site) -> Iterator[Edit]:
-    """A quotient: a product, the other way round, or undivided."""
+    """A quotient may have to be a product, stand the other way round, or be no quotient."""
     yield site.edit(
         Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
         write="_a * _b")
@@ -122,7 +122,7 @@ def div(site: Site) -> Iterator[Edit]:
 
 
 def extreme(site: Site) -> Iterator[Edit]:
-    """A maximum or a minimum: the other one, or unbounded."""
+    """A maximum may have to be a minimum, or not bound at all."""
     other, function = (
         ("minimum", np.minimum) if site.equation.name == "max" else ("maximum", np.maximum)
     )
@@ -139,7 +139,7 @@ def extreme(site: Site) -> Iterator[Edit]:
 
 
 def exponent(site: Site) -> Iterator[Edit]:
-    """A power with another exponent."""
+    """A power may need another exponent."""
     present = site.equation.params.get("y", 2)
     for y in (1, 2, 3, 4, -1, -2, -3, -4):
         if y != present:
@@ -151,7 +151,7 @@ def exponent(site: Site) -> Iterator[Edit]:
 
 
 def select(site: Site) -> Iterator[Edit]:
-    """A choice between branches: the other way round, or one of them everywhere."""
+    """A choice may stand the other way round, or one branch may be right everywhere."""
     if len(site.operands) != 3:
         return
     yield site.edit(
@@ -171,7 +171,7 @@ def select(site: Site) -> Iterator[Edit]:
 
 
 def compare(site: Site) -> Iterator[Edit]:
-    """A comparison: another relation, another threshold, or constant."""
+    """A comparison may need another relation or threshold, or always hold."""
     present = COMPARISONS[site.equation.name][0]
     plain = site.expression is not None and OPERATORS.get(site.expression.spelling) == present
     for symbol, function in COMPARISONS.values():
@@ -200,7 +200,7 @@ def compare(site: Site) -> Iterator[Edit]:
 
 
 def unary(site: Site) -> Iterator[Edit]:
-    """A function of one value: another one, or none."""
+    """A function of one value may have to be another one, or none."""
     yield site.edit(
         Kind.WRONG_FUNCTION, "should not be applied", lambda x: x, costs.NOT_APPLIED, write="_a")
     known = {**UNARY, **SPECIAL} if site.equation.name in SPECIAL else UNARY
@@ -214,7 +214,7 @@ def unary(site: Site) -> Iterator[Edit]:
 
 
 def cast(site: Site) -> Iterator[Edit]:
-    """A cast to a coarser format, dropped."""
+    """A cast to a coarser format may not belong."""
     (x,), to = site.operands, np.dtype(site.equation.params["new_dtype"])
     coarser = jnp.issubdtype(to, np.inexact) and to.itemsize < x.dtype.itemsize
     if in_scope(x) and coarser:
@@ -225,7 +225,7 @@ def cast(site: Site) -> Iterator[Edit]:
 
 
 def conjugated(site: Site) -> Iterator[Edit]:
-    """A complex operand or result, conjugated."""
+    """A complex operand or result may have to be conjugated."""
     if site.result.dtype.kind == "c" and site.last and site.equation.name != "conj":
         yield site.edit(
             Kind.WRONG_FUNCTION, "{_e} should be conjugated", lambda *a: np.conj(site.again(a)),
@@ -239,14 +239,14 @@ def conjugated(site: Site) -> Iterator[Edit]:
 
 
 def plain(site: Site) -> Iterator[Edit]:
-    """A conjugate or a real part that does not belong there."""
+    """A conjugate or a real part may not belong."""
     yield site.edit(
         Kind.WRONG_FUNCTION, "should not be conjugated", lambda x: x, costs.NOT_CONJUGATED,
         write="_a")
 
 
 def wrapped(site: Site) -> Iterator[Edit]:
-    """A function around an operand, or around the result."""
+    """A function may be missing around an operand, or around the result."""
     binary = site.equation.name in ("add", "sub", "mul", "div", "dot_general")
     for name, (function, template) in UNARY.items():
         if name == "neg":

@@ -1,4 +1,4 @@
-"""Operations that move or sum entries: another axis, order, direction or place."""
+"""Operations that move or sum entries may need another axis, order, direction or place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from functional_bp.gradcheck.findings import Kind
 
 
 def cumulative(site: Site) -> Iterator[Edit]:
-    """A running sum: from the other end, along another axis."""
+    """A running sum may have to start from the other end, or run along another axis."""
     present = site.equation.params
     yield site.edit(
         Kind.REVERSAL, "should accumulate from the other end",
@@ -32,7 +32,7 @@ def cumulative(site: Site) -> Iterator[Edit]:
 
 
 def scan(site: Site) -> Iterator[Edit]:
-    """A scan: in the other direction, over shifted or reversed values, from zeros."""
+    """A scan may have to run the other way, over shifted or reversed values, or from zeros."""
     params = site.equation.params
     yield site.edit(
         Kind.REVERSAL, "should run in the other direction",
@@ -72,7 +72,7 @@ def _with_result(made: Any, position: int, function: Callable[[Any], Any]) -> li
 
 
 def scatter(site: Site) -> Iterator[Edit]:
-    """An overwriting scatter: one that adds."""
+    """A scatter that overwrites may have to add."""
 
     def adding(*operands: Any) -> Any:
         from jax import lax
@@ -91,7 +91,7 @@ def scatter(site: Site) -> Iterator[Edit]:
 
 
 def gathered(site: Site) -> Iterator[Edit]:
-    """A slice that starts elsewhere; in a Python loop, elsewhere by as much in every turn."""
+    """A slice may have to start elsewhere; in a Python loop, by as much in every turn."""
     params = site.equation.params
     lows, highs = params["start_indices"], params["limit_indices"]
     shape = np.shape(site.operands[0])
@@ -126,7 +126,7 @@ def _sliced(equation: Instruction, x: Any, axis: int, shift: int) -> Any:
 
 
 def pad(site: Site) -> Iterator[Edit]:
-    """Padding with more on the other side."""
+    """Padding may have to be more on the other side."""
     config = site.equation.params["padding_config"]
     for axis, (low, high, interior) in enumerate(config):
         for shift in dict.fromkeys((high - low, 1, -1, 2, -2)):
@@ -140,7 +140,7 @@ def pad(site: Site) -> Iterator[Edit]:
 
 
 def concatenate(site: Site) -> Iterator[Edit]:
-    """Two parts in the other order."""
+    """Two parts may stand in the wrong order."""
     rolled = site.expression is not None and site.expression.spelling == "roll"
     if len(site.operands) == 2 and not rolled:
         yield site.edit(
@@ -149,7 +149,7 @@ def concatenate(site: Site) -> Iterator[Edit]:
 
 
 def transpose(site: Site) -> Iterator[Edit]:
-    """The axes in another order, or as they were."""
+    """The axes may have to be in another order, or as they were."""
     (x,), present = site.operands, site.equation.params["permutation"]
     if x.ndim > 4:
         return
@@ -164,12 +164,12 @@ def transpose(site: Site) -> Iterator[Edit]:
 
 
 def rev(site: Site) -> Iterator[Edit]:
-    """A reversal, dropped."""
+    """A reversal may not belong."""
     yield site.edit(Kind.REVERSAL, "should not be reversed", lambda x: x, write="_a")
 
 
 def spread(site: Site) -> Iterator[Edit]:
-    """A broadcast along another axis, as after a sum with ``keepdims=True``."""
+    """A broadcast may have to run along another axis, as after a sum with ``keepdims=True``."""
     x, params = site.operands[0], site.equation.params
     shape, present = params["shape"], tuple(params["broadcast_dimensions"])
     lifted = int(np.prod(shape)) == np.size(x)  # only axes of length 1 are inserted
@@ -196,7 +196,7 @@ def _others(axes: tuple[int, ...], shape: tuple[int, ...]) -> str:
 
 
 def dot(site: Site) -> Iterator[Edit]:
-    """A matrix product: an operand or the product transposed, the operands swapped."""
+    """A matrix product may need a transpose, or its operands the other way round."""
     for position, x in enumerate(site.operands):
         for i, j in itertools.combinations(range(x.ndim), 2):
             if x.shape[i] == x.shape[j]:
@@ -221,7 +221,7 @@ def dot(site: Site) -> Iterator[Edit]:
 
 
 def transposed_operand(site: Site) -> Iterator[Edit]:
-    """An operand transposed, where it is square."""
+    """A square operand may have to be transposed."""
     for position, x in enumerate(site.operands):
         if in_scope(x) and np.ndim(x) >= 2 and x.shape[-1] == x.shape[-2]:
             if x.shape == np.shape(site.result):
@@ -233,7 +233,7 @@ def transposed_operand(site: Site) -> Iterator[Edit]:
 
 
 def moved(site: Site) -> Iterator[Edit]:
-    """The result reversed, rolled or shifted by one, or transposed."""
+    """The result may have to be reversed, rolled or shifted by one, or transposed."""
     result = site.result
     movable = site.equation.name in ("mul", "dot_general", "add", "sub", "concatenate")
     for axis in range(np.ndim(result)):
@@ -267,7 +267,7 @@ def moved(site: Site) -> Iterator[Edit]:
 
 
 def shifted(x: Any, shift: int, axis: int) -> Any:
-    """The array moved along an axis, with zeros where nothing comes in."""
+    """The array is moved along an axis, with zeros where nothing comes in."""
     moved = np.roll(x, shift, axis)
     moved[(slice(None),) * axis + (0 if shift > 0 else -1,)] = 0
     return moved

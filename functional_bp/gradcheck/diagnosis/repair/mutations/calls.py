@@ -1,4 +1,4 @@
-"""Calls of a library: a reduction along another axis, a mean for a sum, another padding."""
+"""Calls of a library may have to run along another axis, be a mean for a sum, or pad otherwise."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OTHERS = {"sum": ("mean", "max"), "mean": ("sum", "max"), "max": ("sum", "min"),
 
 
 def calls(site: Site) -> Iterator[Edit]:
-    """Other calls in the place of a reduction: along other axes, or of a sibling function."""
+    """A reduction may have to run along other axes, or be of a sibling function."""
     group = _group(site)
     if group is None:
         return
@@ -87,7 +87,7 @@ def calls(site: Site) -> Iterator[Edit]:
 
 
 def functions(site: Site) -> Iterator[Edit]:
-    """Another function of the one array that a call of a library computes from."""
+    """A call of a library may have to be of another function of the same array."""
     expression = site.expression
     if expression is None or not site.last or not isinstance(expression.node, ast.Call):
         return
@@ -112,7 +112,7 @@ MODES = ("constant", "edge", "wrap", "reflect", "symmetric")
 
 
 def paddings(site: Site) -> Iterator[Edit]:
-    """Padding of another kind, or with more on the other side, in the place of ``jnp.pad``."""
+    """A call of ``jnp.pad`` may need another mode."""
     expression = site.expression
     if expression is None or expression.spelling != "pad" or not site.last:
         return
@@ -186,7 +186,7 @@ def _group(site: Site) -> tuple[str, int] | None:
 
 
 def outside_of(site: Site, real: bool = True) -> list[int]:
-    """The arrays that the person's expression is computed from, inside which the site stands."""
+    """The person's expression, inside which the site stands, is computed from these arrays."""
     expression = site.expression
     outside: dict[int, None] = {}
     frontier, seen = [site.equation.key], set()

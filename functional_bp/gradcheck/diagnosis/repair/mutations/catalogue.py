@@ -1,4 +1,4 @@
-"""Which edits there are of an equation, by its primitive."""
+"""The catalogue says which edits there are of an equation, by its primitive."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ EVERYWHERE: tuple[Entry, ...] = (
 
 
 def catalogue(site: Site) -> Iterator[Edit]:
-    """Every edit of the equation by itself, without further values."""
+    """These edits of the equation by itself read no further values."""
     if not in_scope(site.result) and site.equation.name not in (*arithmetic.COMPARISONS, "scan"):
         yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
         yield from indexing.triangles(site)

@@ -1,4 +1,4 @@
-"""Matrices, windows and borders: a triangle, a symmetric part, a kernel, a first or last row."""
+"""Matrices, windows and borders may need a triangle, a flipped kernel, other first rows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PARTS: tuple[tuple[str, str, Callable[[Any], Any], str, float], ...] = (
 
 
 def parts(site: Site) -> Iterator[Edit]:
-    """A triangle, the symmetric part or the diagonal of a square matrix."""
+    """A square matrix may have to be a triangle of it, its symmetric part or its diagonal."""
     if site.last and _is_square(site.result):
         for kind, name, function, template, rank in PARTS:
             text = template if site.result.ndim == 2 else template.replace(".T", ".mT")
@@ -66,7 +66,7 @@ def _is_square(x: Any) -> bool:
 
 
 def triangles(site: Site) -> Iterator[Edit]:
-    """Another triangle in the place of ``jnp.tril`` or ``jnp.triu``: one diagonal more or less."""
+    """A call of ``jnp.tril`` or ``jnp.triu`` may need the other, or a diagonal more or less."""
     expression = site.expression
     if expression is None or expression.spelling not in ("tril", "triu") or not site.last:
         return
@@ -88,7 +88,7 @@ def triangles(site: Site) -> Iterator[Edit]:
 
 
 def reordered(site: Site) -> Iterator[Edit]:
-    """The result with two axes of one length swapped, or reversed along two axes at once."""
+    """The result may need two axes of one length swapped, or be reversed along two axes."""
     shape = np.shape(site.result)
     if not 2 <= len(shape) <= 4 or not site.last:
         return
@@ -109,7 +109,9 @@ def reordered(site: Site) -> Iterator[Edit]:
 
 
 def convolution(site: Site) -> Iterator[Edit]:
-    """A convolution: the kernel flipped, its channels swapped, other paddings and strides."""
+    """A convolution may need its kernel flipped, its channels swapped, or other paddings and
+    strides.
+    """
     params = site.equation.params
     for position, spec in enumerate(params["dimension_numbers"][:2]):
         shape, spatial = np.shape(site.operands[position]), tuple(spec[2:])
@@ -148,7 +150,7 @@ def convolution(site: Site) -> Iterator[Edit]:
 
 
 def triangular(site: Site) -> Iterator[Edit]:
-    """A solve with a triangular matrix: transposed, from the other side, with the right side's."""
+    """A solve with a triangular matrix may need a transpose, or stand on the other side."""
     params = site.equation.params
     trans = params["transpose_a"]
     called = site.expression is not None and site.expression.spelling == "solve_triangular"
@@ -167,7 +169,7 @@ def triangular(site: Site) -> Iterator[Edit]:
 
 
 def rolled(site: Site) -> Iterator[Edit]:
-    """In a roll: by as much the other way, by one more or less, or not at all."""
+    """A roll may have to go the other way, by one more or less, or not belong."""
     expression, result = site.expression, site.result
     if expression is None or expression.spelling != "roll" or not site.last:
         return
@@ -187,7 +189,7 @@ def rolled(site: Site) -> Iterator[Edit]:
 
 
 def ends(site: Site) -> Iterator[Edit]:
-    """A short part at an end of several: zeros."""
+    """A short part at an end of several may have to be zeros."""
     operands = site.operands
     axis = site.equation.params.get("dimension", 0)
     if len(operands) < 2 or not all(in_scope(x) for x in operands):
@@ -201,7 +203,7 @@ def ends(site: Site) -> Iterator[Edit]:
 
 
 def elsewhere(site: Site) -> Iterator[Edit]:
-    """An index that is one off, or that should be the first or the last."""
+    """An index may be one off, or have to be the first or the last."""
     name = site.equation.name
     shape = np.shape(site.operands[0])
     for position in INDEXED[name]:
@@ -225,7 +227,7 @@ def elsewhere(site: Site) -> Iterator[Edit]:
 
 
 def borders(site: Site) -> Iterator[Edit]:
-    """The first or the last row of the result otherwise: nought, twice or half as much."""
+    """The first or the last row of the result may have to be nought, twice or half as much."""
     for axis, index, where in _ends(site):
         for factor, said, rank in (
             (0.0, "nought", costs.ZERO_BORDER),
@@ -239,7 +241,7 @@ def borders(site: Site) -> Iterator[Edit]:
 
 
 def borrowed_borders(site: Site) -> Iterator[Edit]:
-    """The first or the last row of the result, as that of another value."""
+    """The first or the last row of the result may have to be that of another value."""
     if not in_scope(site.result) or len(site.equation.results) > 1:
         return
     places = list(_ends(site))
@@ -260,7 +262,7 @@ def borrowed_borders(site: Site) -> Iterator[Edit]:
 
 
 def indexed(site: Site) -> Iterator[Edit]:
-    """The rows of a value that an array of indices names."""
+    """The rows of a value that an array of indices names may belong here."""
     if not in_scope(site.result) or not site.last or len(site.equation.results) > 1:
         return
     shape = np.shape(site.result)

@@ -1,4 +1,7 @@
-"""Edits that bring in another value in scope: as an operand, a factor or a term."""
+"""These edits bring in another value in scope: as an operand, a factor or a term.
+
+Terms that are missing as a whole are made of two values with a name: u · v, u · Σ(u · v).
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ MIXING = ("dot_general", "reduce_sum", "concatenate", "scatter-add", "cumsum", "
 
 
 def borrowed(site: Site) -> Iterator[Edit]:
-    """Every edit that reads a further value."""
+    """Every one of these edits reads a further value."""
     several = len(site.equation.results) > 1
     for slot in site.scope:
         w = site.values[slot]
@@ -270,13 +273,13 @@ def _sum(site: Site, slot: int, w: Any, weight: float) -> Iterator[Edit]:
                 reads=(slot,), write=f"_v.sum({axis})")
 
 
-# Terms that are missing as a whole, made of two values with a name: u · v, u · Σ(u · v).
+# Terms of two values.
 
 MOST = 12  # values with a name that are combined
 
 
 def composed(site: Site) -> Iterator[Edit]:
-    """Each product of two named values as a further term, plain or summed along an axis."""
+    """A product of two named values may be a further term, plain or summed along an axis."""
     shape = np.shape(site.result)
     if not in_scope(site.result) or not site.last or not shape or len(site.equation.results) > 1:
         return

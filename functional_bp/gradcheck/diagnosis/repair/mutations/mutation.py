@@ -1,4 +1,4 @@
-"""An edit of one equation, and what the equation's place offers to those that make edits.
+"""An edit changes one equation; a site is what the equation's place offers to make edits of.
 
 An edit says how to compute the result instead, in NumPy, and how to write it in the person's code:
 as a template over the expression's operands ``_a``, ``_b`` and ``_c``, its whole ``_e`` and a
@@ -21,7 +21,7 @@ OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position
 
 @dataclass(frozen=True)
 class Edit:
-    """One change to one equation.
+    """An edit changes one equation.
 
     Attributes:
         site: what the equation is known by.
@@ -57,7 +57,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Site:
-    """An equation with what an edit may look at, on the first sample.
+    """A site is an equation with what an edit may look at, on the first sample.
 
     Attributes:
         values: of every slot in the equation's scope.
@@ -105,7 +105,7 @@ class Site:
         rank: float = costs.LIKELIEST,
         **more: Any,
     ) -> Edit:
-        """An edit of this equation whose ``compute`` takes the operands."""
+        """This edit's ``compute`` takes the equation's operands."""
         return Edit(self.equation.key, kind, message, lambda a, v, c: compute(*a), rank, **more)
 
     def operand_edit(
@@ -117,14 +117,16 @@ class Site:
         rank: float = costs.LIKELIEST,
         template: str = "",
     ) -> Edit:
-        """An edit that replaces one operand by a function of it."""
+        """This edit replaces one operand by a function of it."""
         said = message.replace("{x}", OPERAND[min(position, 3)])
         return self.edit(
             kind, said, lambda *a: self.again(with_operand(a, position, function(a[position]))),
             rank, change=(position, template) if template else None)
 
     def again(self, operands: Sequence[Any], **params: Any) -> Any:
-        """The equation on other operands, or with other parameters; a list of several results."""
+        """The equation runs on other operands, or with other parameters; several results make a
+        list.
+        """
         equation = self.equation
         if params:
             equation = replace(equation, params={**equation.params, **params})
@@ -133,5 +135,5 @@ class Site:
 
 
 def with_operand(operands: Sequence[Any], position: int, value: Any) -> list[Any]:
-    """The operands with one of them replaced."""
+    """One of the operands is replaced."""
     return [value if i == position else x for i, x in enumerate(operands)]

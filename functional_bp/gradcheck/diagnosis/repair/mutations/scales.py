@@ -1,4 +1,4 @@
-"""Constants that are solved for: a factor of a result, a number that is written in the code."""
+"""Constants are solved for: a factor of a result, a number that is written in the code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXACT = 1e-7  # to which a number in the code is found
 
 
 def scaled(site: Site) -> Iterator[Edit]:
-    """The result times a constant."""
+    """The result may lack a constant factor."""
 
     def settle(c: float) -> Edit | None:
         constant = named(c, site.sizes)
@@ -57,7 +57,7 @@ def scaled(site: Site) -> Iterator[Edit]:
 
 
 def shifted(site: Site) -> Iterator[Edit]:
-    """The result plus a constant that a person would write."""
+    """The result may lack a constant that a person would add."""
     if not site.last or site.result.dtype.kind != "f":
         return
 
@@ -77,7 +77,7 @@ def shifted(site: Site) -> Iterator[Edit]:
 
 
 def weighted(site: Site) -> Iterator[Edit]:
-    """A term or a branch times a constant, where nothing has computed it on the spot."""
+    """A term or a branch that nothing has computed on the spot may lack a constant factor."""
     if site.equation.name not in ("add", "sub", "add_any", "select_n"):
         return
     for position, slot in enumerate(site.equation.operands):
@@ -110,7 +110,7 @@ def _weighted(site: Site, position: int) -> Edit:
 
 
 def literals(site: Site) -> Iterator[Edit]:
-    """A number that is written in the code, as another one."""
+    """A number that is written in the code may have to be another one."""
     if site.equation.name == "iota" or not site.own:
         return
     for position, slot in enumerate(site.equation.operands):
