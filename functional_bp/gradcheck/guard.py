@@ -53,10 +53,12 @@ class Guard:
 
     Args:
         ran: what runs inside, in words.
+        may_misfit: whether it is code of a person as the package has edited it, which may index
+            what has another shape by then: no fault of the package is let through.
     """
 
-    def __init__(self, ran: str) -> None:
-        self.ran = ran
+    def __init__(self, ran: str, may_misfit: bool = False) -> None:
+        self.ran, self.may_misfit = ran, may_misfit
         self.error: Exception | None = None
 
     @property
@@ -90,7 +92,8 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:  # fmt: skip
-        if not isinstance(error, Exception) or (OWN_FAULTS_RAISE and is_own_fault(error)):
+        lets_through = OWN_FAULTS_RAISE and not self.may_misfit
+        if not isinstance(error, Exception) or (lets_through and is_own_fault(error)):
             return False
         self.error = error
         caller = sys._getframe(1)

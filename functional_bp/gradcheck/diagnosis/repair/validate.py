@@ -87,7 +87,7 @@ class Matrices:
         if not self.start:
             self.start = self.program.rerun(values, under) if under else values
         self.made[key] = None
-        with Guard("a program on other values"):  # without a matrix it is run as a whole each time
+        with Guard("a program on other values", may_misfit=True):  # else it is run as a whole
             self.made[key] = self._matrix(key, under)
         return self.made[key]
 
@@ -228,7 +228,7 @@ class Validator:
     def attempt(self, edit: Edit, under: Changes, *, keep: bool = True) -> Edit | None:
         """The edit, its constant solved for, makes the first sample right; else None."""
         self.attempts += 1
-        with Guard("an edited program"):  # whatever does not fit is no repair
+        with Guard("an edited program", may_misfit=True):  # whatever does not fit is no repair
             if edit.settle is not None:
                 return self._solve(edit, under, keep)
             if keep and (out := self._predicted(edit, under)) is not None:
@@ -343,7 +343,7 @@ class Validator:
 
     def holds(self, changes: Changes, whole: bool = False) -> bool:
         """Whether the changes make every sample right."""
-        with Guard("an edited program on fresh samples"):
+        with Guard("an edited program on fresh samples", may_misfit=True):
             return all(
                 self.is_right(self.outs(changes, number), number, whole)
                 for number in range(self._count)
