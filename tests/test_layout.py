@@ -78,3 +78,13 @@ def test_private_jax_is_imported_in_one_file_only() -> None:
 def test_files_are_one_idea_long() -> None:
     lines = {f: len(f.read_text().splitlines()) for f in [*MODULES.values(), *TESTS]}
     assert not [str(file) for file, count in lines.items() if count >= 800]
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, file in MODULES.items():
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module)
+    assert len(owners) > 100
+    assert not {name: modules for name, modules in owners.items() if len(modules) > 1}
