@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.dtypes import float0
 
+FLOAT0 = np.dtype([("float0", np.void, 0)])  # jax.dtypes.float0, without loading JAX
 SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
     "complex64": "c64", "complex128": "c128", "bool": "bool",
@@ -180,7 +180,7 @@ def describe(value: Any) -> str:
         if isinstance(value, bool | int | float | complex | np.generic):
             return f"{type(value).__name__} {value!r}"
         return type(value).__name__
-    name = "float0" if dtype == float0 else SHORT_DTYPES.get(str(dtype), str(dtype))
+    name = "float0" if dtype == FLOAT0 else SHORT_DTYPES.get(str(dtype), str(dtype))
     return f"{name}[{','.join(map(str, shape))}]"
 
 

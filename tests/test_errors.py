@@ -337,6 +337,7 @@ def test_arrays_are_described_by_dtype_and_shape() -> None:
     assert describe(jnp.ones((3, 5), jnp.float32)) == "f32[3,5]"
     assert describe(jnp.asarray(1, jnp.bfloat16)) == "bf16[]"
     assert describe(np.zeros(2, bool)) == "bool[2]"
+    assert describe(np.zeros(2, jax.dtypes.float0)) == "float0[2]"
     assert describe(2.5) == "float 2.5"
     assert describe(object()) == "object"
 
