@@ -15,6 +15,7 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
         FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
+import comparisons  # noqa: E402
 import jax  # noqa: E402  (reads XLA_FLAGS)
 import pytest  # noqa: E402
 from checked_package import calls, ops  # noqa: E402, F401  (fixtures)
@@ -46,3 +47,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # what is imported by now stays: no collection has to look at it again
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    comparisons.count(report)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    comparisons.fail_if_silent(session)

@@ -1,7 +1,8 @@
 """What must hold of every rule on every case.
 
 Each entry of ``PROPERTIES`` compares the numbers of ``measuring.measure`` in NumPy and raises an
-AssertionError that says which argument of the case is wrong.
+AssertionError that says which argument of the case is wrong. It returns whether there was anything
+to compare; ``comparisons.py`` counts that.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def close(got: Any, want: Any, rtol: float, what: str, size: float = 0.0) -> Non
     assert got.dtype == want.dtype, f"{what}: dtype {got.dtype}, not {want.dtype}"
     if got.dtype.kind not in "fc" and not inexact(got):
         np.testing.assert_array_equal(got, want, err_msg=what)
-        return
+        return False
     finite = np.abs(want[np.isfinite(want)]).astype(float)
     scale = float(finite.max(initial=size))
     np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * scale + 1e-300, err_msg=what)
@@ -50,7 +51,7 @@ def _each(got: Sequence[Any], want: Sequence[Any], probe: Probe, what: str, rtol
         close(x, y, rtol, f"{what}, argument {probe.active[i] if len(probe.active) > i else i}")
 
 
-def value(numbers: dict[str, Any]) -> None:
+def value(numbers: dict[str, Any]) -> bool:
     """bp.vjp returns what the function returns, and the reference has the same value."""
     probe = numbers["probe"]
     for k, (got, want) in enumerate(zip(numbers["value"], numbers["true value"], strict=True)):
@@ -62,9 +63,10 @@ def value(numbers: dict[str, Any]) -> None:
     for k, (got, want) in enumerate(pairs):
         rtol, size = max(tolerance(probe), 1e-7), float(max(sizes))
         close(np.asarray(got, want.dtype), want, rtol, f"reference {k}", size=size)
+    return bool(numbers["value"])
 
 
-def cotangent(numbers: dict[str, Any]) -> None:
+def cotangent(numbers: dict[str, Any]) -> bool:
     """x̄ = Jᵀ ȳ equals jax.vjp's of the reference, in the argument's shape and dtype."""
     probe = numbers["probe"]
     for i, (bar, index) in enumerate(zip(numbers["a"], probe.active, strict=True)):
@@ -73,35 +75,39 @@ def cotangent(numbers: dict[str, Any]) -> None:
             f"argument {i}: cotangent {bar.dtype}{bar.shape} for {x.dtype}{x.shape}"
         )
     _each(numbers["a"], numbers["true"], probe, "cotangent", tolerance(probe))
+    return bool(probe.active)
 
 
-def adjoint(numbers: dict[str, Any]) -> None:
+def adjoint(numbers: dict[str, Any]) -> bool:
     """⟨J v, ȳ⟩ = ⟨v, Jᵀ ȳ⟩ with J v from jax.jvp (products unconjugated, as JAX's convention)."""
     if "pushed" not in numbers:
-        return
+        return False
     probe = numbers["probe"]
     product = lambda x, y: np.asarray(x, np.complex128) * np.asarray(y, np.complex128)
     left = [product(x, y) for x, y in zip(numbers["pushed"], probe.a, strict=True)]
     right = [product(x, y) for x, y in zip(probe.tangents, numbers["a"], strict=True)]
     scale = sum(np.abs(z[np.isfinite(z)]).sum() for z in left + right)
     difference = sum(np.real(z).sum() for z in left) - sum(np.real(z).sum() for z in right)
-    if np.isfinite(difference):
-        assert abs(difference) <= tolerance(probe) * scale, f"⟨Jv,ȳ⟩ − ⟨v,Jᵀȳ⟩ = {difference}"
+    if not np.isfinite(difference):
+        return False
+    assert abs(difference) <= tolerance(probe) * scale, f"⟨Jv,ȳ⟩ − ⟨v,Jᵀȳ⟩ = {difference}"
+    return True
 
 
-def subsets(numbers: dict[str, Any]) -> None:
+def subsets(numbers: dict[str, Any]) -> bool:
     """Every subset of active arguments gives the cotangents that all together give."""
     probe = numbers["probe"]
     position = {index: k for k, index in enumerate(probe.active)}
     for subset, bars in zip(probe.subsets, numbers["subsets"], strict=True):
         want = [numbers["true"][position[i]] for i in subset]
         _each(bars, want, probe, f"active arguments {subset}", tolerance(probe))
+    return bool(probe.subsets)
 
 
-def alone(numbers: dict[str, Any]) -> None:
+def alone(numbers: dict[str, Any]) -> bool:
     """The cotangents from each output alone add up to those from all outputs."""
     if "alone" not in numbers:
-        return
+        return False
     probe = numbers["probe"]
     summed = [np.sum(np.stack(parts), 0) for parts in zip(*numbers["alone"])]
     # Parts may cancel, so the bound is of the parts' size: one more factor of 2⁶.
@@ -111,20 +117,22 @@ def alone(numbers: dict[str, Any]) -> None:
             got, want, rtol=64 * tolerance(probe), atol=64 * tolerance(probe) * size,
             err_msg=f"sum over outputs alone, argument {probe.active[i]}",
         )  # fmt: skip
+    return bool(summed)
 
 
-def batched(numbers: dict[str, Any]) -> None:
+def batched(numbers: dict[str, Any]) -> bool:
     """vmap of the pullback equals a loop over two draws of arguments and cotangents."""
     if "batched" not in numbers:
-        return
+        return False
     probe = numbers["probe"]
     first = [x[0] for x in numbers["batched"]]
     second = [x[1] for x in numbers["batched"]]
     _each(first, numbers["a"], probe, "vmap, first", tolerance(probe))
     _each(second, numbers["looped"], probe, "vmap, second", tolerance(probe))
+    return bool(first)
 
 
-def linear(numbers: dict[str, Any]) -> None:
+def linear(numbers: dict[str, Any]) -> bool:
     """Jᵀ(2a + b) = 2 Jᵀa + Jᵀb."""
     probe = numbers["probe"]
     for i, (got, a, b) in enumerate(zip(numbers["2a+b"], numbers["a"], numbers["b"])):
@@ -135,12 +143,13 @@ def linear(numbers: dict[str, Any]) -> None:
             got, want, rtol=tolerance(probe), atol=tolerance(probe) * size + 1e-300,
             err_msg=f"linearity, argument {probe.active[i]}",
         )  # fmt: skip
+    return bool(numbers["a"])
 
 
-def second_order(numbers: dict[str, Any]) -> None:
+def second_order(numbers: dict[str, Any]) -> bool:
     """∇‖∇s‖² by bp.grad of bp.grad equals jax.grad of jax.grad."""
     if "second" not in numbers:
-        return
+        return False
     probe = numbers["probe"]
     # Two derivatives lose the square of what one loses: 2⁸ further units. Where the second
     # derivative is zero (sin of asin), terms of the size of the first cancel.
@@ -149,9 +158,10 @@ def second_order(numbers: dict[str, Any]) -> None:
         size = np.abs(first[np.isfinite(first)]).max(initial=0.0)
         what = f"second order, argument {probe.active[i]}"
         close(got, want, 256 * tolerance(probe), what, size=float(size))
+    return bool(numbers["second"])
 
 
-def low_precision(numbers: dict[str, Any]) -> None:
+def low_precision(numbers: dict[str, Any]) -> bool:
     """In float32, bfloat16 and float16 the error is that of a stable computation.
 
     x̄ in the low precision is compared with x̄ in float64 at the same rounded inputs. Allowed is
@@ -162,11 +172,11 @@ def low_precision(numbers: dict[str, Any]) -> None:
     """
     probe, case = numbers["probe"], numbers["probe"].case
     if not probe.active or not probe.a:
-        return
+        return False
     names = [d for d in LOW_DTYPES if d == "float32" or (case.half and not _has_complex(probe))]
     rounded = {name: [_cast(x, name) for x in probe.args] for name in names}
     if not case.half and not _traceable(case, rounded["float32"]):
-        return
+        return False
     bars: dict[str, Any] = {}
     for name in names:
         out = [y for y in jax.tree.leaves(jax.eval_shape(case.function, *rounded[name]))]
@@ -203,6 +213,7 @@ def low_precision(numbers: dict[str, Any]) -> None:
                 f"{name}, argument {probe.active[i]}: error {error:.3g}, allowed {allowed:.3g}, "
                 f"JAX's own {theirs:.3g}"
             )
+    return bool(names)
 
 
 def _error_and_bound(got: Any, want: Any, response: Any, eps: float, name: str) -> Any:
@@ -243,7 +254,7 @@ def _shake(x: Any, eps: float, rng: np.random.Generator) -> Any:
     return (np.asarray(x) * (1 + eps * rng.choice([-1.0, 1.0], x.shape))).astype(x.dtype)
 
 
-PROPERTIES: dict[str, Callable[[dict[str, Any]], None]] = {
+PROPERTIES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "value": value,
     "cotangent": cotangent,
     "adjoint identity": adjoint,

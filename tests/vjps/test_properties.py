@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import comparisons
 import jax
 import jax.numpy as jnp
 import pytest
@@ -141,4 +143,14 @@ def test_by_that_property_alone(name: str) -> None:
 
 
 def test_every_property_has_a_fault() -> None:
-    assert set(FAULTS) == set(PROPERTIES)
+    assert set(FAULTS) == set(PROPERTIES) == set(comparisons.FLOORS)
+
+
+def test_a_property_that_has_fallen_silent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparisons, "FLOORS", {"value": 1.0, "adjoint identity": 0.5})
+    monkeypatch.setattr(comparisons, "compared", Counter({"value": 400, "adjoint identity": 100}))
+    monkeypatch.setattr(comparisons, "cases", 10)
+    assert comparisons.silent() == []
+    monkeypatch.setattr(comparisons, "cases", 400)
+    (sentence,) = comparisons.silent()
+    assert "'adjoint identity'" in sentence and "100 of 400" in sentence
