@@ -6,8 +6,6 @@ import ast
 import difflib
 import functools
 import inspect
-import textwrap
-import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from functional_bp import _jax
+from functional_bp.definitions import definition, unwrapped
 from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.engine.transforms import vjp
@@ -392,13 +391,10 @@ def unnamed(kept: Named) -> Any:
 
 def returned_names(forward: Callable[..., Any]) -> list[str]:
     """Tell what a forward function calls its residuals, read off ``return out, (x_hat, r)``."""
-    try:
-        inner = inspect.unwrap(functools.partial(forward).func)
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inner)))
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # no file, or not one of Python
-        return []
-    returns = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)]
-    lambdas = [node.body for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    found = definition(unwrapped(forward))
+    nodes = list(ast.walk(found.node)) if found is not None else []
+    returns = [node.value for node in nodes if isinstance(node, ast.Return)]
+    lambdas = [node.body for node in nodes if isinstance(node, ast.Lambda)]
     for value in (returns or lambdas)[::-1]:
         if isinstance(value, ast.Tuple) and len(value.elts) == 2:
             second = value.elts[1]

@@ -17,11 +17,12 @@ import jax
 import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
+from functional_bp.definitions import definition, file_of, unwrapped
 from functional_bp.gradcheck.diagnosis.patterns.expressions import total
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
-from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, home_of, read
+from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, read
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
@@ -50,7 +51,7 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
         return _assigned(subject, name)
     judged = program.outputs[subject.names.index(name)]
     others = [program.outputs[subject.names.index(n)] for n in right if n != name]
-    home = home_of(subject.source)
+    home = file_of(subject.source)
     shared = _feeding(program, others)
     for equation in reversed(_feeding(program, [judged])):
         place = None if equation in shared else _place(equation, home)
@@ -62,7 +63,7 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
 
 def cotangent_as_written(subject: Subject, name: str) -> tuple[Place, str] | None:
     """An argument's cotangent is written as this expression, on this line; None if unknown."""
-    program, home = _program(subject), home_of(subject.source)
+    program, home = _program(subject), file_of(subject.source)
     if program is None:
         return None
     judged = program.outputs[subject.names.index(name)]
@@ -105,7 +106,7 @@ def lines_of(subject: Subject, what: str, name: str | None = None) -> tuple[Plac
 
 def line_of_shards(subject: Subject, name: str) -> Place | None:
     """This line in the body of a ``shard_map`` makes an argument's cotangent."""
-    program, home = _program(subject), home_of(subject.source)
+    program, home = _program(subject), file_of(subject.source)
     judged = None if program is None else program.outputs[subject.names.index(name)]
     for equation in program.equations if program is not None else ():
         if equation.name == "shard_map" and judged in equation.results:
@@ -133,7 +134,7 @@ def line_of_overflow(
     for equation in program.equations:
         operands = [values[slot] for slot in equation.operands]
         if all(map(_finite, operands)) and not all(_finite(values[s]) for s in equation.results):
-            place = _place(equation, home_of(subject.source))
+            place = _place(equation, file_of(subject.source))
             if place is not None:
                 return place
     return None
@@ -163,7 +164,7 @@ def _program(
         if kept is None or backward is None:
             return trace(lambda a, f, b: subject.pull(a, f, b)[1], at, others, host(bars))
         program = trace(lambda a, f, b: backward(marked(kept(a, f)), f, b), at, others, host(bars))
-        return with_kept_lines(program, home_of(subject.source))
+        return with_kept_lines(program, file_of(subject.source))
     return None
 
 
@@ -204,9 +205,9 @@ def _equations_of(
     for equation in reversed(_feeding(program, outputs)):
         for inner in (e for body in equation.bodies for e in reversed(body.equations)):
             if is_meant(inner, {}):
-                yield _place(inner, home_of(subject.source))
+                yield _place(inner, file_of(subject.source))
         if is_meant(equation, values):
-            yield _place(equation, home_of(subject.source))
+            yield _place(equation, file_of(subject.source))
 
 
 def _narrows(equation: Instruction, values: Any) -> bool:
@@ -238,15 +239,8 @@ def _finite(x: Any) -> bool:
 
 def _function(subject: Subject) -> tuple[str, SourceFile, ast.FunctionDef | ast.Lambda] | None:
     """The person's function whose lines are meant, as text."""
-    function: Any = subject.source
-    for _ in range(8):
-        function = getattr(function, "__wrapped__", None) or getattr(function, "func", function)
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return None
-    source = read(code.co_filename)
-    node = source.starting(code.co_firstlineno)
-    return None if node is None else (code.co_filename, source, node)
+    found = definition(unwrapped(subject.source))
+    return None if found is None else (found.file, read(found.file), found.node)
 
 
 def _statements(subject: Subject) -> Iterator[tuple[Place, ast.AST]]:

@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import JaxprEqn, Literal
 
 from functional_bp._jax import as_checkpoint, open_jaxpr, source_spans
+from functional_bp.definitions import file_of
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
@@ -37,7 +38,7 @@ from functional_bp.gradcheck.diagnosis.repair.program import (
     trace,
 )
 from functional_bp.gradcheck.diagnosis.repair.search import agrees, sums
-from functional_bp.gradcheck.diagnosis.repair.source import expression, home_of
+from functional_bp.gradcheck.diagnosis.repair.source import expression
 from functional_bp.gradcheck.diagnosis.repair.validate import Validator
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
@@ -159,7 +160,7 @@ def _prepare(
     validation = Validator(program, draw, disagreement.argument, limit)
     if not agrees(program.outs(validation.point(0).values), given.true):
         return None
-    return validation, edges, home_of(subject.source)
+    return validation, edges, file_of(subject.source)
 
 
 def _search(validation: Validator, edges: Sequence[Edge], home: str | None) -> list[Finding]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp.definitions import file_of
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.locations import (
@@ -39,7 +40,7 @@ from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     with_aliases,
     with_kept_lines,
 )
-from functional_bp.gradcheck.diagnosis.repair.source import Names, home_of
+from functional_bp.gradcheck.diagnosis.repair.source import Names
 from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
@@ -415,7 +416,7 @@ def _attempt(disagreement: Disagreement, limit: TimeLimit, whole: bool) -> Repai
     outs = program.outs(validation.point(0).values)
     if not agrees(outs, given.claimed, 1e-4 + 4 * coarsest(program)):
         return None
-    home = home_of(subject.source)
+    home = file_of(subject.source)
     right = [i for i in range(len(program.outputs)) if i not in validation.wrong]
     if whole and backward is not None:
         program = with_kept_lines(program, home)

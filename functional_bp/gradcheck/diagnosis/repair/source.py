@@ -12,7 +12,7 @@ import copy
 import linecache
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -107,19 +107,6 @@ def own_span(spans: Iterable[Span], home: str | None) -> Span | None:
     """
     spans = [span for span in spans if is_own(span.file, home)]
     return next((span for span in spans if span.file == home), spans[0] if spans else None)
-
-
-def home_of(function: Callable[..., Any] | None) -> str | None:
-    """A function was written in this file."""
-    for _ in range(8):
-        code = getattr(function, "__code__", None)
-        if code is not None and not hasattr(function, "__wrapped__"):
-            return code.co_filename
-        inner = getattr(function, "__wrapped__", None) or getattr(function, "func", None)
-        if inner is None:
-            return None if code is None else code.co_filename
-        function = inner
-    return None
 
 
 # Fragments of code.
