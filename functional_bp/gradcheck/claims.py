@@ -104,22 +104,17 @@ def _callable(
 ) -> Subject:
     """A function that JAX (or ``transform``) differentiates by the rule to be checked."""
     flat = Flattening(fun, args, judged, static)
-
-    def value(actives: Arrays, fixed: Arrays) -> Arrays:
-        return active_outputs(fun(*flat.join(actives, fixed)))
+    value = flat.outputs_of(fun)
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
         outs, pullback = transform(lambda *xs: value(xs, fixed), *actives)
         return outs, pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(bars, outs)))
 
-    plain = None
-    if reference is not None:
-        plain = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))
     return flat.subject(
         function_name(fun),
         value=value,
         pull=pull,
-        reference=plain,
+        reference=None if reference is None else flat.outputs_of(reference),
         by_transform=transform is jax.vjp,
         source=fun,
     )
@@ -136,7 +131,6 @@ def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> S
         )
     flat = Flattening(fun, args, judged, static)
     given = [args[i] for i in static]
-    names: list[str] = returned_names(forward)
 
     def run_forward(actives: Arrays, fixed: Arrays) -> tuple[Any, Any]:
         joined = flat.join(actives, fixed)
@@ -144,12 +138,7 @@ def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> S
             joined = jax.tree.map(_Perturbed, joined)
         return forward(*joined)
 
-    shapes: list[Any] = []  # of the output, known once the forward pass has run
-
-    def residuals(actives: Arrays, fixed: Arrays) -> Any:
-        out, kept = run_forward(actives, fixed)
-        shapes[:] = [jax.tree.map(jax.typeof, out)]
-        return named(kept, names)
+    residuals, shapes = _residuals_of(run_forward, returned_names(forward))
 
     def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
         found = backward(*given, unnamed(kept), output_bars(shapes[0], bars))
@@ -159,6 +148,20 @@ def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> S
         subject, residuals=residuals, backward=pull_back, source=backward,
         symbolic_zeros=bool(getattr(fun, "symbolic_zeros", False)),
     )  # fmt: skip
+
+
+def _residuals_of(
+    run: Callable[[Arrays, Arrays], tuple[Any, Any]], names: Sequence[str]
+) -> tuple[Callable[..., Named], list[Any]]:
+    """What a forward pass keeps, by name; and a list that then holds the shapes of its output."""
+    shapes: list[Any] = []
+
+    def residuals(actives: Arrays, fixed: Arrays) -> Named:
+        out, kept = run(actives, fixed)
+        shapes[:] = [jax.tree.map(jax.typeof, out)]
+        return named(kept, names)
+
+    return residuals, shapes
 
 
 def _with_defaults(
@@ -228,7 +231,6 @@ def _pair(
     ``forward(*args) -> out`` with ``backward(*args, out_bar)`` by the number of parameters.
     """
     flat = Flattening(forward, args)
-    names = returned_names(forward)
     parameters = _positional(backward)
     from_arguments = (
         len(parameters) == len(args) + 1
@@ -254,12 +256,7 @@ def _pair(
         out, kept = run(actives, fixed)
         return active_outputs(out), call(kept, out, bars, actives)
 
-    shapes: list[Any] = []
-
-    def residuals(actives: Arrays, fixed: Arrays) -> Any:
-        out, kept = run(actives, fixed)
-        shapes[:] = [jax.tree.map(jax.typeof, out)]
-        return named(kept, names)
+    residuals, shapes = _residuals_of(run, returned_names(forward))
 
     def pull_back(kept: Any, fixed: Arrays, bars: Arrays) -> Arrays:
         return call(unnamed(kept), shapes[0], bars, flat.actives)
@@ -425,6 +422,7 @@ def gradient_function(
     sample = claimed(*args)
     with_value, positions = _positions(sample, args, argnums, shape)
     flat = Flattening(of, args, judged=positions)
+    value = flat.outputs_of(of)
 
     def found(actives: Arrays, fixed: Arrays) -> Arrays:
         result = claimed(*flat.join(actives, fixed))
@@ -434,9 +432,6 @@ def gradient_function(
         for i, bar in zip(positions, (bars,) if single else bars, strict=True):
             full[i] = bar
         return flat.cotangents(full, actives)
-
-    def value(actives: Arrays, fixed: Arrays) -> Arrays:
-        return active_outputs(of(*flat.join(actives, fixed)))
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
         outs = value(actives, fixed)
@@ -534,9 +529,7 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
     by_name = {resolve(name, every.names): value for name, value in claims.items()}
     flat = Flattening(fun, args, only=tuple(by_name))
     values = [by_name[name] for name in flat.names]
-
-    def value(actives: Arrays, fixed: Arrays) -> Arrays:
-        return active_outputs(fun(*flat.join(actives, fixed)))
+    value = flat.outputs_of(fun)
 
     def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
         joined = flat.join(actives, fixed)
@@ -621,7 +614,7 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     flat = Flattening(reference, args)
     if len(flat.active) != len(subject.actives):  # some arguments are held fixed
         flat = Flattening(reference, args, only=_same_leaves(flat, subject))
-    fun = lambda actives, fixed: active_outputs(reference(*flat.join(actives, fixed)))
+    fun = flat.outputs_of(reference)
     with Guard("the reference in JAX") as in_jax:
         jax.eval_shape(fun, subject.actives, subject.fixed)
         return replace(subject, reference=fun, reference_pull=None)
@@ -669,8 +662,7 @@ def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
     if expect == "straight-through":
         surrogate = lambda actives, fixed: (actives[0],)
     elif callable(expect):
-        flat = Flattening(expect, args)
-        surrogate = lambda actives, fixed: active_outputs(expect(*flat.join(actives, fixed)))
+        surrogate = Flattening(expect, args).outputs_of(expect)
     else:
         raise ValueError(
             compose(

@@ -53,8 +53,9 @@ class Guard:
 
     Args:
         ran: what runs inside, in words.
-        may_misfit: whether it is code of a person as the package has edited it, which may index
-            what has another shape by then: no fault of the package is let through.
+        may_misfit: whether the package's own code may fail there for no fault of its own: on a
+            person's code that it has edited, whose values have another shape by then, or on an
+            object that is half made. Nothing is let through.
     """
 
     def __init__(self, ran: str, may_misfit: bool = False) -> None:

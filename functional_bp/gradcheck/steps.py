@@ -40,7 +40,6 @@ from functional_bp.gradcheck.subject import (
     Flattening,
     Sample,
     Subject,
-    active_outputs,
     distance,
     double,
     normal,
@@ -264,9 +263,7 @@ class Cut:
         flat = Flattening(fun, args)
         self.names, self.fixed_names = flat.names, flat.fixed_names
         self.actives, self.fixed = tuple(map(_wide, flat.actives)), tuple(map(_wide, flat.others))
-        closed = jax.make_jaxpr(lambda a, f: active_outputs(fun(*flat.join(a, f))))(
-            self.actives, self.fixed
-        )
+        closed = jax.make_jaxpr(flat.outputs_of(fun))(self.actives, self.fixed)
         self.jaxpr, self.consts = _jax.open_jaxpr(closed)
         shapes = [getattr(v.aval, "shape", None) for v in self.jaxpr.outvars]
         if shapes != [()]:

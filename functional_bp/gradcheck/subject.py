@@ -227,6 +227,10 @@ class Flattening:
             args[i] = self.args[i]
         return tuple(args)
 
+    def outputs_of(self, fun: Callable[..., Any]) -> Callable[[Arrays, Arrays], Arrays]:
+        """Return ``fun`` as a function from these leaves to the leaves of its output."""
+        return lambda actives, fixed: active_outputs(fun(*self.join(actives, fixed)))
+
     def subject(self, name: str, **claim: Any) -> Subject:
         """Return the subject of a check that has these leaves."""
         return Subject(

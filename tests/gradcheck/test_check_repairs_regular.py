@@ -251,7 +251,7 @@ def test_a_wrong_factor_of_a_product_is_also_a_wrong_constant() -> None:
         return (3.0 * x * y_bar,)
 
     found = best(disagree(lambda x: x * x, lambda x: (x * x, x), bwd, normal(5)))
-    assert found.kind == "wrong constant" and found.also == "factor"
+    assert found.kind == "wrong constant" and found.also == ("factor",)
 
 
 def test_a_matrix_predicts_what_an_edit_does() -> None:

@@ -522,7 +522,7 @@ def _leaves(value: Any) -> list[Any]:
     """The leaves of an argument; of an iterator, or an object that is just being made, none."""
     if hasattr(value, "__next__"):
         return []
-    with Guard("the leaves of a local variable"):
+    with Guard("the leaves of a local variable", may_misfit=True):
         return jax.tree_util.tree_leaves(value)
     return []
 
