@@ -156,7 +156,8 @@ class Finding:
         unexplained: the part of the disagreement that is left, between 0 and 1; NaN where the
             finding says where or how the claim is wrong, and not by how much.
         fresh_samples: how many samples besides the given one it was verified on.
-        added: true − claimed as a sum of terms, where that is what was found.
+        added: true − claimed as a sum of formulas, where that is what was found; each with whether
+            it is subtracted.
         cut_short: whether the time was up before the searches were through.
     """
 
@@ -177,7 +178,7 @@ class Finding:
     cost: float = field(default=1.0, **_OF_THE_SEARCH)
     unexplained: float = field(default=math.nan, **_OF_THE_SEARCH)
     fresh_samples: int = field(default=0, **_OF_THE_SEARCH)
-    added: Any = field(default=None, **_OF_THE_SEARCH)
+    added: tuple[tuple[bool, Any], ...] = field(default=(), **_OF_THE_SEARCH)
     cut_short: bool = field(default=False, **_OF_THE_SEARCH)
 
     def __post_init__(self) -> None:

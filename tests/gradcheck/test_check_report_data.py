@@ -15,6 +15,7 @@ from sample_reports import (
     with_example,
 )
 
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.formats import json as json_format
 from functional_bp.gradcheck.report import Report
 
@@ -31,6 +32,24 @@ def test_json_holds_everything(report: Report) -> None:
     assert [f.where for f in read.findings] == [f.where for f in report.findings]
     assert [f.repair for f in read.findings] == [f.repair for f in report.findings]
     json.loads(written, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_the_searches_alone_ask_for_is_no_part_of_a_report() -> None:
+    plain = WRONG.findings[0]
+    searched = dataclasses.replace(plain, cost=3.0, fresh_samples=2, cut_short=True)
+    assert searched == plain and repr(searched) == repr(plain)
+    assert (
+        dataclasses.replace(WRONG, findings=(searched,)).to_json()
+        == dataclasses.replace(WRONG, findings=(plain,)).to_json()
+    )
+
+
+def test_a_kind_is_one_of_an_enumeration_and_equals_its_text() -> None:
+    finding = Finding("mean or sum", "", also=("factor",))
+    assert finding.kind is Kind.MEAN_OR_SUM and finding.also == (Kind.FACTOR,)
+    assert finding.kind == "mean or sum" and f"{finding.kind}" == "mean or sum"
+    with pytest.raises(ValueError, match="no such kind"):
+        Finding("no such kind", "")
 
 
 def test_json_arrays_come_back_as_they_were() -> None:

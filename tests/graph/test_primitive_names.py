@@ -30,7 +30,7 @@ TABLES = {
     "gradcheck.diagnosis.repair.program": ["TABLE", "_STRUCTURES", "_BODIES"],
     "gradcheck.diagnosis.repair.search": ["LAYING_OUT"],
     "gradcheck.diagnosis.repair.source": ["SPELLINGS"],
-    "gradcheck.evaluation": ["COPYING", "ORDERING"],
+    "gradcheck.input_classes": ["COPYING", "ORDERING"],
     "gradcheck.stages.inputs": ["BETWEEN", "AT_ZERO"],
     "graph.flops": ["MOVES", "_SPECIAL"],
     "graph.interpret": ["COMPARING", "ORDERING"],

@@ -18,6 +18,7 @@ import numpy as np
 from functional_bp._jax import open_jaxpr
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
+from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr
 from functional_bp.gradcheck.findings import Finding
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
@@ -142,13 +143,18 @@ class Evidence:
         return "" if known else "on the given inputs, "
 
     def finding(
-        self, kind: str, message: str, cost: float, error: float = math.nan, **more: Any
+        self,
+        kind: str,
+        message: str,
+        cost: float,
+        error: float = math.nan,
+        added: tuple[tuple[bool, Expr], ...] = (),
     ) -> Finding:
         """A finding has been verified on all cases; ``error`` is what it leaves unexplained."""
-        count = more.pop("count", len(self.fresh))
         return Finding(
-            kind, self.here + message, cost=cost, unexplained=error, fresh_samples=count, **more
-        )
+            kind, self.here + message, cost=cost, unexplained=error, added=added,
+            fresh_samples=len(self.fresh),
+        )  # fmt: skip
 
     def explains(self, predict: Callable[[Judged], np.ndarray | None]) -> float | None:
         """This part is left, over the cases at its largest; None where a case is unexplained."""

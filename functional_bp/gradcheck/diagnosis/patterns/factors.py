@@ -324,9 +324,7 @@ def _linearity(evidence: Evidence) -> list[Finding]:
         if evidence.late:
             break
         if all(test(case) for case in evidence.cases[:3]):
-            return [
-                evidence.finding(kind, message, costs.NOT_LINEAR, count=len(evidence.fresh[:2]))
-            ]
+            return [evidence.finding(kind, message, costs.NOT_LINEAR)]
     return []
 
 
@@ -345,10 +343,7 @@ def _ignored(evidence: Evidence) -> list[Finding]:
                 f"{bar} makes no difference to the cotangent of "
                 f"{evidence.argument}, though that output depends on {evidence.argument}"
             )
-            count = len(evidence.fresh[:2])
-            found.append(
-                evidence.finding(Kind.COTANGENT_IGNORED, message, costs.OUTPUT_IGNORED, count=count)
-            )
+            found.append(evidence.finding(Kind.COTANGENT_IGNORED, message, costs.OUTPUT_IGNORED))
     return found
 
 

@@ -438,7 +438,7 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
         # A part of a whole that is known is likelier, and most so one part in another's place.
         whole = kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM)
         cost -= costs.KNOWN_WHOLE if whole else costs.KNOWN_EXCHANGE
-    return [evidence.finding(kind, message, cost, error, added=[w.signed for w in gap])]
+    return [evidence.finding(kind, message, cost, error, tuple(w.signed for w in gap))]
 
 
 def _compared(search: TermSearch) -> list[Finding]:
@@ -458,8 +458,8 @@ def _compared(search: TermSearch) -> list[Finding]:
     cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truths[0].cost + claims[0].cost)
     cost += costs.DIFFERENCE_IN_TERM if true.term.difference or claimed.term.difference else 0.0
     cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in (true, claimed))
-    gap = [true.signed, search.weight(ends[1][0], -ends[1][1]).signed]
-    return [evidence.finding(kind, message, cost, error, added=gap)]
+    gap = (true.signed, search.weight(ends[1][0], -ends[1][1]).signed)
+    return [evidence.finding(kind, message, cost, error, gap)]
 
 
 def _truth(search: TermSearch, fit: Fit) -> Fit | None:

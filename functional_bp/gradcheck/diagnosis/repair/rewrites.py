@@ -329,7 +329,7 @@ def _returned_kept(spans: list[Span], home: str) -> list[Span]:
         if isinstance(node, ast.FunctionDef) and node.name in functions:
             for kept in _kept(node):
                 parts = list(kept.elts) if isinstance(kept, ast.Tuple | ast.List) else [kept]
-                return [_span_kept(home, functions[node.name], part) for part in parts]
+                return [_span(home, functions[node.name], part) for part in parts]
     return []
 
 
@@ -338,11 +338,6 @@ def _kept(function: ast.FunctionDef) -> Iterator[ast.expr]:
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
             if len(node.value.elts) == 2:
                 yield node.value.elts[1]
-
-
-def _span_kept(file: str, function: str, node: ast.expr) -> Span:
-    end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
-    return Span(file, function, node.lineno, node.col_offset, *end)
 
 
 # One line that made several equations.
