@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-# The least share of the cases. Few of the cases of the default run have several outputs or operands.
+# The least share of the cases; few of those that run by default have several outputs.
 FLOORS = {
     "value": 0.95, "cotangent": 0.95, "linear in the cotangent": 0.95, "low precision": 0.9,
     "adjoint identity": 0.9, "second order": 0.9, "vmap against a loop": 0.85,
