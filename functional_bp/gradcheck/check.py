@@ -34,7 +34,7 @@ from functional_bp.gradcheck.stages.linearity import (
 )
 from functional_bp.gradcheck.stages.precision import precision
 from functional_bp.gradcheck.stages.second_order import adjoint_identity, second_order
-from functional_bp.gradcheck.stages.shapes import repeated_calls, shapes
+from functional_bp.gradcheck.stages.structure import repeated_calls, shapes
 from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 
