@@ -19,7 +19,7 @@ from functional_bp.gradcheck.clock import TimeUp, watchdog
 from functional_bp.gradcheck.context import CheckContext, overtime
 from functional_bp.gradcheck.diagnosis.localize import line_of_overflow, lines_of
 from functional_bp.gradcheck.evaluation import pull_reference
-from functional_bp.gradcheck.findings import Finding, Outcome, Verdict
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome, Verdict
 from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.input_classes import GIVEN
 from functional_bp.gradcheck.judging import Judgement, Ruling
@@ -274,7 +274,7 @@ def _first_order(context: CheckContext) -> tuple[list[str], bool]:
         judgement = context.judge.judge(point, given=True)
     if judgement is None:
         message = f"the claim raises {ran.raised}: {ran.message}"
-        context.findings.append(Finding("error", message, where=ran.place))
+        context.findings.append(Finding(Kind.ERROR, message, where=ran.place))
         return [], True
     label, against = "forward value", "the reference"
     if judgement.outcome is Ruling.VALUE:
@@ -282,7 +282,7 @@ def _first_order(context: CheckContext) -> tuple[list[str], bool]:
             f"{judgement.reason}: the forward pass of the claim does not compute the reference "
             "function"
         )
-        context.wrong(Finding("value", message, stage=label), label, against)
+        context.wrong(Finding(Kind.VALUE, message, stage=label), label, against)
         return [], True
     context.row(label, Outcome.RIGHT, against)
     linearity(context)
@@ -312,7 +312,7 @@ def _placed(context: CheckContext, finding: Finding) -> Finding:
     subject, example = context.subject, finding.example
     where = None
     with Guard("the search for the line"):  # a place is a help, and no reason to lose the finding
-        if finding.kind == "overflow" and example:
+        if finding.kind == Kind.OVERFLOW and example:
             actives = tuple(example[name] for name in subject.names)
             fixed = tuple(example.get(n, x) for n, x in zip(subject.fixed_names, subject.fixed))
             where = line_of_overflow(subject, actives, fixed, context.point.bars)
@@ -321,14 +321,14 @@ def _placed(context: CheckContext, finding: Finding) -> Finding:
     return replace(finding, where=where)
 
 
-def _known_kind(context: CheckContext, judgement: Judgement) -> str | None:
+def _known_kind(context: CheckContext, judgement: Judgement) -> Kind | None:
     """The kind where no diagnosis is needed to tell it."""
     if context.is_declared:
-        return "declaration"
+        return Kind.DECLARATION
     claimed, mask = judgement.result.claimed[judgement.leaf], judgement.masks[judgement.leaf]
     if not np.any(mask & np.isfinite(claimed)):
-        return "not finite"
-    return "cotangent ignored" if silent_outputs(context) else None
+        return Kind.NOT_FINITE
+    return Kind.COTANGENT_IGNORED if silent_outputs(context) else None
 
 
 def _rows_of(context: CheckContext, judgement: Judgement) -> None:

@@ -18,7 +18,7 @@ from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
 from functional_bp.gradcheck.evaluation import Evaluation, Point, to_numpy
-from functional_bp.gradcheck.findings import Finding, Outcome, Row, worst_entries
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome, Row, worst_entries
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.input_classes import (
     CLASSES,
@@ -252,7 +252,7 @@ class CheckContext:
         judgement: Judgement,
         *,
         inputs: InputClass = GIVEN,
-        kind: str | None = None,
+        kind: Kind | None = None,
         message: str = "",
         smallest: Point | None = None,
         seconds: float = 4.0,
@@ -270,7 +270,7 @@ class CheckContext:
         """
         leaf, result = judgement.leaf, judgement.result
         true = result.true or numeric_cotangents(self.full, point)
-        diagnosis = Finding("other", "")
+        diagnosis = Finding(Kind.OTHER, "")
         masks = judgement.masks
         if true is not None:
             if result.true is None:
@@ -280,10 +280,10 @@ class CheckContext:
                 )
             diagnosis = self._diagnose(point, judgement, true, masks, inputs, seconds)
         name = self.subject.names[leaf]
-        known = [kind or diagnosis.kind, "other"]
+        known = [kind or diagnosis.kind, Kind.OTHER]
         also = [diagnosis.kind, *diagnosis.also]
         if inputs is not GIVEN:
-            also.append("repeats" if Trait.REPEATS in inputs.traits else "region")
+            also.append(Kind.REPEATS if Trait.REPEATS in inputs.traits else Kind.REGION)
         entries: dict[str, Any] = {}
         if true is not None:
             entries = {
@@ -347,7 +347,7 @@ class CheckContext:
             error: BaseException | None = ran.error
         except TimeUp as time_up:
             error = time_up
-        return Finding("other", f"(the diagnosis raised {type(error).__name__}: {error})")
+        return Finding(Kind.OTHER, f"(the diagnosis raised {type(error).__name__}: {error})")
 
     def _fresh(self, point: Point, inputs: InputClass) -> Callable[[], Sample]:
         """Draws further samples of a class of inputs: that class, made of inputs near the given."""

@@ -161,7 +161,7 @@ class Finding:
         cut_short: whether the time was up before the searches were through.
     """
 
-    kind: str
+    kind: Kind
     message: str
     argument: str | None = None
     stage: str = "cotangent"

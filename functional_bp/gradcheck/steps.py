@@ -30,7 +30,7 @@ from functional_bp.errors import compose
 from functional_bp.gradcheck.claims import resolve, roundings_of
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.diagnose import describe_values, diagnose
-from functional_bp.gradcheck.findings import Finding, Outcome, Row, Verdict, worst_entries
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome, Row, Verdict, worst_entries
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.input_classes import NEAR, draw
 from functional_bp.gradcheck.report import Report
@@ -414,7 +414,7 @@ def _finding(cut: Cut, step: ClaimedStep, seeds: Named) -> Finding:
     name, claimed, true = step.name, step.claimed, step.following
     if claimed.shape != true.shape:
         message = f"the cotangent of {name} has shape {claimed.shape}, {name} has {true.shape}"
-        return Finding("structure", message, argument=name)
+        return Finding(Kind.STRUCTURE, message, argument=name)
     diagnosis = _of_function(cut, step, seeds) if callable(step.claim) else None
     if diagnosis is None or not diagnosis.message:
         rounding = float(step.rounding.max(initial=0.0))

@@ -119,7 +119,7 @@ def _corrected(disagreement: Disagreement, seen: Finding) -> Repair | None:
         return None
 
 
-def _line(disagreement: Disagreement, kind: str) -> Place | None:
+def _line(disagreement: Disagreement, kind: Kind) -> Place | None:
     """The line of a fault that no edit has named, as far as the graph tells."""
     subject, given, name = disagreement.subject, disagreement.given, _name(disagreement)
     with Guard("a search for the line"):  # a line is a help, and no more
@@ -151,7 +151,7 @@ def _name(disagreement: Disagreement) -> str:
 
 def describe_values(
     name: str, claimed: np.ndarray, true: np.ndarray, rounding: float = 0.0
-) -> tuple[str, str]:
+) -> tuple[Kind, str]:
     """The values of a wrong cotangent tell its kind and message beside the true ones alone."""
     nothing = (np.zeros_like(true),)
     sample = Sample(nothing, (), (), (), (claimed,), (true,))

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.diagnosis.localize import lines_of
 from functional_bp.gradcheck.evaluation import Point, to_numpy
-from functional_bp.gradcheck.findings import Finding, Outcome, Place
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome, Place
 from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.subject import Arrays, Subject, all_finite, farthest
 
@@ -55,7 +55,7 @@ class Composition(NamedTuple):
     """
 
     label: str
-    kind: str
+    kind: Kind
     run: Callable[[], Any]
     expected: Sequence[np.ndarray]
     against: str = "a loop"
@@ -118,24 +118,24 @@ def _compositions(
 
     vmap = lambda: jax.vmap(pull)(batch.actives, batch.bars)
     made = [
-        Composition("vmap", "vmap", vmap, expected),
-        Composition("scan", "scan", scan, expected),
+        Composition("vmap", Kind.VMAP, vmap, expected),
+        Composition("scan", Kind.SCAN, scan, expected),
     ]
     if subject.by_transform:
         scanned = lambda: _scan_under_grad(subject, batch)
-        made.append(Composition("scan under grad", "scan", scanned, expected, runs_apart=True))
+        made.append(Composition("scan under grad", Kind.SCAN, scanned, expected, runs_apart=True))
     points = [first._replace(bars=point.bars) for point in slices]
     over_bars = lambda: jax.vmap(lambda bars: pull(first.actives, bars))(batch.bars)
     made.append(
-        Composition("vmap over the cotangents", "vmap", over_bars, _stacked(context, points))
+        Composition("vmap over the cotangents", Kind.VMAP, over_bars, _stacked(context, points))
     )
     for k, name in enumerate(subject.names[:MOST_ARGUMENTS] if len(first.actives) > 1 else ()):
         points = [_with_active(first, k, point.actives[k]) for point in slices]
         label, true = f"vmap over {name}", _stacked(context, points)
-        made.append(Composition(label, "vmap", over(k), true))
+        made.append(Composition(label, Kind.VMAP, over(k), true))
     if subject.by_transform:
         alone = [np.asarray(c) for c in context.full.both(first).claimed]
-        made.append(Composition("remat", "remat", remat, alone, "without", runs_apart=True))
+        made.append(Composition("remat", Kind.REMAT, remat, alone, "without", runs_apart=True))
     return made
 
 
@@ -285,6 +285,6 @@ def _shards_differ(
     context: CheckContext, label: str, what: str, place: Place | None = None
 ) -> Finding:
     advice = "something looks at where the arrays are, or counts the devices"
-    place = place or next(iter(lines_of(context.subject, "sharding")), None)
+    place = place or next(iter(lines_of(context.subject, Kind.SHARDING)), None)
     message = f"inputs that two devices share {what}{advice}"
-    return Finding("sharding", message, where=place, stage=label)
+    return Finding(Kind.SHARDING, message, where=place, stage=label)

@@ -21,7 +21,7 @@ from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point
-from functional_bp.gradcheck.findings import Outcome
+from functional_bp.gradcheck.findings import Kind, Outcome
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.input_classes import (
     BEYOND_A_THRESHOLD,
@@ -294,10 +294,10 @@ def _has_truth(judgement: Judgement) -> bool:
 
 def _found(context: CheckContext, point: Point, judgement: Judgement, inputs: InputClass) -> None:
     smallest, _ = shrink(context, point, judgement)
-    kind = "declaration" if context.is_declared else None
+    kind = Kind.DECLARATION if context.is_declared else None
     lost = judgement.masks[judgement.leaf] & ~np.isfinite(judgement.result.claimed[judgement.leaf])
     if lost.any():
-        kind = "overflow" if Trait.OVERFLOWS in inputs.traits else "not finite"
+        kind = Kind.OVERFLOW if Trait.OVERFLOWS in inputs.traits else Kind.NOT_FINITE
     context.find(point, judgement, inputs=inputs, kind=kind, smallest=smallest)
     context.row(ROW, Outcome.WRONG, f"inputs: {inputs.title}")
 

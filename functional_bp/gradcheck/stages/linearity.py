@@ -16,7 +16,7 @@ import numpy as np
 
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Point, to_numpy
-from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.judging import Ruling
 from functional_bp.gradcheck.subject import Arrays, all_finite, distance, farthest
@@ -50,7 +50,7 @@ def linearity(context: CheckContext) -> None:
         gap = farthest(pull([a + b for a, b in zip(point.bars, other)]), apart)
         if gap > tolerance:
             problem = Finding(
-                "not linear",
+                Kind.NOT_LINEAR,
                 f"x̄(ȳ₁ + ȳ₂) differs from x̄(ȳ₁) + x̄(ȳ₂) (relative {gap:.1e}): a pullback is "
                 "linear in the cotangent",
                 stage="linearity",
@@ -72,7 +72,7 @@ def _scaled(
     )
     if same:
         return Finding(
-            "cotangent ignored",
+            Kind.COTANGENT_IGNORED,
             "doubling the output's cotangent changes nothing: the backward pass ignores it "
             "(multiply by ȳ, the chain rule's upstream gradient)",
             argument=constant[0] if len(constant) == 1 else None,
@@ -80,7 +80,7 @@ def _scaled(
         )
     if constant:
         return Finding(
-            "not linear",
+            Kind.NOT_LINEAR,
             f"a zero cotangent gives a gradient of {', '.join(constant)} that is not zero: "
             "something is added that the cotangent does not multiply",
             argument=constant[0] if len(constant) == 1 else None,
@@ -104,7 +104,7 @@ def _scaled(
             said += (", though at the scale of 1 it is linear: a threshold cuts the cotangent off "
                      "(clip, where), which a pullback does not")  # fmt: skip
         return Finding(
-            "precision" if narrowed and not is_mild else "not linear",
+            Kind.PRECISION if narrowed and not is_mild else Kind.NOT_LINEAR,
             said,
             argument=_only(names, found, [scale * h for h in here], tolerance),
             stage="linearity",
@@ -152,7 +152,7 @@ def single_cotangents(context: CheckContext) -> None:
         context.find(
             alone,
             judgement,
-            kind="cotangent ignored" if silent else None,
+            kind=Kind.COTANGENT_IGNORED if silent else None,
             message=f"the cotangent of output {k} is ignored." if silent else "",
         )
         context.row(label, Outcome.WRONG)
@@ -199,7 +199,7 @@ def parts(context: CheckContext) -> None:
             found = to_numpy(jax.jit(_pull(context, argument, output))(*point))
         if found is None:
             said = f"the claim raises {ran.raised}: {ran.message or 'no message'}"
-            _wrong(context, label, "error", said, None)
+            _wrong(context, label, Kind.ERROR, said, None)
             return
         gaps = [distance(f, t) for f, t in zip(found, truth)]
         worst = int(np.argmax(gaps))
@@ -208,7 +208,9 @@ def parts(context: CheckContext) -> None:
             text = f"the cotangent of {names[worst]} is another (relative {gaps[worst]:.1e}) than "
             text += "when the other " + ("outputs' are zero arrays" if argument is None else
                                          "arguments are differentiated too")  # fmt: skip
-            _wrong(context, label, "cotangent ignored" if lost else "other", text, names[worst])
+            _wrong(
+                context, label, Kind.COTANGENT_IGNORED if lost else Kind.OTHER, text, names[worst]
+            )
             return
     context.row("each argument and output alone", Outcome.RIGHT, "all together")
 
@@ -231,7 +233,7 @@ def _pull(context: CheckContext, argument: int | None, output: int | None) -> Ca
     return pull
 
 
-def _wrong(context: CheckContext, label: str, kind: str, text: str, argument: str | None) -> None:
+def _wrong(context: CheckContext, label: str, kind: Kind, text: str, argument: str | None) -> None:
     message = f"{label}: {text} (symbolic zeros take another path)"
     finding = Finding(kind, message, argument=argument, stage="parts")
     context.wrong(finding, label, "all together")

@@ -11,7 +11,7 @@ import numpy as np
 from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
-from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import all_finite, distance, nudged, single
 from functional_bp.graph.interpret import unit_of
@@ -34,7 +34,7 @@ def precision(context: CheckContext) -> None:
     for dtype in DTYPES:
         if unit_of(dtype) >= finest and not (context.iterative and dtype != jnp.float32):
             _in_dtype(context, np.dtype(dtype))
-            if any(f.kind in ("precision", "overflow") for f in context.findings):
+            if any(f.kind in (Kind.PRECISION, Kind.OVERFLOW) for f in context.findings):
                 return
     if finest <= unit_of(jnp.float32):
         _extremes(context)
@@ -81,7 +81,7 @@ def _in_dtype(context: CheckContext, dtype: np.dtype) -> None:
                 f"autodiff of the reference has {theirs:.1e}, rounding the inputs alone "
                 f"{explained:.1e}"
             )
-            kind = "precision" if finite else "overflow"
+            kind = Kind.PRECISION if finite else Kind.OVERFLOW
             finding = Finding(kind, message, argument=name, stage=label, relative_error=ours)
             context.wrong(finding, label, against, error=ours, limit=limit)
             return
@@ -127,7 +127,7 @@ def _extremes(context: CheckContext) -> None:
             lost = truth & ~np.isfinite(coarse.claimed[k])
             if lost.any():
                 finding = Finding(
-                    "overflow",
+                    Kind.OVERFLOW,
                     f"in float32 the cotangent of {argument} is not finite in {int(lost.sum())}"
                     f" of {lost.size} entries where autodiff and the truth are (inputs: "
                     f"{kind.title}): an intermediate value overflows or underflows",

@@ -12,7 +12,7 @@ import numpy as np
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.derivatives import slope
 from functional_bp.gradcheck.evaluation import pull_reference
-from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.judging import any_of, exceeding
 from functional_bp.gradcheck.subject import Arrays, all_finite, farthest, normal, nudged, pairing
@@ -89,7 +89,7 @@ def _natural(context: CheckContext, directions: Arrays) -> float:
 
 def _wrong(context: CheckContext, names: list[str], gap: float) -> None:
     finding = Finding(
-        "second order",
+        Kind.SECOND_ORDER,
         f"the first derivative is right, the second is wrong (relative {gap:.1e}): a part of "
         "the backward pass is not differentiated (stop_gradient, a residual made outside JAX, "
         "a rule inside the backward pass)",

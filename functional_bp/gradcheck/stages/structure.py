@@ -16,7 +16,7 @@ from functional_bp.gradcheck import input_classes
 from functional_bp.gradcheck.context import CheckContext
 from functional_bp.gradcheck.diagnosis.localize import line_of_cotangent
 from functional_bp.gradcheck.evaluation import Point, to_numpy
-from functional_bp.gradcheck.findings import Finding, Outcome
+from functional_bp.gradcheck.findings import Finding, Kind, Outcome
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.input_classes import Integers
 from functional_bp.gradcheck.subject import all_finite, double, farthest, nudged
@@ -54,7 +54,7 @@ def _cannot_run(context: CheckContext, ran: Guard, native: Point) -> None:
     refused = isinstance(ran.error, TypeError | ValueError) and not ran.ran_persons_code
     context.findings.append(
         Finding(
-            "structure" if refused else "error",
+            Kind.STRUCTURE if refused else Kind.ERROR,
             f"the backward pass raises {ran.raised}: {ran.message or ran.raised}",
             stage=STRUCTURE,
             where=ran.place,
@@ -73,14 +73,14 @@ def _compare_shapes(context: CheckContext, native: Point, found: Any, *, dtypes:
                 f"the cotangent of {name} is {describe(bar)}, the argument {describe(x)}; JAX "
                 "accepts that silently, and what is computed from it changes precision"
             )
-            context.findings.append(Finding("dtype", message, argument=name, stage=STRUCTURE))
+            context.findings.append(Finding(Kind.DTYPE, message, argument=name, stage=STRUCTURE))
     return len(context.findings) > before
 
 
 def _wrong_shape(context: CheckContext, name: str, x: Any, bar: Any) -> Finding:
     shape, wanted = tuple(np.shape(bar)), tuple(np.shape(x))
     message = f"the cotangent of {name} has shape {shape}, the argument {wanted}"
-    kind = "structure"
+    kind = Kind.STRUCTURE
     lead = len(shape) - len(wanted)
     if lead >= 0 and all(n in (1, m) for n, m in zip(wanted, shape[lead:])):
         axes = (*range(lead), *(lead + i for i, n in enumerate(wanted) if n != shape[lead + i]))
@@ -90,7 +90,7 @@ def _wrong_shape(context: CheckContext, name: str, x: Any, bar: Any) -> Finding:
             f"summed there: .sum({axis}{', keepdims=True' if not lead else ''})"
         )
         if _summed_is_right(context, name):
-            kind = "missing sum"
+            kind = Kind.MISSING_SUM
         else:
             message += " (and its values are wrong besides)"
     where = line_of_cotangent(context.subject, name)
@@ -120,7 +120,7 @@ def repeated_calls(context: CheckContext) -> None:
     first, second = farthest(runs[0], runs[1]), farthest(runs[1], runs[2])
     if not _equal(runs[0], runs[1]) or not _equal(runs[1], runs[2]):
         stays = _equal(runs[1], runs[2]) or first > 1e3 * second
-        kind = "hidden state" if stays else "not deterministic"
+        kind = Kind.HIDDEN_STATE if stays else Kind.NOT_DETERMINISTIC
         message = (
             f"the second call gives another gradient than the first (relative {first:.1e}) and "
             "then stays: something is remembered between calls"
@@ -136,7 +136,9 @@ def repeated_calls(context: CheckContext) -> None:
             "the backward pass of one call changes once another call's forward pass has run "
             f"(relative {gap:.1e}): residuals are kept in a place that calls share"
         )
-        context.wrong(Finding("hidden state", message, stage=REPEATED), REPEATED, "the first call")
+        context.wrong(
+            Finding(Kind.HIDDEN_STATE, message, stage=REPEATED), REPEATED, "the first call"
+        )
     else:
         context.row(REPEATED, Outcome.RIGHT, "the first call", error=0.0)
     if subject.traceable:
@@ -197,7 +199,9 @@ def _jit(context: CheckContext, native: Point, eager: tuple[np.ndarray, ...]) ->
             f"jit changes the gradient (relative {gap:.1e}): the code tells tracers from "
             "arrays, or compares values in Python"
         )
-        context.wrong(Finding("jit", message, stage="jit"), "jit", against, error=gap, limit=limit)
+        context.wrong(
+            Finding(Kind.JIT, message, stage="jit"), "jit", against, error=gap, limit=limit
+        )
         return
     context.row("jit", Outcome.RIGHT, against, error=gap, limit=limit)
     apart = _remembers(context, native, compiled, limit)
@@ -207,8 +211,8 @@ def _jit(context: CheckContext, native: Point, eager: tuple[np.ndarray, ...]) ->
             f"(relative {apart:.1e} from the same call under jit): something of the first "
             "call's is kept for the later ones"
         )
-        context.wrong(Finding("hidden state", message, stage=REPEATED), "calls with other inputs",
-                      "the same call under jit", error=apart)  # fmt: skip
+        finding = Finding(Kind.HIDDEN_STATE, message, stage=REPEATED)
+        context.wrong(finding, "calls with other inputs", "the same call under jit", error=apart)
 
 
 def _movement(context: CheckContext, unit: float, point: Point | None = None) -> float:

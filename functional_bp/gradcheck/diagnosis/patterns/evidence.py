@@ -19,7 +19,7 @@ from functional_bp._jax import open_jaxpr
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
 from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr
-from functional_bp.gradcheck.findings import Finding
+from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 from functional_bp.graph.interpret import equations
@@ -144,7 +144,7 @@ class Evidence:
 
     def finding(
         self,
-        kind: str,
+        kind: Kind,
         message: str,
         cost: float,
         error: float = math.nan,

@@ -177,7 +177,9 @@ def common_factor(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | Non
     return top / bottom if bottom > 0 and np.isfinite(top) else None
 
 
-def factor_message(constant: NamedNumber, subject: str, claimed: str, true: str) -> tuple[str, str]:
+def factor_message(
+    constant: NamedNumber, subject: str, claimed: str, true: str
+) -> tuple[Kind, str]:
     """This kind and message say that claimed = c · true."""
     equation = f"{claimed} = {constant.text} · {true}"
     why = f" ({constant.why})" if constant.why else ""
@@ -279,7 +281,7 @@ def find_misused_cotangents(evidence: Evidence) -> list[Finding]:
 def _linearity(evidence: Evidence) -> list[Finding]:
     name = evidence.argument
     ybar = _together(evidence)
-    tests: list[tuple[str, str, Callable[[Judged], bool]]] = [
+    tests: list[tuple[Kind, str, Callable[[Judged], bool]]] = [
         (
             Kind.COTANGENT_IGNORED,
             f"the cotangent of {name} does not change with {ybar}: {ybar} is not used",

@@ -246,7 +246,7 @@ class Frame:
     final: Expr
     relation: str
     cost: float
-    kind: str
+    kind: Kind
     axes: tuple[int, ...] | None = None  # of a mean that keeps its axes
 
     @property
@@ -378,7 +378,7 @@ def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
     case = evidence.given
     shape, own = case.shape, bar.value(case).shape
-    moves: list[tuple[Expr, Callable[[np.ndarray], np.ndarray], str, str]] = []
+    moves: list[tuple[Expr, Callable[[np.ndarray], np.ndarray], str, Kind]] = []
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
             form = X.transposed() if len(own) == 2 else call("transpose", X, order)

@@ -21,7 +21,7 @@ GLANCED = 1000  # entries that have to agree before all are compared
 
 @dataclass(frozen=True)
 class _Moved:
-    kind: str
+    kind: Kind
     text: str  # "claimed = {…}"
     what: str
     move: Move

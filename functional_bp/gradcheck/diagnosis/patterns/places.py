@@ -333,7 +333,7 @@ def _indices(evidence: Evidence) -> list[Finding]:
     return found
 
 
-def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, str, np.ndarray]]:
+def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[Kind, str, np.ndarray]]:
     if len(shape) >= 2 and shape[-1] == shape[-2] and shape[-1] > 1:
         square = np.ones(shape[-2:], bool)
         for text, part in (
@@ -363,7 +363,7 @@ def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def _verified(
     evidence: Evidence,
-    kind: str,
+    kind: Kind,
     message: str,
     inside: Callable[[Judged], np.ndarray | None],
     cost: float,

@@ -145,7 +145,7 @@ class Weighted:
         return total([self.signed])
 
 
-def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
+def missing(argument: str, gap: Sequence[Weighted]) -> tuple[Kind, str]:
     """Only the difference of truth and claim is known."""
     place = f"in the cotangent of {argument}"
     only = gap[0]
@@ -167,7 +167,7 @@ def missing(argument: str, gap: Sequence[Weighted]) -> tuple[str, str]:
     return Kind.MISSING_TERM, f"{place}, missing: {joined(gap)}"
 
 
-def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+def replaced(argument: str, true: Weighted, claimed: Weighted) -> tuple[Kind, str]:
     """One term stands in the place of another."""
     place = f"in the cotangent of {argument}"
     same = true.term.expr() == claimed.term.expr()
@@ -179,7 +179,7 @@ def difference(
     gap: Sequence[Weighted],
     true: Sequence[Weighted | None],
     claimed: Sequence[Weighted | None],
-) -> tuple[str, str]:
+) -> tuple[Kind, str]:
     """It is known what of the gap's terms the truth and the claim hold.
 
     ``true`` and ``claimed`` are parallel to ``gap``; None where the term does not occur.
@@ -199,7 +199,7 @@ def difference(
     return Kind.MISSING_TERM, f"{place}, true − claimed = {joined(gap)}"
 
 
-def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[Kind, str]:
     """The same term with another coefficient."""
     if abs(true.constant.value + claimed.constant.value) <= 1e-6 * abs(true.constant.value):
         return Kind.SIGN, f"{place}, a term has the wrong sign: it should be {true}"
@@ -207,7 +207,7 @@ def _weight(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     return kind, f"{place}, {claimed} stands where {true} belongs"
 
 
-def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
+def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[Kind, str]:
     """One term in the place of another: what they differ in."""
     stands = f"{place}, {claimed} stands where {true} belongs"
     t, c = true.term, claimed.term
@@ -227,7 +227,7 @@ def _replaced(place: str, true: Weighted, claimed: Weighted) -> tuple[str, str]:
     return kind, f"{stands}: {_product(extra)} instead of {_product(lost)}"
 
 
-def _layout(stands: str, true: Term, claimed: Term) -> tuple[str, str]:
+def _layout(stands: str, true: Term, claimed: Term) -> tuple[Kind, str]:
     """The same factors, another reduction, product or order."""
     t, c = true.frame, claimed.frame
     if t.axes and c.axes:

@@ -206,7 +206,7 @@ def _marks(
 
 
 def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
-    def edit(kind: str, message: str, function: Any, rank: float) -> Edit:
+    def edit(kind: Kind, message: str, function: Any, rank: float) -> Edit:
         return Edit(slot, kind, message, lambda a, v, c: function(a[0]), rank)
 
     yield edit(DROPPED, "is dropped", np.zeros_like, costs.PATH_DROPPED)

@@ -157,7 +157,7 @@ def _edit(
     name: str,
     axes: Axes,
     keepdims: bool,
-    kind: str,
+    kind: Kind,
     message: str,
     rank: float,
     write: Callable[[Fragment], str | None],

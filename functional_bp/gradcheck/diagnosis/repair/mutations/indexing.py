@@ -32,7 +32,7 @@ def _with_half_diagonal(x: Any) -> Any:
 
 
 # What is made of a square matrix: kind, name, function, how it is written, how unlikely it is.
-PARTS: tuple[tuple[str, str, Callable[[Any], Any], str, float], ...] = (
+PARTS: tuple[tuple[Kind, str, Callable[[Any], Any], str, float], ...] = (
     (Kind.WRONG_FUNCTION, "its lower triangle", np.tril, "jnp.tril({0})", 1.5),
     (Kind.WRONG_FUNCTION, "its upper triangle", np.triu, "jnp.triu({0})", 1.5),
     (Kind.MISSING_TERM, "its sum with its transpose", lambda x: x + _transposed(x),

@@ -14,6 +14,7 @@ from typing import Any
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Values, compute
 from functional_bp.gradcheck.diagnosis.repair.source import Fragment
+from functional_bp.gradcheck.findings import Kind
 
 Write = str | Callable[[Fragment], str | None]
 OPERAND = ("{_a}", "{_b}", "{_c}", "an operand")  # in a message, by position
@@ -41,7 +42,7 @@ class Edit:
     """
 
     site: int
-    kind: str
+    kind: Kind
     message: str
     compute: Callable[[Sequence[Any], Values, float], Any]
     rank: float = costs.LIKELIEST
@@ -99,7 +100,7 @@ class Site:
 
     def edit(
         self,
-        kind: str,
+        kind: Kind,
         message: str,
         compute: Callable[..., Any],
         rank: float = costs.LIKELIEST,
@@ -111,7 +112,7 @@ class Site:
     def operand_edit(
         self,
         position: int,
-        kind: str,
+        kind: Kind,
         message: str,
         function: Callable[[Any], Any],
         rank: float = costs.LIKELIEST,
