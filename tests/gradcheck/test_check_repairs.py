@@ -28,8 +28,8 @@ from traced_disagreements import SECONDS, best, disagree, line_with, normal
 from functional_bp.gradcheck.clock import TimeLimit, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
 from functional_bp.gradcheck.diagnosis.repair import validate
-from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
+from functional_bp.gradcheck.diagnosis.repair.numerals import named
 from functional_bp.gradcheck.diagnosis.repair.program import trace
 from functional_bp.gradcheck.diagnosis.repair.search import repairs, single_repairs
 

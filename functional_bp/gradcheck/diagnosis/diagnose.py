@@ -26,7 +26,7 @@ from functional_bp.gradcheck.diagnosis.localize import (
     line_of_shards,
     lines_of,
 )
-from functional_bp.gradcheck.diagnosis.patterns.search import find_patterns
+from functional_bp.gradcheck.diagnosis.patterns.matching import find_patterns
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
 from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair

@@ -13,10 +13,15 @@ import jax
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.constants import CLOSE, NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
+from functional_bp.gradcheck.diagnosis.patterns.named_numbers import (
+    CLOSE,
+    NamedNumber,
+    name_of,
+    sizes,
+)
 from functional_bp.gradcheck.findings import Finding, Kind
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
+from functional_bp.gradcheck.diagnosis.patterns.named_numbers import name_of, sizes
 from functional_bp.gradcheck.findings import Finding, Kind
 
 Move = Callable[[np.ndarray], np.ndarray]

@@ -16,10 +16,10 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.constants import name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import aligned
+from functional_bp.gradcheck.diagnosis.patterns.named_numbers import name_of, sizes
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard

@@ -14,7 +14,6 @@ from functools import cached_property
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.constants import NamedNumber, name_of, sizes
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, product, total
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
@@ -24,6 +23,7 @@ from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     build,
     flattened,
 )
+from functional_bp.gradcheck.diagnosis.patterns.named_numbers import NamedNumber, name_of, sizes
 from functional_bp.gradcheck.findings import Finding, Kind
 
 # Which few columns add up to a vector.

@@ -25,10 +25,10 @@ from functional_bp.definitions import file_of
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.constants import named
 from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.numerals import named
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Instruction,
     Program,

@@ -28,9 +28,9 @@ from functional_bp.gradcheck.diagnosis.repair.locations import (
     thresholds_of,
 )
 from functional_bp.gradcheck.diagnosis.repair.mutations.catalogue import catalogue
-from functional_bp.gradcheck.diagnosis.repair.mutations.indexing import borrowed_borders, indexed
 from functional_bp.gradcheck.diagnosis.repair.mutations.insertions import borrowed, composed
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
+from functional_bp.gradcheck.diagnosis.repair.mutations.regions import borrowed_borders, indexed
 from functional_bp.gradcheck.diagnosis.repair.patch import described, is_unpacked, joined
 from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import (

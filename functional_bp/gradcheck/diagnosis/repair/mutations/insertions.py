@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.constants import named
-from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import UNARY
+from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     OPERAND,
     Edit,
     Site,
     with_operand,
 )
+from functional_bp.gradcheck.diagnosis.repair.numerals import named
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.findings import Kind
 

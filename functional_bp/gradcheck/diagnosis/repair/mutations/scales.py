@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.constants import Numeral, named, shown
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
     OPERAND,
     Edit,
     Site,
     with_operand,
 )
+from functional_bp.gradcheck.diagnosis.repair.numerals import Numeral, named, shown
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.findings import Kind
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax import lax
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.constants import shown
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
+from functional_bp.gradcheck.diagnosis.repair.numerals import shown
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.diagnosis.repair.source import OPERATORS
 from functional_bp.gradcheck.findings import Kind

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.mutations.arithmetic import SPECIAL, UNARY
+from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import SPECIAL, UNARY
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.diagnosis.repair.source import Fragment

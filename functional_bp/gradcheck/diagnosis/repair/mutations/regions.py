@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.mutations.calls import outside_of
+from functional_bp.gradcheck.diagnosis.repair.mutations.library_calls import outside_of
 from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.findings import Kind
