@@ -88,3 +88,12 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
                 owners.setdefault(node.name, []).append(module)
     assert len(owners) > 100
     assert not {name: modules for name, modules in owners.items() if len(modules) > 1}
+
+
+# A command bears the name of what it runs, a format of reports that of a format of tables.
+SAME_THING = {"check", "html", "markdown", "text", "__init__"}
+
+
+def test_a_file_has_a_name_of_its_own() -> None:
+    stems = [file.stem for file in MODULES.values() if file.stem not in SAME_THING]
+    assert not {stem for stem in stems if stems.count(stem) > 1}
