@@ -157,6 +157,15 @@ class NonFiniteError(BackpropError, ArithmeticError):
     def __str__(self) -> str:
         return self.message if self.finding is None else f"{self.message}\n\n{self.finding}"
 
+    def __copy__(self) -> NonFiniteError:
+        twin = type(self)(self.message)
+        vars(twin).update(vars(self))
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = None if self.finding is None else str(self.finding)  # it holds a graph of functions
+        return type(self), (self.message,), {**vars(self), "finding": told}
+
 
 class CheckpointError(BackpropError, RuntimeError):
     """A checkpoint is missing, broken, or of another state than the one asked for."""

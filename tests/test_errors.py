@@ -414,6 +414,12 @@ def test_what_an_error_carries_besides_is_copied_too() -> None:
         assert again(report).report == ("a", "report")
 
 
+def test_what_cannot_be_pickled_travels_as_its_text() -> None:
+    error = NonFiniteError(MESSAGE, explanation := bp.explain(lambda x: jnp.sum(x * x), X))
+    assert copy.copy(error).finding is explanation
+    assert pickle.loads(pickle.dumps(error)).finding == str(explanation)
+
+
 def test_errors_are_caught_as_what_jax_or_python_raises() -> None:
     for python in (ValueError, TypeError):
         with pytest.raises(python):

@@ -64,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     """Check, print or write the report, and return the exit status."""
     from functional_bp.gradcheck.targets import InputsError, TargetError, find
 
+    wrong = _unwritable(args)
+    if wrong:
+        return refuse("check", wrong)
     reports: list[Report] = []
     try:
         targets = find(args.target)
@@ -259,6 +262,24 @@ def _render(reports: Sequence[Report], kind: str) -> str:
         return text.plain(reports, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
     modules = {"json": json, "markdown": markdown, "html": html}
     return modules[kind].render(reports)
+
+
+def _unwritable(args: argparse.Namespace) -> str:
+    """Say why ``--output`` cannot be written, before anything is checked; "" where it can."""
+    from functional_bp.errors import compose
+
+    path, endings = Path(args.output or ""), [*filter(None, FORMATS.values()), ".txt"]
+    if not path.parent.is_dir():
+        return compose(f"{args.output} cannot be written", got=f"no folder {path.parent}",
+                       do="make its folder, or write elsewhere")  # fmt: skip
+    if args.format is None and path.suffix and path.suffix not in endings:
+        return compose(
+            f"--output {args.output} says no format",
+            got=f"the ending {path.suffix}",
+            expected=", ".join(endings),
+            do="add --format, or end it otherwise",
+        )
+    return ""
 
 
 def _format_of(output: str | None) -> str:

@@ -174,7 +174,9 @@ def push_by_rule(
     if rule.linear:
         names = [name.text for name in spread(rule.operands, len(operands))]
         if _is_linear_in(rule, names, dots):
-            return _run(rule, operands, params), _push_linear(rule, names, params, operands, dots)
+            outs = _run(rule, operands, params)
+            pushed = _push_linear(rule, names, params, operands, dots)
+            return outs, pushed or [None] * len(outs)
     elif rule.is_pointwise:
         if rule.forward is None:
             outs, extra = _run(rule, operands, params), ()
@@ -216,7 +218,7 @@ def _run(rule: Rule, operands: Sequence[Any], params: dict[str, Any]) -> list[An
 def _push_linear(
     rule: Rule, names: Sequence[str], params: dict[str, Any], operands: Any, dots: Any
 ) -> Tangents:
-    """ẏ = Σ over the groups of operands in which f is linear of f(…, ẋ, …)."""
+    """ẏ = Σ over the groups of operands in which f is linear of f(…, ẋ, …); none if none moves."""
     total: list[Any] = []
     for group in rule.linear:
         inside = [name in group for name in names]
@@ -347,7 +349,8 @@ def _push_step(step: SweepStep, have: dict[Any, Any], dots: Sequence[Any]) -> Ta
             sweeps.value_of(a, have) if there else sweeps.zeros(aval)
             for a, aval, there in zip(eqn.invars, avals, is_there)
         ]
-        return _push_linear(rule, names, eqn.params, operands, dots)
+        pushed = _push_linear(rule, names, eqn.params, operands, dots)
+        return pushed or [None] * len(eqn.outvars)
     if rule.pushforward is not None:
         atoms = dict(
             zip((rule.operands[0].text, rule.outputs[0].text), (*eqn.invars, *eqn.outvars))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 from sampling import sampled
@@ -393,3 +394,13 @@ def test_errors_of_the_class_that_jax_raises() -> None:
                 package.grad(output)(2.0)
         with pytest.raises(TypeError, match="tuple"):
             package.jvp(jnp.sin, 2.0, 1.0)
+
+
+def test_forward_over_forward_where_an_operand_only_chooses() -> None:
+    pooled = lambda x: x[:3, :3] * lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), (1, 1), "VALID")
+    x = jnp.arange(16.0).reshape(4, 4) % 7
+    chex.assert_trees_all_close(bp.jacfwd(bp.jacfwd(pooled))(x), jax.jacfwd(jax.jacfwd(pooled))(x))
+    chex.assert_trees_all_close(
+        bp.jvp(bp.linearize(pooled, x)[1], (x,), (x,)),
+        jax.jvp(jax.linearize(pooled, x)[1], (x,), (x,)),
+    )

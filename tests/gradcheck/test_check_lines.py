@@ -1,5 +1,6 @@
 """The lines that a finding is about: of what is kept, in loops, of casts; from a graph or text."""
 
+import re
 from typing import Any
 
 import jax
@@ -115,6 +116,43 @@ def test_a_formula_for_what_is_missing_becomes_a_repair():
     found = diagnose(wrong, now() + SECONDS)
     assert found.kind == "missing term"
     assert found.repair is not None and found.repair.after == "y_bar @ a.T + a.T @ y_bar"
+
+
+def scaled_silu(v, s):
+    return s * v * jax.nn.sigmoid(v)
+
+
+def half_of_scaled_silu(res, g):
+    v, s = res
+    gate = jax.nn.sigmoid(v)
+    return g * s * gate, jnp.sum(g * v * gate)  # the formula for what is missing needs the output
+
+
+def test_a_repair_is_written_in_names_that_are_there():
+    wrong = disagree(
+        scaled_silu, lambda v, s: (scaled_silu(v, s), (v, s)), half_of_scaled_silu,
+        normal(5), np.array(1.7),
+    )  # fmt: skip
+    found = diagnose(wrong, now() + SECONDS)
+    known = {"v", "s", "g", "gate", "res", "jnp", "jax"}
+    names = re.findall(r"(?<![\w.])[a-z]\w*", found.repair.after if found.repair else "")
+    assert found.kind in ("missing term", "missing factor", "wrong function")
+    assert set(names) <= known
+
+
+def weight_of_a_layer(res, g):
+    x, w, y = res
+    return (g * (1 - y**2)) @ w.T, x.T @ g
+
+
+def test_a_variable_called_x_is_no_place_holder():
+    wrong = disagree(
+        lambda x, w: jnp.tanh(x @ w), lambda x, w: (y := jnp.tanh(x @ w), (x, w, y)),
+        weight_of_a_layer, normal(4, 3), normal(3, 2),
+    )  # fmt: skip
+    found = diagnose(wrong, now() + SECONDS)
+    told = " ".join([found.message, *found.explanations])
+    assert "x.T @ " in told and "y_bar.T @ " not in told
 
 
 def overflowing(x, y_bar):

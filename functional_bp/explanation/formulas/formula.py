@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from functional_bp.definitions import definition
@@ -216,7 +217,9 @@ class Formula:
     def brief(self, sign: str = "=") -> str:
         """Write the formula up to the first comma or colon, without what is said about it."""
         text = self.text(sign)
-        head = re.split(r"[,:;] ", text, maxsplit=1)[0]
+        depth = accumulate((c in "([{") - (c in ")]}") for c in text)
+        ends = (k for k, (c, inside) in enumerate(zip(text, depth)) if c in ",:;" and not inside)
+        head = text[: next((k for k in ends if text[k + 1 : k + 2] == " "), None)]
         return head if self.left is None and f" {sign} " in head else text
 
     def latex(self, sign: str = "=") -> str:

@@ -9,6 +9,7 @@ repair of the line that makes it: added to what is returned, it makes the gradie
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -321,7 +322,7 @@ VERIFIED = 2  # fresh samples that a formula has to hold on
 
 
 def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
-    """A formula for true − claimed becomes a repair; None where it cannot be written."""
+    """A formula for true − claimed becomes a repair; None where it cannot be written there."""
     if not seen.added or not seen.unexplained < 1 or seen.fresh_samples < VERIFIED:
         return None
     subject = disagreement.subject
@@ -330,5 +331,26 @@ def correction(disagreement: Disagreement, seen: Finding) -> Repair | None:
         return None
     place, before = written
     terms = [f"{'-' if minus else '+'} ({term.python()})" for minus, term in seen.added]
-    after = ast.unparse(ast.parse(f"({before}) {' '.join(terms)}", mode="eval"))
+    after = _in_scope_of(subject.source, f"({before}) {' '.join(terms)}")
+    if after is None:
+        return None
     return Repair(f"to the cotangent as it stands, add {total(seen.added)}", place, before, after)
+
+
+def _in_scope_of(function: Any, formula: str) -> str | None:
+    """A formula in the names of a backward function; None where it has no name for a part of it.
+
+    The cotangent, ``y_bar`` in a formula, is whatever the last parameter is called.
+    """
+    code = getattr(unwrapped(function), "__code__", None)
+    if code is None:
+        return None
+    tree = ast.parse(formula, mode="eval")
+    scope = {*code.co_varnames, *code.co_cellvars, *code.co_freevars, *dir(builtins),
+             *unwrapped(function).__globals__}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id not in scope:
+            if node.id != "y_bar" or not code.co_argcount:
+                return None
+            node.id = code.co_varnames[code.co_argcount - 1]
+    return ast.unparse(tree)

@@ -36,7 +36,7 @@ Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
 
 # text, function, cost: what a derivative is likely to hold, the likeliest first.
-X = name("x")
+X = name("□")  # the place of an array: no name that a person can write
 FORMS: tuple[tuple[Expr, Form, float], ...] = (
     (X**2, lambda a: a * a, 1.5),
     (1 - X, lambda a: 1 - a, 1.6),
