@@ -80,8 +80,8 @@ NEXT = """What to try next
   functional-bp demo --weight-decay 0
       what does the penalty s do?
   functional-bp demo --devices {other}
-      the batch split over another number
-  functional-bp rules tanh
+      the batch divided over eight devices
+  functional-bp rules max
       a rule: its derivation, what it keeps
   and in your own code: import functional_bp as bp,
       bp.grad for jax.grad"""
