@@ -80,7 +80,7 @@ NEXT = """What to try next
   functional-bp demo --weight-decay 0
       what does the penalty s do?
   functional-bp demo --devices {other}
-      the batch divided over eight devices
+      the batch divided over another number of devices
   functional-bp rules max
       a rule: its derivation, what it keeps
   and in your own code: import functional_bp as bp,
