@@ -35,7 +35,7 @@ OPERATION = __file__.replace("_jax.py", "engine/operation.py")
 
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
-_ENGINE = ("sweeps", "define_by_run", "recording", "tangents")
+_ENGINE = ("sweeps", "define_by_run", "tangents")
 for _module in ("_jax", *(f"engine/{name}" for name in _ENGINE)):
     _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
 

@@ -20,10 +20,9 @@ from jax.ref import addupdate
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.define_by_run import ClosureError
+from functional_bp.engine.define_by_run import ClosureError, record
 from functional_bp.engine.higher_order import Mask, Options, has_tangent
 from functional_bp.engine.plan import Plan, plan_once
-from functional_bp.engine.recording import record
 from functional_bp.engine.staging import Flat, explaining, stage_pure
 from functional_bp.engine.sweeps import Residuals
 from functional_bp.errors import (

@@ -1,6 +1,6 @@
 """A mutable reference from outside the function stays one; its own are rewritten beforehand.
 
-``engine/discharge.py`` rewrites them to values.
+``engine/staging.py`` rewrites them to values.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from jax.extend.core import JaxprEqn
 from jax.ref import addupdate, empty_ref, free_ref, freeze
 
 from functional_bp import _jax
-from functional_bp.engine.discharge import without_references
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.plan import out_activity
 from functional_bp.engine.rule import case, higher_order, real
+from functional_bp.engine.staging import without_references
 from functional_bp.errors import NotDifferentiableError, compose
 from functional_bp.vjps.calls import Call
 
