@@ -165,6 +165,11 @@ def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
     return None
 
 
+def place_of(eqn: JaxprEqn) -> str:
+    """The person's "file:line" that made the equation, "" if none is known."""
+    return ":".join(map(str, source_line(eqn) or ()))
+
+
 def custom_backward(eqn: JaxprEqn) -> Any:
     """The backward function that was given to ``defvjp``; None of any other equation."""
     return getattr(eqn.params.get("bwd"), "f", None)

@@ -35,6 +35,7 @@ from functional_bp.engine.higher_order import (
     has_tangent,
     higher_order_of,
     of_jax,
+    only,
 )
 from functional_bp.engine.plan import (
     Auxiliary,
@@ -422,7 +423,7 @@ class Recorder(_Recording):
         on, values = split(self, operands)
         with _jax.under(self.parent_trace):
             call = chosen_call(primitive, params, values, on)
-            outs, pull = _jax.vjp(call, *(x for x, o in zip(values, on) if o))
+            outs, pull = _jax.vjp(call, *only(values, on))
         avals = list(map(jax.typeof, outs))
         eqn = _jax.equation(primitive, {}, list(map(self.atom, operands)), avals, prefix=self.depth)
         floats = tuple(map(has_tangent, avals))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import split
 from functional_bp.engine.higher_order import Options, has_tangent
 from functional_bp.engine.staging import Flat, explaining
+from functional_bp.engine.sweeps import Residuals
 from functional_bp.engine.tangents import Pusher, push_along
 from functional_bp.engine.transforms import (
     Box,
@@ -145,22 +147,16 @@ def linearize(
     return (out, tangent_map, aux) if has_aux else (out, tangent_map)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False, repr=False)
 class LinearMap:
     """``linearize`` returns this map ẋ ↦ J ẋ, a pytree, so that it may enter and leave ``jit``."""
 
-    def __init__(self, residuals: Any, box: Box) -> None:
-        self.residuals, self._box = residuals, box
+    residuals: Residuals
+    _box: Box = field(metadata={"static": True})  # the plan that goes with the kept arrays
+
+    def __post_init__(self) -> None:
         self._transposes: dict[Any, Any] = {}
-
-    def tree_flatten(self) -> tuple[Any, Box]:
-        """Return the kept arrays, and the plan that goes with them."""
-        return (self.residuals,), self._box
-
-    @classmethod
-    def tree_unflatten(cls, box: Box, children: Any) -> LinearMap:
-        """Undo ``tree_flatten``."""
-        return cls(children[0], box)
 
     def __call__(self, *dots: Any) -> Any:
         """Return J ẋ, for one tangent per argument.

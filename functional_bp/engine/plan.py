@@ -71,6 +71,17 @@ def spread(names: Sequence[Name], count: int) -> list[Name]:
     return [n for name in names for n in [name] * (extra if name.starred else 1)]
 
 
+def by_name(names: Sequence[Name], group: Sequence[Any]) -> dict[str, Any]:
+    """Return operands or outputs by their names in the signature, a list for a starred one."""
+    found: dict[str, Any] = {name.text: [] for name in names if name.starred}
+    for name, x in zip(spread(names, len(group)), group):
+        if name.starred:
+            found[name.text].append(x)
+        else:
+            found[name.text] = x
+    return found
+
+
 def pull_step(
     eqn: JaxprEqn,
     rule: Rule,
@@ -82,7 +93,6 @@ def pull_step(
 
     ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
     """
-    atoms: dict[str, Any] = {}
     for what, names, group in (
         ("operands", rule.operands, eqn.invars),
         ("outputs", rule.outputs, eqn.outvars),
@@ -96,27 +106,14 @@ def pull_step(
                     got=f"an operation with {len(group)} {what}",
                 )
             )
-        for name, atom in zip(spread(names, len(group)), group):
-            if name.starred:
-                atoms.setdefault(name.text, []).append(atom)
-            else:
-                atoms[name.text] = atom
-        for name in names:
-            if name.starred:
-                atoms.setdefault(name.text, [])
-    atoms.update({name: Auxiliary(eqn, name) for name in rule.auxiliaries})
-    spread_outs = spread(rule.outputs, len(eqn.outvars))
-    positions = {
-        name.text: [i for i, n in enumerate(spread_outs) if n.text == name.text]
-        for name in rule.outputs
-    }
-    operands = spread(rule.operands, len(eqn.invars))
-    first = {name.text: i for i, name in reversed(list(enumerate(operands)))}
+    atoms = {**by_name(rule.operands, eqn.invars), **by_name(rule.outputs, eqn.outvars)}
+    atoms |= {name: Auxiliary(eqn, name) for name in rule.auxiliaries}
+    positions = by_name(rule.outputs, range(len(eqn.outvars)))
+    operands = [name.text for name in spread(rule.operands, len(eqn.invars))]
 
     def source(need: Need, index: int) -> Any:
         if need.kind == "cotangent":
-            is_starred = any(n.text == need.name and n.starred for n in rule.outputs)
-            return positions[need.name] if is_starred else positions[need.name][0]
+            return positions[need.name]
         if need.kind == "index":
             return index
         atom = atoms[need.name]
@@ -135,7 +132,7 @@ def pull_step(
                         do="name one of these; with a default, it may be missing",
                     )
                 )
-        texts = tuple(operands[i].text for i in operands_at)
+        texts = tuple(operands[i] for i in operands_at)
         sources = {need: source(need, index) for need in pullback.needs}
         return Pull(tuple(operands_at), texts, pullback, sources,
                     {**eqn.params, "wanted": frozenset(texts)})  # fmt: skip
@@ -145,15 +142,14 @@ def pull_step(
         return SweepStep(eqn, rule, (pull(active, rule.joint),))
     pulls = []
     for i in active:
-        pullback = rule.pullbacks.get(operands[i].text)
-        other = rule.if_held.get(operands[i].text)
-        if other is not None and all(is_held(atoms[name]) for name in other.keeps):
+        name = operands[i]
+        pullback, other = rule.pullbacks.get(name), rule.if_held.get(name)
+        if other is not None and all(is_held(atoms[kept]) for kept in other.keeps):
             pullback = other
-        if pullback is None:
-            continue
-        if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
-            continue
-        pulls.append(pull((i,), pullback, i - first[operands[i].text]))
+        if pullback is not None:
+            made = pull((i,), pullback, i - operands.index(name))
+            if any(out_useful[p] for p in made.named("cotangent")):
+                pulls.append(made)
     return SweepStep(eqn, rule, tuple(pulls))
 
 

@@ -227,6 +227,11 @@ def zeros(aval: Any) -> Any:
     return match_axes(match_sharding(lax.full(aval.shape, 0, aval.dtype), aval), aval)
 
 
+def or_zeros(bars: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Return the cotangents (or tangents) of the variables, with zeros where they are absent."""
+    return [zeros(v.aval) if bar is None else bar for bar, v in zip(bars, variables)]
+
+
 def match_sharding(array: Any, aval: Any) -> Any:
     """Put ``array`` in the sharding of a cotangent of ``aval``, where shardings are explicit."""
     sharding = getattr(aval, "sharding", None)

@@ -25,7 +25,13 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
-from functional_bp.engine.higher_order import Options, has_tangent, higher_order_of
+from functional_bp.engine.higher_order import (
+    Options,
+    has_tangent,
+    higher_order_of,
+    only,
+    spread_over,
+)
 from functional_bp.engine.plan import Plan, SweepStep, plan_once, spread
 from functional_bp.engine.rule import Need, Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
@@ -80,16 +86,15 @@ class Pusher(DefineByRun):
         dots = [x.tangent for x, o in zip(operands, on) if o]
         with _jax.under(self.parent_trace):
             call = chosen_call(primitive, params, values, on)
-            primals = [x for x, o in zip(values, on) if o]
+            primals = only(values, on)
             if primitive is primitives.custom_jvp_call_p:
                 outs, out_dots = _jax.jvp(call, primals, dots)
             else:
                 outs, pull = _jax.vjp(call, *primals)
                 floats = [has_tangent(jax.typeof(x)) for x in outs]
-                avals = [jax.typeof(x) for x, o in zip(outs, floats) if o]
+                avals = list(map(jax.typeof, only(outs, floats)))
                 full = lambda bars: pull(_spread_floats(bars, outs, floats))
-                found = iter(transpose(full, avals, self.options)(dots))
-                out_dots = [next(found) if o else None for o in floats]
+                out_dots = spread_over(transpose(full, avals, self.options)(dots), floats)
         return self.pair(outs, out_dots)
 
     def pair(self, values: Sequence[Any], dots: Sequence[Any]) -> list[Any]:
@@ -101,10 +106,9 @@ class Pusher(DefineByRun):
 
 
 def _spread_floats(bars: Sequence[Any], outs: Sequence[Any], floats: Sequence[bool]) -> list[Any]:
-    remaining = iter(bars)
     return [
-        next(remaining) if on else jax.numpy.zeros(x.shape, jax.dtypes.float0)
-        for x, on in zip(outs, floats)
+        jax.numpy.zeros(x.shape, jax.dtypes.float0) if bar is None else bar
+        for x, bar in zip(outs, spread_over(bars, floats))
     ]
 
 
@@ -280,8 +284,7 @@ def _push_transposed(
     outs, residuals = sweeps.forward(plan, (), args)
     if not plan.steps:
         return outs, [None] * len(outs)
-    found = iter(_transposed(plan, residuals, options)(in_dots))
-    return outs, [next(found) if on else None for on in floats]
+    return outs, spread_over(_transposed(plan, residuals, options)(in_dots), floats)
 
 
 def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transposed:
@@ -289,9 +292,7 @@ def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transpose
     avals: list[Any] = [v.aval for v in plan.jaxpr.outvars]
 
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
-        remaining = iter(bars)
-        full = [next(remaining) if has_tangent(aval) else None for aval in avals]
-        return sweeps.reverse(plan, residuals, full)
+        return sweeps.reverse(plan, residuals, spread_over(bars, map(has_tangent, avals)))
 
     return transpose(pullback, list(filter(has_tangent, avals)), options)
 
@@ -399,8 +400,7 @@ def _push_transposed_step(
             isinstance(x, Tracer) for x in jax.tree.leaves(found.residuals)
         ):
             transposes[eqn] = found
-    out_dots = iter(found(list(given.values())))
-    return [next(out_dots) if on else None for on in floats]
+    return spread_over(found(list(given.values())), floats)
 
 
 class Transposed(NamedTuple):
@@ -419,8 +419,7 @@ class Transposed(NamedTuple):
 
     def __call__(self, values: Sequence[Any]) -> Tangents:
         """Run the reverse sweep."""
-        given = [value for value, on in zip(values, self.present, strict=True) if on]
-        return sweeps.reverse(self.plan, self.residuals, given)
+        return sweeps.reverse(self.plan, self.residuals, only(values, self.present))
 
 
 def transpose(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -45,29 +46,20 @@ class _Static(NamedTuple):
     name: str
 
 
+@dataclass(eq=False, repr=False)
 class Box:
     """A box holds what a pytree must not compare: it is equal only to itself."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    value: Any
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False, repr=False)
 class PullbackFunction:
     """``vjp`` returns this function of the output's cotangents to the inputs' ones, a pytree."""
 
-    def __init__(self, residuals: Any, box: Box) -> None:
-        self.residuals, self._box = residuals, box
-
-    def tree_flatten(self) -> tuple[Any, Box]:
-        """Return the kept arrays, and the plan that goes with them."""
-        return (self.residuals,), self._box
-
-    @classmethod
-    def tree_unflatten(cls, box: Box, children: Any) -> PullbackFunction:
-        """Undo ``tree_flatten``."""
-        (residuals,) = children
-        return cls(residuals, box)
+    residuals: Residuals
+    _box: Box = field(metadata={"static": True})  # the plan that goes with the kept arrays
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
         """Return x̄ = Jᵀ ȳ for every input.

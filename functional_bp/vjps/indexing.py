@@ -90,16 +90,7 @@ def scatter_dimensions(dimensions: lax.GatherDimensionNumbers) -> lax.ScatterDim
     )
 
 
-def gathered(
-    y_bar: Any,
-    x_t: Any,
-    indices: Any,
-    *,
-    dimension_numbers: Any,
-    indices_are_sorted: Any,
-    unique_indices: Any,
-    mode: Any,
-) -> Any:
+def gathered(y_bar, x_t, indices, *, dimension_numbers, indices_are_sorted, unique_indices, mode):
     """x̄_j = Σ_{i: ι(i)=j} ȳ_i: scatter-add is the adjoint of gather.
 
     Derivation: y_i = x_{ι(i)}, with ι the map from output to operand positions that the indices
@@ -113,13 +104,8 @@ def gathered(
     Residuals: the indices; no float.
     """
     return lax.scatter_add(
-        zeros(x_t),
-        indices,
-        y_bar,
-        scatter_dimensions(dimension_numbers),
-        indices_are_sorted=indices_are_sorted,
-        unique_indices=unique_indices,
-        mode=mode,
+        zeros(x_t), indices, y_bar, scatter_dimensions(dimension_numbers),
+        indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
     )
 
 

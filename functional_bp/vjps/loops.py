@@ -15,7 +15,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, spread_over
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import Plan, make_plan, out_activity, plan_once, union
 from functional_bp.engine.rule import case, higher_order, integer, real
@@ -31,15 +31,11 @@ def _three_times(x: Any) -> Any:
 @higher_order(
     lax.while_p,
     cases=[
-        case(
-            _three_times,
-            real(2),
-            reference=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) * 2, x),
-            note="jax: reverse-mode differentiation does not work for lax.while_loop",
-        ),
-        case(
-            lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x, integer(values=3), real()
-        ),
+        case(_three_times, real(2),
+             reference=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) * 2, x),
+             note="jax: reverse-mode differentiation does not work for lax.while_loop"),
+        case(lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x,
+             integer(values=3), real()),
     ],
 )
 class While(HigherOrder):
@@ -81,12 +77,11 @@ class While(HigherOrder):
         if bounded:
             self.steps = self.options.max_steps
         if self.steps is None:
-            where = "{}:{}".format(*(_jax.source_line(self.eqn) or ("", "")))
             raise UnboundedLoopError(
                 compose(
                     "a loop whose number of steps is not known before it runs needs a bound to be "
                     "differentiated in reverse",
-                    where=where.strip(":"),
+                    where=_jax.place_of(self.eqn),
                     got="lax.while_loop, or lax.fori_loop with traced limits",
                     do="give the largest number of steps it may take: {max_steps}",
                     max_steps="bp.grad(f, max_steps=...), bp.vjp(f, x, max_steps=...)",
@@ -116,8 +111,7 @@ class While(HigherOrder):
 
         def body(pair: Any) -> Any:
             state, state_dots = pair
-            remaining = iter(state_dots)
-            full = [*const_dots, *(next(remaining) if o else None for o in on)]
+            full = [*const_dots, *spread_over(state_dots, on)]
             args = [*consts, *state]
             outs, out_dots = sweep(self.body, self.body_consts, args, full, self.options)
             found = [fill(d, x) for d, x, o in zip(out_dots, outs, on) if o]
@@ -128,8 +122,7 @@ class While(HigherOrder):
         outs, found = lax.while_loop(
             lambda pair: _any(_goes_on(self, operands, pair[0])), body, (state, start)
         )
-        remaining = iter(found)
-        return outs, [next(remaining) if o else None for o in on]
+        return outs, spread_over(found, on)
 
 
 def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[Any]:

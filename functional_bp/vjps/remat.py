@@ -23,14 +23,9 @@ from functional_bp.engine.rule import case, higher_order, real
     primitives.remat_p,
     cases=[
         case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
-        case(
-            jax.checkpoint(
-                lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
-                policy=jax.checkpoint_policies.dots_saveable,
-            ),
-            real(2, 3),
-            real(3, 3),
-        ),
+        case(jax.checkpoint(lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
+                            policy=jax.checkpoint_policies.dots_saveable),
+             real(2, 3), real(3, 3)),
     ],
 )
 class Remat(HigherOrder):

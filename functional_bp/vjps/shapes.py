@@ -209,15 +209,20 @@ linear(
 
 def join_parts(ys_bar, ys_t, *, axis):
     """x̄ = the ȳₖ one after another along ``axis``: split is the transpose of concatenate."""
-    present = [k for k, bar in enumerate(ys_bar) if bar is not None]
-    if len(present) == 1:
-        (k,) = present
-        config = [(0, 0, 0)] * len(ys_t[k].shape)
-        sizes = [y.shape[axis] for y in ys_t]
-        config[axis] = (sum(sizes[:k]), sum(sizes[k + 1 :]), 0)
-        return lax.pad(ys_bar[k], np.zeros((), ys_bar[k].dtype), config)
-    parts = [blank(y) if bar is None else bar for bar, y in zip(ys_bar, ys_t)]
-    return lax.concatenate(parts, axis)
+    if (alone := embed_only_part(ys_bar, [y.shape[axis] for y in ys_t], axis)) is not None:
+        return alone
+    return lax.concatenate([blank(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
+
+
+def embed_only_part(bars, sizes, axis):
+    """Put the part that has a cotangent, if it is the only one, among zeros along ``axis``."""
+    present = [k for k, bar in enumerate(bars) if bar is not None]
+    if len(present) > 1:
+        return None
+    (k,) = present
+    config = [(0, 0, 0)] * bars[k].ndim
+    config[axis] = (sum(sizes[:k]), sum(sizes[k + 1 :]), 0)
+    return lax.pad(bars[k], np.zeros((), bars[k].dtype), config)
 
 
 linear(
@@ -250,14 +255,10 @@ rule(
 
 def stack_parts(ys_bar, ys_t, *, axis):
     """x̄ = the ȳₖ stacked along ``axis``: y_k = x[.., k, ..]  ⇒  x̄[.., k, ..] = ȳₖ."""
-    present = [k for k, bar in enumerate(ys_bar) if bar is not None]
-    if len(present) == 1:
-        (k,) = present
-        config = [(0, 0, 0)] * (len(ys_t[k].shape) + 1)
-        config[axis] = (k, len(ys_t) - k - 1, 0)
-        return lax.pad(lax.expand_dims(ys_bar[k], (axis,)), np.zeros((), ys_bar[k].dtype), config)
-    parts = [blank(y) if bar is None else bar for bar, y in zip(ys_bar, ys_t)]
-    return lax.stack(parts, axis)
+    rows = [None if bar is None else lax.expand_dims(bar, (axis,)) for bar in ys_bar]
+    if (alone := embed_only_part(rows, [1] * len(rows), axis)) is not None:
+        return alone
+    return lax.stack([blank(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
 
 
 linear(

@@ -12,6 +12,7 @@ from jax import lax
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, real, rule
 from functional_bp.vjps.matrices import (
+    DIFFERENCES,
     Array,
     adjoint,
     as_dtype_of,
@@ -195,6 +196,5 @@ improvement(
     at=([[2.0, 0.3], [-0.5, 1.0], [0.7, 0.4]],),
     true=[[0.040567194, 0.1889272296], [0.0265940494, 0.123852295],
           [-0.0969105189, -0.4513261597]],
-    jax="raises NotImplementedError",
-    source="central differences of the result, extrapolated to order 8",
+    jax="raises NotImplementedError", source=DIFFERENCES,
 )

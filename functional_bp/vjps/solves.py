@@ -14,15 +14,12 @@ from functional_bp.vjps.matrices import lower as lower_triangle
 linalg = lax.linalg
 
 
-def triangular_b(x_bar, a, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal):
+def triangular_b(x_bar, a, **how):
     """B̄ = op(A)⁻ᵀ X̄ for op(A) X = B, B̄ = X̄ op(A)⁻ᵀ for X op(A) = B: linear in B.
 
     Residuals: A alone.
     """
-    return linalg.triangular_solve(
-        a, x_bar, left_side=left_side, lower=lower, transpose_a=not transpose_a,
-        conjugate_a=conjugate_a, unit_diagonal=unit_diagonal,
-    )
+    return linalg.triangular_solve(a, x_bar, **{**how, "transpose_a": not how["transpose_a"]})
 
 
 def triangular_a(x_bar, a, x, *, left_side, lower, transpose_a, conjugate_a, unit_diagonal):
