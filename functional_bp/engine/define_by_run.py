@@ -38,7 +38,6 @@ from functional_bp.engine.higher_order import (
     only,
 )
 from functional_bp.engine.plan import (
-    Auxiliary,
     Plan,
     SweepStep,
     has_pullback,
@@ -330,6 +329,17 @@ class _Recording(DefineByRun):
         is_array = isinstance(x, Tracer | jax.Array) or getattr(aval, "shape", None) != ()
         return Var(aval) if is_array else Literal(x, aval)
 
+    def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
+        """Run one operation and put it on the record."""
+        on, values = split(self, operands)
+        atoms = list(map(self.atom, operands))
+        avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
+        if _jax.has_reference_effect(effects):
+            return self.discharged(primitive, operands, params)
+        eqn = _jax.equation(primitive, params, atoms, avals, effects, self.depth)
+        found = self.note(eqn, values, on)
+        return found if primitive.multiple_results else found[0]
+
     def apply_equation(self, eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         """Run an operation that is traced already."""
         ins, outs = list(map(self.atom, operands)), [Var(v.aval) for v in eqn.outvars]
@@ -354,21 +364,16 @@ class Recorder(_Recording):
 
     def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
         """Run one operation and note its step, if it has a derivative."""
-        on, values = split(self, operands)
         rule = rules.get(primitive)
-        if rule is not None and rule.kind in ("piecewise constant", "no tangent space"):
-            return _jax.bind(self.parent_trace, primitive, values, params)
-        atoms = list(map(self.atom, operands))
-        outs, effects = None, frozenset()
         if rule is None or rule.higher_order is not None or rule.auxiliaries:
-            avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
-            if _jax.has_reference_effect(effects):
-                return self.discharged(primitive, operands, params)
-        else:
-            made = _jax.bind(self.parent_trace, primitive, values, params)
-            outs = list(made) if primitive.multiple_results else [made]
-            avals = list(map(jax.typeof, outs))
-        eqn = _jax.equation(primitive, params, atoms, avals, effects, self.depth)
+            return super().apply(primitive, params, operands)
+        on, values = split(self, operands)
+        made = _jax.bind(self.parent_trace, primitive, values, params)
+        if rule.kind in ("piecewise constant", "no tangent space"):
+            return made
+        outs = list(made) if primitive.multiple_results else [made]
+        atoms, avals = list(map(self.atom, operands)), list(map(jax.typeof, outs))
+        eqn = _jax.equation(primitive, params, atoms, avals, prefix=self.depth)
         found = self.note(eqn, values, on, outs)
         return found if primitive.multiple_results else found[0]
 
@@ -405,7 +410,7 @@ class Recorder(_Recording):
                     outs = sweeps.evaluate(eqn, values)
                 pairs = zip((*eqn.invars, *eqn.outvars), (*values, *outs))
                 env.update((a, x) for a, x in pairs if not isinstance(a, Literal))
-                self.values.update((v, env[_key(v)]) for v in named(step))
+                self.values.update((v, env[v]) for v in named(step))
                 self.steps.append((step, None))
         return self._tracers(eqn, outs, active)
 
@@ -488,18 +493,6 @@ class GraphRecorder(_Recording):
             return made
         return self.constants.setdefault(id(x), (made, x))[0]
 
-    def apply(self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]) -> Any:
-        """Run one operation and note its equation."""
-        on, values = split(self, operands)
-        atoms = list(map(self.atom, operands))
-        avals, effects = _jax.out_types(primitive, [a.aval for a in atoms], params)
-        if _jax.has_reference_effect(effects):
-            return self.discharged(primitive, operands, params)
-        found = self.note(
-            _jax.equation(primitive, params, atoms, avals, effects, self.depth), values, on
-        )
-        return found if primitive.multiple_results else found[0]
-
     def apply_own_rule(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]
     ) -> Sequence[Any]:
@@ -542,8 +535,3 @@ def record(
     with _jax.under(recorder):
         outs = list(flat(*inputs))
     return recorder, inputs, outs
-
-
-def _key(value: Any) -> Any:
-    """Say where the forward sweep puts a value."""
-    return (value.eqn, value.name) if isinstance(value, Auxiliary) else value

@@ -34,11 +34,11 @@ from functional_bp.engine.rule import Name, Need, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
 
-class Auxiliary:
+class Auxiliary(NamedTuple):
     """An auxiliary is what a rule's ``forward`` computes beside the outputs, and is kept."""
 
-    def __init__(self, eqn: JaxprEqn, name: str) -> None:
-        self.eqn, self.name = eqn, name
+    eqn: JaxprEqn
+    name: str
 
 
 class Pull(NamedTuple):
@@ -300,6 +300,13 @@ def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
 def union(first: Mask, second: Mask) -> Mask:
     """Combine masks by an elementwise or."""
     return tuple(a or b for a, b in zip(first, second, strict=True))
+
+
+def fixed_point(step: Callable[[Any], Any], start: Any) -> Any:
+    """Apply ``step`` until nothing changes; of masks that it only adds to, the least such."""
+    while (after := step(start)) != start:
+        start = after
+    return start
 
 
 rules.changed += [make_plan.cache_clear, out_activity.cache_clear]

@@ -92,7 +92,7 @@ def forward(
         env.update(zip(eqn.outvars, outs))
         for var in plan.last_uses[eqn]:
             env.pop(var, None)
-    kept = [env[v if not isinstance(v, Auxiliary) else (v.eqn, v.name)] for v in plan.keep]
+    kept = [env[v] for v in plan.keep]
     outs = [value_of(v, env) if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
     return outs, (kept, inner_residuals)
 
@@ -106,7 +106,7 @@ def forward_with_auxiliaries(
     with _jax.emitting(eqn), eqn.ctx.manager:
         outs, extra = rule.forward(*operands, **eqn.params)
     extra = extra if isinstance(extra, tuple) else (extra,)
-    env.update({(eqn, name): value for name, value in zip(rule.auxiliaries, extra, strict=True)})
+    env.update((Auxiliary(eqn, n), value) for n, value in zip(rule.auxiliaries, extra, strict=True))
     return outs if eqn.primitive.multiple_results else [outs]
 
 

@@ -276,22 +276,18 @@ for _primitive, _collective, _extremum in (
         for checked in (True, False) for tie in (None, [[1.0, 2.0]] * 4)
     ])
 
-improvement(
-    "pmax",
-    blockwise(lambda x: lax.pmax(jnp.max(x, 0), "i") ** 2, out=REPLICATED),
-    at=([[1.0, 5.0], [3.0, -2.0]],),
-    true=[[0.0, 10.0], [6.0, 0.0]],
-    jax="raises NotImplementedError: Differentiation rule for 'pmax' not implemented",
-    source="y = (max over a column)²: 2 · max at the entry that attains it, 0 elsewhere",
-)
-improvement(
-    "pmin",
-    blockwise(lambda x: lax.pmin(jnp.min(x, 0), "i") ** 2, out=REPLICATED),
-    at=([[1.0, 5.0], [3.0, -2.0]],),
-    true=[[2.0, 0.0], [0.0, -4.0]],
-    jax="raises NotImplementedError: Differentiation rule for 'pmin' not implemented",
-    source="y = (min over a column)²: 2 · min at the entry that attains it, 0 elsewhere",
-)
+for _name, _collective, _extremum, _true in (
+    ("max", lax.pmax, jnp.max, [[0.0, 10.0], [6.0, 0.0]]),
+    ("min", lax.pmin, jnp.min, [[2.0, 0.0], [0.0, -4.0]]),
+):
+    improvement(
+        f"p{_name}",
+        blockwise(lambda x, p=_collective, e=_extremum: p(e(x, 0), "i") ** 2, out=REPLICATED),
+        at=([[1.0, 5.0], [3.0, -2.0]],), true=_true,
+        jax=f"raises NotImplementedError: Differentiation rule for 'p{_name}' not implemented",
+        source=f"y = ({_name} over a column)²: 2 · {_name} at the entry that attains it, "
+        "0 elsewhere",
+    )
 
 linear(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
     case(blockwise(_turn), real(4, 3)),

@@ -75,13 +75,7 @@ def compact(v: Array, taus: Array) -> tuple[Array, Array, Array]:
 
 
 def _bars_of_compact(v: Array, t: Array, n: Array, scaled: Array, t_bar: Array) -> Any:
-    """Return what T̄ adds to V̄, and τ̄.
-
-    From (I + D N) T = D, with Z = I − N T,
-
-        dT = (I + D N)⁻¹ dD Z − T dN T
-        N̄ = −striu(Tᴴ T̄ Tᴴ),   V̄ += V (N̄ + N̄ᴴ),   τ̄ = diag((I + D N)⁻ᴴ T̄ Zᴴ)
-    """
+    """Return what T̄ adds to V̄, V (N̄ + N̄ᴴ), and τ̄; ``product_a`` has the derivation."""
     n_bar = lax.neg(upper(dot(dot(t, t_bar, "hn"), t, "nh"), 1))
     z = identity(n) - dot(n, t)
     solved = solve_triangular(scaled, t_bar, "h", unit=True)

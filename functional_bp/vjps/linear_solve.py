@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,13 +64,10 @@ class LinearSolve(HigherOrder):
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
         super().__init__(eqn, active, options)
         lengths, self.jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
-        self.starts: list[slice] = []
-        at = 0
-        for length in (lengths.matvec, lengths.vecmat, lengths.solve, lengths.transpose_solve):
-            self.starts.append(slice(at, at + length))
-            at += length
-        self.b = slice(at, None)
-        self.count = len(eqn.invars) - at
+        ends = list(itertools.accumulate(lengths))  # of matvec, vecmat, solve, transpose_solve
+        self.starts = [slice(end - length, end) for length, end in zip(lengths, ends)]
+        self.b = slice(ends[-1], None)
+        self.count = len(eqn.invars) - ends[-1]
         on = any(active[self.starts[0]]) or any(active[self.b])
         solved = tuple(on and has_tangent(v.aval) for v in eqn.outvars[: self.count])
         self.out_active = solved + (False,) * (len(eqn.outvars) - self.count)

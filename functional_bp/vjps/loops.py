@@ -15,9 +15,16 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, spread_over
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
 from functional_bp.engine.improvements import improvement
-from functional_bp.engine.plan import Plan, make_plan, out_activity, plan_once, union
+from functional_bp.engine.plan import (
+    Plan,
+    fixed_point,
+    make_plan,
+    out_activity,
+    plan_once,
+    union,
+)
 from functional_bp.engine.rule import case, higher_order, integer, real
 from functional_bp.errors import StepBoundError, UnboundedLoopError, compose
 
@@ -62,13 +69,9 @@ class While(HigherOrder):
         self.body, self.body_consts = _jax.open_jaxpr(params["body_jaxpr"])
         nc, nb = params["cond_nconsts"], params["body_nconsts"]
         self.groups = slice(0, nc), slice(nc, nc + nb), slice(nc + nb, None)
-        state = active[self.groups[2]]
-        while True:
-            out = out_activity(self.body, active[self.groups[1]] + state, options)
-            if union(state, out) == state:
-                break
-            state = union(state, out)
-        self.out_active = state
+        consts = active[self.groups[1]]
+        onward = lambda state: union(state, out_activity(self.body, consts + state, options))
+        self.out_active = fixed_point(onward, active[self.groups[2]])
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Rewrite the loop as a scan, and plan that scan."""
@@ -255,17 +258,12 @@ def _steering(loop: While) -> list[int] | None:
     None if it depends on a value from outside the loop as well.
     """
     nb = loop.groups[1].stop - loop.groups[1].start
-    wanted = _depends(loop.cond, [True])[loop.eqn.params["cond_nconsts"] :]
-    while True:
-        reads = _depends(loop.body, wanted)
-        if any(reads[:nb]):
-            literal = [isinstance(a, Literal) for a in loop.eqn.invars[loop.groups[1]]]
-            if any(r and not fixed for r, fixed in zip(reads, literal)):
-                return None
-        grown = [a or b for a, b in zip(wanted, reads[nb:])]
-        if grown == list(wanted):
-            return [i for i, on in enumerate(wanted) if on]
-        wanted = grown
+    asked = _depends(loop.cond, (True,))[loop.eqn.params["cond_nconsts"] :]
+    wanted = fixed_point(lambda on: union(on, _depends(loop.body, on)[nb:]), asked)
+    read = only(loop.eqn.invars[loop.groups[1]], _depends(loop.body, wanted)[:nb])
+    if not all(isinstance(a, Literal) for a in read):
+        return None
+    return [i for i, on in enumerate(wanted) if on]
 
 
 def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
@@ -274,12 +272,12 @@ def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
     return make_plan(jaxpr, *off, needed, effects=False)
 
 
-def _depends(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[bool]:
+def _depends(jaxpr: Jaxpr, wanted: Mask) -> Mask:
     """Find which inputs the wanted outputs depend on."""
-    plan = _excerpt(jaxpr, tuple(wanted))
+    plan = _excerpt(jaxpr, wanted)
     reads = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
     reads |= {v for v, on in zip(jaxpr.outvars, wanted) if on and not isinstance(v, Literal)}
-    return [v in reads for v in jaxpr.invars]
+    return tuple(v in reads for v in jaxpr.invars)
 
 
 improvement(

@@ -32,7 +32,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
-from functional_bp.engine.plan import CHEAP, make_plan, out_activity, union
+from functional_bp.engine.plan import CHEAP, Plan, fixed_point, make_plan, out_activity, union
 from functional_bp.engine.rule import case, higher_order, integer, real
 
 # No arithmetic, one operand: made again where that saves bytes.
@@ -215,33 +215,33 @@ class Scan(HigherOrder):
         nk, nc = _jax.scan_counts(eqn.params)
         self.groups = slice(0, nk), slice(nk, nk + nc), slice(nk + nc, None)
         self.carries = nc
-        while True:  # a carry is active if it starts so or becomes so
+
+        def onward(active: Mask) -> Mask:  # a carry is active if it starts so or becomes so
             out = out_activity(self.jaxpr, active, options)
-            carried = union(active[self.groups[1]], out[:nc])
-            if carried == active[self.groups[1]]:
-                break
-            active = active[:nk] + carried + active[nk + nc :]
-        self.body_active, self.out_active = active, out
+            return active[:nk] + union(active[self.groups[1]], out[:nc]) + active[nk + nc :]
+
+        self.body_active = fixed_point(onward, active)
+        self.out_active = out_activity(self.jaxpr, self.body_active, options)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body: a carry is useful, or needed, if it is so after the step or in it."""
-        nc = self.carries
-        while True:
-            self.plan = make_plan(self.jaxpr, self.body_active, seeded, needed, self.options)
-            useful = union(self.plan.reached[self.groups[1]], seeded[:nc])
-            used = self._used(needed)
-            read = union(tuple(v in used for v in self.jaxpr.invars[self.groups[1]]), needed[:nc])
-            if useful == seeded[:nc] and read == needed[:nc]:
-                break
-            seeded, needed = useful + seeded[nc:], read + needed[nc:]
-        self.seeded, self.needed = seeded, needed
-        self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
+        nc, states = self.carries, self.groups[1]
 
-    def _used(self, needed: Mask) -> set[Any]:
-        """Find what a step reads, keeps, or returns."""
-        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
-        returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
-        return read | set(self.plan.keep) | returned
+        def plan_of(seeded: Mask, needed: Mask) -> Plan:
+            return make_plan(self.jaxpr, self.body_active, seeded, needed, self.options)
+
+        def back(asked: tuple[Mask, Mask]) -> tuple[Mask, Mask]:
+            plan, (seeded, needed) = plan_of(*asked), asked
+            used = _used(plan, needed)
+            read = tuple(v in used for v in self.jaxpr.invars[states])
+            return (
+                union(plan.reached[states], seeded[:nc]) + seeded[nc:],
+                union(read, needed[:nc]) + needed[nc:],
+            )
+
+        self.seeded, self.needed = fixed_point(back, (seeded, needed))
+        self.plan = plan_of(self.seeded, self.needed)
+        self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the scan, with what the rules keep stacked beside the outputs."""
@@ -274,13 +274,17 @@ class Scan(HigherOrder):
         if (*seeded, *ys) == self.seeded:
             return seeded, self.plan.reached
         nothing = (False,) * len(given)
-        while True:
-            plan = make_plan(self.jaxpr, self.body_active, (*seeded, *ys), nothing, self.options)
-            useful = union(plan.reached[self.groups[1]], seeded)
-            useful = tuple(u and s for u, s in zip(useful, self.seeded))
-            if useful == seeded:
-                return seeded, plan.reached
-            seeded = useful
+
+        def reached(seeded: Mask) -> Mask:
+            asked = (*seeded, *ys), nothing, self.options
+            return make_plan(self.jaxpr, self.body_active, *asked).reached
+
+        def back(seeded: Mask) -> Mask:
+            useful = union(reached(seeded)[self.groups[1]], seeded)
+            return tuple(u and s for u, s in zip(useful, self.seeded))
+
+        seeded = fixed_point(back, seeded)
+        return seeded, reached(seeded)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the adjoint recursion, as a scan in the other direction."""
@@ -331,6 +335,12 @@ class Scan(HigherOrder):
         start = (c, [fill(d, x) for d, x, o in zip(c_dot, c, on) if o])
         (c, c_new), (ys, y_dot) = scan_steps(body, start, (xs, x_dot), params, params["reverse"])
         return [*c, *ys], [*spread_over(c_new, on), *y_dot]
+
+
+def _used(plan: Plan, needed: Mask) -> set[Any]:
+    """Find what a step reads, keeps, or returns."""
+    read = [a for eqn in plan.live for a in eqn.invars]
+    return {*_variables(read), *plan.keep, *_variables(only(plan.jaxpr.outvars, needed))}
 
 
 def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
