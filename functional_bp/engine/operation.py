@@ -69,8 +69,9 @@ class Operation:
         if unknown:
             raise RuleError(f"operation {name!r}: {sorted(unknown)[0]!r} is not an operand")
         self.signature, self.forward, self.why = signature, forward, why
+        cotangents = {n.text + "_bar": n for n in self.outputs}
         self.pullbacks: dict[str, Pullback] = {
-            key: parse_pullback(function, names, self.outputs, self.auxiliaries, name)
+            key: parse_pullback(function, names, cotangents, self.auxiliaries, name)
             for key, function in pullbacks.items()
         }
         self.__name__ = name

@@ -212,7 +212,8 @@ def rule(
         return None
     operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
     names = [*operands, *outputs]
-    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)
+    cotangents = {name.text + "_bar": name for name in outputs}
+    parse = lambda f: parse_pullback(f, names, cotangents, auxiliaries, primitive.name)
     unknown = {*pullbacks, *if_held} - {name.text for name in operands}
     if unknown:
         raise RuleError(
@@ -232,7 +233,7 @@ def rule(
         if len(operands) != 1 or any(name.starred for name in operands):
             raise RuleError(f"rule for {primitive.name!r}: a pushforward is of one operand")
         incoming = {name.text + "_dot": name for name in operands}
-        push = parse_function(pushforward, names, incoming, auxiliaries, primitive.name)
+        push = parse_pullback(pushforward, names, incoming, auxiliaries, primitive.name)
     frame = sys._getframe(1)
     return rules.add(
         Rule(
@@ -261,23 +262,22 @@ pointwise = functools.partial(rule, pointwise=True)
 linear = functools.partial(rule, linear="x")
 
 
-def piecewise_constant(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
-    """Declare that the derivative is zero wherever there is one: no cotangent, nothing kept."""
-    _declare(primitive, "piecewise constant", why, cases)
-
-
-def no_tangent_space(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
-    """Declare that outputs are integers, booleans, keys or tokens, which have no tangents."""
-    _declare(primitive, "no tangent space", why, cases)
-
-
-def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[Any]) -> None:
-    frame = sys._getframe(2)
+def _without_cotangent(
+    kind: Kind, primitive: Primitive | None, why: str, cases: Sequence[Any] = ()
+) -> None:
+    """Declare that there is no cotangent, so that nothing is kept."""
+    frame = sys._getframe(1)
     if primitive is not None:
         rules.add(
             Rule(primitive, kind, why=why, cases=tuple(cases),
                  file=frame.f_code.co_filename, line=frame.f_lineno)
         )  # fmt: skip
+
+
+# The derivative is zero wherever there is one.
+piecewise_constant = functools.partial(_without_cotangent, "piecewise constant")
+# Outputs are integers, booleans, keys or tokens.
+no_tangent_space = functools.partial(_without_cotangent, "no tangent space")
 
 
 def higher_order(
@@ -321,25 +321,13 @@ def parse_signature(
 def parse_pullback(
     function: Callable[..., Any],
     names: Sequence[Name],
-    outputs: Sequence[Name],
-    auxiliaries: Sequence[str],
-    owner: str,
-) -> Pullback:
-    """Read a pullback's needs off its parameter names."""
-    cotangents = {name.text + "_bar": name for name in outputs}
-    return parse_function(function, names, cotangents, auxiliaries, owner)
-
-
-def parse_function(
-    function: Callable[..., Any],
-    names: Sequence[Name],
     incoming: Mapping[str, Name],
     auxiliaries: Sequence[str],
     owner: str,
 ) -> Pullback:
     """Read what a function of a rule needs off its parameter names.
 
-    ``incoming`` has the cotangents, or the tangents, by parameter.
+    ``incoming`` has the outputs by their cotangents' names, or the operand by its tangent's.
     """
     values = {name.text for name in names} | set(auxiliaries)
     needs: list[Need] = []

@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from functional_bp._jax import find_primitive
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, integer, linear, real, rule
+from functional_bp.engine.sweeps import zeros
 from functional_bp.vjps.elementwise import is_complex
 
 
@@ -56,11 +57,6 @@ def spread(y_bar: Any, x_t: Any, axes: Sequence[int]) -> Any:
     """Repeat ``y_bar`` along ``axes``, which a reduction of ``x_t`` had removed."""
     kept = tuple(i for i in range(len(x_t.shape)) if i not in axes)
     return lax.broadcast_in_dim(y_bar, x_t.shape, kept, out_sharding=layout(x_t))
-
-
-def blank(aval: Any) -> Any:
-    """Make zeros of the type ``aval``."""
-    return lax.full(aval.shape, 0, aval.dtype, sharding=layout(aval))
 
 
 def unbroadcast_in_dim(y_bar, x_t, *, shape, broadcast_dimensions):
@@ -211,7 +207,7 @@ def join_parts(ys_bar, ys_t, *, axis):
     """x̄ = the ȳₖ one after another along ``axis``: split is the transpose of concatenate."""
     if (alone := embed_only_part(ys_bar, [y.shape[axis] for y in ys_t], axis)) is not None:
         return alone
-    return lax.concatenate([blank(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
+    return lax.concatenate([zeros(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
 
 
 def embed_only_part(bars, sizes, axis):
@@ -258,7 +254,7 @@ def stack_parts(ys_bar, ys_t, *, axis):
     rows = [None if bar is None else lax.expand_dims(bar, (axis,)) for bar in ys_bar]
     if (alone := embed_only_part(rows, [1] * len(rows), axis)) is not None:
         return alone
-    return lax.stack([blank(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
+    return lax.stack([zeros(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
 
 
 linear(
