@@ -31,9 +31,7 @@ def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
 
 
 linear(
-    lax.dynamic_slice_p,
-    "x, *starts -> y",
-    x=sliced,
+    lax.dynamic_slice_p, "x, *starts -> y", x=sliced,
     cases=[
         case(lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)),
              real(4, 5), integer(values=1), integer(values=2)),
@@ -61,11 +59,7 @@ def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
 
 
 rule(
-    lax.dynamic_update_slice_p,
-    "x, u, *starts -> y",
-    linear="x, u",
-    x=overwritten,
-    u=written,
+    lax.dynamic_update_slice_p, "x, u, *starts -> y", linear="x, u", x=overwritten, u=written,
     cases=[
         case(lambda x, u, i, j: lax.dynamic_update_slice(x, u, (i, j)),
              real(4, 5), real(2, 3), integer(values=1), integer(values=2)),
@@ -123,9 +117,7 @@ _batched = lax.GatherDimensionNumbers(
     operand_batching_dims=(0,), start_indices_batching_dims=(0,))
 
 linear(
-    lax.gather_p,
-    "x, indices -> y",
-    x=gathered,
+    lax.gather_p, "x, indices -> y", x=gathered,
     cases=[
         case(lambda x, i: x[i], real(4, 3), integer(values=[[2, -1], [2, 0]]), note="repeats"),
         case(lambda x, i: x[1:, i, None], cplx(3, 4), integer(values=[0, 0, 3])),

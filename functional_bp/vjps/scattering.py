@@ -113,19 +113,11 @@ def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
 
 
 rule(
-    lax.scatter_add_p,
-    "x, indices, u -> y",
-    linear="x, u",
-    x=kept,
-    u=added,
+    lax.scatter_add_p, "x, indices, u -> y", linear="x, u", x=kept, u=added,
     cases=cases_of(lax.scatter_add),
 )
 rule(
-    lax.scatter_sub_p,
-    "x, indices, u -> y",
-    linear="x, u",
-    x=kept,
-    u=subtracted,
+    lax.scatter_sub_p, "x, indices, u -> y", linear="x, u", x=kept, u=subtracted,
     cases=cases_of(lax.scatter_sub),
 )
 
@@ -193,10 +185,7 @@ def _factor_by_factor(x: Any, i: Any, u: Any) -> Any:
 
 
 rule(
-    lax.scatter_mul_p,
-    "x, indices, u -> y",
-    x=times_updates,
-    u=times_rest,
+    lax.scatter_mul_p, "x, indices, u -> y", x=times_updates, u=times_rest,
     cases=[
         case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows, unique_indices=True),
              real(4, 3), integer(values=[[3], [1]]), real(2, 3)),
@@ -272,10 +261,7 @@ for _primitive, _scatter, _sign in (
     (lax.scatter_min_p, lax.scatter_min, -1),
 ):
     rule(
-        _primitive,
-        "x, indices, u -> y | x_share, u_share",
-        x=shared_operand,
-        u=shared_updates,
+        _primitive, "x, indices, u -> y | x_share, u_share", x=shared_operand, u=shared_updates,
         forward=extreme(_scatter),
         kinks="ties are split evenly between the operand and the updates",
         cases=[

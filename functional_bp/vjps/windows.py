@@ -150,9 +150,7 @@ def _geometries(reduction: Any, initial: Any) -> list[Any]:
 
 
 linear(
-    lax.reduce_window_sum_p,
-    "x -> y",
-    x=summed,
+    lax.reduce_window_sum_p, "x -> y", x=summed,
     cases=[
         *_geometries(lax.add, 0.0),
         case(_reduce(lax.add, 0.0, (2,), (2,), ((-1, 3),)), real(5), note="negative padding"),
@@ -250,9 +248,7 @@ for _primitive, _reduction, _better, _initial, _pullback in (
     (lax.reduce_window_min_p, lax.min, lax.le, np.inf, smallest_in_window),
 ):
     rule(
-        _primitive,
-        "x -> y",
-        x=_pullback,
+        _primitive, "x -> y", x=_pullback,
         kinks="of equal entries in a window, the first",
         cases=[
             *_geometries(_reduction, _initial),
@@ -294,10 +290,7 @@ def _read_selected(select_prim: Any, *window: Any, **dilations: Any) -> Any:
 
 
 rule(
-    lax.select_and_gather_add_p,
-    "t, x -> y",
-    linear="t",
-    t=selected_tangents,
+    lax.select_and_gather_add_p, "t, x -> y", linear="t", t=selected_tangents,
     kinks="of equal entries in a window, the first",
     cases=[
         case(_read_selected(lax.ge_p, (2, 2), (2, 1), ((0, 0), (1, 0))), real(4, 4), real(4, 4)),
@@ -328,10 +321,7 @@ def _write_selected(select_prim: Any, *window: Any) -> Any:
 
 
 rule(
-    lax.select_and_scatter_add_p,
-    "s, x -> y",
-    linear="s",
-    s=read_selected,
+    lax.select_and_scatter_add_p, "s, x -> y", linear="s", s=read_selected,
     kinks="of equal entries in a window, the first",
     cases=[
         case(_write_selected(lax.ge_p, (2, 2), (2, 2), ((0, 0), (0, 0))), real(2, 2), real(4, 4)),
