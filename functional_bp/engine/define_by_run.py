@@ -41,6 +41,7 @@ from functional_bp.engine.plan import (
     Plan,
     SweepStep,
     has_pullback,
+    is_among,
     named,
     names_auxiliary,
     pull_step,
@@ -400,8 +401,8 @@ class Recorder(_Recording):
                 self.steps.append((SweepStep(eqn, rule, higher_order=made), kept))
             else:
                 assert rule is not None
-                active_atoms = {a for a, o in zip(eqn.invars, on) if o}
-                is_on = lambda a: not isinstance(a, Literal) and a in active_atoms
+                active_atoms = set(only(eqn.invars, on))
+                is_on = lambda a: is_among(a, active_atoms)
                 step = pull_step(eqn, rule, is_on, active, self.is_held)
                 env: dict[Any, Any] = {}
                 if names_auxiliary(step):
@@ -416,7 +417,7 @@ class Recorder(_Recording):
 
     def is_held(self, atom: Any) -> bool:
         """Say whether a variable is an input, there anyway when the reverse sweep runs."""
-        return not isinstance(atom, Literal) and atom in self.held
+        return is_among(atom, self.held)
 
     def apply_own_rule(
         self, primitive: Primitive, params: dict[str, Any], operands: Sequence[Any]

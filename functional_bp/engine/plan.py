@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from functional_bp.engine.higher_order import (
     Options,
     has_tangent,
     higher_order_of,
+    only,
 )
 from functional_bp.engine.rule import Name, Need, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
@@ -153,10 +154,19 @@ def pull_step(
     return SweepStep(eqn, rule, tuple(pulls))
 
 
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Return the atoms that are no literals."""
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
+def is_among(atom: Any, found: Container[Any]) -> bool:
+    """Say whether an atom is one of the variables; a literal, which has no hash, is none."""
+    return not isinstance(atom, Literal) and atom in found
+
+
 def named(step: SweepStep) -> list[Any]:
     """Return the variables and auxiliaries that the step's pullbacks ask for."""
-    every = [v for pull in step.pulls for v in pull.named("value")]
-    return [v for v in every if not isinstance(v, Literal)]
+    return variables(v for pull in step.pulls for v in pull.named("value"))
 
 
 def names_auxiliary(step: SweepStep) -> bool:
@@ -176,6 +186,11 @@ class Plan(NamedTuple):
     out_active: Mask
     reached: Mask  # active inputs that get a cotangent
     augmented: dict[JaxprEqn, SweepStep]  # equations run by their rule
+
+    @property
+    def reads(self) -> set[Any]:
+        """``reads`` has the variables that the forward sweep's equations read."""
+        return {v for eqn in self.live for v in variables(eqn.invars)}
 
 
 # An equation of these costs no arithmetic: run it again instead of keeping its larger output.
@@ -218,12 +233,11 @@ def plan_once(
         held: which inputs are there anyway when the reverse sweep runs; none, if left out.
     """
     varied, higher_orders = _activity(jaxpr, active, options, sources)
-    on = lambda atom: not isinstance(atom, Literal) and atom in varied
-    at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
-    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand
+    on = lambda atom: is_among(atom, varied)
+    at_hand = set(only(jaxpr.invars, held))
+    is_held = lambda atom: is_among(atom, at_hand)
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
-    values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
-    values.update(also)
+    values = {*variables(only(jaxpr.outvars, needed)), *also}
     handed = set(given)
     defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     keep: dict[Any, None] = dict.fromkeys(also)
@@ -270,7 +284,7 @@ def plan_once(
         runs |= step is not None and names_auxiliary(step)
         if runs:
             live.append(eqn)
-            values.update(a for a in eqn.invars if not isinstance(a, Literal))
+            values.update(variables(eqn.invars))
     steps.reverse()
     live.reverse()
     order = {eqn: i for i, eqn in enumerate(jaxpr.eqns)}
@@ -294,7 +308,7 @@ make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
 def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
     """Say which outputs depend on an active input, for rules of operations that hold ``jaxpr``."""
     varied, _ = _activity(jaxpr, active, options)
-    return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
+    return tuple(is_among(v, varied) for v in jaxpr.outvars)
 
 
 def union(first: Mask, second: Mask) -> Mask:
@@ -320,7 +334,7 @@ def _activity(
     varied.update(v for v in sources if has_tangent(v.aval))
     higher_orders: dict[JaxprEqn, HigherOrder] = {}
     for eqn in jaxpr.eqns:
-        on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)
+        on = tuple(is_among(a, varied) for a in eqn.invars)
         if not any(on) or not any(has_tangent(v.aval) for v in eqn.outvars):
             continue
         made = higher_order_of(eqn, on, options)
@@ -345,7 +359,7 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     """Say whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
-    inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
+    inputs = sum(size_in_bytes(v.aval) for v in variables(eqn.invars))
     output = size_in_bytes(eqn.outvars[0].aval)
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
     return _jax.surely(lambda: inputs < output) or (view and inputs == output)
@@ -358,12 +372,10 @@ def size_in_bytes(aval: Any) -> int:
 
 def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:
     """Find the variables that no later equation, and nothing kept, still needs."""
-    seen = {v for v in keep if not isinstance(v, Literal)}
+    seen = set(variables(keep))
     uses: dict[JaxprEqn, list[Var]] = {}
     for eqn in reversed(eqns):
-        dead = [
-            a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal) and a not in seen
-        ]
+        dead = [v for v in variables((*eqn.invars, *eqn.outvars)) if v not in seen]
         uses[eqn] = list(dict.fromkeys(dead))
         seen.update(dead)
     return uses

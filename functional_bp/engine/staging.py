@@ -20,10 +20,11 @@ import jax
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.extend.core import Jaxpr, Literal, Primitive, primitives
+from jax.extend.core import Jaxpr, Primitive, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
+from functional_bp.engine.plan import is_among
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose
 
 
@@ -222,7 +223,7 @@ def _run_on_newest(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
     ours: set[Any] = set()  # the references' variables
     for eqn in jaxpr.eqns:
         values = [sweeps.value_of(a, env) for a in eqn.invars]
-        held = [not isinstance(a, Literal) and a in ours for a in eqn.invars]
+        held = [is_among(a, ours) for a in eqn.invars]
         with _jax.emitting(eqn), eqn.ctx.manager:
             if eqn.primitive is _new_ref_p:
                 ours.add(eqn.outvars[0])

@@ -120,7 +120,7 @@ def forward_mode(
     tangent = {v: dot for v, dot in zip(jaxpr.invars, dots) if dot is not None}
     for eqn in jaxpr.eqns:
         operands = [sweeps.value_of(a, env) for a in eqn.invars]
-        in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in eqn.invars]
+        in_dots = _at(eqn.invars, tangent)
         if all(dot is None for dot in in_dots):
             outs, out_dots = sweeps.evaluate(eqn, operands), [None] * len(eqn.outvars)
         else:
@@ -129,7 +129,11 @@ def forward_mode(
         env.update(zip(eqn.outvars, outs))
         tangent.update((v, dot) for v, dot in zip(eqn.outvars, out_dots) if dot is not None)
     outs = [sweeps.value_of(v, env) for v in jaxpr.outvars]
-    return outs, [None if isinstance(v, Literal) else tangent.get(v) for v in jaxpr.outvars]
+    return outs, _at(jaxpr.outvars, tangent)
+
+
+def _at(atoms: Sequence[Any], tangent: dict[Any, Any]) -> Tangents:
+    return [None if isinstance(a, Literal) else tangent.get(a) for a in atoms]
 
 
 def push(
@@ -274,9 +278,8 @@ def _push_transposed(
     """Transpose the pullback of a graph that holds this equation alone."""
     atoms = [a if isinstance(a, Literal) else Var(a.aval) for a in eqn.invars]
     outvars = [Var(v.aval) for v in eqn.outvars]
-    inputs = [a for a in atoms if not isinstance(a, Literal)]
-    args = [x for x, a in zip(operands, atoms) if not isinstance(a, Literal)]
-    in_dots = [dot for dot, a in zip(dots, atoms) if not isinstance(a, Literal)]
+    is_input = [isinstance(a, Var) for a in atoms]
+    inputs, args, in_dots = (only(values, is_input) for values in (atoms, operands, dots))
     graph = _jax.graph_of([eqn.replace(invars=atoms, outvars=outvars)], inputs, outvars)
     floats = tuple(has_tangent(v.aval) for v in outvars)
     active = tuple(dot is not None for dot in in_dots)
@@ -319,7 +322,7 @@ def push_along(
     tangent = {v: dot for v, dot in zip(plan.jaxpr.invars, dots) if dot is not None}
     for step in plan.steps:
         inner = [next(remaining)] if step.higher_order is not None else []
-        in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in step.eqn.invars]
+        in_dots = _at(step.eqn.invars, tangent)
         if all(dot is None for dot in in_dots):
             continue
         with _jax.emitting(step.eqn), step.eqn.ctx.manager:
@@ -327,7 +330,7 @@ def push_along(
             if out_dots is None:
                 out_dots = _push_transposed_step(step, have, inner, in_dots, options, transposes)
         tangent.update((v, d) for v, d in zip(step.eqn.outvars, out_dots) if d is not None)
-    return [None if isinstance(v, Literal) else tangent.get(v) for v in plan.jaxpr.outvars]
+    return _at(plan.jaxpr.outvars, tangent)
 
 
 def _push_step(step: SweepStep, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
@@ -443,6 +446,6 @@ def transpose(
     outs = (True,) * len(jaxpr.outvars)
     linearly = options._replace(linear=True)
     plan = plan_once(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
-    read = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
+    read = plan.reads
     points = [sweeps.zeros(v.aval) if v in read else None for v in jaxpr.invars]
     return Transposed(plan, sweeps.forward(plan, consts, points)[1], tuple(present))

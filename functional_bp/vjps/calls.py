@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
-from functional_bp.engine.plan import make_plan, out_activity, spread
+from functional_bp.engine.plan import make_plan, out_activity, spread, variables
 from functional_bp.engine.rule import (
     case,
     cplx,
@@ -145,8 +145,7 @@ def asked_if_held(jaxpr: Jaxpr) -> Mask:
             inner = [n.text in names for n in spread(rule.operands, len(eqn.invars))]
         else:
             continue
-        pairs = zip(eqn.invars, inner)
-        asked.update(a for a, asks in pairs if asks and not isinstance(a, Literal))
+        asked.update(variables(only(eqn.invars, inner)))
     return tuple(v in asked for v in jaxpr.invars)
 
 

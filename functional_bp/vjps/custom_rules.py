@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, Literal, primitives
+from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -136,7 +136,7 @@ class CustomJVP(HigherOrder):
             needed + (False,) * len(self.out_float),
             self.options._replace(linear=True),
         )
-        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
+        read = self.plan.reads
         self.tangents_read = [v in read for v in self.jaxpr.invars[len(avals) :]]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:

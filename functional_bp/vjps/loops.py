@@ -24,6 +24,7 @@ from functional_bp.engine.plan import (
     out_activity,
     plan_once,
     union,
+    variables,
 )
 from functional_bp.engine.rule import case, higher_order, integer, real
 from functional_bp.errors import StepBoundError, UnboundedLoopError, compose
@@ -230,7 +231,7 @@ def _trip_count(loop: While) -> int | None:
     if steers is None or holds.shape:
         return None
     fixed = [*operands[loop.groups[0]], *(starts[i] for i in steers)]
-    if not all(isinstance(a, Literal) for a in fixed):
+    if variables(fixed):
         return None
     state: list[Any] = [a.val if i in steers else None for i, a in enumerate(starts)]
     known = [a.val if isinstance(a, Literal) else None for a in operands]
@@ -261,7 +262,7 @@ def _steering(loop: While) -> list[int] | None:
     asked = _depends(loop.cond, (True,))[loop.eqn.params["cond_nconsts"] :]
     wanted = fixed_point(lambda on: union(on, _depends(loop.body, on)[nb:]), asked)
     read = only(loop.eqn.invars[loop.groups[1]], _depends(loop.body, wanted)[:nb])
-    if not all(isinstance(a, Literal) for a in read):
+    if variables(read):
         return None
     return [i for i, on in enumerate(wanted) if on]
 
@@ -275,8 +276,7 @@ def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
 def _depends(jaxpr: Jaxpr, wanted: Mask) -> Mask:
     """Find which inputs the wanted outputs depend on."""
     plan = _excerpt(jaxpr, wanted)
-    reads = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
-    reads |= {v for v, on in zip(jaxpr.outvars, wanted) if on and not isinstance(v, Literal)}
+    reads = plan.reads.union(variables(only(jaxpr.outvars, wanted)))
     return tuple(v in reads for v in jaxpr.invars)
 
 

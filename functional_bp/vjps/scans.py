@@ -20,7 +20,7 @@ is not made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,7 +32,15 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
-from functional_bp.engine.plan import CHEAP, Plan, fixed_point, make_plan, out_activity, union
+from functional_bp.engine.plan import (
+    CHEAP,
+    Plan,
+    fixed_point,
+    make_plan,
+    out_activity,
+    union,
+    variables,
+)
 from functional_bp.engine.rule import case, higher_order, integer, real
 
 # No arithmetic, one operand: made again where that saves bytes.
@@ -67,17 +75,17 @@ def divide(
     """
     fixed = set(constants)
     for eqn in eqns:
-        if not eqn.effects and fixed.issuperset(_variables(eqn.invars)):
+        if not eqn.effects and fixed.issuperset(variables(eqn.invars)):
             fixed.update(eqn.outvars)
-    kept, again = _cheapest(eqns, _variables(named), lambda v: price(v, v in fixed))
-    read = {*_variables(outputs), *kept}
+    kept, again = _cheapest(eqns, variables(named), lambda v: price(v, v in fixed))
+    read = {*variables(outputs), *kept}
     before: list[JaxprEqn] = []
     within: list[JaxprEqn] = []
     for eqn in reversed(eqns):
         if eqn.effects or not read.isdisjoint(eqn.outvars):
             early = not eqn.effects and fixed.issuperset(eqn.outvars)
             (before if early else within).append(eqn)
-            read.update(_variables(eqn.invars))
+            read.update(variables(eqn.invars))
     return Divided(before[::-1], within[::-1], again, kept, fixed)
 
 
@@ -116,7 +124,7 @@ def _cheapest(
         for v in eqn.outvars:
             if _is_view(eqn) and (v in wanted or v in below):
                 need = price(v) if v in wanted else min(price(v), below[v])
-                for source in _variables(eqn.invars):
+                for source in variables(eqn.invars):
                     below[source] = below.get(source, 0) + need
     kept: list[Var] = []
     again: dict[JaxprEqn, None] = {}
@@ -132,7 +140,7 @@ def _cheapest(
         if v not in made:
             choose(v)
     for eqn in eqns:
-        remade = _is_view(eqn) and have.issuperset(_variables(eqn.invars))
+        remade = _is_view(eqn) and have.issuperset(variables(eqn.invars))
         for v in eqn.outvars:
             if not remade:
                 choose(v)
@@ -143,16 +151,12 @@ def _cheapest(
 
 
 def _is_view(eqn: JaxprEqn) -> bool:
-    if eqn.primitive not in VIEWS or eqn.effects or len(_variables(eqn.invars)) > 1:
+    if eqn.primitive not in VIEWS or eqn.effects or len(variables(eqn.invars)) > 1:
         return False
     # A number that was converted may choose a branch; converted in the reverse sweep again, it
     # made a scan of conditionals a fifth slower on a CPU, and saved three bytes a step.
     output: Any = eqn.outvars[0].aval
     return eqn.primitive is not lax.convert_element_type_p or output.shape != ()
-
-
-def _variables(atoms: Iterable[Any]) -> list[Var]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def _rnn(w: Any, h: Any, xs: Any) -> Any:
@@ -339,8 +343,7 @@ class Scan(HigherOrder):
 
 def _used(plan: Plan, needed: Mask) -> set[Any]:
     """Find what a step reads, keeps, or returns."""
-    read = [a for eqn in plan.live for a in eqn.invars]
-    return {*_variables(read), *plan.keep, *_variables(only(plan.jaxpr.outvars, needed))}
+    return {*plan.reads, *plan.keep, *variables(only(plan.jaxpr.outvars, needed))}
 
 
 def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
