@@ -10,7 +10,7 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,10 @@ from functional_bp.errors import (
 markers: Any = jax.ad  # pyright: ignore[reportPrivateImportUsage]  # JAX's words for with_refs
 
 
-class _Static(NamedTuple):
+@dataclass(eq=False, repr=False)
+class Static:
+    """This goes with the kept arrays; it is equal only to itself, lest a pytree compare it."""
+
     plan: Plan
     in_tree: Any
     out_tree: Any
@@ -46,20 +49,13 @@ class _Static(NamedTuple):
     name: str
 
 
-@dataclass(eq=False, repr=False)
-class Box:
-    """A box holds what a pytree must not compare: it is equal only to itself."""
-
-    value: Any
-
-
 @jax.tree_util.register_dataclass
 @dataclass(eq=False, repr=False)
 class PullbackFunction:
     """``vjp`` returns this function of the output's cotangents to the inputs' ones, a pytree."""
 
     residuals: Residuals
-    _box: Box = field(metadata={"static": True})  # the plan that goes with the kept arrays
+    static: Static = field(metadata={"static": True})
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
         """Return x̄ = Jᵀ ȳ for every input.
@@ -67,7 +63,7 @@ class PullbackFunction:
         Raises:
             CotangentError: its structure, a shape or a dtype is not that of the output.
         """
-        static: _Static = self._box.value
+        static = self.static
         found = self.flat(_check_cotangent(cotangent, static))
         bars = [_as_cotangent(bar, aval) for bar, aval in zip(found, static.in_avals)]
         return jax.tree.unflatten(static.in_tree, bars)
@@ -84,7 +80,7 @@ class PullbackFunction:
             A function of the output's cotangent. In the place of what was added stands
             ``jax.ad.GradRef()``, in that of what was not wanted ``jax.ad.DidntWant()``.
         """
-        static: _Static = self._box.value
+        static = self.static
         leaves, tree = jax.tree.flatten(places, is_leaf=lambda x: x is None)
         if tree != static.in_tree:
             raise CotangentError(
@@ -108,7 +104,7 @@ class PullbackFunction:
     @property
     def plan(self) -> Plan:
         """``plan`` is the plan of the reverse sweep."""
-        return self._box.value.plan
+        return self.static.plan
 
     def flat(self, bars: Sequence[Any]) -> list[Any]:
         """Do the same on lists of leaves, with None for zero on both sides."""
@@ -116,7 +112,7 @@ class PullbackFunction:
         return sweeps.reverse(self.plan, self.residuals, [*bars, *auxiliary])
 
 
-def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
+def _check_cotangent(cotangent: Any, static: Static) -> list[Any]:
     leaves, tree = jax.tree.flatten(cotangent)
     if tree != static.out_tree:
         raise CotangentError(
@@ -202,9 +198,9 @@ def vjp_wanted(
     plan, outs, residuals, in_avals = _run(flat, wanted, options)
     out_avals = tuple(v.aval for v in plan.jaxpr.outvars[: flat.out_count])
     name = getattr(fun, "__name__", type(fun).__name__)
-    static = _Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
+    static = Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
     out, aux = flat.output(outs)
-    return out, PullbackFunction(residuals, Box(static)), aux
+    return out, PullbackFunction(residuals, static), aux
 
 
 def _run(
