@@ -133,11 +133,7 @@ class Nested:
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """A call of ``jax.checkpoint`` was opened: the reverse sweep runs its equations again.
-
-    Attributes:
-        eqn: the call.
-    """
+    """A call of ``jax.checkpoint`` was opened: the reverse sweep runs its equations again."""
 
     eqn: JaxprEqn
 
