@@ -30,12 +30,7 @@ def kept_bytes(
 
     What is made inside ``jax.checkpoint`` is computed again and not kept, except what its policy
     saves. What an operation keeps beside variables (a loop its steps', a ``max`` who won) counts
-    at its first output.
-
-    Args:
-        flat: the graph.
-        seeded: for each output, whether it has a cotangent.
-        max_steps: the bound of loops without a static trip count.
+    at its first output. ``seeded`` says of each output whether it has a cotangent.
     """
     jaxpr, consts = checkpointed_jaxpr(flat), len(flat.consts)
     plan = plan_of(jaxpr, seeded, max_steps, closed_over=consts)
