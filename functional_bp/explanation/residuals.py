@@ -74,7 +74,8 @@ def checkpointed_jaxpr(flat: Graph) -> Jaxpr:
     jaxpr = opened_jaxpr(flat)
     if not any(equation.recomputed for equation in flat):
         return jaxpr
-    return _Closing(flat, jaxpr).result()
+    outputs = _variables(jaxpr.outvars)
+    return jaxpr.replace(eqns=_Closing(flat, jaxpr).eqns(flat.equations, 0, outputs))
 
 
 class _Closing:
@@ -82,10 +83,6 @@ class _Closing:
 
     def __init__(self, flat: Graph, jaxpr: Jaxpr) -> None:
         self.flat, self.jaxpr = flat, jaxpr
-
-    def result(self) -> Jaxpr:
-        outputs = _variables(self.jaxpr.outvars)
-        return self.jaxpr.replace(eqns=self.eqns(self.flat.equations, 0, outputs))
 
     def eqns(self, equations: Sequence[Equation], depth: int, later: set[Var]) -> list[JaxprEqn]:
         """The equations, in calls from ``depth`` on inwards; ``later`` is what is used later."""

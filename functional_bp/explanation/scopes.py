@@ -118,12 +118,11 @@ class View:
         wires: from one end to another, with the variables that pass.
     """
 
-    scope: Scope
     ends: list[End]
     wires: dict[tuple[End, End], list[Variable]]
 
 
-def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
+def scopes(shown: Contents) -> Scope:
     """Return the scopes of a picture with all of them open; too large ones are divided."""
     root = Scope("", "", None)
     opened: dict[str, Scope] = {"": root}
@@ -139,7 +138,8 @@ def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
             home = opened[path]
         home.items.append(node)
     _simplify(root)
-    divide(root, shown, most)
+    for scope in list(root.walk()):
+        _divide(scope, shown, 0)
     return root
 
 
@@ -177,7 +177,7 @@ def views(root: Scope, shown: Contents) -> dict[Scope, View]:
     for node in shown.nodes:
         if node.kind == "leaf" and node in home:
             leaves[home[node]].append(node)
-    found = {s: View(s, [*leaves[s], *s.items], {}) for s in root.walk()}
+    found = {s: View([*leaves[s], *s.items], {}) for s in root.walk()}
     for variable, head in uses:
         tail = shown.maker[variable]
         _join(found, variable, (tail, home[tail]), (head, home[head]))
@@ -233,14 +233,9 @@ Call = tuple[str, tuple[int, ...]]  # a function, and the expression in it that 
 Item = Scope | Node
 
 
-def divide(root: Scope, shown: Contents, most: int) -> None:
-    """Divide the scopes that hold more than ``most`` items."""
-    for scope in list(root.walk()):
-        _divide(scope, shown, most, 0)
-
-
-def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
-    if len(scope.items) <= most:
+def _divide(scope: Scope, shown: Contents, depth: int) -> None:
+    """Divide a scope that holds too many items, below so many calls."""
+    if len(scope.items) <= MOST_ITEMS:
         return
     stacks = _stacks(scope.items)
     depth = max(depth, _shared_depth(stacks))
@@ -255,11 +250,10 @@ def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
         _give_slices(scope, shown)
         for inner in scope.scopes:
             if inner.divided:
-                _divide(inner, shown, most, depth + 1)
-    while len(scope.items) > most:
+                _divide(inner, shown, depth + 1)
+    while len(scope.items) > MOST_ITEMS:
         items, scope.items = scope.items, []
-        passing = _passing(items, shown)
-        for number, (start, stop) in enumerate(_cuts(passing, most), 1):
+        for number, (start, stop) in enumerate(_cuts(_passing(items, shown)), 1):
             _enclose(scope, items[start:stop], f"part_{number}")
 
 
@@ -275,12 +269,11 @@ def _enclose(scope: Scope, items: list[Item], name: str) -> None:
 def _give_slices(scope: Scope, shown: Contents) -> None:
     """Put slices without a name, of which one part alone makes use, in that part."""
     part_of = {node: part for part in scope.scopes if part.divided for node in part.operators}
-    made = shown.made
     ends = {output.variable for output in shown.outputs}
     for item in reversed(scope.items):
         if not isinstance(item, Node) or item.equations[0].operation not in SLICES:
             continue
-        variables = made[item]
+        variables = shown.made.get(item, [])
         users = {part_of.get(use.head) for v in variables for use in shown.uses.get(v, ())}
         user = users.pop() if len(users) == 1 else None
         if user is None or any(v in ends or v in shown.names for v in variables):
@@ -354,17 +347,17 @@ def _passing(items: Sequence[Item], shown: Contents) -> list[int]:
     return list(accumulate(change))[: len(items) - 1]
 
 
-def _cuts(passing: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """The cheapest way to cut items in parts of at most ``most``."""
+def _cuts(passing: Sequence[int]) -> list[tuple[int, int]]:
+    """The cheapest way to cut items in parts of at most ``MOST_ITEMS``."""
     count = len(passing) + 1
-    usual = min(max(USUAL, math.ceil(count / most)), most)
+    usual = min(max(USUAL, math.ceil(count / MOST_ITEMS)), MOST_ITEMS)
     cost: Callable[[int, int], float] = lambda start, stop: (
         (passing[stop - 1] if stop < count else 0) + EVENNESS * abs(stop - start - usual)
     )
     best: list[float] = [0.0]
     came_from = [0]
     for stop in range(1, count + 1):
-        starts = range(max(0, stop - most), max(0, stop - FEWEST) + 1)
+        starts = range(max(0, stop - MOST_ITEMS), max(0, stop - FEWEST) + 1)
         start = min(starts, key=lambda s: best[s] + cost(s, stop))
         best.append(best[start] + cost(start, stop))
         came_from.append(start)

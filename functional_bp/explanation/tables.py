@@ -330,7 +330,7 @@ class _Cells:
         return self._made[key][1]
 
 
-def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
+def value_cell(values: tuple[Any, ...], is_cotangent: bool) -> Cell:
     """Write small values out; of others tell shape, norm, least and greatest entry."""
     if not values:
         return Cell()

@@ -25,6 +25,7 @@ from functional_bp.graph.nested import inner_graphs, opened_scan
 
 UNIT64 = float(np.finfo(np.float64).eps)  # relative spacing of float64
 COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
+MOST_THRESHOLDS = 6
 ORDERING = {"gt", "lt", "ge", "le", "eq", "ne"}
 STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outside the domain
 
@@ -61,7 +62,7 @@ def lowest_precision(jaxpr: Jaxpr) -> float:
     return max([UNIT64, *units, *rounded])
 
 
-def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
+def thresholds(jaxpr: Jaxpr) -> list[float]:
     """Find the constants that values are compared with or shifted by: a branch may begin there."""
     found: set[float] = set()
     for eqn in equations(jaxpr):
@@ -75,7 +76,7 @@ def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
                     continue
                 if np.isfinite(value) and 0 < abs(value) < 1e4:
                     found.add(value)
-    return sorted(found, key=abs)[:most]
+    return sorted(found, key=abs)[:MOST_THRESHOLDS]
 
 
 def asks_for_sign(jaxpr: Jaxpr) -> bool:

@@ -395,11 +395,15 @@ def opposite(condition: Expression) -> Expression:
             return Application("not", (condition,), known=True)
 
 
-def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    """Return the expression with some of its parts replaced, all at once."""
+def substitute(
+    expression: Expression, values: Mapping[Any, Expression], in_form: bool = True
+) -> Expression:
+    """Return the expression with some of its parts replaced, all at once, in its form or not."""
     if expression in values:
         return values[expression]
-    again = lambda e: substitute(e, values)
+    again = lambda e: substitute(e, values, in_form)
+    if not in_form:
+        return rebuilt(expression, again)
     match expression:
         case Sum(terms):
             return add(*map(again, terms))
@@ -418,13 +422,7 @@ def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
     made = substitute(expression, values)
     symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}
     wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
-    return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
-
-
-def _put_as_it_stands(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    if expression in values:
-        return values[expression]
-    return rebuilt(expression, lambda part: _put_as_it_stands(part, values))
+    return made if wanted <= symbols(made) else substitute(expression, values, in_form=False)
 
 
 # What operations are in mathematics.

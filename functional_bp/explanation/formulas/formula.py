@@ -196,8 +196,9 @@ class Formula:
 
     def text(self, sign: str = "=") -> str:
         """Write the formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
-        line = self._line(sign)
-        return self._equation(sign) if line is None else unicodedata.normalize("NFC", line)
+        if self.left is None:
+            return unicodedata.normalize("NFC", self._signed(sign))
+        return self._equation(sign)
 
     def brief(self, sign: str = "=") -> str:
         """Write the formula up to the first comma or colon, without what is said about it."""
@@ -209,13 +210,11 @@ class Formula:
 
     def latex(self, sign: str = "=") -> str:
         """Write the formula in LaTeX's mathematics, without dollar signs."""
-        line = self._line(sign)
-        return self._equation(sign, LATEX) if line is None else transliterated(line)
+        if self.left is None:
+            return transliterated(self._signed(sign))
+        return self._equation(sign, LATEX)
 
-    def _line(self, sign: str) -> str | None:
-        """The line, where it says all."""
-        if self.left is not None:
-            return None
+    def _signed(self, sign: str) -> str:
         head, equals, tail = self.line.partition(" = ")
         return f"{head} {sign} {tail}" if equals and " " not in head else self.line
 

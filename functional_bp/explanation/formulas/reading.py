@@ -194,9 +194,8 @@ def is_closed(expression: Expression) -> bool:
     """Tell whether it is a formula: no choices, no functions without a name in mathematics."""
     parts = list(ex.walk(expression))
     calls = any(isinstance(p, ex.Application) and not p.known for p in parts)
-    return (
-        not calls and not any(isinstance(p, ex.Choice) for p in parts) and len(parts) <= MOST_PARTS
-    )
+    choices = any(isinstance(p, ex.Choice) for p in parts)
+    return not calls and not choices and len(parts) <= MOST_PARTS
 
 
 class _Reader:

@@ -245,7 +245,7 @@ class Drawer:
                 assert end.variable is not None
                 return self._sized("leaf", end.label, self._lines(end.variable), (),
                                    v=self.number[end.variable])  # fmt: skip
-        made, index = self.shown.made[end], end.equations[0].index
+        made, index = self.shown.made.get(end, []), end.equations[0].index
         return self._making("operator", end.label, made, (), v=-1, e=index)
 
     def _scope(self, scope: Scope, leaving: list[Variable]) -> dict[str, Any]:

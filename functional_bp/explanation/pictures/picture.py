@@ -329,10 +329,7 @@ DOT = 6.0
 
 
 def draw_cs231n(
-    explanation: EvaluatedGraph,
-    shown: Contents,
-    direction: Direction,
-    branches: Branches = "shares",
+    explanation: EvaluatedGraph, shown: Contents, direction: Direction, branches: Branches
 ) -> Scene:
     """Lay out and draw in the style of the CS231n lectures."""
     edges = _edges(explanation, shown, branches)
