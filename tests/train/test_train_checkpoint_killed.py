@@ -11,7 +11,6 @@ from pathlib import Path
 import children
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_train_checkpoint import same_bits, state_of
 
