@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError
 from sampling import sampled
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sampled(sorted((ROOT / "examples").glob("*.py")), 4)
+EXAMPLES = sampled(sorted((ROOT / "examples").glob("*.py")), 5)
 FEWER_STEPS = {"small_gpt": ["300"]}  # half of them are enough for what it claims
 OF_LIBRARIES = [
     pytest.param(file, marks=pytest.mark.libraries)
