@@ -43,6 +43,7 @@ SLOW = {
     "test_check_repairs": 2,
     "test_check_repairs_classics": 2,
     "test_check_search": 2,
+    "test_check_stages": 2,
     "test_check_steps": 2,
     "test_check_terms": 2,
     "test_demo": 2,
