@@ -39,10 +39,8 @@ class TerminateAfter(Callback):
 
     def __init__(self, seconds: float) -> None:
         if not seconds > 0:
-            raise CallbackError(
-                compose("TerminateAfter needs a time", got=f"seconds = {seconds!r}",
-                        expected="a number of seconds above 0")
-            )  # fmt: skip
+            raise CallbackError("TerminateAfter needs a time", got=f"seconds = {seconds!r}",
+                                expected="a number of seconds above 0")  # fmt: skip
         self.seconds = seconds
         self._end = math.inf
 
@@ -119,21 +117,17 @@ class Monitor:
 
 def _mode(monitor: str, mode: str, owner: str) -> str:
     if mode not in ("auto", "min", "max"):
-        raise CallbackError(
-            compose(f"{owner} does not know the mode", got=f"mode = {mode!r}",
-                    expected='"min", "max" or "auto"')
-        )  # fmt: skip
+        raise CallbackError(f"{owner} does not know the mode", got=f"mode = {mode!r}",
+                            expected='"min", "max" or "auto"')  # fmt: skip
     if mode != "auto":
         return mode
     last = monitor.lower().replace("-", "_").split("_")[-1]
     for mode, words in (("max", HIGHER), ("min", LOWER)):
         if last in words:
             return mode
-    raise CallbackError(
-        compose(f"{owner} cannot tell whether a higher or a lower {monitor!r} is better",
-                got='mode = "auto"', expected="a name that ends like accuracy or loss",
-                do='pass mode="min" or mode="max"')
-    )  # fmt: skip
+    raise CallbackError(f"{owner} cannot tell whether a higher or a lower {monitor!r} is better",
+                        got='mode = "auto"', expected="a name that ends like accuracy or loss",
+                        do='pass mode="min" or mode="max"')  # fmt: skip
 
 
 # The weights of the best epoch, and an end of training when nothing becomes better.
@@ -210,10 +204,10 @@ class BestWeights(Callback):
             self._forget()
         elif self.restore_best and self._awaits_arrays and self._kept is None:
             raise CallbackError(
-                compose(f"{type(self).__name__} goes on without the weights it had kept",
-                        got=f"best {self.monitor.name} {self.best}, and no arrays",
-                        expected="its state_dict() and its arrays() from one checkpoint",
-                        do="call load_arrays(tree) beside load_state_dict(state)")
+                f"{type(self).__name__} goes on without the weights it had kept",
+                got=f"best {self.monitor.name} {self.best}, and no arrays",
+                expected="its state_dict() and its arrays() from one checkpoint",
+                do="call load_arrays(tree) beside load_state_dict(state)"
             )  # fmt: skip
         self._resumes = False
 
@@ -298,10 +292,8 @@ class EarlyStopping(BestWeights):
             start_from_epoch=start_from_epoch,
         )  # fmt: skip
         if patience < 0:
-            raise CallbackError(
-                compose("EarlyStopping needs patience", got=f"patience = {patience!r}",
-                        expected="a number of epochs, 0 or more")
-            )  # fmt: skip
+            raise CallbackError("EarlyStopping needs patience", got=f"patience = {patience!r}",
+                                expected="a number of epochs, 0 or more")  # fmt: skip
 
     def _forget(self) -> None:
         super()._forget()
@@ -359,15 +351,13 @@ def get_learning_rate(opt_state: Any) -> float:
     what = "the learning rate of this optimizer cannot be set"
     do = "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)"
     if not parts:
-        raise CallbackError(
-            compose(what, got="an optimizer that has it built in",
-                    expected="one that keeps it in its state", do=do)
-        )  # fmt: skip
+        raise CallbackError(what, got="an optimizer that has it built in",
+                            expected="one that keeps it in its state", do=do)  # fmt: skip
     if any(RATE in (getattr(part, "hyperparams_states", None) or ()) for part in parts):
         raise CallbackError(
-            compose(what, got="one that comes from a schedule, which would set it again at every "
-                    "step", expected="a number",
-                    do=f"{do},\n            or leave the learning rate to that schedule alone")
+            what, got="one that comes from a schedule, which would set it again at every " "step",
+            expected="a number",
+            do=f"{do},\n            or leave the learning rate to that schedule alone"
         )  # fmt: skip
     return float(parts[0].hyperparams[RATE])
 
@@ -380,10 +370,9 @@ def set_learning_rate(opt_state: Any, value: float) -> Any:
     """
     get_learning_rate(opt_state)
     if not np.isfinite(value):
-        raise CallbackError(
-            compose("a learning rate must be a finite number", got=f"learning_rate = {value!r}",
-                    do="look at the schedule")
-        )  # fmt: skip
+        raise CallbackError("a learning rate must be a finite number",
+                            got=f"learning_rate = {value!r}",
+                            do="look at the schedule")  # fmt: skip
 
     def replaced(part: Any) -> Any:
         if not _is_injected(part):
@@ -420,10 +409,8 @@ class LearningRate(Callback):
 
     def __init__(self, schedule: Callable[..., Any]) -> None:
         if not callable(schedule):
-            raise CallbackError(
-                compose("LearningRate needs a function of the epoch", got=repr(schedule),
-                        do="LearningRate(lambda epoch: 0.1 * 0.5 ** epoch)")
-            )  # fmt: skip
+            raise CallbackError("LearningRate needs a function of the epoch", got=repr(schedule),
+                                do="LearningRate(lambda epoch: 0.1 * 0.5 ** epoch)")  # fmt: skip
         self.schedule = schedule
         self._with_rate = sum(p.default is p.empty for p in by_position(schedule)) >= 2
 
@@ -438,11 +425,9 @@ class LearningRate(Callback):
         try:
             value = float(value)
         except (TypeError, ValueError):
-            raise CallbackError(
-                compose("the schedule of LearningRate returned no number",
-                        got=f"{value!r} for epoch {epoch}",
-                        expected="the learning rate of that epoch")
-            ) from None  # fmt: skip
+            raise CallbackError("the schedule of LearningRate returned no number",
+                                got=f"{value!r} for epoch {epoch}",
+                                expected="the learning rate of that epoch") from None  # fmt: skip
         _set(run, value)
 
     def on_epoch_end(self, run: Any, epoch: int, logs: dict[str, Any]) -> None:
@@ -481,10 +466,9 @@ class ReduceLROnPlateau(Callback):
         min_lr: float = 0.0,
     ) -> None:
         if not 0 < factor < 1:
-            raise CallbackError(
-                compose("ReduceLROnPlateau reduces the learning rate", got=f"factor = {factor!r}",
-                        expected="a number between 0 and 1")
-            )  # fmt: skip
+            raise CallbackError("ReduceLROnPlateau reduces the learning rate",
+                                got=f"factor = {factor!r}",
+                                expected="a number between 0 and 1")  # fmt: skip
         self.monitor = Monitor(monitor, mode, min_delta, type(self).__name__)
         self.factor, self.patience = factor, patience
         self.cooldown, self.min_lr = cooldown, min_lr
@@ -632,9 +616,9 @@ class TensorBoard(Callback):
     def __init__(self, directory: str | os.PathLike[str] = "logs") -> None:
         if importlib.util.find_spec("tensorboardX") is None:
             raise TrainExtraError(
-                compose("logs for TensorBoard cannot be written", got="no package tensorboardX",
-                        expected="tensorboardX, which writes them",
-                        do="pip install 'functional-bp[train]', or use CSVLogger")
+                "logs for TensorBoard cannot be written", got="no package tensorboardX",
+                expected="tensorboardX, which writes them",
+                do="pip install 'functional-bp[train]', or use CSVLogger"
             )  # fmt: skip
         self.directory = Path(directory)
         self._writers: dict[str, Any] = {}

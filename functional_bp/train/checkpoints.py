@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functional_bp.errors import CheckpointError, TrainingError, compose
+from functional_bp.errors import CheckpointError, TrainingError
 from functional_bp.train.leaves import (
     compare,
     facts,
@@ -153,17 +153,14 @@ class Checkpoints:
         counts = {"every_steps": every_steps, "every_epochs": every_epochs, "keep": keep}
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):
-                raise TrainingError(
-                    compose(f"{name} is no count", got=repr(count), expected="1 or more, or None")
-                )
+                raise TrainingError(f"{name} is no count", got=repr(count),
+                                    expected="1 or more, or None")  # fmt: skip
         if mode not in ("min", "max"):
-            raise TrainingError(
-                compose("mode is neither", got=repr(mode), expected="'min' or 'max'")
-            )
+            raise TrainingError("mode is neither", got=repr(mode), expected="'min' or 'max'")
         if "://" in str(directory):
             raise TrainingError(
-                compose("checkpoints lie in a folder of this machine", got=str(directory),
-                        do="save there, and copy the folder; a copy can be restored from")
+                "checkpoints lie in a folder of this machine", got=str(directory),
+                do="save there, and copy the folder; a copy can be restored from"
             )  # fmt: skip
         require_orbax()
         self.directory = Path(directory).expanduser().absolute()
@@ -194,9 +191,8 @@ class Checkpoints:
             CheckpointError: a leaf or ``loop`` cannot be saved, or the save before this one failed.
         """
         if not isinstance(step, int | np.integer) or step < 0:
-            raise CheckpointError(
-                compose("a checkpoint is named by its step", got=repr(step), expected="0 or more")
-            )
+            raise CheckpointError("a checkpoint is named by its step", got=repr(step),
+                                  expected="0 or more")  # fmt: skip
         self.wait()
         leaves = [(jax.tree_util.keystr(p), leaf) for p, leaf in jax.tree.leaves_with_path(state)]
         in_state, bones = len(leaves), skeleton("extra", extra, leaves)
@@ -265,10 +261,8 @@ class Checkpoints:
                 taken = f"taken instead: the checkpoint of step {found.step}"
                 warnings.warn(f"{failures[0]}\n{taken}", stacklevel=2)
             return found
-        raise CheckpointError(
-            compose("no checkpoint here is whole", where=str(self.directory),
-                    got="\n".join(map(str, failures)))
-        ) from failures[0]  # fmt: skip
+        raise CheckpointError("no checkpoint here is whole", where=str(self.directory),
+                              got="\n".join(map(str, failures))) from failures[0]  # fmt: skip
 
     def wait(self) -> None:
         """This returns when everything is written.
@@ -280,9 +274,9 @@ class Checkpoints:
             self._background.wait()
         except Exception as error:
             raise CheckpointError(
-                compose("a checkpoint could not be written", where=str(self.directory),
-                        got=f"{type(error).__name__}: {error}",
-                        expected="room and permission to write; those saved before are whole")
+                "a checkpoint could not be written", where=str(self.directory),
+                got=f"{type(error).__name__}: {error}",
+                expected="room and permission to write; those saved before are whole"
             ) from error  # fmt: skip
 
     def close(self) -> None:
@@ -314,18 +308,15 @@ class Checkpoints:
             if entry is not None:
                 return entry
             got = f"none of the steps {[entry.step for entry in entries]} with a finite number"
-            raise CheckpointError(
-                compose(f"there is no best checkpoint by {self._best!r}",
-                        where=str(self.directory), got=got,
-                        do="give validation data, or name a step")
-            )  # fmt: skip
+            raise CheckpointError(f"there is no best checkpoint by {self._best!r}",
+                                  where=str(self.directory), got=got,
+                                  do="give validation data, or name a step")  # fmt: skip
         for entry in entries:
             if entry.step == step:
                 return entry
-        raise CheckpointError(
-            compose(f"there is no checkpoint of step {step!r}", where=str(self.directory),
-                    got=f"steps {[entry.step for entry in entries]}", expected="one of them")
-        )  # fmt: skip
+        raise CheckpointError(f"there is no checkpoint of step {step!r}", where=str(self.directory),
+                              got=f"steps {[entry.step for entry in entries]}",
+                              expected="one of them")  # fmt: skip
 
     def _best_entry(self) -> Saved | None:
         found = []
@@ -364,7 +355,7 @@ def _as_json(loop: dict[str, Any]) -> Any:
         return json.loads(json.dumps(loop))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            compose("JSON cannot hold what a checkpoint is to note of the loop", got=str(error),
-                    expected="dicts, lists, strings, numbers of Python, None",
-                    do="float(...) of a scalar; arrays go into extra")
+            "JSON cannot hold what a checkpoint is to note of the loop", got=str(error),
+            expected="dicts, lists, strings, numbers of Python, None",
+            do="float(...) of a scalar; arrays go into extra"
         ) from error  # fmt: skip

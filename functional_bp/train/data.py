@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 
 ROLES = ("x", "y", "sample_weight")  # what stands first, second and third in a batch
 CHUNK_ENTRIES = 1 << 20  # looked at in one go, so that no mask as large as the data is made
@@ -26,10 +26,6 @@ CHUNK_ENTRIES = 1 << 20  # looked at in one go, so that no mask as large as the 
 
 class DataError(TrainingError):
     """Data cannot be trained on: empty, of different lengths, not numeric, out of range."""
-
-
-def _wrong(what: str, **parts: str) -> DataError:
-    return DataError(compose(what, **parts))
 
 
 class Batches:
@@ -127,18 +123,18 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         [[0, 1, 2], [3, 4]]
     """
     if _gives_batches(data):
-        raise _wrong("a part for validation can only be cut from arrays",
-                     got=f"{type(data).__name__}, which gives batches",
-                     do="pass validation_data= in place of validation_split=")  # fmt: skip
+        raise DataError("a part for validation can only be cut from arrays",
+                        got=f"{type(data).__name__}, which gives batches",
+                        do="pass validation_data= in place of validation_split=")  # fmt: skip
     arrays = as_arrays(data)
     count = check(arrays, finite=False)
     at = math.floor(count * (1.0 - fraction)) if 0 < fraction < 1 else 0
     if not 0 < at < count:
-        raise _wrong(
+        raise DataError(
             "the data cannot be split for validation",
             got=f"validation_split = {fraction!r} of {count} examples",
-            expected="a number between 0 and 1 that leaves examples on both sides",
-        )
+            expected="a number between 0 and 1 that leaves examples on both sides"
+        )  # fmt: skip
     return jax.tree.map(lambda a: a[:at], arrays), jax.tree.map(lambda a: a[at:], arrays)
 
 
@@ -186,11 +182,11 @@ class ArrayBatches(Batches):
         if not drop_last and self._count % batch_size:
             self._per_pass += 1
         if not self._per_pass:
-            raise _wrong(
+            raise DataError(
                 f"{what} makes no whole batch",
                 got=f"{self._count} examples, batch_size = {batch_size}, drop_last = True",
-                do="take a smaller batch_size, or drop_last=False",
-            )
+                do="take a smaller batch_size, or drop_last=False"
+            )  # fmt: skip
         self.steps = steps or self._per_pass
         whole = self._count if not drop_last else self._per_pass * batch_size
         self.examples = whole if steps is None else None
@@ -362,27 +358,25 @@ class LoaderBatches(Batches):
         self._given = kept["given"]
 
     def _empty(self) -> DataError:
-        return _wrong(
+        return DataError(
             f"{self._what} gave no batch", got="an iterator that ended at once",
             expected="one batch at least",
-            do="pass a function that returns a new generator, if this one was used before",
+            do="pass a function that returns a new generator, if this one was used before"
         )  # fmt: skip
 
     def _used_up(self, epoch: int) -> DataError:
-        return _wrong(
-            f"{self._what} cannot be passed over again", where=f"epoch {epoch + 1}",
-            got=f"a generator, of which {self._given} batches are taken",
-            expected="something that can begin anew",
-            do="pass the function that makes the generator, not the generator;\n"
-            "            or say steps_per_epoch= for one that has no end",
-        )  # fmt: skip
+        return DataError(f"{self._what} cannot be passed over again", where=f"epoch {epoch + 1}",
+                         got=f"a generator, of which {self._given} batches are taken",
+                         expected="something that can begin anew",
+                         do="pass the function that makes the generator, not the generator;\n"
+                         "            or say steps_per_epoch= for one that has no end")  # fmt: skip
 
     def _too_few(self, wanted: int) -> DataError:
-        return _wrong(
+        return DataError(
             f"{self._what} ran out of batches", got=f"{self._given} batches",
             expected=f"{wanted} up to this point",
             do="train for fewer epochs, or with a smaller steps_per_epoch;\n"
-            "            or pass a function that makes a new generator for every pass",
+            "            or pass a function that makes a new generator for every pass"
         )  # fmt: skip
 
 
@@ -396,8 +390,8 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
         made = data(number) if with_number else data()
         if hasattr(made, "__iter__"):
             return made
-        raise _wrong(f"{what} is a function that returned no batches", got=describe(made),
-                     expected="an iterator of batches, or a loader")  # fmt: skip
+        raise DataError(f"{what} is a function that returned no batches", got=describe(made),
+                        expected="an iterator of batches, or a loader")  # fmt: skip
 
     return opened
 
@@ -455,18 +449,19 @@ def to_array(value: Any, name: str = "x", what: str = "a batch") -> Any:
     if hasattr(value, "__next__"):
         raise not_an_array(name, value, what)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        raise _wrong(f"{name} of {what} holds random keys, not numbers", got=describe(value),
-                     do="draw from keys in the loss: it gets one of its own as rng=")  # fmt: skip
+        raise DataError(
+            f"{name} of {what} holds random keys, not numbers", got=describe(value),
+            do="draw from keys in the loss: it gets one of its own as rng="
+        )  # fmt: skip
     if hasattr(value, "detach"):
         return _of_tensor(value)
     try:
         listed = isinstance(value, list | bool | int | float | complex | np.generic)
         return np.asarray(value) if listed or hasattr(value, "__array__") else value
     except ValueError as error:
-        raise _wrong(
-            f"{name} of {what} makes no array", got=f"{type(value).__name__}: {error}",
-            expected="rows of one length", do="pad the rows to one length",
-        ) from error  # fmt: skip
+        raise DataError(f"{name} of {what} makes no array", got=f"{type(value).__name__}: {error}",
+                        expected="rows of one length",
+                        do="pad the rows to one length") from error  # fmt: skip
 
 
 def _of_tensor(tensor: Any) -> Any:
@@ -518,9 +513,9 @@ def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
     """
     arrays = named_arrays(data)
     if not arrays:
-        raise _wrong(
+        raise DataError(
             f"{what} has no array", got=type(data).__name__ if data is not None else "None",
-            expected="a tuple, dict or array with the examples on the first axis",
+            expected="a tuple, dict or array with the examples on the first axis"
         )  # fmt: skip
     for name, array in arrays.items():
         _check_kind(name, array, what)
@@ -538,8 +533,8 @@ def not_an_array(name: str, value: Any, what: str) -> DataError:
         do = "pass the generator alone, and let it give whole batches (x, y)"
     elif hasattr(value, "__getitem__") and not isinstance(value, str | bytes):
         do = "a set of single examples is put into a loader, which makes batches of it"
-    return _wrong(f"{name} of {what} is not an array", got=describe(value),
-                  expected="an array with the examples on its first axis", do=do)  # fmt: skip
+    return DataError(f"{name} of {what} is not an array", got=describe(value),
+                     expected="an array with the examples on its first axis", do=do)  # fmt: skip
 
 
 def _check_kind(name: str, array: Any, what: str) -> None:
@@ -548,30 +543,30 @@ def _check_kind(name: str, array: Any, what: str) -> None:
         raise not_an_array(name, array, what)
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
         kinds = {"O": "Python objects", "U": "text", "S": "text", "T": "text", "M": "dates"}
-        raise _wrong(
+        raise DataError(
             f"{name} of {what} does not hold numbers",
             got=f"{describe(array)}, {kinds.get(array.dtype.kind, array.dtype.name)}",
             expected="floating point, integers or booleans",
             do="make numbers of it, as np.unique(labels, return_inverse=True) does of labels;\n"
-            "            rows of different lengths are padded to one",
-        )
+            "            rows of different lengths are padded to one"
+        )  # fmt: skip
     if array.ndim == 0:
-        raise _wrong(f"{name} of {what} has no axis of examples", got=describe(array),
-                     expected="the examples on its first axis")  # fmt: skip
+        raise DataError(f"{name} of {what} has no axis of examples", got=describe(array),
+                        expected="the examples on its first axis")  # fmt: skip
 
 
 def _check_lengths(arrays: Mapping[str, np.ndarray], what: str) -> int:
     lengths = {name: len(array) for name, array in arrays.items()}
     shapes = ", ".join(f"{name}: {describe(array)}" for name, array in arrays.items())
     if len(set(lengths.values())) > 1:
-        raise _wrong(
+        raise DataError(
             f"the arrays of {what} have different numbers of examples", got=shapes,
             expected="one length on the first axis of all",
-            do="look for rows that were dropped from one array and not from the others",
+            do="look for rows that were dropped from one array and not from the others"
         )  # fmt: skip
     count = next(iter(lengths.values()))
     if not count:
-        raise _wrong(f"{what} has no example", got=shapes, expected="one example at least")
+        raise DataError(f"{what} has no example", got=shapes, expected="one example at least")
     return count
 
 
@@ -589,12 +584,12 @@ def check_finite(array: np.ndarray, *, name: str = "x", what: str = "the data") 
         if not finite.all():
             first = np.argwhere(~finite)[0]
             index = (start + int(first[0]), *map(int, first[1:]))
-            raise _wrong(
+            raise DataError(
                 f"{name} of {what} holds a number that is not finite",
                 got=f"{name}[{', '.join(map(str, index))}] = {array[index]}, the first one",
                 expected="finite numbers: one NaN makes every parameter NaN in one step",
-                do=f"drop those examples, or np.nan_to_num({name})",
-            )
+                do=f"drop those examples, or np.nan_to_num({name})"
+            )  # fmt: skip
 
 
 def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the data") -> None:
@@ -621,11 +616,10 @@ def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the
         do = f"number the classes from 0: {name} - 1"
     if low < 0:
         do = "number the classes from 0; give examples without a label the weight 0"
-    raise _wrong(
+    raise DataError(
         f"{name} of {what} has a label that the model has no output for",
         got=f"{name}[{', '.join(map(str, index))}] = {array[index]}; labels from {low} to "
-        f"{high}, {classes} outputs",
-        expected=f"labels from 0 to {classes - 1}", do=do,
+        f"{high}, {classes} outputs", expected=f"labels from 0 to {classes - 1}", do=do
     )  # fmt: skip
 
 
@@ -640,14 +634,14 @@ def check_like(batch: Any, training: Any, *, what: str = "the validation data") 
     arrays, others = named_arrays(batch), named_arrays(training)
     optional = {ROLES[2]}  # weights may be given for the one and not for the other
     if (set(arrays) ^ set(others)) - optional:
-        raise _wrong(f"{what} is not made of the same arrays as the training data",
-                     got=", ".join(arrays), expected=", ".join(others))  # fmt: skip
+        raise DataError(f"{what} is not made of the same arrays as the training data",
+                        got=", ".join(arrays), expected=", ".join(others))  # fmt: skip
     for name in (name for name in others if name in arrays):
         mine, other = arrays[name], others[name]
         if np.shape(mine)[1:] != np.shape(other)[1:] or _kind(mine) != _kind(other):
-            raise _wrong(f"{name} of {what} does not fit {name} of the training data",
-                         got=describe(mine),
-                         expected=f"like {describe(other)}, but for the first axis")  # fmt: skip
+            raise DataError(f"{name} of {what} does not fit {name} of the training data",
+                            got=describe(mine),
+                            expected=f"like {describe(other)}, but for the first axis")  # fmt: skip
 
 
 def _kind(array: Any) -> str:
@@ -673,6 +667,6 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     except TypeError:
         count = least - 1
     if count < least or isinstance(value, bool | np.bool_):
-        raise _wrong(f"{name} cannot be used", got=f"{name} = {value!r}",
-                     expected=f"a whole number, {least} or more")  # fmt: skip
+        raise DataError(f"{name} cannot be used", got=f"{name} = {value!r}",
+                        expected=f"a whole number, {least} or more")  # fmt: skip
     return count

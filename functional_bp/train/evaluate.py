@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 from functional_bp.train.data import source
 from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.objective import (
@@ -77,7 +77,7 @@ class Evaluator:
                 batch = self._layout.split(batch)
             sums = self._add(sums, params, model_state, batch)
         if sums is None:
-            raise TrainingError(compose("there is no batch to evaluate", got="an empty iterator"))
+            raise TrainingError("there is no batch to evaluate", got="an empty iterator")
         return Sums.means(sums)
 
 
@@ -124,10 +124,8 @@ def gather(x: Any, y: Any, sample_weight: Any) -> Any:
     """
     if y is None:
         if sample_weight is not None:
-            raise TrainingError(
-                compose("sample weights need targets", got="sample_weight without y",
-                        expected="x, y, sample_weight")
-            )  # fmt: skip
+            raise TrainingError("sample weights need targets", got="sample_weight without y",
+                                expected="x, y, sample_weight")  # fmt: skip
         return x
     return (x, y) if sample_weight is None else (x, y, sample_weight)
 
@@ -167,11 +165,11 @@ def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch
         for leaf in jax.tree.leaves(predictions):
             if not leaf.shape or leaf.shape[0] != batch_length(batch):
                 raise TrainingError(
-                    compose("predictions do not belong to inputs one by one", got=describe(leaf),
-                            expected=f"a first axis of {batch_length(batch)}, the inputs'")
+                    "predictions do not belong to inputs one by one", got=describe(leaf),
+                    expected=f"a first axis of {batch_length(batch)}, the inputs'"
                 )  # fmt: skip
         found.append(predictions)
     if not found:
-        raise TrainingError(compose("there is nothing to predict", got="no batch of inputs"))
+        raise TrainingError("there is nothing to predict", got="no batch of inputs")
     found = jax.device_get(found)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from functional_bp.engine import transforms
-from functional_bp.errors import BackpropError, TrainingError, compose, describe
+from functional_bp.errors import BackpropError, TrainingError, describe
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import (
     Batches,
@@ -47,11 +47,9 @@ def _admit(
         DataError: the data are empty or do not fit together.
     """
     if validation_split and validation_data is not None:
-        raise TrainingError(
-            compose("held-out data are given twice",
-                    got=f"validation_data and validation_split={validation_split}",
-                    expected="one of them")
-        )  # fmt: skip
+        raise TrainingError("held-out data are given twice",
+                            got=f"validation_data and validation_split={validation_split}",
+                            expected="one of them")  # fmt: skip
     if validation_split:
         data, validation_data = split(data, validation_split)
     training = source(data, **options)
@@ -92,13 +90,11 @@ def _check_step(
     except (TypeError, ValueError) as error:
         arrays = named_arrays(batch)
         raise TrainingError(
-            compose(
-                "the loss cannot be computed on the first batch",
-                got=", ".join(f"{name} {describe(array)}" for name, array in arrays.items()),
-                expected="shapes and dtypes that the model takes",
-                do="see the error above, which names the operation",
-            )
-        ) from error
+            "the loss cannot be computed on the first batch",
+            got=", ".join(f"{name} {describe(array)}" for name, array in arrays.items()),
+            expected="shapes and dtypes that the model takes",
+            do="see the error above, which names the operation"
+        ) from error  # fmt: skip
     return logs
 
 
@@ -129,19 +125,17 @@ def _saver(
             else than True, False or "fallback".
     """
     if resume not in (True, False, "fallback"):
-        raise TrainingError(
-            compose("resume cannot be this", got=repr(resume),
-                    expected="True, False or 'fallback'")
-        )  # fmt: skip
+        raise TrainingError("resume cannot be this", got=repr(resume),
+                            expected="True, False or 'fallback'")  # fmt: skip
     if checkpoints is None:
         return None
     owned = not isinstance(checkpoints, Checkpoints)
     folder = Checkpoints(checkpoints) if not isinstance(checkpoints, Checkpoints) else checkpoints
     if not resume and folder.latest() is not None:
         raise TrainingError(
-            compose("the folder holds checkpoints already", got=str(folder.directory),
-                    expected="an empty folder, with resume=False",
-                    do="give another folder, or resume=True to go on from the last of them")
+            "the folder holds checkpoints already", got=str(folder.directory),
+            expected="an empty folder, with resume=False",
+            do="give another folder, or resume=True to go on from the last of them"
         )  # fmt: skip
     return Saver(folder, identity, owned, fallback=resume == "fallback")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from functional_bp.errors import BackpropError, compose
+from functional_bp.errors import BackpropError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,9 +119,9 @@ class History(Mapping[str, list[float]]):
         found = [row[name] for row in self.rows if name in row and name not in NOT_LOGS]
         if not found:
             raise HistoryError(
-                compose(f"the history has no {name!r}", got=", ".join(self) or "no epoch",
-                        expected="a name that was recorded",
-                        do="pass validation data" if name.startswith("val_") else "")
+                f"the history has no {name!r}", got=", ".join(self) or "no epoch",
+                expected="a name that was recorded",
+                do="pass validation data" if name.startswith("val_") else ""
             )  # fmt: skip
         return found
 
@@ -153,8 +153,8 @@ class History(Mapping[str, list[float]]):
         if not isinstance(fields, Mapping) or set(fields) != set(FIELDS):
             names = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
             raise HistoryError(
-                compose("this is no history", got=names or "nothing",
-                        expected=f"{', '.join(FIELDS)}: what to_json and to_dict give")
+                "this is no history", got=names or "nothing",
+                expected=f"{', '.join(FIELDS)}: what to_json and to_dict give"
             )  # fmt: skip
         special = lambda value: SPECIAL[value] if isinstance(value, str) else value
         rows = [{name: special(value) for name, value in row.items()} for row in fields["rows"]]
@@ -182,10 +182,9 @@ class History(Mapping[str, list[float]]):
         try:
             import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise PlotExtraError(
-                compose("the history makes no data frame", got="no package pandas",
-                        expected="pandas, which holds it", do="pip install pandas")
-            ) from None  # fmt: skip
+            raise PlotExtraError("the history makes no data frame", got="no package pandas",
+                                 expected="pandas, which holds it",
+                                 do="pip install pandas") from None  # fmt: skip
         columns = {name: self.column(name) for name in (*NOT_LOGS[1:], *self)}
         index = pandas.Index(self.epochs, name="epoch")
         floats = {name: np.array(column, dtype=float) for name, column in columns.items()}
@@ -262,11 +261,9 @@ def figure_of(history: History, names: Sequence[str]) -> Figure:
         HistoryError: the history has no such name, or no epoch.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise PlotExtraError(
-            compose("the history cannot be drawn", got="no package matplotlib",
-                    expected="matplotlib, which draws it",
-                    do="pip install 'functional-bp[pictures]'")
-        )  # fmt: skip
+        raise PlotExtraError("the history cannot be drawn", got="no package matplotlib",
+                             expected="matplotlib, which draws it",
+                             do="pip install 'functional-bp[pictures]'")  # fmt: skip
     for name in names or ("loss",) * (not history.rows):
         history[name]  # an unknown name is refused here
     quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or history))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from functional_bp.errors import SHORT_DTYPES, CheckpointError, compose, describe
+from functional_bp.errors import SHORT_DTYPES, CheckpointError, describe
 
 Facts = dict[str, Any]  # of one leaf, as JSON holds them
 SHOWN = 8  # differences of a state that one message lists
@@ -87,9 +87,8 @@ def restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
         )
     if jax.dtypes.canonicalize_dtype(stored.dtype) != stored.dtype:
         raise CheckpointError(
-            compose("an array of a checkpoint has a dtype that JAX would shorten",
-                    where=found["path"], got=words(found),
-                    do="jax.config.update('jax_enable_x64', True), as when it was saved")
+            "an array of a checkpoint has a dtype that JAX would shorten", where=found["path"],
+            got=words(found), do="jax.config.update('jax_enable_x64', True), as when it was saved"
         )  # fmt: skip
     return jax.device_put(stored, _placement(like))
 
@@ -125,9 +124,9 @@ def compare(step: int, saved: Sequence[Facts], wanted: Sequence[Facts]) -> None:
     if len(rows) > SHOWN:
         rows[SHOWN:] = [f"... and {len(rows) - SHOWN} more"]
     raise MismatchError(
-        compose(f"the checkpoint of step {step} is of another state than the given one",
-                got=f"\n{'':12}".join(rows or ["the same leaves in another order"]),
-                do="make the state with the model and the optimizer that were saved")
+        f"the checkpoint of step {step} is of another state than the given one",
+        got=f"\n{'':12}".join(rows or ["the same leaves in another order"]),
+        do="make the state with the model and the optimizer that were saved"
     )  # fmt: skip
 
 
@@ -146,10 +145,9 @@ def skeleton(path: str, tree: Any, leaves: list[tuple[str, Any]]) -> Any:
         return {type(tree).__name__: inner}
     if isinstance(tree, Mapping | tuple | list) or not jax.tree_util.all_leaves([tree]):
         raise CheckpointError(
-            compose("what a checkpoint holds beside the state cannot be told from its leaves",
-                    where=path, got=describe(tree),
-                    expected="dicts with names as keys, lists, tuples and arrays",
-                    do="give jax.tree.leaves(...) of it, and put it together again on your side")
+            "what a checkpoint holds beside the state cannot be told from its leaves", where=path,
+            got=describe(tree), expected="dicts with names as keys, lists, tuples and arrays",
+            do="give jax.tree.leaves(...) of it, and put it together again on your side"
         )  # fmt: skip
     leaves.append((path, tree))
     return len(leaves) - 1
@@ -180,10 +178,8 @@ def _refuse(path: str, leaf: Any) -> None:
     elif not _is_numeric(getattr(leaf, "dtype", None)):
         got, expected = describe(leaf), "arrays of numbers, random keys and numbers"
     if got:
-        raise CheckpointError(
-            compose("a checkpoint cannot hold a leaf", where=path, got=got, expected=expected,
-                    do=do)
-        )  # fmt: skip
+        raise CheckpointError("a checkpoint cannot hold a leaf", where=path, got=got,
+                              expected=expected, do=do)  # fmt: skip
 
 
 def _is_numeric(dtype: Any) -> bool:

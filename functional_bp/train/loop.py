@@ -192,10 +192,9 @@ class Saver:
         record, run = found.loop, loop.present
         if "identity" not in record:
             raise CheckpointError(
-                compose(f"the checkpoint of step {found.step} was not saved by fit",
-                        where=str(self.checkpoints.directory),
-                        do="give the state of checkpoints.restore(...) as params, and another "
-                        "folder")
+                f"the checkpoint of step {found.step} was not saved by fit",
+                where=str(self.checkpoints.directory),
+                do="give the state of checkpoints.restore(...) as params, and another " "folder"
             )  # fmt: skip
         self._check_identity(record["identity"], found.step)
         run.state, run.step = found.state, int(found.state.step)
@@ -213,15 +212,13 @@ class Saver:
         changed = [k for k in self.identity if before.get(k) != self.identity[k]]
         if changed:
             raise CheckpointError(
-                compose(
-                    f"the checkpoint of step {step} is of a run with other data or options",
-                    got=", ".join(f"{k}={self.identity[k]}" for k in changed),
-                    expected=", ".join(f"{k}={before.get(k)}" for k in changed),
-                    do="give the same data and options to go on from it, or another folder; to "
-                    "begin a\n            new run at its state, give checkpoints.restore(...)"
-                    ".state as params",
-                )
-            )
+                f"the checkpoint of step {step} is of a run with other data or options",
+                got=", ".join(f"{k}={self.identity[k]}" for k in changed),
+                expected=", ".join(f"{k}={before.get(k)}" for k in changed),
+                do="give the same data and options to go on from it, or another folder; to "
+                "begin a\n            new run at its state, give checkpoints.restore(...)"
+                ".state as params"
+            )  # fmt: skip
 
     def close(self) -> None:
         """This returns when all is written."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 
 # Losses: ``(predictions, y) -> values``, one for every example or position.
 
@@ -39,12 +39,10 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     if labels.ndim == logits.ndim and labels.shape[-1] == 1:  # a column of labels, as in Keras
         labels = labels[..., 0]
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TrainingError(
-            compose("cross entropy takes scores of every class and integer labels",
-                    got=f"logits {describe(logits)}, labels {describe(labels)}",
-                    expected="logits f32[b,k] and labels i32[b]",
-                    do="'categorical_cross_entropy' takes one-hot labels")
-        )  # fmt: skip
+        raise TrainingError("cross entropy takes scores of every class and integer labels",
+                            got=f"logits {describe(logits)}, labels {describe(labels)}",
+                            expected="logits f32[b,k] and labels i32[b]",
+                            do="'categorical_cross_entropy' takes one-hot labels")  # fmt: skip
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -93,11 +91,9 @@ def _pair(predictions: Any, y: Any) -> tuple[Any, Any]:
 
 def _same_shape(predictions: Any, y: Any) -> None:
     if predictions.shape != jnp.shape(y):  # broadcasting would hide the mistake
-        raise TrainingError(
-            compose("predictions and targets differ in shape",
-                    got=f"predictions {describe(predictions)}, targets {describe(y)}",
-                    expected="one shape for both")
-        )  # fmt: skip
+        raise TrainingError("predictions and targets differ in shape",
+                            got=f"predictions {describe(predictions)}, targets {describe(y)}",
+                            expected="one shape for both")  # fmt: skip
 
 
 LOSSES: Mapping[str, Callable[..., Any]] = {
@@ -140,12 +136,10 @@ def binary_accuracy(probabilities: Any, y: Any, threshold: float = 0.5) -> Any:
     """A = [(p > ½) = y] is taken for every number predicted."""
     y = jnp.asarray(y)
     if _without_column(probabilities) != _without_column(y):
-        raise TrainingError(
-            compose("accuracy does not know how to compare these",
-                    got=f"predictions {describe(probabilities)}, targets {describe(y)}",
-                    expected="scores f32[b,k] with labels i32[b] or one-hot f32[b,k], "
-                    "or probabilities f32[b] with targets of 0 and 1")
-        )  # fmt: skip
+        raise TrainingError("accuracy does not know how to compare these",
+                            got=f"predictions {describe(probabilities)}, targets {describe(y)}",
+                            expected="scores f32[b,k] with labels i32[b] or one-hot f32[b,k], "
+                            "or probabilities f32[b] with targets of 0 and 1")  # fmt: skip
     return ((probabilities > threshold) == (y.reshape(probabilities.shape) > 0.5)).astype(
         jnp.float32
     )
@@ -213,8 +207,8 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
     """
     if not callable(loss):
         raise TrainingError(
-            compose("a loss must be a function of params and batch", got=describe(loss),
-                    expected="loss(params, batch), or train.supervised(model, loss)")
+            "a loss must be a function of params and batch", got=describe(loss),
+            expected="loss(params, batch), or train.supervised(model, loss)"
         )  # fmt: skip
 
     def objective(params: Any, batch: Any, context: CallContext) -> Output:
@@ -258,18 +252,16 @@ def _loss(value: Any) -> Any:
     dtype = getattr(value, "dtype", None)
     if isinstance(value, int) or (dtype is not None and dtype.kind in "biu"):
         raise TrainingError(
-            compose("the loss has no gradient", got=describe(value), expected="f32[]",
-                    do="a count is a metric; minimise a smooth function, as a cross entropy")
+            "the loss has no gradient", got=describe(value), expected="f32[]",
+            do="a count is a metric; minimise a smooth function, as a cross entropy"
         )  # fmt: skip
     return _real_scalar("the loss", value)
 
 
 def _metric(name: str, value: Any) -> Any:
     if name in RESERVED:
-        raise TrainingError(
-            compose("a metric has the name of another number in the logs", got=repr(name),
-                    expected="another name than " + ", ".join(RESERVED))
-        )  # fmt: skip
+        raise TrainingError("a metric has the name of another number in the logs", got=repr(name),
+                            expected="another name than " + ", ".join(RESERVED))  # fmt: skip
     return _real_scalar(f"metric {name!r}", value)
 
 
@@ -278,8 +270,8 @@ def _real_scalar(what: str, value: Any) -> Any:
     is_number = dtype is not None or isinstance(value, bool | int | float)
     if not is_number or shape != () or (dtype is not None and dtype.kind == "c"):
         raise TrainingError(
-            compose(f"{what} is not one real number", got=describe(value), expected="f32[]",
-                    do="return its mean over the batch, or (loss, {'name': metric})")
+            f"{what} is not one real number", got=describe(value), expected="f32[]",
+            do="return its mean over the batch, or (loss, {'name': metric})"
         )  # fmt: skip
     value = jnp.asarray(value)
     return value if value.dtype in ("float32", "float64") else value.astype(jnp.float32)
@@ -313,10 +305,9 @@ class Supervised:
         if "model_state" not in keywords:
             return predictions, None
         if not (isinstance(predictions, tuple) and len(predictions) == 2):
-            raise TrainingError(
-                compose("a model that takes model_state must give it back",
-                        got=describe(predictions), expected="(predictions, new model_state)")
-            )  # fmt: skip
+            raise TrainingError("a model that takes model_state must give it back",
+                                got=describe(predictions),
+                                expected="(predictions, new model_state)")  # fmt: skip
         return predictions
 
     def output(self, params: Any, batch: Any, context: CallContext) -> Output:
@@ -355,21 +346,18 @@ def _along(weight: Any, values: Any) -> Any:
     """Weights of the first axes as a factor of all of them."""
     weight = jnp.asarray(weight)
     if weight.shape != values.shape[: weight.ndim]:
-        raise TrainingError(
-            compose("sample weights do not fit the values of the loss", got=describe(weight),
-                    expected=f"the first axes of {describe(values)}")
-        )  # fmt: skip
+        raise TrainingError("sample weights do not fit the values of the loss",
+                            got=describe(weight),
+                            expected=f"the first axes of {describe(values)}")  # fmt: skip
     return weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
 
 
 def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = f"{len(batch)} entries" if isinstance(batch, tuple | list) else describe(batch)
-        raise TrainingError(
-            compose("a supervised batch has inputs and targets", got=got,
-                    expected="(x, y) or (x, y, sample weights)",
-                    do="give fit x and y, or a loader that yields such tuples")
-        )  # fmt: skip
+        raise TrainingError("a supervised batch has inputs and targets", got=got,
+                            expected="(x, y) or (x, y, sample weights)",
+                            do="give fit x and y, or a loader that yields such tuples")  # fmt: skip
     x, y, *rest = batch
     return x, y, rest[0] if rest else None
 
@@ -418,10 +406,9 @@ def _named(metrics: Any) -> Mapping[str, Any]:
     names = [_name(metric) for metric in metrics]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise TrainingError(
-            compose("two metrics have one name", got=repr(twice[0]),
-                    expected="a name for each", do="give a mapping {name: metric}")
-        )  # fmt: skip
+        raise TrainingError("two metrics have one name", got=repr(twice[0]),
+                            expected="a name for each",
+                            do="give a mapping {name: metric}")  # fmt: skip
     return dict(zip(names, metrics, strict=True))
 
 
@@ -434,9 +421,9 @@ def _find(given: Any, table: Mapping[str, Any], what: str) -> Callable[..., Any]
         return given
     if not isinstance(given, str) or given not in table:
         raise TrainingError(
-            compose(f"no {what} has this name", got=repr(given),
-                    expected="one of " + ", ".join(sorted(table)),
-                    do=f"or give a function (predictions, y) -> values[b], as a {what}")
+            f"no {what} has this name", got=repr(given),
+            expected="one of " + ", ".join(sorted(table)),
+            do=f"or give a function (predictions, y) -> values[b], as a {what}"
         )  # fmt: skip
     return table[given]
 
@@ -458,6 +445,6 @@ def _factors(class_weight: Any) -> np.ndarray | None:
 
 def _no_factors(got: str) -> TrainingError:
     return TrainingError(
-        compose("class weights are no factor for every class", got=got,
-                expected="{label: factor} with labels 0, 1, 2, ..., or an array f32[classes]")
+        "class weights are no factor for every class", got=got,
+        expected="{label: factor} with labels 0, 1, 2, ..., or an array f32[classes]"
     )  # fmt: skip

@@ -21,7 +21,6 @@ import rich.progress
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from functional_bp.errors import compose
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.data import DataError
 from functional_bp.train.history import ordered, shown
@@ -310,8 +309,8 @@ def progress(
     """
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(
-            compose("verbose cannot be used", got=f"verbose = {verbose!r}",
-                    expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)')
+            "verbose cannot be used", got=f"verbose = {verbose!r}",
+            expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)'
         )  # fmt: skip
     if not verbose:
         return Silent()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 from functional_bp.train.history import History
 
 
@@ -160,7 +160,5 @@ def _no_callback(given: Any) -> CallbackError:
     do += "            on_epoch_end(self, run, epoch, logs), and give Mine()"
     if isinstance(given, type):
         got, do = f"the class {given.__name__}", f"{given.__name__}(...)"
-    return CallbackError(
-        compose("what was given for a callback is none", got=got,
-                expected="an instance of functional_bp.train.Callback", do=do)
-    )  # fmt: skip
+    return CallbackError("what was given for a callback is none", got=got,
+                         expected="an instance of functional_bp.train.Callback", do=do)  # fmt: skip

@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
 
@@ -60,8 +60,8 @@ class Gradients:
         """The gradient is taken at the state's parameters."""
         if self.precision.scales and state.loss_scale is None:
             raise TrainingError(
-                compose("float16 needs the scale of the loss in the state", got="loss_scale=None",
-                        do="make the state with train.init(..., precision='float16')")
+                "float16 needs the scale of the loss in the state", got="loss_scale=None",
+                do="make the state with train.init(..., precision='float16')"
             )  # fmt: skip
         context = CallContext(state.step_rng, state.model_state, True, self.precision.cast)
 
@@ -141,11 +141,10 @@ def _microbatches(batch: Any, count: int) -> Any:
         if not x.shape:
             return jnp.broadcast_to(x, (count,))
         if x.shape[0] != length:
-            raise TrainingError(
-                compose("a batch to split has arrays of two lengths",
-                        where="batch" + jax.tree_util.keystr(path), got=describe(x),
-                        expected=f"a first axis of {length}", do="leave accumulate out")
-            )  # fmt: skip
+            raise TrainingError("a batch to split has arrays of two lengths",
+                                where="batch" + jax.tree_util.keystr(path), got=describe(x),
+                                expected=f"a first axis of {length}",
+                                do="leave accumulate out")  # fmt: skip
         return jnp.moveaxis(x.reshape(length // count, count, *x.shape[1:]), 1, 0)
 
     return jax.tree.map_with_path(cut, batch)
@@ -161,19 +160,15 @@ def microbatch_count(length: int, accumulate: int) -> int:
 def _fitting(params_bar: Any, params: Any) -> Any:
     """The gradient, if it has the structure and the shapes of the parameters."""
     if jax.tree.structure(params_bar) != jax.tree.structure(params):
-        raise TrainingError(
-            compose("the gradient has not the structure of params",
-                    got=str(jax.tree.structure(params_bar)),
-                    expected=str(jax.tree.structure(params)))
-        )  # fmt: skip
+        raise TrainingError("the gradient has not the structure of params",
+                            got=str(jax.tree.structure(params_bar)),
+                            expected=str(jax.tree.structure(params)))  # fmt: skip
     pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(params_bar), strict=True)
     for (path, x), x_bar in pairs:
         if jnp.shape(x_bar) != x.shape:
             name = "params" + jax.tree_util.keystr(path)
-            raise TrainingError(
-                compose(f"the gradient of {name} has another shape", got=describe(x_bar),
-                        expected=describe(x))
-            )  # fmt: skip
+            raise TrainingError(f"the gradient of {name} has another shape", got=describe(x_bar),
+                                expected=describe(x))  # fmt: skip
     return jax.tree.map(lambda g, x: g.astype(x.dtype), params_bar, params)
 
 
@@ -252,10 +247,9 @@ class Step:
             The next state, the logs, and how many examples they are means of.
         """
         if not isinstance(state, TrainState):
-            raise TrainingError(
-                compose("a step begins with a state", got=describe(state),
-                        expected="a TrainState", do="make it with train.init(params, optimizer)")
-            )  # fmt: skip
+            raise TrainingError("a step begins with a state", got=describe(state),
+                                expected="a TrainState",
+                                do="make it with train.init(params, optimizer)")  # fmt: skip
         found = self.gradients(state, batch)
         logs = {"loss": found.loss, **found.metrics}
         params_bar = self._clipped(found.params_bar, logs)
@@ -307,9 +301,9 @@ class Step:
             if own == jax.tree.structure(state.opt_state):
                 raise
             raise TrainingError(
-                compose("the state belongs to another optimizer",
-                        got=str(jax.tree.structure(state.opt_state)), expected=str(own),
-                        do="make it with train.init(params, optimizer) of the step's optimizer")
+                "the state belongs to another optimizer",
+                got=str(jax.tree.structure(state.opt_state)), expected=str(own),
+                do="make it with train.init(params, optimizer) of the step's optimizer"
             ) from error  # fmt: skip
         return optax.apply_updates(state.params, updates), opt_state
 
@@ -436,4 +430,4 @@ def step(
 
 
 def _unusable(name: str, value: Any, expected: str) -> TrainingError:
-    return TrainingError(compose(f"{name} cannot be this", got=repr(value), expected=expected))
+    return TrainingError(f"{name} cannot be this", got=repr(value), expected=expected)

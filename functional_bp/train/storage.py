@@ -62,9 +62,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists() and not path.is_dir():
-            raise CheckpointError(
-                compose("checkpoints need a folder", where=str(path), got="a file")
-            )
+            raise CheckpointError("checkpoints need a folder", where=str(path), got="a file")
         if self._names(LEFTOVER):
             with contextlib.suppress(OSError), _locked(path, wait=False):
                 self._clean()
@@ -171,10 +169,8 @@ class Folder:
                 "restore with fallback=True (resume='fallback' in fit), or with step= one of\n"
                 f"            {sorted(others)}, and delete the folder {entry.path.name}"
             )
-        return BrokenError(
-            compose(f"the checkpoint of step {entry.step} is not whole", where=str(path),
-                    got=got, expected=expected, do=do)
-        )  # fmt: skip
+        return BrokenError(f"the checkpoint of step {entry.step} is not whole", where=str(path),
+                           got=got, expected=expected, do=do)  # fmt: skip
 
     def empty(self) -> CheckpointError:
         """This is the error for a folder without checkpoints."""
@@ -239,10 +235,8 @@ def require_orbax() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise TrainingError(
-            compose("checkpoints need Orbax, which is not installed", got=str(error),
-                    do="pip install 'functional-bp[train]'")
-        ) from error  # fmt: skip
+        raise TrainingError("checkpoints need Orbax, which is not installed", got=str(error),
+                            do="pip install 'functional-bp[train]'") from error  # fmt: skip
     return ocp
 
 
