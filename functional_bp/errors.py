@@ -6,11 +6,16 @@ Each of these is also an attribute of the error, so that no program has to take 
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+PACKAGE_FOLDER = f"{Path(__file__).parent}{os.sep}"
 FLOAT0 = np.dtype([("float0", np.void, 0)])  # jax.dtypes.float0, without loading JAX
 SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -195,6 +200,14 @@ def describe(value: Any) -> str:
         return type(value).__name__
     name = "float0" if dtype == FLOAT0 else SHORT_DTYPES.get(str(dtype), str(dtype))
     return f"{name}[{','.join(map(str, shape))}]"
+
+
+def warn(message: str) -> None:
+    """Warn of something at the person's line: the one that called the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def missing_rule(name: str, where: str, operands: Sequence[Any]) -> MissingRuleError:

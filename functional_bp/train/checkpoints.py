@@ -15,7 +15,6 @@ import math
 import sys
 import threading
 import traceback
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from functional_bp.errors import CheckpointError, TrainingError
+from functional_bp.errors import CheckpointError, TrainingError, warn
 from functional_bp.train.leaves import (
     compare,
     facts,
@@ -259,7 +258,7 @@ class Checkpoints:
                 continue
             if failures:
                 taken = f"taken instead: the checkpoint of step {found.step}"
-                warnings.warn(f"{failures[0]}\n{taken}", stacklevel=2)
+                warn(f"{failures[0]}\n{taken}")
             return found
         raise CheckpointError("no checkpoint here is whole", where=str(self.directory),
                               got="\n".join(map(str, failures))) from failures[0]  # fmt: skip

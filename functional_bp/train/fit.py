@@ -16,6 +16,7 @@ import optax
 
 from functional_bp.engine import transforms
 from functional_bp.errors import BackpropError, TrainingError, describe
+from functional_bp.train.callbacks import Callback, Callbacks
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import (
     Batches,
@@ -32,7 +33,6 @@ from functional_bp.train.evaluate import gather
 from functional_bp.train.history import History
 from functional_bp.train.loop import HeldOut, Saver, TrainingLoop
 from functional_bp.train.objective import CallContext, Supervised, cross_entropy
-from functional_bp.train.run import Callback, Callbacks
 from functional_bp.train.state import TrainState, init
 from functional_bp.train.step import Step, step
 

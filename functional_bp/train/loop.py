@@ -22,6 +22,7 @@ import numpy as np
 from functional_bp.errors import CheckpointError, NonFiniteError, compose
 from functional_bp.explanation.explanation import explain
 from functional_bp.gradcheck.guard import Guard
+from functional_bp.train.callbacks import Callbacks, TrainingRun
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import Batches
 from functional_bp.train.data_parallel import DataParallel
@@ -29,7 +30,6 @@ from functional_bp.train.evaluate import Evaluator, Sums
 from functional_bp.train.history import History
 from functional_bp.train.objective import CallContext, as_objective, batch_length
 from functional_bp.train.progress import progress
-from functional_bp.train.run import Callbacks, TrainingRun
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Gradients, Step
 
