@@ -11,7 +11,7 @@ import base64
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,10 +34,12 @@ class Batches:
     Attributes:
         steps: how many an epoch has; None where it is not known before it ends.
         examples: how many an epoch has; None where that is not known.
+        arrays: that they are cut from; None where they come from a loader.
     """
 
     steps: Any
     examples: int | None = None
+    arrays: Any = None
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
         """Epoch ``e`` has these batches, from batch ``start`` on."""
@@ -46,6 +48,13 @@ class Batches:
     def first(self) -> Any:
         """The first batch is looked at; the next epoch still has it."""
         return next(self.epoch(0))
+
+    def check_passes(self, epochs: int) -> None:
+        """More epochs than can be had are refused before the first one.
+
+        Raises:
+            DataError: an iterator that can be passed over once is to last for several.
+        """
 
     def state(self) -> dict[str, Any] | None:
         """This says where they stand, for JSON; None where (e, start) says all."""
@@ -62,7 +71,6 @@ def source(
     seed: int = 0,
     drop_last: bool = False,
     steps: int | None = None,
-    finite: bool = True,
     what: str = "the training data",
 ) -> Batches:
     """Batches are made of arrays, or of whatever gives batches.
@@ -80,7 +88,6 @@ def source(
         drop_last: whether a last batch of fewer examples is left out.
         steps: batches of an epoch, if that is not one pass over the data: passes follow each other
             then, and an epoch goes on where the last one stopped.
-        finite: whether NaN and infinity in arrays are refused.
         what: what the data is for, in the words of an error.
 
     Raises:
@@ -99,7 +106,7 @@ def source(
     if _gives_batches(data):
         return LoaderBatches(data, steps=steps, what=what)
     arrays = as_arrays(data, what)
-    check(arrays, what=what, finite=finite)
+    check(arrays, what=what)
     return ArrayBatches(arrays, batch_size, shuffle, seed, drop_last, steps, what)
 
 
@@ -175,12 +182,9 @@ class ArrayBatches(Batches):
         steps: int | None,
         what: str,
     ) -> None:
-        self._leaves, self._treedef = jax.tree.flatten(arrays)
-        self._count, self._batch_size = len(self._leaves[0]), batch_size
-        self._shuffle, self._seed = shuffle, seed
-        self._per_pass = self._count // batch_size
-        if not drop_last and self._count % batch_size:
-            self._per_pass += 1
+        self.arrays, self._count = arrays, len(jax.tree.leaves(arrays)[0])
+        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
+        self._per_pass = (self._count if drop_last else self._count + batch_size - 1) // batch_size
         if not self._per_pass:
             raise DataError(
                 f"{what} makes no whole batch",
@@ -188,8 +192,8 @@ class ArrayBatches(Batches):
                 do="take a smaller batch_size, or drop_last=False"
             )  # fmt: skip
         self.steps = steps or self._per_pass
-        whole = self._count if not drop_last else self._per_pass * batch_size
-        self.examples = whole if steps is None else None
+        if steps is None:
+            self.examples = min(self._count, self._per_pass * batch_size)
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
         """Epoch ``e`` has these batches, from batch ``start`` on."""
@@ -209,12 +213,7 @@ class ArrayBatches(Batches):
             rows: Any = slice(k * size, (k + 1) * size)
             if order is not None:
                 rows = order[rows]
-            yield self._treedef.unflatten([np.asarray(leaf[rows]) for leaf in self._leaves])
-
-    @property
-    def arrays(self) -> Any:
-        """The data are cut from these arrays."""
-        return self._treedef.unflatten(self._leaves)
+            yield jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[rows]), self.arrays)
 
 
 class LoaderBatches(Batches):
@@ -242,11 +241,7 @@ class LoaderBatches(Batches):
         self._restored: dict[str, Any] | None = None
 
     def check_passes(self, epochs: int) -> None:
-        """More epochs than can be had are refused before the first one.
-
-        Raises:
-            DataError: an iterator that can be passed over once is to last for several.
-        """
+        """More epochs than one are refused of an iterator."""
         if self._once and self._steps is None and epochs > 1:
             raise self._used_up(1)
 
@@ -447,7 +442,7 @@ def to_array(value: Any, name: str = "x", what: str = "a batch") -> Any:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__next__"):
-        raise not_an_array(name, value, what)
+        raise _not_an_array(name, value, what)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
         raise DataError(
             f"{name} of {what} holds random keys, not numbers", got=describe(value),
@@ -519,14 +514,23 @@ def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
         )  # fmt: skip
     for name, array in arrays.items():
         _check_kind(name, array, what)
-    count = _check_lengths(arrays, what)
+    shapes = ", ".join(f"{name}: {describe(array)}" for name, array in arrays.items())
+    count, *others = {len(array) for array in arrays.values()}
+    if others:
+        raise DataError(
+            f"the arrays of {what} have different numbers of examples", got=shapes,
+            expected="one length on the first axis of all",
+            do="look for rows that were dropped from one array and not from the others"
+        )  # fmt: skip
+    if not count:
+        raise DataError(f"{what} has no example", got=shapes, expected="one example at least")
     if finite:
         for name, array in arrays.items():
-            check_finite(array, name=name, what=what)
+            _check_finite(name, array, what)
     return count
 
 
-def not_an_array(name: str, value: Any, what: str) -> DataError:
+def _not_an_array(name: str, value: Any, what: str) -> DataError:
     """This is the error for what stands where an array should."""
     do = f"convert it: np.asarray({name})"
     if hasattr(value, "__next__"):
@@ -540,7 +544,7 @@ def not_an_array(name: str, value: Any, what: str) -> DataError:
 def _check_kind(name: str, array: Any, what: str) -> None:
     """Refuse what is not an array of numbers with a first axis."""
     if not isinstance(array, np.ndarray):
-        raise not_an_array(name, array, what)
+        raise _not_an_array(name, array, what)
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
         kinds = {"O": "Python objects", "U": "text", "S": "text", "T": "text", "M": "dates"}
         raise DataError(
@@ -555,27 +559,8 @@ def _check_kind(name: str, array: Any, what: str) -> None:
                         expected="the examples on its first axis")  # fmt: skip
 
 
-def _check_lengths(arrays: Mapping[str, np.ndarray], what: str) -> int:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    shapes = ", ".join(f"{name}: {describe(array)}" for name, array in arrays.items())
-    if len(set(lengths.values())) > 1:
-        raise DataError(
-            f"the arrays of {what} have different numbers of examples", got=shapes,
-            expected="one length on the first axis of all",
-            do="look for rows that were dropped from one array and not from the others"
-        )  # fmt: skip
-    count = next(iter(lengths.values()))
-    if not count:
-        raise DataError(f"{what} has no example", got=shapes, expected="one example at least")
-    return count
-
-
-def check_finite(array: np.ndarray, *, name: str = "x", what: str = "the data") -> None:
-    """A NaN or an infinity is refused, naming the first.
-
-    Raises:
-        DataError: there is one.
-    """
+def _check_finite(name: str, array: np.ndarray, what: str) -> None:
+    """Refuse a NaN or an infinity, naming the first."""
     if not jnp.issubdtype(array.dtype, np.inexact) or isinstance(array, np.memmap):
         return
     rows = max(1, CHUNK_ENTRIES // max(1, array[:1].size))
@@ -586,20 +571,14 @@ def check_finite(array: np.ndarray, *, name: str = "x", what: str = "the data") 
             index = (start + int(first[0]), *map(int, first[1:]))
             raise DataError(
                 f"{name} of {what} holds a number that is not finite",
-                got=f"{name}[{', '.join(map(str, index))}] = {array[index]}, the first one",
+                got=f"{name}{_index(index)} = {array[index]}, the first one",
                 expected="finite numbers: one NaN makes every parameter NaN in one step",
                 do=f"drop those examples, or np.nan_to_num({name})"
             )  # fmt: skip
 
 
-def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the data") -> None:
+def check_labels(labels: Any, classes: int, what: str = "the data") -> None:
     """Integer labels outside [0, classes) are refused: JAX would clamp them without a word.
-
-    Args:
-        labels: integers of any shape; other dtypes are left alone.
-        classes: how many the model tells apart, the width of its output.
-        name: of the array, in the words of an error.
-        what: what the array is for, in the words of an error.
 
     Raises:
         DataError: there is one.
@@ -612,18 +591,22 @@ def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the
         return
     index = tuple(map(int, np.argwhere((array < 0) | (array >= classes))[0]))
     do = f"give the model {high + 1} outputs, or number the classes from 0"
-    if low == 1 and high == classes:
-        do = f"number the classes from 0: {name} - 1"
     if low < 0:
         do = "number the classes from 0; give examples without a label the weight 0"
+    elif (low, high) == (1, classes):
+        do = "number the classes from 0: y - 1"
     raise DataError(
-        f"{name} of {what} has a label that the model has no output for",
-        got=f"{name}[{', '.join(map(str, index))}] = {array[index]}; labels from {low} to "
-        f"{high}, {classes} outputs", expected=f"labels from 0 to {classes - 1}", do=do
+        f"y of {what} has a label that the model has no output for",
+        got=f"y{_index(index)} = {array[index]}; labels from {low} to {high}, {classes} outputs",
+        expected=f"labels from 0 to {classes - 1}", do=do
     )  # fmt: skip
 
 
-def check_like(batch: Any, training: Any, *, what: str = "the validation data") -> None:
+def _index(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]"
+
+
+def check_like(batch: Any, training: Any) -> None:
     """A batch is refused whose arrays differ from training's in number, shape or kind of number.
 
     The first axis may differ, and so may precision: float32 goes with float64.
@@ -631,13 +614,13 @@ def check_like(batch: Any, training: Any, *, what: str = "the validation data") 
     Raises:
         DataError: they differ; the first one that does is named.
     """
-    arrays, others = named_arrays(batch), named_arrays(training)
+    arrays, others, what = named_arrays(batch), named_arrays(training), "the validation data"
     optional = {ROLES[2]}  # weights may be given for the one and not for the other
     if (set(arrays) ^ set(others)) - optional:
         raise DataError(f"{what} is not made of the same arrays as the training data",
                         got=", ".join(arrays), expected=", ".join(others))  # fmt: skip
-    for name in (name for name in others if name in arrays):
-        mine, other = arrays[name], others[name]
+    for name, mine in arrays.items():
+        other = others.get(name, mine)
         if np.shape(mine)[1:] != np.shape(other)[1:] or _kind(mine) != _kind(other):
             raise DataError(f"{name} of {what} does not fit {name} of the training data",
                             got=describe(mine),
@@ -645,7 +628,7 @@ def check_like(batch: Any, training: Any, *, what: str = "the validation data") 
 
 
 def _kind(array: Any) -> str:
-    dtype = np.asarray(array).dtype if not hasattr(array, "dtype") else array.dtype
+    dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
     for kind in (np.integer, np.floating, np.complexfloating):
         if jnp.issubdtype(dtype, kind):
             return kind.__name__

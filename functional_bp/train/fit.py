@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from functional_bp.engine import transforms
@@ -20,7 +19,6 @@ from functional_bp.train.callbacks import Callback, Callbacks
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import (
     Batches,
-    LoaderBatches,
     check_count,
     check_labels,
     check_like,
@@ -61,17 +59,6 @@ def _admit(
     return training, held_out
 
 
-def _check_passes(data: Batches, held_out: Batches | None, epochs: int, every: int) -> None:
-    """Refuse iterators that end before the run does.
-
-    Raises:
-        DataError: one of them can be passed over once only.
-    """
-    for part, count in ((data, epochs), (held_out, epochs // every)):
-        if isinstance(part, LoaderBatches):
-            part.check_passes(count)
-
-
 def _check_step(
     stepper: Step, loss: Callable[..., Any], state: TrainState, data: Batches, held_out: Any
 ) -> dict[str, Any]:
@@ -85,13 +72,13 @@ def _check_step(
         if isinstance(loss, Supervised):
             _check_labels(loss, state, batch, data, held_out)
         _, logs, _ = jax.eval_shape(stepper.advance, state, batch)
-    except BackpropError:
-        raise
     except (TypeError, ValueError) as error:
-        arrays = named_arrays(batch)
+        if isinstance(error, BackpropError):
+            raise
+        arrays = named_arrays(batch).items()
         raise TrainingError(
             "the loss cannot be computed on the first batch",
-            got=", ".join(f"{name} {describe(array)}" for name, array in arrays.items()),
+            got=", ".join(f"{name} {describe(array)}" for name, array in arrays),
             expected="shapes and dtypes that the model takes",
             do="see the error above, which names the operation"
         ) from error  # fmt: skip
@@ -108,9 +95,8 @@ def _check_labels(
     scores, _ = jax.eval_shape(lambda p, x: loss.apply(p, x, context), state.params, batch[0])
     for part, what in ((data, "the training data"), (held_out, "the validation data")):
         if part is not None:
-            arrays = getattr(part, "arrays", None)
-            labels = np.asarray((part.first() if arrays is None else arrays)[1])
-            check_labels(labels, scores.shape[-1], what=what)
+            labels = (part.first() if part.arrays is None else part.arrays)[1]
+            check_labels(labels, scores.shape[-1], what)
 
 
 def _saver(
@@ -130,7 +116,7 @@ def _saver(
     if checkpoints is None:
         return None
     owned = not isinstance(checkpoints, Checkpoints)
-    folder = Checkpoints(checkpoints) if not isinstance(checkpoints, Checkpoints) else checkpoints
+    folder = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints)
     if not resume and folder.latest() is not None:
         raise TrainingError(
             "the folder holds checkpoints already", got=str(folder.directory),
@@ -238,16 +224,17 @@ def fit(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
     )  # fmt: skip
-    counts = {"epochs": epochs, "batch_size": batch_size, "validation_freq": validation_freq}
-    for name, value in counts.items():
-        check_count(name, value)
-    layout = layout_of(devices, batch_size)
+    check_count("epochs", epochs)
+    check_count("validation_freq", validation_freq)
     data, held_out = _admit(
         gather(x, y, sample_weight), validation_data, validation_split,
         batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
         steps=steps_per_epoch,
     )  # fmt: skip
-    _check_passes(data, held_out, epochs, validation_freq)
+    layout = layout_of(devices, batch_size)
+    data.check_passes(epochs)
+    if held_out is not None:
+        held_out.check_passes(epochs // validation_freq)
     if isinstance(params, TrainState):
         state = jax.tree.map(jnp.copy, params)
     else:

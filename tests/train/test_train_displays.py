@@ -138,10 +138,14 @@ def test_a_narrow_terminal_breaks_lines_between_numbers(clock: Clock, width: int
     console = Console(file=file, force_terminal=True, width=width, color_system=None)
     with Progress(displays.Terminal(console), 3, 50) as shown:
         train(shown, clock)
-        shown.note("stopped: EarlyStopping: val_loss has not improved on 4, of epoch 2, for 2 epochs")
+        shown.note(
+            "stopped: EarlyStopping: val_loss has not improved on 4, of epoch 2, for 2 epochs"
+        )
     lines = re.sub(r"\x1b\[[?\d]*[a-zA-Z]|\r", "\n", file.getvalue()).splitlines()
     assert max(map(len, lines)) <= width
-    assert " " * 11 + "val_loss 2.0000" in lines or " " * 11 + "loss 0.5000  val_loss 2.0000" in lines
+    assert (
+        " " * 11 + "val_loss 2.0000" in lines or " " * 11 + "loss 0.5000  val_loss 2.0000" in lines
+    )
 
 
 class Page(HTMLParser):
