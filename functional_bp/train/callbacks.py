@@ -30,6 +30,7 @@ class CallbackError(TrainingError):
     """A callback was asked for what this training cannot give it."""
 
 
+@dataclasses.dataclass
 class TrainingRun:
     """A run of training is what callbacks are given.
 
@@ -41,10 +42,11 @@ class TrainingRun:
         stopped: why the run ends early, or None.
     """
 
-    def __init__(self, state: Any, history: History, step: int) -> None:
-        self.state, self.history, self.step = state, history, step
-        self.epoch = 0
-        self.stopped: str | None = None
+    state: Any
+    history: History
+    step: int
+    epoch: int = 0
+    stopped: str | None = None
 
     def stop(self, reason: str) -> None:
         """The run ends after this step, or this epoch at its end; the first reason is kept."""
@@ -229,8 +231,10 @@ class _Continuing(Callback):
         self._resumes = True
 
 
-HIGHER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "r2", "iou", "score")
-LOWER = ("loss", "error", "mae", "mse", "rmse", "mape", "entropy", "crossentropy", "perplexity")
+NAMES = {  # of numbers, by what is better; the last part of a name counts
+    "max": ("accuracy", "acc", "auc", "precision", "recall", "f1", "r2", "iou", "score"),
+    "min": ("loss", "error", "mae", "mse", "rmse", "mape", "entropy", "crossentropy", "perplexity"),
+}
 
 
 class _Monitoring(_Continuing):
@@ -287,9 +291,9 @@ def _mode(monitor: str, mode: str, owner: str) -> str:
     if mode != "auto":
         return mode
     last = monitor.lower().replace("-", "_").split("_")[-1]
-    for mode, words in (("max", HIGHER), ("min", LOWER)):
-        if last in words:
-            return mode
+    for side, names in NAMES.items():
+        if last in names:
+            return side
     raise CallbackError(f"{owner} cannot tell whether a higher or a lower {monitor!r} is better",
                         got='mode = "auto"', expected="a name that ends like accuracy or loss",
                         do='pass mode="min" or mode="max"')  # fmt: skip
@@ -643,7 +647,7 @@ class TrainExtraError(BackpropError, ImportError):
     """A package is missing that the extra ``train`` brings."""
 
 
-class CSVLogger(Callback):
+class CSVLogger(_Continuing):
     """A row of comma-separated values is written for every epoch, on the disk before the next one.
 
     The first column is ``epoch``, from 0. A name that comes later, as ``val_loss`` where validation
@@ -656,25 +660,30 @@ class CSVLogger(Callback):
         separator: between the values.
     """
 
+    REMEMBERED = ("rows",)  # how many of the file are kept when training goes on
+
     def __init__(
         self, path: str | os.PathLike[str], *, append: bool = False, separator: str = ","
     ) -> None:
         self.path, self.append, self.separator = Path(path), append, separator
         self._columns: list[str] = []
         self._rows: list[dict[str, str]] = []
-        self._resumed_rows: int | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.rows: int | None = None  # all that the file has
 
     def on_fit_begin(self, run: Any) -> None:
         """What stays of the file is read, or the file begun."""
+        goes_on = self.append or self._resumes
+        super().on_fit_begin(run)
         self._columns, self._rows = [], []
-        if (self.append or self._resumed_rows is not None) and self.path.exists():
+        if goes_on and self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file, delimiter=self.separator)
-                self._rows = list(reader)
+                self._rows = list(reader)[: self.rows]
                 self._columns = list(reader.fieldnames or [])
-        if self._resumed_rows is not None:
-            self._rows = self._rows[: self._resumed_rows]
-            self._resumed_rows = None
+        self.rows = len(self._rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write_all()
 
@@ -682,12 +691,13 @@ class CSVLogger(Callback):
         """The row is written."""
         row = {"epoch": str(epoch), **{name: _written(value) for name, value in logs.items()}}
         self._rows.append(row)
-        if all(name in self._columns for name in row):
+        self.rows = len(self._rows)
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
+            self._write_all()
+        else:
             with self.path.open("a", newline="") as file:
                 self._writer(file).writerow(row)
-        else:
-            self._columns += [name for name in row if name not in self._columns]
-            self._write_all()
 
     def _write_all(self) -> None:
         """The whole file, put into its place at once."""
@@ -703,14 +713,6 @@ class CSVLogger(Callback):
         return csv.DictWriter(
             file, self._columns, restval="", delimiter=self.separator, lineterminator="\n"
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """It remembers how many rows the file has."""
-        return {"rows": len(self._rows)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """That many rows are kept when training goes on."""
-        self._resumed_rows = state["rows"]
 
 
 def _written(value: Any) -> str:

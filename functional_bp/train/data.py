@@ -492,11 +492,8 @@ def _named(data: Any, path: tuple[Any, ...]) -> str:
 def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
     """Arrays that cannot be cut into batches are refused; returns how many examples there are.
 
-    Args:
-        data: a pytree of arrays, each with the examples on its first axis.
-        what: what the arrays are for, in the words of an error.
-        finite: whether a NaN or an infinity is refused. Arrays that are mapped from a file are not
-            searched for them: that would read the whole file.
+    Arrays that are mapped from a file are not searched for a NaN or an infinity: that would read
+    the whole file.
 
     Raises:
         DataError: there is no array, no example, the lengths differ, an array is not of numbers,

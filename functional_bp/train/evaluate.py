@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,9 +66,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """The means are over the batches, over at most ``limit`` of them."""
         sums = None
-        for k, batch in enumerate(batches):
-            if limit is not None and k >= limit:
-                break
+        for batch in itertools.islice(batches, limit):
             if sums is None:
                 output = jax.eval_shape(self._output, params, model_state, batch)
                 sums = Sums.zeros(["loss", *output.metrics])

@@ -26,10 +26,10 @@ from functional_bp.train.data import (
     source,
     split,
 )  # fmt: skip
-from functional_bp.train.data_parallel import layout_of
-from functional_bp.train.evaluate import gather
+from functional_bp.train.data_parallel import DataParallel, layout_of
+from functional_bp.train.evaluate import Evaluator, gather
 from functional_bp.train.history import History
-from functional_bp.train.loop import HeldOut, Saver, TrainingLoop
+from functional_bp.train.loop import Saver, TrainingLoop
 from functional_bp.train.objective import CallContext, Supervised, cross_entropy
 from functional_bp.train.state import TrainState, init
 from functional_bp.train.step import Step, step
@@ -115,7 +115,6 @@ def _saver(
                             expected="True, False or 'fallback'")  # fmt: skip
     if checkpoints is None:
         return None
-    owned = not isinstance(checkpoints, Checkpoints)
     folder = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints)
     if not resume and folder.latest() is not None:
         raise TrainingError(
@@ -123,7 +122,22 @@ def _saver(
             expected="an empty folder, with resume=False",
             do="give another folder, or resume=True to go on from the last of them"
         )  # fmt: skip
-    return Saver(folder, identity, owned, fallback=resume == "fallback")
+    return Saver(folder, identity, fallback=resume == "fallback")
+
+
+def _validation(
+    loss: Callable[..., Any], data: Batches, every: int, layout: DataParallel | None
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """The means ``{"val_loss": ..., ...}`` after every so many epochs, none after the others."""
+    evaluate = Evaluator(loss, layout)
+
+    def after(epoch: int, state: TrainState) -> dict[str, float]:
+        if (epoch + 1) % every:
+            return {}
+        means = evaluate(state.params, state.model_state, data.epoch(0))
+        return {f"val_{name}": value for name, value in means.items()}
+
+    return after
 
 
 def fit(
@@ -251,7 +265,7 @@ def fit(
         state,
         data,
         list(logs),
-        validation=HeldOut(loss, held_out, validation_freq, layout) if held_out else None,
+        validation=_validation(loss, held_out, validation_freq, layout) if held_out else None,
         callbacks=Callbacks(callbacks),
         saver=_saver(checkpoints, resume, identity),
         layout=layout,

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -92,14 +92,7 @@ class History(Mapping[str, list[float]]):
     stopped: str | None = None
 
     def record(self, epoch: int, logs: Mapping[str, Any], *, step: int, seconds: float) -> None:
-        """An epoch is added.
-
-        Args:
-            epoch: its number, from 0.
-            logs: numbers, or arrays of one, by name.
-            step: how many steps were done in all.
-            seconds: how long the epoch took.
-        """
+        """An epoch is added, from 0: its numbers, or arrays of one; ``step`` is of all epochs."""
         numbers = {name: np.asarray(value).item() for name, value in logs.items()}
         row = {"epoch": int(epoch), "step": int(step), "seconds": float(seconds), **numbers}
         self.rows.append(row)
@@ -191,20 +184,33 @@ class History(Mapping[str, list[float]]):
         frame = pandas.DataFrame(floats, index=index)
         return frame.astype({"step": int})
 
-    def plot(self, *names: str) -> Any:
+    def plot(self, *names: str) -> Figure:
         """The picture shows training and validation over the epochs, axes for each quantity.
 
         Args:
             *names: of what is drawn; all, if there is none.
 
         Returns:
-            A matplotlib ``Figure``, which a notebook shows.
+            A figure that a notebook shows.
 
         Raises:
             PlotExtraError: matplotlib is not installed.
-            HistoryError: there is no such name.
+            HistoryError: there is no such name, or no epoch.
         """
-        return figure_of(self, names)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise PlotExtraError("the history cannot be drawn", got="no package matplotlib",
+                                 expected="matplotlib, which draws it",
+                                 do="pip install 'functional-bp[pictures]'")  # fmt: skip
+        for name in names or ("loss",) * (not self.rows):
+            self[name]  # an unknown name is refused here
+        quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or self))
+        columns = min(COLUMNS, len(quantities))
+        rows = math.ceil(len(quantities) / columns)
+        figure = _empty_figure(columns, rows)
+        for k, quantity in enumerate(quantities):
+            axes = figure.add_subplot(rows, columns, k + 1)
+            _draw(axes, self, quantity)
+        return figure
 
     def _heading(self) -> str:
         epochs = "1 epoch" if len(self.rows) == 1 else f"{len(self.rows):,} epochs"
@@ -253,29 +259,6 @@ COLUMNS = 3  # of axes, side by side
 WIDE = 20.0  # a positive curve that spans this factor is drawn on a logarithmic axis
 
 
-def figure_of(history: History, names: Sequence[str]) -> Figure:
-    """The figure has axes for every quantity: its training and its validation curve.
-
-    Raises:
-        PlotExtraError: matplotlib is not installed.
-        HistoryError: the history has no such name, or no epoch.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise PlotExtraError("the history cannot be drawn", got="no package matplotlib",
-                             expected="matplotlib, which draws it",
-                             do="pip install 'functional-bp[pictures]'")  # fmt: skip
-    for name in names or ("loss",) * (not history.rows):
-        history[name]  # an unknown name is refused here
-    quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or history))
-    columns = min(COLUMNS, len(quantities))
-    rows = math.ceil(len(quantities) / columns)
-    figure = _empty_figure(columns, rows)
-    for k, quantity in enumerate(quantities):
-        axes = figure.add_subplot(rows, columns, k + 1)
-        _draw(axes, history, quantity)
-    return figure
-
-
 def _empty_figure(columns: int, rows: int) -> Figure:
     from matplotlib.figure import Figure
 
@@ -291,19 +274,16 @@ def _empty_figure(columns: int, rows: int) -> Figure:
 
 
 def _draw(axes: Any, history: History, quantity: str) -> None:
-    """Both curves of a quantity, and a mark at the best of validation's loss."""
+    """Both curves of a quantity."""
     curves = [(quantity, "training", TRAINING), (f"val_{quantity}", "validation", VALIDATION)]
-    drawn = [(n, label, color) for n, label, color in curves if n in history]
-    everything: list[float] = []
+    drawn = [curve for curve in curves if curve[0] in history]
+    finite: list[float] = []
     for name, label, color in drawn:
-        column = history.column(name)
-        epochs = [e + 1 for e, value in zip(history.epochs, column) if value is not None]
-        values = [value for value in column if value is not None]
-        marker = "o" if len(values) <= 20 else None
-        axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=3.5)
-        everything += values
-    finite = np.array([v for v in everything if math.isfinite(v)])
-    if finite.size and finite.min() > 0 and finite.max() > WIDE * finite.min():
+        points = [(r["epoch"] + 1, r[name]) for r in history.rows if r.get(name) is not None]
+        marker = "o" if len(points) <= 20 else None
+        axes.plot(*zip(*points), color=color, label=label, marker=marker, markersize=3.5)
+        finite += [value for _, value in points if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
         axes.set_yscale("log")
     axes.set_title(quantity.replace("_", " "), loc="left", fontsize=11)
     axes.set_xlabel("epoch")

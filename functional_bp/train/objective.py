@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +26,14 @@ SMALLEST_PROBABILITY = 1e-7  # Keras' epsilon: ln 0 is not taken
 
 def mean_squared_error(predictions: Any, y: Any) -> Any:
     """ℓ = mean (ŷ − y)² is taken over the last axis; over none if there is one axis only."""
-    return _over_features(jnp.square(_difference(predictions, y)))
+    predictions, y = _pair(predictions, y)
+    return _over_features(jnp.square(predictions - y))
 
 
 def mean_absolute_error(predictions: Any, y: Any) -> Any:
     """ℓ = mean |ŷ − y| is taken over the last axis; over none if there is one axis only."""
-    return _over_features(jnp.abs(_difference(predictions, y)))
+    predictions, y = _pair(predictions, y)
+    return _over_features(jnp.abs(predictions - y))
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
@@ -71,11 +74,6 @@ def binary_cross_entropy_with_logits(logits: Any, y: Any) -> Any:
 
 def _over_features(values: Any) -> Any:
     return jnp.mean(values, axis=-1) if values.ndim > 1 else values
-
-
-def _difference(predictions: Any, y: Any) -> Any:
-    predictions, y = _pair(predictions, y)
-    return predictions - y
 
 
 def _pair(predictions: Any, y: Any) -> tuple[Any, Any]:
@@ -211,20 +209,20 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
             expected="loss(params, batch), or train.supervised(model, loss)"
         )  # fmt: skip
 
+    model = loss.model if isinstance(loss, Supervised) else loss
+
     def objective(params: Any, batch: Any, context: CallContext) -> Output:
+        keywords = context.keywords_of(model)
         if isinstance(loss, Supervised):
             output = loss.output(params, batch, context)
         else:
-            keywords = context.keywords_of(loss)
             output = _output(loss(context.cast(params), context.cast(batch), **keywords))
-        if "model_state" not in context.keywords_of(_model_of(loss)):
-            output = output._replace(model_state=context.model_state)
-        weight = output.weight
+        weight = batch_length(batch) if output.weight is None else output.weight
         return Output(
             _loss(output.loss),
             {str(k): _metric(str(k), v) for k, v in output.metrics.items()},
-            output.model_state,
-            jnp.asarray(batch_length(batch) if weight is None else weight, jnp.float32),
+            output.model_state if "model_state" in keywords else context.model_state,
+            jnp.asarray(weight, jnp.float32),
         )
 
     return objective
@@ -234,10 +232,6 @@ def batch_length(batch: Any) -> int:
     """A batch is as long as its first array's first axis; 1 where there is none."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)
-
-
-def _model_of(loss: Any) -> Callable[..., Any]:
-    return loss.model if isinstance(loss, Supervised) else loss
 
 
 def _output(value: Any) -> Output:
@@ -277,18 +271,14 @@ def _real_scalar(what: str, value: Any) -> Any:
     return value if value.dtype in ("float32", "float64") else value.astype(jnp.float32)
 
 
+@dataclass(eq=False, repr=False)
 class Supervised:
     """A model has a loss of its predictions; see ``supervised``."""
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        loss: Callable[..., Any],
-        metrics: Mapping[str, Callable[..., Any]],
-        class_weight: np.ndarray | None,
-    ) -> None:
-        self.model, self.loss, self.metrics = model, loss, metrics
-        self.class_weight = class_weight
+    model: Callable[..., Any]
+    loss: Callable[..., Any]
+    metrics: Mapping[str, Callable[..., Any]]
+    class_weight: np.ndarray | None
 
     def __call__(self, params: Any, batch: Any, **keywords: Any) -> Any:
         """The loss is that of a batch ``(x, y)`` or ``(x, y, weight)``."""
@@ -314,7 +304,8 @@ class Supervised:
         """Loss, metrics and model state of a batch are computed."""
         x, y, weight = _unpacked(batch)
         predictions, model_state = self.apply(params, x, context)
-        predictions = jax.tree.map(_at_least_float32, predictions)
+        widened = lambda x: x.astype(jnp.float32) if x.dtype in ("bfloat16", "float16") else x
+        predictions = jax.tree.map(widened, predictions)
         values = self.loss(predictions, y)
         metrics = {name: jnp.mean(f(predictions, y)) for name, f in self.metrics.items()}
         return Output(self._mean(values, y, weight), metrics, model_state)
@@ -336,10 +327,6 @@ def _labels(y: Any, values: Any) -> Any:
     if y.ndim == values.ndim + 1:
         y = y[..., 0] if y.shape[-1] == 1 else jnp.argmax(y, axis=-1)
     return y.astype(jnp.int32)
-
-
-def _at_least_float32(x: Any) -> Any:
-    return x.astype(jnp.float32) if x.dtype in ("bfloat16", "float16") else x
 
 
 def _along(weight: Any, values: Any) -> Any:
@@ -390,30 +377,21 @@ def supervised(
         >>> float(line(jnp.array([2.0]), (jnp.array([[1.0], [3.0]]), jnp.array([1.0, 4.0]))))
         2.5
     """
-    named = _named(metrics)
-    return Supervised(
-        model,
-        _find(loss, LOSSES, "loss"),
-        {str(name): _find(m, METRICS, "metric") for name, m in named.items()},
-        _factors(class_weight),
-    )
+    found = {str(name): _find(m, METRICS, "metric") for name, m in _named(metrics).items()}
+    return Supervised(model, _find(loss, LOSSES, "loss"), found, _factors(class_weight))
 
 
 def _named(metrics: Any) -> Mapping[str, Any]:
     if isinstance(metrics, Mapping):
         return metrics
     metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
-    names = [_name(metric) for metric in metrics]
+    names = [m if isinstance(m, str) else getattr(m, "__name__", repr(m)) for m in metrics]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise TrainingError("two metrics have one name", got=repr(twice[0]),
                             expected="a name for each",
                             do="give a mapping {name: metric}")  # fmt: skip
     return dict(zip(names, metrics, strict=True))
-
-
-def _name(metric: Any) -> str:
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
 
 
 def _find(given: Any, table: Mapping[str, Any], what: str) -> Callable[..., Any]:

@@ -85,18 +85,16 @@ class Pace:
         self._begin: tuple[float, int, int] | None = None
         self.mean: tuple[float, float] | None = None
         self._beside_seconds = 0.0  # of the last epoch, after its steps
-        self._first = True
 
     def begin_epoch(self, now: float) -> None:
-        """No step of the epoch is done."""
+        """No step of the epoch is done; of the first one, the first step will be compiled."""
+        compiled, self._begin = bool(self._marks), None
         self._marks.clear()
-        self._begin = None
-        if not self._first:
+        if compiled:
             self.mark(now, 0, 0)
 
     def mark(self, now: float, steps: int, examples: int) -> None:
         """So many steps and examples of this epoch are done, the device's work on them too."""
-        self._first = False
         self._begin = self._begin or (now, steps, examples)
         self._marks.append((now, steps, examples))
         while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_SECONDS:
@@ -142,8 +140,6 @@ def _per_second(first: Any, last: Any) -> tuple[float, float] | None:
 class Silent:
     """Silent progress shows nothing and reads nothing; its methods are those of ``Progress``."""
 
-    read: Read | None = None
-
     def __enter__(self) -> Self:
         return self
 
@@ -153,14 +149,9 @@ class Silent:
 
 
 class Progress:
-    """Progress counts steps and has a display show them.
+    """Progress counts steps and has a display show them; ``progress`` says with what arguments.
 
-    Args:
-        display: what shows them.
-        epochs: how many there will be.
-        steps_per_epoch: None where it is not known; after an epoch it is that epoch's number.
-        read: returns the means of the epoch until now, by name. Called when the display is drawn;
-            arrays of a device are waited for then.
+    Where ``steps_per_epoch`` is not known, it is the number of the first epoch after that.
     """
 
     def __init__(
@@ -170,7 +161,7 @@ class Progress:
         steps_per_epoch: int | None = None,
         read: Read | None = None,
     ) -> None:
-        self.read = read
+        self._read = read
         self._display, self._epochs, self._total = display, epochs, steps_per_epoch
         self._pace = Pace()
         self._epoch, self._open = 0, False
@@ -193,12 +184,7 @@ class Progress:
         self._display.close()
 
     def epoch(self, e: int, *, start: int = 0) -> None:
-        """An epoch begins.
-
-        Args:
-            e: its number, from 0.
-            start: the number of steps that were done before a resume.
-        """
+        """Epoch ``e`` begins, of which ``start`` steps were done before a resume."""
         self._epoch, self._open = e, True
         self._steps = self._first = start
         self._examples, self._logs = 0, {}
@@ -211,12 +197,7 @@ class Progress:
             self._phase = "training"
 
     def step(self, k: int, examples: int = 0) -> None:
-        """A step was given to the device.
-
-        Args:
-            k: how many were in this epoch, with this one.
-            examples: in its batch; 0 where that is not known.
-        """
+        """The epoch's k-th step was given to the device, its examples 0 where that is not known."""
         self._steps = k
         self._examples += examples
         if time.perf_counter() >= self._next:
@@ -226,8 +207,8 @@ class Progress:
 
     def _fetch(self) -> None:
         """The means until now; waits for the steps that were begun, so they are done then."""
-        if self.read is not None:
-            self._logs = _numbers(self.read())
+        if self._read is not None:
+            self._logs = _numbers(self._read())
         done = self._steps - self._first
         self._pace.mark(time.perf_counter(), done, self._examples)
 
@@ -247,11 +228,7 @@ class Progress:
             self._draw(now)
 
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
-        """An epoch is over.
-
-        Args:
-            logs: all that was measured in it.
-        """
+        """An epoch is over, in which this was measured."""
         now = time.perf_counter()
         if self._phase != "validating":
             self._pace.mark(now, self._steps - self._first, self._examples)
@@ -298,7 +275,8 @@ def progress(
             line an epoch, 0 for nothing. Above the bar stay the lines of finished epochs.
         epochs: how many there will be.
         steps_per_epoch: None where it is not known.
-        read: returns the means of the epoch until now, by name; called when it is drawn.
+        read: returns the means of the epoch until now, by name; called when it is drawn, and arrays
+            of a device are waited for then.
 
     Raises:
         DataError: ``verbose`` is something else.
@@ -373,18 +351,14 @@ def rate_text(rate: float | None, per_example: bool) -> str:
 
 
 def left_text(status: Status, short: bool = False) -> str:
-    """The time left is said, of the epoch and of all; nothing where it is not known.
-
-    Args:
-        status: the moment.
-        short: whether only the epoch's is said.
+    """The time left is said, of the epoch and, unless ``short``, of all; nothing if not known.
 
     Example:
         >>> left_text(Status(2, 50, 120, 400, 1.0, True, 3.0, 12.3, 580.0))
         '12 s left, 9 min 40 s for all epochs'
     """
     if status.phase in ("compiling", "validating"):
-        return {"compiling": "compiling the step"}.get(status.phase, status.phase)
+        return "compiling the step" if status.phase == "compiling" else "validating"
     if status.left_seconds is None or status.phase in ("done", "stopped"):
         return ""
     left = f"{duration(status.left_seconds)} left"
