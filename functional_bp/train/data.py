@@ -104,7 +104,7 @@ def source(
     batch_size, seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
     steps = None if steps is None else check_count("steps_per_epoch", steps)
     if _gives_batches(data):
-        return LoaderBatches(data, steps=steps, what=what)
+        return LoaderBatches(data, steps, what)
     arrays = as_arrays(data, what)
     check(arrays, what=what)
     return ArrayBatches(arrays, batch_size, shuffle, seed, drop_last, steps, what)
@@ -227,7 +227,7 @@ class LoaderBatches(Batches):
         DataError: the object gives no batches.
     """
 
-    def __init__(self, data: Any, *, steps: int | None = None, what: str = "the data") -> None:
+    def __init__(self, data: Any, steps: int | None, what: str) -> None:
         self._what, self._steps = what, steps
         self._once = hasattr(data, "__next__")  # an iterator: there is no second pass
         self._open = _opener(data, what)

@@ -59,6 +59,14 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=rank)
 
 
+def html_table(names: Iterable[str], rows: Iterable[tuple[str, list[str]]], padding: str) -> str:
+    """Numbers stand in a table of HTML, each row with the attributes of its ``<tr>`` before it."""
+    cell = f'style="text-align:right;padding:{padding}"'
+    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in names)
+    body = "".join(f"<tr{a}>{''.join(f'<td {cell}>{c}</td>' for c in row)}</tr>" for a, row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 @dataclass(eq=False, repr=False)
 class History(Mapping[str, list[float]]):
     """A history has what was recorded: ``history["loss"]`` is a list, one number an epoch.
@@ -237,13 +245,8 @@ class History(Mapping[str, list[float]]):
         return "\n".join([f"History: {self._heading()}", *lines])
 
     def _repr_html_(self) -> str:
-        cell = 'style="text-align:right;padding:0 .8em 0 0"'
-        rows = [f"<tr>{''.join(f'<td {cell}>{c}</td>' for c in row)}</tr>" for row in self._cells()]
-        names = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in ("epoch", *self))
-        return (
-            f"<div><div>{html.escape(self._heading())}</div>"
-            f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        table = html_table(["epoch", *self], [("", row) for row in self._cells()], "0 .8em 0 0")
+        return f"<div><div>{html.escape(self._heading())}</div>{table}</div>"
 
 
 def _sayable(value: Any) -> Any:

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.data import DataError
-from functional_bp.train.history import ordered, shown
+from functional_bp.train.history import html_table, ordered, shown
 
 WINDOW_SECONDS = 10.0  # that the rate is of; it follows a machine that becomes slower
 DRAWING_SHARE = 0.01  # of the time, at most
@@ -616,12 +616,9 @@ def _heading(status: Status) -> str:
 
 def _table(rows: list[Status]) -> str:
     names = ordered(name for status in rows for name in status.logs)
-    cell = 'style="text-align:right;padding:.1em 1em .1em 0"'
-    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in ["epoch", "time", *names])
-    body = ""
+    listed = []
     for status in rows:
         numbers = [shown(status.logs[name]) if name in status.logs else "" for name in names]
-        cells = [str(status.epoch + 1), duration(status.seconds), *numbers]
         dim = "" if status.phase == "done" else ' style="opacity:.6"'
-        body += f"<tr{dim}>{''.join(f'<td {cell}>{c}</td>' for c in cells)}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        listed.append((dim, [str(status.epoch + 1), duration(status.seconds), *numbers]))
+    return html_table(["epoch", "time", *names], listed, ".1em 1em .1em 0")

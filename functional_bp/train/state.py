@@ -53,10 +53,8 @@ class Precision(NamedTuple):
         Raises:
             TrainingError: another name.
         """
-        if name is None:
-            return cls()
         try:
-            known = str(jnp.dtype(name))
+            known = "float32" if name is None else str(jnp.dtype(name))
         except TypeError:
             known = ""
         if known == "float32":
