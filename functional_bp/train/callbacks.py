@@ -30,7 +30,7 @@ class CallbackError(TrainingError):
     """A callback was asked for what this training cannot give it."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class TrainingRun:
     """A run of training is what callbacks are given.
 
