@@ -511,7 +511,9 @@ class Terminal(Display):
         self._live.start()
 
     def show(self, status: Status) -> None:
-        """The bar is drawn."""
+        """The bar is drawn, below the lines that waited long enough."""
+        if time.perf_counter() - self._printed >= KEPT_SECONDS:
+            self._print_finished()
         self._live.update(meter(status, self._live.console.width), refresh=True)
 
     def keep(self, status: Status) -> None:
