@@ -13,7 +13,7 @@ from jax import lax
 from sampling import sampled
 from traced_disagreements import best, disagree, line_with, normal
 
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.locations import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import evaluate, trace
 from functional_bp.gradcheck.diagnosis.repair.validate import PATIENCE, Matrices
 

@@ -25,7 +25,7 @@ TABLES = {
     "gradcheck.diagnosis.repair.dropped": ["OPAQUE", "ENTERED"],
     "gradcheck.diagnosis.repair.locations": ["VIEWS"],
     "gradcheck.diagnosis.repair.mutations.entrywise": ["COMPARISONS", "SPECIAL"],
-    "gradcheck.diagnosis.repair.mutations.regions": ["INDEXED"],
+    "gradcheck.diagnosis.repair.mutations.arrangement": ["INDEXED"],
     "gradcheck.diagnosis.repair.mutations.insertions": ["VIEWS", "MIXING"],
     "gradcheck.diagnosis.repair.program": ["TABLE", "_STRUCTURES", "_BODIES"],
     "gradcheck.diagnosis.repair.search": ["LAYING_OUT"],

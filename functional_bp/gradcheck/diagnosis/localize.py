@@ -19,7 +19,7 @@ import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
 from functional_bp.definitions import definition, file_of, unwrapped
-from functional_bp.gradcheck.diagnosis.patterns.expressions import total
+from functional_bp.gradcheck.diagnosis.expressions import total
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines

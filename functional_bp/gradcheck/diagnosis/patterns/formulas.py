@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import Expr, call, name, product
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
-from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, call, name, product
 from functional_bp.gradcheck.findings import Kind
 
 

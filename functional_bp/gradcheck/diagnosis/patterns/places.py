@@ -16,10 +16,10 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import name_of
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import aligned
-from functional_bp.gradcheck.diagnosis.patterns.named_numbers import name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.transformations import common_factor
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
@@ -176,7 +176,7 @@ def there(evidence: Evidence) -> str:
     c = common_factor(pairs)
     if not c or any(unexplained(c * true, claimed, true) is None for claimed, true in pairs):
         return ""
-    constant = name_of(c, sizes(evidence))
+    constant = name_of(c, evidence.sizes)
     if not constant.named:
         return ""
     return f"; there claimed = {constant.factor}true"

@@ -14,8 +14,14 @@ from functools import cached_property
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import (
+    Expr,
+    NamedNumber,
+    name_of,
+    product,
+    total,
+)
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, product, total
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     Dictionary,
     Term,
@@ -23,7 +29,6 @@ from functional_bp.gradcheck.diagnosis.patterns.formulas import (
     build,
     flattened,
 )
-from functional_bp.gradcheck.diagnosis.patterns.named_numbers import NamedNumber, name_of, sizes
 from functional_bp.gradcheck.findings import Finding, Kind
 
 # Which few columns add up to a vector.
@@ -387,7 +392,7 @@ def _prepared(evidence: Evidence) -> TermSearch | None:
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     """A term gets its coefficient; a mean is written as a sum where that is simpler."""
-    known = sizes(evidence)
+    known = evidence.sizes
     constant = name_of(weight, known)
     if term.count is None:
         return Weighted(term, constant, total=False)

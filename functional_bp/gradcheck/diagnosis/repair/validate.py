@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.clock import TimeLimit
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.locations import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Change,
     Changes,

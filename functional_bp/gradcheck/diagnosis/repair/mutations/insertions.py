@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import UNARY
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
+from functional_bp.gradcheck.diagnosis.expressions import named
+from functional_bp.gradcheck.diagnosis.repair.locations import (
     OPERAND,
     Edit,
     Site,
     with_operand,
 )
-from functional_bp.gradcheck.diagnosis.repair.numerals import named
+from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import UNARY
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.findings import Kind
 
@@ -214,12 +214,12 @@ def _added(
 
     def settle(c: float) -> Edit | None:
         constant = named(c, site.sizes)
-        if constant is None or constant.value == 0 or constant.simple > simplest:
+        if constant is None or constant.value == 0 or constant.oddity > simplest:
             return None
         sign = "-" if constant.value < 0 else "+"
         unit = abs(constant.value) == 1
-        shown = ("" if unit else f"({constant.text.lstrip('-')}) * ") + text.format("_v")
-        said = ("" if unit else f"{constant.name.lstrip('−')} · ") + text.format("{v}")
+        shown = ("" if unit else f"({constant.python.lstrip('-')}) * ") + text.format("_v")
+        said = ("" if unit else f"{constant.text.lstrip('−')} · ") + text.format("{v}")
         message = f"the term {sign} {said} is missing"
         if not whole:
             message = f"{operand} should be {operand} {sign} {said}"
@@ -227,7 +227,7 @@ def _added(
             edit, message=message, compute=lambda a, v, _: compute(a, v, constant.value),
             write=f"_e {sign} {shown}" if whole else "",
             change=None if position is None else (position, f"_x {sign} {shown}"),
-            rank=rank + constant.simple, start=None, settle=None)
+            rank=rank + constant.oddity, start=None, settle=None)
 
     edit = Edit(
         site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(slot,), start=0.0,
@@ -357,15 +357,15 @@ def _term(
 
     def settle(c: float) -> Edit | None:
         constant = named(c, site.sizes)
-        if constant is None or constant.simple > 0 or constant.value == 0:
+        if constant is None or constant.oddity > 0 or constant.value == 0:
             return None
         sign = "-" if constant.value < 0 else "+"
-        term = text if abs(constant.value) == 1 else f"{constant.text.lstrip('-')} * {text}"
+        term = text if abs(constant.value) == 1 else f"{constant.python.lstrip('-')} * {text}"
         said = term.replace("_v", "{v}").replace("_w", "{w}")
         return replace(
             edit, message=f"the term {sign} {said} is missing",
             compute=lambda a, v, _: compute(a, v, constant.value), write=f"_e {sign} {term}",
-            rank=rank + constant.simple, start=None, settle=None)
+            rank=rank + constant.oddity, start=None, settle=None)
 
     edit = Edit(
         site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(one, two), start=0.0,
