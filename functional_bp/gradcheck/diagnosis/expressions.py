@@ -14,13 +14,17 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # How a function is called in Python: what is not here stands in jax.numpy under its own name.
@@ -31,6 +35,24 @@ CALLS = {
     "norm": "jnp.linalg.norm({})",
     "reverse_cumsum": "jax.lax.cumsum({}, reverse=True)",
 }
+
+
+def _softmax(a: np.ndarray, axis: int) -> np.ndarray:
+    powers = np.exp(a - a.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+# In NumPy; what is not here is a function of numpy under its own name.
+VALUES: dict[str, Callable[..., Any]] = {
+    "+": operator.add, "-": operator.sub, "/": operator.truediv, "**": operator.pow,
+    "@": operator.matmul, "neg": operator.neg, "[]": operator.getitem, "√": np.sqrt,
+    "*": lambda *factors: functools.reduce(operator.mul, factors),
+    "T": lambda a, _: np.swapaxes(a, -1, -2),
+    "reshape": np.reshape, "shaped": np.reshape,
+    "σ": lambda a: 0.5 + 0.5 * np.tanh(a / 2),
+    "softmax": _softmax, "norm": np.linalg.norm, "solve": np.linalg.solve,
+    "reverse_cumsum": lambda a, axis: np.flip(np.cumsum(np.flip(a, axis), axis), axis),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,16 @@ class Expr:
     def is_sum(self) -> bool:
         """Whether it is the sum or the difference of two quantities."""
         return self.head in ("+", "-")
+
+    def value(self, arrays: Mapping[str, Any]) -> Any:
+        """The formula's value in NumPy, its names standing for these arrays."""
+        if self.head == "name":
+            return arrays[self.args[0]]
+        if self.head == "number":
+            return float(self.args[1])
+        args = [a.value(arrays) if isinstance(a, Expr) else a for a in self.args]
+        function = VALUES.get(self.head) or getattr(np, self.head)
+        return function(*args, **{key: value for key, value, _ in self.keywords})
 
     def __str__(self) -> str:
         match self.head, self.args:
@@ -191,6 +223,8 @@ def number(shown: str, python: str = "") -> Expr:
 
 
 ONE, half = number("1"), number("½", "0.5")
+PLACE = "□"  # no name that a person can write
+X = name(PLACE)  # the place of an array in a form that many arrays may have
 
 
 def call(function: str, *args: Any, **keywords: Any) -> Expr:

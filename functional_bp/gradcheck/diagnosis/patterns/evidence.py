@@ -56,6 +56,11 @@ class Judged:
     bars: Mapping[str, np.ndarray]
     discrete: Mapping[str, np.ndarray]
 
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a formula may be evaluated on, by name."""
+        return {**self.known, **self.bars}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The argument's shape."""

@@ -145,10 +145,7 @@ def _finding(
 
 
 def _bars(evidence: Evidence) -> list[Atom]:
-    return [
-        Atom(named(text), text, costs.ARRAY, lambda case, n=text: case.bars[n])
-        for text in evidence.given.bars
-    ]
+    return [Atom(named(text), text, costs.ARRAY) for text in evidence.given.bars]
 
 
 def _best(found: list[Finding]) -> list[Finding]:
