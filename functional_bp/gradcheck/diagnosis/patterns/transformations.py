@@ -19,6 +19,7 @@ from functional_bp.gradcheck.diagnosis.expressions import CLOSE, NamedNumber, na
 from functional_bp.gradcheck.diagnosis.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
+from functional_bp.gradcheck.diagnosis.sums import plain_pairs
 from functional_bp.gradcheck.findings import Finding, Kind
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all
@@ -76,12 +77,10 @@ def _quotient(
     evidence: Evidence, wanted: np.ndarray, found: list[Atom], columns: list[np.ndarray]
 ) -> list[Finding]:
     matrix = np.stack(columns)
-    gram, along = matrix @ matrix.T, matrix @ wanted
-    own, total = np.diag(gram), float(wanted @ wanted)
-    # ‖wanted − p + q‖² for all pairs, from inner products; what is near is verified exactly.
-    off = total + own[:, None] + own[None, :]
-    off = off - 2 * along[:, None] + 2 * along[None, :] - 2 * gram
-    near = np.argwhere(off <= 1e-9 * (total + own[:, None] + own[None, :]))
+    own, square = (matrix**2).sum(1), float(wanted @ wanted)
+    # ‖wanted − p + q‖² for all pairs; what is near is verified exactly.
+    off = plain_pairs(wanted, matrix, -matrix)
+    near = np.argwhere(off <= 1e-9 * (square + own[:, None] + own[None, :]))
     prices = np.array([atom.cost for atom in found])
     fitting = []
     for i, j in sorted(near.tolist(), key=lambda pair: prices[pair].sum())[:40]:

@@ -49,6 +49,7 @@ from functional_bp.gradcheck.diagnosis.repair.source import (
     read,
 )
 from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
+from functional_bp.gradcheck.diagnosis.sums import sums_of_two
 from functional_bp.gradcheck.findings import Finding, Kind, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample
@@ -119,7 +120,6 @@ def catalogue(site: Site) -> Iterator[Edit]:
 WIDE = 512  # entries of the output that are looked at
 MOST_OF_PAIRS = 60_000  # attempts at two edits at once
 PROMISING = 24  # first edits on top of which a second is looked for
-CLOSE = 1e-6
 
 
 def pairs(
@@ -182,92 +182,25 @@ def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
         return []
     seen = validation.seen
     chosen = np.random.default_rng(0).permutation(len(seen))[:WIDE]
-    missing = validation.missing[seen][chosen]
     plain = [t for t in validation.tried if t.edit.settle is None][:4000]
     free = [t for t in validation.tried if t.edit.settle is not None][:1500]
+    tables = (
+        np.array([t.change[chosen] for t in some]).reshape(len(some), len(chosen))
+        for some in (plain, free)
+    )
     found: list[tuple[Edit, Edit]] = []
-    for first, other, coefficients in (
-        *_two_plain(plain, missing, chosen),
-        *_one_free(plain, free, missing, chosen),
-        *_two_free(free, missing, chosen),
-    ):
+    for i, j, *coefficients in sums_of_two(validation.missing[seen][chosen], *tables):
         if validation.late or len(found) >= 3:
             break
-        if first.edit.site == other.edit.site:
+        one, two = (
+            t.edit if t.edit.settle is None else unsettled(t.edit, coefficient)
+            for t, coefficient in zip(((*plain, *free)[k] for k in (i, j)), coefficients)
+        )
+        if one is None or two is None or one.site == two.site:
             continue
-        edits = [_with_constant(t.edit, c) for t, c in zip((first, other), coefficients)]
-        if all(e is not None and e.settle is None for e in edits):
-            one, two = (replace(e) for e in edits if e is not None)
-            if validation.holds(validation.changes(one, two)):
-                found.append((one, two))
+        if validation.holds(validation.changes(one, two)):
+            found.append((one, two))
     return found
-
-
-Match = tuple[Tried, Tried, tuple[float, float]]
-
-
-def _with_constant(edit: Edit, coefficient: float) -> Edit | None:
-    if edit.settle is None or edit.start is None:
-        return edit
-    return unsettled(edit, edit.start + coefficient)
-
-
-def _matrix(tried: Sequence[Tried], chosen: np.ndarray) -> np.ndarray:
-    return np.array([t.change[chosen] for t in tried]).reshape(len(tried), len(chosen))
-
-
-def _best(rest: np.ndarray, size: float) -> list[tuple[int, int]]:
-    """The places of a matrix of squared remainders that are nought, least first."""
-    places = np.argwhere(rest <= (CLOSE * size) ** 2 * 100)
-    order = np.argsort(rest[tuple(places.T)], kind="stable")[:40]
-    return [(int(i), int(j)) for i, j in places[order]]
-
-
-def _two_plain(plain: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) -> list[Match]:
-    if len(plain) < 2:
-        return []
-    changes = _matrix(plain, chosen)
-    left = missing - changes
-    # ‖missing − a − b‖² = ‖missing − a‖² − 2⟨missing − a, b⟩ + ‖b‖²
-    rest = (left**2).sum(1)[:, None] - 2 * left @ changes.T + (changes**2).sum(1)[None]
-    rest[np.tril_indices(len(plain))] = np.inf
-    size = float(np.linalg.norm(missing))
-    return [(plain[i], plain[j], (0.0, 0.0)) for i, j in _best(rest, size)]
-
-
-def _one_free(
-    plain: Sequence[Tried], free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray
-) -> list[Match]:
-    if not plain or not free:
-        return []
-    left, slopes = missing - _matrix(plain, chosen), _matrix(free, chosen)
-    inner, square = left @ slopes.T, np.maximum((slopes**2).sum(1), 1e-300)
-    rest = (left**2).sum(1)[:, None] - inner**2 / square[None]
-    size = float(np.linalg.norm(missing))
-    return [
-        (plain[i], free[j], (0.0, float(inner[i, j] / square[j]))) for i, j in _best(rest, size)
-    ]
-
-
-def _two_free(free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) -> list[Match]:
-    if len(free) < 2:
-        return []
-    slopes = _matrix(free, chosen)
-    gram, inner = slopes @ slopes.T, slopes @ missing
-    diagonal = np.diag(gram)
-    determinant = diagonal[:, None] * diagonal[None] - gram**2
-    independent = determinant > 1e-9 * diagonal[:, None] * diagonal[None]
-    determinant = np.where(independent, determinant, 1.0)
-    # Cramer's rule for the two coefficients of each pair.
-    first = (inner[:, None] * diagonal[None] - gram * inner[None]) / determinant
-    second = (inner[None] * diagonal[:, None] - gram * inner[:, None]) / determinant
-    rest = missing @ missing - first * inner[:, None] - second * inner[None]
-    rest = np.where(independent, rest, np.inf)
-    rest[np.tril_indices(len(free))] = np.inf
-    size = float(np.linalg.norm(missing))
-    return [
-        (free[i], free[j], (float(first[i, j]), float(second[i, j]))) for i, j in _best(rest, size)
-    ]
 
 
 SHOWN = 3
