@@ -16,6 +16,7 @@ import numpy as np
 
 from functional_bp._jax import scan_counts
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import NamedNumber, named
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Instruction,
     Program,
@@ -149,6 +150,38 @@ class Site:
             equation = replace(equation, params={**equation.params, **params})
         results = compute(equation, operands, {})
         return results if len(equation.results) > 1 else results[0]
+
+
+Solved = Callable[[Sequence[Any], Values, float], Any]
+
+
+def solved(
+    site: int,
+    sizes: Sequence[int],
+    kind: Kind,
+    compute: Solved,
+    start: float,
+    rank: float,
+    told: Callable[[NamedNumber], Mapping[str, Any] | None],
+    reads: tuple[int, ...] = (),
+) -> Edit:
+    """This edit has a constant that is solved for, with ``start`` for no change.
+
+    Once it is found and has a name, ``told`` gives what else there is to say of the edit; None
+    where no one would have meant that number.
+    """
+
+    def settle(c: float) -> Edit | None:
+        constant = named(c, sizes)
+        fields = None if constant is None or constant.value == start else told(constant)
+        if constant is None or fields is None:
+            return None
+        value = constant.value
+        made = replace(edit, compute=lambda a, v, _: compute(a, v, value), start=None, settle=None)
+        return replace(made, **fields)
+
+    edit = Edit(site, kind, "", compute, rank, reads, start=start, settle=settle)
+    return edit
 
 
 def with_operand(operands: Sequence[Any], position: int, value: Any) -> list[Any]:

@@ -58,17 +58,16 @@ Entry = Callable[[Site], Iterator[Edit]]
 
 # fmt: off
 CATALOGUE: dict[str, tuple[Entry, ...]] = {
-    **{name: (entry, arrangement.transposed_operand) for name, entry in {
-        "add": entrywise.add, "add_any": entrywise.add, "sub": entrywise.sub,
-        "mul": entrywise.mul, "div": entrywise.div,
-    }.items()},
-    "neg": (entrywise.neg,),
+    **{name: (entrywise.arithmetic,) for name in entrywise.ARITHMETIC},
+    **{name: (entrywise.arithmetic, arrangement.transposed_operand) for name in (
+        "add", "add_any", "sub", "mul", "div",
+    )},
     "max": (entrywise.extreme,), "min": (entrywise.extreme,),
     "integer_pow": (entrywise.exponent,), "square": (entrywise.exponent,),
     "select_n": (entrywise.select,),
     **{name: (entrywise.compare,) for name in entrywise.COMPARISONS},
     **{name: (entrywise.unary,) for name in entrywise.UNARY if name not in ("square", "neg")},
-    **{name: (entrywise.unary,) for name in entrywise.SPECIAL}, "conj": (entrywise.plain,),
+    **{name: (entrywise.unary,) for name in entrywise.SPECIAL},
     "convert_element_type": (entrywise.cast,),
     **{name: (arrangement.cumulative,) for name in (
         "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
@@ -80,7 +79,7 @@ CATALOGUE: dict[str, tuple[Entry, ...]] = {
     "concatenate": (arrangement.concatenate, arrangement.rolled, arrangement.ends),
     "conv_general_dilated": (arrangement.convolution,),
     "triangular_solve": (arrangement.triangular,),
-    "transpose": (arrangement.transpose,), "rev": (arrangement.rev,),
+    "transpose": (arrangement.transpose,),
     "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
 }
 # fmt: on

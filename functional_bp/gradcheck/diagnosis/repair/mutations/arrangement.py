@@ -164,11 +164,6 @@ def transpose(site: Site) -> Iterator[Edit]:
                 costs.LIKELIEST if none else costs.AXES_IN_ORDER, write="_a" if none else "")
 
 
-def rev(site: Site) -> Iterator[Edit]:
-    """A reversal may not belong."""
-    yield site.edit(Kind.REVERSAL, "should not be reversed", lambda x: x, write="_a")
-
-
 def spread(site: Site) -> Iterator[Edit]:
     """A broadcast may have to run along another axis, as after a sum with ``keepdims=True``."""
     x, params = site.operands[0], site.equation.params

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from functional_bp.gradcheck.diagnosis.repair.locations import (
     Edit,
     Site,
     outside_of,
+    solved,
     with_operand,
 )
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
@@ -69,65 +69,67 @@ SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
 # fmt: on
 
 
-def add(site: Site) -> Iterator[Edit]:
-    """A sum may need another sign, or have a term too many."""
-    yield site.edit(Kind.SIGN, "should be a subtraction", lambda a, b: a - b, write="_a - _b")
-    yield site.edit(
-        Kind.SIGN, "should be a subtraction the other way", lambda a, b: b - a,
-        costs.OTHER_WAY_ROUND, write="_b - _a")
-    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
-    yield site.edit(
-        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
-    yield site.edit(
-        kind, "the term {_a} does not belong here", lambda a, b: b, costs.TERM_TOO_MANY, write="_b")
+def _second_less_first(a: Any, b: Any) -> Any:
+    return b - a
 
 
-def sub(site: Site) -> Iterator[Edit]:
-    """A difference may need another sign, stand the other way round, or have a term too many."""
-    yield site.edit(Kind.SIGN, "should be an addition", lambda a, b: a + b, write="_a + _b")
-    yield site.edit(
-        Kind.SIGN, "the operands should be swapped", lambda a, b: b - a, costs.MINUS_SWAPPED,
-        write="_b - _a")
-    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
-    yield site.edit(
-        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
-    yield site.edit(
-        kind, "the term {_a} does not belong here", lambda a, b: -b, costs.FIRST_TERM_TOO_MANY,
-        write="-_b")
+# By primitive: kind, message, function of the operands, cost, how it is written.
+Row = tuple[Kind, str, Callable[..., Any], float, str]
+ARITHMETIC: dict[str, tuple[Row, ...]] = {
+    "add": (
+        (Kind.SIGN, "should be a subtraction", np.subtract, costs.LIKELIEST, "_a - _b"),
+        (Kind.SIGN, "should be a subtraction the other way", _second_less_first,
+         costs.OTHER_WAY_ROUND, "_b - _a"),
+        (Kind.EXTRA_TERM, "the term {_b} does not belong here", lambda a, b: a,
+         costs.TERM_TOO_MANY, "_a"),
+        (Kind.EXTRA_TERM, "the term {_a} does not belong here", lambda a, b: b,
+         costs.TERM_TOO_MANY, "_b"),
+    ),
+    "sub": (
+        (Kind.SIGN, "should be an addition", np.add, costs.LIKELIEST, "_a + _b"),
+        (Kind.SIGN, "the operands should be swapped", _second_less_first, costs.MINUS_SWAPPED,
+         "_b - _a"),
+        (Kind.EXTRA_TERM, "the term {_b} does not belong here", lambda a, b: a,
+         costs.TERM_TOO_MANY, "_a"),
+        (Kind.EXTRA_TERM, "the term {_a} does not belong here", lambda a, b: -b,
+         costs.FIRST_TERM_TOO_MANY, "-_b"),
+    ),
+    "mul": (
+        (Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
+         "_a / _b"),
+        (Kind.MISSING_FACTOR, "should be {_b} / {_a}", lambda a, b: b / a,
+         costs.INVERSE_QUOTIENT, "_b / _a"),
+        (Kind.FACTOR, "the factor {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY, "_a"),
+        (Kind.FACTOR, "the factor {_a} is too many", lambda a, b: b, costs.FACTOR_TOO_MANY, "_b"),
+    ),
+    "div": (
+        (Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
+         "_a * _b"),
+        (Kind.MISSING_FACTOR, "the operands should be swapped", lambda a, b: b / a,
+         costs.OTHER_WAY_ROUND, "_b / _a"),
+        (Kind.FACTOR, "the division by {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY,
+         "_a"),
+    ),
+    "neg": ((Kind.SIGN, "should not be negated", np.positive, costs.LIKELIEST, "_a"),),
+    "rev": ((Kind.REVERSAL, "should not be reversed", np.positive, costs.LIKELIEST, "_a"),),
+    "conj": (
+        (Kind.WRONG_FUNCTION, "should not be conjugated", np.positive, costs.NOT_CONJUGATED, "_a"),
+    ),
+}
+ARITHMETIC["add_any"] = ARITHMETIC["add"]
 
 
-def neg(site: Site) -> Iterator[Edit]:
-    """A negation may not belong."""
-    yield site.edit(Kind.SIGN, "should not be negated", lambda a: a, write="_a")
-
-
-def mul(site: Site) -> Iterator[Edit]:
-    """A product may have to be a quotient, or have a factor too many."""
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
-        write="_a / _b")
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be {_b} / {_a}", lambda a, b: b / a, costs.INVERSE_QUOTIENT,
-        write="_b / _a")
-    for kept, dropped in ((0, 1), (1, 0)):
-        yield site.edit(
-            Kind.FACTOR if site.is_literal(dropped) else Kind.MISSING_FACTOR,
-            f"the factor {{_{'ab'[dropped]}}} is too many",
-            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(x[0] * x[1])),
-            costs.FACTOR_TOO_MANY, write=f"_{'ab'[kept]}")
-
-
-def div(site: Site) -> Iterator[Edit]:
-    """A quotient may have to be a product, stand the other way round, or be no quotient."""
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
-        write="_a * _b")
-    yield site.edit(
-        Kind.MISSING_FACTOR, "the operands should be swapped", lambda a, b: b / a,
-        costs.OTHER_WAY_ROUND, write="_b / _a")
-    yield site.edit(
-        Kind.FACTOR if site.is_literal(1) else Kind.MISSING_FACTOR,
-        "the division by {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY, write="_a")
+def arithmetic(site: Site) -> Iterator[Edit]:
+    """A sum, a product or a sign may need another operator, another order, or an operand less."""
+    shape = np.shape(site.result)
+    for kind, message, function, rank, write in ARITHMETIC[site.equation.name]:
+        dropped = {"_a": 1, "_b": 0}.get(write, 0)
+        if kind == Kind.EXTRA_TERM and not in_scope(site.result):
+            kind = Kind.OFF_BY_ONE  # an index
+        if kind == Kind.FACTOR and not site.is_literal(dropped):
+            kind = Kind.MISSING_FACTOR
+        compute = lambda *a, f=function: np.broadcast_to(f(*a), shape)
+        yield site.edit(kind, message, compute, rank, write=write)
 
 
 def extreme(site: Site) -> Iterator[Edit]:
@@ -247,13 +249,6 @@ def conjugated(site: Site) -> Iterator[Edit]:
                     costs.OPERAND_CONJUGATED, "jnp.conj(_x)")
 
 
-def plain(site: Site) -> Iterator[Edit]:
-    """A conjugate or a real part may not belong."""
-    yield site.edit(
-        Kind.WRONG_FUNCTION, "should not be conjugated", lambda x: x, costs.NOT_CONJUGATED,
-        write="_a")
-
-
 def wrapped(site: Site) -> Iterator[Edit]:
     """A function may be missing around an operand, or around the result."""
     binary = site.equation.name in ("add", "sub", "mul", "div", "dot_general")
@@ -285,33 +280,23 @@ EXACT = 1e-7  # to which a number in the code is found
 def scaled(site: Site) -> Iterator[Edit]:
     """The result may lack a constant factor."""
 
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.value == 1:
-            return None
-        message = f"a factor {constant.text} is missing"
-        kind, rank = Kind.FACTOR, costs.SCALED + costs.PER_ODDITY * constant.oddity
-        inverse = 1 / constant.value if constant.value else 0.0
-        write = f"_e * ({constant.python})"
-        if inverse > 1 and inverse.is_integer():
-            write = f"_e / {inverse:.0f}"
+    def told(constant: NamedNumber) -> dict[str, Any]:
         if constant.value == 0:
-            kind, message, write, rank = (
-                Kind.EXTRA_TERM,
-                "{_e} does not belong here",
-                "0",
-                costs.ZERO,
-            )
-        elif constant.value == -1:
-            kind, message, write, rank = Kind.SIGN, "the sign is wrong", "-_e", costs.NEGATED
-        return replace(
-            edit, kind=kind, message=message, rank=rank, write=write, start=None, settle=None,
-            compute=lambda a, v, _: constant.value * site.again(a))
+            return dict(kind=Kind.EXTRA_TERM, message="{_e} does not belong here", write="0",
+                        rank=costs.ZERO)  # fmt: skip
+        if constant.value == -1:
+            return dict(kind=Kind.SIGN, message="the sign is wrong", write="-_e",
+                        rank=costs.NEGATED)  # fmt: skip
+        inverse = 1 / constant.value
+        whole = inverse > 1 and inverse.is_integer()
+        return dict(
+            message=f"a factor {constant.text} is missing",
+            write=f"_e / {inverse:.0f}" if whole else f"_e * ({constant.python})",
+            rank=costs.SCALED + costs.PER_ODDITY * constant.oddity)
 
-    edit = Edit(
-        site.equation.key, Kind.FACTOR, "", lambda a, v, c: c * site.again(a), costs.SCALED,
-        start=1.0, settle=settle)
-    yield edit
+    yield solved(
+        site.equation.key, site.sizes, Kind.FACTOR, lambda a, v, c: c * site.again(a), 1.0,
+        costs.SCALED, told)
 
 
 def shifted(site: Site) -> Iterator[Edit]:
@@ -319,19 +304,14 @@ def shifted(site: Site) -> Iterator[Edit]:
     if not site.last or site.result.dtype.kind != "f":
         return
 
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.value == 0 or constant.oddity > 0:
-            return None
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
         sign, size = "-" if constant.value < 0 else "+", constant.python.lstrip("-")
-        return replace(
-            edit, message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})",
-            compute=lambda a, v, _: site.again(a) + constant.value, start=None, settle=None)
+        said = dict(message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})")
+        return None if constant.oddity > 0 else said
 
-    edit = Edit(
-        site.equation.key, Kind.MISSING_TERM, "", lambda a, v, c: site.again(a) + c,
-        costs.NUMBER_ADDED, start=0.0, settle=settle)
-    yield edit
+    yield solved(
+        site.equation.key, site.sizes, Kind.MISSING_TERM, lambda a, v, c: site.again(a) + c, 0.0,
+        costs.NUMBER_ADDED, told)
 
 
 def weighted(site: Site) -> Iterator[Edit]:
@@ -346,25 +326,16 @@ def weighted(site: Site) -> Iterator[Edit]:
 
 
 def _weighted(site: Site, position: int) -> Edit:
-    operand = OPERAND[position]
-
     def compute(a: Any, v: Any, c: float) -> Any:
         return site.again(with_operand(a, position, c * a[position]))
 
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.value in (0.0, 1.0, -1.0):
-            return None
-        return replace(
-            edit, message=f"{operand} lacks a factor {constant.text}",
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        return None if constant.value in (0.0, -1.0) else dict(
+            message=f"{OPERAND[position]} lacks a factor {constant.text}",
             rank=costs.TERM_SCALED + costs.PER_ODDITY * constant.oddity,
-            change=(position, f"_x * ({constant.python})"),
-            compute=lambda a, v, _: compute(a, v, constant.value), start=None, settle=None)
+            change=(position, f"_x * ({constant.python})"), also=Kind.WRONG_CONSTANT)
 
-    edit = Edit(
-        site.equation.key, Kind.FACTOR, "", compute, 1, start=1.0, settle=settle,
-        also=Kind.WRONG_CONSTANT)
-    return edit
+    return solved(site.equation.key, site.sizes, Kind.FACTOR, compute, 1.0, 1, told)
 
 
 def literals(site: Site) -> Iterator[Edit]:
