@@ -23,7 +23,7 @@ TABLES = {
     "gradcheck.derivatives": ["ANALYTIC", "REAL_PART", "BILINEAR", "HOLDING", "_CONTINUED"],
     "gradcheck.diagnosis.localize": ["CHOICES", "BATCHED"],
     "gradcheck.diagnosis.repair.dropped": ["OPAQUE", "ENTERED"],
-    "gradcheck.diagnosis.repair.locations": ["VIEWS"],
+    "gradcheck.diagnosis.repair.locations": ["VIEWS", "COMPARING"],
     "gradcheck.diagnosis.repair.mutations.entrywise": ["COMPARISONS", "SPECIAL"],
     "gradcheck.diagnosis.repair.mutations.arrangement": ["INDEXED"],
     "gradcheck.diagnosis.repair.mutations.insertions": ["VIEWS", "MIXING"],

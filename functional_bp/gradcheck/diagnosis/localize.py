@@ -53,8 +53,8 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
     judged = program.outputs[subject.names.index(name)]
     others = [program.outputs[subject.names.index(n)] for n in right if n != name]
     home = file_of(subject.source)
-    shared = _feeding(program, others)
-    for equation in reversed(_feeding(program, [judged])):
+    shared = program.feeding(others)
+    for equation in reversed(program.feeding([judged])):
         place = None if equation in shared else _place(equation, home)
         if place is not None:
             return place
@@ -169,15 +169,6 @@ def _program(
     return None
 
 
-def _feeding(program: Program, outputs: Sequence[int]) -> list[Instruction]:
-    needed, found = set(outputs), []
-    for equation in reversed(program.equations):
-        if not needed.isdisjoint(equation.results):
-            needed.update(equation.operands)
-            found.append(equation)
-    return found[::-1]
-
-
 def _place(equation: Instruction, home: str | None) -> Place | None:
     found = expression(equation.spans, home)
     return None if found is None else found.place
@@ -203,7 +194,7 @@ def _equations_of(
     outputs = program.outputs
     if name is not None:
         outputs = (outputs[subject.names.index(name)],)
-    for equation in reversed(_feeding(program, outputs)):
+    for equation in reversed(program.feeding(outputs)):
         for inner in (e for body in equation.bodies for e in reversed(body.equations)):
             if is_meant(inner, {}):
                 yield _place(inner, file_of(subject.source))

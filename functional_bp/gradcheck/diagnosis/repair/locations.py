@@ -190,6 +190,7 @@ def with_operand(operands: Sequence[Any], position: int, value: Any) -> list[Any
 
 
 VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
+COMPARING = ("gt", "ge", "lt", "le", "max", "min", "clamp", "eq", "ne")
 WIDEST = 40  # values that an edit may bring in, the named ones first
 
 
@@ -331,36 +332,25 @@ def backward_keys(program: Program, bars: Sequence[int], home: str | None) -> fr
 
 def all_keys(program: Program) -> frozenset[int]:
     """The equations are known by these keys, those in bodies included."""
-    return frozenset(key for e in program.equations for key in (e.key, *e.inside))
+    return frozenset(equation.key for equation, _ in program.every())
 
 
 def coarsest(program: Program) -> float:
     """Values are cast to a floating-point format of at most this spacing."""
-    found = 0.0
-    for equation in program.equations:
-        to: Any = equation.params.get("new_dtype")
-        if equation.name == "convert_element_type" and jnp.issubdtype(to, np.inexact):
-            found = max(found, float(jnp.finfo(to).eps))
-        found = max([found, *map(coarsest, equation.bodies)])
-    return found
+    casts: list[Any] = [e.params["new_dtype"] for e, _ in program.every()
+                        if e.name == "convert_element_type"]  # fmt: skip
+    spacings = [float(jnp.finfo(to).eps) for to in casts if jnp.issubdtype(to, np.inexact)]
+    return max(spacings, default=0.0)
 
 
 def thresholds_of(program: Program) -> list[float]:
     """A program compares values with these numbers."""
-    found: dict[float, None] = {}
-
-    def walk(program: Program) -> None:
-        for equation in program.equations:
-            if equation.name in ("gt", "ge", "lt", "le", "max", "min", "clamp", "eq", "ne"):
-                for slot in equation.operands:
-                    value: Any = program.constants.get(slot)
-                    if slot in program.literals and np.isfinite(value):
-                        found[float(np.real(value))] = None
-            for body in equation.bodies:
-                walk(body)
-
-    walk(program)
-    return list(found)
+    values: list[Any] = [
+        home.constants[slot]
+        for equation, home in program.every() if equation.name in COMPARING
+        for slot in equation.operands if slot in home.literals
+    ]  # fmt: skip
+    return list(dict.fromkeys(float(np.real(value)) for value in values if np.isfinite(value)))
 
 
 def sizes_of(values: Mapping[int, Any]) -> list[int]:

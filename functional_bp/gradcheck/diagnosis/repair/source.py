@@ -14,9 +14,10 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+from functional_bp.definitions import definition
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Program, Span
 from functional_bp.gradcheck.findings import Place
@@ -75,14 +76,6 @@ class SourceFile:
         """The code of this innermost function holds a line."""
         holding = [f for f in self.functions if f.lineno <= line <= (f.end_lineno or 0)]
         return max(holding, key=lambda f: f.lineno, default=None)
-
-    def starting(self, line: int) -> ast.FunctionDef | ast.Lambda | None:
-        """The code of this function starts at a line, its decorators counted."""
-        for function in self.functions:
-            decorators = getattr(function, "decorator_list", [])
-            if line in (function.lineno, *(d.lineno for d in decorators)):
-                return function
-        return None
 
 
 @lru_cache(maxsize=32)
@@ -432,6 +425,7 @@ class Names:
         self.program, self.home, self.given, self.distant = program, home, given, distant
         self.literals: dict[int, Any] = {}
         self.makers: dict[int, Any] = {}
+        self.definition = cache(definition)
         self._collect(program)
 
     def _collect(self, program: Program) -> None:
@@ -484,10 +478,11 @@ class Names:
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)
         for name in self.program.names.get(slot, ()):
-            if name.file != where.file:
+            found = self.definition(name.code)
+            if found is None or found.file != where.file:
                 continue
-            function = source.starting(name.line)
-            if function is None or not function.lineno <= where.line <= (function.end_lineno or 0):
+            function = found.node
+            if not function.lineno <= where.line <= (function.end_lineno or 0):
                 continue
             if name.part is not None:
                 unpacked = _unpacked(function, name.text, name.part, where.line)
