@@ -71,8 +71,7 @@ def find_patterns(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]
     explained = [h for h in found if h.unexplained < 1]  # NaN where it says only where
     if not any(h.cost < costs.WITHOUT_FORMULAS for h in explained):
         found += [h for search in FORMULAS for h in _run(search, evidence)]
-    by_message = {h.message: h for h in sorted(found, key=lambda h: -h.cost)}
-    return sorted(by_message.values(), key=lambda h: h.cost)
+    return sorted(found, key=lambda h: h.cost)
 
 
 def _run(search: Pattern, evidence: Evidence) -> list[Finding]:

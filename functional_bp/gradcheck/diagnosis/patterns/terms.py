@@ -6,6 +6,7 @@ the truth is known as a sum as well, a term is missing, does not belong, or stan
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -304,8 +305,9 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     return Weighted(term, constant, total=False)
 
 
-def _plainness(constant: NamedNumber) -> tuple[bool, bool, int]:
-    return (not constant.is_unit, not constant.named, len(constant.text))
+def _plainness(constant: NamedNumber) -> tuple[bool, bool, int, float]:
+    size = abs(math.log(abs(constant.value))) if constant.value else math.inf
+    return not constant.is_unit, not constant.named, constant.oddity, size
 
 
 def _verified(search: TermSearch, fit: Fit) -> float | None:

@@ -277,49 +277,23 @@ def find_misused_cotangents(evidence: Evidence) -> list[Finding]:
 
 
 def _linearity(evidence: Evidence) -> list[Finding]:
-    name = evidence.argument
-    ybar = _together(evidence)
-    tests: list[tuple[Kind, str, Callable[[Judged], bool]]] = [
-        (
-            Kind.COTANGENT_IGNORED,
-            f"the cotangent of {name} does not change with {ybar}: {ybar} is not used",
-            lambda case: (
-                _same(_claim(evidence, case, 0.0), case.claimed)
-                and _same(_claim(evidence, case, 2.0), case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is not zero where {ybar} is: a term without {ybar} is added",
-            lambda case: not _same(_claim(evidence, case, 0.0), 0 * case.claimed, case.claimed),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is quadratic in {ybar}: {ybar} is multiplied in twice",
-            lambda case: (
-                _same(_claim(evidence, case, 2.0), 4 * case.claimed)
-                and _same(_claim(evidence, case, -1.0), case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} depends on the size of {ybar} alone, not on its sign",
-            lambda case: (
-                _same(_claim(evidence, case, -1.0), case.claimed)
-                and _same(_claim(evidence, case, 2.0), 2 * case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is not linear in {ybar}: twice {ybar} must give twice",
-            lambda case: (
-                not _same(_claim(evidence, case, 2.0), 2 * case.claimed)
-                or not _same(_claim(evidence, case, -1.0), -case.claimed)
-            ),
-        ),
-    ]
     if not np.any(evidence.given.claimed):
         return []
+    of, ybar = f"the cotangent of {evidence.argument}", _together(evidence)
+    claim = lambda case, scale: _claim(evidence, case, scale)
+    is_times = lambda case, scale, factor: _same(claim(case, scale), factor * case.claimed)
+    tests: tuple[tuple[Kind, str, Callable[[Judged], bool]], ...] = (
+        (Kind.COTANGENT_IGNORED, f"{of} does not change with {ybar}: {ybar} is not used",
+         lambda case: is_times(case, 0.0, 1) and is_times(case, 2.0, 1)),
+        (Kind.NOT_LINEAR, f"{of} is not zero where {ybar} is: a term without {ybar} is added",
+         lambda case: not _same(claim(case, 0.0), 0 * case.claimed, case.claimed)),
+        (Kind.NOT_LINEAR, f"{of} is quadratic in {ybar}: {ybar} is multiplied in twice",
+         lambda case: is_times(case, 2.0, 4) and is_times(case, -1.0, 1)),
+        (Kind.NOT_LINEAR, f"{of} depends on the size of {ybar} alone, not on its sign",
+         lambda case: is_times(case, -1.0, 1) and is_times(case, 2.0, 2)),
+        (Kind.NOT_LINEAR, f"{of} is not linear in {ybar}: twice {ybar} must give twice",
+         lambda case: not is_times(case, 2.0, 2) or not is_times(case, -1.0, -1)),
+    )  # fmt: skip
     for kind, message, test in tests:
         if evidence.late:
             break
@@ -430,49 +404,48 @@ def _tried(evidence: Evidence, layout: _Moved) -> Finding | None:
 
 
 def _moves(evidence: Evidence) -> Iterator[_Moved]:
-    shape = evidence.given.shape
+    shape, name = evidence.given.shape, evidence.argument
     ndim = len(shape)
-    name = evidence.argument
-    for order in itertools.permutations(range(ndim)):
+    orders = [order for order in itertools.permutations(range(ndim)) if order != (*range(ndim),)]
+    for order in orders:
         if ndim > 4 and sum(i != axis for i, axis in enumerate(order)) > 2:
             continue
-        if order != tuple(range(ndim)) and tuple(shape[axis] for axis in order) == shape:
-            text = "true.T" if ndim == 2 else f"transpose(true, {order})"
-            what = f"a transpose is missing, or one too many, in the cotangent of {name}"
+        if tuple(shape[axis] for axis in order) == shape:
             yield _Moved(
-                Kind.TRANSPOSE, text, what, lambda a, o=order: np.transpose(a, o), costs.TRANSPOSED
-            )
+                Kind.TRANSPOSE, "true.T" if ndim == 2 else f"transpose(true, {order})",
+                f"a transpose is missing, or one too many, in the cotangent of {name}",
+                lambda a, o=order: np.transpose(a, o), costs.TRANSPOSED,
+            )  # fmt: skip
     axes = [axis for axis in range(ndim) if shape[axis] > 1]
-    for count in (1, 2):
-        for some in itertools.combinations(axes, count):
-            what = f"{_along(some)} of the cotangent of {name} runs in the wrong direction"
-            text = f"flip(true, {_plain(some)})"
-            yield _Moved(Kind.REVERSAL, text, what, lambda a, s=some: np.flip(a, s), costs.FLIPPED)
+    for some in _groups(axes):
+        yield _Moved(
+            Kind.REVERSAL, f"flip(true, {_plain(some)})",
+            f"{_along(some)} of the cotangent of {name} runs in the wrong direction",
+            lambda a, s=some: np.flip(a, s), costs.FLIPPED,
+        )  # fmt: skip
     for axis, shift in itertools.product(axes, SHIFTS):
-        if abs(shift) < shape[axis]:
-            what = f"entries are shifted by {_places(shift)} along axis {axis}"
-            text = f"roll(true, {shift}, {axis})".replace("-", "−")
-            yield _Moved(
-                Kind.OFF_BY_ONE,
-                text,
-                what,
-                lambda a, s=shift, x=axis: np.roll(a, s, x),
-                costs.ROLLED_ENTRIES,
-            )
-            text = f"true, shifted by {shift} along axis {axis} and filled with zeros"
+        if abs(shift) >= shape[axis]:
+            continue
+        what = f"entries are shifted by {_places(shift)} along axis {axis}"
+        for text, move, cost in (
+            (f"roll(true, {shift}, {axis})", np.roll, costs.ROLLED_ENTRIES),
+            (f"true, shifted by {shift} along axis {axis} and filled with zeros", shifted,
+             costs.SHIFTED_ENTRIES),
+        ):  # fmt: skip
             yield _Moved(
                 Kind.OFF_BY_ONE, text.replace("-", "−"), what,
-                lambda a, s=shift, x=axis: shifted(a, s, x), costs.SHIFTED_ENTRIES,
+                lambda a, m=move, s=shift, x=axis: m(a, s, x), cost,
             )  # fmt: skip
-    if ndim > 1 and evidence.given.true.size > 1:
-        what = "rows and columns are mixed up: reshaped in the wrong order"
-        for order in itertools.permutations(range(ndim)):
-            if order != tuple(range(ndim)):
-                text = f"transpose(true, {order}).reshape{shape}"
-                yield _Moved(
-                    Kind.PERMUTATION, text, what,
-                    lambda a, o=order: np.transpose(a, o).reshape(a.shape), costs.RESHAPED,
-                )  # fmt: skip
+    for order in orders if evidence.given.true.size > 1 else ():
+        yield _Moved(
+            Kind.PERMUTATION, f"transpose(true, {order}).reshape{shape}",
+            "rows and columns are mixed up: reshaped in the wrong order",
+            lambda a, o=order: np.transpose(a, o).reshape(a.shape), costs.RESHAPED,
+        )  # fmt: skip
+
+
+def _groups(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    return [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
 
 
 def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
@@ -484,44 +457,43 @@ def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
     return moved
 
 
+def _reverse_diff(a: np.ndarray, axis: int) -> np.ndarray:
+    return -np.diff(a, axis=axis, append=0)
+
+
+# kind, how it is written, what it means, the claim as a function of the truth and an axis
+CUMULATED: tuple[tuple[Kind, str, str, Callable[[np.ndarray, int], np.ndarray]], ...] = (
+    (Kind.MISSING_SUM, "cumsum(true, {axis})", "summed up along axis {axis} once too often",
+     np.cumsum),
+    (Kind.MISSING_SUM, "diff(true) along axis {axis}",
+     "the cumulative sum along axis {axis} is missing",
+     lambda a, axis: np.diff(a, axis=axis, prepend=0)),
+    (Kind.MISSING_SUM, "reverse diff(true) along axis {axis}",
+     "the reverse cumulative sum along axis {axis} is missing", _reverse_diff),
+    (Kind.REVERSAL, "cumulative sum of the entries that true sums in reverse along axis {axis}",
+     "a cumulative sum runs in the wrong direction along axis {axis}",
+     lambda a, axis: np.cumsum(_reverse_diff(a, axis), axis)),
+    (Kind.REVERSAL, "reverse cumulative sum of the entries that true sums up along axis {axis}",
+     "a cumulative sum runs in the wrong direction along axis {axis}",
+     lambda a, axis: np.flip(
+         np.cumsum(np.flip(np.diff(a, axis=axis, prepend=0), axis), axis), axis)),
+)  # fmt: skip
+
+
 def _sums(evidence: Evidence) -> Iterator[_Moved]:
     shape, name = evidence.given.shape, evidence.argument
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
-    some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
-    for some in some_axes:
-        what = (
-            f"the cotangent of {name} is reduced over {_along(some)}, "
-            "and every entry gets the same"
-        )  # fmt: skip
+    for some in _groups(axes):
         yield _Moved(
-            Kind.MEAN_OR_SUM, f"sum(true, axis={_plain(some)}), broadcast back", what,
+            Kind.MEAN_OR_SUM, f"sum(true, axis={_plain(some)}), broadcast back",
+            f"the cotangent of {name} is reduced over {_along(some)}, and every entry gets the "
+            "same",
             lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), costs.REDUCED,
         )  # fmt: skip
-    for axis in axes:
-        where = f"along axis {axis}"
+    for axis, (kind, text, what, function) in itertools.product(axes, CUMULATED):
         yield _Moved(
-            Kind.MISSING_SUM, f"cumsum(true, {axis})", f"summed up {where} once too often",
-            lambda a, x=axis: np.cumsum(a, x), costs.CUMULATED,
-        )  # fmt: skip
-        yield _Moved(
-            Kind.MISSING_SUM, f"diff(true) {where}", f"the cumulative sum {where} is missing",
-            lambda a, x=axis: np.diff(a, axis=x, prepend=0), costs.CUMULATED,
-        )  # fmt: skip
-        yield _Moved(
-            Kind.MISSING_SUM, f"reverse diff(true) {where}",
-            f"the reverse cumulative sum {where} is missing",
-            lambda a, x=axis: -np.diff(a, axis=x, append=0), costs.CUMULATED,
-        )  # fmt: skip
-        yield _Moved(
-            Kind.REVERSAL, f"cumulative sum of the entries that true sums in reverse {where}",
-            f"a cumulative sum runs in the wrong direction {where}",
-            lambda a, x=axis: np.cumsum(-np.diff(a, axis=x, append=0), x), costs.CUMULATED,
-        )  # fmt: skip
-        yield _Moved(
-            Kind.REVERSAL, f"reverse cumulative sum of the entries that true sums up {where}",
-            f"a cumulative sum runs in the wrong direction {where}",
-            lambda a, x=axis: np.flip(np.cumsum(np.flip(np.diff(a, axis=x, prepend=0), x), x), x),
-            costs.CUMULATED,
+            kind, text.format(axis=axis), what.format(axis=axis),
+            lambda a, f=function, x=axis: f(a, x), costs.CUMULATED,
         )  # fmt: skip
 
 
@@ -529,12 +501,11 @@ def _summed_claim(evidence: Evidence) -> list[Finding]:
     """Whether summing the claim over an axis gives the truth, the same for every entry."""
     shape = evidence.given.shape
     axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
-    some_axes = [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
 
     def total(case: Judged, some: tuple[int, ...]) -> np.ndarray:
         return np.broadcast_to(case.claimed.sum(some, keepdims=True), case.shape)
 
-    for some in some_axes:
+    for some in _groups(axes):
         c = common_factor([(evidence.given.true, total(evidence.given, some))])
         constant = None if c is None else name_of(c, evidence.sizes)
         if constant is None or not constant.named:
@@ -590,17 +561,13 @@ def _by_known_order(evidence: Evidence, axis: int | None) -> str:
     if axis is None:
         return ""
     case = evidence.given
-    for name in [*case.known, *case.discrete]:
-        for text, turns in (
-            (f"indexed by {name}", 1),
-            (f"indexed by the inverse of {name}", 2),
-            (f"indexed by argsort({name})", 2),
-            (f"indexed by the inverse of argsort({name})", 3),
-        ):
-            if (name in case.discrete) != ("argsort" not in text):
-                continue
+    for names, orders in (
+        (case.known, (("argsort({})", 2), ("the inverse of argsort({})", 3))),
+        (case.discrete, (("{}", 1), ("the inverse of {}", 2))),
+    ):
+        for name, (text, turns) in itertools.product(names, orders):
             if all(_placed(c, name, turns, axis) for c in evidence.cases):
-                return f": claimed = true, {text}"
+                return f": claimed = true, indexed by {text.format(name)}"
     return ""
 
 

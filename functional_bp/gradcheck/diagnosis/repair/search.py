@@ -342,13 +342,20 @@ class RepairSearch:
 
     def _says_nothing(self, candidate: Candidate) -> bool:
         """Whether the edit reads as no change: a stale value goes by the name of the right one."""
-        one = described(candidate.edit, candidate.site, self.names)
-        unchanged = (
-            one.repair is not None
-            and 0 < len(one.repair.before)
-            and (one.repair.before == one.repair.after)
-        )
-        return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
+        edit, site = candidate.edit, candidate.site
+        repair = described(edit, site, self.names).repair
+        if repair is not None and repair.before and repair.before == repair.after:
+            return True
+        if edit.change is None or edit.change[1] != "_v":
+            return False
+        position, at, use = edit.change[0], site.expression, use_of(site.equation)
+        span = None if at is None else at.span
+        node = None
+        if at is not None and site.own and use != -1:
+            node = at.operand(position if use is None else use)
+        held = self.names.identity(site.equation.operands[position], span)
+        held = held if node is None else ast.unparse(node)
+        return held == self.names.identity(edit.reads[0], span)
 
     def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Finding]:
         """Verified edits are told in words; those that say the same are told once."""

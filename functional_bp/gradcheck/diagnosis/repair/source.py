@@ -459,11 +459,16 @@ class Names:
 
     def described(self, slot: int, where: Span | None) -> str:
         """The value is told in words, for a message."""
+        known = self.identity(slot, where)
+        if isinstance(known, str):
+            return known
+        return "another value" if known is None else f"the value computed at line {known}"
+
+    def identity(self, slot: int, where: Span | None) -> str | int | None:
+        """The value is this expression there; else it is known by the line that computes it."""
         node = self.at(slot, where)
-        if node is not None:
-            return ast.unparse(node)
         span = self.makers.get(slot)
-        return "another value" if span is None else f"the value computed at line {span.line}"
+        return ast.unparse(node) if node is not None else None if span is None else span.line
 
     def distance(self, slot: int, where: Span | None) -> float:
         """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
