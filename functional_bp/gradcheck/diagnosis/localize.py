@@ -23,7 +23,7 @@ from functional_bp.gradcheck.diagnosis.expressions import total
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
-from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, read
+from functional_bp.gradcheck.diagnosis.repair.source import expression, read
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
@@ -229,27 +229,18 @@ def _finite(x: Any) -> bool:
     return not is_number or bool(np.all(np.isfinite(x)))
 
 
-def _function(subject: Subject) -> tuple[str, SourceFile, ast.FunctionDef | ast.Lambda] | None:
-    """The person's function whose lines are meant, as text."""
-    found = definition(unwrapped(subject.source))
-    return None if found is None else (found.file, read(found.file), found.node)
-
-
 def _statements(subject: Subject) -> Iterator[tuple[Place, ast.AST]]:
-    """Each simple statement of the function, and each test of a compound one."""
-    found = _function(subject)
+    """Each simple statement of the person's function, and each test of a compound one."""
+    found = definition(unwrapped(subject.source))
     if found is None:
         return
-    file, source, function = found
-    for node in ast.walk(function):
-        parts: list[ast.AST] = []
-        if isinstance(node, ast.If | ast.While):
-            parts = [node.test]
-        elif isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            parts = [node]
-        for part in parts:
-            line = getattr(part, "lineno", function.lineno)
-            yield Place(file, line, source.lines[line - 1].strip()), part
+    lines = read(found.file).lines
+    for node in ast.walk(found.node):
+        is_simple = isinstance(node, ast.stmt) and not hasattr(node, "body")
+        part = node.test if isinstance(node, ast.If | ast.While) else node if is_simple else None
+        if part is not None:
+            line: int = getattr(part, "lineno", found.node.lineno)
+            yield Place(found.file, line, lines[line - 1].strip()), part
 
 
 def _mentioning(subject: Subject, words: Sequence[str]) -> list[Place]:
@@ -265,16 +256,15 @@ def _mentioning(subject: Subject, words: Sequence[str]) -> list[Place]:
 
 def _remembering(subject: Subject) -> list[Place]:
     """The statements that use what outlives a call: a mutable default, a global name."""
-    found = _function(subject)
+    found = definition(unwrapped(subject.source))
     if found is None:
         return []
-    function = found[2]
-    arguments = function.args
+    arguments = found.node.args
     defaults = [*arguments.defaults, *(d for d in arguments.kw_defaults if d is not None)]
     parameters = [*arguments.posonlyargs, *arguments.args]
     parameters = parameters[len(parameters) - len(arguments.defaults) :] + arguments.kwonlyargs
     names = {p.arg for p, d in zip(parameters, defaults) if isinstance(d, CONTAINERS)}
-    for node in ast.walk(function):
+    for node in ast.walk(found.node):
         if isinstance(node, ast.Global | ast.Nonlocal):
             names.update(node.names)
     return _mentioning(subject, sorted(names))
