@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -79,24 +80,38 @@ def sums_of_two(vector: np.ndarray, plain: np.ndarray, free: np.ndarray) -> Iter
 
 @dataclass(frozen=True)
 class Fit:
-    """A vector is a sum of these columns, with these weights, at this cost."""
+    """A vector is a sum of these terms, with these weights, at this cost."""
 
-    terms: tuple[int, ...]
+    terms: tuple[Any, ...]
     weights: tuple[float, ...]
     cost: float
 
 
 @dataclass(frozen=True)
-class Basis:
-    """The columns have norm 1, and none of them stands twice.
+class Dictionary:
+    """Terms, each of a ``cost``, come with their values.
 
     Attributes:
-        columns: one row per term.
-        costs: what each term costs; ties between fits go to the cheaper.
+        terms: the terms, cheapest first.
+        columns: one row per term: its values, scaled to norm 1.
+        norms: what they were divided by.
     """
 
+    terms: Sequence[Any]
     columns: np.ndarray
-    costs: np.ndarray
+    norms: np.ndarray
+
+    @classmethod
+    def of(cls, terms: Sequence[Any], values: np.ndarray) -> Dictionary:
+        """The dictionary of these terms, with a row of values for each."""
+        norms = np.linalg.norm(values, axis=1)
+        norms = np.where(norms > 0, norms, 1.0)
+        return cls(terms, values / norms[:, None], norms)
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """What each term costs; ties between fits go to the cheaper."""
+        return np.array([term.cost for term in self.terms])
 
     @cached_property
     def gram(self) -> np.ndarray:
@@ -104,13 +119,28 @@ class Basis:
         some = self.columns[:PAIRS]
         return some @ some.T
 
-    def fits(self, vector: np.ndarray, forced: Sequence[int] = (), most: int = 2) -> list[Fit]:
-        """The ``forced`` columns and up to ``most`` others add up to the vector."""
+    def with_further(self, other: Dictionary) -> Dictionary:
+        """The terms of both."""
+        pairs = ((self.columns, other.columns), (self.norms, other.norms))
+        return Dictionary([*self.terms, *other.terms], *map(np.concatenate, pairs))
+
+    def without_multiples(self) -> Dictionary:
+        """The terms that are no multiples of earlier ones, as three random projections tell."""
+        directions = np.random.default_rng(0).standard_normal((self.columns.shape[1], 3))
+        shadows = self.columns @ directions
+        shadows *= np.where(shadows[:, :1] < 0, -1, 1)
+        _, first = np.unique(np.round(shadows, 7), axis=0, return_index=True)
+        kept = np.sort(first)
+        return Dictionary([self.terms[i] for i in kept], self.columns[kept], self.norms[kept])
+
+    def fits(self, vector: np.ndarray, forced: Sequence[Any] = (), most: int = 2) -> list[Fit]:
+        """The ``forced`` terms and up to ``most`` others add up to the vector."""
         norm = float(np.linalg.norm(vector))
         if not norm:
             return []
+        given = [next(i for i, term in enumerate(self.terms) if term is one) for one in forced]
         # What the forced columns span is taken out of the vector and of all other columns.
-        span, _ = np.linalg.qr(self.columns[list(forced)].T)
+        span, _ = np.linalg.qr(self.columns[given].T)
         inside, part = self.columns @ span, span.T @ vector / norm
         along = self.columns @ (vector / norm) - inside @ part
         own = 1 - (inside**2).sum(1)
@@ -121,12 +151,12 @@ class Basis:
         found += [(int(i),) for i in np.flatnonzero(alone <= NEAR)[:MOST]]
         if most >= 2 and not found:
             some = inside[:PAIRS]
-            gram = self.gram - some @ some.T if forced else self.gram
+            gram = self.gram - some @ some.T if given else self.gram
             rest = free_pairs(gram, along[:PAIRS], left)
             rows, columns = np.nonzero(np.triu((rest <= NEAR) & (rest >= -100 * NEAR), 1))
             order = np.argsort(self.costs[rows] + self.costs[columns], kind="stable")[:MOST]
             found += [(int(rows[i]), int(columns[i])) for i in order]
-        results = [self._solved(vector, (*forced, *some), bool(forced)) for some in found]
+        results = [self._solved(vector, (*given, *some), bool(given)) for some in found]
         return sorted((fit for fit in results if fit), key=lambda fit: fit.cost)
 
     def _solved(self, vector: np.ndarray, some: tuple[int, ...], forced: bool) -> Fit | None:
@@ -139,14 +169,10 @@ class Basis:
             return None
         if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
             return None
-        cost = float(self.costs[list(some)].sum()) + costs.FURTHER_TERM * (len(some) - 1)
-        return Fit(some, tuple(float(w) for w in weights), cost)
+        terms = tuple(self.terms[i] for i in some)
+        return Fit(terms, tuple(map(float, weights / self.norms[list(some)])), cost_of(terms))
 
 
-def distinct(columns: np.ndarray) -> np.ndarray:
-    """These columns are no multiples of earlier ones, as three random projections tell."""
-    directions = np.random.default_rng(0).standard_normal((columns.shape[1], 3))
-    shadows = columns @ directions
-    shadows *= np.where(shadows[:, :1] < 0, -1, 1)
-    _, first = np.unique(np.round(shadows, 7), axis=0, return_index=True)
-    return np.sort(first)
+def cost_of(terms: Sequence[Any]) -> float:
+    """What a sum of terms costs."""
+    return sum(term.cost for term in terms) + costs.FURTHER_TERM * (len(terms) - 1)

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.expressions import PLACE, Expr, X, call, name, product
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
+from functional_bp.gradcheck.diagnosis.sums import Dictionary
 from functional_bp.gradcheck.findings import Kind
 
 
@@ -481,23 +482,11 @@ class Term:
         return np.asarray(self.frame.form.value({**case.arrays, PLACE: inside}))
 
 
-@dataclass
-class Dictionary:
-    """The terms come with their values on the cases that the search looks at.
+def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary | None:
+    """Terms are evaluated, cheapest first, until there are enough or time is up.
 
-    Attributes:
-        terms: the terms, cheapest first.
-        columns: one row per term: its values, scaled to norm 1.
-        norms: what they were divided by.
+    None where none can be.
     """
-
-    terms: list[Term] = field(default_factory=list)
-    columns: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-
-def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary:
-    """Terms are evaluated, cheapest first, until there are enough or time is up."""
     terms: list[Term] = []
     columns: list[np.ndarray] = []
     cache: Values = {}
@@ -518,11 +507,7 @@ def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dict
         if np.isfinite(norm) and norm > 0:
             terms.append(term)
             columns.append(column)
-    if not terms:
-        return Dictionary()
-    matrix = np.stack(columns)
-    norms = np.linalg.norm(matrix, axis=1)
-    return Dictionary(terms, matrix / norms[:, None], norms)
+    return Dictionary.of(terms, np.stack(columns)).without_multiples() if terms else None
 
 
 def flattened(values: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
