@@ -23,7 +23,7 @@ from faulty_pairs import (
 )
 from jax import lax
 from sampling import sampled
-from traced_disagreements import SECONDS, best, disagree, line_with, normal
+from traced_disagreements import SECONDS, best, disagree, line_with, normal, repairs
 
 from functional_bp.gradcheck.clock import TimeLimit, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
@@ -31,7 +31,7 @@ from functional_bp.gradcheck.diagnosis.expressions import named
 from functional_bp.gradcheck.diagnosis.repair import validate
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
 from functional_bp.gradcheck.diagnosis.repair.program import trace
-from functional_bp.gradcheck.diagnosis.repair.search import repairs, single_repairs
+from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 
 
 @pytest.mark.parametrize(

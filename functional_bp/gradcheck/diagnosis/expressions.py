@@ -270,7 +270,7 @@ def _in_product(factor: Expr, factors: Sequence[Expr]) -> str:
     return f"({factor})" if factor.head == "@" and not alone else str(factor)
 
 
-# Numbers.
+# Numbers by their names.
 
 CLOSE = 1e-6  # relative: constants that were rounded to float32 keep their names
 

@@ -19,8 +19,11 @@ from functional_bp.gradcheck.diagnosis.expressions import CLOSE, NamedNumber, na
 from functional_bp.gradcheck.diagnosis.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
+from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
 from functional_bp.gradcheck.diagnosis.sums import plain_pairs
 from functional_bp.gradcheck.findings import Finding, Kind
+
+# A factor that is no constant.
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all
 NEAR = 1e-7  # root mean square of the logarithm of what two sides differ by
@@ -353,6 +356,8 @@ def _together(evidence: Evidence) -> str:
     return bars[0] if len(bars) == 1 else "the outputs' cotangents"
 
 
+# The right numbers in the wrong places.
+
 Move = Callable[[np.ndarray], np.ndarray]
 SHIFTS = (1, -1, 2, -2)
 GLANCED = 1000  # entries that have to agree before all are compared
@@ -446,15 +451,6 @@ def _moves(evidence: Evidence) -> Iterator[_Moved]:
 
 def _groups(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
-
-
-def shifted(a: np.ndarray, by: int, axis: int) -> np.ndarray:
-    """``a`` is moved by some places along an axis; zeros come in."""
-    moved = np.roll(a, by, axis)
-    empty = [slice(None)] * a.ndim
-    empty[axis] = slice(0, by) if by > 0 else slice(by, None)
-    moved[tuple(empty)] = 0
-    return moved
 
 
 def _reverse_diff(a: np.ndarray, axis: int) -> np.ndarray:

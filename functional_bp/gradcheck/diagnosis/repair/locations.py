@@ -189,6 +189,8 @@ def with_operand(operands: Sequence[Any], position: int, value: Any) -> list[Any
     return [value if i == position else x for i, x in enumerate(operands)]
 
 
+# Where the edits may stand.
+
 VIEWS = ("slice", "transpose", "squeeze", "rev", "reshape")
 COMPARING = ("gt", "ge", "lt", "le", "max", "min", "clamp", "eq", "ne")
 WIDEST = 40  # values that an edit may bring in, the named ones first

@@ -54,6 +54,8 @@ from functional_bp.gradcheck.findings import Finding, Kind, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
+# The edits of an equation, by its primitive.
+
 Entry = Callable[[Site], Iterator[Edit]]
 
 # fmt: off
@@ -202,6 +204,8 @@ def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
     return found
 
 
+# The search.
+
 SHOWN = 3
 LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
 
@@ -213,15 +217,6 @@ class Candidate:
     edit: Edit
     site: Site
     rank: float
-
-
-def repairs(disagreement: Disagreement, limit: TimeLimit, *, several: bool = True) -> list[Finding]:
-    """At most three edits of the claimed backward pass make it right, the likeliest first.
-
-    Two edits at once are looked for if ``several``.
-    """
-    found, search = single_repairs(disagreement, limit)
-    return search.two(limit) if not found and several and search is not None else found
 
 
 def single_repairs(
@@ -508,6 +503,9 @@ def _thresholds(disagreement: Disagreement) -> list[float]:
         given = disagreement.given
         return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
     return []
+
+
+# A patch in words.
 
 
 def described(edit: Edit, site: Site, names: Names) -> Finding:

@@ -1,4 +1,8 @@
-"""Operations that move or sum entries may need another axis, order, direction or place."""
+"""Operations that move or sum entries may need another axis, order, direction or place.
+
+Matrices, windows and borders may need a triangle, a flipped kernel, other first rows; calls of a
+library may have to run along another axis, be a mean for a sum, or pad otherwise.
+"""
 
 from __future__ import annotations
 
@@ -265,9 +269,12 @@ def moved(site: Site) -> Iterator[Edit]:
 def shifted(x: Any, shift: int, axis: int) -> Any:
     """The array is moved along an axis, with zeros where nothing comes in."""
     moved = np.roll(x, shift, axis)
-    moved[(slice(None),) * axis + (0 if shift > 0 else -1,)] = 0
+    empty = slice(0, shift) if shift > 0 else slice(shift, None)
+    moved[(slice(None),) * axis + (empty,)] = 0
     return moved
 
+
+# Matrices, windows, borders.
 
 INDEXED = {  # the positions of the operands that say where
     "scatter": (1,), "scatter-add": (1,), "scatter-mul": (1,), "gather": (1,),
@@ -566,6 +573,8 @@ def _replaced(x: Any, index: tuple[Any, ...], by: Any) -> Any:
     x[index] = by[index]
     return x
 
+
+# Calls of a library.
 
 Axes = tuple[int, ...]
 

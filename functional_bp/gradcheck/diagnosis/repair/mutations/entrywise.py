@@ -274,6 +274,8 @@ def wrapped(site: Site) -> Iterator[Edit]:
                 write=template.format("_e"))
 
 
+# Constants, which are solved for.
+
 EXACT = 1e-7  # to which a number in the code is found
 
 
@@ -414,6 +416,9 @@ def _power(node: ast.expr, part: ast.expr) -> int:
             return _power(node.left, part)
         return _power(node.right, part) * (-1 if isinstance(node.op, ast.Div) else 1)
     return 1
+
+
+# A function of an array, as a call of a library.
 
 
 def functions(site: Site) -> Iterator[Edit]:
