@@ -207,6 +207,16 @@ def half_of_it_forgotten(kept, y_bar):
     return x_bar, x * y_bar + both_bar[3:]
 
 
+def dense(x, w):
+    return x @ w
+
+
+def first_of_the_batch(kept, y_bar):
+    x, w = kept
+    w_bar = x[0].T @ y_bar[0]  # here
+    return y_bar @ w.T, w_bar
+
+
 IMAGES = (normal(2, 2, 5, 5), normal(2, 2, 3, 3))
 MATRIX = np.eye(4) + 0.1 * normal(4, 4) @ normal(4, 4).T
 CELL = (0.5 * normal(3, 3), normal(4, 3))
@@ -230,6 +240,8 @@ PLANTED = [
     (cell, cell_fwd, stale_operand, CELL, ("wrong operand",), "jnp.outer(inner_bar, x_t)"),
     (gate, gate_fwd, half_of_it_forgotten, (normal(3), normal(3, seed=1)), ("missing term",),
      "both_bar[:3]"),
+    (dense, lambda x, w: (dense(x, w), (x, w)), first_of_the_batch, (normal(2, 3, 4), MATRIX),
+     ("missing sum",), "jnp.tensordot(x, y_bar, ((0, 1), (0, 1)))"),
 ]  # fmt: skip
 
 

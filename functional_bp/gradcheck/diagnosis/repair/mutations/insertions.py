@@ -328,9 +328,21 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
 
 
 def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
-    """The whole result as a matrix times a vector, in the place of something entry by entry."""
+    """The whole result as a matrix times a vector, in the place of something entry by entry.
+
+    Or as the product of two values, summed over a batch of which one entry was taken.
+    """
     for one, two in itertools.permutations(usable[:MOST], 2):
         a, b = site.values[one], site.values[two]
+        batch = tuple(range(np.ndim(a) - 1))
+        ends = (*np.shape(a)[-1:], *np.shape(b)[-1:])
+        if len(batch) > 1 and np.shape(a)[:-1] == np.shape(b)[:-1] and ends == site.result.shape:
+            yield Edit(
+                site.equation.key, Kind.MISSING_SUM,
+                "should be the product of {v} and {w}, summed over all but their last axes",
+                lambda _, v, __, u=one, w=two, axes=batch: np.tensordot(v[u], v[w], (axes, axes)),
+                costs.CONTRACTION, reads=(one, two),
+                write=f"jnp.tensordot(_v, _w, ({batch}, {batch}))")
         if np.ndim(a) != 2 or np.ndim(b) != 1:
             continue
         for axis, text in ((0, "_v @ _w"), (1, "_v.T @ _w")):
