@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -131,9 +133,19 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     if args.upstream is not None:  # JAX's order of leaves, which is that of the graph's outputs
         outputs = trace(called, *nodes).outputs
         cotangent = [jnp.full(v.shape, args.upstream, v.dtype) for v in outputs]
-    return explain(
+    made = lambda: explain(
         called, *nodes, cotangent=cotangent, unroll=args.unroll, max_steps=args.max_steps
     )
+    if args.max_steps is None:
+        return made()
+    logging.disable(logging.ERROR)  # JAX logs what a callback raises before it raises that
+    try:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return made()
+        with jax.disable_jit():  # a StepBoundError comes through as it is
+            return made()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _target(text: str) -> Target:
