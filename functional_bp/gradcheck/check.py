@@ -24,17 +24,21 @@ from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.input_classes import GIVEN
 from functional_bp.gradcheck.judging import Judgement, Ruling
 from functional_bp.gradcheck.report import Report
-from functional_bp.gradcheck.stages.compositions import compositions, sharded_inputs
-from functional_bp.gradcheck.stages.inputs import searched_inputs, shrink
-from functional_bp.gradcheck.stages.linearity import (
+from functional_bp.gradcheck.stages.given_inputs import (
     linearity,
     parts,
+    repeated_calls,
+    shapes,
     silent_outputs,
     single_cotangents,
 )
-from functional_bp.gradcheck.stages.precision import precision
-from functional_bp.gradcheck.stages.second_order import adjoint_identity, second_order
-from functional_bp.gradcheck.stages.structure import repeated_calls, shapes
+from functional_bp.gradcheck.stages.inputs import precision, searched_inputs, shrink
+from functional_bp.gradcheck.stages.transformations import (
+    adjoint_identity,
+    compositions,
+    second_order,
+    sharded_inputs,
+)
 from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 

@@ -27,8 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from functional_bp.gradcheck.derivatives import Slope, bend, slope
-from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
+from functional_bp.gradcheck.evaluation import Evaluation, Point, Result, Slope, bend, slope
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import (
     UNIT32,
