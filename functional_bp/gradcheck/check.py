@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from functional_bp.engine.rule import Rule
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck import claims as claiming
 from functional_bp.gradcheck.claims import by_our_rules, read
 from functional_bp.gradcheck.clock import TimeUp, watchdog
@@ -138,7 +139,7 @@ def check(
         A report: ``report.ok``, ``report.verdict``, ``report.findings``; it prints readably.
 
     Raises:
-        TypeError: the subject claims no gradient, or cannot be called with the arguments.
+        ClaimError: the subject claims no gradient, or cannot be called with the arguments.
 
     Example:
         >>> import functional_bp as bp, jax, jax.numpy as jnp
@@ -163,8 +164,10 @@ def check(
     if name:
         made = replace(made, name=name)
     if not made.actives:
-        raise TypeError(f"{made.name}: no argument is a real or complex array, so that there is "
-                        "no gradient to check")  # fmt: skip
+        raise ClaimError(
+            f"{made.name}: no argument is a real or complex array, so that there is no gradient to "
+            "check"
+        )
     return run(made, quick=quick, seed=seed, seconds=seconds, started=started,
                is_declared=expect is not None)  # fmt: skip
 

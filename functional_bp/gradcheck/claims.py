@@ -22,7 +22,7 @@ from functional_bp.definitions import definition, unwrapped
 from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.engine.transforms import vjp
-from functional_bp.errors import compose, describe
+from functional_bp.errors import ClaimError, describe
 from functional_bp.gradcheck import torch_reference
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Flattening, Subject, active_outputs, output_bars
@@ -42,7 +42,7 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
     """Return the claim that ``subject`` makes about its gradient at ``args``.
 
     Raises:
-        TypeError: it is nothing that claims a gradient.
+        ClaimError: it is nothing that claims a gradient.
     """
     made = _read(subject, args)
     with Guard("the claim, traced"):  # whatever else is wrong with it is found where it is run
@@ -82,14 +82,12 @@ def _read(subject: Any, args: Sequence[Any]) -> Subject:
         return _pair(*subject, args)
     if callable(subject):
         return _plain(subject, args)
-    raise TypeError(
-        compose(
-            "bp.check cannot check this",
-            got=type(subject).__name__,
-            expected="a custom_vjp or custom_jvp function, an operation, a rule, a pair "
-            "(forward, backward), or any JAX function",
-            do="for a gradient function give the function it differentiates: of=loss",
-        )
+    raise ClaimError(
+        "bp.check cannot check this",
+        got=type(subject).__name__,
+        expected="a custom_vjp or custom_jvp function, an operation, a rule, a pair "
+        "(forward, backward), or any JAX function",
+        do="for a gradient function give the function it differentiates: of=loss",
     )
 
 
@@ -126,8 +124,8 @@ def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> S
     subject = _callable(fun, args, reference=fun.fun, static=static, judged=judged)
     forward, backward = fun.fwd, fun.bwd
     if forward is None or backward is None:
-        raise TypeError(
-            compose(f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)")
+        raise ClaimError(
+            f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)"
         )
     flat = Flattening(fun, args, judged, static)
     given = [args[i] for i in static]
@@ -318,13 +316,11 @@ def looks_at_values(subject: Subject) -> bool:
 def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
     if isinstance(returned, tuple | list) and len(returned) == 2:
         return returned[0], returned[1]
-    raise TypeError(
-        compose(
-            f"{function_name(forward)} is the forward function of a pair",
-            got=f"a return value of type {type(returned).__name__}",
-            expected="(output, residuals), and backward(residuals, output_bar); or an output alone "
-            "and backward(*arguments, output_bar)",
-        )
+    raise ClaimError(
+        f"{function_name(forward)} is the forward function of a pair",
+        got=f"a return value of type {type(returned).__name__}",
+        expected="(output, residuals), and backward(residuals, output_bar); or an output alone "
+        "and backward(*arguments, output_bar)",
     )
 
 
@@ -459,13 +455,11 @@ def _scalar_of(of: Callable[..., Any], args: Sequence[Any]) -> Any:
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, TypeError):
         shape = of(*args)
     if np.shape(shape) != () and getattr(shape, "shape", None) != ():
-        raise TypeError(
-            compose(
-                f"of={function_name(of)} has no gradient",
-                got=f"an output {jax.tree.map(describe, shape)}",
-                expected="a real scalar, as for jax.grad",
-                do="check a custom_vjp function or a pair (forward, backward) instead",
-            )
+        raise ClaimError(
+            f"of={function_name(of)} has no gradient",
+            got=f"an output {jax.tree.map(describe, shape)}",
+            expected="a real scalar, as for jax.grad",
+            do="check a custom_vjp function or a pair (forward, backward) instead",
         )
     return shape
 
@@ -491,14 +485,12 @@ def _positions(
                 return with_value, tuple(range(len(args)))
             if structure(tuple(bars)) == structure(tuple(args[: len(bars)])):
                 return with_value, tuple(range(len(bars)))
-    raise TypeError(
-        compose(
-            "the gradient function returns something that is no gradient of the arguments",
-            got=str(structure(sample)),
-            expected=f"{structure(args[0])} for the first argument, or a tuple with one entry "
-            "per argument",
-            do="say for which arguments it is: argnums=",
-        )
+    raise ClaimError(
+        "the gradient function returns something that is no gradient of the arguments",
+        got=str(structure(sample)),
+        expected=f"{structure(args[0])} for the first argument, or a tuple with one entry "
+        "per argument",
+        do="say for which arguments it is: argnums=",
     )
 
 
@@ -516,16 +508,17 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
             last part. A function in place of an array is called with ``args``.
 
     Raises:
-        TypeError: the claims are not by name, or ``fun`` is not scalar.
+        ClaimError: the claims are not by name, or ``fun`` is not scalar.
     """
     _scalar_of(fun, args)
     every = Flattening(fun, args)
     if not isinstance(claims, Mapping):
-        raise TypeError(
-            compose("claims= wants gradients by argument", got=type(claims).__name__,
-                    expected=f"a dict with names of {', '.join(every.names)}",
-                    do=f"write claims={{{every.names[0]!r}: …}}" if every.names else "")
-        )  # fmt: skip
+        raise ClaimError(
+            "claims= wants gradients by argument",
+            got=type(claims).__name__,
+            expected=f"a dict with names of {', '.join(every.names)}",
+            do=f"write claims={{{every.names[0]!r}: …}}" if every.names else "",
+        )
     by_name = {resolve(name, every.names): value for name, value in claims.items()}
     flat = Flattening(fun, args, only=tuple(by_name))
     values = [by_name[name] for name in flat.names]
@@ -586,7 +579,7 @@ def resolve(name: str, names: Sequence[str]) -> str:
     """Return the name among ``names`` that a person means: the whole of it, or its last part.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ClaimError: there is none, or more than one.
     """
     if name in names:
         return name
@@ -595,12 +588,10 @@ def resolve(name: str, names: Sequence[str]) -> str:
     if len(matching) == 1:
         return matching[0]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    raise ValueError(
-        compose(
-            f"no value is called {name!r}" if not matching else f"{name!r} is the end of several",
-            got=name,
-            expected=" or ".join(matching or near or names) or "a name",
-        )
+    raise ClaimError(
+        f"no value is called {name!r}" if not matching else f"{name!r} is the end of several",
+        got=name,
+        expected=" or ".join(matching or near or names) or "a name",
     )
 
 
@@ -626,15 +617,13 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     if made is not None:
         return made
     problem = in_jax if isinstance(in_jax.error, TypeError) else in_numpy
-    raise TypeError(
-        compose(
-            f"the reference {function_name(reference)} cannot be called with the given arguments",
-            got=f"{problem.raised}: {problem.message}",
-            expected="a JAX, NumPy or PyTorch function of the same arguments",
-            do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
-            if find_spec("torch") is None
-            else "",
-        )
+    raise ClaimError(
+        f"the reference {function_name(reference)} cannot be called with the given arguments",
+        got=f"{problem.raised}: {problem.message}",
+        expected="a JAX, NumPy or PyTorch function of the same arguments",
+        do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
+        if find_spec("torch") is None
+        else "",
     )
 
 
@@ -664,13 +653,11 @@ def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
     elif callable(expect):
         surrogate = Flattening(expect, args).outputs_of(expect)
     else:
-        raise ValueError(
-            compose(
-                "expect= declares a gradient that is false on purpose",
-                got=repr(expect),
-                expected='"straight-through", a number that multiplies the true gradient, or a '
-                "function whose gradient it is",
-            )
+        raise ClaimError(
+            "expect= declares a gradient that is false on purpose",
+            got=repr(expect),
+            expected='"straight-through", a number that multiplies the true gradient, or a '
+            "function whose gradient it is",
         )
     value = subject.reference or subject.value
 

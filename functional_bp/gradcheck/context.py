@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp import _jax
-from functional_bp.errors import compose
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
@@ -110,10 +110,10 @@ class CheckContext:
                 first = first or ran
                 continue
             if not outs:
-                raise TypeError(
-                    compose(f"{subject.name} returns nothing that has a cotangent",
-                            expected="at least one real or complex array")
-                )  # fmt: skip
+                raise ClaimError(
+                    f"{subject.name} returns nothing that has a cotangent",
+                    expected="at least one real or complex array",
+                )
             if first is not None:
                 self.notes.append(f"judged in float32: in float64 the function raises "
                                   f"{first.raised} (a hard-wired dtype?)")  # fmt: skip
@@ -121,12 +121,10 @@ class CheckContext:
             low = Evaluation(subject, 32) if bits == 64 and subject.traceable else None
             return full, low, Point(actives, fixed, bars)
         assert first is not None
-        raise TypeError(
-            compose(
-                f"{subject.name} cannot be called with the given arguments",
-                got=f"{first.raised}: {first.message}",
-                expected="arguments that the forward pass takes",
-            )
+        raise ClaimError(
+            f"{subject.name} cannot be called with the given arguments",
+            got=f"{first.raised}: {first.message}",
+            expected="arguments that the forward pass takes",
         ) from first.error
 
     def _first_call(self) -> Any:

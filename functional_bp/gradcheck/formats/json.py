@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from functional_bp.errors import compose
+from functional_bp.errors import BackpropError
 from functional_bp.gradcheck.findings import (
     CheckResult,
     Finding,
@@ -30,6 +30,10 @@ VERSION = 1
 Result = TypeVar("Result", bound=CheckResult)
 
 
+class ReportError(BackpropError, ValueError):
+    """A text is not the JSON of one report."""
+
+
 def render(reports: Sequence[CheckResult]) -> str:
     """Write one report as an object; several as ``{"reports": […]}``."""
     every = [{"version": VERSION, **_encode(report)} for report in reports]
@@ -41,18 +45,16 @@ def read(text: str, kind: type[Result]) -> Result:
     """Read the one report that ``render`` wrote, as a ``kind`` of result.
 
     Raises:
-        ValueError: the text is no report, or one of another version.
+        ReportError: the text is no report, or one of another version.
     """
     data = json.loads(text)
     if not isinstance(data, dict) or data.get("version") != VERSION or "verdict" not in data:
         got = data.get("version", "no version") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            compose(
-                "this is not the JSON of one report",
-                got=f"version {got}" if isinstance(got, int) else str(got),
-                expected=f'an object with "version": {VERSION} and a "verdict"',
-                do="write it with report.to_json()",
-            )
+        raise ReportError(
+            "this is not the JSON of one report",
+            got=f"version {got}" if isinstance(got, int) else str(got),
+            expected=f'an object with "version": {VERSION} and a "verdict"',
+            do="write it with report.to_json()",
         )
     fields = {key: value for key, value in data.items() if key != "version"}
     fields["findings"] = tuple(map(_finding, data["findings"]))
