@@ -23,7 +23,6 @@ from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.engine.transforms import vjp
 from functional_bp.errors import ClaimError, describe
-from functional_bp.gradcheck import torch_reference
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Flattening, Subject, active_outputs, output_bars
 from functional_bp.graph import interpret
@@ -423,7 +422,8 @@ def gradient_function(
     def found(actives: Arrays, fixed: Arrays) -> Arrays:
         result = claimed(*flat.join(actives, fixed))
         bars = result[1] if with_value else result
-        single = isinstance(argnums, int) or len(positions) == 1 and not _is_tuple_of_one(bars)
+        is_tuple_of_one = isinstance(bars, tuple | list) and len(bars) == 1
+        single = isinstance(argnums, int) or len(positions) == 1 and not is_tuple_of_one
         full: list[Any] = [None] * len(args)
         for i, bar in zip(positions, (bars,) if single else bars, strict=True):
             full[i] = bar
@@ -492,10 +492,6 @@ def _positions(
         "per argument",
         do="say for which arguments it is: argnums=",
     )
-
-
-def _is_tuple_of_one(bars: Any) -> bool:
-    return isinstance(bars, tuple | list) and len(bars) == 1
 
 
 def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, Any]) -> Subject:
@@ -604,7 +600,7 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
         return replace(subject, reference=None, reference_pull=None)
     flat = Flattening(reference, args)
     if len(flat.active) != len(subject.actives):  # some arguments are held fixed
-        flat = Flattening(reference, args, only=_same_leaves(flat, subject))
+        flat = Flattening(reference, args, only=[n for n in flat.all_names if n in subject.names])
     fun = flat.outputs_of(reference)
     with Guard("the reference in JAX") as in_jax:
         jax.eval_shape(fun, subject.actives, subject.fixed)
@@ -613,7 +609,7 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     with Guard("the reference in NumPy") as in_numpy:
         on_host(subject.actives, subject.fixed)
         return replace(subject, reference=None, reference_pull=None, numeric=on_host)
-    made = torch_reference.read(reference, flat, subject)
+    made = _in_torch(reference, flat, subject)
     if made is not None:
         return made
     problem = in_jax if isinstance(in_jax.error, TypeError) else in_numpy
@@ -627,8 +623,60 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     )
 
 
-def _same_leaves(flat: Flattening, subject: Subject) -> list[str]:
-    return [name for name, leaf in zip(flat.all_names, flat.leaves) if name in subject.names]
+def _in_torch(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> Subject | None:
+    """Have ``reference`` judge ``subject`` on tensors; None where it is no PyTorch function."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    def tensor(array: Any) -> Any:
+        host = np.array(array)
+        if host.dtype == jnp.bfloat16:  # NumPy has it from JAX, PyTorch does not read it from there
+            return torch.from_numpy(host.astype(np.float32)).to(torch.bfloat16)
+        return torch.from_numpy(host)
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach().resolve_conj()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.float().numpy().astype(jnp.bfloat16)
+        return tensor.numpy()
+
+    def tensors(arrays: Any, judged: bool) -> list[Any]:
+        return [tensor(a).requires_grad_() if judged else tensor(a) for a in arrays]
+
+    def outputs(actives: list[Any], fixed: list[Any]) -> list[Any]:
+        found = jax.tree.leaves(reference(*flat.join(actives, fixed)))
+        return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+    def values(actives: Any, fixed: Any) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [array(t) for t in outputs(tensors(actives, False), tensors(fixed, False))]
+
+    def pulled(actives: Any, fixed: Any, bars: Any) -> list[np.ndarray]:
+        inputs = tensors(actives, True)
+        outs = outputs(inputs, tensors(fixed, False))
+        seeds = [tensor(b).to(o.dtype) for b, o in zip(bars, outs)]
+        conjugate = [s.conj() if s.is_complex() else s for s in seeds]
+        found = torch.autograd.grad(outs, inputs, conjugate, allow_unused=True)
+        kept = [torch.zeros_like(x) if f is None else f for x, f in zip(inputs, found)]
+        return [np.conj(array(t)) for t in kept]  # PyTorch's complex gradients are conjugated
+
+    with Guard("the reference on tensors") as ran:
+        values(subject.actives, subject.fixed)
+    if ran.error is not None:  # it is no PyTorch function of these arguments either
+        return None
+
+    def value(actives: Arrays, fixed: Arrays) -> Arrays:
+        like = jax.eval_shape(subject.value, actives, fixed)
+        return tuple(jax.pure_callback(values, list(like), actives, fixed))
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
+        like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in actives]
+        found = jax.pure_callback(pulled, like, actives, fixed, bars)
+        return value(actives, fixed), tuple(found)
+
+    return replace(subject, reference=value, reference_pull=pull)
 
 
 def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:

@@ -42,6 +42,7 @@ from functional_bp.gradcheck.subject import (
     Disagreement,
     Sample,
     Subject,
+    distance,
     farthest,
     normal,
     single,
@@ -285,7 +286,7 @@ class CheckContext:
         entries: dict[str, Any] = {}
         if true is not None:
             entries = {
-                "relative_error": _relative(result.claimed[leaf], true[leaf]),
+                "relative_error": distance(result.claimed[leaf], true[leaf]),
                 "wrong_entries": int(masks[leaf].sum()),
                 "size": int(masks[leaf].size),
                 "entries": worst_entries(result.claimed[leaf], true[leaf]),
@@ -407,12 +408,3 @@ def _unexplained(relative_error: float) -> str:
             "taken, or a constant has too few digits"
         )
     return said
-
-
-def _relative(claimed: np.ndarray, true: np.ndarray) -> float:
-    on = np.isfinite(true)
-    with np.errstate(all="ignore"):
-        return float(
-            np.linalg.norm((claimed - true)[on].ravel())
-            / (np.linalg.norm(true[on].ravel()) + 1e-300)
-        )

@@ -298,6 +298,10 @@ class Point(NamedTuple):
     fixed: Arrays
     bars: Arrays
 
+    def with_active(self, leaf: int, x: Any) -> Point:
+        """Return the same with one active leaf replaced."""
+        return self._replace(actives=(*self.actives[:leaf], x, *self.actives[leaf + 1 :]))
+
     def cast(self, to: Callable[[Any], np.ndarray]) -> Point:
         """Return the same with every active leaf and cotangent converted."""
         return Point(tuple(map(to, self.actives)), self.fixed, tuple(map(to, self.bars)))
@@ -335,6 +339,10 @@ class Evaluation:
         """Return the outputs that are differenced: the reference's where there is one."""
         with self.precision():
             return to_numpy(self._outs(tuple(actives), fixed))
+
+    def along(self, point: Point, leaf: int, step: np.ndarray) -> Arrays:
+        """Return the outputs that are differenced, with one active leaf moved by a step."""
+        return self.outs(point.with_active(leaf, point.actives[leaf] + step).actives, point.fixed)
 
     def both(self, point: Point) -> Result:
         """Run claim and reference at a point."""

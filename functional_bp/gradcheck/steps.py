@@ -465,25 +465,10 @@ def _of_function(cut: Cut, step: ClaimedStep, seeds: Named) -> Finding | None:
         fixed=(),
         value=lambda actives, fixed: here.bars,
         pull=lambda actives, fixed, bars: (bars, backward(residuals(actives, fixed), fixed, bars)),
+        bar_names=tuple(of_bars),
         residuals=residuals,
         backward=backward,
         source=claim,
     )
     masks = (step.wrong_entries, *(np.zeros(np.shape(a), bool) for a in here.actives[1:]))
-    found = diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)
-    return _with_names(found, of_bars)
-
-
-def _with_names(diagnosis: Finding, of_bars: list[str]) -> Finding:
-    """The diagnosis with the cotangents' own names in place of ``y_bar``."""
-    places = {"y_bar": of_bars[0]} if len(of_bars) == 1 else {
-        f"y_bar[{i}]": name for i, name in enumerate(of_bars)
-    }  # fmt: skip
-
-    def renamed(text: str) -> str:
-        for place, name in places.items():
-            text = text.replace(place, name)
-        return text
-
-    told = tuple(map(renamed, diagnosis.explanations))
-    return replace(diagnosis, message=renamed(diagnosis.message), explanations=told)
+    return diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)

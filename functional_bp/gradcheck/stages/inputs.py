@@ -285,14 +285,9 @@ def _is_lost_outside(context: CheckContext, point: Point, judgement: Judgement) 
     if context.asks_for_sign and np.isnan(claimed).any():
         if not context.leaves_domain(point, closed=True):
             return False
-    if not lost.any() or np.any(judgement.masks[judgement.leaf] & ~lost & _has_truth(judgement)):
-        return False
-    return context.leaves_domain(point)
-
-
-def _has_truth(judgement: Judgement) -> bool:
-    """Whether the mask tells entries apart; that of differences is a direction's."""
-    return judgement.result.true is not None
+    tells_entries_apart = judgement.result.true is not None  # differences' mask is a direction's
+    is_wrong_elsewhere = np.any(judgement.masks[judgement.leaf] & ~lost) and tells_entries_apart
+    return bool(lost.any()) and not is_wrong_elsewhere and context.leaves_domain(point)
 
 
 def _found(context: CheckContext, point: Point, judgement: Judgement, inputs: InputClass) -> None:
@@ -340,9 +335,7 @@ def _simpler_points(
         def step(at: Point) -> Point | None:
             x = at.actives[k]
             new = change(x).astype(x.dtype)
-            if np.array_equal(new, x):
-                return None
-            return at._replace(actives=(*at.actives[:k], new, *at.actives[k + 1 :]))
+            return None if np.array_equal(new, x) else at.with_active(k, new)
 
         return step
 

@@ -122,7 +122,7 @@ def _compositions(
 
     def over(k: int) -> Callable[[], Any]:
         axes = tuple(0 if i == k else None for i in range(len(first.actives)))
-        actives = _with_active(first, k, batch.actives[k]).actives
+        actives = first.with_active(k, batch.actives[k]).actives
         return lambda: jax.vmap(pull, in_axes=(axes, None))(actives, first.bars)
 
     def remat() -> Any:
@@ -144,7 +144,7 @@ def _compositions(
         Composition("vmap over the cotangents", Kind.VMAP, over_bars, _stacked(context, points))
     )
     for k, name in enumerate(subject.names[:MOST_ARGUMENTS] if len(first.actives) > 1 else ()):
-        points = [_with_active(first, k, point.actives[k]) for point in slices]
+        points = [first.with_active(k, point.actives[k]) for point in slices]
         label, true = f"vmap over {name}", _stacked(context, points)
         made.append(Composition(label, Kind.VMAP, over(k), true))
     if subject.by_transform:
@@ -225,10 +225,6 @@ def _scan_under_grad(subject: Subject, batch: Point) -> Any:
 
     outs, pullback = jax.vjp(scanned, *batch.actives)
     return pullback(tuple(jnp.asarray(b, o.dtype) for b, o in zip(batch.bars, outs)))
-
-
-def _with_active(point: Point, k: int, active: Any) -> Point:
-    return point._replace(actives=(*point.actives[:k], active, *point.actives[k + 1 :]))
 
 
 def _batch(point: Point) -> Point:
