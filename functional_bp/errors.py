@@ -180,6 +180,13 @@ class CheckpointError(BackpropError, RuntimeError):
     """A checkpoint is missing, broken, or of another state than the one asked for."""
 
 
+class ClaimError(BackpropError, TypeError, ValueError):
+    """What ``check`` was given claims no gradient, or cannot be called, or names what is not there.
+
+    A ``TypeError`` where its kind is at fault, a ``ValueError`` where a name is.
+    """
+
+
 class WrongGradientError(BackpropError, AssertionError):
     """A check found a hand-derived gradient wrong; ``report`` has everything it found.
 

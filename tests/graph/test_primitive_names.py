@@ -20,7 +20,7 @@ TABLES = {
     "explanation.pictures.contents": ["CARRIERS"],
     "explanation.pictures.symbols": ["SIGNS", "COMMUTATIVE"],
     "explanation.scopes": ["SLICES"],
-    "gradcheck.derivatives": ["ANALYTIC", "REAL_PART", "BILINEAR", "HOLDING", "_CONTINUED"],
+    "gradcheck.evaluation": ["ANALYTIC", "REAL_PART", "BILINEAR", "HOLDING", "_CONTINUED"],
     "gradcheck.diagnosis.localize": ["CHOICES", "BATCHED"],
     "gradcheck.diagnosis.repair.dropped": ["OPAQUE", "ENTERED"],
     "gradcheck.diagnosis.repair.locations": ["VIEWS", "COMPARING"],

@@ -287,7 +287,7 @@ def _case(
         if value.dtype.kind in "fc" and value.size and np.all(np.isfinite(value))
     }
     discrete = {name: value for name, value in named.items() if value.dtype.kind in "iub"}
-    bars = _numbered(f"{out}_bar", sample.bars)
+    bars = dict(zip(subject.bar_names, sample.bars)) or _numbered(f"{out}_bar", sample.bars)
     return Judged(sample, claimed, true, mask & finite, known, bars, discrete)
 
 

@@ -488,7 +488,7 @@ def _given_names(
     names = [
         *plain,
         *(subject.fixed_names if len(subject.fixed_names) == fixed else [""] * fixed),
-        *(["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)]),
+        *(subject.bar_names or (["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)])),
         *(subject.names if len(subject.names) == actives else [""] * actives),
         *(["y"] if outs == 1 else [f"y[{i}]" for i in range(outs)]),
     ]
