@@ -33,7 +33,7 @@ from functional_bp.gradcheck.stages.given_inputs import (
     single_cotangents,
 )
 from functional_bp.gradcheck.stages.inputs import precision, searched_inputs, shrink
-from functional_bp.gradcheck.stages.transformations import (
+from functional_bp.gradcheck.stages.compositions import (
     adjoint_identity,
     compositions,
     second_order,
