@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from functional_bp.graph import Graph as Graph
     from functional_bp.graph import name as name
     from functional_bp.graph import trace as trace
+    from functional_bp.memory.footprint import Footprint as Footprint
+    from functional_bp.memory.footprint import footprint as footprint
 
 # The public names, by the module that they come from; ``tests/test_import.py`` compares.
 _HOMES = {
@@ -46,6 +48,7 @@ _HOMES = {
     "gradcheck.report": ("Report",),
     "gradcheck.steps": ("check_steps",),
     "graph": ("Graph", "name", "trace"),
+    "memory.footprint": ("Footprint", "footprint"),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 _WITHOUT_JAX = {"checked", "Report"}

@@ -157,6 +157,14 @@ def emitting(eqn: JaxprEqn) -> AbstractContextManager[Any]:
     return _source.user_context(eqn.source_info.traceback, name_stack=stack)
 
 
+def transposing() -> AbstractContextManager[Any]:
+    """Operations inside are marked ``transpose(…)`` in their name scope, as JAX's reverse sweep is.
+
+    Profilers, and ``bp.footprint``, tell the two sweeps of a program apart by it.
+    """
+    return _source.transform_name_stack("transpose")
+
+
 def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
     """The person's file and line that made the equation, None if none is known."""
     for frame in _source.user_frames(eqn.source_info.traceback):

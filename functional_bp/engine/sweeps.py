@@ -145,6 +145,13 @@ def reverse(
         cotangents: one per output, None where zero.
         record: is filled with what the sweep finds.
     """
+    with _jax.transposing():
+        return _reverse(plan, residuals, cotangents, record)
+
+
+def _reverse(
+    plan: Plan, residuals: Residuals, cotangents: Sequence[Any], record: Record | None
+) -> list[Any]:
     jaxpr = plan.jaxpr
     kept, inner_residuals = residuals
     have = kept_values(plan, kept)
