@@ -33,6 +33,8 @@ from jax.sharding import PartitionSpec
 
 OPERATION = __file__.replace("_jax.py", "engine/operation.py")
 
+DROPS_BARRIERS = jax.__version_info__ < (0, 11)  # XLA does, compiling for a CPU
+
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
 _ENGINE = ("sweeps", "define_by_run", "recording", "tangents")

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 
-class Place(str, enum.Enum):
+class Place(enum.StrEnum):
     """An allocation is of one of these kinds."""
 
     ARGUMENT = "argument"
@@ -64,7 +64,6 @@ class Buffer:
     origin: Instruction
     spans: tuple[tuple[int, int], ...]
     users: tuple[Instruction, ...] = field(repr=False, default=())
-
 
     def is_live(self, position: int) -> bool:
         """Say whether it is needed while the instruction there runs."""
@@ -114,16 +113,12 @@ class Program:
     @property
     def peak_bytes(self) -> int:
         """Return what the program needs at once: arguments, outputs and temporaries."""
-        return (
-            self.argument_bytes + self.output_bytes + self.temporary_bytes - self.donated_bytes
-        )
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes - self.donated_bytes
 
     @cached_property
     def temporaries(self) -> tuple[Buffer, ...]:
         """Return the buffers of the temporary allocations."""
-        return tuple(
-            b for a in self.allocations if a.place is Place.TEMPORARY for b in a.buffers
-        )
+        return tuple(b for a in self.allocations if a.place is Place.TEMPORARY for b in a.buffers)
 
     @cached_property
     def live_bytes(self) -> tuple[int, ...]:
@@ -235,8 +230,10 @@ _TUPLE = 13
 # Instructions that give a buffer another name, and read nothing of it.
 _NAMES_ONLY = {"tuple", "get-tuple-element", "bitcast", "parameter"}
 # Instructions whose own source says less than that of what they move.
-_MOVERS = {"bitcast", "copy", "reshape", "transpose", "convert", "broadcast", "tuple",
-           "get-tuple-element", "while", "conditional", "call", "parameter", "constant"}  # fmt: skip
+_MOVERS = {
+    "bitcast", "copy", "reshape", "transpose", "convert", "broadcast", "tuple", "parameter",
+    "get-tuple-element", "while", "conditional", "call", "constant",
+}  # fmt: skip
 
 
 class _Node(NamedTuple):
@@ -446,7 +443,6 @@ class _Schedule:
                 return identity
         return identity
 
-
     def _carried(self, node: _Node) -> int | None:
         """For an element of a loop's carry: what makes the next one, at the end of the body."""
         if node.instruction.opcode != "get-tuple-element":
@@ -465,9 +461,7 @@ class _Schedule:
 Span = tuple[int, int]
 
 
-def _divided(
-    span: Span, end: int, branches: Sequence[Span], at: Sequence[int]
-) -> Iterator[Span]:
+def _divided(span: Span, end: int, branches: Sequence[Span], at: Sequence[int]) -> Iterator[Span]:
     """Divide a span that ends in the branches of a conditional into one for each branch."""
     first, last = span
     start = branches[0][0]

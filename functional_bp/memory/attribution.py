@@ -21,7 +21,7 @@ from jax import lax
 from functional_bp.memory.allocation import Allocation, Buffer, Instruction, Place, Program
 
 
-class Use(str, enum.Enum):
+class Use(enum.StrEnum):
     """Bytes are for one of these; in the order of a report."""
 
     PARAMETERS = "parameters"

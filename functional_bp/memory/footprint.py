@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from functional_bp.engine.transforms import value_and_grad
 from functional_bp.errors import BackpropError, compose, describe
@@ -250,14 +251,15 @@ class _Subject:
 
     def _returns_loss(self) -> bool:
         try:
-            out = jax.eval_shape(self.fun, *self.args)
+            out: Any = jax.eval_shape(self.fun, *self.args)
         except BackpropError:
             raise
         except Exception as error:
             raise self._failed(self.args, error) from error
-        if self.has_aux and isinstance(out, tuple | list) and len(out) == 2:
-            out = out[0]
-        return getattr(out, "shape", None) == () and jnp.issubdtype(out.dtype, jnp.floating)
+        has_two = self.has_aux and isinstance(out, tuple | list) and len(out) == 2
+        loss: Any = out[0] if has_two else out
+        dtype = getattr(loss, "dtype", None)
+        return dtype is not None and loss.shape == () and jnp.issubdtype(dtype, jnp.floating)
 
     def training(self, args: tuple[Any, ...]) -> Built:
         """Return the function that trains, its arguments, and the positions of what is donated."""
@@ -375,7 +377,7 @@ def _with_arrays_only(
 
 def _shape(leaf: Any) -> Any:
     """Return an array's shape, dtype and sharding, so that it can be let go."""
-    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
         sharding = leaf.sharding if leaf.committed else None
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     if isinstance(leaf, jax.ShapeDtypeStruct) or not names.leaf_is_array(leaf):

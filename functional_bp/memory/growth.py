@@ -129,8 +129,9 @@ class Growth(NamedTuple):
             others = f" = {axes[1]}" if len(axes) == 2 else f" and {len(axes) - 1} more axes"
             name = slope.dimension.name + (others if len(axes) > 1 else "")
             about = "" if slope.is_linear else "more than linear; "
-            cells = (name, str(slope.dimension.size), _signed(slope.bytes_per_unit),
-                     _signed(slope.fixed_bytes), about + ", ".join(map(str, slope.sizes)))  # fmt: skip
+            sizes = about + ", ".join(map(str, slope.sizes))
+            amounts = _signed(slope.bytes_per_unit), _signed(slope.fixed_bytes)
+            cells = (name, str(slope.dimension.size), *amounts, sizes)
             lines.append(Line("", tuple(map(Cell, cells))))
         return Table(f"How the {format_bytes(self.peak_bytes)} grow", columns, tuple(lines))
 

@@ -185,7 +185,7 @@ def timeline(report: Report) -> str:
     parts: list[str] = []
     base = [float(held)] * len(steps)
     parts.append(_area(x, y, [0.0] * len(steps), base, "held", "arguments and outputs"))
-    labels = [("held", "arguments, outputs", held)]
+    labels: list[tuple[str, str, float]] = [("held", "arguments, outputs", held)]
     for k, (scope, amounts) in enumerate(areas):
         above = [b + a for b, a in zip(base, amounts)]
         parts.append(_area(x, y, base, above, f"c{k}", scope))
@@ -194,7 +194,9 @@ def timeline(report: Report) -> str:
     parts += _axes(x, y, usage, steps, top, right)
     parts += _legend(labels, right)
     title = f"{report.name}: memory over the course of {name}, {format_bytes(program.peak_bytes)}"
-    return _picture([f'<text class="title" x="{LEFT}" y="18">{escape(title)}</text>', *parts], title)
+    return _picture(
+        [f'<text class="title" x="{LEFT}" y="18">{escape(title)}</text>', *parts], title
+    )
 
 
 def _moments(usage: Usage) -> list[int]:
@@ -220,7 +222,9 @@ def _areas(usage: Usage, steps: list[int]) -> list[tuple[str, list[float]]]:
     ranked = sorted(sums.items(), key=lambda item: -max(item[1]))
     ranked = [item for item in ranked if max(item[1]) >= told]
     if len(ranked) > MOST_AREAS:
-        rest = [sum(column) for column in zip(*(amounts for _, amounts in ranked[MOST_AREAS - 1 :]))]
+        rest = [
+            sum(column) for column in zip(*(amounts for _, amounts in ranked[MOST_AREAS - 1 :]))
+        ]
         ranked = [*ranked[: MOST_AREAS - 1], ("other", rest)]
     return ranked
 
@@ -246,7 +250,9 @@ def _axes(x, y, usage, steps, top, right) -> list[str]:  # type: ignore[no-untyp
     parts = []
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):
         here = y(top * part)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{here:.1f}" y2="{here:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{here:.1f}" y2="{here:.1f}"/>'
+        )
         label = format_bytes(round(top * part)) if part else "0"
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{here + 4:.1f}">{label}</text>')
     turn = _turn(usage)
@@ -299,7 +305,8 @@ def _picture(parts: list[str], title: str) -> str:
     style = f"""
 .bp-memory {{ font: 12px system-ui, sans-serif; fill: #1d2125; }}
 .bp-memory text {{ fill: #1d2125; }} .bp-memory .tick {{ text-anchor: end; font-size: 11px; }}
-.bp-memory .title {{ font-weight: bold; font-size: 13px; }} .bp-memory .amount {{ font-size: 10.5px; }}
+.bp-memory .title {{ font-weight: bold; font-size: 13px; }}
+.bp-memory .amount {{ font-size: 10.5px; }}
 .bp-memory .grid {{ stroke: #8a9299; stroke-opacity: .35; }} .bp-memory .held {{ fill: #8a9299; }}
 .bp-memory .turn {{ stroke: #1d2125; stroke-dasharray: 4 3; }}
 .bp-memory .peak {{ fill: #d1242f; stroke: #fff; }} {fills}

@@ -42,8 +42,9 @@ class Remat(HigherOrder):
     Residuals: the operands that the second forward sweep reads, and what the person's ``policy``
     marks as saveable.
 
-    Numerics: the operands of the second forward sweep are tied to the cotangents by an
-    optimization barrier, so that a compiler neither merges it with the first nor starts it early.
+    Numerics: the second forward sweep is tied to the cotangents, by an optimization barrier or,
+    where a compiler drops those, by ``sweeps.tied_to``: so it is neither merged with the first
+    nor started early. The values are the same bits.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -72,11 +73,15 @@ class Remat(HigherOrder):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the forward sweep again, then the reverse one."""
+        tie = None
         if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
-            residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
+            if _jax.DROPS_BARRIERS:
+                tie = sweeps.tied_to(cotangents)
+            else:
+                residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
         operands, saved = residuals
         given = dict(zip(self.saved, saved))
-        _, kept = sweeps.forward(self.second, self.consts, operands, given)
+        _, kept = sweeps.forward(self.second, self.consts, operands, given, tie)
         return sweeps.reverse(self.second, kept, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:

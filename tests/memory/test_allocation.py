@@ -72,8 +72,11 @@ def attention(w: Any, x: Any) -> Any:
 
 
 def convolved(kernel: Any, x: Any) -> Any:
-    x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return jnp.mean(lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    x = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    window = (1, 2, 2, 1)
+    pooled = lax.reduce_window(jax.nn.relu(x), -jnp.inf, lax.max, window, window, "SAME")
+    return jnp.mean(pooled)
 
 
 def embedded(table: Any, ids: Any) -> Any:
