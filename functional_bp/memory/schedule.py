@@ -1,0 +1,216 @@
+"""Which stretches of a program run again in its reverse sweep, so that its memory suffices.
+
+A flat graph is cut into *segments*. What crosses a border is kept. A segment is either *plain* (all
+that its rules name is kept) or *lean*: before its reverse sweep it runs again, from what crosses
+its first border and from what it keeps besides, the cheapest set by a minimum cut
+(``costs.cheapest``) at some exchange rate of bytes for operations.
+
+While a segment is differentiated, there is in memory what it and those before it keep, and what it
+made again. The least operations at which this sum is below a limit everywhere are found exactly, by
+dynamic programming over borders and kept bytes:
+
+    F(j, k) = min over segments (i, j] and their variants v that fit, k_i + kept(v) = k, of
+              F(i, k_i) + operations(v),      fits: k_i + kept(v) + made again(v) ≤ limit
+
+References:
+    Chen, Xu, Zhang and Guestrin 2016, Training deep nets with sublinear memory cost,
+    arXiv:1604.06174: one segment per √n layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.extend.core import Var
+
+from functional_bp.engine.plan import size_in_bytes
+from functional_bp.memory.costs import Costs, cheapest, materialized
+
+MOST_BORDERS = 64
+LEVELS = 256  # into which kept bytes are divided by the dynamic program
+# Exchange rates: bytes that one operation is worth, from "only what is free" to "whatever it costs".
+RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
+
+
+class Segment(NamedTuple):
+    """A stretch of equations, and what is made again in it.
+
+    Attributes:
+        start, stop: the equations.
+        kept: of a lean one, what it keeps besides what crosses its borders; None of a plain one.
+    """
+
+    start: int
+    stop: int
+    kept: frozenset[Var] | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Segments that follow each other, and what they are estimated to need.
+
+    Attributes:
+        segments: all equations, in order.
+        bytes: the most that is kept and made again at once.
+        flops: that run again.
+    """
+
+    segments: tuple[Segment, ...]
+    bytes: int
+    flops: int
+
+
+class Scheduler:
+    """Finds schedules of one graph for any limit; what does not depend on the limit is done once."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        eqns = costs.jaxpr.eqns
+        inputs = {*costs.jaxpr.invars, *costs.jaxpr.constvars}
+        self.defined = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
+        self.named = {v for group in costs.named for v in group} - inputs
+        self.held = materialized(costs)
+        self.last_named = {v: i for i, group in enumerate(costs.named) for v in group}
+        self.last_use: dict[Var, int] = {}
+        for i, eqn in enumerate(eqns):
+            for v in eqn.invars:
+                if isinstance(v, Var) and v in self.defined:
+                    self.last_use[v] = i
+        self.last_use.update(
+            {v: len(eqns) for v in costs.jaxpr.outvars if isinstance(v, Var) and v in self.defined}
+        )
+        self.borders = self._borders()
+        self.kept = {rate: frozenset(cheapest(costs, rate, {})) for rate in RATES}
+        self._variants = self._tabulated()
+
+    def _borders(self) -> list[int]:
+        """Choose where segments may begin: where little crosses, spread over the operations."""
+        count = len(self.costs.jaxpr.eqns)
+        self.crossing = np.zeros(count + 1)
+        for v, last in self.last_use.items():
+            self.crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval)
+        weight = np.cumsum([0, *(
+            _bytes(v for v in eqn.outvars if v in self.held) + own
+            for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
+        )])  # fmt: skip
+        chosen = {0, count}
+        bins = np.linspace(0, weight[-1], MOST_BORDERS + 1)
+        for low, high in zip(bins, bins[1:]):
+            inside = np.flatnonzero((weight > low) & (weight <= high))
+            inside = inside[(inside > 0) & (inside < count)]
+            if len(inside):
+                chosen.add(int(inside[np.argmin(self.crossing[inside])]))
+        heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
+        return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
+
+    def _tabulated(self) -> dict[tuple[int, int], list[tuple[int, int, int, float | None]]]:
+        """For each pair of borders: (kept, made again, operations, rate or None) of each variant."""
+        table: dict[tuple[int, int], list[tuple[int, int, int, float | None]]] = {}
+        for a, start in enumerate(self.borders):
+            for stop in self.borders[a + 1 :]:
+                table[start, stop] = self._variants_of(start, stop)
+        return table
+
+    def _variants_of(self, start: int, stop: int) -> list[tuple[int, int, int, float | None]]:
+        eqns = self.costs.jaxpr.eqns[start:stop]
+        here = {v for eqn in eqns for v in eqn.outvars}
+        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
+        own = sum(self.costs.own_bytes[start:stop])
+        stay = {v for v in here & self.named if self.last_named[v] >= stop}
+        held = _bytes(here & self.held)
+        variants: list[tuple[int, int, int, float | None]] = [(held + own, 0, 0, None)]
+        seen: set[tuple[int, int]] = set()
+        for rate in RATES:
+            kept = (self.kept[rate] & here) | stay
+            made, flops = self._made_again(start, stop, wanted, kept)
+            outside = _read_from_before(eqns, made, self.defined, start)
+            bytes_kept = _bytes(kept | outside)
+            fresh = _bytes((here & self.held) - kept) + own
+            key = bytes_kept, flops
+            if flops and key not in seen and bytes_kept < held + own:
+                seen.add(key)
+                variants.append((bytes_kept, fresh, flops, rate))
+        return variants
+
+    def _made_again(
+        self, start: int, stop: int, wanted: set[Var], kept: set[Var] | frozenset[Var]
+    ) -> tuple[set[int], int]:
+        """Return which equations of a lean segment run again, and their operations."""
+        needed = {v for v in wanted if v not in kept}
+        made: set[int] = set()
+        for i in reversed(range(start, stop)):
+            eqn = self.costs.jaxpr.eqns[i]
+            loop = self.costs.own_bytes[i] > 0
+            if loop or any(v in needed for v in eqn.outvars):
+                made.add(i)
+                needed |= {v for v in eqn.invars if isinstance(v, Var) and v not in kept}
+        return made, sum(self.costs.flops[i] for i in made)
+
+    def least(self) -> Schedule:
+        """Return the schedule of the least bytes that there is."""
+        low, high = 0, self.costs.residual_bytes + 1
+        best = self.within(high)
+        for _ in range(24):
+            middle = (low + high) // 2
+            found = self.within(middle)
+            if found is None:
+                low = middle
+            else:
+                best, high = found, middle
+        assert best is not None
+        return best
+
+    def within(self, limit: int) -> Schedule | None:
+        """Return the schedule of the fewest operations that needs at most ``limit``; or None."""
+        unit = max(limit / LEVELS, 1.0)
+        count = len(self.borders)
+        flops = np.full((count, LEVELS + 1), np.inf)
+        flops[0, 0] = 0
+        choice: dict[tuple[int, int], tuple[int, int, float | None]] = {}
+        for a in range(count):
+            levels = np.flatnonzero(np.isfinite(flops[a]))
+            if not len(levels):
+                continue
+            for b in range(a + 1, count):
+                for kept, fresh, effort, rate in self._variants[self.borders[a], self.borders[b]]:
+                    up = int(np.ceil(kept / unit))
+                    fits = levels[(levels + up) * unit + fresh <= limit + 0.5]
+                    fits = fits[fits + up <= LEVELS]
+                    better = flops[a, fits] + effort < flops[b, fits + up]
+                    for level in fits[better]:
+                        flops[b, level + up] = flops[a, level] + effort
+                        choice[b, int(level + up)] = (a, int(level), rate)
+        if not np.isfinite(flops[-1]).any():
+            return None
+        level = int(np.argmin(flops[-1]))
+        total = int(flops[-1, level])
+        segments: list[Segment] = []
+        b = count - 1
+        while b:
+            a, before, rate = choice[b, level]
+            kept = None if rate is None else self._inside(self.borders[a], self.borders[b], rate)
+            segments.append(Segment(self.borders[a], self.borders[b], kept))
+            b, level = a, before
+        return Schedule(tuple(reversed(segments)), limit, total)
+
+    def _inside(self, start: int, stop: int, rate: float) -> frozenset[Var]:
+        return frozenset(v for v in self.kept[rate] if start <= self.defined[v] < stop)
+
+
+def _bytes(variables: Iterable[Var]) -> int:
+    return sum(size_in_bytes(v.aval) for v in variables)
+
+
+def _read_from_before(
+    eqns: Sequence[Any], made: set[int], defined: dict[Var, int], start: int
+) -> set[Var]:
+    """Return what the equations that run again read from before their segment."""
+    return {
+        v
+        for i in made
+        for v in eqns[i - start].invars
+        if isinstance(v, Var) and v in defined and defined[v] < start
+    }
