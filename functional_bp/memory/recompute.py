@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
+from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.memory.schedule import Schedule, Segment
+from functional_bp.memory.schedule import Loop, Schedule, Segment, body_costs
+from functional_bp.vjps.remat import without_calls
 
 KEPT = "functional_bp.kept"  # the name of what a lean segment keeps
 _POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
@@ -25,6 +28,11 @@ def scheduled(jaxpr: Jaxpr, schedule: Schedule) -> Callable[..., list[Any]]:
         env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
         for segment in schedule.segments:
             eqns = jaxpr.eqns[segment.start : segment.stop]
+            if segment.loop is not None:
+                (eqn,) = eqns
+                operands = [sweeps.value_of(a, env) for a in eqn.invars]
+                env.update(zip(eqn.outvars, looped(eqn, operands, segment.loop)))
+                continue
             if segment.kept is None:
                 _run(eqns, env, frozenset())
                 continue
@@ -39,6 +47,45 @@ def scheduled(jaxpr: Jaxpr, schedule: Schedule) -> Callable[..., list[Any]]:
         return [sweeps.value_of(v, env) for v in jaxpr.outvars]
 
     return run
+
+
+def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: Loop) -> list[Any]:
+    """Run a ``scan`` so that its gradient keeps fewer bytes: in chunks, or with leaner steps."""
+    constants, carries = _jax.scan_counts(eqn.params)
+    jaxpr = body_costs(eqn).jaxpr
+    _, consts = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
+    kept = Schedule((Segment(0, len(jaxpr.eqns), loop.kept),), 0, 0)
+    step = scheduled(jaxpr, kept)
+    fixed, is_reverse = operands[:constants], eqn.params["reverse"]
+    start, xs = list(operands[constants : constants + carries]), list(operands[constants + carries :])
+
+    def body(state: Any, slices: Any) -> Any:
+        outs = step(consts, *fixed, *state, *slices)
+        return outs[:carries], outs[carries:]
+
+    def scan(state: Any, slices: Any, length: int) -> Any:
+        return lax.scan(body, state, slices, length, reverse=is_reverse)
+
+    length = eqn.params["length"]
+    if not loop.chunks:
+        state, ys = scan(start, xs, length)
+        return [*state, *ys]
+    size = length // loop.chunks
+    whole = size * loop.chunks
+    divide = lambda x: x.reshape(loop.chunks, size, *x.shape[1:])
+    join = lambda y: y.reshape(whole, *y.shape[2:])
+    first = slice(length - whole, None) if is_reverse else slice(0, whole)
+    rest = slice(0, length - whole) if is_reverse else slice(whole, None)
+    chunk = jax.checkpoint(lambda state, slices: scan(state, slices, size))
+    divided = [divide(x[first]) for x in xs]
+    state, ys = lax.scan(chunk, start, divided, loop.chunks, reverse=is_reverse)
+    ys = [join(y) for y in ys]
+    if length > whole:
+        last = jax.checkpoint(lambda state, slices: scan(state, slices, length - whole))
+        state, more = last(state, [x[rest] for x in xs])
+        pairs = zip(more, ys) if is_reverse else zip(ys, more)
+        ys = [jnp.concatenate(pair) for pair in pairs]
+    return [*state, *ys]
 
 
 def _lean(

@@ -19,20 +19,38 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend.core import Var
+from jax import lax
+from jax.extend.core import JaxprEqn, Var
 
+from functional_bp import _jax
+from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes
-from functional_bp.memory.costs import Costs, cheapest, materialized
+from functional_bp.memory.costs import Costs, cheapest, costs_of, materialized
+from functional_bp.vjps.remat import without_calls
 
 MOST_BORDERS = 64
 LEVELS = 256  # into which kept bytes are divided by the dynamic program
 # Exchange rates: bytes that one operation is worth, from "only what is free" to "whatever it costs".
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
+
+
+class Loop(NamedTuple):
+    """How a ``scan`` is differentiated with fewer bytes.
+
+    Attributes:
+        chunks: into how many the steps are divided, each of which runs again as a whole; 0: none.
+        kept: what a step keeps, the rest being made again in it; None: all that its rules name.
+    """
+
+    chunks: int
+    kept: frozenset[Var] | None
 
 
 class Segment(NamedTuple):
@@ -41,11 +59,25 @@ class Segment(NamedTuple):
     Attributes:
         start, stop: the equations.
         kept: of a lean one, what it keeps besides what crosses its borders; None of a plain one.
+        loop: of a segment that is one ``scan``, how that is differentiated; None as it stands.
     """
 
     start: int
     stop: int
     kept: frozenset[Var] | None
+    loop: Loop | None = None
+
+
+class Variant(NamedTuple):
+    """A way to differentiate a segment: bytes that it keeps, bytes made again, operations.
+
+    ``choice`` is None for a plain one, a rate of ``RATES``, or what to do with a loop.
+    """
+
+    kept: int
+    fresh: int
+    flops: int
+    choice: float | Loop | None
 
 
 @dataclass(frozen=True)
@@ -106,22 +138,24 @@ class Scheduler:
         heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
         return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
 
-    def _tabulated(self) -> dict[tuple[int, int], list[tuple[int, int, int, float | None]]]:
-        """For each pair of borders: (kept, made again, operations, rate or None) of each variant."""
-        table: dict[tuple[int, int], list[tuple[int, int, int, float | None]]] = {}
+    def _tabulated(self) -> dict[tuple[int, int], list[Variant]]:
+        """Find the variants of each segment, by its borders."""
+        table: dict[tuple[int, int], list[Variant]] = {}
         for a, start in enumerate(self.borders):
             for stop in self.borders[a + 1 :]:
                 table[start, stop] = self._variants_of(start, stop)
         return table
 
-    def _variants_of(self, start: int, stop: int) -> list[tuple[int, int, int, float | None]]:
+    def _variants_of(self, start: int, stop: int) -> list[Variant]:
         eqns = self.costs.jaxpr.eqns[start:stop]
         here = {v for eqn in eqns for v in eqn.outvars}
         wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
         own = sum(self.costs.own_bytes[start:stop])
-        stay = {v for v in here & self.named if self.last_named[v] >= stop}
+        stay = self._stay(here, stop)
         held = _bytes(here & self.held)
-        variants: list[tuple[int, int, int, float | None]] = [(held + own, 0, 0, None)]
+        variants = [Variant(held + own, 0, 0, None)]
+        if stop - start == 1 and own:
+            variants += loop_variants(eqns[0], own, held)
         seen: set[tuple[int, int]] = set()
         for rate in RATES:
             kept = (self.kept[rate] & here) | stay
@@ -132,7 +166,7 @@ class Scheduler:
             key = bytes_kept, flops
             if flops and key not in seen and bytes_kept < held + own:
                 seen.add(key)
-                variants.append((bytes_kept, fresh, flops, rate))
+                variants.append(Variant(bytes_kept, fresh, flops, rate))
         return variants
 
     def _made_again(
@@ -169,20 +203,20 @@ class Scheduler:
         count = len(self.borders)
         flops = np.full((count, LEVELS + 1), np.inf)
         flops[0, 0] = 0
-        choice: dict[tuple[int, int], tuple[int, int, float | None]] = {}
+        choice: dict[tuple[int, int], tuple[int, int, float | Loop | None]] = {}
         for a in range(count):
             levels = np.flatnonzero(np.isfinite(flops[a]))
             if not len(levels):
                 continue
             for b in range(a + 1, count):
-                for kept, fresh, effort, rate in self._variants[self.borders[a], self.borders[b]]:
+                for kept, fresh, effort, what in self._variants[self.borders[a], self.borders[b]]:
                     up = int(np.ceil(kept / unit))
                     fits = levels[(levels + up) * unit + fresh <= limit + 0.5]
                     fits = fits[fits + up <= LEVELS]
                     better = flops[a, fits] + effort < flops[b, fits + up]
                     for level in fits[better]:
                         flops[b, level + up] = flops[a, level] + effort
-                        choice[b, int(level + up)] = (a, int(level), rate)
+                        choice[b, int(level + up)] = (a, int(level), what)
         if not np.isfinite(flops[-1]).any():
             return None
         level = int(np.argmin(flops[-1]))
@@ -190,14 +224,88 @@ class Scheduler:
         segments: list[Segment] = []
         b = count - 1
         while b:
-            a, before, rate = choice[b, level]
-            kept = None if rate is None else self._inside(self.borders[a], self.borders[b], rate)
-            segments.append(Segment(self.borders[a], self.borders[b], kept))
+            a, before, what = choice[b, level]
+            start, stop = self.borders[a], self.borders[b]
+            loop = what if isinstance(what, Loop) else None
+            kept = self._inside(start, stop, what) if isinstance(what, float) else None
+            segments.append(Segment(start, stop, kept, loop))
             b, level = a, before
         return Schedule(tuple(reversed(segments)), limit, total)
 
     def _inside(self, start: int, stop: int, rate: float) -> frozenset[Var]:
-        return frozenset(v for v in self.kept[rate] if start <= self.defined[v] < stop)
+        """Return what a lean segment keeps: its part of the cut, and what later rules name of it."""
+        here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
+        return frozenset(here & self.kept[rate]) | self._stay(here, stop)
+
+    def _stay(self, here: set[Var], stop: int) -> frozenset[Var]:
+        return frozenset(v for v in here & self.named if self.last_named[v] >= stop)
+
+
+@lru_cache(maxsize=256)
+def body_costs(eqn: JaxprEqn) -> Costs:
+    """Count what the body of a ``scan`` keeps, its calls written out."""
+    jaxpr, _ = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
+    return costs_of(jaxpr, [has_tangent(v.aval) for v in jaxpr.invars])
+
+
+def loop_variants(eqn: JaxprEqn, own: int, held: int) -> list[Variant]:
+    """List the ways to differentiate a ``scan`` that keep fewer bytes than its rules name.
+
+    With n steps that carry c bytes, name r bytes and take f operations each:
+
+    ========================================  ==================  ===========  ==============
+    way                                       kept                made again   operations
+    ========================================  ==================  ===========  ==============
+    as it stands                              n r                              0
+    each step keeps k and makes the rest      n k                 r            n f(k)
+    m chunks, each run again                  m c                 n r / m      n f
+    both                                      m c                 n k / m + r  n (f + f(k))
+    ========================================  ==================  ===========  ==============
+
+    Args:
+        eqn: the equation.
+        own: the bytes that it keeps as it stands, all steps together.
+        held: those that it keeps beside that.
+    """
+    length = eqn.params.get("length")
+    if eqn.primitive is not lax.scan_p or not isinstance(length, int) or length < 2:
+        return []
+    costs = body_costs(eqn)
+    constants, carries = _jax.scan_counts(eqn.params)
+    states = costs.jaxpr.invars[constants : constants + carries]
+    prices = {v: size_in_bytes(v.aval) for v in states}
+    carry, step = sum(prices.values()), own / length
+    effort = sum(costs.flops)
+    leaner: dict[int, tuple[frozenset[Var], int]] = {}
+    for rate in RATES:
+        kept = frozenset(cheapest(costs, rate, prices))
+        flops = flops_again(costs, kept)
+        if flops and _bytes(kept) < 0.98 * step:
+            leaner.setdefault(_bytes(kept), (kept - set(states), flops))
+    found = [
+        Variant(length * k + held, int(step), length * flops, Loop(0, kept))
+        for k, (kept, flops) in leaner.items()
+    ]
+    for k, (kept, flops) in [(int(step), (None, 0)), *leaner.items()]:
+        best = math.sqrt(length * max(k, 1) / max(carry, 1))
+        for chunks in {round(best / 2), round(best), round(best * 2)}:
+            if 1 < chunks <= length // 2:
+                fresh = math.ceil(length / chunks) * k + (int(step) if kept is not None else 0)
+                total = length * (effort + flops)
+                found.append(Variant(chunks * carry + held, fresh, total, Loop(chunks, kept)))
+    return [v for v in found if v.kept + v.fresh < own + held]
+
+
+def flops_again(costs: Costs, kept: frozenset[Var]) -> int:
+    """Count the operations that make again what the rules of a graph name and is not kept."""
+    needed = {v for group in costs.named for v in group if v not in kept}
+    total = 0
+    for i in reversed(range(len(costs.jaxpr.eqns))):
+        eqn = costs.jaxpr.eqns[i]
+        if costs.own_bytes[i] or any(v in needed for v in eqn.outvars):
+            total += costs.flops[i]
+            needed |= {v for v in eqn.invars if isinstance(v, Var) and v not in kept}
+    return total
 
 
 def _bytes(variables: Iterable[Var]) -> int:

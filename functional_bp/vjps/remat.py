@@ -52,7 +52,7 @@ class Remat(HigherOrder):
         self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
         self.policy = eqn.params["policy"]
         if self.policy is not None and any(map(_is_opened, self.jaxpr.eqns)):
-            self.jaxpr, self.consts = _without_calls(self.jaxpr)
+            self.jaxpr, self.consts = without_calls(self.jaxpr)
         self.out_active = out_activity(self.jaxpr, active, options)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
@@ -98,7 +98,9 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
         verdict = policy(eqn.primitive, *[a.aval for a in eqn.invars], **eqn.params)
         if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
             saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
-    return tuple(saved)
+            if eqn.primitive.name == "name":  # the identity: what was named is the same array
+                saved += [a for a in eqn.invars if not isinstance(a, Literal)]
+    return tuple(dict.fromkeys(saved))
 
 
 def _is_opened(eqn: JaxprEqn) -> bool:
@@ -107,7 +109,7 @@ def _is_opened(eqn: JaxprEqn) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
+def without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """Write out every ``jit`` inside the graph, so that a policy sees all it names."""
 
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
