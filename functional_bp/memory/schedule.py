@@ -20,14 +20,14 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
-from jax.extend.core import JaxprEqn, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
@@ -41,6 +41,9 @@ LEVELS = 256  # into which kept bytes are divided by the dynamic program
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
 
 
+Output = tuple[int, int]  # an equation's position in its graph, and which of its outputs
+
+
 class Loop(NamedTuple):
     """How a ``scan`` is differentiated with fewer bytes.
 
@@ -50,7 +53,7 @@ class Loop(NamedTuple):
     """
 
     chunks: int
-    kept: frozenset[Var] | None
+    kept: frozenset[Output] | None
 
 
 class Segment(NamedTuple):
@@ -58,13 +61,13 @@ class Segment(NamedTuple):
 
     Attributes:
         start, stop: the equations.
-        kept: of a lean one, what it keeps besides what crosses its borders; None of a plain one.
+        kept: of a lean one, what it keeps of what it makes; None of a plain one.
         loop: of a segment that is one ``scan``, how that is differentiated; None as it stands.
     """
 
     start: int
     stop: int
-    kept: frozenset[Var] | None
+    kept: frozenset[Output] | None
     loop: Loop | None = None
 
 
@@ -183,9 +186,14 @@ class Scheduler:
                 needed |= {v for v in eqn.invars if isinstance(v, Var) and v not in kept}
         return made, sum(self.costs.flops[i] for i in made)
 
+    @property
+    def most_bytes(self) -> int:
+        """Return what is estimated to be kept if nothing is made again."""
+        return _bytes(self.held) + sum(self.costs.own_bytes)
+
     def least(self) -> Schedule:
         """Return the schedule of the least bytes that there is."""
-        low, high = 0, self.costs.residual_bytes + 1
+        low, high = 0, self.most_bytes + 1
         best = self.within(high)
         for _ in range(24):
             middle = (low + high) // 2
@@ -232,13 +240,23 @@ class Scheduler:
             b, level = a, before
         return Schedule(tuple(reversed(segments)), limit, total)
 
-    def _inside(self, start: int, stop: int, rate: float) -> frozenset[Var]:
+    def _inside(self, start: int, stop: int, rate: float) -> frozenset[Output]:
         """Return what a lean segment keeps: its part of the cut, and what later rules name of it."""
         here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
-        return frozenset(here & self.kept[rate]) | self._stay(here, stop)
+        return places(self.costs.jaxpr, (here & self.kept[rate]) | self._stay(here, stop))
 
     def _stay(self, here: set[Var], stop: int) -> frozenset[Var]:
         return frozenset(v for v in here & self.named if self.last_named[v] >= stop)
+
+
+def places(jaxpr: Jaxpr, variables: Collection[Var]) -> frozenset[Output]:
+    """Say where in a graph variables are made, which holds for another trace of it too."""
+    return frozenset(
+        (i, k)
+        for i, eqn in enumerate(jaxpr.eqns)
+        for k, v in enumerate(eqn.outvars)
+        if v in variables
+    )
 
 
 @lru_cache(maxsize=256)
@@ -276,12 +294,12 @@ def loop_variants(eqn: JaxprEqn, own: int, held: int) -> list[Variant]:
     prices = {v: size_in_bytes(v.aval) for v in states}
     carry, step = sum(prices.values()), own / length
     effort = sum(costs.flops)
-    leaner: dict[int, tuple[frozenset[Var], int]] = {}
+    leaner: dict[int, tuple[frozenset[Output], int]] = {}
     for rate in RATES:
         kept = frozenset(cheapest(costs, rate, prices))
         flops = flops_again(costs, kept)
         if flops and _bytes(kept) < 0.98 * step:
-            leaner.setdefault(_bytes(kept), (kept - set(states), flops))
+            leaner.setdefault(_bytes(kept), (places(costs.jaxpr, kept), flops))
     found = [
         Variant(length * k + held, int(step), length * flops, Loop(0, kept))
         for k, (kept, flops) in leaner.items()
