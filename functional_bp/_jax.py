@@ -37,7 +37,7 @@ DROPS_BARRIERS = jax.__version_info__ < (0, 11)  # XLA does, compiling for a CPU
 
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
-_ENGINE = ("sweeps", "define_by_run", "recording", "tangents")
+_ENGINE = ("sweeps", "define_by_run", "tangents")
 for _module in ("_jax", *(f"engine/{name}" for name in _ENGINE)):
     _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
 
@@ -173,6 +173,11 @@ def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
         if frame.file_name != OPERATION:  # that an operation is called there says nothing
             return frame.file_name, frame.start_line
     return None
+
+
+def place_of(eqn: JaxprEqn) -> str:
+    """The person's "file:line" that made the equation, "" if none is known."""
+    return ":".join(map(str, source_line(eqn) or ()))
 
 
 def custom_backward(eqn: JaxprEqn) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,6 +28,17 @@ class Options(NamedTuple):
     staged: bool | None = None  # stage the function to a graph first (True), or record it (False)
     in_place: bool = False  # write calls out: a loop's step divides what it keeps, seen through
     linear: bool = False  # the graph is linear in its active inputs: it is being transposed
+
+
+def only(values: Iterable[Any], mask: Iterable[bool]) -> list[Any]:
+    """Return the values that the mask marks."""
+    return list(itertools.compress(values, mask))
+
+
+def spread_over(values: Iterable[Any], mask: Iterable[bool]) -> list[Any]:
+    """Undo ``only``: None where the mask is off."""
+    remaining = iter(values)
+    return [next(remaining) if on else None for on in mask]
 
 
 @lru_cache(maxsize=4096)
@@ -96,7 +108,7 @@ class Unruled(HigherOrder):
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Raise: there is no rule of ours, and none that its author registered, or may be used."""
-        where = ":".join(map(str, _jax.source_line(self.eqn) or ()))
+        where = _jax.place_of(self.eqn)
         if self.eqn.primitive not in ad.primitive_jvps:
             raise missing_rule(self.eqn.primitive.name, where, [a.aval for a in self.eqn.invars])
         raise StrictError(

@@ -69,20 +69,11 @@ improvements: list[Improvement] = []
 
 
 def improvement(
-    name: str,
-    function: Callable[..., Any],
-    *,
-    at: Sequence[Any],
-    wrt: int = 0,
-    true: Any,
-    jax: str,
-    source: str,
-    dtype: str = "float64",
-    rtol: float = 1e-6,
-    order: int = 1,
+    name: str, function: Callable[..., Any], *, at: Sequence[Any], wrt: int = 0, **facts: Any
 ) -> None:
-    """Declare that our gradient of ``function`` at ``at`` is ``true`` where JAX's is not."""
+    """Declare that our gradient of ``function`` at ``at`` is ``true`` where JAX's is not.
+
+    ``facts`` are the other attributes of an ``Improvement``.
+    """
     file = sys._getframe(1).f_code.co_filename
-    improvements.append(
-        Improvement(name, function, tuple(at), wrt, true, jax, source, dtype, rtol, file, order)
-    )
+    improvements.append(Improvement(name, function, tuple(at), wrt, file=file, **facts))

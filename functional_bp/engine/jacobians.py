@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import split
 from functional_bp.engine.higher_order import Options, has_tangent
 from functional_bp.engine.staging import Flat, explaining
+from functional_bp.engine.sweeps import Residuals
 from functional_bp.engine.tangents import Pusher, push_along
 from functional_bp.engine.transforms import (
-    Box,
+    Static,
     as_arrays,
     as_asked,
     check_inputs,
@@ -127,8 +129,7 @@ def linearize(
     As ``jax.linearize``: the map keeps what the rules name, and may be applied many times.
     """
     options = Options(strict, max_steps, staged)
-    leaves, in_tree = jax.tree.flatten(primals)
-    wanted = tuple(has_tangent(jax.typeof(x)) for x in leaves)
+    wanted = tuple(has_tangent(jax.typeof(x)) for x in jax.tree.leaves(primals))
     try:
         out, pullback, aux = vjp_wanted(fun, primals, wanted, has_aux, options)
     except MissingRuleError:  # a loop without a bound has forward mode all the same
@@ -138,29 +139,23 @@ def linearize(
         plain = (lambda *args: fun(*args)[0]) if has_aux else fun
         again = lambda primals, *dots: jvp(plain, primals, dots, strict=strict)[1]
         return (out, jax.tree_util.Partial(again, primals), *rest)
-    out_leaves, out_tree = jax.tree.flatten(out)
-    avals = [jax.typeof(x) for x in leaves], [jax.typeof(x) for x in out_leaves]
-    box = Box((pullback.plan, options, in_tree, out_tree, *avals))
-    tangent_map = LinearMap(pullback.residuals, box)
+    out_avals = tuple(map(jax.typeof, jax.tree.leaves(out)))
+    tangent_map = LinearMap(pullback.residuals, pullback.static, options, out_avals)
     return (out, tangent_map, aux) if has_aux else (out, tangent_map)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False, repr=False)
 class LinearMap:
     """``linearize`` returns this map ẋ ↦ J ẋ, a pytree, so that it may enter and leave ``jit``."""
 
-    def __init__(self, residuals: Any, box: Box) -> None:
-        self.residuals, self._box = residuals, box
+    residuals: Residuals
+    static: Static = field(metadata={"static": True})
+    options: Options = field(metadata={"static": True})
+    out_avals: tuple[Any, ...] = field(metadata={"static": True})
+
+    def __post_init__(self) -> None:
         self._transposes: dict[Any, Any] = {}
-
-    def tree_flatten(self) -> tuple[Any, Box]:
-        """Return the kept arrays, and the plan that goes with them."""
-        return (self.residuals,), self._box
-
-    @classmethod
-    def tree_unflatten(cls, box: Box, children: Any) -> LinearMap:
-        """Undo ``tree_flatten``."""
-        return cls(children[0], box)
 
     def __call__(self, *dots: Any) -> Any:
         """Return J ẋ, for one tangent per argument.
@@ -168,10 +163,10 @@ class LinearMap:
         Raises:
             CotangentError: a tangent's structure, shape or dtype does not match its primal.
         """
-        plan, options, in_tree, out_tree, in_avals, out_avals = self._box.value
-        given = _check_tangents(dots, in_tree, in_avals)
-        found = push_along(plan, self.residuals, given, options, self._transposes)
-        return jax.tree.unflatten(out_tree, list(map(_as_tangent, found, out_avals)))
+        static = self.static
+        given = _check_tangents(dots, static.in_tree, static.in_avals)
+        found = push_along(static.plan, self.residuals, given, self.options, self._transposes)
+        return jax.tree.unflatten(static.out_tree, list(map(_as_tangent, found, self.out_avals)))
 
 
 def _zero_tangent(x: Any) -> Any:

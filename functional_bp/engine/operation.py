@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -68,8 +69,9 @@ class Operation:
         if unknown:
             raise RuleError(f"operation {name!r}: {sorted(unknown)[0]!r} is not an operand")
         self.signature, self.forward, self.why = signature, forward, why
+        cotangents = {n.text + "_bar": n for n in self.outputs}
         self.pullbacks: dict[str, Pullback] = {
-            key: parse_pullback(function, names, self.outputs, self.auxiliaries, name)
+            key: parse_pullback(function, names, cotangents, self.auxiliaries, name)
             for key, function in pullbacks.items()
         }
         self.__name__ = name
@@ -152,11 +154,10 @@ class Operation:
             n.text: None if isinstance(bar, SymbolicZero) else bar
             for n, bar in zip(self.outputs, bars, strict=True)
         }
-        found: list[Any] = []
-        for operand, wanted in zip(self.operands, kept.wanted):
-            bar = self._call(operand.text, named, kept, parameters) if wanted else None
-            found.append(bar)
-        return tuple(found)
+        return tuple(
+            self._call(operand.text, named, kept, parameters) if wanted else None
+            for operand, wanted in zip(self.operands, kept.wanted)
+        )
 
     def _call(
         self, name: str, bars: dict[str, Any], kept: _Kept, parameters: dict[str, Any]
@@ -214,16 +215,11 @@ class _Hidden:
         return hash(tuple(sorted(self.value)))
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
 class _Kept:
     """An operation's residuals are a pytree that knows what they stand for."""
 
-    def __init__(self, values: dict[str, Any], wanted: tuple[bool, ...], shapes: _Hidden) -> None:
-        self.values, self.wanted, self.shapes = values, wanted, shapes
-
-    def tree_flatten(self) -> tuple[Any, Any]:
-        return (self.values,), (self.wanted, self.shapes)
-
-    @classmethod
-    def tree_unflatten(cls, aux: Any, children: Any) -> _Kept:
-        return cls(*children, *aux)
+    values: dict[str, Any]
+    wanted: tuple[bool, ...] = field(metadata={"static": True})
+    shapes: _Hidden = field(metadata={"static": True})

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,16 +29,17 @@ from functional_bp.engine.higher_order import (
     Options,
     has_tangent,
     higher_order_of,
+    only,
 )
 from functional_bp.engine.rule import Name, Need, Pullback, Rule, rules
 from functional_bp.errors import RuleError, compose
 
 
-class Auxiliary:
+class Auxiliary(NamedTuple):
     """An auxiliary is what a rule's ``forward`` computes beside the outputs, and is kept."""
 
-    def __init__(self, eqn: JaxprEqn, name: str) -> None:
-        self.eqn, self.name = eqn, name
+    eqn: JaxprEqn
+    name: str
 
 
 class Pull(NamedTuple):
@@ -71,6 +72,17 @@ def spread(names: Sequence[Name], count: int) -> list[Name]:
     return [n for name in names for n in [name] * (extra if name.starred else 1)]
 
 
+def by_name(names: Sequence[Name], group: Sequence[Any]) -> dict[str, Any]:
+    """Return operands or outputs by their names in the signature, a list for a starred one."""
+    found: dict[str, Any] = {name.text: [] for name in names if name.starred}
+    for name, x in zip(spread(names, len(group)), group):
+        if name.starred:
+            found[name.text].append(x)
+        else:
+            found[name.text] = x
+    return found
+
+
 def pull_step(
     eqn: JaxprEqn,
     rule: Rule,
@@ -82,7 +94,6 @@ def pull_step(
 
     ``is_held`` tells of a variable whether its value is there anyway (``rule.if_held``).
     """
-    atoms: dict[str, Any] = {}
     for what, names, group in (
         ("operands", rule.operands, eqn.invars),
         ("outputs", rule.outputs, eqn.outvars),
@@ -96,27 +107,14 @@ def pull_step(
                     got=f"an operation with {len(group)} {what}",
                 )
             )
-        for name, atom in zip(spread(names, len(group)), group):
-            if name.starred:
-                atoms.setdefault(name.text, []).append(atom)
-            else:
-                atoms[name.text] = atom
-        for name in names:
-            if name.starred:
-                atoms.setdefault(name.text, [])
-    atoms.update({name: Auxiliary(eqn, name) for name in rule.auxiliaries})
-    spread_outs = spread(rule.outputs, len(eqn.outvars))
-    positions = {
-        name.text: [i for i, n in enumerate(spread_outs) if n.text == name.text]
-        for name in rule.outputs
-    }
-    operands = spread(rule.operands, len(eqn.invars))
-    first = {name.text: i for i, name in reversed(list(enumerate(operands)))}
+    atoms = {**by_name(rule.operands, eqn.invars), **by_name(rule.outputs, eqn.outvars)}
+    atoms |= {name: Auxiliary(eqn, name) for name in rule.auxiliaries}
+    positions = by_name(rule.outputs, range(len(eqn.outvars)))
+    operands = [name.text for name in spread(rule.operands, len(eqn.invars))]
 
     def source(need: Need, index: int) -> Any:
         if need.kind == "cotangent":
-            is_starred = any(n.text == need.name and n.starred for n in rule.outputs)
-            return positions[need.name] if is_starred else positions[need.name][0]
+            return positions[need.name]
         if need.kind == "index":
             return index
         atom = atoms[need.name]
@@ -135,7 +133,7 @@ def pull_step(
                         do="name one of these; with a default, it may be missing",
                     )
                 )
-        texts = tuple(operands[i].text for i in operands_at)
+        texts = tuple(operands[i] for i in operands_at)
         sources = {need: source(need, index) for need in pullback.needs}
         return Pull(tuple(operands_at), texts, pullback, sources,
                     {**eqn.params, "wanted": frozenset(texts)})  # fmt: skip
@@ -145,22 +143,30 @@ def pull_step(
         return SweepStep(eqn, rule, (pull(active, rule.joint),))
     pulls = []
     for i in active:
-        pullback = rule.pullbacks.get(operands[i].text)
-        other = rule.if_held.get(operands[i].text)
-        if other is not None and all(is_held(atoms[name]) for name in other.keeps):
+        name = operands[i]
+        pullback, other = rule.pullbacks.get(name), rule.if_held.get(name)
+        if other is not None and all(is_held(atoms[kept]) for kept in other.keeps):
             pullback = other
-        if pullback is None:
-            continue
-        if not any(out_useful[p] for name in pullback.cotangents for p in positions[name]):
-            continue
-        pulls.append(pull((i,), pullback, i - first[operands[i].text]))
+        if pullback is not None:
+            made = pull((i,), pullback, i - operands.index(name))
+            if any(out_useful[p] for p in made.named("cotangent")):
+                pulls.append(made)
     return SweepStep(eqn, rule, tuple(pulls))
+
+
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Return the atoms that are no literals."""
+    return [atom for atom in atoms if not isinstance(atom, Literal)]
+
+
+def is_among(atom: Any, found: Container[Any]) -> bool:
+    """Say whether an atom is one of the variables; a literal, which has no hash, is none."""
+    return not isinstance(atom, Literal) and atom in found
 
 
 def named(step: SweepStep) -> list[Any]:
     """Return the variables and auxiliaries that the step's pullbacks ask for."""
-    every = [v for pull in step.pulls for v in pull.named("value")]
-    return [v for v in every if not isinstance(v, Literal)]
+    return variables(v for pull in step.pulls for v in pull.named("value"))
 
 
 def names_auxiliary(step: SweepStep) -> bool:
@@ -180,6 +186,11 @@ class Plan(NamedTuple):
     out_active: Mask
     reached: Mask  # active inputs that get a cotangent
     augmented: dict[JaxprEqn, SweepStep]  # equations run by their rule
+
+    @property
+    def reads(self) -> set[Any]:
+        """``reads`` has the variables that the forward sweep's equations read."""
+        return {v for eqn in self.live for v in variables(eqn.invars)}
 
 
 # An equation of these costs no arithmetic: run it again instead of keeping its larger output.
@@ -222,12 +233,11 @@ def plan_once(
         held: which inputs are there anyway when the reverse sweep runs; none, if left out.
     """
     varied, higher_orders = _activity(jaxpr, active, options, sources)
-    on = lambda atom: not isinstance(atom, Literal) and atom in varied
-    at_hand = {v for v, h in zip(jaxpr.invars, held) if h}
-    is_held = lambda atom: not isinstance(atom, Literal) and atom in at_hand
+    on = lambda atom: is_among(atom, varied)
+    at_hand = set(only(jaxpr.invars, held))
+    is_held = lambda atom: is_among(atom, at_hand)
     useful = {v for v, s in zip(jaxpr.outvars, seeded) if s and on(v)}
-    values = {v for v, n in zip(jaxpr.outvars, needed) if n and not isinstance(v, Literal)}
-    values.update(also)
+    values = {*variables(only(jaxpr.outvars, needed)), *also}
     handed = set(given)
     defined_by = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     keep: dict[Any, None] = dict.fromkeys(also)
@@ -274,7 +284,7 @@ def plan_once(
         runs |= step is not None and names_auxiliary(step)
         if runs:
             live.append(eqn)
-            values.update(a for a in eqn.invars if not isinstance(a, Literal))
+            values.update(variables(eqn.invars))
     steps.reverse()
     live.reverse()
     order = {eqn: i for i, eqn in enumerate(jaxpr.eqns)}
@@ -298,12 +308,19 @@ make_plan = lru_cache(maxsize=512)(plan_once)  # for nested graphs
 def out_activity(jaxpr: Jaxpr, active: Mask, options: Options) -> Mask:
     """Say which outputs depend on an active input, for rules of operations that hold ``jaxpr``."""
     varied, _ = _activity(jaxpr, active, options)
-    return tuple(not isinstance(v, Literal) and v in varied for v in jaxpr.outvars)
+    return tuple(is_among(v, varied) for v in jaxpr.outvars)
 
 
 def union(first: Mask, second: Mask) -> Mask:
     """Combine masks by an elementwise or."""
     return tuple(a or b for a, b in zip(first, second, strict=True))
+
+
+def fixed_point(step: Callable[[Any], Any], start: Any) -> Any:
+    """Apply ``step`` until nothing changes; of masks that it only adds to, the least such."""
+    while (after := step(start)) != start:
+        start = after
+    return start
 
 
 rules.changed += [make_plan.cache_clear, out_activity.cache_clear]
@@ -317,7 +334,7 @@ def _activity(
     varied.update(v for v in sources if has_tangent(v.aval))
     higher_orders: dict[JaxprEqn, HigherOrder] = {}
     for eqn in jaxpr.eqns:
-        on = tuple(not isinstance(a, Literal) and a in varied for a in eqn.invars)
+        on = tuple(is_among(a, varied) for a in eqn.invars)
         if not any(on) or not any(has_tangent(v.aval) for v in eqn.outvars):
             continue
         made = higher_order_of(eqn, on, options)
@@ -342,7 +359,7 @@ def _is_cheaper_again(eqn: JaxprEqn) -> bool:
     """Say whether running the equation again keeps fewer bytes, at no arithmetic."""
     if eqn.primitive not in CHEAP or eqn.effects:
         return False
-    inputs = sum(size_in_bytes(a.aval) for a in eqn.invars if not isinstance(a, Literal))
+    inputs = sum(size_in_bytes(v.aval) for v in variables(eqn.invars))
     output = size_in_bytes(eqn.outvars[0].aval)
     view = eqn.primitive in (lax.reshape_p, lax.squeeze_p)
     return _jax.surely(lambda: inputs < output) or (view and inputs == output)
@@ -355,12 +372,10 @@ def size_in_bytes(aval: Any) -> int:
 
 def _last_uses(eqns: Sequence[JaxprEqn], keep: Sequence[Any]) -> dict[JaxprEqn, list[Var]]:
     """Find the variables that no later equation, and nothing kept, still needs."""
-    seen = {v for v in keep if not isinstance(v, Literal)}
+    seen = set(variables(keep))
     uses: dict[JaxprEqn, list[Var]] = {}
     for eqn in reversed(eqns):
-        dead = [
-            a for a in (*eqn.invars, *eqn.outvars) if not isinstance(a, Literal) and a not in seen
-        ]
+        dead = [v for v in variables((*eqn.invars, *eqn.outvars)) if v not in seen]
         uses[eqn] = list(dict.fromkeys(dead))
         seen.update(dead)
     return uses

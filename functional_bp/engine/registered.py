@@ -12,7 +12,15 @@ from jax.interpreters.ad import Zero
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, has_tangent
+from functional_bp.engine.higher_order import (
+    HigherOrder,
+    Mask,
+    Options,
+    Sweep,
+    has_tangent,
+    only,
+    spread_over,
+)
 from functional_bp.engine.rule import rules
 
 
@@ -25,15 +33,14 @@ class Registered(HigherOrder):
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the author's forward rule with respect to the wanted operands alone."""
         run = lambda full: sweeps.evaluate(self.eqn, full)
-        chosen = [x for x, on in zip(operands, self.wanted) if on]
-        return _jax.vjp(sweeps.of_chosen(run, operands, self.wanted), *chosen)
+        call = sweeps.of_chosen(run, operands, self.wanted)
+        return _jax.vjp(call, *only(operands, self.wanted))
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the author's backward rule; it is told which cotangents are zero, if it asks."""
         pairs = zip(self.eqn.outvars, cotangents)
         bars = [Zero(v.aval.to_tangent_aval()) if bar is None else bar for v, bar in pairs]
-        found = iter(residuals(bars))
-        return [next(found) if on else None for on in self.wanted]
+        return spread_over(residuals(bars), self.wanted)
 
 
 class Foreign(Registered):
@@ -54,9 +61,8 @@ class Foreign(Registered):
         del sweep
         on = [dot is not None for dot in dots]
         run = lambda full: sweeps.evaluate(self.eqn, full)
-        primals = [x for x, o in zip(operands, on) if o]
-        chosen_dots = [dot for dot in dots if dot is not None]
-        outs, out_dots = _jax.jvp(sweeps.of_chosen(run, operands, on), primals, chosen_dots)
+        call = sweeps.of_chosen(run, operands, on)
+        outs, out_dots = _jax.jvp(call, only(operands, on), only(dots, on))
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return outs, [dot if on else None for dot, on in zip(out_dots, floats)]
 
@@ -75,12 +81,9 @@ class Transposable(Registered):
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Ask for the author's transpose."""
         run = lambda full: sweeps.evaluate(self.eqn, full)
-        avals = [a.aval for a, on in zip(self.eqn.invars, self.wanted) if on]
-        pairs = zip(self.eqn.outvars, cotangents)
-        bars = [sweeps.zeros(v.aval) if bar is None else bar for v, bar in pairs]
+        avals = [a.aval for a in only(self.eqn.invars, self.wanted)]
         pull = jax.linear_transpose(sweeps.of_chosen(run, residuals, self.wanted), *avals)
-        found = iter(pull(bars))
-        return [next(found) if on else None for on in self.wanted]
+        return spread_over(pull(sweeps.or_zeros(cotangents, self.eqn.outvars)), self.wanted)
 
 
 rules.foreign = Foreign

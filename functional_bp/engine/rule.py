@@ -15,6 +15,7 @@ parameter             is given
 ``r``                 an auxiliary after ``|`` in the signature, computed by ``forward``
 ``index``             which member of a starred operand (``*xs``) the cotangent is for
 keyword-only names    the equation's parameters; one with a default may be missing there
+``**name``            all of its parameters that have no name of their own in the list
 ====================  ===================================================================
 
 A starred name is given as a list. What a graph keeps for its reverse sweep is thus known before
@@ -71,10 +72,14 @@ class Pullback:
     needs: tuple[Need, ...]
     parameters: tuple[tuple[str, bool], ...]  # the equation's parameters; True where required
     wanted: bool = False  # a joint rule may ask which operands are wanted
+    takes_all: bool = False  # ``**name``: every parameter of the equation
 
     def __call__(self, given: Callable[[Need], Any], parameters: Mapping[str, Any]) -> Any:
         """Call the function on what ``given`` has for each need, and the parameters it names."""
-        named = {p: parameters[p] for p, required in self.parameters if required or p in parameters}
+        if self.takes_all:
+            named = {p: value for p, value in parameters.items() if p != "wanted"}
+        else:
+            named = {p: parameters[p] for p, must in self.parameters if must or p in parameters}
         if self.wanted:
             named["wanted"] = parameters["wanted"]
         return self.function(*map(given, self.needs), **named)
@@ -207,7 +212,8 @@ def rule(
         return None
     operands, outputs, auxiliaries = parse_signature(signature, primitive.name)
     names = [*operands, *outputs]
-    parse = lambda function: parse_pullback(function, names, outputs, auxiliaries, primitive.name)
+    cotangents = {name.text + "_bar": name for name in outputs}
+    parse = lambda f: parse_pullback(f, names, cotangents, auxiliaries, primitive.name)
     unknown = {*pullbacks, *if_held} - {name.text for name in operands}
     if unknown:
         raise RuleError(
@@ -227,7 +233,7 @@ def rule(
         if len(operands) != 1 or any(name.starred for name in operands):
             raise RuleError(f"rule for {primitive.name!r}: a pushforward is of one operand")
         incoming = {name.text + "_dot": name for name in operands}
-        push = parse_function(pushforward, names, incoming, auxiliaries, primitive.name)
+        push = parse_pullback(pushforward, names, incoming, auxiliaries, primitive.name)
     frame = sys._getframe(1)
     return rules.add(
         Rule(
@@ -256,23 +262,22 @@ pointwise = functools.partial(rule, pointwise=True)
 linear = functools.partial(rule, linear="x")
 
 
-def piecewise_constant(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
-    """Declare that the derivative is zero wherever there is one: no cotangent, nothing kept."""
-    _declare(primitive, "piecewise constant", why, cases)
-
-
-def no_tangent_space(primitive: Primitive | None, why: str, cases: Sequence[Any] = ()) -> None:
-    """Declare that outputs are integers, booleans, keys or tokens, which have no tangents."""
-    _declare(primitive, "no tangent space", why, cases)
-
-
-def _declare(primitive: Primitive | None, kind: Kind, why: str, cases: Sequence[Any]) -> None:
-    frame = sys._getframe(2)
+def _without_cotangent(
+    kind: Kind, primitive: Primitive | None, why: str, cases: Sequence[Any] = ()
+) -> None:
+    """Declare that there is no cotangent, so that nothing is kept."""
+    frame = sys._getframe(1)
     if primitive is not None:
         rules.add(
             Rule(primitive, kind, why=why, cases=tuple(cases),
                  file=frame.f_code.co_filename, line=frame.f_lineno)
         )  # fmt: skip
+
+
+# The derivative is zero wherever there is one.
+piecewise_constant = functools.partial(_without_cotangent, "piecewise constant")
+# Outputs are integers, booleans, keys or tokens.
+no_tangent_space = functools.partial(_without_cotangent, "no tangent space")
 
 
 def higher_order(
@@ -316,35 +321,25 @@ def parse_signature(
 def parse_pullback(
     function: Callable[..., Any],
     names: Sequence[Name],
-    outputs: Sequence[Name],
-    auxiliaries: Sequence[str],
-    owner: str,
-) -> Pullback:
-    """Read a pullback's needs off its parameter names."""
-    cotangents = {name.text + "_bar": name for name in outputs}
-    return parse_function(function, names, cotangents, auxiliaries, owner)
-
-
-def parse_function(
-    function: Callable[..., Any],
-    names: Sequence[Name],
     incoming: Mapping[str, Name],
     auxiliaries: Sequence[str],
     owner: str,
 ) -> Pullback:
     """Read what a function of a rule needs off its parameter names.
 
-    ``incoming`` has the cotangents, or the tangents, by parameter.
+    ``incoming`` has the outputs by their cotangents' names, or the operand by its tangent's.
     """
     values = {name.text for name in names} | set(auxiliaries)
     needs: list[Need] = []
     parameters: list[tuple[str, bool]] = []
-    wanted = False
+    wanted = takes_all = False
     for parameter in inspect.signature(function).parameters.values():
         text, optional = parameter.name, parameter.default is not parameter.empty
         if parameter.kind is parameter.KEYWORD_ONLY:
             wanted |= text == "wanted"
             parameters += [] if text == "wanted" else [(text, not optional)]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            takes_all = True
         elif text in incoming:
             starred = incoming[text].starred
             needs.append(Need("cotangent", incoming[text].text, optional or starred))
@@ -360,7 +355,7 @@ def parse_function(
                 f"{', '.join(sorted(incoming))}, a value ({', '.join(sorted(values))}), one of "
                 f"those with _t, or keyword-only (an equation's parameter)"
             )
-    return Pullback(function, tuple(needs), tuple(parameters), wanted)
+    return Pullback(function, tuple(needs), tuple(parameters), wanted, takes_all)
 
 
 # Test inputs.
@@ -403,29 +398,25 @@ class Spec:
         return self.kind in ("real", "complex")
 
 
-def real(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
-         make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
-    """Draw real numbers uniformly in [low, high), or take the fixed ``values``; ``make`` gives the
-    draw a structure.
-    """
-    return Spec(np.shape(values) if values is not None else shape, "real", low, high, values, make)
+def _kind(kind: str, low: float, high: float) -> Callable[..., Spec]:
+    """Make the constructor of one kind of spec: of a shape, in a range, or with fixed values."""
+
+    def spec(
+        *shape: int,
+        low: float = low,
+        high: float = high,
+        values: Any = None,
+        make: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> Spec:
+        return Spec(shape if values is None else np.shape(values), kind, low, high, values, make)
+
+    return spec
 
 
-def cplx(*shape: int, low: float = -2.0, high: float = 2.0, values: Any = None,
-         make: Callable[[np.ndarray], np.ndarray] | None = None) -> Spec:  # fmt: skip
-    """Draw complex numbers, real and imaginary part uniform in [low, high)."""
-    shape = np.shape(values) if values is not None else shape
-    return Spec(shape, "complex", low, high, values, make)
-
-
-def integer(*shape: int, low: int = 0, high: int = 4, values: Any = None) -> Spec:
-    """Draw integers in [low, high), or take the fixed ``values`` (their dtype is kept)."""
-    return Spec(np.shape(values) if values is not None else shape, "integer", low, high, values)
-
-
-def boolean(*shape: int, values: Any = None) -> Spec:
-    """Flip fair coins, or take the fixed ``values``."""
-    return Spec(np.shape(values) if values is not None else shape, "boolean", values=values)
+real = _kind("real", -2.0, 2.0)  # uniform in [low, high)
+cplx = _kind("complex", -2.0, 2.0)  # so are its real and its imaginary part
+integer = _kind("integer", 0, 4)  # fixed values keep their dtype
+boolean = _kind("boolean", 0, 2)
 
 
 @dataclass(frozen=True)
@@ -457,14 +448,6 @@ class Case:
         return [spec.draw(rng, dtype) for spec in self.specs]
 
 
-def case(
-    function: Callable[..., Any],
-    *specs: Spec,
-    reference: Callable[..., Any] | None = None,
-    second_order: bool = True,
-    half: bool = True,
-    batchable: bool = True,
-    note: str = "",
-) -> Case:
-    """Make a call to test a rule on; see ``Case``."""
-    return Case(function, specs, reference, second_order, half, batchable, note)
+def case(function: Callable[..., Any], *specs: Spec, **how: Any) -> Case:
+    """Make a call to test a rule on, with what else a ``Case`` may say."""
+    return Case(function, specs, **how)

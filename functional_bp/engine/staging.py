@@ -1,4 +1,11 @@
-"""A function at given arguments is staged to a jaxpr, with the pytrees around it."""
+"""A function at given arguments is staged to a pure jaxpr, with the pytrees around it.
+
+Mutable references that the function makes are rewritten to values before anything is
+differentiated. A reference is a name for a succession of values; ``without_references`` makes each
+of them a value of its own: ``swap`` and ``addupdate`` give a new one, ``get`` reads the newest, a
+loop carries it. What is left is a pure graph with ordinary rules. References that live outside the
+differentiated function stay: they may be read and written, but no gradient flows through them.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, Primitive, primitives
 
 from functional_bp import _jax
-from functional_bp.engine.discharge import refuse_references, without_references
-from functional_bp.errors import BackpropError, compose
+from functional_bp.engine import sweeps
+from functional_bp.engine.plan import is_among
+from functional_bp.errors import BackpropError, NotDifferentiableError, compose
 
 
 class Flat:
@@ -106,11 +115,9 @@ def _closes_over(graph: Any, trace: Any) -> bool:
     return False
 
 
-_WITH_RULES = {
-    primitives.custom_jvp_call_p,
-    primitives.custom_vjp_call_p,
-    _jax.find_primitive("hijax.call_hi_primitive_p"),
-}
+# Their derivative does not look inside: they may keep references of their own.
+_OWN_RULE = {primitives.custom_jvp_call_p, primitives.custom_vjp_call_p}
+_WITH_RULES = _OWN_RULE | {_jax.find_primitive("hijax.call_hi_primitive_p")}
 _OPAQUE = (  # hold no tracer, or too much
     str, bytes, int, float, complex, type, types.ModuleType, types.CodeType, types.FrameType,
     np.ndarray, jax.Array, Jaxpr, _jax.ClosedJaxpr, Primitive, _jax.Trace,
@@ -169,3 +176,71 @@ def explaining(is_staged: bool) -> Iterator[None]:
                 "(has_aux=True)."
             )
         raise
+
+
+# Mutable references.
+
+_new_ref_p, _empty_ref_p, _freeze_p, _free_ref_p = (
+    _jax.find_primitive(f"core.{name}_p") for name in ("ref", "empty_ref", "freeze", "free_ref")
+)
+
+
+def refuse_references(leaves: Sequence[Any]) -> None:
+    """Raise an error where an argument is a mutable reference."""
+    for place, leaf in enumerate(leaves):
+        if _jax.is_reference(jax.typeof(leaf)):
+            raise NotDifferentiableError(
+                compose(
+                    "a mutable reference is an argument of the differentiated function",
+                    got=f"{jax.typeof(leaf)} at place {place} of the flat arguments",
+                    expected="arrays",
+                    do="pass its value, ref[...], or make the reference inside the function",
+                )
+            )
+
+
+def without_references(
+    jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]
+) -> tuple[Jaxpr, list[Any]]:
+    """Return the same function of ``args`` as a graph without references that it makes itself.
+
+    Derivation: with r₀, r₁, … the values that a reference takes one after the other,
+
+        new_ref(x): r₀ = x;   get: y = r_k[i];   swap: y = r_k[i], r_k+1 = r_k with v at i;
+        addupdate: r_k+1 = r_k with v added at i;   freeze: y = r_k;
+
+    and an operation that holds a graph takes r_k as one more input and returns r_k+1.
+    """
+    if not _jax.makes_references(jaxpr):
+        return jaxpr, list(consts)
+    pure = jax.make_jaxpr(lambda *inputs: _run_on_newest(jaxpr, consts, inputs))(*args)
+    return _jax.open_jaxpr(pure)
+
+
+def _run_on_newest(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluate with the newest value of every reference in the reference's place."""
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+    ours: set[Any] = set()  # the references' variables
+    for eqn in jaxpr.eqns:
+        values = [sweeps.value_of(a, env) for a in eqn.invars]
+        held = [is_among(a, ours) for a in eqn.invars]
+        with _jax.emitting(eqn), eqn.ctx.manager:
+            if eqn.primitive is _new_ref_p:
+                ours.add(eqn.outvars[0])
+                outs: Sequence[Any] = values
+            elif eqn.primitive is _empty_ref_p:
+                ours.add(eqn.outvars[0])
+                made: Any = eqn.outvars[0].aval
+                inner = made.inner_aval
+                outs = [lax.full(inner.shape, 0, inner.dtype)]
+            elif any(held) and eqn.primitive in (_freeze_p, _free_ref_p):
+                outs = values if eqn.primitive is _freeze_p else []
+            elif any(held) or (_jax.makes_references(eqn) and eqn.primitive not in _OWN_RULE):
+                newest, outs = _jax.discharge(eqn, held, values)
+                for atom, on, value in zip(eqn.invars, held, newest, strict=True):
+                    if on and value is not None:
+                        env[atom] = value
+            else:
+                outs = sweeps.evaluate(eqn, values)
+        env.update(zip(eqn.outvars, outs))
+    return [sweeps.value_of(v, env) for v in jaxpr.outvars]

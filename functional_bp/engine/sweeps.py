@@ -111,7 +111,7 @@ def forward(
         env.update(zip(eqn.outvars, outs))
         for var in plan.last_uses[eqn]:
             env.pop(var, None)
-    kept = [env[v if not isinstance(v, Auxiliary) else (v.eqn, v.name)] for v in plan.keep]
+    kept = [env[v] for v in plan.keep]
     outs = [value_of(v, env) if isinstance(v, Literal) else env.get(v) for v in jaxpr.outvars]
     return outs, (kept, inner_residuals)
 
@@ -158,7 +158,7 @@ def forward_with_auxiliaries(
     with _jax.emitting(eqn), eqn.ctx.manager:
         outs, extra = rule.forward(*operands, **eqn.params)
     extra = extra if isinstance(extra, tuple) else (extra,)
-    env.update({(eqn, name): value for name, value in zip(rule.auxiliaries, extra, strict=True)})
+    env.update((Auxiliary(eqn, n), value) for n, value in zip(rule.auxiliaries, extra, strict=True))
     return outs if eqn.primitive.multiple_results else [outs]
 
 
@@ -284,6 +284,11 @@ def _from_joint(step: SweepStep, pull: Pull, bars: Any) -> list[tuple[int, Any]]
 def zeros(aval: Any) -> Any:
     """Make zeros as a cotangent of a value: in its sharding, varying over the same mesh axes."""
     return match_axes(match_sharding(lax.full(aval.shape, 0, aval.dtype), aval), aval)
+
+
+def or_zeros(bars: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+    """Return the cotangents (or tangents) of the variables, with zeros where they are absent."""
+    return [zeros(v.aval) if bar is None else bar for bar, v in zip(bars, variables)]
 
 
 def match_sharding(array: Any, aval: Any) -> Any:

@@ -25,7 +25,13 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, Var, primitives
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.define_by_run import DefineByRun, Follower, chosen_call, split
-from functional_bp.engine.higher_order import Options, has_tangent, higher_order_of
+from functional_bp.engine.higher_order import (
+    Options,
+    has_tangent,
+    higher_order_of,
+    only,
+    spread_over,
+)
 from functional_bp.engine.plan import Plan, SweepStep, plan_once, spread
 from functional_bp.engine.rule import Need, Pullback, Rule, rules
 from functional_bp.engine.sweeps import Residuals
@@ -80,16 +86,15 @@ class Pusher(DefineByRun):
         dots = [x.tangent for x, o in zip(operands, on) if o]
         with _jax.under(self.parent_trace):
             call = chosen_call(primitive, params, values, on)
-            primals = [x for x, o in zip(values, on) if o]
+            primals = only(values, on)
             if primitive is primitives.custom_jvp_call_p:
                 outs, out_dots = _jax.jvp(call, primals, dots)
             else:
                 outs, pull = _jax.vjp(call, *primals)
                 floats = [has_tangent(jax.typeof(x)) for x in outs]
-                avals = [jax.typeof(x) for x, o in zip(outs, floats) if o]
+                avals = list(map(jax.typeof, only(outs, floats)))
                 full = lambda bars: pull(_spread_floats(bars, outs, floats))
-                found = iter(transpose(full, avals, self.options)(dots))
-                out_dots = [next(found) if o else None for o in floats]
+                out_dots = spread_over(transpose(full, avals, self.options)(dots), floats)
         return self.pair(outs, out_dots)
 
     def pair(self, values: Sequence[Any], dots: Sequence[Any]) -> list[Any]:
@@ -101,10 +106,9 @@ class Pusher(DefineByRun):
 
 
 def _spread_floats(bars: Sequence[Any], outs: Sequence[Any], floats: Sequence[bool]) -> list[Any]:
-    remaining = iter(bars)
     return [
-        next(remaining) if on else jax.numpy.zeros(x.shape, jax.dtypes.float0)
-        for x, on in zip(outs, floats)
+        jax.numpy.zeros(x.shape, jax.dtypes.float0) if bar is None else bar
+        for x, bar in zip(outs, spread_over(bars, floats))
     ]
 
 
@@ -116,7 +120,7 @@ def forward_mode(
     tangent = {v: dot for v, dot in zip(jaxpr.invars, dots) if dot is not None}
     for eqn in jaxpr.eqns:
         operands = [sweeps.value_of(a, env) for a in eqn.invars]
-        in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in eqn.invars]
+        in_dots = _at(eqn.invars, tangent)
         if all(dot is None for dot in in_dots):
             outs, out_dots = sweeps.evaluate(eqn, operands), [None] * len(eqn.outvars)
         else:
@@ -125,7 +129,11 @@ def forward_mode(
         env.update(zip(eqn.outvars, outs))
         tangent.update((v, dot) for v, dot in zip(eqn.outvars, out_dots) if dot is not None)
     outs = [sweeps.value_of(v, env) for v in jaxpr.outvars]
-    return outs, [None if isinstance(v, Literal) else tangent.get(v) for v in jaxpr.outvars]
+    return outs, _at(jaxpr.outvars, tangent)
+
+
+def _at(atoms: Sequence[Any], tangent: dict[Any, Any]) -> Tangents:
+    return [None if isinstance(a, Literal) else tangent.get(a) for a in atoms]
 
 
 def push(
@@ -270,9 +278,8 @@ def _push_transposed(
     """Transpose the pullback of a graph that holds this equation alone."""
     atoms = [a if isinstance(a, Literal) else Var(a.aval) for a in eqn.invars]
     outvars = [Var(v.aval) for v in eqn.outvars]
-    inputs = [a for a in atoms if not isinstance(a, Literal)]
-    args = [x for x, a in zip(operands, atoms) if not isinstance(a, Literal)]
-    in_dots = [dot for dot, a in zip(dots, atoms) if not isinstance(a, Literal)]
+    is_input = [isinstance(a, Var) for a in atoms]
+    inputs, args, in_dots = (only(values, is_input) for values in (atoms, operands, dots))
     graph = _jax.graph_of([eqn.replace(invars=atoms, outvars=outvars)], inputs, outvars)
     floats = tuple(has_tangent(v.aval) for v in outvars)
     active = tuple(dot is not None for dot in in_dots)
@@ -280,8 +287,7 @@ def _push_transposed(
     outs, residuals = sweeps.forward(plan, (), args)
     if not plan.steps:
         return outs, [None] * len(outs)
-    found = iter(_transposed(plan, residuals, options)(in_dots))
-    return outs, [next(found) if on else None for on in floats]
+    return outs, spread_over(_transposed(plan, residuals, options)(in_dots), floats)
 
 
 def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transposed:
@@ -289,9 +295,7 @@ def _transposed(plan: Plan, residuals: Residuals, options: Options) -> Transpose
     avals: list[Any] = [v.aval for v in plan.jaxpr.outvars]
 
     def pullback(bars: Sequence[Any]) -> Sequence[Any]:
-        remaining = iter(bars)
-        full = [next(remaining) if has_tangent(aval) else None for aval in avals]
-        return sweeps.reverse(plan, residuals, full)
+        return sweeps.reverse(plan, residuals, spread_over(bars, map(has_tangent, avals)))
 
     return transpose(pullback, list(filter(has_tangent, avals)), options)
 
@@ -318,7 +322,7 @@ def push_along(
     tangent = {v: dot for v, dot in zip(plan.jaxpr.invars, dots) if dot is not None}
     for step in plan.steps:
         inner = [next(remaining)] if step.higher_order is not None else []
-        in_dots = [None if isinstance(a, Literal) else tangent.get(a) for a in step.eqn.invars]
+        in_dots = _at(step.eqn.invars, tangent)
         if all(dot is None for dot in in_dots):
             continue
         with _jax.emitting(step.eqn), step.eqn.ctx.manager:
@@ -326,7 +330,7 @@ def push_along(
             if out_dots is None:
                 out_dots = _push_transposed_step(step, have, inner, in_dots, options, transposes)
         tangent.update((v, d) for v, d in zip(step.eqn.outvars, out_dots) if d is not None)
-    return [None if isinstance(v, Literal) else tangent.get(v) for v in plan.jaxpr.outvars]
+    return _at(plan.jaxpr.outvars, tangent)
 
 
 def _push_step(step: SweepStep, have: dict[Any, Any], dots: Sequence[Any]) -> Tangents | None:
@@ -399,8 +403,7 @@ def _push_transposed_step(
             isinstance(x, Tracer) for x in jax.tree.leaves(found.residuals)
         ):
             transposes[eqn] = found
-    out_dots = iter(found(list(given.values())))
-    return [next(out_dots) if on else None for on in floats]
+    return spread_over(found(list(given.values())), floats)
 
 
 class Transposed(NamedTuple):
@@ -419,8 +422,7 @@ class Transposed(NamedTuple):
 
     def __call__(self, values: Sequence[Any]) -> Tangents:
         """Run the reverse sweep."""
-        given = [value for value, on in zip(values, self.present, strict=True) if on]
-        return sweeps.reverse(self.plan, self.residuals, given)
+        return sweeps.reverse(self.plan, self.residuals, only(values, self.present))
 
 
 def transpose(
@@ -444,6 +446,6 @@ def transpose(
     outs = (True,) * len(jaxpr.outvars)
     linearly = options._replace(linear=True)
     plan = plan_once(jaxpr, (True,) * len(avals), outs, (False,) * len(outs), linearly)
-    read = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
+    read = plan.reads
     points = [sweeps.zeros(v.aval) if v in read else None for v in jaxpr.invars]
     return Transposed(plan, sweeps.forward(plan, consts, points)[1], tuple(present))

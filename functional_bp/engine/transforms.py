@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,9 @@ from jax.ref import addupdate
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.define_by_run import ClosureError
+from functional_bp.engine.define_by_run import ClosureError, record
 from functional_bp.engine.higher_order import Mask, Options, has_tangent
 from functional_bp.engine.plan import Plan, plan_once
-from functional_bp.engine.recording import record
 from functional_bp.engine.staging import Flat, explaining, stage_pure
 from functional_bp.engine.sweeps import Residuals
 from functional_bp.errors import (
@@ -37,7 +37,10 @@ from functional_bp.errors import (
 markers: Any = jax.ad  # pyright: ignore[reportPrivateImportUsage]  # JAX's words for with_refs
 
 
-class _Static(NamedTuple):
+@dataclass(eq=False, repr=False)
+class Static:
+    """This goes with the kept arrays; it is equal only to itself, lest a pytree compare it."""
+
     plan: Plan
     in_tree: Any
     out_tree: Any
@@ -46,29 +49,13 @@ class _Static(NamedTuple):
     name: str
 
 
-class Box:
-    """A box holds what a pytree must not compare: it is equal only to itself."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False, repr=False)
 class PullbackFunction:
     """``vjp`` returns this function of the output's cotangents to the inputs' ones, a pytree."""
 
-    def __init__(self, residuals: Any, box: Box) -> None:
-        self.residuals, self._box = residuals, box
-
-    def tree_flatten(self) -> tuple[Any, Box]:
-        """Return the kept arrays, and the plan that goes with them."""
-        return (self.residuals,), self._box
-
-    @classmethod
-    def tree_unflatten(cls, box: Box, children: Any) -> PullbackFunction:
-        """Undo ``tree_flatten``."""
-        (residuals,) = children
-        return cls(residuals, box)
+    residuals: Residuals
+    static: Static = field(metadata={"static": True})
 
     def __call__(self, cotangent: Any) -> tuple[Any, ...]:
         """Return x̄ = Jᵀ ȳ for every input.
@@ -76,7 +63,7 @@ class PullbackFunction:
         Raises:
             CotangentError: its structure, a shape or a dtype is not that of the output.
         """
-        static: _Static = self._box.value
+        static = self.static
         found = self.flat(_check_cotangent(cotangent, static))
         bars = [_as_cotangent(bar, aval) for bar, aval in zip(found, static.in_avals)]
         return jax.tree.unflatten(static.in_tree, bars)
@@ -93,7 +80,7 @@ class PullbackFunction:
             A function of the output's cotangent. In the place of what was added stands
             ``jax.ad.GradRef()``, in that of what was not wanted ``jax.ad.DidntWant()``.
         """
-        static: _Static = self._box.value
+        static = self.static
         leaves, tree = jax.tree.flatten(places, is_leaf=lambda x: x is None)
         if tree != static.in_tree:
             raise CotangentError(
@@ -117,7 +104,7 @@ class PullbackFunction:
     @property
     def plan(self) -> Plan:
         """``plan`` is the plan of the reverse sweep."""
-        return self._box.value.plan
+        return self.static.plan
 
     def flat(self, bars: Sequence[Any]) -> list[Any]:
         """Do the same on lists of leaves, with None for zero on both sides."""
@@ -125,7 +112,7 @@ class PullbackFunction:
         return sweeps.reverse(self.plan, self.residuals, [*bars, *auxiliary])
 
 
-def _check_cotangent(cotangent: Any, static: _Static) -> list[Any]:
+def _check_cotangent(cotangent: Any, static: Static) -> list[Any]:
     leaves, tree = jax.tree.flatten(cotangent)
     if tree != static.out_tree:
         raise CotangentError(
@@ -211,9 +198,9 @@ def vjp_wanted(
     plan, outs, residuals, in_avals = _run(flat, wanted, options)
     out_avals = tuple(v.aval for v in plan.jaxpr.outvars[: flat.out_count])
     name = getattr(fun, "__name__", type(fun).__name__)
-    static = _Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
+    static = Static(plan, flat.in_tree, flat.out_tree, out_avals, in_avals, name)
     out, aux = flat.output(outs)
-    return out, PullbackFunction(residuals, Box(static)), aux
+    return out, PullbackFunction(residuals, static), aux
 
 
 def _run(

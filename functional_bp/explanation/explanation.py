@@ -241,17 +241,12 @@ def explain(
 
 def _check_value(graph: Graph, variable: Variable, leaf: Any) -> None:
     """Raise if an input or a constant is no array but stands for one."""
-    traced = isinstance(leaf, Tracer)
-    if traced or isinstance(leaf, jax.ShapeDtypeStruct):
-        raise NoValuesError(
-            compose(
-                f"{graph.name} cannot be explained here: {variable} has no value",
-                got=f"{describe(leaf)}, traced by jit, vmap or another transform"
-                if traced
-                else f"the shape {describe(leaf)}",
-                expected="an array",
-                do="call bp.explain outside the transform; bp.cotangents works inside"
-                if traced
-                else "draw one, as in jax.random.normal(key, shape)",
-            )
-        )
+    if isinstance(leaf, Tracer):
+        got = f"{describe(leaf)}, traced by jit, vmap or another transform"
+        do = "call bp.explain outside the transform; bp.cotangents works inside"
+    elif isinstance(leaf, jax.ShapeDtypeStruct):
+        got, do = f"the shape {describe(leaf)}", "draw one, as in jax.random.normal(key, shape)"
+    else:
+        return
+    what = f"{graph.name} cannot be explained here: {variable} has no value"
+    raise NoValuesError(compose(what, got=got, expected="an array", do=do))

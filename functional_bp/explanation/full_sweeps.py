@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,13 +37,18 @@ class Sweeps(NamedTuple):
     shares: dict[Share, Any]
 
 
+def operands_of(equation: Equation, values: Mapping[Variable, Any]) -> list[Any]:
+    """Return the values of an equation's operands, literals included."""
+    return [
+        jnp.asarray(sweeps.value_of(atom, {}), v.dtype) if v.kind == "literal" else values[v]
+        for v, atom in zip(equation.inputs, equation.eqn.invars)
+    ]
+
+
 def flatten_taken(graph: Graph, args: Sequence[Any], unroll: bool = False) -> Graph:
     """Return the graph without calls, each ``cond`` replaced by the branch that ``args`` takes.
 
-    Args:
-        graph: the graph.
-        args: one array per input.
-        unroll: write loops of known length (``scan``) out.
+    ``unroll`` writes loops of known length (``scan``) out.
     """
     flat = inlined(graph, unroll=unroll)
     while True:
@@ -74,45 +80,29 @@ def _run_forward(flat: Graph, args: Sequence[Any], wanted: Sequence[Variable]) -
 def sweep(
     flat: Graph, args: Sequence[Any], seeds: Sequence[Any], max_steps: int | None = None
 ) -> Sweeps:
-    """Run both sweeps at ``args``.
+    """Run both sweeps at ``args``, from one cotangent per output, None for none.
 
-    Args:
-        flat: the graph.
-        args: one array per input.
-        seeds: one cotangent per output, None for none.
-        max_steps: the bound of loops without a static trip count.
+    ``max_steps`` is the bound of loops without a static trip count.
     """
     seeded = [seed is not None for seed in seeds]
     # A record's constants are closed over by rules of the person's, which have no derivative there.
     closed_over = 0 if flat.staged else len(flat.consts)
     plan = plan_of(opened_jaxpr(flat), seeded, max_steps, keep_all=True, closed_over=closed_over)
-    uses: list[tuple[int, int]] = []
-    with_bars: list[int] = []
-    variables = flat.variables
-    position = {v: i for i, v in enumerate(variables)}
-    index = {e.eqn: e.index for e in flat}
-    given = [seed for seed in seeds if seed is not None]
+    equation_of = {e.eqn: e for e in flat}
 
-    def run(inputs: Sequence[Any], given: Sequence[Any]) -> tuple[Any, Any, Any]:
-        rest = iter(given)
+    def run(inputs: Sequence[Any], seeds: Sequence[Any]) -> Sweeps:
         record = sweeps.Record({}, {})
         _, residuals = sweeps.forward(plan, (), inputs)
-        kept = dict(zip(plan.keep, residuals[0]))
-        bars = [None if seed is None else next(rest) for seed in seeds]
-        sweeps.reverse(plan, residuals, bars, record)
-        uses[:] = [(index[eqn], operand) for eqn, operand in record.shares]
-        found = {position[flat.of_var[var]]: bar for var, bar in record.bars.items()}
-        with_bars[:] = found
-        atoms = [*plan.jaxpr.invars, *(v for e in flat for v in e.eqn.outvars)]
-        order = {flat.of_var[var]: kept[var] for var in atoms}
-        return [order[v] for v in variables], list(found.values()), list(record.shares.values())
+        sweeps.reverse(plan, residuals, seeds, record)
+        kept = {flat.of_var.get(atom): x for atom, x in zip(plan.keep, residuals[0])}
+        # a pytree whose keys stay in their order
+        return Sweeps(
+            OrderedDict((v, kept[v]) for v in flat.variables),
+            OrderedDict((flat.of_var[atom], bar) for atom, bar in record.bars.items()),
+            OrderedDict(((equation_of[e], k), share) for (e, k), share in record.shares.items()),
+        )
 
-    values, bars, shares = _quickest(run, flat)([*flat.consts, *args], given)
-    return Sweeps(
-        dict(zip(variables, values)),
-        {variables[i]: bar for i, bar in zip(with_bars, bars)},
-        {(flat.equations[i], operand): share for (i, operand), share in zip(uses, shares)},
-    )
+    return _quickest(run, flat)([*flat.consts, *args], list(seeds))
 
 
 def plan_of(
@@ -207,37 +197,33 @@ def lookup(graph: Graph, name: str | Variable) -> Variable:
     """
     if isinstance(name, str) and name not in graph:
         for equation in graph:
-            if _is_named_inside(equation, name):
+            inside = (visit for nested in equation.nested for visit in nested.graph.walk())
+            if any(v.tag == name for visit in inside for v in visit.equation.outputs):
                 raise UnknownVariableError(_inside(graph, equation, name))
     return graph[name]
 
 
-def _is_named_inside(equation: Equation, name: str) -> bool:
-    """Whether a graph that the equation holds gives the name to one of its values."""
-    return any(
-        any(v.tag == name for v in nested.graph.variables)
-        or any(_is_named_inside(inner, name) for inner in nested.graph)
-        for nested in equation.nested
-    )
-
-
 def _inside(graph: Graph, equation: Equation, name: str) -> str:
-    operation = equation.operation
     zeros = f"zeros to it, {name} = {name} + zero, and ask for those of the zeros"
-    if operation == "scan":
-        what = f"{name} stands inside a loop of {graph.name}: it has another value at every step"
-        do = f"write the loop out: {{unroll}}; or scan over (xs, zeros), add the {zeros}"
-    elif operation == "while":
-        what = f"{name} stands inside a loop of {graph.name}: it has another value at every step"
-        do = f"make it a lax.scan of known length, and add {zeros}"
-    elif operation == "cond":
-        what = f"{name} stands inside a branch of {graph.name}, which runs or does not"
-        do = f"make zeros an argument of the branch, add the {zeros}"
-    else:
-        what = (
-            f"{name} stands inside an operation of {graph.name} that is differentiated as a whole"
-        )
-        do = "name what goes into the operation, or what comes out of it"
-    where = ":".join(map(str, equation.source or ()))
-    got = f"{operation} {equation.label}".strip()
-    return compose(what, where=where, got=got, do=do, unroll="unroll=True")
+    loop = f"a loop of {graph.name}: it has another value at every step"
+    within, do = {
+        "scan": (
+            loop,
+            f"write the loop out: {{unroll}}; or scan over (xs, zeros), add the {zeros}",
+        ),
+        "while": (loop, f"make it a lax.scan of known length, and add {zeros}"),
+        "cond": (
+            f"a branch of {graph.name}, which runs or does not",
+            f"make zeros an argument of the branch, add the {zeros}",
+        ),
+    }.get(equation.operation) or (
+        f"an operation of {graph.name} that is differentiated as a whole",
+        "name what goes into the operation, or what comes out of it",
+    )
+    return compose(
+        f"{name} stands inside {within}",
+        where=":".join(map(str, equation.source or ())),
+        got=f"{equation.operation} {equation.label}".strip(),
+        do=do,
+        unroll="unroll=True",
+    )

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,6 @@ class Summary(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    dtype: str
     norm: float
     least: float
     greatest: float
@@ -38,20 +39,24 @@ class Summary(NamedTuple):
     infinities: int
 
 
-def summarize(array: Any) -> Summary:
-    """Summarize a real, complex, integer or boolean array; of complex entries their modulus.
+def numbers_of(array: Any) -> np.ndarray | None:
+    """Return an array as NumPy's numbers; None for what has none: a key, a token."""
+    try:
+        host = np.asarray(array)
+        host = host.astype(np.float64) if host.dtype.kind == "V" else host  # bfloat16 and its like
+    except (TypeError, ValueError):
+        return None
+    return host if host.dtype.kind in "biufc" else None
 
-    Args:
-        array: anything that NumPy can hold, half precision included.
-    """
+
+def summarize(array: Any) -> Summary:
+    """Summarize an array of any numbers or booleans; of complex entries their modulus."""
     host = np.asarray(array)
-    dtype = str(host.dtype)
     plain = np.abs(host) if host.dtype.kind == "c" else host.astype(np.float64)
     is_finite = np.isfinite(plain)
     finite = plain[is_finite]
     return Summary(
         host.shape,
-        dtype,
         float(np.sqrt(np.sum(np.square(finite)))),
         float(finite.min()) if finite.size else np.nan,
         float(finite.max()) if finite.size else np.nan,
@@ -63,12 +68,10 @@ def summarize(array: Any) -> Summary:
 
 def summary_of(array: Any, most: int = MOST_SHOWN) -> Summary | None:
     """Summarize an array that is too large to be written out; return None for anything else."""
-    try:
-        host = np.asarray(array)
-        is_short = host.ndim == 0 or (host.ndim == 1 and 0 < host.size <= most)
-        return None if is_short or host.dtype.kind not in "biufcV" else summarize(host)
-    except (TypeError, ValueError):  # a key, a token
+    host = numbers_of(array)
+    if host is None or host.ndim == 0 or (host.ndim == 1 and 0 < host.size <= most):
         return None
+    return summarize(host)
 
 
 def format_number(number: Any) -> str:
@@ -100,22 +103,24 @@ def format_shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) if shape else "scalar"
 
 
+def format_slices(shape: tuple[int, ...], params: Mapping[str, Any]) -> list[str]:
+    """Write what a ``slice`` with these parameters takes of each axis: ``1:3``, ``::2``."""
+    keys = ("start_indices", "limit_indices", "strides")
+    starts, limits, strides = (params[key] for key in keys)
+    return [
+        f"{start or ''}:{'' if stop == size else stop}" + (f":{step}" if step != 1 else "")
+        for size, start, stop, step in zip(shape, starts, limits, strides or repeat(1))
+    ]
+
+
 def format_value(array: Any, most: int = MOST_SHOWN) -> str:
     """Write a number, a short vector, or shape and norm; NaN and infinity are counted."""
     summary = summary_of(array, most)
     if summary is None:
-        try:
-            host = np.asarray(array)
-            if host.dtype.kind not in "biufcV":
-                raise TypeError
-            entries = host if host.dtype.kind in "biuc" else host.astype(np.float64)
-            return (
-                f"({' '.join(map(format_number, entries))})"
-                if host.ndim
-                else format_number(entries)
-            )
-        except (TypeError, ValueError):  # a key, a token
+        host = numbers_of(array)
+        if host is None:
             return getattr(getattr(array, "dtype", None), "name", "") or type(array).__name__
+        return f"({' '.join(map(format_number, host))})" if host.ndim else format_number(host)
     text = f"{format_shape(summary.shape)}, ‖·‖ = {format_number(summary.norm)}"
     for count, what in ((summary.nans, "NaN"), (summary.infinities, "∞")):
         text += f", {count} {what}" if count else ""
@@ -138,13 +143,10 @@ def state_of(array: Any, is_cotangent: bool = False) -> State:
     >>> state_of(np.array([1.0, np.nan])), state_of(0.0), state_of(0.0, is_cotangent=True)
     ('nan', '', 'zero')
     """
-    try:
-        host = np.asarray(array)
-        if host.dtype.kind not in "fcV" or not host.size:
-            return ""
-        summary = summarize(host)
-    except (TypeError, ValueError):  # a key, a token
+    host = numbers_of(array)
+    if host is None or host.dtype.kind not in "fc" or not host.size:
         return ""
+    summary = summarize(host)
     if summary.nans:
         return "nan"
     if summary.infinities:

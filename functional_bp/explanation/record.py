@@ -44,13 +44,7 @@ class ByName(Mapping[str, Any]):
 class EvaluatedGraph:
     """A graph is held at a point, with the forward value and the cotangent of every node.
 
-    Attributes:
-        graph: the flat graph: calls are opened, a ``cond`` is the branch that ran.
-        value: forward values by name: ``explanation.value["h"]``.
-        cotangent: cotangents by name; a value that no path joins to the output has none.
-        values, bars: the same by variable of ``graph``.
-        shares: what each use of a variable adds to its cotangent, by equation and operand.
-        kept_bytes: for each variable that ``bp.grad`` keeps from its forward sweep, the bytes.
+    ``Explanation``, which is this and draws and writes it, says what its attributes are.
     """
 
     def __init__(

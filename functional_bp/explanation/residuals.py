@@ -30,12 +30,7 @@ def kept_bytes(
 
     What is made inside ``jax.checkpoint`` is computed again and not kept, except what its policy
     saves. What an operation keeps beside variables (a loop its steps', a ``max`` who won) counts
-    at its first output.
-
-    Args:
-        flat: the graph.
-        seeded: for each output, whether it has a cotangent.
-        max_steps: the bound of loops without a static trip count.
+    at its first output. ``seeded`` says of each output whether it has a cotangent.
     """
     jaxpr, consts = checkpointed_jaxpr(flat), len(flat.consts)
     plan = plan_of(jaxpr, seeded, max_steps, closed_over=consts)
@@ -79,7 +74,8 @@ def checkpointed_jaxpr(flat: Graph) -> Jaxpr:
     jaxpr = opened_jaxpr(flat)
     if not any(equation.recomputed for equation in flat):
         return jaxpr
-    return _Closing(flat, jaxpr).result()
+    outputs = _variables(jaxpr.outvars)
+    return jaxpr.replace(eqns=_Closing(flat, jaxpr).eqns(flat.equations, 0, outputs))
 
 
 class _Closing:
@@ -87,10 +83,6 @@ class _Closing:
 
     def __init__(self, flat: Graph, jaxpr: Jaxpr) -> None:
         self.flat, self.jaxpr = flat, jaxpr
-
-    def result(self) -> Jaxpr:
-        outputs = _variables(self.jaxpr.outvars)
-        return self.jaxpr.replace(eqns=self.eqns(self.flat.equations, 0, outputs))
 
     def eqns(self, equations: Sequence[Equation], depth: int, later: set[Var]) -> list[JaxprEqn]:
         """The equations, in calls from ``depth`` on inwards; ``later`` is what is used later."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -31,6 +32,7 @@ from typing import NamedTuple
 from functional_bp import _jax
 from functional_bp.explanation.pictures.contents import Contents, Node, Returned
 from functional_bp.graph.graph import Variable
+from functional_bp.graph.names import unique
 
 MOST_ITEMS = 60  # operators and closed scopes; a scope with more of them is divided
 
@@ -55,38 +57,39 @@ class Scope:
     divided: bool = False
     note: str = ""
 
-    def add_scope(self, name: str, divided: bool = False) -> Scope:
-        """Add a scope inside, under a path of its own."""
-        taken = {item.name for item in self.items if isinstance(item, Scope)}
-        number, free = 1, name
-        while free in taken:
-            number += 1
-            free = f"{name}_{number}"
-        path = f"{self.path}/{free}" if self.path else free
-        inner = Scope(path, free, self, divided=divided)
-        self.items.append(inner)
-        return inner
+    @property
+    def scopes(self) -> list[Scope]:
+        """Return the scopes in it, without those inside them."""
+        return [item for item in self.items if isinstance(item, Scope)]
+
+    def path_of(self, name: str) -> str:
+        """Return the path of what has this name in it."""
+        return f"{self.path}/{name}" if self.path else name
 
     def walk(self) -> Iterator[Scope]:
         """Go through it and the scopes inside, each before what it holds."""
         yield self
-        for item in self.items:
-            if isinstance(item, Scope):
-                yield from item.walk()
+        for scope in self.scopes:
+            yield from scope.walk()
 
     @property
     def operators(self) -> Iterator[Node]:
         """Go through all operators in it, also those of the scopes inside."""
         for item in self.items:
-            if isinstance(item, Scope):
-                yield from item.operators
-            else:
-                yield item
+            yield from operators_of(item)
 
     @property
     def chain(self) -> list[Scope]:
         """Return the scopes from the whole graph to this one."""
         return [*(self.parent.chain if self.parent else []), self]
+
+
+def operators_of(item: Scope | Node) -> Iterator[Node]:
+    """Go through the operators that an item of a scope is or holds."""
+    if isinstance(item, Scope):
+        yield from item.operators
+    else:
+        yield item
 
 
 class Stub(NamedTuple):
@@ -111,39 +114,32 @@ class View:
     """An open scope shows its items, what crosses its border, and what joins them.
 
     Attributes:
-        scope: the scope.
         ends: leaves, operators, closed scopes, outputs, stubs; in the order of execution.
         wires: from one end to another, with the variables that pass.
     """
 
-    scope: Scope
     ends: list[End]
     wires: dict[tuple[End, End], list[Variable]]
 
 
-def scopes(shown: Contents, most: int = MOST_ITEMS) -> Scope:
-    """Return the tree of scopes of what is drawn.
-
-    Args:
-        shown: the contents of a picture in which every scope is open.
-        most: items of a scope; one with more is divided.
-    """
+def scopes(shown: Contents) -> Scope:
+    """Return the scopes of a picture with all of them open; too large ones are divided."""
     root = Scope("", "", None)
     opened: dict[str, Scope] = {"": root}
     for node in shown.nodes:
         if node.kind != "operator":
             continue
         home = root
-        parts = [part for part in node.equations[0].scope.split("/") if part]
-        for i, part in enumerate(parts):
-            path = "/".join(parts[: i + 1])
+        for part in filter(None, node.equations[0].scope.split("/")):
+            path = home.path_of(part)
             if path not in opened:
                 opened[path] = Scope(path, part, home)
                 home.items.append(opened[path])
             home = opened[path]
         home.items.append(node)
     _simplify(root)
-    divide(root, shown, most)
+    for scope in list(root.walk()):
+        _divide(scope, shown, 0)
     return root
 
 
@@ -171,24 +167,23 @@ def views(root: Scope, shown: Contents) -> dict[Scope, View]:
         (use.variable, use.head) for found in shown.uses.values() for use in found
     ]
     uses += [(output.variable, output) for output in shown.outputs]
-    heads: dict[Variable, list[Scope]] = {}
+    heads: dict[Variable, list[Scope]] = defaultdict(list)
     for variable, head in uses:
-        heads.setdefault(variable, []).append(home[head])
+        heads[variable].append(home[head])
     for variable, maker in shown.maker.items():
         if maker.kind == "leaf" and variable in heads:
             home[maker] = _common([scope.chain for scope in heads[variable]])
-    leaves = {s: [] for s in root.walk()}
+    leaves: dict[Scope, list[Node]] = defaultdict(list)
     for node in shown.nodes:
         if node.kind == "leaf" and node in home:
             leaves[home[node]].append(node)
-    found = {s: View(s, [*leaves[s], *s.items], {}) for s in root.walk()}
+    found = {s: View([*leaves[s], *s.items], {}) for s in root.walk()}
     for variable, head in uses:
         tail = shown.maker[variable]
         _join(found, variable, (tail, home[tail]), (head, home[head]))
     for view in found.values():
-        known = set(view.ends)
-        ends = dict.fromkeys(end for wire in view.wires for end in wire)
-        view.ends.extend(end for end in ends if end not in known)
+        wired = (end for wire in view.wires for end in wire)
+        view.ends[:] = dict.fromkeys((*view.ends, *wired))
     return found
 
 
@@ -211,15 +206,12 @@ def _join(
 
     wire(out_of[depth], ends_out[depth + 1], ends_in[depth + 1])
     for i in range(depth + 1, len(out_of)):
-        far = next((w for w in found[out_of[i]].wires if _leaves(w[1], variable)), None)
-        stub = far[1] if far else Stub(variable, "out", ends_in[depth + 1])
+        stubs = (end for _, end in found[out_of[i]].wires if isinstance(end, Stub))
+        known = (stub for stub in stubs if stub.side == "out" and stub.variable is variable)
+        stub = next(known, Stub(variable, "out", ends_in[depth + 1]))
         wire(out_of[i], ends_out[i + 1], stub)
     for i in range(depth + 1, len(into)):
         wire(into[i], Stub(variable, "in", ends_out[depth + 1]), ends_in[i + 1])
-
-
-def _leaves(end: End, variable: Variable) -> bool:
-    return isinstance(end, Stub) and end.side == "out" and end.variable is variable
 
 
 def _common(chains: Sequence[list[Scope]]) -> Scope:
@@ -241,14 +233,9 @@ Call = tuple[str, tuple[int, ...]]  # a function, and the expression in it that 
 Item = Scope | Node
 
 
-def divide(root: Scope, shown: Contents, most: int) -> None:
-    """Divide the scopes that hold more than ``most`` items."""
-    for scope in list(root.walk()):
-        _divide(scope, shown, most, 0)
-
-
-def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
-    if len(scope.items) <= most:
+def _divide(scope: Scope, shown: Contents, depth: int) -> None:
+    """Divide a scope that holds too many items, below so many calls."""
+    if len(scope.items) <= MOST_ITEMS:
         return
     stacks = _stacks(scope.items)
     depth = max(depth, _shared_depth(stacks))
@@ -259,45 +246,34 @@ def _divide(scope: Scope, shown: Contents, most: int, depth: int) -> None:
             if stop - start < CALL or not function:
                 scope.items += items[start:stop]
             else:
-                _enclose(scope, items[start:stop], function, _lines(items[start:stop]))
+                _enclose(scope, items[start:stop], function)
         _give_slices(scope, shown)
-        for inner in scope.items:
-            if isinstance(inner, Scope) and inner.divided:
-                _divide(inner, shown, most, depth + 1)
-    while len(scope.items) > most:
+        for inner in scope.scopes:
+            if inner.divided:
+                _divide(inner, shown, depth + 1)
+    while len(scope.items) > MOST_ITEMS:
         items, scope.items = scope.items, []
-        passing = _passing(items, shown)
-        for number, (start, stop) in enumerate(_cuts(passing, most)):
-            _enclose(scope, items[start:stop], f"part_{number + 1}", _lines(items[start:stop]))
+        for number, (start, stop) in enumerate(_cuts(_passing(items, shown)), 1):
+            _enclose(scope, items[start:stop], f"part_{number}")
 
 
-def _enclose(scope: Scope, items: Sequence[Item], name: str, lines: str) -> Scope:
+def _enclose(scope: Scope, items: list[Item], name: str) -> None:
     """Put items of a scope in one of their own."""
-    part = scope.add_scope(name, divided=True)
-    part.note = lines
-    part.items = list(items)
-    for item in items:
-        if isinstance(item, Scope):
-            _move(item, part)
-    return part
+    name = unique(name, {inner.name for inner in scope.scopes})
+    part = Scope(scope.path_of(name), name, scope, items, divided=True, note=_lines(items))
+    scope.items.append(part)
+    for inner in part.scopes:
+        _move(inner, part)
 
 
 def _give_slices(scope: Scope, shown: Contents) -> None:
     """Put slices without a name, of which one part alone makes use, in that part."""
-    part_of = {
-        node: item
-        for item in scope.items
-        if isinstance(item, Scope) and item.divided
-        for node in item.operators
-    }
-    made: dict[Node, list[Variable]] = {}
-    for variable, node in shown.maker.items():
-        made.setdefault(node, []).append(variable)
+    part_of = {node: part for part in scope.scopes if part.divided for node in part.operators}
     ends = {output.variable for output in shown.outputs}
     for item in reversed(scope.items):
         if not isinstance(item, Node) or item.equations[0].operation not in SLICES:
             continue
-        variables = made.get(item, [])
+        variables = shown.made.get(item, [])
         users = {part_of.get(use.head) for v in variables for use in shown.uses.get(v, ())}
         user = users.pop() if len(users) == 1 else None
         if user is None or any(v in ends or v in shown.names for v in variables):
@@ -309,11 +285,9 @@ def _give_slices(scope: Scope, shown: Contents) -> None:
 
 def _move(scope: Scope, parent: Scope) -> None:
     scope.parent = parent
-    last = scope.path.rpartition("/")[2]
-    scope.path = f"{parent.path}/{last}" if parent.path else last
-    for item in scope.items:
-        if isinstance(item, Scope):
-            _move(item, scope)
+    scope.path = parent.path_of(scope.path.rpartition("/")[2])
+    for inner in scope.scopes:
+        _move(inner, scope)
 
 
 def _stacks(items: Sequence[Item]) -> list[tuple[Call, ...]]:
@@ -361,8 +335,7 @@ def _calls(stacks: Sequence[tuple[Call, ...]], depth: int) -> list[tuple[int, in
 
 def _passing(items: Sequence[Item], shown: Contents) -> list[int]:
     """For each place between two items, how many values pass it; arguments do not count."""
-    place = {node: i for i, item in enumerate(items) for node in
-             (item.operators if isinstance(item, Scope) else (item,))}  # fmt: skip
+    place = {node: i for i, item in enumerate(items) for node in operators_of(item)}
     change = [0] * (len(items) + 1)
     for variable, uses in shown.uses.items():
         start = place.get(shown.maker[variable])
@@ -374,18 +347,17 @@ def _passing(items: Sequence[Item], shown: Contents) -> list[int]:
     return list(accumulate(change))[: len(items) - 1]
 
 
-def _cuts(passing: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """The cheapest way to cut items in parts of at most ``most``."""
+def _cuts(passing: Sequence[int]) -> list[tuple[int, int]]:
+    """The cheapest way to cut items in parts of at most ``MOST_ITEMS``."""
     count = len(passing) + 1
-    usual = max(USUAL, math.ceil(count / most))
-    usual = min(usual, most)
+    usual = min(max(USUAL, math.ceil(count / MOST_ITEMS)), MOST_ITEMS)
     cost: Callable[[int, int], float] = lambda start, stop: (
         (passing[stop - 1] if stop < count else 0) + EVENNESS * abs(stop - start - usual)
     )
     best: list[float] = [0.0]
     came_from = [0]
     for stop in range(1, count + 1):
-        starts = [s for s in range(max(0, stop - most), max(0, stop - FEWEST) + 1)]
+        starts = range(max(0, stop - MOST_ITEMS), max(0, stop - FEWEST) + 1)
         start = min(starts, key=lambda s: best[s] + cost(s, stop))
         best.append(best[start] + cost(start, stop))
         came_from.append(start)
@@ -398,11 +370,10 @@ def _cuts(passing: Sequence[int], most: int) -> list[tuple[int, int]]:
 
 def _lines(items: Sequence[Item]) -> str:
     """The source lines that a part comes from, if they are in one file: "lines 12–40"."""
-    nodes = [n for item in items for n in (item.operators if isinstance(item, Scope) else (item,))]
-    places = {n.equations[0].source for n in nodes} - {None}
-    files = {place[0] for place in places if place}
-    if len(files) != 1:
+    sources = (node.equations[0].source for item in items for node in operators_of(item))
+    places = [place for place in sources if place]
+    if len({file for file, _ in places}) != 1:
         return ""
-    lines = [place[1] for place in places if place]
+    lines = [line for _, line in places]
     first, last = min(lines), max(lines)
     return f"line {first}" if first == last else f"lines {first}–{last}"

@@ -34,23 +34,16 @@ class Gate(NamedTuple):
     Attributes:
         equation: the operation.
         operand: its operand whose gradient is zero there.
-        units: the dead ones; None where all of the gradient is zero.
+        units: the dead ones.
         width: how many units there are.
         examples: how many entries each unit has at the operation.
     """
 
     equation: Equation
     operand: Variable
-    units: tuple[int, ...] | None
+    units: tuple[int, ...]
     width: int
     examples: int
-
-
-def dead_gate(explanation: EvaluatedGraph, variable: Variable) -> Gate | None:
-    """Find where the whole of a variable's gradient becomes zero; None where no path says so."""
-    is_dead = lambda bar: not np.any(host(bar))
-    ends = _path_ends(explanation, variable, is_dead)
-    return next((Gate(equation, here, None, here.size, 0) for equation, here in ends), None)
 
 
 def _path_ends(
@@ -212,9 +205,6 @@ class Signals(Sequence[Signal]):
     def __len__(self) -> int:
         return len(self._signals)
 
-    def __iter__(self) -> Iterator[Signal]:
-        return iter(self._signals)
-
     def of(self, name: str) -> tuple[Signal, ...]:
         """Return the findings about the variable of that name."""
         return tuple(s for s in self if s.name == name)
@@ -260,19 +250,12 @@ def signals(explanation: EvaluatedGraph) -> Signals:
 
     The kinds of it are those that ``Explanation.signals`` lists.
     """
-    graph, bars = explanation.graph, explanation.bars
-    named = [v for v in (*graph.inputs, *graph.constants) if has_tangent(v.aval)]
-    named += [v for e in graph for v in e.outputs if v.tag is not None and has_tangent(v.aval)]
-    named = [v for v in named if v.size]
-    found: list[Signal] = []
-    search = _Search(explanation, named)
-    for variable in named:
-        signal = search.of_value(variable)
-        if signal is None and variable in bars:
-            signal = search.of_gradient(variable)
-        if signal is not None:
-            found.append(signal)
-    return Signals(graph.name, found, len(named))
+    graph = explanation.graph
+    named = [*graph.inputs, *graph.constants]
+    named += [v for e in graph for v in e.outputs if v.tag is not None]
+    named = [v for v in named if has_tangent(v.aval) and v.size]
+    found = filter(None, map(_Search(explanation, named).gravest, named))
+    return Signals(graph.name, list(found), len(named))
 
 
 class _Search:
@@ -289,61 +272,64 @@ class _Search:
     def _first(self) -> FirstNonfinite | None:
         return first_nonfinite(self.explanation)
 
-    def of_value(self, variable: Variable) -> Signal | None:
-        """A value that is not finite."""
-        return self._nonfinite(variable, self.explanation.values[variable], "value")
-
-    def of_gradient(self, variable: Variable) -> Signal | None:
-        """The gravest finding about a variable's gradient; None for none."""
-        x_bar = self.explanation.bars[variable]
-        signal = self._nonfinite(variable, x_bar, "gradient") or self._underflow(variable)
-        if signal is not None:
+    def gravest(self, variable: Variable) -> Signal | None:
+        """The gravest finding about a variable's value or gradient; None for none."""
+        signal = self._nonfinite(variable, self.explanation.values[variable], "value")
+        if signal is not None or variable not in self.explanation.bars:
             return signal
-        if not np.any(host(x_bar)):
-            return self._dead(variable)
-        return self._size(variable) or self._through_time(variable) or self._partly_dead(variable)
+        checks = (
+            lambda v: self._nonfinite(v, self.explanation.bars[v], "gradient"),
+            self._underflow,
+            self._dead,
+            self._size,
+            self._through_time,
+            self._partly_dead,
+        )
+        return next(filter(None, (check(variable) for check in checks)), None)
 
     def _nonfinite(self, variable: Variable, array: Any, what: str) -> Signal | None:
         summary = summarize(host(array))
         if not summary.nans + summary.infinities:
             return None
-        kind: Kind = "nan" if summary.nans else "infinite"
+        kind, word = ("nan", "NaN") if summary.nans else ("infinite", "infinite")
         count = summary.nans or summary.infinities
-        word = "NaN" if summary.nans else "infinite"
         message = f"{count} of {variable.size} entries of its {what} are {word}"
         first = self._first
         if first is not None and first.reaches:
-            begins = first.formula or first.cause
-            message += (
-                f"; the first is {first.entry}, {f'in {begins}' if first.formula else begins}"
-            )
+            begins = f"in {first.formula}" if first.formula else first.cause
+            message += f"; the first is {first.entry}, {begins}"
         source = self._source(variable) if first is None else first.source
         numbers = {"nans": summary.nans, "infinities": summary.infinities, "size": variable.size}
         return Signal(kind, variable, message, source, numbers)
 
-    def _dead(self, variable: Variable) -> Signal:
+    def _dead(self, variable: Variable) -> Signal | None:
+        if not self._is_zero(self.explanation.bars[variable]):
+            return None
+        source = self._source(variable)
         if self._lost(variable).any():
             message = "its gradient vanishes: all of it is below the smallest "
             message += f"{variable.dtype.name}, and became 0"
             numbers = {"norm": 0.0, "usual": self.usual, "ratio": 0.0, "of_value": 0.0}
-            return Signal("vanishing", variable, message, self._source(variable), numbers)
-        gate = dead_gate(self.explanation, variable)
+            return Signal("vanishing", variable, message, source, numbers)
         message = "its gradient is zero, though a path leads from it to the output"
-        source = self._source(variable)
-        if gate is not None:
-            message += f"; it ends at {_called(gate)}, which lets nothing through here"
-            zero = [v for v in gate.equation.inputs if v is not gate.operand and self._is_zero(v)]
+        end = next(_path_ends(self.explanation, variable, self._is_zero), None)
+        if end is not None:
+            equation, operand = end
+            called = _called(equation, operand)
+            message += f"; it ends at {called}, which lets nothing through here"
+            others = [v for v in equation.inputs if v is not operand]
+            zero = [v for v in others if self._is_zero(self.explanation.values.get(v))]
             message += "".join(f", as {v} is all zero" for v in zero)
-            source = gate.equation.source or source
+            source = equation.source or source
         return Signal("dead", variable, message, source, {"zeros": variable.size, "share": 1.0})
 
-    def _is_zero(self, variable: Variable) -> bool:
-        value = self.explanation.values.get(variable)
-        return value is not None and has_tangent(value) and not np.any(host(value))
+    @staticmethod
+    def _is_zero(array: Any) -> bool:
+        return array is not None and has_tangent(array) and not np.any(host(array))
 
     def _partly_dead(self, variable: Variable) -> Signal | None:
         gate = unit_gate(self.explanation, variable)
-        if gate is None or gate.units is None:
+        if gate is None:
             return None
         dead, share = len(gate.units), len(gate.units) / gate.width
         if dead <= BY_CHANCE * gate.width / (gate.examples + 1):
@@ -352,7 +338,8 @@ class _Search:
         listed += ", …" if dead > MOST_LISTED else ""
         message = (
             f"{dead} of {gate.width} units ({share:.0%}) have no gradient in any of "
-            f"{gate.examples} examples: {_called(gate)} lets nothing through to {listed}"
+            f"{gate.examples} examples: {_called(gate.equation, gate.operand)} lets nothing "
+            f"through to {listed}"
         )
         numbers = {"units": list(gate.units), "width": gate.width, "share": share,
                    "examples": gate.examples}  # fmt: skip
@@ -392,25 +379,25 @@ class _Search:
     def _through_time(self, variable: Variable) -> Signal | None:
         """Vanishing or exploding from step to step of a loop that takes the variable as ``xs``."""
         for equation in self.explanation.graph.uses(variable):
-            if equation.operation != "scan" or variable not in _stepped(equation):
+            if equation.operation != "scan":
+                continue
+            if variable not in opened_scan(equation.eqn).divided(equation.inputs)[2]:
                 continue
             held = np.asarray(host(self.explanation.bars[variable]))
             norms = np.linalg.norm(held.reshape(held.shape[0], -1), axis=1)
-            last = norms[0] if equation.eqn.params["reverse"] else norms[-1]
-            first = norms[-1] if equation.eqn.params["reverse"] else norms[0]
+            norms = norms[::-1] if equation.eqn.params["reverse"] else norms
+            first, last = norms[0], norms[-1]
             if not first or not last:
                 continue
             ratio = float(first / last)
-            numbers = {"first": float(first), "last": float(last), "ratio": ratio}
-            text = f"from ‖·‖ = {format_number(last)} at the last step to {format_number(first)} "
-            text += f"at the first of {len(norms)}"
+            if VANISHING <= ratio <= 1 / VANISHING:
+                continue
+            kind, verb = ("vanishing", "vanishes") if ratio < 1 else ("exploding", "explodes")
+            message = f"its gradient {verb} through the loop, from ‖·‖ = {format_number(last)} at "
+            message += f"the last step to {format_number(first)} at the first of {len(norms)}"
             source = equation.source or self._source(variable)
-            if ratio < VANISHING:
-                message = f"its gradient vanishes through the loop, {text}"
-                return Signal("vanishing", variable, message, source, numbers)
-            if ratio > 1 / VANISHING:
-                message = f"its gradient explodes through the loop, {text}"
-                return Signal("exploding", variable, message, source, numbers)
+            numbers = {"first": float(first), "last": float(last), "ratio": ratio}
+            return Signal(kind, variable, message, source, numbers)
         return None
 
     def _underflow(self, variable: Variable) -> Signal | None:
@@ -459,11 +446,5 @@ class _Search:
         return next((e.source for e in graph.uses(variable)), None)
 
 
-def _called(gate: Gate) -> str:
-    equation = gate.equation
-    return f"{equation.label or equation.operation}({gate.operand})"
-
-
-def _stepped(equation: Equation) -> list[Variable]:
-    """The operands of a ``scan`` of which each step takes one slice."""
-    return opened_scan(equation.eqn).divided(equation.inputs)[2]
+def _called(equation: Equation, operand: Variable) -> str:
+    return f"{equation.label or equation.operation}({operand})"

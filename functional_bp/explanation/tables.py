@@ -7,6 +7,7 @@ is small enough to show it. ``tables`` puts the rows in cells, before any format
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,7 +29,7 @@ from functional_bp.explanation.formulas.expression import Expression, Symbol
 from functional_bp.explanation.formulas.formula import Formula
 from functional_bp.explanation.formulas.transliteration import escaped, transliterated
 from functional_bp.explanation.formulas.writing import LATEX, written
-from functional_bp.explanation.full_sweeps import Share
+from functional_bp.explanation.full_sweeps import Share, operands_of
 from functional_bp.explanation.numbers import (
     MOST_SHOWN,
     WORDS,
@@ -53,17 +54,13 @@ def local_gradients(
 
     That is so for operations with one number as output, and for elementwise ones: those whose
     Jacobian is diagonal at this point.
-
-    Args:
-        shares: uses of variables that have a cotangent.
-        values: the forward values.
     """
     small = [use for use in shares if _is_small(*use)][:MOST_LOCALS]
 
     def jacobians(operands: list[list[Any]]) -> list[Any]:
         return [_jacobian(*use, given) for use, given in zip(small, operands)]
 
-    given = [[_value(v, values) for v in equation.inputs] for equation, _ in small]
+    given = [operands_of(equation, values) for equation, _ in small]
     found = jax.jit(jacobians)(given) if small else []
     local = {use: _entries(np.asarray(j)) for use, j in zip(small, found) if j is not None}
     return {
@@ -82,12 +79,6 @@ def _is_small(equation: Equation, operand: int) -> bool:
     if not all(v.dtype is not None and jnp.issubdtype(v.dtype, jnp.floating) for v in (x, y)):
         return False
     return 0 < x.size <= MOST_SHOWN and (y.size == 1 or y.shape == x.shape)
-
-
-def _value(variable: Variable, values: Mapping[Variable, Any]) -> Any:
-    if variable in values:
-        return values[variable]
-    return jnp.asarray(variable.value, variable.dtype)
 
 
 def _jacobian(equation: Equation, operand: int, given: list[Any]) -> Any:
@@ -212,13 +203,12 @@ def _reverse_rows(explanation: EvaluatedGraph) -> Iterator[ReverseRow]:
     known = symbols(graph)
     local = local_gradients(shares, explanation.values)
     counts = explanation.share_counts
-    seeds: dict[Variable, list[Any]] = {}
+    parts: dict[Variable, list[Any]] = defaultdict(list)
     for variable, seed in zip(graph.outputs, explanation.seeds):
         if seed is not None:
-            seeds.setdefault(variable, []).append(seed)
-    parts: dict[Variable, list[Any]] = {v: list(given) for v, given in seeds.items()}
-    for variable, given in seeds.items():
-        for seed in given:
+            parts[variable].append(seed)
+    for variable, seeds in parts.items():
+        for seed in seeds:
             yield ReverseRow(
                 "seed", barred_symbol(variable, known), None, counts[variable] > 1, (), None, seed
             )
@@ -233,7 +223,7 @@ def _reverse_rows(explanation: EvaluatedGraph) -> Iterator[ReverseRow]:
                 counts[variable] > 1, upstream, local.get((equation, k)), share, (),
                 equation.scope, source,
             )  # fmt: skip
-            added = parts.setdefault(variable, [])
+            added = parts[variable]
             added.append(share)
             if len(added) == counts[variable] > 1 and variable in bars:
                 yield ReverseRow("sum", barred_symbol(variable, known), None, False, (), None,
@@ -291,34 +281,39 @@ def in_latex(cell: Cell) -> str:
 def tables(explanation: EvaluatedGraph, rows: int | None = None) -> tuple[Table, Table]:
     """Make the table of the forward sweep and that of the reverse sweep.
 
-    Args:
-        explanation: the function at a point.
-        rows: of each table at most, the first and the last; None for all.
+    Each has at most so many ``rows``, the first and the last; None for all.
     """
     name, cells = explanation.graph.name, _Cells()
+    forward = lambda part: _lines(part, name, lambda row: _forward(row, cells))
+    reverse = lambda part: _lines(part, name, lambda row: _reverse(row, cells))
     ahead, back = forward_rows(explanation), reverse_rows(explanation)
-    forward = [_forward(part, name, cells) for part in _ends(ahead, rows)]
-    reverse = [_reverse(part, name, cells) for part in _ends(back, rows)]
     return (
-        Table(f"{name}: forward sweep", FORWARD, _joined(forward, len(ahead), rows)).used(),
-        Table(f"{name}: reverse sweep", REVERSE, _joined(reverse, len(back), rows)).used(),
+        Table(f"{name}: forward sweep", FORWARD, _ends(ahead, rows, forward)).used(),
+        Table(f"{name}: reverse sweep", REVERSE, _ends(back, rows, reverse)).used(),
     )
 
 
-def _ends(rows: Sequence[Row], most: int | None) -> list[Sequence[Row]]:
-    """All rows, or the first and the last of too many."""
-    if most is None or len(rows) <= max(most, 2):
-        return [rows]
-    most = max(most, 2)
-    return [rows[: (most + 1) // 2], rows[len(rows) - most // 2 :]]
+def _ends(
+    rows: Sequence[Row], most: int | None, lines: Callable[[Sequence[Row]], Iterable[Line]]
+) -> tuple[Line, ...]:
+    """The lines of all rows, or of the first and the last of too many."""
+    most = len(rows) if most is None else max(most, 2)
+    if len(rows) <= most:
+        return tuple(lines(rows))
+    gap = Line("more", (Cell(f"⋮ {len(rows) - most:,} rows are left out ⋮"),))
+    return (*lines(rows[: (most + 1) // 2]), gap, *lines(rows[len(rows) - most // 2 :]))
 
 
-def _joined(parts: Sequence[Iterable[Line]], count: int, most: int | None) -> tuple[Line, ...]:
-    if len(parts) == 1:
-        return tuple(parts[0])
-    most = max(most or 0, 2)
-    gap = Line("more", (Cell(f"⋮ {count - most:,} rows are left out ⋮"),))
-    return (*parts[0], gap, *parts[1])
+def _lines(
+    rows: Sequence[Row], name: str, cells: Callable[[Row], tuple[Cell, ...]]
+) -> Iterator[Line]:
+    """A line for each row, and one before the rows of another scope; ``name`` is the outermost."""
+    scope = ""
+    for row in rows:
+        if row.scope != scope:
+            scope = row.scope
+            yield Line("scope", (Cell(scope or name),))
+        yield Line(row.kind, cells(row))
 
 
 class _Cells:
@@ -335,7 +330,7 @@ class _Cells:
         return self._made[key][1]
 
 
-def value_cell(values: tuple[Any, ...], is_cotangent: bool = False) -> Cell:
+def value_cell(values: tuple[Any, ...], is_cotangent: bool) -> Cell:
     """Write small values out; of others tell shape, norm, least and greatest entry."""
     if not values:
         return Cell()
@@ -366,62 +361,48 @@ def _described(array: Any) -> tuple[str, str]:
     return f"{short}, {format_number(summary.least)}{RANGE}{format_number(summary.greatest)}", short
 
 
-def _scope(scope: str, name: str) -> Line:
-    return Line("scope", (Cell(scope or name),))
+def _forward(row: ForwardRow, cells: _Cells) -> tuple[Cell, ...]:
+    value = cells(row.values)
+    return (
+        Cell(str(row.number) if row.number else ""),
+        FormulaCell(row.formula.text(), write=row.formula.latex),
+        value,
+        Cell(format_bytes(row.kept) if row.kept else ""),
+        Cell(row.source),
+        _note(row.inside, value),
+    )
 
 
-def _forward(rows: Sequence[ForwardRow], name: str, cells: _Cells) -> Iterable[Line]:
-    scope = ""
-    for row in rows:
-        if row.scope != scope:
-            scope = row.scope
-            yield _scope(scope, name)
-        value = cells(row.values)
-        notes = [row.inside, WORDS.get(value.state, "")]
-        yield Line(row.kind, (
-            Cell(str(row.number) if row.number else ""),
-            FormulaCell(row.formula.text(), write=row.formula.latex),
-            value,
-            Cell(format_bytes(row.kept) if row.kept else ""),
-            Cell(row.source),
-            Cell("; ".join(filter(None, notes))),
-        ))  # fmt: skip
+def _reverse(row: ReverseRow, cells: _Cells) -> tuple[Cell, ...]:
+    downstream = cells((row.downstream,), is_cotangent=True)
+    words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
+    return (
+        _formula(row),
+        cells(row.upstream, is_cotangent=True),
+        Cell() if row.local is None else cells((row.local,)),
+        downstream,
+        Cell(row.source),
+        _note(words, downstream),
+    )
 
 
-def _reverse(rows: Sequence[ReverseRow], name: str, cells: _Cells) -> Iterable[Line]:
-    scope = ""
-    for row in rows:
-        if row.scope != scope:
-            scope = row.scope
-            yield _scope(scope, name)
-        downstream = cells((row.downstream,), is_cotangent=True)
-        words = {"seed": "seed", "sum": "branches sum", "share": ""}[row.kind]
-        note = "; ".join(filter(None, (words, WORDS.get(downstream.state, ""))))
-        yield Line(row.kind, (
-            _formula(row),
-            cells(row.upstream, is_cotangent=True),
-            Cell() if row.local is None else cells((row.local,)),
-            downstream,
-            Cell(row.source),
-            Cell(note),
-        ))  # fmt: skip
+def _note(words: str, value: Cell) -> Cell:
+    return Cell("; ".join(filter(None, (words, WORDS.get(value.state, "")))))
 
 
 def _formula(row: ReverseRow) -> FormulaCell:
-    bar, sign = written(row.variable), "+=" if row.is_share else "="
-    bar_latex = lambda: written(row.variable, LATEX)
+    sign = "+=" if row.is_share else "="
     if (formula := row.formula) is not None:
         tex = lambda: formula.latex(sign).replace("+=", r"\mathrel{+}=", 1)
         return FormulaCell(formula.text(sign), short=formula.brief(sign), write=tex)
-    if row.kind == "seed":
-        value = described(row.downstream)
-        tex = lambda: f"{bar_latex()} {sign} {transliterated(value)}"
-        return FormulaCell(f"{bar} {sign} {value}", write=tex)
+    in_tex = transliterated
     shares = [format_value(part) for part in row.parts]
-    if any(summary_of(part) for part in row.parts):
-        uses = f"sum of {len(shares)} uses"
-        tex = lambda: rf"{bar_latex()} = \text{{{uses}}}"
-        return FormulaCell(f"{bar} = {uses}", write=tex)
-    terms = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
-    tex = lambda: f"{bar_latex()} = {transliterated(terms)}"
-    return FormulaCell(f"{bar} = {terms}", write=tex)
+    if row.kind == "seed":
+        right = described(row.downstream)
+    elif any(summary_of(part) for part in row.parts):
+        right = f"sum of {len(shares)} uses"
+        in_tex = r"\text{{{}}}".format
+    else:
+        right = " + ".join(f"({s})" if s.startswith("−") else s for s in shares)
+    tex = lambda: f"{written(row.variable, LATEX)} {sign} {in_tex(right)}"
+    return FormulaCell(f"{written(row.variable)} {sign} {right}", write=tex)

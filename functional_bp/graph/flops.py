@@ -102,12 +102,8 @@ def _conv(eqn: JaxprEqn) -> int:
 
 
 def _sort(eqn: JaxprEqn) -> int:
-    length = _shape(eqn.invars[0])[eqn.params.get("dimension", -1)]
-    return _size(eqn.invars[0]) * max(1, math.ceil(math.log2(max(length, 2))))
-
-
-def _top_k(eqn: JaxprEqn) -> int:
-    length = _shape(eqn.invars[0])[eqn.params.get("axis", -1)]
+    axis = eqn.params.get("dimension", eqn.params.get("axis", -1))  # of sort, and of top_k
+    length = _shape(eqn.invars[0])[axis]
     return _size(eqn.invars[0]) * max(1, math.ceil(math.log2(max(length, 2))))
 
 
@@ -135,17 +131,13 @@ def _thin(m: int, n: int) -> float:
     return m * n * k - (m + n) * k**2 / 2 + k**3 / 3
 
 
-def _triangular_solve(eqn: JaxprEqn) -> int:
-    return _size(eqn.outvars[0]) * _shape(eqn.invars[0])[-1] * _complexity(eqn)
-
-
 _SPECIAL: dict[str, Callable[[JaxprEqn], float]] = {
     "dot_general": _dot,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _conv,
     "sort": _sort,
-    "top_k": _top_k,
-    "approx_top_k": _top_k,
+    "top_k": _sort,
+    "approx_top_k": _sort,
     "fft": _fft,
     "cholesky": _matrices(lambda m, n: n**3 / 3),
     "lu": _matrices(lambda m, n: 2 * _thin(m, n)),
@@ -159,7 +151,9 @@ _SPECIAL: dict[str, Callable[[JaxprEqn], float]] = {
     "hessenberg": _matrices(lambda m, n: 10 * n**3 / 3),
     "tridiagonal": _matrices(lambda m, n: 4 * n**3 / 3),
     "svd": _matrices(lambda m, n: 14 * max(m, n) * min(m, n) ** 2 + 8 * min(m, n) ** 3),
-    "triangular_solve": _triangular_solve,
+    "triangular_solve": lambda eqn: (
+        _size(eqn.outvars[0]) * _shape(eqn.invars[0])[-1] * _complexity(eqn)
+    ),
     "tridiagonal_solve": lambda eqn: 8 * _size(eqn.outvars[0]),
 }
 

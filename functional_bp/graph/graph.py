@@ -133,11 +133,7 @@ class Nested:
 
 @dataclass(frozen=True, eq=False)
 class Recomputed:
-    """A call of ``jax.checkpoint`` was opened: the reverse sweep runs its equations again.
-
-    Attributes:
-        eqn: the call.
-    """
+    """A call of ``jax.checkpoint`` was opened: the reverse sweep runs its equations again."""
 
     eqn: JaxprEqn
 
@@ -500,7 +496,7 @@ def format_count(count: int) -> str:
     return f"{amount:.1f}{unit}"
 
 
-def graph_text(graph: Graph, width: int | None = None, depth: int = 1) -> str:
+def graph_text(graph: Graph, width: int | None, depth: int) -> str:
     """Write the table of a graph; see ``Graph.text``."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     rows: list[TextRow | str] = [_value_row(v) for v in graph.inputs] or [TextRow("  none")]

@@ -17,7 +17,8 @@ insides are not what is differentiated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -123,7 +124,8 @@ class _Inliner:
         for variable, value in zip(graph.constants, graph.consts, strict=True):
             known[variable] = self.define(variable, None, value)
         for equation in graph.equations:
-            self.scopes.update(_prefixes(_joined(place.scope, equation.scope)))
+            parts = _joined(place.scope, equation.scope).split("/")
+            self.scopes.update(accumulate(parts, "{}/{}".format))
         for equation in graph.equations:
             pairs = zip(equation.inputs, equation.eqn.invars)
             operands = [self.value(v, a, known) for v, a in pairs]
@@ -266,13 +268,6 @@ def opened_jaxpr(graph: Graph) -> Jaxpr:
         effects=jaxpr.effects,
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    """``"a/b/c"``, ``"a/b"``, ``"a"``."""
-    while path:
-        yield path
-        path = path.rpartition("/")[0]
 
 
 def _joined(scope: str, inner: str) -> str:

@@ -25,6 +25,7 @@ from functional_bp.graph.nested import inner_graphs, opened_scan
 
 UNIT64 = float(np.finfo(np.float64).eps)  # relative spacing of float64
 COMPARING = {"gt", "lt", "ge", "le", "eq", "ne", "max", "min", "clamp", "sub", "jit"}
+MOST_THRESHOLDS = 6
 ORDERING = {"gt", "lt", "ge", "le", "eq", "ne"}
 STEP_LIMIT = 100_000  # iterations of a while_loop before a point counts as outside the domain
 
@@ -61,7 +62,7 @@ def lowest_precision(jaxpr: Jaxpr) -> float:
     return max([UNIT64, *units, *rounded])
 
 
-def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
+def thresholds(jaxpr: Jaxpr) -> list[float]:
     """Find the constants that values are compared with or shifted by: a branch may begin there."""
     found: set[float] = set()
     for eqn in equations(jaxpr):
@@ -75,7 +76,7 @@ def thresholds(jaxpr: Jaxpr, most: int = 6) -> list[float]:
                     continue
                 if np.isfinite(value) and 0 < abs(value) < 1e4:
                     found.add(value)
-    return sorted(found, key=abs)[:most]
+    return sorted(found, key=abs)[:MOST_THRESHOLDS]
 
 
 def asks_for_sign(jaxpr: Jaxpr) -> bool:
@@ -89,7 +90,11 @@ def asks_for_sign(jaxpr: Jaxpr) -> bool:
 
 def has_while(jaxpr: Jaxpr) -> bool:
     """Tell whether a loop in the graph decides by its values when to stop."""
-    return any(eqn.primitive.name == "while" for eqn in equations(jaxpr))
+    return any(map(_is_while, equations(jaxpr)))
+
+
+def _is_while(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name == "while"
 
 
 def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,14 +102,7 @@ def bounded(fun: Callable[..., Any]) -> Callable[..., Any]:
 
     A loop that is stopped yields NaN. So no input that a search tries can hang it.
     """
-
-    def run(*arrays: Any) -> list[Any]:
-        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
-        if not has_while(jaxpr):
-            return interpret(jaxpr, consts, arrays)
-        return interpret(jaxpr, consts, arrays, _evaluate_bounded)
-
-    return run
+    return _rewritten(fun, _is_while, _bounded_while)
 
 
 def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
@@ -112,12 +110,7 @@ def without_custom_rules(fun: Callable[..., Any]) -> Callable[..., list[Any]]:
 
     Those that JAX itself defines (``jax.nn.relu``, …) keep their rules.
     """
-
-    def run(*arrays: Any) -> list[Any]:
-        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
-        return interpret(jaxpr, consts, arrays, _evaluate_body)
-
-    return run
+    return _rewritten(fun, _custom_body, _run_custom_body)
 
 
 def holds_custom_rules(jaxpr: Jaxpr) -> bool:
@@ -125,21 +118,25 @@ def holds_custom_rules(jaxpr: Jaxpr) -> bool:
     return any(_custom_body(eqn) is not None for eqn in equations(jaxpr))
 
 
-def _evaluate_bounded(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-    if eqn.primitive.name == "while":
-        return _bounded_while(eqn, operands)
-    if any(has_while(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return rebuild(eqn, operands, _evaluate_bounded)
-    return evaluate(eqn, operands)
+def _rewritten(
+    fun: Callable[..., Any],
+    is_meant: Callable[[JaxprEqn], Any],
+    instead: Callable[[JaxprEqn, Sequence[Any], Any], Sequence[Any]],
+) -> Callable[..., list[Any]]:
+    """``fun`` on a flat list of arrays; some equations, at any depth, are run in another way."""
 
+    def evaluated(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+        if is_meant(eqn):
+            return instead(eqn, operands, evaluated)
+        if any(is_meant(e) for inner in inner_graphs(eqn) for e in equations(inner.jaxpr)):
+            return rebuild(eqn, operands, evaluated)
+        return evaluate(eqn, operands)
 
-def _evaluate_body(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-    body = _custom_body(eqn)
-    if body is not None:
-        return interpret(body.jaxpr, body.consts, operands, _evaluate_body)
-    if any(holds_custom_rules(inner.jaxpr) for inner in inner_graphs(eqn)):
-        return rebuild(eqn, operands, _evaluate_body)
-    return evaluate(eqn, operands)
+    def run(*arrays: Any) -> list[Any]:
+        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(fun)(*arrays))
+        return interpret(jaxpr, consts, arrays, evaluated)
+
+    return run
 
 
 def rebuild(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
@@ -169,7 +166,7 @@ def _scan(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     return [*last, *ys]
 
 
-def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
+def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
     condition, body = inner_graphs(eqn)
     own, shared = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     tested, held, init = operands[:own], operands[own : own + shared], operands[own + shared :]
@@ -181,7 +178,7 @@ def _bounded_while(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
 
     def step(state: tuple[Any, list[Any]]) -> tuple[Any, list[Any]]:
         count, carry = state
-        outs = interpret(body.jaxpr, body.consts, [*held, *carry], _evaluate_bounded)
+        outs = interpret(body.jaxpr, body.consts, [*held, *carry], run)
         return count + 1, list(outs)
 
     count, carry = lax.while_loop(proceed, step, (jnp.int32(0), list(init)))
@@ -197,6 +194,11 @@ def _custom_body(eqn: JaxprEqn) -> Any:
     info = getattr(inner.jaxpr, "debug_info", None)
     made_in = str(getattr(info, "func_src_info", ""))
     return None if "jax/_src" in made_in or "site-packages/jax/" in made_in else inner
+
+
+def _run_custom_body(eqn: JaxprEqn, operands: Sequence[Any], run: Any) -> Sequence[Any]:
+    body = _custom_body(eqn)
+    return interpret(body.jaxpr, body.consts, operands, run)
 
 
 # Has an iteration converged? A loop of a fixed length that hands on a state and nothing else

@@ -6,7 +6,7 @@ import functools
 import inspect
 import string
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from itertools import count
+from itertools import chain, count, product
 from types import CodeType
 from typing import Any
 
@@ -152,13 +152,10 @@ def letters(reserved: Container[str]) -> Iterator[str]:
     >>> next(names), next(names)
     ('a', 'c')
     """
-    for number in count():
-        text = ""
-        while number >= 0:
-            number, digit = divmod(number, 26)
-            text, number = string.ascii_lowercase[digit] + text, number - 1
-        if text not in reserved:
-            yield text
+    words = (product(string.ascii_lowercase, repeat=length) for length in count(1))
+    for word in map("".join, chain.from_iterable(words)):
+        if word not in reserved:
+            yield word
 
 
 def unique(name: str, taken: Container[str]) -> str:

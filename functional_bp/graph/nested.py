@@ -122,10 +122,6 @@ def opened_scan(eqn: JaxprEqn) -> OpenedScan:
     return OpenedScan(body, length, eqn.params["reverse"], consts, carries)
 
 
-def _scan(eqn: JaxprEqn) -> Iterator[Inner]:
-    yield opened_scan(eqn).body
-
-
 def _while(eqn: JaxprEqn) -> Iterator[Inner]:
     tests, bodies = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     carry = range(tests + bodies, len(eqn.invars))
@@ -172,7 +168,7 @@ def _any(eqn: JaxprEqn) -> Iterator[Inner]:
 
 
 _READERS = {
-    "scan": _scan,
+    "scan": lambda eqn: [opened_scan(eqn).body],
     "while": _while,
     "cond": _cond,
     "custom_linear_solve": _linear_solve,

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
-from functional_bp.engine.recording import record_graph
+from functional_bp.engine.define_by_run import record_graph
 from functional_bp.engine.staging import stage
 from functional_bp.errors import SHORT_DTYPES, compose
 from functional_bp.graph import names

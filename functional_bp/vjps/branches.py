@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, spread_over
 from functional_bp.engine.plan import make_plan, out_activity, union
 from functional_bp.engine.rule import boolean, case, higher_order, integer, real
 
@@ -26,11 +27,8 @@ def _choose(p: Any, x: Any, y: Any) -> Any:
     cases=[
         case(_choose, boolean(values=True), real(3), real(3)),
         case(_choose, boolean(values=False), real(3), real(3)),
-        case(
-            lambda i, x: lax.switch(i, [jnp.sin, lambda x: x * 0 + 2, lambda x: x * x * x], x),
-            integer(values=2),
-            real(2),
-        ),
+        case(lambda i, x: lax.switch(i, [jnp.sin, lambda x: x * 0 + 2, lambda x: x * x * x], x),
+             integer(values=2), real(2)),
         case(lambda x, y: lax.cond(x > 0, lambda: y * 2, lambda: jnp.exp(y)), real(), real(2)),
     ],
 )
@@ -127,8 +125,7 @@ class Cond(HigherOrder):
             residuals.index, [branch(b) for b in range(len(self.plans))],
             residuals.operands, residuals.slots, list(cotangents),
         )
-        remaining = iter(found)
-        return [None, *(next(remaining) if on else None for on in wanted)]
+        return [None, *spread_over(found, wanted)]
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """Run the forward-mode sweep of the branch that is taken."""
@@ -176,17 +173,12 @@ def _same(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and axes(a) == axes(b)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
 class _Taken:
     """The residuals of a ``cond`` are the index of the branch and what that branch kept."""
 
-    def __init__(self, index: Any, operands: Any, slots: Any, layouts: tuple[_Layout, ...]) -> None:
-        self.index, self.operands, self.slots, self.layouts = index, operands, slots, layouts
-
-    def tree_flatten(self) -> tuple[Any, Any]:
-        return (self.index, self.operands, self.slots), self.layouts
-
-    @classmethod
-    def tree_unflatten(cls, layouts: Any, children: Any) -> _Taken:
-        index, operands, slots = children
-        return cls(index, operands, slots, layouts)
+    index: Any
+    operands: list[Any]
+    slots: list[Any]
+    layouts: tuple[_Layout, ...] = field(metadata={"static": True})

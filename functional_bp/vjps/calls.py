@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
-from functional_bp.engine.plan import make_plan, out_activity, spread
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
+from functional_bp.engine.plan import make_plan, out_activity, spread, variables
 from functional_bp.engine.rule import (
     case,
     cplx,
@@ -42,13 +42,15 @@ class Call(HigherOrder):
     Residuals: those of the body.
     """
 
-    parameter = "call_jaxpr"
-
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
         super().__init__(eqn, active, options)
-        body = self.parameter if self.parameter in eqn.params else Call.parameter
-        self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params[body])
+        self.jaxpr, self.consts = self.body()
         self.out_active = out_activity(self.jaxpr, active, options)
+
+    def body(self) -> tuple[Jaxpr, list[Any]]:
+        """Return the called graph and its constants."""
+        names = [name for name in ("jaxpr", "call_jaxpr", "call") if name in self.eqn.params]
+        return _jax.open_jaxpr(self.eqn.params[names[0]])
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body's sweeps."""
@@ -143,8 +145,7 @@ def asked_if_held(jaxpr: Jaxpr) -> Mask:
             inner = [n.text in names for n in spread(rule.operands, len(eqn.invars))]
         else:
             continue
-        pairs = zip(eqn.invars, inner)
-        asked.update(a for a, asks in pairs if asks and not isinstance(a, Literal))
+        asked.update(variables(only(eqn.invars, inner)))
     return tuple(v in asked for v in jaxpr.invars)
 
 
@@ -174,8 +175,6 @@ class Jit(Call):
 
     Residuals: those of the body.
     """
-
-    parameter = "jaxpr"
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body's sweeps, unless another call of the graph has done so."""
@@ -223,89 +222,48 @@ class Jit(Call):
         ]
 
 
-higher_order(_jax.find_primitive("core.call_p"), why=Call.__doc__ or "")(Call)
-higher_order(_jax.find_primitive("core.closed_call_p"), why=Call.__doc__ or "")(Call)
+for _path in ("core.call_p", "core.closed_call_p"):
+    higher_order(_jax.find_primitive(_path), why=Call.__doc__ or "")(Call)
 
 
-@higher_order(
-    _jax.find_primitive("lax.lax.composite_p"),
-    cases=[
-        case(
-            lambda x: lax.composite(lambda x: jnp.tanh(x) * x, name="test.gate")(x),
-            real(3),
-            reference=lambda x: jnp.tanh(x) * x,
-            note="jax: differentiation rule for composite not implemented",
-        )
-    ],
-)
-class Composite(Call):
-    """ȳ ↦ x̄ is the reverse sweep of the composite's decomposition.
-
-    Derivation: a composite equals its decomposition by definition, so it has its derivative.
-    """
-
-    parameter = "jaxpr"  # JAX 0.12: as other calls
+def _gated(x: Any) -> Any:
+    return jnp.tanh(x) * x
 
 
-@jax.custom_batching.custom_vmap
-def _mapped_by_hand(x: Any, y: Any) -> Any:
+def _waves(x: Any, y: Any) -> Any:
     return jnp.sin(x) * y
 
 
-@_mapped_by_hand.def_vmap
-def _(_: int, _batched: Any, x: Any, y: Any) -> tuple[Any, bool]:
-    return jnp.sin(x) * y, True
+higher_order(
+    _jax.find_primitive("lax.lax.composite_p"),
+    why="ȳ ↦ x̄ is the reverse sweep of the composite's decomposition, to which it is equal by "
+        "definition.",
+    cases=[case(lambda x: lax.composite(_gated, name="test.gate")(x), real(3), reference=_gated,
+                note="jax: differentiation rule for composite not implemented")],
+)(Call)
 
-
-@higher_order(
+_mapped_by_hand = jax.custom_batching.custom_vmap(_waves)
+_mapped_by_hand.def_vmap(lambda _, _batched, x, y: (_waves(x, y), True))
+higher_order(
     _jax.find_primitive("custom_batching.custom_vmap_p"),
-    cases=[
-        case(
-            lambda x, y: _mapped_by_hand(x, y),
-            real(3),
-            real(3),
-            reference=lambda x, y: jnp.sin(x) * y,
-            note="jax: custom_vmap does not support reverse-mode autodiff",
-        )
-    ],
-)
-class CustomVmap(Call):
-    """ȳ ↦ x̄ is the reverse sweep of the function under ``custom_vmap``.
+    why="ȳ ↦ x̄ is the reverse sweep of the function under ``custom_vmap``: a custom batching rule "
+        "states how to map, not another function.",
+    cases=[case(lambda x, y: _mapped_by_hand(x, y), real(3), real(3), reference=_waves,
+                note="jax: custom_vmap does not support reverse-mode autodiff")],
+)(Call)
 
-    Derivation: a custom batching rule states how to map, not another function, so the
-    derivative is that of the undecorated function.
-    """
-
-    parameter = "call"
-
-
-_partitioned_by_hand = custom_partitioning(lambda x: jnp.sin(x) * x)
+_partitioned_by_hand = custom_partitioning(_gated)
 _partitioned_by_hand.def_partition(
-    partition=lambda mesh, given, result: (
-        mesh, lambda x: jnp.sin(x) * x, given[0].sharding, (given[0].sharding,)
-    ),
+    partition=lambda mesh, given, result: (mesh, _gated, given[0].sharding, (given[0].sharding,)),
     sharding_rule="i -> i",
 )
-
-
-@higher_order(
+higher_order(
     _jax.find_primitive("custom_partitioning.custom_partitioning_p"),
-    cases=[
-        case(
-            lambda x: _partitioned_by_hand(x),
-            real(4),
-            reference=lambda x: jnp.sin(x) * x,
-            note="jax: differentiation rule for custom_partitioning not implemented",
-        )
-    ],
-)
-class CustomPartitioning(Call):
-    """ȳ ↦ x̄ is the reverse sweep of the function under ``custom_partitioning``.
-
-    Derivation: a partitioning rule states where to compute, not another function.
-    """
-
-    parameter = "call"
+    why="ȳ ↦ x̄ is the reverse sweep of the function under ``custom_partitioning``: a partitioning "
+        "rule states where to compute, not another function.",
+    cases=[case(lambda x: _partitioned_by_hand(x), real(4), reference=_gated,
+                note="jax: differentiation rule for custom_partitioning not implemented")],
+)(Call)
 
 
 # Markers.
@@ -347,5 +305,5 @@ class Barrier(HigherOrder):
 
     def reverse(self, residuals: None, cotangents: Any) -> list[Any]:
         """Pass the cotangents that there are behind a barrier."""
-        passed = iter(lax.optimization_barrier([c for c in cotangents if c is not None]))
-        return [None if c is None else next(passed) for c in cotangents]
+        given = [bar is not None for bar in cotangents]
+        return spread_over(lax.optimization_barrier(only(cotangents, given)), given)

@@ -96,29 +96,20 @@ def ppermute_x(y_bar, *, axis_name, perm):
 
 
 def keep_at(y_bar: Any, axis_name: Any, source: Any) -> Any:
-    """Σ ȳ over the devices, on the source device; zero on the others."""
-    total = add_up(y_bar, axis_name if isinstance(axis_name, tuple) else (axis_name,))
-    at_source = lax.eq(lax.axis_index(axis_name), jnp.asarray(source, jnp.int32))
-    return lax.mul(y_bar * 0 + total, lax.convert_element_type(at_source, y_bar.dtype))
-
-
-def pbroadcast_x(y_bar, *, axis_name, source):
     """x̄ˢ = Σ_d ȳᵈ on the source device s, zero on the others.
 
     Derivation: yᵈ = xˢ for every d, so only xˢ has an influence, and it has n of them.
     """
-    return keep_at(y_bar, axis_name, source)
-
-
-def pbroadcast_dynamic_x(y_bar, source, *, axis_name):
-    """x̄ˢ = Σ_d ȳᵈ on the source device s, zero on the others; s is a value of the program."""
-    return keep_at(y_bar, axis_name, source)
+    total = add_up(y_bar, axis_name if isinstance(axis_name, tuple) else (axis_name,))
+    at_source = lax.eq(lax.axis_index(axis_name), jnp.asarray(source, jnp.int32))
+    return lax.mul(y_bar * 0 + total, lax.convert_element_type(at_source, y_bar.dtype))
 
 
 def all_gather_x(y_bar, *, all_gather_dimension, axis_name, axis_index_groups=None, tiled):
     """x̄ᵈ = Σ_e (block d of ȳᵉ): a reduce-scatter.
 
     Derivation: every device e keeps all blocks, yᵉ = (x¹, …, xⁿ); block d of each copy is xᵈ.
+    Reduced, y is one value whose cotangent is the sum of the summands ȳᵉ: the same.
     """
     return lax.psum_scatter(
         y_bar, axis_name, scatter_dimension=all_gather_dimension,
@@ -285,22 +276,18 @@ for _primitive, _collective, _extremum in (
         for checked in (True, False) for tie in (None, [[1.0, 2.0]] * 4)
     ])
 
-improvement(
-    "pmax",
-    blockwise(lambda x: lax.pmax(jnp.max(x, 0), "i") ** 2, out=REPLICATED),
-    at=([[1.0, 5.0], [3.0, -2.0]],),
-    true=[[0.0, 10.0], [6.0, 0.0]],
-    jax="raises NotImplementedError: Differentiation rule for 'pmax' not implemented",
-    source="y = (max over a column)²: 2 · max at the entry that attains it, 0 elsewhere",
-)
-improvement(
-    "pmin",
-    blockwise(lambda x: lax.pmin(jnp.min(x, 0), "i") ** 2, out=REPLICATED),
-    at=([[1.0, 5.0], [3.0, -2.0]],),
-    true=[[2.0, 0.0], [0.0, -4.0]],
-    jax="raises NotImplementedError: Differentiation rule for 'pmin' not implemented",
-    source="y = (min over a column)²: 2 · min at the entry that attains it, 0 elsewhere",
-)
+for _name, _collective, _extremum, _true in (
+    ("max", lax.pmax, jnp.max, [[0.0, 10.0], [6.0, 0.0]]),
+    ("min", lax.pmin, jnp.min, [[2.0, 0.0], [0.0, -4.0]]),
+):
+    improvement(
+        f"p{_name}",
+        blockwise(lambda x, p=_collective, e=_extremum: p(e(x, 0), "i") ** 2, out=REPLICATED),
+        at=([[1.0, 5.0], [3.0, -2.0]],), true=_true,
+        jax=f"raises NotImplementedError: Differentiation rule for 'p{_name}' not implemented",
+        source=f"y = ({_name} over a column)²: 2 · {_name} at the entry that attains it, "
+        "0 elsewhere",
+    )
 
 linear(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
     case(blockwise(_turn), real(4, 3)),
@@ -308,9 +295,12 @@ linear(lax.ppermute_p, "x -> y", x=ppermute_x, cases=[
     case(blockwise(_to_first), real(4, 3), note="a partial permutation"),
 ])
 
-linear(_jax.find_primitive("lax.parallel.pbroadcast_p"), "x -> y", x=pbroadcast_x)
+linear(_jax.find_primitive("lax.parallel.pbroadcast_p"), "x -> y",
+       x=lambda y_bar, *, axis_name, source: keep_at(y_bar, axis_name, source),
+       why=keep_at.__doc__ or "")
 rule(_jax.find_primitive("lax.parallel.pbroadcast_dynamic_p"), "x, source -> y",
-     x=pbroadcast_dynamic_x)
+     x=lambda y_bar, source, *, axis_name: keep_at(y_bar, axis_name, source),
+     why=keep_at.__doc__ or "")
 
 linear(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
     case(blockwise(_gather(tiled=True)), real(4, 3)),
@@ -386,17 +376,6 @@ linear(_jax.find_primitive("core.reduced_vary_cast_p"), "x -> y",
        cases=[case(blockwise(_as_reduced), real(4), batchable=False)])
 
 
-def _gathered(y_bar, *, all_gather_dimension, axis_name, tiled):
-    """x̄ᵈ = Σ_e (block d of summand ȳᵉ): a reduce-scatter.
-
-    Derivation: y = (x¹, …, xⁿ) is one value whose cotangent is the sum of the ȳᵉ; block d of it
-    is x̄ᵈ.
-    """
-    return lax.psum_scatter(
-        y_bar, axis_name, scatter_dimension=all_gather_dimension, tiled=tiled
-    )
-
-
 def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
     """x̄ = (ȳ¹, …, ȳⁿ), one value: an all-gather.
 
@@ -405,7 +384,7 @@ def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
     return lax.all_gather(y_bar, axis_name, axis=scatter_dimension, tiled=tiled, to="reduced")
 
 
-linear(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=_gathered,
+linear(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=all_gather_x,
        cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])
 linear(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
        cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])

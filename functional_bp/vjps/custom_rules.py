@@ -11,11 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn, Literal, primitives
+from jax.extend.core import JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, has_tangent, of_jax
+from functional_bp.engine.higher_order import (
+    HigherOrder,
+    Mask,
+    Options,
+    Sweep,
+    has_tangent,
+    of_jax,
+    only,
+    spread_over,
+)
 from functional_bp.engine.plan import plan_once
 from functional_bp.engine.registered import Registered
 from functional_bp.engine.rule import case, higher_order, real
@@ -109,7 +118,7 @@ class CustomJVP(HigherOrder):
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Trace the tangent function and plan its transpose."""
         avals = [a.aval for a in self.eqn.invars]
-        chosen = [aval for aval, on in zip(avals, self.wanted) if on]
+        chosen = only(avals, self.wanted)
         outs = len(self.eqn.outvars)
         self.out_float = [i for i, v in enumerate(self.eqn.outvars) if has_tangent(v.aval)]
 
@@ -127,7 +136,7 @@ class CustomJVP(HigherOrder):
             needed + (False,) * len(self.out_float),
             self.options._replace(linear=True),
         )
-        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
+        read = self.plan.reads
         self.tangents_read = [v in read for v in self.jaxpr.invars[len(avals) :]]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
@@ -146,8 +155,7 @@ class CustomJVP(HigherOrder):
         """Run the transposed tangent function."""
         bars = [None] * len(self.eqn.outvars) + [cotangents[i] for i in self.out_float]
         found = sweeps.reverse(self.plan, residuals, bars)
-        remaining = iter(found[len(self.eqn.invars) :])
-        return [next(remaining) if on else None for on in self.wanted]
+        return spread_over(found[len(self.eqn.invars) :], self.wanted)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """Run the person's tangent function itself."""
@@ -159,8 +167,7 @@ class CustomJVP(HigherOrder):
         rule.
         """
         run = lambda full: sweeps.evaluate(self.eqn, full)
-        primals = [x for x, on in zip(operands, self.wanted) if on]
         call = sweeps.of_chosen(run, operands, self.wanted)
-        values, out_dots = _jax.jvp(call, primals, list(dots))
+        values, out_dots = _jax.jvp(call, only(operands, self.wanted), list(dots))
         floats = [has_tangent(v.aval) for v in self.eqn.outvars]
         return values, [dot if on else None for dot, on in zip(out_dots, floats)]

@@ -10,6 +10,7 @@ and nothing is kept for them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -344,33 +345,23 @@ piecewise_constant(_jax.find_primitive("ad_util.stop_gradient_p"),
                    "y = x with the derivative declared to be zero",
                    cases=[case(lambda x: lax.stop_gradient(x) * x, real(3))])
 
-for _function, _primitive in ((lax.bitwise_and, lax.and_p), (lax.bitwise_or, lax.or_p),
-                              (lax.bitwise_xor, lax.xor_p)):
-    no_tangent_space(_primitive, "bits",
-                     cases=[case(lambda m, n, x, f=_function: f(m, n).astype(x.dtype) * x,
-                                 integer(3), integer(3), real(3))])
-for _function, _primitive in ((lax.shift_left, lax.shift_left_p),
-                              (lax.shift_right_arithmetic, lax.shift_right_arithmetic_p),
-                              (lax.shift_right_logical, lax.shift_right_logical_p)):
-    no_tangent_space(_primitive, "bits",
-                     cases=[case(lambda m, n, x, f=_function: f(m, n).astype(x.dtype) * x,
-                                 integer(3), integer(3), real(3))])
-for _function, _primitive in ((lax.bitwise_not, lax.not_p), (lax.clz, lax.clz_p),
-                              (lax.population_count, lax.population_count_p)):
-    no_tangent_space(_primitive, "bits",
-                     cases=[case(lambda m, x, f=_function: f(m).astype(x.dtype) * x,
-                                 integer(3), real(3))])
-for _function, _primitive in ((lax.eq, lax.eq_p), (lax.ne, lax.ne_p), (lax.lt, lax.lt_p),
-                              (lax.le, lax.le_p), (lax.gt, lax.gt_p), (lax.ge, lax.ge_p)):
-    no_tangent_space(_primitive, "a truth value",
-                     cases=[case(lambda x, y, f=_function: f(x, y) * x, real(3), real(3))])
-for _primitive in (lax.eq_to_p, lax.lt_to_p, lax.le_to_p):
-    no_tangent_space(_primitive, "a truth value, in the total order of floating-point numbers",
-                     cases=[case(lambda x, y, p=_primitive: p.bind(x, y) * x, real(3), real(3))])
-for _function, _primitive in ((lax.reduce_and, lax.reduce_and_p), (lax.reduce_or, lax.reduce_or_p),
-                              (lax.reduce_xor, lax.reduce_xor_p)):
-    no_tangent_space(_primitive, "bits",
-                     cases=[case(lambda m, x, f=_function: f(m, (0,)) * x, boolean(3), real(3))])
+TOTAL = "a truth value, in the total order of floating-point numbers"
+_bits = lambda f, m, n, x: f(m, n).astype(x.dtype) * x
+_truth = lambda f, x, y: f(x, y) * x
+for _why, _use, _specs, _names in (
+    ("bits", _bits, (integer(3), integer(3), real(3)),
+     ("and", "or", "xor", "shift_left", "shift_right_arithmetic", "shift_right_logical")),
+    ("bits", lambda f, m, x: f(m).astype(x.dtype) * x, (integer(3), real(3)),
+     ("not", "clz", "population_count")),
+    ("a truth value", _truth, (real(3), real(3)), ("eq", "ne", "lt", "le", "gt", "ge")),
+    (TOTAL, _truth, (real(3), real(3)), ("eq_to", "lt_to", "le_to")),
+    ("bits", lambda f, m, x: f(m, axes=(0,)) * x, (boolean(3), real(3)),
+     ("reduce_and", "reduce_or", "reduce_xor")),
+):
+    for _name in _names:
+        _primitive = getattr(lax, f"{_name}_p")
+        no_tangent_space(_primitive, _why,
+                         cases=[case(functools.partial(_use, _primitive.bind), *_specs)])
 
 no_tangent_space(_jax.find_primitive("lax.lax.mulhi_p"), "integers",
                  cases=[case(lambda m, x: lax.mulhi(m, m).astype(x.dtype) + x,

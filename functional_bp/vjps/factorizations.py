@@ -16,6 +16,7 @@ from jax import lax
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, real, rule
 from functional_bp.vjps.matrices import (
+    DIFFERENCES,
     adjoint,
     beside,
     columns,
@@ -321,16 +322,14 @@ improvement(
     at=([[0.5, 2.0, 1.0], [0.3, -0.4, 1.5]],),
     true=[[-0.7094956356, 0.2528103278, -0.7773425386],
           [1.0842571561, -1.0398195723, 0.0575239369]],
-    jax="another matrix: it multiplies by columns that are not permuted",
-    source="central differences of the result, extrapolated to order 8",
+    jax="another matrix: it multiplies by columns that are not permuted", source=DIFFERENCES,
 )
 improvement(
     "batched pivoted QR", lambda a: jnp.sin(linalg.qr(a, pivoting=True)[1]),
     at=([[[0.5, 2.0], [1.5, 0.3]], [[1.0, -0.5], [0.2, 0.8]]],),
     true=[[[-0.7693167339, 0.5179353184], [0.0472621837, -0.5111127986]],
           [[-0.3937218226, -1.0511598739], [-0.7008960601, 0.4375524071]]],
-    jax="raises TypeError",
-    source="central differences of the result, extrapolated to order 8",
+    jax="raises TypeError", source=DIFFERENCES,
 )
 improvement(
     "cholesky of a lower triangle",
@@ -338,5 +337,5 @@ improvement(
     at=([[2.0, 0.5], [0.5, 1.0]],),
     true=[[-0.0079600171, 0.0], [0.5047555133, 0.3172310723]],
     jax="a cotangent for the entries above the diagonal, not read (JAX 0.10; right in 0.12)",
-    source="central differences of the result, extrapolated to order 8",
+    source=DIFFERENCES,
 )

@@ -31,9 +31,7 @@ def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
 
 
 linear(
-    lax.dynamic_slice_p,
-    "x, *starts -> y",
-    x=sliced,
+    lax.dynamic_slice_p, "x, *starts -> y", x=sliced,
     cases=[
         case(lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)),
              real(4, 5), integer(values=1), integer(values=2)),
@@ -61,11 +59,7 @@ def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
 
 
 rule(
-    lax.dynamic_update_slice_p,
-    "x, u, *starts -> y",
-    linear="x, u",
-    x=overwritten,
-    u=written,
+    lax.dynamic_update_slice_p, "x, u, *starts -> y", linear="x, u", x=overwritten, u=written,
     cases=[
         case(lambda x, u, i, j: lax.dynamic_update_slice(x, u, (i, j)),
              real(4, 5), real(2, 3), integer(values=1), integer(values=2)),
@@ -90,16 +84,7 @@ def scatter_dimensions(dimensions: lax.GatherDimensionNumbers) -> lax.ScatterDim
     )
 
 
-def gathered(
-    y_bar: Any,
-    x_t: Any,
-    indices: Any,
-    *,
-    dimension_numbers: Any,
-    indices_are_sorted: Any,
-    unique_indices: Any,
-    mode: Any,
-) -> Any:
+def gathered(y_bar, x_t, indices, *, dimension_numbers, indices_are_sorted, unique_indices, mode):
     """x̄_j = Σ_{i: ι(i)=j} ȳ_i: scatter-add is the adjoint of gather.
 
     Derivation: y_i = x_{ι(i)}, with ι the map from output to operand positions that the indices
@@ -113,13 +98,8 @@ def gathered(
     Residuals: the indices; no float.
     """
     return lax.scatter_add(
-        zeros(x_t),
-        indices,
-        y_bar,
-        scatter_dimensions(dimension_numbers),
-        indices_are_sorted=indices_are_sorted,
-        unique_indices=unique_indices,
-        mode=mode,
+        zeros(x_t), indices, y_bar, scatter_dimensions(dimension_numbers),
+        indices_are_sorted=indices_are_sorted, unique_indices=unique_indices, mode=mode,
     )
 
 
@@ -137,9 +117,7 @@ _batched = lax.GatherDimensionNumbers(
     operand_batching_dims=(0,), start_indices_batching_dims=(0,))
 
 linear(
-    lax.gather_p,
-    "x, indices -> y",
-    x=gathered,
+    lax.gather_p, "x, indices -> y", x=gathered,
     cases=[
         case(lambda x, i: x[i], real(4, 3), integer(values=[[2, -1], [2, 0]]), note="repeats"),
         case(lambda x, i: x[1:, i, None], cplx(3, 4), integer(values=[0, 0, 3])),

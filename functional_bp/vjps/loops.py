@@ -15,9 +15,17 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
 from functional_bp.engine.improvements import improvement
-from functional_bp.engine.plan import Plan, make_plan, out_activity, plan_once, union
+from functional_bp.engine.plan import (
+    Plan,
+    fixed_point,
+    make_plan,
+    out_activity,
+    plan_once,
+    union,
+    variables,
+)
 from functional_bp.engine.rule import case, higher_order, integer, real
 from functional_bp.errors import StepBoundError, UnboundedLoopError, compose
 
@@ -31,15 +39,11 @@ def _three_times(x: Any) -> Any:
 @higher_order(
     lax.while_p,
     cases=[
-        case(
-            _three_times,
-            real(2),
-            reference=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) * 2, x),
-            note="jax: reverse-mode differentiation does not work for lax.while_loop",
-        ),
-        case(
-            lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x, integer(values=3), real()
-        ),
+        case(_three_times, real(2),
+             reference=lambda x: lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) * 2, x),
+             note="jax: reverse-mode differentiation does not work for lax.while_loop"),
+        case(lambda n, x: lax.fori_loop(0, n, lambda i, s: s + i, 0) * x,
+             integer(values=3), real()),
     ],
 )
 class While(HigherOrder):
@@ -66,13 +70,9 @@ class While(HigherOrder):
         self.body, self.body_consts = _jax.open_jaxpr(params["body_jaxpr"])
         nc, nb = params["cond_nconsts"], params["body_nconsts"]
         self.groups = slice(0, nc), slice(nc, nc + nb), slice(nc + nb, None)
-        state = active[self.groups[2]]
-        while True:
-            out = out_activity(self.body, active[self.groups[1]] + state, options)
-            if union(state, out) == state:
-                break
-            state = union(state, out)
-        self.out_active = state
+        consts = active[self.groups[1]]
+        onward = lambda state: union(state, out_activity(self.body, consts + state, options))
+        self.out_active = fixed_point(onward, active[self.groups[2]])
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Rewrite the loop as a scan, and plan that scan."""
@@ -81,12 +81,11 @@ class While(HigherOrder):
         if bounded:
             self.steps = self.options.max_steps
         if self.steps is None:
-            where = "{}:{}".format(*(_jax.source_line(self.eqn) or ("", "")))
             raise UnboundedLoopError(
                 compose(
                     "a loop whose number of steps is not known before it runs needs a bound to be "
                     "differentiated in reverse",
-                    where=where.strip(":"),
+                    where=_jax.place_of(self.eqn),
                     got="lax.while_loop, or lax.fori_loop with traced limits",
                     do="give the largest number of steps it may take: {max_steps}",
                     max_steps="bp.grad(f, max_steps=...), bp.vjp(f, x, max_steps=...)",
@@ -116,8 +115,7 @@ class While(HigherOrder):
 
         def body(pair: Any) -> Any:
             state, state_dots = pair
-            remaining = iter(state_dots)
-            full = [*const_dots, *(next(remaining) if o else None for o in on)]
+            full = [*const_dots, *spread_over(state_dots, on)]
             args = [*consts, *state]
             outs, out_dots = sweep(self.body, self.body_consts, args, full, self.options)
             found = [fill(d, x) for d, x, o in zip(out_dots, outs, on) if o]
@@ -128,8 +126,7 @@ class While(HigherOrder):
         outs, found = lax.while_loop(
             lambda pair: _any(_goes_on(self, operands, pair[0])), body, (state, start)
         )
-        remaining = iter(found)
-        return outs, [next(remaining) if o else None for o in on]
+        return outs, spread_over(found, on)
 
 
 def _step(loop: While, operands: Sequence[Any], state: Sequence[Any]) -> list[Any]:
@@ -234,7 +231,7 @@ def _trip_count(loop: While) -> int | None:
     if steers is None or holds.shape:
         return None
     fixed = [*operands[loop.groups[0]], *(starts[i] for i in steers)]
-    if not all(isinstance(a, Literal) for a in fixed):
+    if variables(fixed):
         return None
     state: list[Any] = [a.val if i in steers else None for i, a in enumerate(starts)]
     known = [a.val if isinstance(a, Literal) else None for a in operands]
@@ -262,17 +259,12 @@ def _steering(loop: While) -> list[int] | None:
     None if it depends on a value from outside the loop as well.
     """
     nb = loop.groups[1].stop - loop.groups[1].start
-    wanted = _depends(loop.cond, [True])[loop.eqn.params["cond_nconsts"] :]
-    while True:
-        reads = _depends(loop.body, wanted)
-        if any(reads[:nb]):
-            literal = [isinstance(a, Literal) for a in loop.eqn.invars[loop.groups[1]]]
-            if any(r and not fixed for r, fixed in zip(reads, literal)):
-                return None
-        grown = [a or b for a, b in zip(wanted, reads[nb:])]
-        if grown == list(wanted):
-            return [i for i, on in enumerate(wanted) if on]
-        wanted = grown
+    asked = _depends(loop.cond, (True,))[loop.eqn.params["cond_nconsts"] :]
+    wanted = fixed_point(lambda on: union(on, _depends(loop.body, on)[nb:]), asked)
+    read = only(loop.eqn.invars[loop.groups[1]], _depends(loop.body, wanted)[:nb])
+    if variables(read):
+        return None
+    return [i for i, on in enumerate(wanted) if on]
 
 
 def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
@@ -281,12 +273,11 @@ def _excerpt(jaxpr: Jaxpr, needed: Mask) -> Plan:
     return make_plan(jaxpr, *off, needed, effects=False)
 
 
-def _depends(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[bool]:
+def _depends(jaxpr: Jaxpr, wanted: Mask) -> Mask:
     """Find which inputs the wanted outputs depend on."""
-    plan = _excerpt(jaxpr, tuple(wanted))
-    reads = {a for eqn in plan.live for a in eqn.invars if not isinstance(a, Literal)}
-    reads |= {v for v, on in zip(jaxpr.outvars, wanted) if on and not isinstance(v, Literal)}
-    return [v in reads for v in jaxpr.invars]
+    plan = _excerpt(jaxpr, wanted)
+    reads = plan.reads.union(variables(only(jaxpr.outvars, wanted)))
+    return tuple(v in reads for v in jaxpr.invars)
 
 
 improvement(

@@ -81,10 +81,7 @@ rule(primitives.device_put_p, "*xs -> *ys", linear="xs", xs=moved_back,
      cases=[case(_put, real(3)), case(_put_pair, real(3), real(3))])
 
 linear(sharding_constraint_p, "x -> y",
-     x=lambda y_bar, *, sharding, layout, context_mesh, unconstrained_dims:
-         sharding_constraint_p.bind(
-             y_bar, sharding=sharding, layout=layout, context_mesh=context_mesh,
-             unconstrained_dims=unconstrained_dims),
+     x=lambda y_bar, **asked: sharding_constraint_p.bind(y_bar, **asked),
      why="y = x, laid out as asked; x̄ = ȳ, laid out likewise.",
      cases=[case(_constrain, real(4, 3))])
 

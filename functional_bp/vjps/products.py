@@ -1,14 +1,30 @@
-"""Both cotangents of a matrix product, ``dot_general``, are matrix products again."""
+"""Both cotangents of a matrix product, ``dot_general``, are matrix products again.
+
+``ragged_dot_general`` multiplies consecutive groups of rows, each with its own matrix.
+
+In the formulas r is the ragged axis, cut into groups, and q(r) the group that r lies in; an r
+beyond the last group contributes nothing. b: batch, c: contracted, f and g: the other axes.
+
+============== ============================== =================================================
+ragged axis     forward                        JAX differentiates it
+============== ============================== =================================================
+f of x          z_brg = Σ_c x_brc y_q(r)bcg    yes
+c of both       z_qbfg = Σ_{r in q} x_bfr y_brg  no: here both cotangents are of the first kind
+b of both       z_rfg = Σ_c x_rfc y_rcg        no: a product like any other, by ``dot_general``
+============== ============================== =================================================
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import jax
 import numpy as np
 from jax import lax
 
-from functional_bp.engine.rule import case, cplx, real, rule
+from functional_bp._jax import find_primitive
+from functional_bp.engine.rule import Spec, case, cplx, integer, real, rule
 from functional_bp.vjps.shapes import layout, undivided
 
 
@@ -130,5 +146,152 @@ rule(
         case(_dot(((1,), (0,))), real(2, 0), real(0, 2), note="an empty sum"),
         case(_dot(((1,), (0,))), real(0, 3), real(3, 2)),
         case(lambda x: x @ x, real(3, 3), note="one operand twice"),
+    ],
+)
+
+
+# Products of groups of rows.
+
+
+def _split(numbers: Any, x: Any, y: Any) -> Any:
+    """Return the dimension numbers, the ragged axis of x, and the axes that x and y keep."""
+    (x_contract, y_contract), (x_batch, y_batch) = numbers.dot_dimension_numbers
+    (ragged,) = numbers.lhs_ragged_dimensions
+    x_kept = other_axes(len(x.shape), x_contract, x_batch)
+    y_kept = other_axes(len(y.shape), y_contract, y_batch, numbers.rhs_group_dimensions)
+    return x_contract, y_contract, x_batch, y_batch, ragged, x_kept, y_kept
+
+
+def _product(left: Any, right: Any, group_sizes: Any, dims: Any, ragged: int, group: Any,
+             axes: Any, like: Any, settings: Any) -> Any:
+    """Compute a ragged product whose result's axes are ``axes`` of ``like``, put in ``like``'s
+    order.
+    """
+    numbers = lax.RaggedDotDimensionNumbers(dims, [ragged], group)
+    result = lax.ragged_dot_general(
+        left, right, group_sizes, numbers, *settings, out_sharding=layout(like, axes)
+    )
+    return lax.transpose(result, np.argsort(axes)) if list(axes) != sorted(axes) else result
+
+
+def ragged_left(z_bar, y, sizes, x_t, *, ragged_dot_dimension_numbers, precision,
+                preferred_element_type):
+    """x̄_brc = Σ_g z̄_brg y_q(r)bcg; with c ragged, x̄_bfr = Σ_g z̄_q(r)bfg y_brg.
+
+    Derivation:
+        f ragged: each r is a matrix product of its own with the matrix of its group, so x̄'s
+        formula of ``dot_general`` holds with y_q(r): a ragged product of z̄ and y again.
+
+        c ragged: z_qbfg = Σ_{r in q} x_bfr y_brg  ⇒  ∂z_qbfg/∂x_bfr = [r in q] y_brg, and
+        x̄_bfr = Σ_g z̄_q(r)bfg y_brg: the rows r of y, each with the matrix z̄_q(r) of its group.
+
+    Numerics:
+        an x beyond the last group has x̄ = 0.
+    """
+    numbers = ragged_dot_dimension_numbers
+    x_contract, y_contract, x_batch, y_batch, ragged, x_kept, y_kept = _split(numbers, x_t, y)
+    settings = (precision, preferred_element_type)
+    n_batch, n_x = len(x_batch), len(x_kept)
+    if ragged in x_batch:
+        return dot_left(
+            z_bar, y, x_t, dimension_numbers=numbers.dot_dimension_numbers,
+            precision=precision, preferred_element_type=preferred_element_type,
+        )
+    if ragged in x_kept:
+        z_batch = range(n_batch)
+        z_other = range(n_batch + n_x, z_bar.ndim)
+        axes = [*x_batch, *x_kept, *(x_contract[i] for i in np.argsort(y_contract))]
+        dims = ((z_other, y_kept), (z_batch, y_batch))
+        return _product(z_bar, y, sizes, dims, n_batch + x_kept.index(ragged),
+                        numbers.rhs_group_dimensions, axes, x_t, settings)
+    z_batch = range(1, 1 + n_batch)
+    z_other = range(1 + n_batch + n_x, z_bar.ndim)
+    axes = [*x_batch, *(x_contract[i] for i in np.argsort(y_contract)), *x_kept]
+    dims = ((y_kept, z_other), (y_batch, z_batch))
+    y_ragged = y_contract[x_contract.index(ragged)]
+    return _product(y, z_bar, sizes, dims, y_ragged, [0], axes, x_t, settings)
+
+
+def ragged_right(z_bar, x, sizes, y_t, *, ragged_dot_dimension_numbers, precision,
+                 preferred_element_type):
+    """ȳ_qbcg = Σ_{r in q} x_brc z̄_brg; with c ragged, ȳ_brg = Σ_f x_bfr z̄_q(r)bfg.
+
+    Derivation:
+        f ragged: y_q enters z_brg for the r in q alone ⇒ the sum over r is cut into groups: a
+        ragged product whose contracted axis is ragged.
+
+        c ragged: ∂z_qbfg/∂y_brg = [r in q] x_bfr ⇒ the rows r of x, each with the matrix z̄_q(r).
+    """
+    numbers = ragged_dot_dimension_numbers
+    x_contract, y_contract, x_batch, y_batch, ragged, x_kept, y_kept = _split(numbers, x, y_t)
+    settings = (precision, preferred_element_type)
+    n_batch, n_x = len(x_batch), len(x_kept)
+    if ragged in x_batch:
+        return dot_right(
+            z_bar, x, y_t, dimension_numbers=numbers.dot_dimension_numbers,
+            precision=precision, preferred_element_type=preferred_element_type,
+        )
+    y_summed = [y_contract[i] for i in np.argsort(x_contract)]
+    if ragged in x_kept:
+        z_batch, z_own = range(n_batch), range(n_batch, n_batch + n_x)
+        axes = [*numbers.rhs_group_dimensions, *y_batch, *y_summed, *y_kept]
+        dims = ((x_kept, z_own), (x_batch, z_batch))
+        return _product(x, z_bar, sizes, dims, ragged, [], axes, y_t, settings)
+    z_batch, z_own = range(1, 1 + n_batch), range(1 + n_batch, 1 + n_batch + n_x)
+    axes = [*y_batch, *y_summed, *y_kept]
+    dims = ((x_kept, z_own), (x_batch, z_batch))
+    return _product(x, z_bar, sizes, dims, ragged, [0], axes, y_t, settings)
+
+
+def _rows(x: Any, y: Any, sizes: Any) -> Any:
+    return lax.ragged_dot(x, y, sizes)
+
+
+def _ragged(dims: Any, ragged: int, group: Any) -> Any:
+    numbers = lax.RaggedDotDimensionNumbers(dims, [ragged], group)
+    return lambda x, y, sizes: lax.ragged_dot_general(x, y, sizes, numbers)
+
+
+def _in_group(sizes: Any, n: int) -> Any:
+    """The mask is 1 where row r lies in group q, which makes the ragged products dense ones."""
+    ends = lax.cumsum(sizes)[:, None]
+    r = np.arange(n)[None, :]
+    return ((r < ends) & (r >= ends - sizes[:, None])).astype(float)
+
+
+def _dense_rows(x: Any, y: Any, sizes: Any) -> Any:
+    member = _in_group(sizes, x.shape[0]).astype(x.dtype)
+    return lax.reduce_sum(member[:, :, None] * (x[None] @ y), (0,))
+
+
+def _dense_contraction(x: Any, y: Any, sizes: Any) -> Any:
+    member = _in_group(sizes, y.shape[0]).astype(x.dtype)
+    return (x[None] * member[:, None, :]) @ y
+
+
+def _sizes(values: Any) -> Spec:
+    return integer(values=np.array(values, np.int32))
+
+
+rule(
+    find_primitive("lax.lax.ragged_dot_general_p"), "x, y, sizes -> z", linear="x; y",
+    x=ragged_left, y=ragged_right,
+    cases=[
+        case(_rows, real(5, 3), real(2, 3, 4), _sizes([2, 3]), batchable=False,
+             reference=_dense_rows, note="JAX cannot vmap its derivatives, nor take a second one"),
+        case(_rows, real(5, 3), real(3, 3, 2), _sizes([1, 0, 2]), batchable=False,
+             reference=_dense_rows, note="an empty group, rows beyond the last one"),
+        case(_ragged((((0,), (1,)), ((), ())), 1, [2]), real(3, 4), real(2, 3, 2),
+             _sizes([3, 1]), batchable=False, note="other axis orders",
+             reference=lambda x, y, s: _dense_rows(x.T, lax.transpose(y, (2, 1, 0)), s)),
+        case(_ragged((((2,), (2,)), ((0,), (1,))), 1, [0]), real(2, 4, 3), real(2, 2, 3, 2),
+             _sizes([[3, 1], [2, 2]]), batchable=False, note="batched",
+             reference=lambda x, y, s: jax.vmap(_dense_rows, (0, 1, 0))(x, y, s)),
+        case(_ragged((((1,), (0,)), ((), ())), 1, []), real(2, 5), real(5, 3),
+             _sizes([2, 2]), batchable=False, reference=_dense_contraction,
+             note="contracted axis ragged: JAX has no derivative"),
+        case(_ragged((((2,), (1,)), ((0,), (0,))), 0, []), real(4, 2, 3), real(4, 3, 2),
+             _sizes([3, 1]), batchable=False, reference=lambda x, y, s: x @ y,
+             note="batch axis ragged: JAX has no derivative"),
     ],
 )

@@ -1,6 +1,6 @@
 """A mutable reference from outside the function stays one; its own are rewritten beforehand.
 
-``engine/discharge.py`` rewrites them to values.
+``engine/staging.py`` rewrites them to values.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 from jax.ref import addupdate, empty_ref, free_ref, freeze
 
 from functional_bp import _jax
-from functional_bp.engine.discharge import without_references
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options
-from functional_bp.engine.plan import out_activity
 from functional_bp.engine.rule import case, higher_order, real
+from functional_bp.engine.staging import without_references
 from functional_bp.errors import NotDifferentiableError, compose
 from functional_bp.vjps.calls import Call
 
@@ -66,12 +65,11 @@ class Outside(HigherOrder):
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        where = "{}:{}".format(*(_jax.source_line(eqn) or ("", "")))
         raise NotDifferentiableError(
             compose(
                 "a value that depends on a differentiated argument is written to a mutable "
                 "reference from outside the differentiated function",
-                where=where.strip(":"),
+                where=_jax.place_of(eqn),
                 got=f"{eqn.primitive.name} on {eqn.invars[0].aval}",
                 expected="a reference made inside the function, or a value without a gradient",
                 do="make the reference inside, or write jax.lax.stop_gradient(value)",
@@ -109,14 +107,8 @@ def _stateless(x: Any, y: Any) -> Any:
 @higher_order(
     _jax.find_primitive("state.discharge.run_state_p"),
     cases=[
-        case(
-            _stateful,
-            real(3),
-            real(3),
-            reference=_stateless,
-            batchable=False,
-            note="JAX has a derivative in forward mode alone, and cannot vmap it",
-        )
+        case(_stateful, real(3), real(3), reference=_stateless, batchable=False,
+             note="JAX has a derivative in forward mode alone, and cannot vmap it")
     ],
 )
 class RunState(Call):
@@ -128,7 +120,6 @@ class RunState(Call):
     Residuals: those of the rewritten body.
     """
 
-    def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
-        HigherOrder.__init__(self, eqn, active, options)
-        self.jaxpr, self.consts = _jax.open_jaxpr(_jax.discharged(eqn.params["jaxpr"]))
-        self.out_active = out_activity(self.jaxpr, active, options)
+    def body(self) -> tuple[Jaxpr, list[Any]]:
+        """Return the body on its references' values."""
+        return _jax.open_jaxpr(_jax.discharged(self.eqn.params["jaxpr"]))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -23,14 +23,9 @@ from functional_bp.engine.rule import case, higher_order, real
     primitives.remat_p,
     cases=[
         case(jax.checkpoint(lambda x, y: jnp.sin(jnp.sin(x) * y)), real(3), real(3)),
-        case(
-            jax.checkpoint(
-                lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
-                policy=jax.checkpoint_policies.dots_saveable,
-            ),
-            real(2, 3),
-            real(3, 3),
-        ),
+        case(jax.checkpoint(lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w),
+                            policy=jax.checkpoint_policies.dots_saveable),
+             real(2, 3), real(3, 3)),
     ],
 )
 class Remat(HigherOrder):
@@ -63,8 +58,8 @@ class Remat(HigherOrder):
         self.first = make_plan(self.jaxpr, inactive, none, needed, self.options, (), self.saved)
         self.second = make_plan(self.jaxpr, self.active, seeded, none, self.options, self.saved)
         self.wanted = self.second.reached
-        reads = {a for eqn in self.second.live for a in eqn.invars if not isinstance(a, Literal)}
-        self.reads = [v in reads.union(self.second.keep) for v in self.jaxpr.invars]
+        reads = self.second.reads.union(self.second.keep)
+        self.reads = [v in reads for v in self.jaxpr.invars]
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Compute values alone; keep the operands and what the policy saves."""

@@ -11,6 +11,7 @@ from jax import lax
 from functional_bp import _jax
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, real, rule
+from functional_bp.vjps.special import igamma_by_series
 from functional_bp.vjps.truncated import gamma_curvature, widen
 
 
@@ -79,16 +80,11 @@ def _by_quantile(log_space: bool) -> Any:
         fixed = lax.stop_gradient(a)
         for _ in range(2):
             density = jnp.exp((a - 1) * jnp.log(z) - z - lax.lgamma(a))
-            z = z - (_series(a, z) - _series(fixed, lax.stop_gradient(z))) / density
+            moved = igamma_by_series(a, z) - igamma_by_series(fixed, lax.stop_gradient(z))
+            z = z - moved / density
         return jnp.log(z) if log_space else z
 
     return draw
-
-
-def _series(a: Any, x: Any) -> Any:
-    n = jnp.arange(80, dtype=a.dtype)
-    a, x = a[..., None], x[..., None]
-    return jnp.sum(jnp.exp((a + n) * jnp.log(x) - x - lax.lgamma(a + n + 1)), -1)
 
 
 def _draws(log_space: bool) -> Any:

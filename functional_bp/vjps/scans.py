@@ -20,7 +20,8 @@ is not made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +31,16 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
-from functional_bp.engine.plan import CHEAP, make_plan, out_activity, union
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
+from functional_bp.engine.plan import (
+    CHEAP,
+    Plan,
+    fixed_point,
+    make_plan,
+    out_activity,
+    union,
+    variables,
+)
 from functional_bp.engine.rule import case, higher_order, integer, real
 
 # No arithmetic, one operand: made again where that saves bytes.
@@ -66,17 +75,17 @@ def divide(
     """
     fixed = set(constants)
     for eqn in eqns:
-        if not eqn.effects and fixed.issuperset(_variables(eqn.invars)):
+        if not eqn.effects and fixed.issuperset(variables(eqn.invars)):
             fixed.update(eqn.outvars)
-    kept, again = _cheapest(eqns, _variables(named), lambda v: price(v, v in fixed))
-    read = {*_variables(outputs), *kept}
+    kept, again = _cheapest(eqns, variables(named), lambda v: price(v, v in fixed))
+    read = {*variables(outputs), *kept}
     before: list[JaxprEqn] = []
     within: list[JaxprEqn] = []
     for eqn in reversed(eqns):
         if eqn.effects or not read.isdisjoint(eqn.outvars):
             early = not eqn.effects and fixed.issuperset(eqn.outvars)
             (before if early else within).append(eqn)
-            read.update(_variables(eqn.invars))
+            read.update(variables(eqn.invars))
     return Divided(before[::-1], within[::-1], again, kept, fixed)
 
 
@@ -115,7 +124,7 @@ def _cheapest(
         for v in eqn.outvars:
             if _is_view(eqn) and (v in wanted or v in below):
                 need = price(v) if v in wanted else min(price(v), below[v])
-                for source in _variables(eqn.invars):
+                for source in variables(eqn.invars):
                     below[source] = below.get(source, 0) + need
     kept: list[Var] = []
     again: dict[JaxprEqn, None] = {}
@@ -131,7 +140,7 @@ def _cheapest(
         if v not in made:
             choose(v)
     for eqn in eqns:
-        remade = _is_view(eqn) and have.issuperset(_variables(eqn.invars))
+        remade = _is_view(eqn) and have.issuperset(variables(eqn.invars))
         for v in eqn.outvars:
             if not remade:
                 choose(v)
@@ -142,16 +151,12 @@ def _cheapest(
 
 
 def _is_view(eqn: JaxprEqn) -> bool:
-    if eqn.primitive not in VIEWS or eqn.effects or len(_variables(eqn.invars)) > 1:
+    if eqn.primitive not in VIEWS or eqn.effects or len(variables(eqn.invars)) > 1:
         return False
     # A number that was converted may choose a branch; converted in the reverse sweep again, it
     # made a scan of conditionals a fifth slower on a CPU, and saved three bytes a step.
     output: Any = eqn.outvars[0].aval
     return eqn.primitive is not lax.convert_element_type_p or output.shape != ()
-
-
-def _variables(atoms: Iterable[Any]) -> list[Var]:
-    return [atom for atom in atoms if not isinstance(atom, Literal)]
 
 
 def _rnn(w: Any, h: Any, xs: Any) -> Any:
@@ -175,25 +180,14 @@ def _with_counter(w: Any, xs: Any) -> Any:
     cases=[
         case(_rnn, real(3, 3), real(2, 3), real(4, 2, 3)),
         case(_with_counter, real(), real(5)),
-        case(
-            lambda x, i: lax.scan(lambda c, k: (c * jnp.sin(x), c * k), x, i)[1],
-            real(),
-            integer(3, low=0, high=5),
-        ),
+        case(lambda x, i: lax.scan(lambda c, k: (c * jnp.sin(x), c * k), x, i)[1],
+             real(), integer(3, low=0, high=5)),
         case(lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=3)[0], real(2)),
         case(lambda x, xs: lax.scan(lambda c, y: (c * y, c), x, xs), real(), real(0)),
-        case(
-            lambda x, xs: lax.scan(lambda c, y: (jnp.sin(y), c), x, xs)[1],
-            real(),
-            real(3),
-            note="a state that a step returns and no operation reads",
-        ),
-        case(
-            lambda x, y: lax.scan(lambda c, _: (c[::-1], None), (x, y), None, length=3)[0][0],
-            real(2),
-            real(2),
-            note="states that change places",
-        ),
+        case(lambda x, xs: lax.scan(lambda c, y: (jnp.sin(y), c), x, xs)[1], real(), real(3),
+             note="a state that a step returns and no operation reads"),
+        case(lambda x, y: lax.scan(lambda c, _: (c[::-1], None), (x, y), None, length=3)[0][0],
+             real(2), real(2), note="states that change places"),
     ],
 )
 class Scan(HigherOrder):
@@ -225,38 +219,38 @@ class Scan(HigherOrder):
         nk, nc = _jax.scan_counts(eqn.params)
         self.groups = slice(0, nk), slice(nk, nk + nc), slice(nk + nc, None)
         self.carries = nc
-        while True:  # a carry is active if it starts so or becomes so
+
+        def onward(active: Mask) -> Mask:  # a carry is active if it starts so or becomes so
             out = out_activity(self.jaxpr, active, options)
-            carried = union(active[self.groups[1]], out[:nc])
-            if carried == active[self.groups[1]]:
-                break
-            active = active[:nk] + carried + active[nk + nc :]
-        self.body_active, self.out_active = active, out
+            return active[:nk] + union(active[self.groups[1]], out[:nc]) + active[nk + nc :]
+
+        self.body_active = fixed_point(onward, active)
+        self.out_active = out_activity(self.jaxpr, self.body_active, options)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
         """Plan the body: a carry is useful, or needed, if it is so after the step or in it."""
-        nc = self.carries
-        while True:
-            self.plan = make_plan(self.jaxpr, self.body_active, seeded, needed, self.options)
-            useful = union(self.plan.reached[self.groups[1]], seeded[:nc])
-            used = self._used(needed)
-            read = union(tuple(v in used for v in self.jaxpr.invars[self.groups[1]]), needed[:nc])
-            if useful == seeded[:nc] and read == needed[:nc]:
-                break
-            seeded, needed = useful + seeded[nc:], read + needed[nc:]
-        self.seeded, self.needed = seeded, needed
-        self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
+        nc, states = self.carries, self.groups[1]
 
-    def _used(self, needed: Mask) -> set[Any]:
-        """Find what a step reads, keeps, or returns."""
-        read = {a for eqn in self.plan.live for a in eqn.invars if not isinstance(a, Literal)}
-        returned = {v for v, n in zip(self.jaxpr.outvars, needed) if n and isinstance(v, Var)}
-        return read | set(self.plan.keep) | returned
+        def plan_of(seeded: Mask, needed: Mask) -> Plan:
+            return make_plan(self.jaxpr, self.body_active, seeded, needed, self.options)
+
+        def back(asked: tuple[Mask, Mask]) -> tuple[Mask, Mask]:
+            plan, (seeded, needed) = plan_of(*asked), asked
+            used = _used(plan, needed)
+            read = tuple(v in used for v in self.jaxpr.invars[states])
+            return (
+                union(plan.reached[states], seeded[:nc]) + seeded[nc:],
+                union(read, needed[:nc]) + needed[nc:],
+            )
+
+        self.seeded, self.needed = fixed_point(back, (seeded, needed))
+        self.plan = plan_of(self.seeded, self.needed)
+        self.wanted = tuple(a and r for a, r in zip(self.active, self.plan.reached))
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the scan, with what the rules keep stacked beside the outputs."""
         k, c, xs = (list(operands[group]) for group in self.groups)
-        c = _only(c, self.needed[: self.carries])
+        c = only(c, self.needed[: self.carries])
         step = _Step(self, k, c, xs)
         env = dict(zip(step.constants, [*step.consts, *k]))
         _run(step.divided.before, env)
@@ -269,7 +263,7 @@ class Scan(HigherOrder):
 
         params = self.eqn.params
         last, (ys, stacked) = scan_steps(body, c, xs, params, params["reverse"])
-        outs = _spread_over([*last, *ys], self.needed)
+        outs = spread_over([*last, *ys], self.needed)
         return outs, step.kept(env, {"xs": xs, "ys": ys, "after": last, "stacked": stacked})
 
     def _reached_from(self, given: Mask) -> tuple[Mask, Mask]:
@@ -284,13 +278,17 @@ class Scan(HigherOrder):
         if (*seeded, *ys) == self.seeded:
             return seeded, self.plan.reached
         nothing = (False,) * len(given)
-        while True:
-            plan = make_plan(self.jaxpr, self.body_active, (*seeded, *ys), nothing, self.options)
-            useful = union(plan.reached[self.groups[1]], seeded)
-            useful = tuple(u and s for u, s in zip(useful, self.seeded))
-            if useful == seeded:
-                return seeded, plan.reached
-            seeded = useful
+
+        def reached(seeded: Mask) -> Mask:
+            asked = (*seeded, *ys), nothing, self.options
+            return make_plan(self.jaxpr, self.body_active, *asked).reached
+
+        def back(seeded: Mask) -> Mask:
+            useful = union(reached(seeded)[self.groups[1]], seeded)
+            return tuple(u and s for u, s in zip(useful, self.seeded))
+
+        seeded = fixed_point(back, seeded)
+        return seeded, reached(seeded)
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the adjoint recursion, as a scan in the other direction."""
@@ -298,28 +296,29 @@ class Scan(HigherOrder):
         seeded, reached = self._reached_from(tuple(bar is not None for bar in cotangents))
         k_vars, c_vars, x_vars = (jaxpr.invars[group] for group in self.groups)
         k_on, c_on, x_on = (reached[group] for group in self.groups)
-        fill = lambda bar, var: sweeps.zeros(var.aval) if bar is None else bar
         fixed, stacked, last = residuals.by_kind()
+
+        def filled(bars: Sequence[Any], variables: Sequence[Any], mask: Mask) -> list[Any]:
+            return sweeps.or_zeros(only(bars, mask), only(variables, mask))
 
         def body(state: Any, slices: Any) -> Any:
             k_bar, c_bar, after = state
             kept, y_bar = slices
             tree, after = residuals.at_step(fixed, kept, after)
-            c_bars = _spread_over(c_bar, seeded)
+            c_bars = spread_over(c_bar, seeded)
             found = sweeps.reverse(self.plan, tree, [*c_bars, *y_bar])
             k_found, c_found, x_found = (found[group] for group in self.groups)
-            k_bar = [s if b is None else lax.add(s, b) for s, b in zip(k_bar, _only(k_found, k_on))]
-            c_new = [fill(b, v) for b, v, on in zip(c_found, c_vars, seeded) if on]
-            x_new = [fill(b, v) for b, v, on in zip(x_found, x_vars, x_on) if on]
-            return (k_bar, c_new, after), x_new
+            k_bar = [s if b is None else lax.add(s, b) for s, b in zip(k_bar, only(k_found, k_on))]
+            c_new = filled(c_found, c_vars, seeded)
+            return (k_bar, c_new, after), filled(x_found, x_vars, x_on)
 
-        c_start = [fill(bar, var) for bar, var, on in zip(cotangents, c_vars, seeded) if on]
-        k_start = [sweeps.zeros(v.aval) for v in _only(k_vars, k_on)]
+        c_start = filled(cotangents[:nc], c_vars, seeded)
+        k_start = [sweeps.zeros(v.aval) for v in only(k_vars, k_on)]
         params = self.eqn.params
         start, slices = (k_start, c_start, last), (stacked, list(cotangents[nc:]))
         (k_bar, c_bar, _), x_bar = scan_steps(body, start, slices, params, not params["reverse"])
-        found = [*_spread_over(k_bar, k_on), *_spread_over(c_bar, seeded)]
-        found += _spread_over(x_bar, x_on)
+        found = [*spread_over(k_bar, k_on), *spread_over(c_bar, seeded)]
+        found += spread_over(x_bar, x_on)
         return [bar if on else None for bar, on in zip(found, self.wanted)]
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
@@ -332,14 +331,19 @@ class Scan(HigherOrder):
 
         def body(state: Any, slices: Any) -> Any:
             (c, c_dot), (x, x_dot) = state, slices
-            args, arg_dots = [*k, *c, *x], [*k_dot, *_spread_over(c_dot, on), *x_dot]
+            args, arg_dots = [*k, *c, *x], [*k_dot, *spread_over(c_dot, on), *x_dot]
             outs, out_dots = sweep(self.jaxpr, self.consts, args, arg_dots, self.options)
             c_new = [fill(d, x) for d, x, o in zip(out_dots, outs[:nc], on) if o]
             return (outs[:nc], c_new), (outs[nc:], out_dots[nc:])
 
         start = (c, [fill(d, x) for d, x, o in zip(c_dot, c, on) if o])
         (c, c_new), (ys, y_dot) = scan_steps(body, start, (xs, x_dot), params, params["reverse"])
-        return [*c, *ys], [*_spread_over(c_new, on), *y_dot]
+        return [*c, *ys], [*spread_over(c_new, on), *y_dot]
+
+
+def _used(plan: Plan, needed: Mask) -> set[Any]:
+    """Find what a step reads, keeps, or returns."""
+    return {*plan.reads, *plan.keep, *variables(only(plan.jaxpr.outvars, needed))}
 
 
 def scan_steps(body: Any, start: Any, xs: Any, params: Any, is_reverse: bool) -> Any:
@@ -371,10 +375,10 @@ class _Step:
         used = scan.needed[: scan.carries]
 
         def run(k: Any, state: Any, slices: Any) -> Any:
-            operands = [*k, *_spread_over(state, used), *slices]
+            operands = [*k, *spread_over(state, used), *slices]
             outs, residuals = sweeps.forward(scan.plan, scan.consts, operands)
             named, self.tree = jax.tree.flatten(residuals)
-            return _only(outs, scan.needed), named
+            return only(outs, scan.needed), named
 
         length = scan.eqn.params["length"]
         slices = [_jax.find_helper("core.mapped_aval")(length, 0, jax.typeof(x)) for x in xs]
@@ -427,7 +431,8 @@ class _Step:
         return _Kept(values, self)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
 class _Kept:
     """This is what is kept of a scan.
 
@@ -435,8 +440,8 @@ class _Kept:
     same state before it: the value of the next step, or the last state. The rest has a time axis.
     """
 
-    def __init__(self, values: list[Any], step: _Step) -> None:
-        self.values, self.step = values, step
+    values: list[Any]
+    step: _Step = field(metadata={"static": True})
 
     def by_kind(self) -> tuple[list[Any], list[Any], list[Any]]:
         """Return what has no time axis, what has one, and the last states."""
@@ -458,26 +463,9 @@ class _Kept:
         named = [sweeps.value_of(a, env) for a in step.named]
         return jax.tree.unflatten(step.tree, named), before
 
-    def tree_flatten(self) -> tuple[Any, Any]:
-        return self.values, self.step
-
-    @classmethod
-    def tree_unflatten(cls, step: _Step, values: Any) -> _Kept:
-        return cls(list(values), step)
-
 
 def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any]) -> None:
     """Add the outputs of the equations to the values of the variables."""
     for eqn in eqns:
         operands = [sweeps.value_of(a, env) for a in eqn.invars]
         env.update(zip(eqn.outvars, sweeps.evaluate(eqn, operands)))
-
-
-def _only(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
-    return [value for value, on in zip(values, mask) if on]
-
-
-def _spread_over(values: Sequence[Any], mask: Sequence[bool]) -> list[Any]:
-    """Undo ``_only``: None where the mask is off."""
-    remaining = iter(values)
-    return [next(remaining) if on else None for on in mask]

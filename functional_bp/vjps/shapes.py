@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from functional_bp._jax import find_primitive
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, integer, linear, real, rule
+from functional_bp.engine.sweeps import zeros
 from functional_bp.vjps.elementwise import is_complex
 
 
@@ -56,11 +57,6 @@ def spread(y_bar: Any, x_t: Any, axes: Sequence[int]) -> Any:
     """Repeat ``y_bar`` along ``axes``, which a reduction of ``x_t`` had removed."""
     kept = tuple(i for i in range(len(x_t.shape)) if i not in axes)
     return lax.broadcast_in_dim(y_bar, x_t.shape, kept, out_sharding=layout(x_t))
-
-
-def blank(aval: Any) -> Any:
-    """Make zeros of the type ``aval``."""
-    return lax.full(aval.shape, 0, aval.dtype, sharding=layout(aval))
 
 
 def unbroadcast_in_dim(y_bar, x_t, *, shape, broadcast_dimensions):
@@ -209,15 +205,20 @@ linear(
 
 def join_parts(ys_bar, ys_t, *, axis):
     """x̄ = the ȳₖ one after another along ``axis``: split is the transpose of concatenate."""
-    present = [k for k, bar in enumerate(ys_bar) if bar is not None]
-    if len(present) == 1:
-        (k,) = present
-        config = [(0, 0, 0)] * len(ys_t[k].shape)
-        sizes = [y.shape[axis] for y in ys_t]
-        config[axis] = (sum(sizes[:k]), sum(sizes[k + 1 :]), 0)
-        return lax.pad(ys_bar[k], np.zeros((), ys_bar[k].dtype), config)
-    parts = [blank(y) if bar is None else bar for bar, y in zip(ys_bar, ys_t)]
-    return lax.concatenate(parts, axis)
+    if (alone := embed_only_part(ys_bar, [y.shape[axis] for y in ys_t], axis)) is not None:
+        return alone
+    return lax.concatenate([zeros(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
+
+
+def embed_only_part(bars, sizes, axis):
+    """Put the part that has a cotangent, if it is the only one, among zeros along ``axis``."""
+    present = [k for k, bar in enumerate(bars) if bar is not None]
+    if len(present) > 1:
+        return None
+    (k,) = present
+    config = [(0, 0, 0)] * bars[k].ndim
+    config[axis] = (sum(sizes[:k]), sum(sizes[k + 1 :]), 0)
+    return lax.pad(bars[k], np.zeros((), bars[k].dtype), config)
 
 
 linear(
@@ -250,14 +251,10 @@ rule(
 
 def stack_parts(ys_bar, ys_t, *, axis):
     """x̄ = the ȳₖ stacked along ``axis``: y_k = x[.., k, ..]  ⇒  x̄[.., k, ..] = ȳₖ."""
-    present = [k for k, bar in enumerate(ys_bar) if bar is not None]
-    if len(present) == 1:
-        (k,) = present
-        config = [(0, 0, 0)] * (len(ys_t[k].shape) + 1)
-        config[axis] = (k, len(ys_t) - k - 1, 0)
-        return lax.pad(lax.expand_dims(ys_bar[k], (axis,)), np.zeros((), ys_bar[k].dtype), config)
-    parts = [blank(y) if bar is None else bar for bar, y in zip(ys_bar, ys_t)]
-    return lax.stack(parts, axis)
+    rows = [None if bar is None else lax.expand_dims(bar, (axis,)) for bar in ys_bar]
+    if (alone := embed_only_part(rows, [1] * len(rows), axis)) is not None:
+        return alone
+    return lax.stack([zeros(y) if b is None else b for b, y in zip(ys_bar, ys_t)], axis)
 
 
 linear(

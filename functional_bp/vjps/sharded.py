@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep
+from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
 from functional_bp.engine.plan import make_plan, out_activity
 from functional_bp.engine.rule import case, higher_order, real
 
@@ -53,21 +54,13 @@ class _Layout(NamedTuple):
     scalars: tuple[bool, ...]  # per array: blocks of shape () travel as (1,)
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclass(eq=False)
 class MeshResiduals:
     """The residuals of all devices are whole arrays here, a pytree with how to cut them again."""
 
-    def __init__(self, arrays: Sequence[Any], layout: _Layout) -> None:
-        self.arrays, self.layout = arrays, layout
-
-    def tree_flatten(self) -> tuple[Any, _Layout]:
-        """Return the arrays, and the layout that goes with them."""
-        return tuple(self.arrays), self.layout
-
-    @classmethod
-    def tree_unflatten(cls, layout: _Layout, arrays: Any) -> MeshResiduals:
-        """Undo ``tree_flatten``."""
-        return cls(arrays, layout)
+    arrays: list[Any]
+    layout: _Layout = field(metadata={"static": True})
 
 
 def _sum_of_squares(x: Any) -> Any:
@@ -122,17 +115,17 @@ class ShardMap(HigherOrder):
 
     def forward(self, *operands: Any) -> tuple[Sequence[Any], Any]:
         """Run the body's forward sweep on every device; residuals are further outputs."""
-        positions = [i for i, on in enumerate(self.needed) if on]
+        out_specs = only(self.out_specs, self.needed)
         kept_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
         found: dict[str, Any] = {}
 
         def body(*blocks: Any) -> tuple[list[Any], list[Any]]:
             outs, residuals = sweeps.forward(self.plan, self.consts, blocks)
-            outs = [outs[i] for i in positions]
+            outs = only(outs, self.needed)
             leaves, found["tree"] = jax.tree.flatten(residuals)
             sources: list[tuple[str, int]] = []
             kept: list[Any] = []
-            seen = {id(x): ("kept from outputs", k) for k, x in self._reusable(outs, positions)}
+            seen = {id(x): ("output", k) for k, x in self._reusable(outs, out_specs)}
             seen.update({id(x): ("operand", i) for i, x in enumerate(blocks)})
             for leaf in leaves:
                 if id(leaf) not in seen:
@@ -143,78 +136,60 @@ class ShardMap(HigherOrder):
             found["sources"], found["scalars"] = sources, [x.ndim == 0 for x in kept]
             return outs, [lax.broadcast(x, (1,)) if x.ndim == 0 else x for x in kept]
 
-        out_specs = ([self.out_specs[i] for i in positions], kept_specs)
-        values, kept = self._on_mesh(body, list(self.in_specs), out_specs)(*operands)
-        outs: list[Any] = [None] * len(self.needed)
-        for i, value in zip(positions, values):
-            outs[i] = value
-        arrays: dict[tuple[str, int], tuple[Any, P, bool]] = {}
-        for source in found["sources"]:
-            kind, k = source
-            if kind == "operand":
-                arrays[source] = operands[k], self.in_specs[k], False
-            elif kind == "kept":
-                arrays[source] = kept[k], kept_specs[k], found["scalars"][k]
-            else:
-                arrays[source] = values[k], self.out_specs[positions[k]], False
-        order = {source: k for k, source in enumerate(arrays)}
+        run = self._on_mesh(body, list(self.in_specs), (out_specs, kept_specs))
+        values, kept = run(*operands)
+        arrays = {"operand": operands, "output": values, "kept": kept}
+        specs = {"operand": self.in_specs, "output": out_specs, "kept": kept_specs}
+        order = {source: i for i, source in enumerate(dict.fromkeys(found["sources"]))}
         layout = _Layout(
             found["tree"],
             tuple(order[source] for source in found["sources"]),
-            tuple(spec for _, spec, _ in arrays.values()),
-            tuple(scalar for *_, scalar in arrays.values()),
+            tuple(specs[kind][k] for kind, k in order),
+            tuple(kind == "kept" and found["scalars"][k] for kind, k in order),
         )
-        return outs, MeshResiduals([array for array, *_ in arrays.values()], layout)
+        residuals = MeshResiduals([arrays[kind][k] for kind, k in order], layout)
+        return spread_over(values, self.needed), residuals
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the body's reverse sweep on every device; the copies' cotangents are summed."""
         layout = residuals.layout
-        given = [i for i, bar in enumerate(cotangents) if bar is not None]
+        given = [bar is not None for bar in cotangents]
         bar_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
-        positions: list[int] = []
+        reached: list[bool] = []
 
         def body(arrays: Sequence[Any], bars: Sequence[Any]) -> list[Any]:
             pairs = zip(arrays, layout.scalars, strict=True)
             blocks = [lax.squeeze(x, [0]) if scalar else x for x, scalar in pairs]
             inner = jax.tree.unflatten(layout.tree, [blocks[k] for k in layout.places])
-            out_bars: list[Any] = [None] * len(cotangents)
-            for i, bar in zip(given, bars, strict=True):
-                out_bars[i] = self._share(bar, self.out_specs[i])
-            found = sweeps.reverse(self.plan, inner, out_bars)
-            positions[:] = [i for i, bar in enumerate(found) if bar is not None]
-            bar_specs[:] = [_jax.cotangent_spec(self.in_specs[i]) for i in positions]
-            return [self._add_copies(found[i], self.in_specs[i]) for i in positions]
+            shares = list(map(self._share, bars, out_specs))
+            found = sweeps.reverse(self.plan, inner, spread_over(shares, given))
+            reached[:] = [bar is not None for bar in found]
+            in_specs = only(self.in_specs, reached)
+            bar_specs[:] = map(_jax.cotangent_spec, in_specs)
+            return list(map(self._add_copies, only(found, reached), in_specs))
 
-        in_specs = (list(layout.specs), [_jax.cotangent_spec(self.out_specs[i]) for i in given])
-        arrays, bars = list(residuals.arrays), [cotangents[i] for i in given]
-        values = self._on_mesh(body, in_specs, bar_specs)(arrays, bars)
-        operand_bars: list[Any] = [None] * len(self.in_specs)
-        for i, value in zip(positions, values, strict=True):
-            operand_bars[i] = value
-        return operand_bars
+        out_specs = only(self.out_specs, given)
+        specs = (list(layout.specs), list(map(_jax.cotangent_spec, out_specs)))
+        run = self._on_mesh(body, specs, bar_specs)
+        return spread_over(run(residuals.arrays, only(cotangents, given)), reached)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """Run the body's forward-mode sweep on every device."""
-        given = [i for i, dot in enumerate(dots) if dot is not None]
-        positions: list[int] = []
+        given = [dot is not None for dot in dots]
+        moved: list[bool] = []
         dot_specs: list[P] = []  # filled by the trace, read by shard_map when it is over
 
         def body(blocks: Sequence[Any], block_dots: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-            in_dots: list[Any] = [None] * len(blocks)
-            for i, dot in zip(given, block_dots, strict=True):
-                in_dots[i] = dot
+            in_dots = spread_over(block_dots, given)
             outs, found = sweep(self.jaxpr, self.consts, blocks, in_dots, self.options)
-            positions[:] = [i for i, dot in enumerate(found) if dot is not None]
-            dot_specs[:] = [self.out_specs[i] for i in positions]
-            return list(outs), [found[i] for i in positions]
+            moved[:] = [dot is not None for dot in found]
+            dot_specs[:] = only(self.out_specs, moved)
+            return list(outs), only(found, moved)
 
-        in_specs = (list(self.in_specs), [self.in_specs[i] for i in given])
+        in_specs = (list(self.in_specs), only(self.in_specs, given))
         run = self._on_mesh(body, in_specs, (list(self.out_specs), dot_specs))
-        outs, values = run(list(operands), [dots[i] for i in given])
-        out_dots: list[Any] = [None] * len(outs)
-        for i, value in zip(positions, values, strict=True):
-            out_dots[i] = value
-        return outs, out_dots
+        outs, found = run(list(operands), only(dots, given))
+        return outs, spread_over(found, moved)
 
     def _decided_on_mesh(self, decide: Callable[[], Any]) -> Any:
         """Return what ``decide`` returns, which may trace parts of the body, whose types vary
@@ -238,17 +213,13 @@ class ShardMap(HigherOrder):
             axis_names=self.axes, check_vma=self.check_vma,
         )
 
-    def _reusable(self, outs: Sequence[Any], positions: Sequence[int]) -> list[tuple[int, Any]]:
+    def _reusable(self, outs: Sequence[Any], specs: Sequence[P]) -> list[tuple[int, Any]]:
         """Find the outputs that come back from the whole array as the block that was returned."""
         return [
             (k, x)
-            for k, (x, i) in enumerate(zip(outs, positions))
-            if not self.check_vma or _jax.varying_axes(jax.typeof(x)) == self.jaxpr_axes(i)
+            for k, (x, spec) in enumerate(zip(outs, specs))
+            if not self.check_vma or _jax.varying_axes(jax.typeof(x)) == _mentioned(spec)
         ]
-
-    def jaxpr_axes(self, i: int) -> frozenset[str]:
-        """Return the manual axes that output ``i``, cut from the whole array, varies over."""
-        return frozenset(_mentioned(self.out_specs[i]))
 
     def _spec(self, block: Any) -> P:
         """Say where a residual's blocks stay: side by side along its first axis."""

@@ -74,10 +74,7 @@ def sorted_along(
 _TIED = [[1.0, 0.5, 1.0, -2.0], [0.5, 0.5, 0.5, 3.0]]
 
 rule(
-    lax.sort_p,
-    "*xs -> *ys | order",
-    xs=sorted_along,
-    forward=sort_with_order,
+    lax.sort_p, "*xs -> *ys | order", xs=sorted_along, forward=sort_with_order,
     kinks="equal keys keep their order",
     cases=[
         case(lambda x: lax.sort(x), real(3, 4)),
@@ -110,9 +107,7 @@ def nearly_largest(y_bar: Any, x_t: Any, places: Any, *, reduction_dimension: in
 
 
 rule(
-    lax.top_k_p,
-    "x -> y, places",
-    x=largest,
+    lax.top_k_p, "x -> y, places", x=largest,
     kinks="of equal entries, the first",
     cases=[
         case(lambda x: lax.top_k(x, 2), real(3, 4)),
@@ -121,9 +116,7 @@ rule(
     ],
 )
 rule(
-    lax.approx_top_k_p,
-    "x -> y, places",
-    x=nearly_largest,
+    lax.approx_top_k_p, "x -> y, places", x=nearly_largest,
     kinks="of equal entries, those that the search returned",
     cases=[
         case(lambda x: lax.approx_max_k(x, 2), real(3, 4)),

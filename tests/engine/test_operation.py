@@ -283,3 +283,10 @@ def test_a_wrong_pullback_would_be_noticed() -> None:
     wrong = bp.operation("x -> y", jnp.sin, x=lambda y_bar, x: y_bar * jnp.cos(x) * (1 + 1e-9))
     with pytest.raises(AssertionError):
         same(bp.grad(scalar(wrong))(SCALE), jax.grad(scalar(jnp.sin))(SCALE))
+
+
+def test_a_pullback_may_take_all_parameters() -> None:
+    line = bp.operation(
+        "x -> y", lambda x, *, by, plus: by * x + plus, x=lambda y_bar, **line: y_bar * line["by"]
+    )
+    assert bp.grad(lambda x: line(x, by=3.0, plus=1.0))(2.0) == 3.0

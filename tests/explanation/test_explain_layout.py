@@ -11,7 +11,6 @@ import pytest
 
 from functional_bp.explanation.pictures.layered import (
     Direction,
-    LayoutError,
     Placed,
     Vertex,
     Wire,
@@ -177,15 +176,3 @@ def test_five_hundred_boxes_take_less_than_three_seconds() -> None:
 def test_nothing_and_one_box() -> None:
     assert layout([], []) == Placed({}, {}, {}, 0, 0)
     assert layout([Vertex("x", 30, 20)], []).centers == {"x": (15, 10)}
-
-
-@pytest.mark.parametrize("wire", [Wire("w", "x", "x"), Wire("w", "x", "z"), Wire("w", "z", "x")])
-def test_wires_without_two_boxes_are_refused(wire: Wire) -> None:
-    with pytest.raises(LayoutError) as caught:
-        layout([Vertex("x", 1, 1), Vertex("y", 1, 1)], [wire])
-    assert f"from {wire.tail!r} to {wire.head!r}" in str(caught.value)
-
-
-def test_keys_given_twice_are_refused() -> None:
-    with pytest.raises(LayoutError, match="a key stands for two boxes or two wires"):
-        layout([Vertex("x", 1, 1), Vertex("x", 1, 1)], [])

@@ -18,7 +18,7 @@ from functional_bp.explanation.formulas import expression as ex
 from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.formula import Formula, contracted, formula
 from functional_bp.explanation.formulas.writing import written
-from functional_bp.explanation.numbers import format_shape, format_value
+from functional_bp.explanation.numbers import format_shape, format_slices, format_value
 from functional_bp.graph.graph import Equation, Graph, Variable
 
 _STEP = re.compile(r"\['([^']*)'\]|\.(\w+)|(\[[^\]]*\])")
@@ -66,16 +66,11 @@ def symbol(variable: Variable, known: Mapping[Variable, Expression]) -> Expressi
     return ex.Symbol(variable.name)
 
 
-Known = Mapping[Variable, Expression]
+Known = Mapping[Variable, Expression]  # the symbols of a graph
 
 
 def forward(equation: Equation, known: Known) -> Formula:
-    """Say what an equation computes, in the person's names: ``z = W₁ x``, ``p = x + y``.
-
-    Args:
-        equation: an equation of a graph.
-        known: the graph's symbols (``symbols``).
-    """
+    """Say what an equation computes, in the person's names: ``z = W₁ x``, ``p = x + y``."""
     operands = [symbol(v, known) for v in equation.inputs]
     left = _several([symbol(v, known) for v in equation.outputs])
     if (axes := _axes(equation)) and len(operands) == 2:
@@ -85,13 +80,7 @@ def forward(equation: Equation, known: Known) -> Formula:
 
 
 def reverse(equation: Equation, operand: int, known: Known) -> Formula:
-    """Say what an equation adds to the cotangent of one of its operands.
-
-    Args:
-        equation: an equation of a graph.
-        operand: which of its inputs.
-        known: the graph's symbols.
-    """
+    """Say what an equation adds to the cotangent of one of its operands."""
     rule = _operation_rule(equation) or equation.rule.rule
     variable = equation.inputs[operand]
     bar = barred_symbol(variable, known)
@@ -176,12 +165,10 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
             return ex.Application(np.dtype(params["new_dtype"]).name, (first,))
         case "copy" | "name":
             return first
-        case "broadcast_in_dim":
-            return ex.Application("broadcast", (first, shape))
-        case "reshape":
-            return ex.Application("reshape", (first, shape))
+        case "broadcast_in_dim" | "reshape":
+            return ex.Application(name.removesuffix("_in_dim"), (first, shape))
         case "slice":
-            return ex.Item(first, _slices(equation))
+            return ex.Item(first, ", ".join(format_slices(equation.inputs[0].shape, params)))
     shown = equation.parameters
     if name in ex.OPERATORS and not equation.nested and not shown:
         places = [ex.Symbol(f"operand {k}") for k in range(len(operands))]
@@ -195,17 +182,3 @@ def _value(equation: Equation, operands: list[Expression]) -> Expression:
     return ex.Application(
         equation.label or name, tuple(operands), () if equation.nested else keywords
     )
-
-
-def _slices(equation: Equation) -> str:
-    """``1:3, ::2`` of an equation ``slice``."""
-    params = equation.eqn.params
-    strides = params["strides"] or (1,) * len(params["start_indices"])
-    sizes = equation.inputs[0].shape
-    parts = []
-    for start, stop, step, size in zip(
-        params["start_indices"], params["limit_indices"], strides, sizes
-    ):
-        ends = f"{start or ''}:{'' if stop == size else stop}"
-        parts.append(ends + (f":{step}" if step != 1 else ""))
-    return ", ".join(parts)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -187,14 +187,13 @@ class Choice(Expression):
     otherwise: Expression
 
 
-ZERO, ONE = Number(Fraction(0)), Number(Fraction(1))
+ZERO, ONE, TWO = Number(Fraction(0)), Number(Fraction(1)), Number(Fraction(2))
 PI, IMAGINARY = Constant("π", 3.141592653589793), Constant("i", 1j)
 
 
 def children(expression: Expression) -> Iterator[Expression]:
     """Go through the expressions directly inside one."""
-    for entry in fields(expression):  # pyright: ignore[reportArgumentType]
-        value = getattr(expression, entry.name)
+    for value in vars(expression).values():
         for item in value if isinstance(value, tuple) else (value,):
             item = item[1] if isinstance(item, tuple) and len(item) == 2 else item
             if isinstance(item, Expression):
@@ -211,8 +210,7 @@ def rebuilt(expression: Expression, change: Callable[[Expression], Expression]) 
             return tuple(map(changed, value))
         return change(value) if isinstance(value, Expression) else value
 
-    inner = {f.name: changed(getattr(expression, f.name)) for f in fields(expression)}  # pyright: ignore[reportArgumentType]
-    return replace(expression, **inner)  # pyright: ignore[reportArgumentType]
+    return type(expression)(**{name: changed(value) for name, value in vars(expression).items()})
 
 
 def walk(expression: Expression) -> Iterator[Expression]:
@@ -259,21 +257,17 @@ def _product(coefficient: Fraction, above: list[Expression], below: list[Express
     """A product in its form: zero is zero, equal bases are one power, x/x is gone."""
     if coefficient == 0:
         return ZERO
-    above, below = _squares(above), _squares(below)
-    exponents: Counter[Expression] = Counter()
-    order: dict[Expression, None] = {}
-    for side, sign in ((above, 1), (below, -1)):
+    exponents: Counter[Expression] = Counter()  # in the order of the factors
+    for side, sign in ((_squares(above), 1), (_squares(below), -1)):
         for factor in side:
             match factor:
                 case Power(base, Number(Fraction(denominator=1) as n)):
-                    base, times = base, int(n) * sign
+                    exponents[base] += int(n) * sign
                 case _:
-                    base, times = factor, sign
-            exponents[base] += times
-            order.setdefault(base)
+                    exponents[factor] += sign
     raised = lambda base, n: base if n == 1 else Power(base, Number(Fraction(n)))
-    top = tuple(raised(b, exponents[b]) for b in order if exponents[b] > 0)
-    bottom = tuple(raised(b, -exponents[b]) for b in order if exponents[b] < 0)
+    top = tuple(raised(base, n) for base, n in exponents.items() if n > 0)
+    bottom = tuple(raised(base, -n) for base, n in exponents.items() if n < 0)
     if not bottom and not top:
         return Number(coefficient)
     if not bottom and len(top) == 1 and coefficient == 1:
@@ -288,7 +282,7 @@ def _squares(factors: list[Expression]) -> list[Expression]:
             if i != j and isinstance(left, Sum) and isinstance(right, Sum):
                 (a, *b), terms = left.terms, list(right.terms)
                 if len(b) == 1 and sorted(map(repr, terms)) == sorted(map(repr, (a, negate(b[0])))):
-                    square = lambda x: power(x, Number(Fraction(2)))
+                    square = lambda x: power(x, TWO)
                     rest = [f for k, f in enumerate(factors) if k not in (i, j)]
                     difference = subtract(square(a), square(b[0]))
                     return [*rest[: min(i, j)], difference, *rest[min(i, j) :]]
@@ -324,11 +318,10 @@ def add(*terms: Expression) -> Expression:
     for term in terms:
         inner = term.terms if isinstance(term, Sum) else (term,)
         flat += [t for t in inner if not is_zero(t)]
-    numbers = [i for i, t in enumerate(flat) if isinstance(t, Number)]
+    numbers = [t.value for t in flat if isinstance(t, Number)]
     if len(numbers) > 1:
-        total = Number(sum((flat[i].value for i in numbers), Fraction(0)))  # pyright: ignore[reportAttributeAccessIssue]
         rest = [t for t in flat if not isinstance(t, Number)]
-        return add(*rest, total)
+        return add(*rest, Number(sum(numbers, Fraction(0))))
     if not flat:
         return ZERO
     if len(flat) == 1:
@@ -339,14 +332,9 @@ def add(*terms: Expression) -> Expression:
         shared &= Counter(above)
     if not shared:
         return Sum(tuple(flat))
-    common = list(shared.elements())
-    rest = [_product(c, _without(above, common), below) for c, above, below in split]
-    return multiply(*common, add(*rest))
-
-
-def _without(factors: list[Expression], taken: list[Expression]) -> list[Expression]:
-    left = Counter(factors) - Counter(taken)
-    return list(left.elements())
+    left = [(c, Counter(above) - shared, below) for c, above, below in split]
+    rest = [_product(c, list(above.elements()), below) for c, above, below in left]
+    return multiply(*shared.elements(), add(*rest))
 
 
 def subtract(left: Expression, right: Expression) -> Expression:
@@ -376,6 +364,12 @@ def power(base: Expression, exponent: Expression) -> Expression:
             return Power(base, exponent)
 
 
+def matrix_product(left: Expression, right: Expression) -> Expression:
+    """Return the product of matrices; products of several stand in one row."""
+    factors = left.factors if isinstance(left, MatrixProduct) else (left,)
+    return MatrixProduct((*factors, right))
+
+
 def choose(condition: Expression, chosen: Expression, otherwise: Expression) -> Expression:
     """Return a choice; with a zero on one side, it is a product with [condition]."""
     if chosen == otherwise:
@@ -401,11 +395,15 @@ def opposite(condition: Expression) -> Expression:
             return Application("not", (condition,), known=True)
 
 
-def substitute(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    """Return the expression with some of its parts replaced, all at once."""
+def substitute(
+    expression: Expression, values: Mapping[Any, Expression], in_form: bool = True
+) -> Expression:
+    """Return the expression with some of its parts replaced, all at once, in its form or not."""
     if expression in values:
         return values[expression]
-    again = lambda e: substitute(e, values)
+    again = lambda e: substitute(e, values, in_form)
+    if not in_form:
+        return rebuilt(expression, again)
     match expression:
         case Sum(terms):
             return add(*map(again, terms))
@@ -424,19 +422,12 @@ def put(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
     made = substitute(expression, values)
     symbols = lambda e: {p for p in walk(e) if isinstance(p, Symbol)}
     wanted = set[Symbol]().union(*(symbols(values.get(s, s)) for s in symbols(expression)))
-    return made if wanted <= symbols(made) else _put_as_it_stands(expression, values)
-
-
-def _put_as_it_stands(expression: Expression, values: Mapping[Any, Expression]) -> Expression:
-    if expression in values:
-        return values[expression]
-    return rebuilt(expression, lambda part: _put_as_it_stands(part, values))
+    return made if wanted <= symbols(made) else substitute(expression, values, in_form=False)
 
 
 # What operations are in mathematics.
 
 Builder = Callable[..., Expression]
-TWO = Number(Fraction(2))
 
 # Functions that have a name in mathematics, by their names in jax.lax, jax.numpy and numpy.
 FUNCTIONS = {
@@ -472,11 +463,6 @@ def apply(name: str) -> Builder:
     return lambda *arguments: Application(name, arguments, known=True)
 
 
-def root(x: Expression) -> Expression:
-    """Return √x."""
-    return Application("√", (x,), known=True)
-
-
 def _select_n(which: Expression, *cases: Expression) -> Expression:
     if len(cases) == 1:
         return cases[0]
@@ -485,17 +471,14 @@ def _select_n(which: Expression, *cases: Expression) -> Expression:
     return Application("select", (which, *cases))
 
 
-def _difference_of_square(x: Expression) -> Expression:
-    return subtract(ONE, power(x, TWO))
-
-
 # By the name of the function or primitive.
 OPERATORS: dict[str, Builder] = {
     "add": add, "add_any": add, "sub": subtract, "subtract": subtract, "mul": multiply,
     "multiply": multiply, "div": divide, "divide": divide, "true_divide": divide, "neg": negate,
     "negative": negate, "square": lambda x: power(x, TWO), "pow": power, "power": power,
     "float_power": power, "integer_pow": power, "reciprocal": lambda x: divide(ONE, x),
-    "rsqrt": lambda x: divide(ONE, root(x)), "one_minus_square": _difference_of_square,
+    "rsqrt": lambda x: divide(ONE, apply("√")(x)),
+    "one_minus_square": lambda x: subtract(ONE, power(x, TWO)),
     "exp2": lambda x: power(TWO, x), "expm1": lambda x: subtract(apply("exp")(x), ONE),
     "log1p": lambda x: apply("ln")(add(ONE, x)),
     "complex": lambda x, y: add(x, multiply(y, IMAGINARY)),

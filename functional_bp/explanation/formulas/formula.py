@@ -22,8 +22,8 @@ from functional_bp.engine.rule import Pullback, Rule
 from functional_bp.explanation.formulas import expression as ex
 from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.reading import UnreadableError, is_closed, read
-from functional_bp.explanation.formulas.transliteration import MACRON, transliterated
-from functional_bp.explanation.formulas.writing import LATEX, barred, written
+from functional_bp.explanation.formulas.transliteration import MACRON, decomposed, transliterated
+from functional_bp.explanation.formulas.writing import LATEX, Alphabet, barred, written
 
 _BAR = rf"[^\W\d_]{MACRON}"
 _STARTS = re.compile(rf"[−+(±½]*\s*({_BAR})")
@@ -33,21 +33,10 @@ _SEPARATORS = (":", ",", ";", "⇒", "so", "where", ".")
 _ARTICLE = re.compile(r"a\s+[a-z]{2,}")  # "a cotangent": no variable
 
 
-def decomposed(text: str) -> str:
-    """Make every macron a character of its own, whether or not Unicode has the letter with it."""
-    return "".join(
-        unicodedata.normalize("NFD", c) if unicodedata.normalize("NFD", c)[1:] == MACRON else c
-        for c in text
-    )
-
-
 def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
-    """Return the sentence that says what a cotangent is; "" where there is none.
+    """Return the sentence of a docstring that says what a cotangent is; "" where there is none.
 
-    Args:
-        docstring: of a pullback or a structure.
-        operand: the operand.
-        is_pullback: a line that begins with an upstream cotangent is then read as the operand's.
+    A pullback's line that begins with an upstream cotangent is read as the operand's.
 
     >>> text = "x̄ᵢ = ȳ [xᵢ = y] / #{j : xⱼ = y}."
     >>> formula_line(text, "x") == decomposed(text.rstrip("."))
@@ -59,7 +48,10 @@ def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
         return _ended(line)
     if found := _WORD.match(line):
         return _ended(f"{barred(found[1])} = {line[found.end() :]}")
-    equations = [m for m in _EQUATION.finditer(line) if _stands_alone(line[: m.start()])]
+    before = lambda found: line[: found.start()].rstrip()
+    equations = [
+        m for m in _EQUATION.finditer(line) if not before(m) or before(m).endswith(_SEPARATORS)
+    ]
     letters = {operand[0], operand[0].upper()}
     own = [m for m in equations if m[1][0] in letters]
     is_first = bool(equations) and equations[0].start() == 0
@@ -69,10 +61,6 @@ def formula_line(docstring: str, operand: str, is_pullback: bool = True) -> str:
     if (found := _STARTS.match(line)) and is_pullback and found[1][0] not in letters:
         return _ended(f"{barred(operand)} = {line}")
     return _ended(line) if MACRON in line else ""
-
-
-def _stands_alone(before: str) -> bool:
-    return not before or before.rstrip().endswith(_SEPARATORS)
 
 
 def _ended(line: str) -> str:
@@ -210,9 +198,7 @@ class Formula:
         """Write the formula as one line of Unicode; ``sign`` is "+=" for one share of a sum."""
         if self.left is None:
             return unicodedata.normalize("NFC", self._signed(sign))
-        if self.right is None:
-            return written(self.left)
-        return f"{written(self.left)} {sign} {written(self.right)}"
+        return self._equation(sign)
 
     def brief(self, sign: str = "=") -> str:
         """Write the formula up to the first comma or colon, without what is said about it."""
@@ -226,13 +212,15 @@ class Formula:
         """Write the formula in LaTeX's mathematics, without dollar signs."""
         if self.left is None:
             return transliterated(self._signed(sign))
-        if self.right is None:
-            return written(self.left, LATEX)
-        return f"{written(self.left, LATEX)} {sign} {written(self.right, LATEX)}"
+        return self._equation(sign, LATEX)
 
     def _signed(self, sign: str) -> str:
         head, equals, tail = self.line.partition(" = ")
         return f"{head} {sign} {tail}" if equals and " " not in head else self.line
+
+    def _equation(self, sign: str, alphabet: Alphabet | None = None) -> str:
+        sides = [written(side, alphabet) for side in (self.left, self.right) if side is not None]
+        return f" {sign} ".join(sides)
 
     def __str__(self) -> str:
         return self.text()
@@ -276,21 +264,21 @@ def formula(
     right = _of_source(pullback, static or {})
     if right is not None and is_closed(right):
         return Formula(left, ex.put(right, trees))
-    line = _of_docstring(pullback, operand)
+    program = _documented(pullback.function)
+    line = formula_line(program.__doc__ or "", operand) if program else ""
     product = parse(line)
     if product and axes:
         sides = [(s, axes[s.name]) for s in (product.left, product.right)]
         letters, tree = contracted(axes[operand], *sides)
         left = ex.Indexed(left, letters) if letters else left
         return Formula(left, ex.put(tree, trees))
-    if line and not (right is not None and not _is_program(pullback)):
+    if line:
         return Formula(None, None, _renamed(line, names))
     if right is not None and not any(isinstance(p, ex.Choice) for p in ex.walk(right)):
         made = Formula(left, ex.put(right, trees))
         if len(made.text()) <= LONGEST or not rule.why:
             return made
-    line = line or formula_line(rule.why, operand)
-    if line:
+    if line := formula_line(rule.why, operand):
         return Formula(None, None, _renamed(line, names))
     if right is None:
         right = ex.Application(
@@ -323,33 +311,27 @@ def _arguments(pullback: Pullback) -> dict[str, Expression]:
 
 def _of_source(pullback: Pullback, static: Mapping[str, Any]) -> Expression | None:
     arguments = _arguments(pullback)
-    known = {key: value for key, value in static.items() if key in arguments}
+    # 1 equals True and 1.0, and reads differently
+    known = tuple((key, type(v), v) for key, v in static.items() if key in arguments)
     try:
-        # 1 equals True and 1.0, and reads differently
-        return _read_once(pullback, tuple((k, type(v), v) for k, v in known.items()))
+        return _read_once(pullback, known)
     except TypeError:  # a parameter that cannot be hashed
-        return _read(pullback, known)
+        return _read_once.__wrapped__(pullback, known)
 
 
 @functools.lru_cache(maxsize=4096)
 def _read_once(pullback: Pullback, known: tuple[tuple[str, type, Any], ...]) -> Expression | None:
-    return _read(pullback, {key: value for key, _, value in known})
-
-
-def _read(pullback: Pullback, known: Mapping[str, Any]) -> Expression | None:
+    static = {key: value for key, _, value in known}
     try:
-        return read(pullback.function, _arguments(pullback), known)
+        return read(pullback.function, _arguments(pullback), static)
     except UnreadableError:
         return None
 
 
-def _is_program(pullback: Pullback) -> bool:
-    """Whether it has a docstring of its own, or hands its work to a function that has one."""
-    return bool(pullback.function.__doc__) or _worker(pullback.function) is not None
-
-
-def _worker(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The documented function that a lambda calls and does nothing else."""
+def _documented(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function if it has a docstring, or one that has and that a lambda only calls."""
+    if function.__doc__:
+        return function
     found = definition(function)
     node = found.node if found else None
     if isinstance(node, ast.Lambda) and isinstance(node.body, ast.Call):
@@ -359,14 +341,6 @@ def _worker(function: Callable[..., Any]) -> Callable[..., Any] | None:
             if inspect.isfunction(found) and found.__doc__:
                 return found
     return None
-
-
-def _of_docstring(pullback: Pullback, operand: str) -> str:
-    """The formula line of the pullback, or of the function that a lambda hands its work to."""
-    function = pullback.function
-    worker = _worker(function)
-    text = function.__doc__ or (worker.__doc__ if worker else "") or ""
-    return formula_line(text, operand)
 
 
 def _of_structure(structure: type | None, operand: str) -> str:

@@ -26,6 +26,13 @@ from functional_bp.explanation.formulas.expression import Expression
 COMPARE = {"=": np.equal, "≠": np.not_equal, "<": np.less, "≤": np.less_equal,
            ">": np.greater, "≥": np.greater_equal}  # fmt: skip
 
+# What Python's operators are in mathematics.
+SIGNS = {ast.Eq: "=", ast.NotEq: "≠", ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">", ast.GtE: "≥",
+         ast.Is: "is", ast.IsNot: "is not"}  # fmt: skip
+UNARY = {ast.USub: ex.negate, ast.Not: ex.opposite}
+BINARY = {ast.Add: ex.add, ast.Sub: ex.subtract, ast.Mult: ex.multiply, ast.Div: ex.divide,
+          ast.Pow: ex.power, ast.MatMult: ex.matrix_product}  # fmt: skip
+
 # Random points do not tell whether these are the same: a condition may hold at a kink alone.
 UNCOMPARED = (ex.Literal, ex.ShapeOf, ex.Verbatim, ex.Comparison, ex.Truth, ex.Choice)
 
@@ -72,23 +79,12 @@ def evaluate(expression: Expression, values: Mapping[Any, Any]) -> Any:
             return np.asarray(at(condition), float)
         case ex.Choice(condition, chosen, otherwise):
             return np.where(at(condition), at(chosen), at(otherwise))
-        case ex.Application(name, arguments, known=True):
-            return (
-                ex.NUMERIC[name](*map(at, arguments))
-                if name in ex.NUMERIC
-                else _call(expression, at)
-            )
-        case ex.Application():
-            return _call(expression, at)
+        case ex.Application(name, arguments, known=True) if name in ex.NUMERIC:
+            return ex.NUMERIC[name](*map(at, arguments))
+        case ex.Application(_, arguments, keywords, _, function) if function is not None:
+            return function(*map(at, arguments), **{key: at(value) for key, value in keywords})
         case _:
             raise NotNumericError(str(expression))
-
-
-def _call(expression: ex.Application, at: Any) -> Any:
-    if expression.function is None:
-        raise NotNumericError(expression.name)
-    keywords = {key: at(value) for key, value in expression.keywords}
-    return expression.function(*map(at, expression.arguments), **keywords)
 
 
 def same(left: Expression, right: Expression) -> bool:
@@ -198,9 +194,8 @@ def is_closed(expression: Expression) -> bool:
     """Tell whether it is a formula: no choices, no functions without a name in mathematics."""
     parts = list(ex.walk(expression))
     calls = any(isinstance(p, ex.Application) and not p.known for p in parts)
-    return (
-        not calls and not any(isinstance(p, ex.Choice) for p in parts) and len(parts) <= MOST_PARTS
-    )
+    choices = any(isinstance(p, ex.Choice) for p in parts)
+    return not calls and not choices and len(parts) <= MOST_PARTS
 
 
 class _Reader:
@@ -288,9 +283,12 @@ class _Reader:
             if not is_numerics(statement.test):
                 raise
             return otherwise
+        return self.choice(statement.test, chosen, otherwise)
+
+    def choice(self, test: ast.expr, chosen: Expression, otherwise: Expression) -> Expression:
         if same(chosen, otherwise):
             return otherwise
-        return ex.choose(self.expression(statement.test), chosen, otherwise)
+        return ex.choose(self.expression(test), chosen, otherwise)
 
     def known(self, node: ast.expr) -> tuple[bool, Any]:
         """Whether a Python expression can be computed from what is known, and its value."""
@@ -327,18 +325,13 @@ class _Reader:
                 return ex.Literal(value)
             case ast.Constant(value=int() | float() | complex() as value):
                 return ex.number(value)
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return ex.negate(self.expression(operand))
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return ex.opposite(self.expression(operand))
-            case ast.BinOp(left=left, op=operator, right=right):
-                return self.binary(operator, left, right)
-            case ast.Compare(left=left, ops=[operator], comparators=[right]):
-                signs = {ast.Eq: "=", ast.NotEq: "≠", ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">",
-                         ast.GtE: "≥", ast.Is: "is", ast.IsNot: "is not"}  # fmt: skip
-                if type(operator) in signs:
-                    sides = self.expression(left), self.expression(right)
-                    return ex.Comparison(sides[0], signs[type(operator)], sides[1])
+            case ast.UnaryOp(op=operator, operand=operand) if type(operator) in UNARY:
+                return UNARY[type(operator)](self.expression(operand))
+            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in BINARY:
+                return BINARY[type(operator)](self.expression(left), self.expression(right))
+            case ast.Compare(left=left, ops=[sign], comparators=[right]) if type(sign) in SIGNS:
+                sides = self.expression(left), self.expression(right)
+                return ex.Comparison(sides[0], SIGNS[type(sign)], sides[1])
             case ast.BoolOp(op=operator, values=values):
                 name = "and" if isinstance(operator, ast.And) else "or"
                 return ex.Application(name, tuple(map(self.expression, values)), known=True)
@@ -346,10 +339,7 @@ class _Reader:
                 known, holds = self.known(test)
                 if known:
                     return self.expression(body if holds else orelse)
-                chosen, otherwise = self.expression(body), self.expression(orelse)
-                if same(chosen, otherwise):
-                    return otherwise
-                return ex.choose(self.expression(test), chosen, otherwise)
+                return self.choice(test, self.expression(body), self.expression(orelse))
             case ast.Call():
                 return self.call(node)
             case ast.Attribute(value=value, attr="T" | "mT"):
@@ -358,36 +348,15 @@ class _Reader:
                 return self.value(node)
         raise UnreadableError(ast.unparse(node))
 
-    def binary(self, operator: ast.operator, left: ast.expr, right: ast.expr) -> Expression:
-        a, b = self.expression(left), self.expression(right)
-        match operator:
-            case ast.Add():
-                return ex.add(a, b)
-            case ast.Sub():
-                return ex.subtract(a, b)
-            case ast.Mult():
-                return ex.multiply(a, b)
-            case ast.Div():
-                return ex.divide(a, b)
-            case ast.Pow():
-                return ex.power(a, b)
-            case ast.MatMult():
-                factors = a.factors if isinstance(a, ex.MatrixProduct) else (a,)
-                return ex.MatrixProduct((*factors, b))
-        raise UnreadableError(type(operator).__name__)
-
     def value(self, node: ast.expr) -> Expression:
         """A constant outside, or what is known: a number, or a Python value to be shown."""
         found = self.object(node)
-        known = found is not None
-        if not known:
-            known, found = self.known(node)
+        known, found = self.known(node) if found is None else (True, found)
         if known:
             if found == ex.PI.value:
                 return ex.PI
-            if isinstance(found, int | float | complex) and not isinstance(found, bool):
-                return ex.number(found)
-            return ex.Literal(found)
+            is_number = isinstance(found, int | float | complex) and not isinstance(found, bool)
+            return ex.number(found) if is_number else ex.Literal(found)
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if names & set(self.values):
             raise UnreadableError(ast.unparse(node))
@@ -433,15 +402,14 @@ class _Reader:
 
     def method(self, attribute: ast.Attribute, node: ast.Call) -> Expression:
         """A method of an array: ``y.astype(…)`` is y, ``y.sum(…)`` is a call."""
-        holder = self.object(attribute.value)
-        if holder is None:
-            base = self.expression(attribute.value)
-            if attribute.attr in ex.TRANSPARENT:
-                return base
-            if attribute.attr in ex.OPERATORS and not node.args:
-                return ex.OPERATORS[attribute.attr](base)
-            return self.left(attribute.attr, node, None, base)
-        raise UnreadableError(ast.unparse(node))
+        if self.object(attribute.value) is not None:
+            raise UnreadableError(ast.unparse(node))
+        base = self.expression(attribute.value)
+        if attribute.attr in ex.TRANSPARENT:
+            return base
+        if attribute.attr in ex.OPERATORS and not node.args:
+            return ex.OPERATORS[attribute.attr](base)
+        return self.left(attribute.attr, node, None, base)
 
     def opened(
         self, inner: ast.Lambda | ast.FunctionDef, reader: _Reader, node: ast.Call

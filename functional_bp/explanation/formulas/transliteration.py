@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Container, Mapping
 
 from functional_bp.tables.table import OVERLINE
 
@@ -47,22 +48,20 @@ ACCENTS = {MACRON: "bar", "\u0307": "dot", "\u0302": "hat", "\u0303": "tilde"}
 _WORDS = r"(?<![A-Za-z_^{])[A-Za-z]{2,}(?:[ ](?:a )?[A-Za-z]{2,}|['-][A-Za-z]+)*(?![\u0300-\u036f])"
 
 
-def _apart(c: str) -> str:
-    """A letter and its accent, where it has one."""
-    parts = unicodedata.normalize("NFD", c)
-    return parts if parts[1:] in ACCENTS else c
+def decomposed(text: str, accents: Container[str] = (MACRON,)) -> str:
+    """Make every macron a character of its own, whether or not Unicode has the letter with it."""
+    apart = ((c, unicodedata.normalize("NFD", c)) for c in text)
+    return "".join(parts if parts[1:] in accents else c for c, parts in apart)
 
 
 def escaped(text: str) -> str:
     """Escape LaTeX's own characters in plain text, and put mathematical ones into formulas."""
-    pieces = []
-    over = rf"(?:\w{OVERLINE})+"
-    for piece in re.split(rf"({over}|[^\x00-\x7f]+)", unicodedata.normalize("NFC", text)):
-        if piece.isascii():
-            pieces.append("".join(SPECIAL.get(c, c) for c in piece))
-        else:
-            pieces.append(f"${transliterated(piece).strip()}$")
-    return "".join(pieces)
+    mathematics = rf"(?:\w{OVERLINE})+|[^\x00-\x7f]+"
+    pieces = re.split(f"({mathematics})", unicodedata.normalize("NFC", text))
+    return "".join(
+        _plain(piece) if piece.isascii() else f"${transliterated(piece).strip()}$"
+        for piece in pieces
+    )
 
 
 def latex_name(text: str, bar: bool = False) -> str:
@@ -81,26 +80,24 @@ def latex_name(text: str, bar: bool = False) -> str:
         shown, accent = (base if base.isascii() else transliterated(base).strip()), "bar"
         shown = "\\" + shown if shown in "&%$#_{}" else shown
     else:
-        plain = "".join(SPECIAL.get(c, c) if c.isascii() else c for c in base)
-        shown, accent = rf"\mathrm{{{_upright(plain)}}}", "overline"
+        shown, accent = rf"\mathrm{{{_plain(base)}}}", "overline"
     shown = rf"\{accent}{{{shown}}}" if bar else shown
     return f"{shown}_{{{index}}}" if index else shown
 
 
-def _upright(text: str) -> str:
-    return "".join(c if c.isascii() else transliterated(c) for c in text)
+def _plain(text: str, special: Mapping[str, str] = SPECIAL) -> str:
+    return "".join(special.get(c, c) if c.isascii() else transliterated(c) for c in text)
 
 
 def typed(text: str) -> str:
     """Put a piece of Python into typewriter letters, each space kept."""
-    special = {**SPECIAL, " ": r"\ "}
-    return "".join(special.get(c, c) if c.isascii() else transliterated(c) for c in text)
+    return _plain(text, {**SPECIAL, " ": r"\ "})
 
 
 def transliterated(text: str) -> str:
     """Put a line of Unicode mathematics into LaTeX; words in it are text."""
-    normal = "".join(_apart(c) for c in text)
-    pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", normal)
+    apart = decomposed(text, ACCENTS)
+    pieces = re.split(rf"(``[^`]*``|(?:\w{OVERLINE})+|{_WORDS})", apart)
     made = []
     for k, piece in enumerate(pieces):
         if OVERLINE in piece:
@@ -123,41 +120,33 @@ def _words(words: str, before: str, after: str) -> str:
     return rf"\text{{{before}{words}{after}}}"
 
 
+_PIECES = re.compile(
+    rf".(?P<accent>[{''.join(ACCENTS)}])|(?P<below>[{''.join(_SUB)}]+)"
+    rf"|(?P<above>(?!\*)[{''.join(_SUPER)}]+)"
+    r"|_(?P<index>\{[^}]*\}|[A-Za-z0-9]+(?:\([A-Za-z]\))?)?"
+    r"|\^(?P<exponent>\([^)]*\)|[A-Za-z0-9−]+)?|√(?P<radicand>\([^)]*\)|\w+)?|.",
+    re.DOTALL,
+)
+ALONE = {"_": r"\_", "^": r"\wedge ", "√": r"\sqrt{}"}  # with nothing that they belong to
+
+
 def _mathematics(text: str) -> str:
-    out: list[str] = []
-    k = 0
-    while k < len(text):
-        c = text[k]
-        mark = text[k + 1] if k + 1 < len(text) else ""
-        if mark in ACCENTS:
-            out.append(rf"\{ACCENTS[mark]}{{{SYMBOLS.get(c, c).strip()}}}")
-            k += 2
-            continue
-        for table, sign in ((_SUB, "_"), (_SUPER, "^")):
-            if c in table and c != "*":
-                end = k
-                while end < len(text) and text[end] in table:
-                    end += 1
-                out.append(f"{sign}{{{''.join(table[x] for x in text[k:end]).strip()}}}")
-                k = end
-                break
-        else:
-            k += 1
-            if c == "_":
-                found = re.match(r"(\{[^}]*\}|[A-Za-z0-9]+(?:\([A-Za-z]\))?)", text[k:])
-                body = found[1] if found else ""
-                k += len(body)
-                out.append(f"_{{{_mathematics(body.strip('{}'))}}}" if body else r"\_")
-            elif c == "^":
-                found = re.match(r"(\([^)]*\)|[A-Za-z0-9−]+)", text[k:])
-                body = found[1] if found else ""
-                k += len(body)
-                out.append(f"^{{{_mathematics(body)}}}" if body else r"\wedge ")
-            elif c == "√":
-                found = re.match(r"(\([^)]*\)|\w+)", text[k:])
-                body = found[1] if found else ""
-                k += len(body)
-                out.append(rf"\sqrt{{{_mathematics(body.strip('()'))}}}")
-            else:
-                out.append(SYMBOLS.get(c, c))
-    return "".join(out)
+    return _PIECES.sub(_piece, text)
+
+
+def _piece(found: re.Match[str]) -> str:
+    text = found[0]
+    match found.lastgroup:
+        case "accent":
+            return rf"\{ACCENTS[text[1]]}{{{SYMBOLS.get(text[0], text[0]).strip()}}}"
+        case "below":
+            return f"_{{{''.join(_SUB[c] for c in text).strip()}}}"
+        case "above":
+            return f"^{{{''.join(_SUPER[c] for c in text).strip()}}}"
+        case "index":
+            return f"_{{{_mathematics(found['index'].strip('{}'))}}}"
+        case "exponent":
+            return f"^{{{_mathematics(found['exponent'])}}}"
+        case "radicand":
+            return rf"\sqrt{{{_mathematics(found['radicand'].strip('()'))}}}"
+    return ALONE.get(text) or SYMBOLS.get(text, text)

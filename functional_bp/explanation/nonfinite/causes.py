@@ -50,15 +50,17 @@ class ArrayEntry:
     @property
     def place(self) -> str:
         """Return ``z[2]``; ``z`` of a scalar."""
-        return place(self.name, self.index)
+        at = f"[{', '.join(map(str, self.index))}]" if self.index else ""
+        return f"{self.name}{at}"
 
     def __str__(self) -> str:
         return f"{self.place} = {number(self.value)}"
 
-
-def place(name: str, index: Index) -> str:
-    """Return ``z[2, 0]``; ``z`` of a scalar."""
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
+    def as_data(self) -> dict[str, Any]:
+        """Return it as strings and numbers; a value that JSON has not is a string."""
+        plain = isinstance(self.value, int | float) and self.value - self.value == 0
+        value = self.value if plain else number(self.value)
+        return {"name": self.name, "index": list(self.index), "value": value}
 
 
 def number(value: Any) -> str:
@@ -130,13 +132,9 @@ class Read(NamedTuple):
 
 
 def read_by(run: Run, operands: Sequence[Any], output: int, index: Index) -> list[Read]:
-    """Return for each operand the entries that one entry of an output reads.
+    """Return for each operand of ``run`` the entries that one entry of an output reads.
 
-    Args:
-        run: a function of the operands that returns a sequence of outputs.
-        operands: arrays; of integers and keys nothing is said to be read.
-        output: which output.
-        index: the entry of it.
+    Of integers and keys nothing is said to be read.
     """
     floats = [i for i, x in enumerate(operands) if has_tangent(x)]
     actual = [operands[i] for i in floats]
@@ -203,14 +201,12 @@ class Cause(NamedTuple):
     """A cause says why one entry of an equation's output is not finite.
 
     Attributes:
-        variable: the output.
-        entry: the entry of it.
+        entry: that one.
         reads: the operands' entries that it comes from.
         text: what about them caused it.
         advice: what to do.
     """
 
-    variable: Variable
     entry: ArrayEntry
     reads: tuple[ArrayEntry, ...]
     text: str
@@ -220,23 +216,18 @@ class Cause(NamedTuple):
 def cause_of(
     equation: Equation, operands: Sequence[Any], outs: Sequence[Any], names: Mapping[Variable, str]
 ) -> Cause:
-    """Say why an equation's first bad output is so.
+    """Say why an equation's first bad output is so, given its operands' and outputs' values.
 
-    Args:
-        equation: the equation.
-        operands: its operands' values.
-        outs: its outputs' values.
-        names: what to call its variables, where not by their names.
+    ``names`` says what to call its variables, where not by their names.
     """
     output = next(i for i, out in enumerate(outs) if is_bad(out))
     index = first_bad(outs[output])
     variable = equation.outputs[output]
     bad = entry_at(names.get(variable, variable.name), outs[output], index)
     if equation.nested:
-        text = (
-            f"something inside {equation.label or equation.operation} makes it of finite operands"
-        )
-        return Cause(variable, bad, (), text, "look at that function by itself")
+        what = equation.label or equation.operation
+        text = f"something inside {what} makes it of finite operands"
+        return Cause(bad, (), text, "look at that function by itself")
     run = lambda *values: sweeps.evaluate(equation.eqn, values)
     found = read_by(run, operands, output, index)
     reads = tuple(
@@ -245,29 +236,28 @@ def cause_of(
         for at in read.first
         if v.kind != "literal"
     )
-    place = _BadEntry(equation, operands, found, output, index, bad.value)
-    text, advice = place.cause({v: Verbatim(n) for v, n in names.items()})
-    return Cause(variable, bad, tuple(dict.fromkeys(reads)), text, advice)
+    blamed = _BadEntry(equation, operands, found, output, index, bad.value)
+    text, advice = blamed.cause({v: Verbatim(n) for v, n in names.items()})
+    return Cause(bad, tuple(dict.fromkeys(reads)), text, advice)
 
 
+@dataclass
 class _BadEntry:
     """One entry of an output, with what it reads of the operands."""
 
-    def __init__(
-        self,
-        equation: Equation,
-        operands: Sequence[Any],
-        found: Sequence[Read],
-        output: int,
-        index: Index,
-        value: Any,
-    ) -> None:
-        self.equation, self.operands, self.output, self.index = equation, operands, output, index
-        self.found, self.value = found, value
-        self.dtype = equation.outputs[output].dtype
-        self.is_point = all(read.total <= 1 for read in found)
+    equation: Equation
+    operands: Sequence[Any]
+    found: Sequence[Read]
+    output: int
+    index: Index
+    value: Any
+
+    def __post_init__(self) -> None:
+        self.dtype = self.equation.outputs[self.output].dtype
+        self.is_point = all(read.total <= 1 for read in self.found)
         self.values = [
-            [entry_at("", x, at).value for at in read.first] for x, read in zip(operands, found)
+            [entry_at("", x, at).value for at in read.first]
+            for x, read in zip(self.operands, self.found)
         ]
 
     def cause(self, known: Mapping[Variable, Expression]) -> tuple[str, str]:
@@ -373,14 +363,6 @@ def largest(dtype: Any) -> str:
     return f"the largest {np.dtype(dtype).name}, {text}"
 
 
-def operands_of(equation: Equation, values: Mapping[Variable, Any]) -> list[Any]:
-    """Return the values of an equation's operands, literals included."""
-    return [
-        jnp.asarray(sweeps.value_of(atom, {}), v.dtype) if v.kind == "literal" else values[v]
-        for v, atom in zip(equation.inputs, equation.eqn.invars)
-    ]
-
-
 # What ``explanation.first_nonfinite()`` returns, and how it reads.
 
 WIDTH = 100  # characters of a line
@@ -400,13 +382,9 @@ class Inside(NamedTuple):
     steps: int | None = None
 
     def __str__(self) -> str:
-        label = self.equation.label
-        name = f"{self.equation.operation} ({label})" if label else self.equation.operation
-        return (
-            name
-            if self.step is None
-            else f"{name}: step {self.step} of 0 … {(self.steps or 1) - 1}"
-        )
+        label = f" ({self.equation.label})" if self.equation.label else ""
+        step = "" if self.step is None else f": step {self.step} of 0 … {(self.steps or 1) - 1}"
+        return f"{self.equation.operation}{label}{step}"
 
 
 @dataclass(frozen=True)
@@ -463,61 +441,50 @@ class FirstNonfinite:
         """Return the source as ``model.py:12``, "" if unknown."""
         return short_place(self.source)
 
+    @property
+    def rows(self) -> dict[str, str]:
+        """Return where it is and of what it is made, line by line, by label."""
+        return {
+            "inside": "; ".join(map(str, self.inside)),
+            "rule": self.rule,
+            "upstream": ", ".join(map(str, self.upstream)),
+            "kept": ", ".join(map(str, self.kept)),
+            "operands": ", ".join(map(str, self.operands)),
+        }
+
     def __str__(self) -> str:
         what = "value" if self.direction == "forward" else "cotangent"
         where = f"in {self.formula}" if self.formula else "from the start"
-        title = f"The first {what} that is not finite: {self.entry}, {where}"
-        rows = [
-            ("line", self.line),
-            ("inside", "; ".join(map(str, self.inside))),
-            ("rule", self.rule),
-            ("upstream", ", ".join(map(str, self.upstream))),
-            ("kept", ", ".join(map(str, self.kept))),
-            ("operands", ", ".join(map(str, self.operands))),
-            ("cause", self.cause),
-            ("to do", self.advice),
-            ("inputs", ", ".join(f"{n} = {format_value(x)}" for n, x in self.inputs.items())),
-        ]
-        lines = [title]
-        for label, text in rows:
-            if text:
-                first = f"  {label:<10}"
-                lines += textwrap.wrap(
-                    text, WIDTH, initial_indent=first, subsequent_indent=" " * 12
-                )
+        lines = [f"The first {what} that is not finite: {self.entry}, {where}"]
+        inputs = ", ".join(f"{name} = {format_value(x)}" for name, x in self.inputs.items())
+        rows = {"line": self.line, **self.rows, "cause": self.cause, "to do": self.advice,
+                "inputs": inputs}  # fmt: skip
+        for label, text in rows.items():
+            lines += textwrap.wrap(
+                text, WIDTH, initial_indent=f"  {label:<10}", subsequent_indent=" " * 12
+            )
         return "\n".join(lines)
 
     def as_data(self) -> dict[str, Any]:
         """Return all of it as strings, numbers, lists and dicts; NaN and infinities are strings."""
-        index = None if self.equation is None else self.equation.index
         return {
             "direction": self.direction,
             "operation": self.operation,
-            "equation": index,
+            "equation": None if self.equation is None else self.equation.index,
             "formula": self.formula,
-            "entry": _entry(self.entry),
+            "entry": self.entry.as_data(),
             "rule": self.rule,
             "inside": [
                 {"operation": i.equation.operation, "label": i.equation.label,
                  "step": i.step, "steps": i.steps}
                 for i in self.inside
             ],
-            "operands": [_entry(e) for e in self.operands],
-            "upstream": [_entry(e) for e in self.upstream],
-            "kept": [_entry(e) for e in self.kept],
+            "operands": [e.as_data() for e in self.operands],
+            "upstream": [e.as_data() for e in self.upstream],
+            "kept": [e.as_data() for e in self.kept],
             "inputs": {name: format_value(x) for name, x in self.inputs.items()},
             "cause": self.cause,
             "advice": self.advice,
             "source": None if self.source is None else list(self.source),
             "reaches": self.reaches,
         }  # fmt: skip
-
-
-def _entry(entry: ArrayEntry) -> dict[str, Any]:
-    value = entry.value
-    plain = isinstance(value, int | float) and value - value == 0
-    return {
-        "name": entry.name,
-        "index": list(entry.index),
-        "value": value if plain else number(value),
-    }

@@ -8,8 +8,9 @@ looked at in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +25,10 @@ from functional_bp.explanation.formulas import equations
 from functional_bp.explanation.formulas.equations import barred_symbol, forward, symbols
 from functional_bp.explanation.formulas.expression import Expression
 from functional_bp.explanation.formulas.writing import written
-from functional_bp.explanation.full_sweeps import flatten_taken, plan_of, sweep
+from functional_bp.explanation.full_sweeps import flatten_taken, operands_of, plan_of, sweep
 from functional_bp.explanation.nonfinite.causes import (
-    ArrayEntry,
     FirstNonfinite,
     Inside,
-    Read,
     cause_of,
     entry_at,
     first_bad,
@@ -37,7 +36,6 @@ from functional_bp.explanation.nonfinite.causes import (
     has_nan,
     host,
     is_bad,
-    operands_of,
     read_by,
 )
 from functional_bp.explanation.record import EvaluatedGraph
@@ -86,11 +84,6 @@ def origin(graph: Graph, values: Values, ends: Sequence[Variable]) -> Origin | N
     return Origin(leading[0]) if leading else None
 
 
-def made_anywhere(graph: Graph, values: Values) -> Origin | None:
-    """Find the first equation that makes a NaN or an infinity, wherever that goes."""
-    return next((Origin(e) for e in graph if makes(e, values)), None)
-
-
 def makes(equation: Equation, values: Values) -> bool:
     """Tell whether an equation makes a NaN or an infinity, and does not only pass it on."""
     outs = [values[v] for v in equation.outputs]
@@ -103,11 +96,8 @@ def makes(equation: Equation, values: Values) -> bool:
         return True
     if equation.operation == "while":  # might never end from another start
         return False
-    for value in (0.0, 1.0):
-        without = [harmless(x, value) for x in operands]
-        if not any(map(is_bad, sweeps.evaluate(equation.eqn, without))):
-            return False
-    return True
+    without = ([harmless(x, value) for x in operands] for value in (0.0, 1.0))
+    return all(any(map(is_bad, sweeps.evaluate(equation.eqn, given))) for given in without)
 
 
 # Loops, step by step: a step is the loop's body as a graph of its own, at what it is fed.
@@ -128,14 +118,14 @@ class LoopStep(NamedTuple):
         steps: how many there are.
         graph: the loop's body.
         operands: what the body is fed.
-        seeds: the cotangents of what it returns, None for none; all None in a forward sweep.
+        seeds: in a reverse sweep the cotangents of what it returns, None for none.
     """
 
     number: int
     steps: int
     graph: Graph
     operands: list[Any]
-    seeds: list[Any]
+    seeds: Sequence[Any] = ()
 
 
 class Loop:
@@ -158,18 +148,11 @@ class Loop:
 
     def forward(self) -> Iterator[tuple[LoopStep, list[Any]]]:
         """Return each step with what it returns, in the order in which they run."""
-        fed = self._fed()
-        count = len(fed)
-        for number, operands in fed:
-            outs = self.run(*operands)
-            yield LoopStep(number, count, self.body, operands, [None] * len(outs)), outs
+        for step in self._fed():
+            yield step, self.run(*step.operands)
 
     def reverse(self, bars: Sequence[Any]) -> Iterator[tuple[LoopStep, list[Any]]]:
-        """Return each step with the cotangents of what the body is fed, last step first.
-
-        Args:
-            bars: of the loop's outputs, None for none.
-        """
+        """Return each step with the cotangents of what the body is fed, last step first."""
         first, last = len(self.consts), len(self.consts) + self.carries
         outs = self.body.outputs
         on = [bar is not None for bar in bars]
@@ -180,59 +163,47 @@ class Loop:
             if grown == on:
                 break
             on = grown
-        pull = _pullback(self.body, on, self.max_steps)
-        state = [
-            (sweeps.zeros(v.aval) if bar is None else bar) if o else None
-            for bar, v, o in zip(bars[: self.carries], outs, on)
-        ]
-        fed = self._fed()
-        for number, operands in reversed(fed):
-            slices = [None if bar is None else bar[number] for bar in bars[self.carries :]]
-            seeds = [*state, *slices]
-            found = pull(operands, [seed for seed in seeds if seed is not None])
-            yield LoopStep(number, len(fed), self.body, operands, seeds), found
+        consts = self.body.consts
+
+        @jax.jit
+        def pull(operands: Sequence[Any], seeds: Sequence[Any]) -> list[Any]:
+            _, residuals = sweeps.forward(plan, (), [*consts, *operands])
+            return sweeps.reverse(plan, residuals, seeds)[len(consts) :]
+
+        carried = bars[: self.carries]
+        for step in reversed(self._fed()):
             state = [
                 (sweeps.zeros(v.aval) if bar is None else bar) if o else None
-                for bar, v, o in zip(found[first:last], outs, on)
+                for bar, v, o in zip(carried, outs, on)
             ]
+            slices = [None if bar is None else bar[step.number] for bar in bars[self.carries :]]
+            step = step._replace(seeds=[*state, *slices])
+            found = pull(step.operands, step.seeds)
+            yield step, found
+            carried = found[first:last]
 
-    def _fed(self) -> list[tuple[int, list[Any]]]:
-        """For each step its number and what the body is fed, in the order in which they run."""
+    def _fed(self) -> list[LoopStep]:
+        """The steps, each with what the body is fed, in the order in which they run."""
+        state, fed = self.start, {}
+        for t in self._numbers():
+            if self.scan is None and not self.condition(*self.tests, *state)[0]:
+                break
+            fed[t] = [*self.consts, *state, *(x[t] for x in self.xs)]
+            state = self.run(*fed[t])[: self.carries]
+        return [LoopStep(t, len(fed), self.body, operands) for t, operands in fed.items()]
+
+    def _numbers(self) -> Iterable[int]:
+        """The numbers of the steps in the order in which they run."""
         if self.scan is None:
-            return list(self._fed_while())
+            return count()
         order = range(self.scan.length)
-        state, fed = self.start, []
-        for t in reversed(order) if self.scan.is_reversed else order:
-            operands = [*self.consts, *state, *(x[t] for x in self.xs)]
-            fed.append((t, operands))
-            state = list(self.run(*operands)[: self.carries])
-        return fed
-
-    def _fed_while(self) -> Iterator[tuple[int, list[Any]]]:
-        state, t = self.start, 0
-        while bool(self.condition(*self.tests, *state)[0]):
-            operands = [*self.consts, *state]
-            yield t, operands
-            state, t = list(self.run(*operands)), t + 1
+        return reversed(order) if self.scan.is_reversed else order
 
 
 def _function(graph: Graph) -> Callable[..., list[Any]]:
     """A graph as a compiled function of its inputs."""
     run = jax.jit(jaxpr_as_fun(_jax.ClosedJaxpr(opened_jaxpr(graph), ())))
     return lambda *operands: run(*graph.consts, *operands)
-
-
-def _pullback(graph: Graph, seeded: Sequence[bool], max_steps: int | None) -> Callable[..., Any]:
-    """The reverse sweep of a graph: its operands and seeds to the cotangents of its inputs."""
-    plan = plan_of(opened_jaxpr(graph), seeded, max_steps)
-
-    def pull(operands: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-        rest = iter(given)
-        _, residuals = sweeps.forward(plan, (), [*graph.consts, *operands])
-        bars = [next(rest) if on else None for on in seeded]
-        return sweeps.reverse(plan, residuals, bars)[len(graph.consts) :]
-
-    return jax.jit(pull)
 
 
 # Why a rule makes one.
@@ -280,7 +251,11 @@ def made_in_reverse(
     entry = entry_at(bar(variable, known), share, index)
     pullback = _pullback_of(explanation, equation, operand)
     reads = read_by(pullback.run, pullback.arguments, 0, index)
-    upstream, kept = _entries(pullback, reads)
+    each = [
+        [entry_at(name, x, at) for at in read.first]
+        for name, x, read in zip(pullback.names, pullback.arguments, reads)
+    ]
+    upstream, kept = tuple(chain(*each[: pullback.upstream])), chain(*each[pullback.upstream :])
     text, advice = _cause(pullback)
     if equation.nested and text:
         text = f"in its own backward function, {text}"
@@ -293,23 +268,10 @@ def made_in_reverse(
     return FirstNonfinite(
         "reverse", entry, equation, text, advice,
         formula=equations.forward(equation, known).text(), rule=rule,
-        upstream=upstream, kept=kept,
+        upstream=upstream, kept=tuple(kept),
         inputs={v.name: values[v] for v in equation.inputs if v.kind != "literal"},
         source=equation.source,
     )  # fmt: skip
-
-
-def _entries(
-    pullback: _Pullback, reads: Sequence[Read]
-) -> tuple[tuple[ArrayEntry, ...], tuple[ArrayEntry, ...]]:
-    """The entries that are read: of cotangents, and of what is kept."""
-    each = [
-        [entry_at(name, x, at) for at in read.first]
-        for name, x, read in zip(pullback.names, pullback.arguments, reads)
-    ]
-    split = pullback.upstream
-    flat = [[e for entries in part for e in entries] for part in (each[:split], each[split:])]
-    return tuple(flat[0]), tuple(flat[1])
 
 
 def _cause(pullback: _Pullback) -> tuple[str, str]:
@@ -347,51 +309,36 @@ def _pullback_of(explanation: EvaluatedGraph, equation: Equation, operand: int) 
     options = Options(max_steps=explanation.max_steps)
     plan = plan_once(jaxpr, active, seeded, (True,) * len(bars), options)
     given = [x for x in bars if x is not None]
-    higher_order = plan.steps[0].higher_order
-    if higher_order is None:
-        operands = [explanation.values[by_var[a]] for a in inputs]
-        residuals: Any = sweeps.forward(plan, (), operands)[1][0]
-        place = [*map(id, inputs)].index(id(eqn.invars[operand]))
-        kept_names = [
-            f"{v.name} of {equation.operation}" if isinstance(v, Auxiliary) else by_var[v].name
-            for v in plan.keep
-        ]
-    else:
-        operands = operands_of(equation, explanation.values)
-        _, residuals = higher_order.forward(*operands)
-        place = operand
-        held = zip(
-            (*equation.inputs, *equation.outputs),
-            (*operands, *(explanation.values[v] for v in equation.outputs)),
-        )
-        held = [(v.name, host(x)) for v, x in held if has_tangent(x)]
-        kept_names = [_kept_name(k, x, held) for k, x in enumerate(jax.tree.leaves(residuals))]
+    _, residuals = sweeps.forward(plan, (), [explanation.values[by_var[a]] for a in inputs])
     leaves, tree = jax.tree.flatten(residuals)
+    place = [*map(id, inputs)].index(id(eqn.invars[operand]))
 
     def run(*arguments: Any) -> list[Any]:
         remaining = iter(arguments[: len(given)])
         out_bars = [next(remaining) if on else None for on in seeded]
         held = jax.tree.unflatten(tree, arguments[len(given) :])
-        if higher_order is None:
-            found = sweeps.reverse(plan, (held, []), out_bars)
-        else:
-            found = higher_order.reverse(held, out_bars)
-        return [found[place]]
+        return [sweeps.reverse(plan, held, out_bars)[place]]
 
     known = symbols(explanation.graph)
     names = [bar(v, known) for v, on in zip(equation.outputs, seeded) if on]
-    return _Pullback(run, [*given, *leaves], [*names, *kept_names], len(given))
+    names += [
+        f"{v.name} of {equation.operation}" if isinstance(v, Auxiliary) else by_var[v].name
+        for v in plan.keep
+    ]
+    values = [(v.name, host(explanation.values[v])) for v in by_var.values()]
+    of_rule = jax.tree.leaves(residuals[1])  # of an operation with a plan of its own
+    names += [_kept_name(k, x, values) for k, x in enumerate(of_rule)]
+    return _Pullback(run, [*given, *leaves], names, len(given))
 
 
 def _kept_name(number: int, residual: Any, values: Sequence[tuple[str, Any]]) -> str:
     """The variable that a residual is the value of, if any; else its number."""
     held = host(residual)
-    same = (
-        name
-        for name, x in values
-        if held is not None and x.shape == held.shape and np.array_equal(x, held, equal_nan=True)
-    )
-    return next(same, f"residual {number}")
+    if held is not None:
+        for name, x in values:
+            if x is not None and np.array_equal(x, held, equal_nan=True):
+                return name
+    return f"residual {number}"
 
 
 HARMLESS = "It reaches neither the output nor a gradient: it is masked out."
@@ -411,10 +358,10 @@ def first_nonfinite(explanation: EvaluatedGraph) -> FirstNonfinite | None:
     in_reverse = _reverse(explanation)
     if in_reverse is not None:
         return in_reverse
-    found = made_anywhere(graph, values)
-    if found is None:
+    harmless_one = next((e for e in graph if makes(e, values)), None)
+    if harmless_one is None:
         return None
-    made = _forward(graph, values, found, explanation.max_steps)
+    made = _forward(graph, values, Origin(harmless_one), explanation.max_steps)
     return replace(made, cause=f"{made.cause}. {HARMLESS}", advice="", reaches=False)
 
 
@@ -442,10 +389,9 @@ def _given(graph: Graph, values: Values, user: Equation | None, given: Variable)
     value = values.get(given)
     if given.kind == "literal" and user is not None:
         value = operands_of(user, values)[user.inputs.index(given)]
-    name, what = {
-        "input": (given.name, f"the input {given.name}"),
-        "constant": (given.name, f"the constant {given.name}"),
-    }.get(given.kind, ("a number in the code", "a number in the code"))
+    is_named = given.kind in ("input", "constant")
+    name = given.name if is_named else "a number in the code"
+    what = f"the {given.kind} {name}" if is_named else name
     used = "" if user is None else f"; it is first used in {forward(user, symbols(graph)).text()}"
     return FirstNonfinite(
         "forward", entry_at(name, value, first_bad(value)), None,

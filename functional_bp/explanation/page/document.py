@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from functional_bp.explanation.formulas.equations import forward, reverse, symbols
 from functional_bp.explanation.nonfinite import first_nonfinite
-from functional_bp.explanation.numbers import Summary, format_number, format_value, summarize
+from functional_bp.explanation.numbers import (
+    Summary,
+    format_number,
+    format_value,
+    numbers_of,
+    summarize,
+)
 from functional_bp.explanation.page.drawing import Drawer
 from functional_bp.explanation.pictures.contents import Contents, contents
 from functional_bp.explanation.pictures.scene import DARK, LIGHT, spans
@@ -27,32 +35,20 @@ BARS = 25  # of a histogram
 
 
 def variable_facts(explanation: EvaluatedGraph, variable: Variable, name: str) -> dict[str, Any]:
-    """Tell name, type, value and gradient, size of the gradient, bytes kept.
-
-    Args:
-        explanation: the function at a point.
-        variable: of its graph.
-        name: as markup, "" for one without a name of its own.
-    """
-    facts: dict[str, Any] = {"n": variable.name, "t": variable.type, "k": variable.kind}
-    if name:
-        facts["m"] = name
+    """Tell name (as markup too), type, value and gradient, size of the gradient, bytes kept."""
+    facts: dict[str, Any] = {"n": variable.name, "t": variable.type, "k": variable.kind, "m": name}
     if variable in explanation.values:
         facts["v"] = array_facts(explanation.values[variable])
     if variable in explanation.bars:
         bar = explanation.bars[variable]
-        facts["g"] = array_facts(bar)
-        facts["z"] = size_of(bar)
-    kept = explanation.kept_bytes.get(variable)
-    if kept:
-        facts["b"] = kept
-    return facts
+        facts |= {"g": array_facts(bar), "z": size_of(bar)}
+    return _said({**facts, "b": explanation.kept_bytes.get(variable)})
 
 
 def array_facts(array: Any) -> list[Any]:
     """Write a value, and beside it a small array's entries or a large one's distribution."""
     text = format_value(array)
-    host = _numbers(array)
+    host = numbers_of(array)
     if host is None or host.ndim == 0:
         return [text]
     if host.size <= MOST_IN_FULL:
@@ -80,14 +76,12 @@ def histogram(array: np.ndarray, summary: Summary) -> list[str]:
 
 def size_of(array: Any) -> float | str:
     """Return the root mean square of the entries; "zero", "nan" or "inf" where that says more."""
-    host = _numbers(array)
+    host = numbers_of(array)
     if host is None or not host.size:
         return "zero"
     summary = summarize(host)
-    if summary.nans:
-        return "nan"
-    if summary.infinities:
-        return "inf"
+    if summary.nans + summary.infinities:
+        return "nan" if summary.nans else "inf"
     size = summary.norm / math.sqrt(host.size)
     return float(f"{size:.4g}") if size else "zero"
 
@@ -103,26 +97,27 @@ def equation_facts(
         "f": forward(equation, known).text(),
     }
     pulls = []
-    for operand in range(len(equation.inputs)):
+    for operand, variable in enumerate(equation.inputs):
         share = explanation.share(equation, operand)
         if share is not None:
-            sign = "+=" if explanation.share_counts[equation.inputs[operand]] > 1 else "="
+            sign = "+=" if explanation.share_counts[variable] > 1 else "="
             line = reverse(equation, operand, known).text(sign)
             pulls.append([operand, line, format_value(share)])
-    if pulls:
-        facts["p"] = pulls
-    if equation.flops:
-        facts["c"] = equation.flops
-    if equation.source:
-        facts["w"] = short_place(equation.source)
-    if equation.parameters:
-        facts["q"] = ", ".join(f"{key}={value}" for key, value in equation.parameters.items())
-    if equation.scope:
-        facts["s"] = equation.scope
     rule = equation.rule
-    if rule.rule is None or rule.kind not in ("pullback", "joint"):
-        facts["r"] = rule.kind
-    return facts
+    is_usual = rule.rule is not None and rule.kind in ("pullback", "joint")
+    return facts | _said({
+        "p": pulls,
+        "c": equation.flops,
+        "w": short_place(equation.source),
+        "q": ", ".join(f"{key}={value}" for key, value in equation.parameters.items()),
+        "s": equation.scope,
+        "r": "" if is_usual else rule.kind,
+    })  # fmt: skip
+
+
+def _said(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts that say something: none that is empty or 0."""
+    return {key: fact for key, fact in facts.items() if fact}
 
 
 def first_facts(explanation: EvaluatedGraph) -> dict[str, Any] | None:
@@ -131,43 +126,19 @@ def first_facts(explanation: EvaluatedGraph) -> dict[str, Any] | None:
     if found is None:
         return None
     equation = found.inside[0].equation if found.inside else found.equation
-    rows = {
-        "in": found.formula,
-        "inside": "; ".join(map(str, found.inside)),
-        "rule": found.rule,
-        "upstream": ", ".join(map(str, found.upstream)),
-        "kept": ", ".join(map(str, found.kept)),
-        "operands": ", ".join(map(str, found.operands)),
-        "line": found.line,
-    }
+    rows = {"in": found.formula, **found.rows, "line": found.line}
     return {
         "e": -1 if equation is None else equation.index,
         "what": "value" if found.direction == "forward" else "gradient",
         "entry": str(found.entry),
-        "rows": {label: text for label, text in rows.items() if text},
+        "rows": _said(rows),
         "cause": found.cause,
         "advice": found.advice,
     }
 
 
-def signal_facts(explanation: EvaluatedGraph, number: Mapping[Variable, int]) -> list[list[Any]]:
-    """Tell what is notable about gradients: kind, variable, message and line."""
-    return [[s.kind, number[s.variable], s.message, s.line] for s in signals(explanation)]
-
-
 def _literal(variable: Variable) -> str:
     return format_value(variable.value) if variable.value is not None else variable.name
-
-
-def _numbers(array: Any) -> np.ndarray | None:
-    """The entries on the host; None for what has no numbers (a key, a token)."""
-    try:
-        host = np.asarray(array)
-    except (TypeError, ValueError):
-        return None
-    if host.dtype.kind == "V":  # bfloat16 and the like
-        host = host.astype(np.float32)
-    return host if host.dtype.kind in "biufc" else None
 
 
 def _entry(number: Any) -> str:
@@ -194,10 +165,6 @@ SCRIPTS = ("unfolding", "picture", "map", "opening", "colour", "panel", "page") 
 def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
     """Write one self-contained HTML file: the graph, scope by scope, with values and gradients.
 
-    Args:
-        explanation: the function at a point.
-        title: of the page; by default the function's name.
-
     Example:
         >>> import functional_bp as bp
         >>> text = page(bp.explain(lambda x, y: x * y, 2.0, 3.0))
@@ -216,11 +183,7 @@ def page(explanation: EvaluatedGraph, title: str | None = None) -> str:
         "script": "\n".join(_own(f"{name}.js") for name in SCRIPTS),
         "data": text.replace("<", "\\u003c"),
     }
-    document = _own("page.html")
-    pieces = document.split("{{")
-    return pieces[0] + "".join(
-        parts[key] + rest for key, _, rest in (piece.partition("}}") for piece in pieces[1:])
-    )
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _own("page.html"))
 
 
 def frame(explanation: EvaluatedGraph) -> str | None:
@@ -269,10 +232,8 @@ def _data(explanation: EvaluatedGraph, shown: Contents, root: Scope, title: str)
     first = first_facts(explanation)
     lines = {v: spans(line, NAME_SIZE) for v, line in shown.names.items()}
     equations = [equation_facts(explanation, e, number, known) for e in graph]
-    for equation, facts in zip(graph, equations):
-        node = drawn.get(equation)
-        if node is not None:
-            facts["d"] = [scope_number[home[node]], node.equations[0].index]
+    for equation, node in drawn.items():
+        equations[equation.index]["d"] = [scope_number[home[node]], node.equations[0].index]
     return {
         "title": title,
         "name": graph.name,
@@ -290,7 +251,7 @@ def _data(explanation: EvaluatedGraph, shown: Contents, root: Scope, title: str)
             for scope in every
         ],
         **({"first": first} if first else {}),
-        "signals": signal_facts(explanation, number),
+        "signals": [[s.kind, number[s.variable], s.message, s.line] for s in signals(explanation)],
     }
 
 
@@ -300,16 +261,13 @@ def _drawn(explanation: EvaluatedGraph, shown: Contents) -> dict[Equation, Any]:
     What no output depends on has none.
     """
     drawn = {n.equations[0]: n for n in shown.nodes if n.kind == "operator"}
-    users: dict[Variable, list[Equation]] = {}
-    for equation in explanation.graph:
-        for v in equation.inputs:
-            users.setdefault(v, []).append(equation)
-    for equation in reversed(explanation.graph.equations):
+    graph = explanation.graph
+    for equation in reversed(graph.equations):
         if equation not in drawn:
-            after = (u for v in equation.outputs for u in users.get(v, ()) if u in drawn)
+            after = (drawn[u] for v in equation.outputs for u in graph.uses(v) if u in drawn)
             before = (shown.maker.get(v) for v in equation.inputs)
             operators = (n for n in before if n is not None and n.kind == "operator")
-            found = next((drawn[u] for u in after), None) or next(operators, None)
+            found = next(chain(after, operators), None)
             if found is not None:
                 drawn[equation] = found
     return drawn

@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from functional_bp.explanation.numbers import format_value
@@ -81,25 +81,21 @@ def arranged(
         for wire, (a, b) in enumerate(joins)
         if a not in shared
     }
-    placed = Placed(centers, routes, {}, placed.width, placed.height)
-    return (
-        _beside(Arranged(placed, frames), boxes, joins, shared)
-        if shared
-        else Arranged(placed, frames)
-    )
+    rest = Arranged(Placed(centers, routes, {}, placed.width, placed.height), frames)
+    return _beside(rest, boxes, joins, shared) if shared else rest
 
 
 def _twins(count: int, joins: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Groups of cards with the same cards before and the same cards behind."""
-    before: list[set[int]] = [set() for _ in range(count)]
-    after: list[set[int]] = [set() for _ in range(count)]
+    before: dict[int, set[int]] = defaultdict(set)
+    after: dict[int, set[int]] = defaultdict(set)
     for a, b in joins:
         after[a].add(b)
         before[b].add(a)
-    alike: dict[Any, list[int]] = {}
+    alike: dict[Any, list[int]] = defaultdict(list)
     for i in range(count):
         if before[i] and after[i]:
-            alike.setdefault((frozenset(before[i]), frozenset(after[i])), []).append(i)
+            alike[frozenset(before[i]), frozenset(after[i])].append(i)
     return [group for group in alike.values() if len(group) >= FEWEST_TWINS]
 
 
@@ -120,11 +116,9 @@ def _frame(key: Any, members: Sequence[Vertex]) -> Vertex:
 
 def _in_frame(members: Sequence[Vertex], left: float, top: float) -> dict[Any, Point]:
     columns, width, height = _cells(members)
+    left, top = left + GAP / 2, top + GAP / 2
     return {
-        box.key: (
-            left + GAP / 2 + (i % columns + 0.5) * width,
-            top + GAP / 2 + (i // columns + 0.5) * height,
-        )
+        box.key: (left + (i % columns + 0.5) * width, top + (i // columns + 0.5) * height)
         for i, box in enumerate(members)
     }
 
@@ -139,10 +133,10 @@ def _beside(
 
     Wires to all places that use a weight would pull the rest apart.
     """
-    placed = rest.placed
     left = max(boxes[i].width for i in shared) + COLUMN + FAN * len(shared)
-    centers: dict[Any, Point] = {key: (x + left, y) for key, (x, y) in placed.centers.items()}
-    routes = {k: [(x + left, y) for x, y in route] for k, route in placed.routes.items()}
+    width, height = rest.placed.width + left, rest.placed.height
+    placed = rest.placed.moved(lambda x, y: (x + left, y), width, height)
+    centers, routes = placed.centers, placed.routes
     y = 0.0
     for place, i in enumerate(shared):
         box = boxes[i]
@@ -153,9 +147,8 @@ def _beside(
                 offset = 5.0 * (place - (len(shared) - 1) / 2)
                 end = (centers[b][0] - boxes[b].width / 2, centers[b][1] + offset)
                 routes[wire] = _bent((box.width, centers[i][1]), end, left - FAN * (place + 1))
-    height = max(placed.height, y - BETWEEN)
     frames = [[x + left, *others] for x, *others in rest.frames]
-    return Arranged(Placed(centers, routes, {}, placed.width + left, height), frames)
+    return Arranged(placed._replace(height=max(height, y - BETWEEN)), frames)
 
 
 def _visible(placed: Placed) -> float:
@@ -201,18 +194,14 @@ class Drawer:
         self.explanation, self.shown = explanation, shown
         self.number, self.scope_number, self.counts = number, scope_number, counts
         self.known: dict[Any, Arranged] = {}
-        self.made: dict[Node, list[Variable]] = {}
-        for variable, node in shown.maker.items():
-            self.made.setdefault(node, []).append(variable)
         self.texts: dict[Variable, tuple[str, str]] = {}
 
     def draw(self, view: View) -> dict[str, Any]:
         """Return width, height, cards and wires of a view, as JSON has them."""
-        leaving: dict[End, list[Variable]] = {}
+        leaving: dict[End, dict[Variable, None]] = defaultdict(dict)
         for (tail, _), variables in view.wires.items():
-            mine = leaving.setdefault(tail, [])
-            mine += [v for v in variables if v not in mine]
-        cards = [self._card(end, leaving.get(end, [])) for end in view.ends]
+            leaving[tail].update(dict.fromkeys(variables))
+        cards = [self._card(end, [*leaving[end]]) for end in view.ends]
         place = {end: i for i, end in enumerate(view.ends)}
         joins = [(place[tail], place[head]) for tail, head in view.wires]
         shared = _shared(view.ends, joins)
@@ -222,12 +211,9 @@ class Drawer:
             card["x"], card["y"] = round(x, 1), round(y, 1)
         wires = [
             {"d": path_data(placed.routes[i]), "a": a, "b": b,
-             "v": [self.number[v] for v in variables]}
+             "v": [self.number[v] for v in variables], **({"far": 1} if a in shared else {})}
             for i, ((a, b), variables) in enumerate(zip(joins, view.wires.values()))
         ]  # fmt: skip
-        for wire in wires:
-            if wire["a"] in shared:
-                wire["far"] = 1
         size = {"w": placed.width, "h": placed.height}
         return {**size, "cards": cards, "wires": wires, **({"frames": frames} if frames else {})}
 
@@ -247,40 +233,38 @@ class Drawer:
                 return self._scope(end, leaving)
             case Stub():
                 name = self.shown.names.get(end.variable, ())
-                caption = self._where(end)
-                return self._sized("stub", name, self._lines(end.variable),
-                                   roman(caption), v=self.number[end.variable], side=end.side,
-                                   go=self._target(end.elsewhere))  # fmt: skip
+                far = end.elsewhere
+                go = self.scope_number[far] if isinstance(far, Scope) else -1
+                return self._sized("stub", name, self._lines(end.variable), roman(_where(end)),
+                                   v=self.number[end.variable], side=end.side, go=go)  # fmt: skip
             case Returned():
-                value, bar = self._lines(end.variable)[0], format_value(end.seed)
-                bar = "" if end.seed is None else bar
-                return self._sized("result", end.label, (value, bar), (),
+                bar = "" if end.seed is None else format_value(end.seed)
+                return self._sized("result", end.label, (self._lines(end.variable)[0], bar), (),
                                    v=self.number[end.variable])  # fmt: skip
             case Node(kind="leaf"):
                 assert end.variable is not None
                 return self._sized("leaf", end.label, self._lines(end.variable), (),
                                    v=self.number[end.variable])  # fmt: skip
-        variables = self.made.get(end, [])
-        equation = end.equations[0]
-        if len(variables) == 1:
-            (variable,) = variables
-            name = self.shown.names.get(variable, ())
-            return self._sized("operator", end.label, self._lines(variable), (), name,
-                               v=self.number[variable], e=equation.index)  # fmt: skip
-        text = (f"{len(variables)} values", "") if variables else ("", "")
-        return self._sized("operator", end.label, text, (), v=-1, e=equation.index)
+        made, index = self.shown.made.get(end, []), end.equations[0].index
+        return self._making("operator", end.label, made, (), v=-1, e=index)
 
     def _scope(self, scope: Scope, leaving: list[Variable]) -> dict[str, Any]:
         count = self.counts[scope]
         caption = f"{count} equation{'' if count == 1 else 's'}"
         caption = f"{scope.note} · {caption}" if scope.note else caption
-        single = leaving[0] if len(leaving) == 1 else None
-        several = f"{len(leaving)} values" if len(leaving) > 1 else ""
-        lines = self._lines(single) if single else (several, "")
-        name = self.shown.names.get(single, ()) if single else ()
-        return self._sized("scope", roman(scope.name), lines, roman(caption), name,
-                           s=self.scope_number[scope],
-                           v=self.number[single] if single else -1)  # fmt: skip
+        return self._making("scope", roman(scope.name), leaving, roman(caption),
+                            s=self.scope_number[scope], v=-1)  # fmt: skip
+
+    def _making(
+        self, kind: str, sign: Line, made: list[Variable], caption: Line, **references: Any
+    ) -> dict[str, Any]:
+        """A card that makes values: the only one, or how many they are."""
+        if len(made) == 1:
+            references["v"] = self.number[made[0]]
+            name = self.shown.names.get(made[0], ())
+            return self._sized(kind, sign, self._lines(made[0]), caption, name, **references)
+        several = f"{len(made)} values" if made else ""
+        return self._sized(kind, sign, (several, ""), caption, **references)
 
     def _sized(
         self,
@@ -325,20 +309,14 @@ class Drawer:
                                     "" if bar is None else format_value(bar))  # fmt: skip
         return self.texts[variable]
 
-    def _where(self, stub: Stub) -> str:
-        """Where a value comes from or goes to: "from block_1", "argument"."""
-        if isinstance(stub.elsewhere, Node) and stub.elsewhere.kind == "leaf":
-            return "argument" if stub.variable.kind == "input" else "constant"
-        return f"{'from' if stub.side == 'in' else 'to'} {self._called(stub.elsewhere)}"
 
-    def _called(self, end: Scope | Node | Returned) -> str:
-        plain: Callable[[Line], str] = lambda line: "".join(run.text for run in line)
-        if isinstance(end, Scope):
-            return end.name
-        return plain(end.label) or "outside"
-
-    def _target(self, end: Scope | Node | Returned) -> int:
-        return self.scope_number[end] if isinstance(end, Scope) else -1
+def _where(stub: Stub) -> str:
+    """Where a value comes from or goes to: "from block_1", "argument"."""
+    far = stub.elsewhere
+    if isinstance(far, Node) and far.kind == "leaf":
+        return "argument" if stub.variable.kind == "input" else "constant"
+    called = far.name if isinstance(far, Scope) else "".join(run.text for run in far.label)
+    return f"{'from' if stub.side == 'in' else 'to'} {called or 'outside'}"
 
 
 def _shared(ends: list[End], joins: list[tuple[int, int]]) -> list[int]:

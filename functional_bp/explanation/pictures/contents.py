@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from functional_bp.explanation.numbers import format_number, summarize
+from functional_bp.explanation.numbers import format_number, numbers_of, summarize
 from functional_bp.explanation.pictures.symbols import (
     Line,
     TextRun,
@@ -102,6 +102,14 @@ class Contents:
         ends = {output.variable for output in self.outputs}
         return [v for v in self.maker if self.uses.get(v) or v in ends]
 
+    @cached_property
+    def made(self) -> Mapping[Node, list[Variable]]:
+        """Return the variables that come from each node."""
+        made: dict[Node, list[Variable]] = defaultdict(list)
+        for variable, node in self.maker.items():
+            made[node].append(variable)
+        return made
+
     @property
     def uses_in_order(self) -> list[Use]:
         """Return all uses, in the order of execution and of an operator's operands."""
@@ -136,7 +144,8 @@ class _Collector:
         self.fixed = self._fixed()
         self.names = self._names()
         self.squeezed = self._squeezed()
-        groups = {e: self._group(e) for e in self.graph if e in self.live and not self._is_fixed(e)}
+        shown = (e for e in self.graph if e in self.live and not self.fixed.issuperset(e.outputs))
+        groups = {e: self._group(e) for e in shown}
         size = Counter(groups.values())
         # a scope with one equation is drawn as that equation, unless it was asked for by name
         self.group = {
@@ -147,17 +156,11 @@ class _Collector:
     def result(self) -> Contents:
         nodes: list[Node] = []
         maker: dict[Variable, Node] = {}
-        uses: dict[Variable, list[Use]] = defaultdict(list)
-        inside: dict[str, list[Equation]] = defaultdict(list)
-        for equation, path in self.group.items():
-            if path:
-                inside[path].append(equation)
+        found: dict[Any, Use] = {}  # all uses of a value by a closed scope are one
         closed: dict[str, Node] = {}
-        merged: dict[tuple[Variable, Node], int] = {}
-        place = count()
         for equation, path in self.group.items():
             if path and path not in closed:
-                closed[path] = self._closed(path, inside[path])
+                closed[path] = self._closed(path)
                 nodes.append(closed[path])
             elif not path:
                 if self._is_carrier(equation) or self._is_joined(equation):
@@ -176,13 +179,14 @@ class _Collector:
                 if source not in maker:
                     nodes.insert(len(nodes) - 1, leaf := self._leaf(source))
                     maker[source] = leaf
-                if path and (source, node) in merged:
-                    i = merged[source, node]
-                    before = uses[source][i]
-                    uses[source][i] = replace(before, share=_sum(before.share, share))
-                    continue
-                merged[source, node] = len(uses[source])
-                uses[source].append(Use(source, node, share, next(place)))
+                key = (source, node, None if path else operand)
+                if key in found:
+                    found[key] = replace(found[key], share=_sum(found[key].share, share))
+                else:
+                    found[key] = Use(source, node, share, len(found))
+        uses: dict[Variable, list[Use]] = defaultdict(list)
+        for use in found.values():
+            uses[use.variable].append(use)
         outputs = []
         for variable, label, seed in zip(
             self.graph.outputs, self._output_labels(), self.explanation.seeds
@@ -196,7 +200,7 @@ class _Collector:
 
     def _live(self) -> set[Equation]:
         """The equations that an output or a named value depends on."""
-        wanted = {v for v in (*self.graph.outputs, *(v for v in self.graph.variables if v.tag))}
+        wanted = {*self.graph.outputs, *(v for v in self.graph.variables if v.tag)}
         live: set[Equation] = set()
         for equation in reversed(self.graph.equations):
             if wanted.intersection(equation.outputs):
@@ -209,14 +213,10 @@ class _Collector:
         fixed = {v for v in self.graph.constants if v.size == 1 and _LETTERS.fullmatch(v.name)}
         for equation in self.graph:
             fixed |= {v for v in equation.inputs if v.kind == "literal"}
-            if all(v in fixed for v in equation.inputs) and not any(
-                v.tag for v in equation.outputs
-            ):
+            is_named = any(v.tag for v in equation.outputs)
+            if fixed.issuperset(equation.inputs) and not is_named:
                 fixed.update(equation.outputs)
         return fixed
-
-    def _is_fixed(self, equation: Equation) -> bool:
-        return all(v in self.fixed for v in equation.outputs)
 
     def _names(self) -> dict[Variable, Line]:
         own = [v for v in (*self.graph.inputs, *self.graph.constants) if v not in self.fixed]
@@ -255,12 +255,12 @@ class _Collector:
         last = path.rpartition("/")[2]
         return next((g for g in self.gates if re.fullmatch(re.escape(g) + r"(_\d+)?", last)), None)
 
-    def _closed(self, path: str, equations: list[Equation]) -> Node:
+    def _closed(self, path: str) -> Node:
+        equations = tuple(e for e, group in self.group.items() if group == path)
         gate = self._gate(path)
         if gate:
-            return Node("operator", function_sign(gate), tuple(equations))
-        label = f"{path.rpartition('/')[2]} ({len(equations)})"
-        return Node("closed", roman(label), tuple(equations))
+            return Node("operator", function_sign(gate), equations)
+        return Node("closed", roman(f"{path.rpartition('/')[2]} ({len(equations)})"), equations)
 
     def _leaf(self, variable: Variable) -> Node:
         label = self.names.get(variable)
@@ -279,19 +279,15 @@ class _Collector:
 
     def _is_carrier(self, equation: Equation) -> bool:
         """Whether the equation only brings one value, in another form, to one use."""
-        if not self._only_carries(equation) or self.group.get(equation):
-            return False
-        if self._is_joined(equation):
+        if equation.operation == "max":  # with −∞, as in a reduction that may be empty
+            first = equation.inputs[0]
+            carries = first.kind == "literal" and bool(np.all(np.asarray(first.value) == -np.inf))
+        else:
+            carries = equation.operation in CARRIERS
+        if not carries or self.group.get(equation) or self._is_joined(equation):
             return False
         out = equation.outputs[0]
         return self.number_of_uses[out] == 1 and out not in self.names
-
-    def _only_carries(self, equation: Equation) -> bool:
-        if equation.operation == "max":  # with −∞, as in a reduction that may be empty
-            return (
-                equation.inputs[0].kind == "literal" and constant(equation.inputs[0].value) == "−∞"
-            )
-        return equation.operation in CARRIERS
 
     def _is_joined(self, equation: Equation) -> bool:
         return equation.operation == "squeeze" and equation.inputs[0] in self.squeezed
@@ -364,14 +360,10 @@ def bundled(shown: Contents) -> Contents:
     return replace(shown, nodes=nodes, maker=maker, uses=uses)
 
 
-def norm_of(arrays: list[Any]) -> str:
-    """Write the norm of several arrays together, as it is shown of one; "" where there is none."""
-    norms = [summarize(array).norm for array in arrays if _is_number(array)]
-    return f"‖·‖ = {format_number(np.hypot.reduce(norms))}" if norms else ""
-
-
-def _is_number(array: Any) -> bool:
-    return getattr(getattr(array, "dtype", None), "kind", "V") in "fc" or hasattr(array, "real")
+def norm_line(arrays: list[Any]) -> Line:
+    """Write the norm of several arrays together, as it is shown of one; empty where none has it."""
+    norms = [summarize(array).norm for array in arrays if numbers_of(array) is not None]
+    return roman(f"‖·‖ = {format_number(np.hypot.reduce(norms))}") if norms else ()
 
 
 def _common(members: list[Variable]) -> str:

@@ -16,15 +16,14 @@ True
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from graphlib import TopologicalSorter
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-
-from functional_bp.errors import BackpropError, compose
 
 Direction = Literal["right", "down"]
 Point = tuple[float, float]
@@ -72,16 +71,15 @@ class Placed(NamedTuple):
     width: float
     height: float
 
-
-def transposed(placed: Placed) -> Placed:
-    """Exchange x and y."""
-    return Placed(
-        {key: (y, x) for key, (x, y) in placed.centers.items()},
-        {key: [(y, x) for x, y in route] for key, route in placed.routes.items()},
-        {key: (y, x) for key, (x, y) in placed.labels.items()},
-        placed.height,
-        placed.width,
-    )
+    def moved(self, to: Callable[[float, float], Point], width: float, height: float) -> Placed:
+        """Return everything at other places, in a frame of another size."""
+        return Placed(
+            {key: to(*center) for key, center in self.centers.items()},
+            {key: [to(*point) for point in route] for key, route in self.routes.items()},
+            {key: to(*label) for key, label in self.labels.items()},
+            width,
+            height,
+        )
 
 
 def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
@@ -95,43 +93,26 @@ def framed(placed: Placed, boxes: list[Vertex], wires: list[Wire]) -> Placed:
     ]
     for (x, y), width, height in sized:
         corners += [(x - width / 2, y - height / 2), (x + width / 2, y + height / 2)]
-    xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    left, top = min(xs, default=0.0), min(ys, default=0.0)
-    right, bottom = max(xs, default=0.0), max(ys, default=0.0)
-
-    def moved(point: Point) -> Point:
-        return round(point[0] - left, 2), round(point[1] - top, 2)
-
-    return Placed(
-        {key: moved(point) for key, point in placed.centers.items()},
-        {key: [moved(point) for point in route] for key, route in placed.routes.items()},
-        {key: moved(point) for key, point in placed.labels.items()},
-        round(right - left, 2),
-        round(bottom - top, 2),
+    xs, ys = zip(*corners)
+    left, top = min(xs), min(ys)
+    return placed.moved(
+        lambda x, y: (round(x - left, 2), round(y - top, 2)),
+        round(max(xs) - left, 2),
+        round(max(ys) - top, 2),
     )
 
 
-class LayoutError(BackpropError, ValueError):
-    """There are boxes or wires that no layout can place."""
-
-
 def layout(
-    boxes: Iterable[Vertex],
-    wires: Iterable[Wire],
-    direction: Direction = "right",
+    boxes: Iterable[Vertex], wires: Iterable[Wire], direction: Direction = "right"
 ) -> Placed:
     """Place boxes in layers along ``direction``, wires and their labels between them.
 
     Args:
         boxes: with keys that differ.
-        wires: with keys that differ, from one box to another; cycles are allowed.
+        wires: with keys that differ, from one box to another of them; cycles are allowed.
         direction: where the heads of wires are, seen from their tails.
-
-    Raises:
-        LayoutError: a wire from a box to itself, or to a box that is not there; a key given twice.
     """
     boxes, wires = list(boxes), list(wires)
-    _check(boxes, wires)
     if not boxes:
         return Placed({}, {}, {}, 0.0, 0.0)
     if direction == "right":
@@ -140,28 +121,7 @@ def layout(
         [Vertex(b.key, b.height, b.width, b.core) for b in boxes],
         [w._replace(label_width=w.label_height, label_height=w.label_width) for w in wires],
     )
-    return framed(transposed(turned), boxes, wires)
-
-
-def _check(boxes: list[Vertex], wires: list[Wire]) -> None:
-    keys = {box.key for box in boxes}
-    if len(keys) != len(boxes) or len({wire.key for wire in wires}) != len(wires):
-        raise LayoutError(
-            compose(
-                "a key stands for two boxes or two wires",
-                got=f"{len(boxes)} boxes, {len(wires)} wires",
-                expected="a key of its own for each",
-            )
-        )
-    for wire in wires:
-        if wire.tail == wire.head or wire.tail not in keys or wire.head not in keys:
-            raise LayoutError(
-                compose(
-                    f"the wire {wire.key!r} cannot be drawn",
-                    got=f"from {wire.tail!r} to {wire.head!r}",
-                    expected="two different boxes that are there",
-                )
-            )
+    return framed(turned.moved(lambda x, y: (y, x), 0.0, 0.0), boxes, wires)
 
 
 # The order inside the layers.
@@ -250,7 +210,7 @@ def _all_crossings(layers: Layers, after: Neighbours) -> int:
             ends = sorted(position[other] for other in after[node])
             count += sum(len(seen) - bisect_right(seen, end) for end in ends)
             for end in ends:
-                seen.insert(bisect_right(seen, end), end)
+                insort(seen, end)
     return count
 
 
@@ -324,19 +284,12 @@ def ranks(count: int, edges: Sequence[Edge], step: int) -> list[int]:
 
 
 def _longest_path(count: int, edges: Sequence[Edge], step: int) -> list[int]:
-    out: list[list[int]] = [[] for _ in range(count)]
-    waiting = [0] * count
+    before: dict[int, list[int]] = {node: [] for node in range(count)}
     for u, v in edges:
-        out[u].append(v)
-        waiting[v] += 1
-    order = [node for node in range(count) if not waiting[node]]
+        before[v].append(u)
     rank = [0] * count
-    for node in order:
-        for following in out[node]:
-            rank[following] = max(rank[following], rank[node] + step)
-            waiting[following] -= 1
-            if not waiting[following]:
-                order.append(following)
+    for node in TopologicalSorter(before).static_order():
+        rank[node] = max((rank[u] + step for u in before[node]), default=0)
     return rank
 
 
@@ -366,9 +319,12 @@ class _Pull(NamedTuple):
     weight: float
 
 
+Pulls = dict[int, list[_Pull]]
+
+
 def aligned(
     layers: Layers, links: Sequence[Link], distance: Sequence[Sequence[float]]
-) -> list[float]:
+) -> dict[int, float]:
     """Return a position for each node.
 
     Args:
@@ -376,19 +332,16 @@ def aligned(
         links: between nodes of adjacent layers.
         distance: for each layer, the least distance of each node to the one before it.
     """
-    count = sum(map(len, layers))
-    before: list[list[_Pull]] = [[] for _ in range(count)]
-    after: list[list[_Pull]] = [[] for _ in range(count)]
+    before: Pulls = defaultdict(list)
+    after: Pulls = defaultdict(list)
     for u, v, at_u, at_v, weight in links:
         before[v].append(_Pull(u, at_u - at_v, weight))
         after[u].append(_Pull(v, at_v - at_u, weight))
-    both = [[*left, *right] for left, right in zip(before, after)]
-    position = [0.0] * count
+    both = {node: [*before[node], *after[node]] for layer in layers for node in layer}
+    position: dict[int, float] = {}
     for layer, gaps in zip(layers, distance):
-        place = -sum(gaps[1:]) / 2
-        for node, gap in zip(layer, [0.0, *gaps[1:]]):
-            place += gap
-            position[node] = place
+        places = accumulate(gaps[1:], initial=-sum(gaps[1:]) / 2)
+        position.update(zip(layer, places))
     levels = list(range(len(layers)))
     for pulls, order in [(before, levels), (after, levels[::-1])] * 2:
         for level in order:
@@ -403,8 +356,8 @@ def aligned(
 def _settle(
     layer: list[int],
     gaps: Sequence[float],
-    pulls: Sequence[Sequence[_Pull]],
-    position: list[float],
+    pulls: Pulls,
+    position: dict[int, float],
 ) -> None:
     """Move the nodes of one layer to where their wires are most level, in order and apart."""
     blocks: list[tuple[float, float, int]] = []  # position of its first node, weight, nodes
@@ -434,8 +387,8 @@ def _settle(
 def _level(
     layers: Layers,
     distance: Sequence[Sequence[float]],
-    pulls: Sequence[Sequence[_Pull]],
-    position: list[float],
+    pulls: Pulls,
+    position: dict[int, float],
 ) -> None:
     """Make wires that are almost level exactly so, where nothing stands in the way.
 
@@ -456,12 +409,12 @@ def _level(
     def fits(moved: set[int], by: float) -> bool:
         for node in moved:
             level, i = place[node]
-            layer, gaps = layers[level], distance[level]
+            layer, gaps, at = layers[level], distance[level], position[node] + by
             if i and layer[i - 1] not in moved:
-                if position[node] + by < position[layer[i - 1]] + gaps[i] - 0.001:
+                if at < position[layer[i - 1]] + gaps[i] - 0.001:
                     return False
             if i + 1 < len(layer) and layer[i + 1] not in moved:
-                if position[node] + by > position[layer[i + 1]] - gaps[i + 1] + 0.001:
+                if at > position[layer[i + 1]] - gaps[i + 1] + 0.001:
                     return False
         return True
 
@@ -523,14 +476,13 @@ def place_layered(boxes: list[Vertex], wires: list[Wire]) -> Placed:
         chains.append([*chain, v])
     chains = _without_empty_layers(chains, rank, len(boxes), set(label_of.values()))
 
-    layers = _first_order(chains, rank, len(boxes))
     before: list[list[int]] = [[] for _ in widths]
     after: list[list[int]] = [[] for _ in widths]
     for chain in chains:
         for u, v in pairwise(chain):
             after[u].append(v)
             before[v].append(u)
-    layers = ordered(layers, before, after)
+    layers = ordered(_first_order(before, after, rank, len(boxes)), before, after)
     ports = _ports(layers, chains, [box.core or 0.8 * box.height for box in boxes])
     links = [
         Link(u, v, ports[i, k][0], ports[i, k][1], _stiffness(u, v, len(boxes)))
@@ -542,15 +494,14 @@ def place_layered(boxes: list[Vertex], wires: list[Wire]) -> Placed:
         + [(heights[u] + heights[v]) / 2 + max(margins[u], margins[v]) for u, v in pairwise(layer)]
         for layer in layers
     ]
-    ys = _renumbered(layers, links, distance)
+    ys = aligned(layers, links, distance)
     columns = _columns(layers, links, ys, widths)
-    level_of = {node: level for level, layer in enumerate(layers) for node in layer}
-    middle = {node: sum(columns[level]) / 2 for node, level in level_of.items()}
+    borders = {node: border for layer, border in zip(layers, columns) for node in layer}
+    middle = {node: sum(border) / 2 for node, border in borders.items()}
     routes = {}
     for i, (chain, wire) in enumerate(zip(chains, wires)):
-        knots = _knots(chain, [ports[i, k] for k in range(len(chain) - 1)],
-                       ys, widths, columns, middle, level_of)  # fmt: skip
-        route = _smooth(knots)
+        ends = ys[chain[0]] + ports[i, 0][0], ys[chain[-1]] + ports[i, len(chain) - 2][1]
+        route = _smooth(_knots(chain, ends, ys, widths, borders, middle))
         routes[wire.key] = route[::-1] if i in turned else route
     return Placed(
         {box.key: (middle[i], ys[i]) for i, box in enumerate(boxes)},
@@ -578,17 +529,11 @@ def _without_empty_layers(
     return kept
 
 
-def _first_order(chains: list[list[int]], rank: list[int], boxes: int) -> list[list[int]]:
+def _first_order(before: Neighbours, after: Neighbours, rank: list[int], boxes: int) -> Layers:
     """Nodes by layer, as a walk along the wires meets them, back from the ends."""
-    into: dict[int, list[int]] = defaultdict(list)
-    out: set[int] = set()
-    for chain in chains:
-        for u, v in pairwise(chain):
-            into[v].append(u)
-            out.add(u)
-    layers: list[list[int]] = [[] for _ in range(max(rank) + 1)]
+    layers: Layers = [[] for _ in range(max(rank) + 1)]
     seen: set[int] = set()
-    ends = [node for node in range(boxes) if node not in out]
+    ends = [node for node in range(boxes) if not after[node]]
     for end in (*ends, *range(boxes)):
         stack = [end]
         while stack:
@@ -597,7 +542,7 @@ def _first_order(chains: list[list[int]], rank: list[int], boxes: int) -> list[l
                 continue
             seen.add(node)
             layers[rank[node]].append(node)
-            stack += reversed(into[node])
+            stack += reversed(before[node])
     return layers
 
 
@@ -615,61 +560,42 @@ def _ports(
     for side, ends in ((0, leaving), (1, coming)):
         for node, wires in ends.items():
             gap = min(PORT, cores[node] / len(wires))
-            for place_layered, (_, i, k) in enumerate(sorted(wires)):
-                found[i, k][side] = gap * (place_layered - (len(wires) - 1) / 2)
+            for place, (_, i, k) in enumerate(sorted(wires)):
+                found[i, k][side] = gap * (place - (len(wires) - 1) / 2)
     return {key: (at[0], at[1]) for key, at in found.items()}
-
-
-def _renumbered(
-    layers: list[list[int]], links: list[Link], distance: list[list[float]]
-) -> dict[int, float]:
-    """Positions by node; nodes of dropped layers have none."""
-    nodes = [node for layer in layers for node in layer]
-    number = {node: i for i, node in enumerate(nodes)}
-    ys = aligned(
-        [[number[node] for node in layer] for layer in layers],
-        [link._replace(tail=number[link.tail], head=number[link.head]) for link in links],
-        distance,
-    )
-    return dict(zip(nodes, ys))
 
 
 def _columns(
     layers: list[list[int]], links: list[Link], ys: dict[int, float], widths: list[float]
 ) -> list[tuple[float, float]]:
     """The left and right border of each layer; wires that climb far get more room for it."""
-    level_of = {node: level for level, layer in enumerate(layers) for node in layer}
-    climb = [0.0] * len(layers)
+    climb: dict[int, float] = defaultdict(float)
     for link in links:
         rise = abs(ys[link.tail] + link.tail_offset - ys[link.head] - link.head_offset)
-        climb[level_of[link.tail]] = max(climb[level_of[link.tail]], rise)
+        climb[link.tail] = max(climb[link.tail], rise)
     columns, left = [], 0.0
-    for layer, rise in zip(layers, climb):
+    for layer in layers:
         right = left + max(widths[node] for node in layer)
         columns.append((left, right))
+        rise = max(climb[node] for node in layer)
         left = right + min(max(BETWEEN_LAYERS, SLOPE * rise), MOST_BETWEEN_LAYERS)
     return columns
 
 
 def _knots(
     chain: list[int],
-    ports: list[tuple[float, float]],
+    ends: tuple[float, float],
     ys: dict[int, float],
     widths: list[float],
-    columns: list[tuple[float, float]],
+    borders: dict[int, tuple[float, float]],
     middle: dict[int, float],
-    level_of: dict[int, int],
 ) -> list[Point]:
     """The points where a wire is level: the borders of its boxes, and of the layers it passes."""
-    first, last = chain[0], chain[-1]
-    y = ys[first] + ports[0][0]
-    knots = [(middle[first] + widths[first] / 2, y), (columns[level_of[first]][1], y)]
-    for node in chain[1:-1]:
-        left, right = columns[level_of[node]]
-        knots += [(left, ys[node]), (right, ys[node])]
-    y = ys[last] + ports[-1][1]
-    knots += [(columns[level_of[last]][0], y), (middle[last] - widths[last] / 2, y)]
-    return knots
+    first, *between, last = chain
+    start, end = ends
+    knots = [(middle[first] + widths[first] / 2, start), (borders[first][1], start)]
+    knots += [(x, ys[node]) for node in between for x in borders[node]]
+    return [*knots, (borders[last][0], end), (middle[last] - widths[last] / 2, end)]
 
 
 def _smooth(knots: list[Point]) -> list[Point]:

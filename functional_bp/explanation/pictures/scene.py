@@ -215,12 +215,7 @@ FACES = {"italic": ' font-style="italic"', "bold": ' font-weight="bold"', "roman
 
 
 def svg_text(scene: Scene, theme: ThemeName = "light") -> str:
-    """Write the picture as the text of an SVG file.
-
-    Args:
-        scene: what is drawn.
-        theme: "light", "dark", or "auto": as the viewer's own preference is.
-    """
+    """Write the picture as the text of an SVG file; "auto" is as the viewer's own preference is."""
     width, height = _number(scene.width), _number(scene.height)
     kind = f"bp-{theme}"
     parts = [
@@ -251,37 +246,36 @@ def _rules(kind: str, theme: Theme) -> str:
         "gradient": theme.gradient, "muted": theme.muted, "tip": theme.wire,
         "branch": theme.wire,
     }  # fmt: skip
+    drawn = {
+        "variable": (theme.variable, theme.ink), "operator": (theme.operator, theme.ink),
+        "closed": (theme.closed, theme.ink), "wire": ("none", theme.wire),
+    }  # fmt: skip
     rules = [f".{kind} .{role}{{fill:{color}}}" for role, color in fills.items()]
-    for role, color in (("variable", theme.variable), ("operator", theme.operator),
-                        ("closed", theme.closed)):  # fmt: skip
-        rules.append(f".{kind} .{role}{{fill:{color};stroke:{theme.ink};stroke-width:1.1}}")
-    rules.append(f".{kind} .wire{{fill:none;stroke:{theme.wire};stroke-width:1.1}}")
+    rules += [f".{kind} .{role}{{fill:{fill};stroke:{stroke};stroke-width:1.1}}"
+              for role, (fill, stroke) in drawn.items()]  # fmt: skip
     return "\n".join(["", *rules, ""])
 
 
-def _titled(element: str, attributes: str, title: str, content: str = "") -> str:
+def _element(name: str, role: str, title: str, content: str = "", **attributes: float | str) -> str:
+    written = f'{name} class="{role}"'
+    for key, value in attributes.items():
+        text = value if isinstance(value, str) else _number(value)
+        written += f' {key.replace("_", "-")}="{text}"'
     inside = (f"<title>{escape(title)}</title>" if title else "") + content
-    return (
-        f"<{element} {attributes}>{inside}</{element}>" if inside else f"<{element} {attributes}/>"
-    )
+    return f"<{written}>{inside}</{name}>" if inside else f"<{written}/>"
 
 
 def _shape(shape: Shape) -> str:
+    _, x, y, width, height, radius, role, title = shape
     if shape.form == "ellipse":
-        size = f'rx="{_number(shape.width / 2)}" ry="{_number(shape.height / 2)}"'
-        place = f'cx="{_number(shape.x)}" cy="{_number(shape.y)}" {size}'
-        return _titled("ellipse", f'class="{shape.role}" {place}', shape.title)
-    left, top = shape.x - shape.width / 2, shape.y - shape.height / 2
-    place = (
-        f'x="{_number(left)}" y="{_number(top)}" width="{_number(shape.width)}" '
-        f'height="{_number(shape.height)}" rx="{_number(shape.radius)}"'
-    )
-    return _titled("rect", f'class="{shape.role}" {place}', shape.title)
+        return _element("ellipse", role, title, cx=x, cy=y, rx=width / 2, ry=height / 2)
+    return _element("rect", role, title, x=x - width / 2, y=y - height / 2,
+                    width=width, height=height, rx=radius)  # fmt: skip
 
 
 def _curve(curve: Curve) -> str:
     points = shortened(curve.points) if curve.arrow else list(curve.points)
-    path = _titled("path", f'class="{curve.role}" d="{path_data(points)}"', curve.title)
+    path = _element("path", curve.role, curve.title, d=path_data(points))
     if not curve.arrow:
         return path
     corners = " ".join(map(_pair, arrowhead(curve.points)))
@@ -295,12 +289,9 @@ def path_data(points: Sequence[Point]) -> str:
 
 
 def _text(text: Text) -> str:
-    place = (
-        f'class="{text.role}" x="{_number(text.x)}" '
-        f'y="{_number(text.y + BASELINE * text.size)}" font-size="{_number(text.size)}" '
-        'text-anchor="middle"'
-    )
-    return _titled("text", place, text.title, spans(text.line, text.size))
+    return _element("text", text.role, text.title, spans(text.line, text.size), x=text.x,
+                    y=text.y + BASELINE * text.size, font_size=text.size,
+                    text_anchor="middle")  # fmt: skip
 
 
 def spans(line: Line, size: float) -> str:
@@ -346,13 +337,7 @@ class PicturesExtraError(BackpropError, ImportError):
 def write_raster(
     scene: Scene, target: str | os.PathLike[str] | BinaryIO, kind: str, theme: ThemeName = "light"
 ) -> None:
-    """Write the picture to a file.
-
-    Args:
-        scene: what is drawn.
-        target: the file.
-        kind: "png" or "pdf".
-        theme: "light" or "dark"; "auto" is "light" here.
+    """Write the picture to a file, as "png" or "pdf"; the theme "auto" is "light" here.
 
     Raises:
         PicturesExtraError: matplotlib is not installed.

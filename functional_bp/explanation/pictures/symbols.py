@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from functional_bp.explanation.numbers import format_number, format_shape
+from functional_bp.explanation.numbers import format_number, format_shape, format_slices
 from functional_bp.graph.graph import Equation
 
 Face = Literal["roman", "italic", "bold"]
@@ -86,12 +86,7 @@ def greek(word: str) -> str | None:
 
 
 def typeset_name(name: str, is_array: bool = False, face: Face | None = None) -> Line:
-    """Set a name as mathematics: italic, arrays bold; digits and what follows ``_`` below.
-
-    Args:
-        name: an identifier.
-        is_array: whether it names a vector, a matrix or more.
-        face: the letters, where they are neither; of a function.
+    """Set a name as mathematics: italic, arrays bold, or in a face; numbers and ``_t`` below.
 
     >>> plain(typeset_name("W1")), plain(typeset_name("alpha_t")), plain(typeset_name("x_hat"))
     ('W_1', 'α_t', 'x̂')
@@ -117,8 +112,7 @@ def typeset_name(name: str, is_array: bool = False, face: Face | None = None) ->
 def typeset_paths(paths: Mapping[str, bool]) -> dict[str, Line]:
     """Set the names of arguments and places in pytrees, as short as they can be told apart.
 
-    Args:
-        paths: whether it is an array, by path.
+    Each path comes with whether it is that of an array.
 
     >>> paths = ["params['layers'][0]['W']", "params['layers'][1]['W']", "xs[2]", "rate"]
     >>> [plain(line) for line in typeset_paths({path: False for path in paths}).values()]
@@ -176,16 +170,11 @@ SIGNS: Mapping[str, Line] = {
     "reduce_window_max": roman("max pool"),
 }  # fmt: skip
 FUNCTIONS = {"sigmoid": "σ", "logistic": "σ", "loss": "ℓ", "l": "ℓ"}
-COMMUTATIVE = {"add": "+", "add_any": "+", "mul": "∗", "max": "max", "min": "min"}
+COMMUTATIVE = {"add": "+", "add_any": "+", "mul": "∗", "max": "max ", "min": "min "}
 
 
 def symbol(equation: Equation, fixed: Mapping[int, str]) -> Line:
-    """Return the sign of an equation's operation.
-
-    Args:
-        equation: one operation.
-        fixed: the operands that are constants, as text; they are part of the sign.
-    """
+    """Return the sign of an equation's operation; ``fixed`` operands, constants, are part of it."""
     name, params = equation.operation, equation.eqn.params
     if len(fixed) == 1 and len(equation.inputs) == 2:
         with_constant = _binary(name, fixed)
@@ -240,34 +229,31 @@ def constant(value: object) -> str:
 
 def _binary(name: str, fixed: Mapping[int, str]) -> Line | None:
     ((place, number),) = fixed.items()
+    is_right = place == 1
+    if name in ("add", "add_any") and number.startswith("−"):
+        return roman(number)
     if name in COMMUTATIVE:
-        if COMMUTATIVE[name] == "+" and number.startswith("−"):
-            return roman(f"−{number[1:]}")
-        space = " " if name in ("max", "min") else ""
-        return roman(f"{COMMUTATIVE[name]}{space}{number}")
-    if name == "sub":
-        return roman(f"−{number}") if place == 1 else (TextRun(f"{number}−"), X)
-    if name == "div":
-        return roman(f"/{number}") if place == 1 else (TextRun(f"{number}/"), X)
+        return roman(f"{COMMUTATIVE[name]}{number}")
     if name == "pow":
-        power_run = TextRun(number, "roman", 1) if place == 1 else TextRun("x", "italic", 1)
-        return (X if place == 1 else TextRun(number), power_run)
+        base, exponent = (X, TextRun(number)) if is_right else (TextRun(number), X)
+        return (base, exponent._replace(script=1))
+    if name in ("sub", "div"):
+        sign = SIGNS[name][0].text
+        return roman(f"{sign}{number}") if is_right else (TextRun(f"{number}{sign}"), X)
     if name in ("eq", "ne", "lt", "le", "gt", "ge"):
         sign = SIGNS[name][0].text
-        return roman(f"{sign}{number}") if place == 1 else roman(f"{number}{sign}")
+        return roman(f"{sign}{number}" if is_right else f"{number}{sign}")
     return None
 
 
 def _slice(equation: Equation) -> str:
     params = equation.eqn.params
-    strides = params["strides"] or (1,) * len(params["start_indices"])
-    parts = []
-    for size, start, end, stride in zip(
-        equation.inputs[0].shape, params["start_indices"], params["limit_indices"], strides
-    ):
-        if end - start == 1:
-            parts.append(str(start))
-            continue
-        text = f"{start or ''}:{'' if end == size else end}"
-        parts.append(text + (f":{stride}" if stride != 1 else ""))
+    parts = [
+        str(start) if stop - start == 1 else text
+        for start, stop, text in zip(
+            params["start_indices"],
+            params["limit_indices"],
+            format_slices(equation.inputs[0].shape, params),
+        )
+    ]
     return f"[{','.join(parts)}]"
