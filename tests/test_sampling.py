@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rule_cases import all_cases, one_of_three
 from sampling import SLOW, by_default, leave_to_long, sampled
 
 
@@ -20,6 +21,14 @@ def test_each_kind_has_its_own_first() -> None:
     cases = [("a", 1), ("b", 1), ("a", 2), ("a", 3), ("c", 1), ("b", 2)]
     chosen = by_default(sampled(cases, 2, kind=lambda name, _: name))
     assert [p.values for p in chosen] == [("a", 1), ("b", 1), ("a", 3), ("c", 1)]
+
+
+def test_three_slices_give_all_cases_and_each_has_every_rule() -> None:
+    slices = [{p.id for p in one_of_three(start)} for start in range(3)]
+    assert set.union(*slices) == {p.id for p in all_cases()}
+    for found in slices:
+        names = {id.rpartition("-")[0] for id in found}
+        assert names == {p.id.rpartition("-")[0] for p in all_cases()}
 
 
 def test_names_and_marks_are_kept() -> None:

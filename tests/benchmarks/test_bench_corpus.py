@@ -196,18 +196,11 @@ def largest_error(case: Case) -> float:
     return float(max(differences))
 
 
-@pytest.mark.parametrize("name", SAMPLE)
-def test_faults_show_where_they_are_declared_to(name: str) -> None:
-    assert_faults_show(next(op for op in operations() if op.name == name))
-
-
-@pytest.mark.long
-@by_operation
-def test_all_faults_show_where_they_are_declared_to(operation: Operation) -> None:
-    assert_faults_show(operation)
-
-
-def assert_faults_show(operation: Operation) -> None:
+@pytest.mark.parametrize("operation", [
+    pytest.param(op, id=op.name, marks=() if op.name in SAMPLE else pytest.mark.long)
+    for op in operations()
+])  # fmt: skip
+def test_faults_show_where_they_are_declared_to(operation: Operation) -> None:
     for case in faults_of(operation):
         shows = case.fault.shows if case.fault else ""
         if shows == "form":
@@ -290,15 +283,8 @@ def test_what_objects_to_everything_finds_nothing() -> None:
 
 
 def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "--only",
-        "silu:sign",
-        "--only",
-        "silu:right",
-        "--checkers",
-        "jax.vjp float32",
-        "--json",
-    ]
+    words = ["--only", "silu:sign", "--only", "silu:right", "--checkers", "jax.vjp float32",
+             "--json"]  # fmt: skip
     assert main(["check", *words]) == 0
     data = json.loads(capsys.readouterr().out)
     own = data["scores"]["jax.vjp float32"]

@@ -62,25 +62,8 @@ def test_in_a_process_of_its_own(ops: ModuleType, tmp_path: Path) -> None:
 
 def test_options_reach_the_checker(ops: Any, calls: list[Any], tmp_path: Path) -> None:
     status = main.main(
-        [
-            "check",
-            "kit.ops:loss_gradient",
-            "--of",
-            "kit.ops:loss",
-            "--argnums",
-            "0",
-            "--seed",
-            "7",
-            "--quick",
-            "--seconds",
-            "2.5",
-            "--reference",
-            "kit/ops.py:loss",
-            "--expect",
-            "-1",
-            "--shape",
-            "w=f32[3]",
-        ]  # fmt: skip
+        "check kit.ops:loss_gradient --of kit.ops:loss --argnums 0 --seed 7 --quick --seconds 2.5 "
+        "--reference kit/ops.py:loss --expect -1 --shape w=f32[3]".split()
     )
     assert status == 0
     (made,) = calls

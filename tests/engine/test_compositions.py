@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from measuring import compiled
+from measuring import as_scalar, compiled
 from sampling import sampled
 
 import functional_bp as bp
@@ -53,18 +53,6 @@ MODELS: dict[str, Callable[[Any], Any]] = {
 # Each takes a function of a vector to one of a vector's or scalar's derivative; the first argument
 # is the package that it is taken from: ours or JAX.
 Derivative = Callable[[Any, Callable[[Any], Any]], Callable[[Any], Any]]
-
-
-def as_scalar(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function with its output summed up, weights making all elements different."""
-
-    def scalar(x: Any) -> Any:
-        leaves = jax.tree.leaves(function(x))
-        return sum(
-            jnp.sum(jnp.sin(y) * jnp.arange(1.0, y.size + 1).reshape(y.shape)) for y in leaves
-        )
-
-    return scalar
 
 
 def pulled(package: Any, function: Callable[[Any], Any]) -> Callable[[Any], Any]:

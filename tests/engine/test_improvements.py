@@ -37,7 +37,7 @@ def near(entry: Improvement, got: Any) -> bool:
     return np.allclose(got, want, rtol=entry.rtol, atol=entry.rtol * scale, equal_nan=True)
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 2))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 3))
 def test_our_gradient_is_the_true_one(entry: Improvement) -> None:
     args = arguments(entry)
     gradient = entry.gradient(bp.grad)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from measuring import as_scalar
 
 import functional_bp as bp
 from functional_bp.errors import RuleError
@@ -69,17 +70,6 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, A
 GRADS = {"bp.grad": bp.grad, "jax.grad": jax.grad}
 
 
-def scalar(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Σ wᵢ sin yᵢ over all outputs, no two weights alike."""
-
-    def total(*args: Any) -> Any:
-        leaves = jax.tree.leaves(function(*args))
-        weights = [1 + jnp.arange(y.size).reshape(y.shape) / (7 + k) for k, y in enumerate(leaves)]
-        return sum(jnp.sum(w * jnp.sin(y)) for w, y in zip(weights, leaves))
-
-    return total
-
-
 def same(got: Any, want: Any) -> None:
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -99,7 +89,7 @@ def test_value(name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_gradient(name: str, grad: str, argnums: Any) -> None:
     ours, plain, args = OPERATIONS[name]
-    same(GRADS[grad](scalar(ours), argnums)(*args), jax.grad(scalar(plain), argnums)(*args))
+    same(GRADS[grad](as_scalar(ours), argnums)(*args), jax.grad(as_scalar(plain), argnums)(*args))
 
 
 def _vmapped(f: Any) -> Any:
@@ -132,9 +122,9 @@ SURROUNDINGS = {
 def test_gradient_of_a_transform(name: str, around: str) -> None:
     ours, plain, args = OPERATIONS[name]
     enclose = SURROUNDINGS[around]
-    want = jax.jit(jax.grad(scalar(enclose(plain)), (0, 1)))(*args)
+    want = jax.jit(jax.grad(as_scalar(enclose(plain)), (0, 1)))(*args)
     for grad in GRADS.values():
-        same(jax.jit(grad(scalar(enclose(ours)), (0, 1)))(*args), want)
+        same(jax.jit(grad(as_scalar(enclose(ours)), (0, 1)))(*args), want)
 
 
 @pytest.mark.parametrize("around", ["vmap", "scan", "shard_map"])
@@ -142,8 +132,8 @@ def test_gradient_of_a_transform(name: str, around: str) -> None:
 def test_gradient_inside_a_transform(name: str, around: str) -> None:
     ours, plain, args = OPERATIONS[name]
     enclose = SURROUNDINGS[around]
-    want = jax.jit(enclose(jax.grad(scalar(plain), (0, 1))))(*args)
-    same(jax.jit(enclose(bp.grad(scalar(ours), (0, 1))))(*args), want)
+    want = jax.jit(enclose(jax.grad(as_scalar(plain), (0, 1))))(*args)
+    same(jax.jit(enclose(bp.grad(as_scalar(ours), (0, 1))))(*args), want)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -151,7 +141,7 @@ def test_second_order(name: str) -> None:
     ours, plain, args = OPERATIONS[name]
 
     def energy(f: Any, first: Any) -> Any:
-        return lambda *args: sum(jnp.sum(bar**2) for bar in first(scalar(f), (0, 1))(*args))
+        return lambda *args: sum(jnp.sum(bar**2) for bar in first(as_scalar(f), (0, 1))(*args))
 
     want = jax.jit(jax.grad(energy(plain, jax.grad), (0, 1)))(*args)
     for first, second in [(bp.grad, bp.grad), (jax.grad, bp.grad), (bp.grad, jax.grad)]:
@@ -282,7 +272,7 @@ def test_cotangent_that_is_no_array(grad: str) -> None:
 def test_a_wrong_pullback_would_be_noticed() -> None:
     wrong = bp.operation("x -> y", jnp.sin, x=lambda y_bar, x: y_bar * jnp.cos(x) * (1 + 1e-9))
     with pytest.raises(AssertionError):
-        same(bp.grad(scalar(wrong))(SCALE), jax.grad(scalar(jnp.sin))(SCALE))
+        same(bp.grad(as_scalar(wrong))(SCALE), jax.grad(as_scalar(jnp.sin))(SCALE))
 
 
 def test_a_pullback_may_take_all_parameters() -> None:

@@ -8,6 +8,7 @@ import random
 import time
 
 import pytest
+from bezier import Rectangle, overlap, points_of
 
 from functional_bp.explanation.pictures.layered import (
     Direction,
@@ -18,7 +19,6 @@ from functional_bp.explanation.pictures.layered import (
 )
 
 DIRECTIONS: list[Direction] = ["right", "down"]
-Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def drawn(seed: int, count: int, labels: bool) -> tuple[list[Vertex], list[Wire]]:
@@ -45,26 +45,7 @@ def around(center: tuple[float, float], width: float, height: float) -> Rectangl
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
-def overlap(a: Rectangle, b: Rectangle, slack: float = 0.5) -> bool:
-    return min(a[2], b[2]) - max(a[0], b[0]) > slack and min(a[3], b[3]) - max(a[1], b[1]) > slack
-
-
-def points_of(route: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points along a Bézier chain, by de Casteljau's construction."""
-    found = []
-    for i in range(0, len(route) - 1, 3):
-        for step in range(33):
-            t, row = step / 32, route[i : i + 4]
-            while len(row) > 1:
-                row = [
-                    (x0 + (x1 - x0) * t, y0 + (y1 - y0) * t)
-                    for (x0, y0), (x1, y1) in itertools.pairwise(row)
-                ]
-            found.append(row[0])
-    return found
-
-
-def away(points: list[tuple[float, float]], place: tuple[float, float]) -> float:
+def away(points: list[list[float]], place: tuple[float, float]) -> float:
     """The distance of a place from the line through points."""
     nearest = math.inf
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -92,7 +73,7 @@ def faults(boxes: list[Vertex], wires: list[Wire], placed: Placed) -> list[str]:
         route = placed.routes[wire.key]
         if len(route) % 3 != 1 or len(route) < 4:
             found.append(f"{wire.key} is no Bézier chain")
-        points = points_of(route)
+        points = points_of(route).tolist()
         for end, point in ((wire.tail, points[0]), (wire.head, points[-1])):
             left, top, right, bottom = spaces["box", end]
             inside = left - 1.5 <= point[0] <= right + 1.5 and top - 1.5 <= point[1] <= bottom + 1.5

@@ -1,7 +1,5 @@
 """The page: one valid file without network, with every equation, in bounded size."""
 
-import html
-import html.parser
 import json
 import re
 
@@ -9,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from html_document import Document
 
 import functional_bp as bp
 from functional_bp.explanation.page import frame, page
@@ -26,38 +25,6 @@ def network(params, x):
 def explained(size: int = 3) -> bp.Explanation:
     params = {NASTY: np.linspace(-1, 1, 2 * size).reshape(size, 2)}
     return bp.explain(network, params, np.linspace(0, 1, 2 * size).reshape(2, size))
-
-
-class Document(html.parser.HTMLParser):
-    """Elements with their attributes; complains of tags that do not match."""
-
-    VOID = ("meta", "input", "br", "img", "link", "hr")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.feed(text)
-        self.close()
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open:
-            key = self.found[-1][1].get("id") or self.open[-1]
-            self.texts[key] = self.texts.get(key, "") + data
 
 
 def data_of(text: str) -> dict:
@@ -94,8 +61,7 @@ def test_names_cannot_end_the_data_or_the_title():
     document = Document(text)
     assert document.texts["title"] == NASTY
     assert data_of(text)["title"] == NASTY
-    tags = {tag for tag, _ in document.found}
-    assert "b" not in tags and text.count("</script>") == 2
+    assert "b" not in document.tags and text.count("</script>") == 2
     assert e.graph.inputs[0].name in {v["n"] for v in data_of(text)["variables"]}
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bezier import overlap, points_of
 from drawn_models import MODELS, normal
 from sampling import sampled
 
@@ -36,17 +37,6 @@ def models() -> dict[str, bp.Explanation]:
     return {name: make() for name, make in MODELS.items()}
 
 
-def curve_points(points: tuple[tuple[float, float], ...]) -> np.ndarray:
-    t = np.linspace(0, 1, 40)[:, None]
-    pieces = []
-    for i in range(0, len(points) - 1, 3):
-        a, b, c, d = np.array(points[i : i + 4])
-        pieces.append(
-            (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
-        )
-    return np.concatenate(pieces)
-
-
 def faults(scene: Scene) -> list[str]:
     """Text over text, over a border that is not its own, over a wire, or outside the page."""
     found = []
@@ -55,7 +45,7 @@ def faults(scene: Scene) -> list[str]:
         if left < 0 or top < 0 or right > scene.width or bottom > scene.height:
             found.append(f"{plain(text.line)} leaves the page")
         for curve in scene.curves:
-            x, y = curve_points(curve.points).T
+            x, y = points_of(curve.points).T
             if np.any((left < x) & (x < right) & (top + 1 < y) & (y < bottom - 1)):
                 found.append(f"a wire goes over {plain(text.line)}")
         found += [
@@ -66,20 +56,16 @@ def faults(scene: Scene) -> list[str]:
     found += [
         f"{plain(a.line)} overlaps {plain(b.line)}"
         for a, b in itertools.combinations(scene.texts, 2)
-        if common(a.extent, b.extent)
+        if overlap(a.extent, b.extent)
     ]
     return found
-
-
-def common(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return min(a[2], b[2]) - max(a[0], b[0]) > 0.5 and min(a[3], b[3]) - max(a[1], b[1]) > 0.5
 
 
 def covers(shape: Shape, text: Text) -> bool:
     half_width, half_height = shape.width / 2, shape.height / 2
     around = (shape.x - half_width, shape.y - half_height, shape.x + half_width,
               shape.y + half_height)  # fmt: skip
-    return common(around, text.extent)
+    return overlap(around, text.extent)
 
 
 WAYS = itertools.product(MODELS, ["cs231n", "d2l"], ["right", "down"])

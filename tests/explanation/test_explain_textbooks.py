@@ -6,9 +6,7 @@ formulas (5.3.2 to 5.3.14) instead of numbers: they are evaluated here by hand, 
 
 from __future__ import annotations
 
-import os
 import runpy
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_process import python
 
 import functional_bp as bp
 from functional_bp.explanation.numbers import format_number, format_value
@@ -40,10 +39,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the script has run as a person starts it."""
     folder = tmp_path_factory.mktemp("drawn")
-    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64")}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True
-    )
+    done = python(SCRIPT, folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -66,19 +66,23 @@ def pull(vjp: Any, function: Any, args: Sequence[Any], subset: Sequence[int], on
     return out, call
 
 
-def curvature(grad: Any, function: Any, args: Sequence[Any], active: Sequence[int]) -> list[Any]:
-    """The gradient of ‖∇s‖² for a scalar s of the outputs in which no two elements are alike."""
+def as_scalar(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Σ wᵢ (sin Re yᵢ + cos Im yᵢ) over all outputs, no two weights alike."""
 
-    def energy(*chosen: Any) -> Any:
+    def scalar(*args: Any) -> Any:
         total = jnp.zeros(())
-        for y in jax.tree.leaves(fixing(function, args, active)(*chosen)):
-            if inexact(y):
-                weights = 1 + jnp.arange(y.size, dtype=float).reshape(y.shape) / 7
-                total += jnp.sum(weights * jnp.sin(jnp.real(y)))
-                total += jnp.sum(weights * jnp.cos(jnp.imag(y))) if y.dtype.kind == "c" else 0
+        for y in filter(inexact, jax.tree.leaves(function(*args))):
+            weights = 1 + jnp.arange(y.size, dtype=float).reshape(y.shape) / 7
+            total += jnp.sum(weights * jnp.sin(jnp.real(y)))
+            total += jnp.sum(weights * jnp.cos(jnp.imag(y))) if y.dtype.kind == "c" else 0
         return total
 
-    numbers = tuple(range(len(active)))
+    return scalar
+
+
+def curvature(grad: Any, function: Any, args: Sequence[Any], active: Sequence[int]) -> list[Any]:
+    """The gradient of ‖∇s‖² for a scalar s of the outputs in which no two elements are alike."""
+    energy, numbers = as_scalar(fixing(function, args, active)), tuple(range(len(active)))
 
     def slope(*chosen: Any) -> Any:
         grads = grad(energy, numbers)(*chosen)

@@ -23,9 +23,7 @@ def planted(primitive: Primitive, signature: str, **declared: Any) -> Iterator[R
         if before is not None:
             bp.rules.add(before)
         else:
-            bp.rules._rules.pop(primitive)  # nobody but a test takes a rule away
-            for forget in bp.rules.changed:
-                forget()
+            bp.rules.remove(primitive)
 
 
 def primitive_of(name: str, function: Callable[..., Any], shapes: Callable[..., Any]) -> Primitive:

@@ -26,5 +26,10 @@ def sampled_cases() -> list[Any]:
     return [p for p in all_cases() if p.values[1] == 0 and name_of(*p.values) not in LARGE][::3]
 
 
+def one_of_three(start: int) -> list[Any]:
+    """Of each rule every third case from ``start`` on, one at least: three slices give all."""
+    return [p for p in all_cases() if p.values[1] % 3 == start % min(3, len(p.values[0].cases))]
+
+
 def name_of(rule: Rule, k: int) -> str:
     return rule.primitive.name

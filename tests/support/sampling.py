@@ -35,12 +35,15 @@ def sampled(
 # Of the functions of these modules each k-th runs by default.
 SLOW = {
     "test_bench_train": 2,
+    "test_check": 2,
     "test_check_apart": 3,
+    "test_check_lines": 2,
     "test_check_patterns": 2,
     "test_check_plugin": 3,
     "test_check_repairs": 2,
     "test_check_repairs_classics": 2,
     "test_check_search": 2,
+    "test_check_stages": 2,
     "test_check_steps": 2,
     "test_check_terms": 2,
     "test_demo": 2,

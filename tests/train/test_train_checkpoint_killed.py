@@ -1,72 +1,50 @@
 """Processes that are killed, interrupted or end while a checkpoint is being written."""
 
-import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import children
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from test_train_checkpoint import state_of
+from test_train_checkpoint import same_bits, state_of
 
 from functional_bp.train import storage
 from functional_bp.train.checkpoints import Checkpoints
 
-COMMON = """
-import os, sys
-import jax, jax.numpy as jnp
-from functional_bp.train.checkpoints import Checkpoints
-from functional_bp.train.state import TrainState
 
 def state(step, size=200_000):
-    params = {"a": jnp.full(size, step, jnp.float32), "b": jnp.full((3, size // 8), -step)}
-    return TrainState(params, (), jnp.int32(step), jax.random.key(step))
-
-checkpoints = Checkpoints(sys.argv[1], keep=2)
-"""
-SAVES_ALL_THE_TIME = """
-step = checkpoints.latest() or 0
-print(step, flush=True)
-while True:
-    step += 1
-    checkpoints.save(step, state(step), {"step": step}, metrics={"val_loss": 100.0 - step % 10})
-    print(step - 1, flush=True)  # the one before has been waited for
-"""
-ENDS_AT_ONCE = "checkpoints.save(5, state(5, 3_000_000), {'step': 5})\n"
+    params = {"a": jnp.full(size, step, jnp.float32), "b": jnp.full((3, size // 8), -step, "int32")}
+    return state_of(params, step=jnp.int32(step), rng=jax.random.key(step))
 
 
-def start(script, folder, **options):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-c", COMMON + script, str(folder)]
-    return subprocess.Popen(command, env=environment, text=True, **options)
-
-
-def check_whole(checkpoints, step):
-    size = 200_000
-    params = {"a": jnp.zeros(size, jnp.float32), "b": jnp.zeros((3, size // 8), jnp.int32)}
-    found = checkpoints.restore(state_of(params), step=step)
-    assert found.loop == {"step": step} and int(found.state.step) == step
-    np.testing.assert_array_equal(found.state.params["a"], np.full(size, step, np.float32))
-    np.testing.assert_array_equal(found.state.params["b"], np.full((3, size // 8), -step))
-    key = jax.random.key_data(found.state.rng)
-    np.testing.assert_array_equal(key, jax.random.key_data(jax.random.key(step)))
+def save_all_the_time(pipe, folder):
+    jax.config.update("jax_platforms", "cpu")
+    checkpoints = Checkpoints(folder, keep=2)
+    step = checkpoints.latest() or 0
+    pipe.send(step)
+    while True:
+        step += 1
+        checkpoints.save(step, state(step), {"step": step}, metrics={"val_loss": 100.0 - step % 10})
+        pipe.send(step - 1)  # the one before has been waited for
 
 
 def kill_at_random(folder, times, seed):
     draw, leftovers = random.Random(seed), 0
     for _ in range(times):
-        process = start(SAVES_ALL_THE_TIME, folder, stdout=subprocess.PIPE)
-        first = int(process.stdout.readline())  # it has started
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.3, 1.2))
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        told = int([first, *process.communicate()[0].split()][-1])
+        process, pipe = children.start(save_all_the_time, folder)
+        times_told = [(pipe.recv(), time.monotonic()) for _ in range(draw.randrange(2, 5))]
+        (_, before), (first, last) = times_told[-2:]
+        process.join(draw.uniform(0, last - before))  # within the save that has begun
+        assert process.exitcode is None
+        process.kill()
+        told = [first, *children.rest(pipe)][-1]
+        process.join()
         leftovers += any(storage.LEFTOVER.fullmatch(name) for name in os.listdir(folder))
         checkpoints = Checkpoints(folder, keep=2)
         names = sorted(os.listdir(folder))
@@ -75,7 +53,9 @@ def kill_at_random(folder, times, seed):
         assert steps == sorted(set(steps)) and len(steps) >= min(2, told)
         assert max(steps, default=0) >= told  # whatever was saved is there
         for step in steps:
-            check_whole(checkpoints, step)
+            found = checkpoints.restore(state(0), step=step)
+            assert found.loop == {"step": step}
+            same_bits(found.state, state(step))
         best = max(((step % 10, -step) for step in steps), default=(0, 0))
         assert (checkpoints.best() or 0) == -best[1]
     return leftovers
@@ -103,21 +83,31 @@ def test_a_leftover_is_removed_but_no_save_in_progress(tmp_path):
     assert set(os.listdir(tmp_path)) == of_others
 
 
+ENDS_AT_ONCE = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from test_train_checkpoint_killed import Checkpoints, os, state
+
+Checkpoints(sys.argv[1]).save(5, state(5, 3_000_000), {"step": 5})
+"""
+
+
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 2)"])
 def test_a_program_that_ends_after_a_save_has_saved(tmp_path, end):
-    process = start(ENDS_AT_ONCE + end, tmp_path, stderr=subprocess.PIPE)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode in ((-2, 130) if end else (0,))
-    assert said.count("Traceback") == (1 if end else 0)
+    here = Path(__file__).parent
+    words = [sys.executable, "-c", ENDS_AT_ONCE + end, tmp_path, here, here.parent / "support"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(words, env=environment, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode in ((-2, 130) if end else (0,))
     if not end:
-        assert said == ""  # nothing of Orbax, absl or JAX
+        assert done.stderr == ""  # nothing of Orbax, absl or JAX
     else:
-        assert said.rstrip().endswith("KeyboardInterrupt")
+        assert done.stderr.count("Traceback") == 1
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt")
     assert os.listdir(tmp_path) == ["000001-step-5"]
-    size = 3_000_000
-    params = {"a": jnp.zeros(size, jnp.float32), "b": jnp.zeros((3, size // 8), jnp.int32)}
-    found = Checkpoints(tmp_path).restore(state_of(params))
-    assert found.loop == {"step": 5} and bool((found.state.params["a"] == 5).all())
+    found = Checkpoints(tmp_path).restore(state(0, 3_000_000))
+    assert found.loop == {"step": 5}
+    same_bits(found.state, state(5, 3_000_000))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a __del__
@@ -152,16 +142,16 @@ def test_ctrl_c_at_any_moment_leaves_saving_as_it_was(tmp_path):
 
 
 def test_two_processes_may_look_and_save_at_once(tmp_path):
-    process = start(SAVES_ALL_THE_TIME, tmp_path, stdout=subprocess.PIPE)
+    process, pipe = children.start(save_all_the_time, tmp_path)
     try:
-        process.stdout.readline()
+        pipe.recv()
         end = time.monotonic() + 1
         while time.monotonic() < end:
             Checkpoints(tmp_path)  # would remove a leftover
-        first = int(process.stdout.readline())
+        first = pipe.recv()
         time.sleep(0.5)
-        assert process.poll() is None  # its saves were not spoilt
+        assert process.exitcode is None  # its saves were not spoilt
     finally:
         process.kill()
-        last = int(process.communicate()[0].split()[-1])
+        last = children.rest(pipe)[-1]
     assert last > first

@@ -6,12 +6,12 @@ import dataclasses
 import io
 import re
 import sys
-from html.parser import HTMLParser
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from html_document import Document
 from rich.console import Console
 from test_train_progress import Clock, train
 
@@ -134,31 +134,6 @@ def test_a_terminal_keeps_some_of_many_fast_epochs(clock: Clock) -> None:
     assert any("epoch 1000/1000  0.0 s" in line for line in lines)
 
 
-class Page(HTMLParser):
-    """Tags that are closed, and the cells of the table."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.cells: list[list[str]] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.open.append(tag)
-        if tag == "tr":
-            self.cells.append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.open[-1] in ("td", "th"):
-            self.cells[-1].append(data)
-
-
 def test_a_notebook_has_a_bar_and_a_table(clock: Clock, monkeypatch: Any) -> None:
     pages: list[str] = []
     handle = SimpleNamespace(update=lambda box: pages.append(box.data))
@@ -172,13 +147,13 @@ def test_a_notebook_has_a_bar_and_a_table(clock: Clock, monkeypatch: Any) -> Non
     with Progress(displays.Notebook(), 20, 50, lambda: {"loss": 0.125}) as shown:
         train(shown, clock, epochs=12)
         shown.note("a <note>")
-    assert "compiling the step" in Page(pages[0]).text
-    within = Page(pages[10])
+    assert "compiling the step" in Document(pages[0]).text
+    within = Document(pages[10])
     assert within.text.startswith("epoch  1/20 ") and "160 examples/s" in within.text
-    assert within.cells[0] == ["epoch", "time", "loss"] and within.cells[1][::2] == ["1", "0.1250"]
-    last = Page(pages[-1])
-    assert last.cells[0] == ["epoch", "time", "loss", "val_loss"] and len(last.cells) == 9
-    assert last.cells[-1] == ["12", "3.5 s", "0.0833", "2.0000"] and "a <note>" in last.text
+    assert within.rows[0] == ["epoch", "time", "loss"] and within.rows[1][::2] == ["1", "0.1250"]
+    last = Document(pages[-1])
+    assert last.rows[0] == ["epoch", "time", "loss", "val_loss"] and len(last.rows) == 9
+    assert last.rows[-1] == ["12", "3.5 s", "0.0833", "2.0000"] and "a <note>" in last.text
     assert 'aria-valuenow="100"' in pages[-1] and "&lt;note&gt;" in pages[-1]
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from html.parser import HTMLParser
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from html_document import Document
 
 from functional_bp.train.history import History, HistoryError, PlotExtraError, shown
 
@@ -111,33 +111,13 @@ def test_long_tables_leave_out_the_middle() -> None:
     assert lines[-1].split()[:2] == ["1000", shown(1 / 1000)]
 
 
-class Cells(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th"):
-            self.rows[-1].append(data)
-
-
 def test_table_in_a_notebook() -> None:
     history = made()
     history.stopped = "a <b> & c"
-    parser = Cells()
-    parser.feed(history._repr_html_())
-    assert parser.open == [] and "a &lt;b&gt; &amp; c" in history._repr_html_()
-    assert parser.rows[0] == ["epoch", "loss", "accuracy", "val_loss"]
-    assert parser.rows[2] == ["2", "0.5000", "0.3333"]
+    rows = Document(history._repr_html_()).rows
+    assert "a &lt;b&gt; &amp; c" in history._repr_html_()
+    assert rows[0] == ["epoch", "loss", "accuracy", "val_loss"]
+    assert rows[2] == ["2", "0.5000", "0.3333"]
 
 
 def test_picture_has_both_curves_of_every_quantity() -> None:

@@ -6,12 +6,10 @@ import functools
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,60 +190,64 @@ def test_the_last_good_state_is_saved(tmp_path: Path) -> None:
     same(state, expected)
 
 
-# Processes
+class Told(train.Callback):
+    """Tell every step to whoever reads the pipe."""
 
-PROGRAM = """
-import sys, hashlib, signal, numpy as np, jax, optax
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.path[:0] = sys.argv[1].split("|")
-from test_train_resume import fit
-from functional_bp import train
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
 
-folder = sys.argv[2]
-print("ready", flush=True)
-with train.Checkpoints(folder, every_steps=3, keep=2) as checkpoints:
-    state, history = fit(checkpoints, epochs=int(sys.argv[3]))
-state = state.replace(rng=jax.random.key_data(state.rng))
-data = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state))
-print(hashlib.sha256(data).hexdigest(), history.stopped, len(history.rows), flush=True)
-"""
+    def on_step_end(self, run: Any, step: int) -> None:
+        self.pipe.send(step)
 
 
-def start(folder: Path, epochs: int) -> subprocess.Popen[str]:
-    here = Path(__file__).parent
-    paths = f"{here}|{here.parent / 'support'}"
-    words = [sys.executable, "-c", PROGRAM, paths, str(folder), str(epochs)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ})
+def run_to_its_end(pipe: Any, folder: Path, epochs: int) -> None:
+    """Send every step, and at the end all bits of the state, why it stopped, and the epochs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with train.Checkpoints(folder, every_steps=3, keep=2) as checkpoints:
+        state, history = fit(checkpoints, epochs=epochs, callbacks=[Told(pipe)])
+    state = state.replace(rng=jax.random.key_data(state.rng))
+    bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+    pipe.send((bits, history.stopped, len(history.rows)))
 
 
-def killed_and_resumed(folder: Path, epochs: int, kills: int, seed: int) -> None:
-    expected = start(folder / "whole", epochs).communicate(timeout=120)[0].split()[1:]
-    draw = random.Random(seed)
-    for _ in range(kills):
-        with start(folder / "killed", epochs) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            time.sleep(draw.uniform(0.2, 4.0))
-            process.send_signal(signal.SIGKILL)
-    assert start(folder / "killed", epochs).communicate(timeout=120)[0].split()[1:] == expected
+EPOCHS = 24
+
+
+def to_its_end(folder: Path) -> Any:
+    _, pipe = children.start(run_to_its_end, folder, EPOCHS)
+    return children.rest(pipe)[-1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return to_its_end(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_random_moments(seed: int, tmp_path: Path) -> None:
-    killed_and_resumed(tmp_path, epochs=60, kills=8, seed=seed)
+def test_killed_at_random_moments(seed: int, whole: Any, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    for _ in range(8):
+        process, pipe = children.start(run_to_its_end, tmp_path, EPOCHS)
+        for _ in range(draw.randrange(12)):
+            pipe.recv()
+        process.join(draw.uniform(0, 0.1))
+        process.kill()
+        process.join()
+    assert to_its_end(tmp_path) == whole
 
 
 @pytest.mark.long
-def test_ctrl_c_saves_and_gives_the_history_back(tmp_path: Path) -> None:
-    expected = start(tmp_path / "whole", 200).communicate(timeout=300)[0].split()[1:]
-    process = start(tmp_path / "stopped", 200)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(5.0)
-    process.send_signal(signal.SIGINT)
-    words = process.communicate(timeout=60)[0].split()
-    assert words[1:2] == ["interrupted"] and process.returncode == 0
-    assert 0 <= int(words[2]) < 200
-    assert start(tmp_path / "stopped", 200).communicate(timeout=300)[0].split()[1:] == expected
+def test_ctrl_c_saves_and_gives_the_history_back(whole: Any, tmp_path: Path) -> None:
+    process, pipe = children.start(run_to_its_end, tmp_path, EPOCHS)
+    while pipe.recv() < EPOCHS:
+        pass
+    os.kill(process.pid, signal.SIGINT)
+    *_, (_, stopped, epochs) = children.rest(pipe)
+    process.join()
+    assert stopped == "interrupted" and process.exitcode == 0
+    assert 0 <= epochs < EPOCHS
+    assert to_its_end(tmp_path) == whole
 
 
 @pytest.fixture

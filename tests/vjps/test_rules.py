@@ -9,15 +9,29 @@ import enclosures
 import pytest
 from measuring import compiled, measure
 from properties import PROPERTIES, close, tolerance
-from rule_cases import all_cases, name_of
+from rule_cases import all_cases, name_of, one_of_three
 from sampling import LARGE, by_default, sampled
 
 import functional_bp as bp
 from functional_bp.engine.rule import Rule
 
-CASES = sampled([p for p in all_cases() if name_of(*p.values) not in LARGE], 16, kind=name_of)
-OF_LARGE = [p for p in all_cases() if name_of(*p.values) in LARGE]
-LONG = [pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in OF_LARGE]
+
+def is_large(rule: Rule, k: int) -> bool:
+    return name_of(rule, k) in LARGE
+
+
+def long(parameters: list[Any]) -> list[Any]:
+    return [pytest.param(*p.values, id=p.id, marks=pytest.mark.long) for p in parameters]
+
+
+CASES = sampled([p for p in all_cases() if not is_large(*p.values)], 16, kind=name_of)
+
+# Of large rules a slice of the cases has every property, and the others the three of first order.
+LONG = long([p for p in one_of_three(0) if is_large(*p.values)])
+WHOLE = {p.id for p in LONG}
+OF_LARGE = [p for p in all_cases() if is_large(*p.values)]
+FIRST_OF_LARGE = [p for p in OF_LARGE if p.values[1] == 0]
+OTHERS_OF_LARGE = long([p for p in OF_LARGE if p.values[1] and p.id not in WHOLE])
 
 
 @pytest.mark.parametrize(("rule", "k"), [*CASES, *LONG])
@@ -25,10 +39,7 @@ def test_every_property_holds(rule: Rule, k: int, record_property: Any) -> None:
     record_property("compared", hold(PROPERTIES, measure(rule.cases[k], seed=k), rule, k))
 
 
-FIRST_OF_LARGE = [p for p in OF_LARGE if p.values[1] == 0]
-
-
-@pytest.mark.parametrize(("rule", "k"), FIRST_OF_LARGE)
+@pytest.mark.parametrize(("rule", "k"), [*FIRST_OF_LARGE, *OTHERS_OF_LARGE])
 def test_value_cotangents_and_adjoint_identity_of_large_rules(rule: Rule, k: int) -> None:
     chosen = {name: PROPERTIES[name] for name in ("value", "cotangent", "adjoint identity")}
     hold(chosen, measure(rule.cases[k], seed=k, brief=True), rule, k)
@@ -59,15 +70,8 @@ def chapter_of(rule: Rule, k: int) -> str:
 
 # Even the long tests take a sample here: of each rule the first case and every fourth after it.
 INSIDE = by_default(sampled(all_cases(), 4, kind=name_of))
-
-
-def is_large(rule: Rule, k: int) -> bool:
-    return name_of(rule, k) in LARGE
-
-
 SMALL = [p for p in INSIDE if not is_large(*p.values)]
-LARGE_ONES = [pytest.param(*p.values, id=p.id, marks=pytest.mark.long)
-              for p in INSIDE if is_large(*p.values)]  # fmt: skip
+LARGE_ONES = long([p for p in INSIDE if is_large(*p.values)])
 
 
 @pytest.mark.parametrize(("rule", "k"), [*sampled(SMALL, 64, kind=chapter_of), *LARGE_ONES])
