@@ -213,7 +213,7 @@ def footprint(
     subject = _Subject(fun, args, kwargs, optimizer, argnums, has_aux)
     training = subject.usage(subject.training) if subject.is_loss else None
     alone = subject.usage(subject.prediction)
-    is_step = not subject.is_loss and alone.by_use[Use.OPTIMIZER] > 0
+    is_step = not subject.is_loss and subject.takes_a_state
     return Footprint(
         subject.name, jax.default_backend(), _devices(subject.args),
         alone if is_step else training, None if is_step else alone, subject,
@@ -260,6 +260,12 @@ class _Subject:
         loss: Any = out[0] if has_two else out
         dtype = getattr(loss, "dtype", None)
         return dtype is not None and loss.shape == () and jnp.issubdtype(dtype, jnp.floating)
+
+    @property
+    def takes_a_state(self) -> bool:
+        """Say whether it is a training step: its argument holds parameters beside other things."""
+        paths = names.argument_names(self.fun, self.args, {})
+        return any(path.startswith(f"{self.heads[self.trained]}.params") for path in paths)
 
     def training(self, args: tuple[Any, ...]) -> Built:
         """Return the function that trains, its arguments, and the positions of what is donated."""

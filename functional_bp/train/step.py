@@ -228,6 +228,10 @@ class Step:
         """
         return self._compiled(state, batch)
 
+    def lower(self, state: TrainState, batch: Any) -> Any:
+        """The step is lowered for a state and a batch, or their shapes, as ``jax.jit``'s is."""
+        return self._compiled.lower(state, batch)
+
     @property
     def compilations(self) -> int:
         """The step was compiled for so many shapes, dtypes and layouts of state and batch."""

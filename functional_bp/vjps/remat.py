@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
