@@ -31,14 +31,16 @@ class Definition(NamedTuple):
     line: int
 
 
-def definition(function: Callable[..., Any]) -> Definition | None:
+def definition(function: Callable[..., Any] | CodeType) -> Definition | None:
     """The definition of a function or method written in Python; None where no source is there.
+
+    It may be given as what it was compiled to.
 
     Of several lambdas on one line it is the one whose parameters and extent the code has. What
     wraps a function (a decorator, ``functools.partial``) has a definition only if it is itself
     written in Python; ``unwrapped`` takes it off.
     """
-    code = getattr(function, "__code__", None)
+    code = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
     if not isinstance(code, CodeType):
         return None
     linecache.checkcache(code.co_filename)

@@ -6,11 +6,16 @@ Each of these is also an attribute of the error, so that no program has to take 
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+PACKAGE_FOLDER = f"{Path(__file__).parent}{os.sep}"
 FLOAT0 = np.dtype([("float0", np.void, 0)])  # jax.dtypes.float0, without loading JAX
 SHORT_DTYPES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -80,14 +85,18 @@ def compose(
 class BackpropError(Exception):
     """Every error that ``functional_bp`` raises by itself is one of these.
 
+    Args:
+        message: the whole text, as ``compose`` gives it, or what failed.
+        parts: the others, as ``compose`` takes them.
+
     Attributes:
         message: the text, with its parts.
         what, where, got, expected, do: the parts; "" where there is nothing to say.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(message)
-        self.message = message if isinstance(message, Message) else compose(message)
+    def __init__(self, message: str = "", **parts: str) -> None:
+        self.message = message if isinstance(message, Message) else compose(message, **parts)
+        super().__init__(self.message)
         self.what, self.where, self.do = self.message.what, self.message.where, self.message.do
         self.got, self.expected = self.message.got, self.message.expected
 
@@ -148,8 +157,8 @@ class NonFiniteError(BackpropError, ArithmeticError):
         history: of the epochs before.
     """
 
-    def __init__(self, message: str, finding: Any = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, finding: Any = None, **parts: str) -> None:
+        super().__init__(message, **parts)
         self.finding = finding
         self.state: Any = None
         self.history: Any = None
@@ -169,6 +178,13 @@ class NonFiniteError(BackpropError, ArithmeticError):
 
 class CheckpointError(BackpropError, RuntimeError):
     """A checkpoint is missing, broken, or of another state than the one asked for."""
+
+
+class ClaimError(BackpropError, TypeError, ValueError):
+    """What ``check`` was given claims no gradient, or cannot be called, or names what is not there.
+
+    A ``TypeError`` where its kind is at fault, a ``ValueError`` where a name is.
+    """
 
 
 class WrongGradientError(BackpropError, AssertionError):
@@ -193,16 +209,22 @@ def describe(value: Any) -> str:
     return f"{name}[{','.join(map(str, shape))}]"
 
 
+def warn(message: str) -> None:
+    """Warn of something at the person's line: the one that called the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(PACKAGE_FOLDER):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
 def missing_rule(name: str, where: str, operands: Sequence[Any]) -> MissingRuleError:
     """Make the error for an equation that neither we nor its author can differentiate."""
     letters = ", ".join(f"x{i}" for i in range(len(operands))) or "x"
     return MissingRuleError(
-        compose(
-            f"no rule says how to differentiate the operation {name!r}",
-            where=where or "an operation without a known source line",
-            got=f"{name}({', '.join(map(describe, operands))}) on the way to a wanted gradient",
-            expected="a VJP rule, ours or one that its author registered with JAX",
-            do=f'write one:  bp.rule(primitive, "{letters} -> y", x0=lambda y_bar, ...: ...)\n'
-            "            or pass its arguments through jax.lax.stop_gradient",
-        )
+        f"no rule says how to differentiate the operation {name!r}",
+        where=where or "an operation without a known source line",
+        got=f"{name}({', '.join(map(describe, operands))}) on the way to a wanted gradient",
+        expected="a VJP rule, ours or one that its author registered with JAX",
+        do=f'write one:  bp.rule(primitive, "{letters} -> y", x0=lambda y_bar, ...: ...)\n'
+        "            or pass its arguments through jax.lax.stop_gradient",
     )

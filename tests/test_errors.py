@@ -403,6 +403,17 @@ def test_copied_and_pickled_errors_are_as_they_were() -> None:
         assert str(error).startswith(MESSAGE)
 
 
+def test_an_error_composes_its_message_of_parts() -> None:
+    error = NonFiniteError("it failed", "log_of: ln 0", got="a", do="say {so}", so="b")
+    assert error.message == compose("it failed", got="a", do="say b")
+    assert (error.what, error.got, error.do, error.finding) == (
+        "it failed",
+        "a",
+        "say b",
+        "log_of: ln 0",
+    )
+
+
 def test_what_an_error_carries_besides_is_copied_too() -> None:
     error = NonFiniteError(MESSAGE, "log_of: ln 0")
     error.state, error.history = {"w": 1.0}, [2.0]

@@ -124,7 +124,6 @@ def _reason(error: BackpropError, name: str) -> str:
 
 
 def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) -> Report:
-    from functional_bp.errors import compose
     from functional_bp.gradcheck import check
     from functional_bp.gradcheck.targets import TargetError, inputs_for
 
@@ -137,14 +136,13 @@ def _check(args: argparse.Namespace, target: Target, options: dict[str, Any]) ->
         report = check.check(target.subject, *inputs, name=target.name, **chosen)
     except Exception as error:  # a person's own code may raise anything
         got = f"{type(error).__name__}: {error}"
-        raise TargetError(compose(f"{target.name} cannot be checked", got=got)) from error
+        raise TargetError(f"{target.name} cannot be checked", got=got) from error
     again = {**report.settings, "rerun": _command(args, target)}
     return dataclasses.replace(report, name=target.name, settings=again)
 
 
 def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, Any]:
     """Read the options of ``functional_bp.check`` off the command line."""
-    from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError, lookup, positions
 
     options: dict[str, Any] = {}
@@ -154,21 +152,23 @@ def _options(args: argparse.Namespace, targets: Sequence[Target]) -> dict[str, A
         option = {"shapes": "shape", "names": "arg"}.get(only[0], only[0])
         near = ", ".join(target.name for target in targets[:4])
         raise InputsError(
-            compose(f"--{option} is for one gradient", got=f"{len(targets)} in {args.target}",
-                    do=f"name it: {near}{', …' if len(targets) > 4 else ''}")
-        )  # fmt: skip
+            f"--{option} is for one gradient",
+            got=f"{len(targets)} in {args.target}",
+            do=f"name it: {near}{', …' if len(targets) > 4 else ''}",
+        )
     if (args.names or args.argnums) and not args.of:
         raise InputsError(
-            compose("--arg and --argnums say which arguments a gradient function is for",
-                    got="no --of", do="add --of MODULE:NAME, the function that is differentiated")
-        )  # fmt: skip
+            "--arg and --argnums say which arguments a gradient function is for",
+            got="no --of",
+            do="add --of MODULE:NAME, the function that is differentiated",
+        )
     chosen = positions(targets[0], args.names) if args.names else ()
     if args.argnums:
         try:
             chosen = tuple(map(int, args.argnums.split(",")))
         except ValueError as error:
             raise InputsError(
-                compose("--argnums cannot be read", got=args.argnums, expected="as in 0 or 0,2")
+                "--argnums cannot be read", got=args.argnums, expected="as in 0 or 0,2"
             ) from error
     if chosen:  # as with jax.grad, one number stands for a gradient that is no tuple
         options["argnums"] = chosen[0] if len(chosen) == 1 else chosen

@@ -38,7 +38,7 @@ from rich.console import Console
 from functional_bp import train
 from functional_bp.cli.shared import refuse
 from functional_bp.engine.transforms import grad
-from functional_bp.errors import BackpropError, NonFiniteError, compose
+from functional_bp.errors import BackpropError, NonFiniteError
 from functional_bp.tables import text
 from functional_bp.tables.table import Cell, Column, Line, Table
 
@@ -144,7 +144,7 @@ def load_digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         from sklearn import datasets, model_selection
     except ImportError as error:
         what = "the digits come with scikit-learn, which is not installed"
-        raise DemoError(compose(what, do="pip install 'functional-bp[demo]'")) from error
+        raise DemoError(what, do="pip install 'functional-bp[demo]'") from error
     split = partial(model_selection.train_test_split, random_state=seed)
     x, y = map(np.asarray, datasets.load_digits(return_X_y=True))
     x, x_held_out, y, y_held_out = split(x, y, test_size=0.2, stratify=y)

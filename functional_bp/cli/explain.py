@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -96,15 +98,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import InputsError
 
     given = list(_drawn_as(args))
     if given and not args.files:
         raise InputsError(
-            compose(f"--{given[0]} says how a file is drawn", got="no file",
-                    do="add --save FILE.svg, .png, .pdf or .html")
-        )  # fmt: skip
+            f"--{given[0]} says how a file is drawn",
+            got="no file",
+            do="add --save FILE.svg, .png, .pdf or .html",
+        )
 
 
 def _drawn_as(args: argparse.Namespace) -> dict[str, Any]:
@@ -131,9 +133,19 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     if args.upstream is not None:  # JAX's order of leaves, which is that of the graph's outputs
         outputs = trace(called, *nodes).outputs
         cotangent = [jnp.full(v.shape, args.upstream, v.dtype) for v in outputs]
-    return explain(
+    made = lambda: explain(
         called, *nodes, cotangent=cotangent, unroll=args.unroll, max_steps=args.max_steps
     )
+    if args.max_steps is None:
+        return made()
+    logging.disable(logging.ERROR)  # JAX logs what a callback raises before it raises that
+    try:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return made()
+        with jax.disable_jit():  # a StepBoundError comes through as it is
+            return made()
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _target(text: str) -> Target:
@@ -142,7 +154,6 @@ def _target(text: str) -> Target:
     Raises:
         TargetError: there is no such module or function; the message lists near names.
     """
-    from functional_bp.errors import compose
     from functional_bp.gradcheck.targets import Target, TargetError, load, lookup, marked_in
 
     where, colon, name = text.rpartition(":")
@@ -152,11 +163,11 @@ def _target(text: str) -> Target:
     if not callable(subject):
         there = ", ".join(_functions_in(module)[:6])
         raise TargetError(
-            compose(f"{text} is no function",
-                    got="a module" if is_whole else type(subject).__name__,
-                    expected="MODULE:FUNCTION or FILE.py:FUNCTION",
-                    do=f"name one of its functions: {there}" if there else "")
-        )  # fmt: skip
+            f"{text} is no function",
+            got="a module" if is_whole else type(subject).__name__,
+            expected="MODULE:FUNCTION or FILE.py:FUNCTION",
+            do=f"name one of its functions: {there}" if there else "",
+        )
     marked = (mark.arguments for mark in marked_in(module) if mark.subject is subject)
     return Target(f"{module.__name__}:{name}", subject, module, next(marked, ()))
 
@@ -202,7 +213,7 @@ def _misfit(target: Target, inputs: Sequence[Any], error: Exception) -> Backprop
     """Say what a person's own code raised, and what it was called with."""
     import jax
 
-    from functional_bp.errors import compose, describe
+    from functional_bp.errors import describe
     from functional_bp.gradcheck.targets import InputsError
 
     signature = _signature(target.subject)
@@ -216,16 +227,12 @@ def _misfit(target: Target, inputs: Sequence[Any], error: Exception) -> Backprop
     do = "a value decides what the function does: use jnp.where or jax.lax.cond; or fix a setting, "
     do += "as in --shape n=3"
     return InputsError(
-        compose(
-            f"{target.name} cannot be traced"
-            if is_traced
-            else f"the inputs do not fit {target.name}",
-            where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "",
-            got=f"{', '.join(map(' = '.join, zip(names, described)))}\n            "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected=f"{target.short_name}{signature or '(…)'}",
-            do=do if is_traced else "",
-        )
+        f"{target.name} cannot be traced" if is_traced else f"the inputs do not fit {target.name}",
+        where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "",
+        got=f"{', '.join(map(' = '.join, zip(names, described)))}\n            "
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        expected=f"{target.short_name}{signature or '(…)'}",
+        do=do if is_traced else "",
     )
 
 
@@ -242,15 +249,16 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def _save(explanation: Explanation, file: str, args: argparse.Namespace) -> None:
-    from functional_bp.errors import BackpropError, compose
+    from functional_bp.errors import BackpropError
 
     try:
         explanation.save(file, **_drawn_as(args))
     except OSError as error:
         raise BackpropError(
-            compose(f"{file} cannot be written", got=error.strerror or str(error),
-                    do="make its folder, or write elsewhere")
-        ) from error  # fmt: skip
+            f"{file} cannot be written",
+            got=error.strerror or str(error),
+            do="make its folder, or write elsewhere",
+        ) from error
     print(file)
 
 

@@ -177,20 +177,21 @@ WITHOUT = {
 }
 
 
-def page(rules: Iterable[Rule]) -> str:
-    """Write the page of those of the rules that stand in this package, by chapter.
+def page(rules: Iterable[Rule], whole: bool = True) -> str:
+    """Write the page of those of the rules that stand in this package, by chapter, in Markdown.
 
-    Returns:
-        Markdown. Nothing in it depends on where in its file a rule stands.
+    Nothing in it depends on where in its file a rule stands. ``whole`` is with the page's head.
     """
     chapters: dict[str, list[Rule]] = {}
     own = [rule for rule in rules if Path(rule.file).is_relative_to(PACKAGE)]
     for rule in sorted(own, key=lambda r: (Path(r.file).stem, r.line, r.primitive.name)):
         chapters.setdefault(rule.file, []).append(rule)
-    total = sum(map(len, chapters.values()))
+    written = [chapter(file, found) for file, found in chapters.items()]
+    if not whole:
+        return "\n".join(written)
     links = " · ".join(f"[{Path(f).stem}](#{anchor(f)})" for f in chapters)
-    lead = f"{HEAD}\n{total} rules, with JAX {version()}: {links}\n"
-    return "\n".join([lead, *(chapter(file, found) for file, found in chapters.items())])
+    lead = f"{HEAD}\n{sum(map(len, chapters.values()))} rules, with JAX {version()}: {links}\n"
+    return "\n".join([lead, *written])
 
 
 def version() -> str:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--markdown",
         action="store_true",
-        help="print all rules as the page functional_bp/vjps/README.md",
+        help="print the page functional_bp/vjps/README.md, or of it what there is of the name",
     )
     parser.add_argument(
         "--improvements",
@@ -51,26 +51,22 @@ def run(args: argparse.Namespace) -> int:
         return list_improvements(args.name or "", args.json)
     from functional_bp import rules
 
-    if args.markdown:
+    every = sorted(rules.values(), key=lambda rule: rule.primitive.name)
+    matching = [rule for rule in every if (args.name or "") in rule.primitive.name]
+    exact = [rule for rule in matching if rule.primitive.name == args.name]
+    if args.markdown and matching:
         from functional_bp.cli.gallery import page
 
-        print(page(rules.values()), end="")
+        print(page(exact or matching, whole=args.name is None), end="")
         return 0
-    every = sorted(rules.values(), key=lambda rule: rule.primitive.name)
-    if args.name is None:
-        return _list(every, args.json)
-    matching = [rule for rule in every if args.name in rule.primitive.name]
-    exact = [rule for rule in matching if rule.primitive.name == args.name]
-    if exact and args.json:
-        return _list(exact, as_json=True)
-    if exact:
+    if exact and not args.json:
         print("\n\n".join(_in_full(rule) for rule in exact))
         others = [rule.primitive.name for rule in matching if rule not in exact]
         if others:
             print(f"\nSee also: {', '.join(others)}")
         return 0
     if matching:
-        return _list(matching, args.json)
+        return _list(exact or matching, args.json)
     near = difflib.get_close_matches(args.name, {rule.primitive.name for rule in every}, n=5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return refuse("rules", f"no rule's name contains {args.name!r}{hint}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
 from functools import partial
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from functional_bp.engine.rule import Rule
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck import claims as claiming
 from functional_bp.gradcheck.claims import by_our_rules, read
 from functional_bp.gradcheck.clock import TimeUp, watchdog
@@ -24,30 +24,31 @@ from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.input_classes import GIVEN
 from functional_bp.gradcheck.judging import Judgement, Ruling
 from functional_bp.gradcheck.report import Report
-from functional_bp.gradcheck.stages.compositions import compositions, sharded_inputs
-from functional_bp.gradcheck.stages.inputs import searched_inputs, shrink
-from functional_bp.gradcheck.stages.linearity import (
+from functional_bp.gradcheck.stages.given_inputs import (
     linearity,
     parts,
+    repeated_calls,
+    shapes,
     silent_outputs,
     single_cotangents,
 )
-from functional_bp.gradcheck.stages.precision import precision
-from functional_bp.gradcheck.stages.second_order import adjoint_identity, second_order
-from functional_bp.gradcheck.stages.structure import repeated_calls, shapes
+from functional_bp.gradcheck.stages.inputs import precision, searched_inputs, shrink
+from functional_bp.gradcheck.stages.compositions import (
+    adjoint_identity,
+    compositions,
+    second_order,
+    sharded_inputs,
+)
 from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 
-
-class Fact(Enum):
-    """A stage may need that this is true of a claim, or of a check."""
-
-    TRACEABLE = auto()  # JAX can trace the claim
-    REFERENCE = auto()  # there is a function to differentiate
-    DERIVATIVE = auto()  # the truth is the derivative, and no declared gradient
-    OTHER_INPUTS = auto()  # the claim holds at other inputs than the given
-    SHORT_ARRAYS = auto()
-    TIME = auto()  # the check is no quick one
+Need = Callable[[CheckContext], bool]  # of a claim, or of a check, for a stage to make sense
+TRACEABLE: Need = lambda context: context.subject.traceable
+REFERENCE: Need = lambda context: context.has_reference
+DERIVATIVE: Need = lambda context: not context.is_declared  # the truth is no declared gradient
+OTHER_INPUTS: Need = lambda context: not context.subject.only_here
+SHORT_ARRAYS: Need = lambda context: not context.is_large
+TIME: Need = lambda context: not context.quick
 
 
 @dataclass(frozen=True)
@@ -63,33 +64,33 @@ class Stage:
 
     title: str
     run: Callable[[CheckContext], None]
-    needs: Mapping[Fact, str] = field(default_factory=dict)
+    needs: Mapping[Need, str] = field(default_factory=dict)
     row: str = ""
 
 
-def _silently(*needs: Fact) -> dict[Fact, str]:
+def _silently(*needs: Need) -> dict[Need, str]:
     """Needs that no row tells of where they are lacking."""
     return dict.fromkeys(needs, "")
 
 
-REPEATED_CALLS = Stage("repeated calls", repeated_calls, _silently(Fact.TIME))
+REPEATED_CALLS = Stage("repeated calls", repeated_calls, _silently(TIME))
 # Stages that run once the first derivative at the given inputs is right.
 FURTHER = (
     Stage("single cotangents", single_cotangents),
-    Stage("parts", parts, _silently(Fact.TIME)),
+    Stage("parts", parts, _silently(TIME)),
     Stage("searched inputs", searched_inputs,
-          {Fact.OTHER_INPUTS: "the claim is a number, made for these inputs"}, "other inputs"),
+          {OTHER_INPUTS: "the claim is a number, made for these inputs"}, "other inputs"),
     Stage("adjoint identity", adjoint_identity,
-          _silently(Fact.REFERENCE, Fact.DERIVATIVE, Fact.TIME, Fact.TRACEABLE)),
+          _silently(REFERENCE, DERIVATIVE, TIME, TRACEABLE)),
     Stage("second order", second_order,
-          {Fact.SHORT_ARRAYS: "a long array", Fact.TIME: "quick", Fact.TRACEABLE: "not traceable",
-           Fact.OTHER_INPUTS: "not traceable"}),
+          {SHORT_ARRAYS: "a long array", TIME: "quick", TRACEABLE: "not traceable",
+           OTHER_INPUTS: "not traceable"}),
     Stage("compositions", compositions,
-          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
+          _silently(TIME, TRACEABLE, OTHER_INPUTS)),
     Stage("sharded inputs", sharded_inputs,
-          _silently(Fact.TIME, Fact.TRACEABLE, Fact.OTHER_INPUTS)),
+          _silently(TIME, TRACEABLE, OTHER_INPUTS)),
     Stage("precision", precision, _silently(
-        Fact.TRACEABLE, Fact.REFERENCE, Fact.TIME, Fact.OTHER_INPUTS, Fact.SHORT_ARRAYS)),
+        TRACEABLE, REFERENCE, TIME, OTHER_INPUTS, SHORT_ARRAYS)),
 )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def check(
         A report: ``report.ok``, ``report.verdict``, ``report.findings``; it prints readably.
 
     Raises:
-        TypeError: the subject claims no gradient, or cannot be called with the arguments.
+        ClaimError: the subject claims no gradient, or cannot be called with the arguments.
 
     Example:
         >>> import functional_bp as bp, jax, jax.numpy as jnp
@@ -159,8 +160,10 @@ def check(
     if name:
         made = replace(made, name=name)
     if not made.actives:
-        raise TypeError(f"{made.name}: no argument is a real or complex array, so that there is "
-                        "no gradient to check")  # fmt: skip
+        raise ClaimError(
+            f"{made.name}: no argument is a real or complex array, so that there is no gradient to "
+            "check"
+        )
     return run(made, quick=quick, seed=seed, seconds=seconds, started=started,
                is_declared=expect is not None)  # fmt: skip
 
@@ -353,8 +356,7 @@ def _rows_of(context: CheckContext, judgement: Judgement) -> None:
 
 def _run_stage(context: CheckContext, stage: Stage) -> None:
     """Run a stage that has what it needs; that it raises is no fault of the claim."""
-    offered = _offered(context)
-    lacking = [why for need, why in stage.needs.items() if need not in offered]
+    lacking = [why for need, why in stage.needs.items() if not need(context)]
     if lacking:
         if lacking[0]:
             context.row(stage.row or stage.title, Outcome.LEFT_OUT, lacking[0])
@@ -370,19 +372,6 @@ def _run_stage(context: CheckContext, stage: Stage) -> None:
     if ran.error is not None:
         context.row(title, Outcome.LEFT_OUT, f"raised {ran.raised}: {ran.message}"[:120])
         context.note(f"{title} could not be checked: {ran.raised}")
-
-
-def _offered(context: CheckContext) -> set[Fact]:
-    """What a claim and its check have of all that stages may need."""
-    facts = {
-        Fact.TRACEABLE: context.subject.traceable,
-        Fact.REFERENCE: context.has_reference,
-        Fact.DERIVATIVE: not context.is_declared,
-        Fact.OTHER_INPUTS: not context.subject.only_here,
-        Fact.SHORT_ARRAYS: not context.is_large,
-        Fact.TIME: not context.quick,
-    }
-    return {need for need, is_there in facts.items() if is_there}
 
 
 def _not_ended(what: str, error: BaseException, seconds: float) -> str:

@@ -22,8 +22,7 @@ from functional_bp.definitions import definition, unwrapped
 from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import Rule, rules
 from functional_bp.engine.transforms import vjp
-from functional_bp.errors import compose, describe
-from functional_bp.gradcheck import torch_reference
+from functional_bp.errors import ClaimError, describe
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Flattening, Subject, active_outputs, output_bars
 from functional_bp.graph import interpret
@@ -42,7 +41,7 @@ def read(subject: Any, args: Sequence[Any]) -> Subject:
     """Return the claim that ``subject`` makes about its gradient at ``args``.
 
     Raises:
-        TypeError: it is nothing that claims a gradient.
+        ClaimError: it is nothing that claims a gradient.
     """
     made = _read(subject, args)
     with Guard("the claim, traced"):  # whatever else is wrong with it is found where it is run
@@ -82,14 +81,12 @@ def _read(subject: Any, args: Sequence[Any]) -> Subject:
         return _pair(*subject, args)
     if callable(subject):
         return _plain(subject, args)
-    raise TypeError(
-        compose(
-            "bp.check cannot check this",
-            got=type(subject).__name__,
-            expected="a custom_vjp or custom_jvp function, an operation, a rule, a pair "
-            "(forward, backward), or any JAX function",
-            do="for a gradient function give the function it differentiates: of=loss",
-        )
+    raise ClaimError(
+        "bp.check cannot check this",
+        got=type(subject).__name__,
+        expected="a custom_vjp or custom_jvp function, an operation, a rule, a pair "
+        "(forward, backward), or any JAX function",
+        do="for a gradient function give the function it differentiates: of=loss",
     )
 
 
@@ -126,8 +123,8 @@ def _custom_vjp(fun: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> S
     subject = _callable(fun, args, reference=fun.fun, static=static, judged=judged)
     forward, backward = fun.fwd, fun.bwd
     if forward is None or backward is None:
-        raise TypeError(
-            compose(f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)")
+        raise ClaimError(
+            f"{subject.name} has no rule yet", do=f"call {subject.name}.defvjp(fwd, bwd)"
         )
     flat = Flattening(fun, args, judged, static)
     given = [args[i] for i in static]
@@ -318,13 +315,11 @@ def looks_at_values(subject: Subject) -> bool:
 def _two(returned: Any, forward: Callable[..., Any]) -> tuple[Any, Any]:
     if isinstance(returned, tuple | list) and len(returned) == 2:
         return returned[0], returned[1]
-    raise TypeError(
-        compose(
-            f"{function_name(forward)} is the forward function of a pair",
-            got=f"a return value of type {type(returned).__name__}",
-            expected="(output, residuals), and backward(residuals, output_bar); or an output alone "
-            "and backward(*arguments, output_bar)",
-        )
+    raise ClaimError(
+        f"{function_name(forward)} is the forward function of a pair",
+        got=f"a return value of type {type(returned).__name__}",
+        expected="(output, residuals), and backward(residuals, output_bar); or an output alone "
+        "and backward(*arguments, output_bar)",
     )
 
 
@@ -427,7 +422,8 @@ def gradient_function(
     def found(actives: Arrays, fixed: Arrays) -> Arrays:
         result = claimed(*flat.join(actives, fixed))
         bars = result[1] if with_value else result
-        single = isinstance(argnums, int) or len(positions) == 1 and not _is_tuple_of_one(bars)
+        is_tuple_of_one = isinstance(bars, tuple | list) and len(bars) == 1
+        single = isinstance(argnums, int) or len(positions) == 1 and not is_tuple_of_one
         full: list[Any] = [None] * len(args)
         for i, bar in zip(positions, (bars,) if single else bars, strict=True):
             full[i] = bar
@@ -459,13 +455,11 @@ def _scalar_of(of: Callable[..., Any], args: Sequence[Any]) -> Any:
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, TypeError):
         shape = of(*args)
     if np.shape(shape) != () and getattr(shape, "shape", None) != ():
-        raise TypeError(
-            compose(
-                f"of={function_name(of)} has no gradient",
-                got=f"an output {jax.tree.map(describe, shape)}",
-                expected="a real scalar, as for jax.grad",
-                do="check a custom_vjp function or a pair (forward, backward) instead",
-            )
+        raise ClaimError(
+            f"of={function_name(of)} has no gradient",
+            got=f"an output {jax.tree.map(describe, shape)}",
+            expected="a real scalar, as for jax.grad",
+            do="check a custom_vjp function or a pair (forward, backward) instead",
         )
     return shape
 
@@ -491,19 +485,13 @@ def _positions(
                 return with_value, tuple(range(len(args)))
             if structure(tuple(bars)) == structure(tuple(args[: len(bars)])):
                 return with_value, tuple(range(len(bars)))
-    raise TypeError(
-        compose(
-            "the gradient function returns something that is no gradient of the arguments",
-            got=str(structure(sample)),
-            expected=f"{structure(args[0])} for the first argument, or a tuple with one entry "
-            "per argument",
-            do="say for which arguments it is: argnums=",
-        )
+    raise ClaimError(
+        "the gradient function returns something that is no gradient of the arguments",
+        got=str(structure(sample)),
+        expected=f"{structure(args[0])} for the first argument, or a tuple with one entry "
+        "per argument",
+        do="say for which arguments it is: argnums=",
     )
-
-
-def _is_tuple_of_one(bars: Any) -> bool:
-    return isinstance(bars, tuple | list) and len(bars) == 1
 
 
 def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, Any]) -> Subject:
@@ -516,16 +504,17 @@ def on_paper(fun: Callable[..., Any], args: Sequence[Any], claims: Mapping[str, 
             last part. A function in place of an array is called with ``args``.
 
     Raises:
-        TypeError: the claims are not by name, or ``fun`` is not scalar.
+        ClaimError: the claims are not by name, or ``fun`` is not scalar.
     """
     _scalar_of(fun, args)
     every = Flattening(fun, args)
     if not isinstance(claims, Mapping):
-        raise TypeError(
-            compose("claims= wants gradients by argument", got=type(claims).__name__,
-                    expected=f"a dict with names of {', '.join(every.names)}",
-                    do=f"write claims={{{every.names[0]!r}: …}}" if every.names else "")
-        )  # fmt: skip
+        raise ClaimError(
+            "claims= wants gradients by argument",
+            got=type(claims).__name__,
+            expected=f"a dict with names of {', '.join(every.names)}",
+            do=f"write claims={{{every.names[0]!r}: …}}" if every.names else "",
+        )
     by_name = {resolve(name, every.names): value for name, value in claims.items()}
     flat = Flattening(fun, args, only=tuple(by_name))
     values = [by_name[name] for name in flat.names]
@@ -586,7 +575,7 @@ def resolve(name: str, names: Sequence[str]) -> str:
     """Return the name among ``names`` that a person means: the whole of it, or its last part.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ClaimError: there is none, or more than one.
     """
     if name in names:
         return name
@@ -595,12 +584,10 @@ def resolve(name: str, names: Sequence[str]) -> str:
     if len(matching) == 1:
         return matching[0]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    raise ValueError(
-        compose(
-            f"no value is called {name!r}" if not matching else f"{name!r} is the end of several",
-            got=name,
-            expected=" or ".join(matching or near or names) or "a name",
-        )
+    raise ClaimError(
+        f"no value is called {name!r}" if not matching else f"{name!r} is the end of several",
+        got=name,
+        expected=" or ".join(matching or near or names) or "a name",
     )
 
 
@@ -613,7 +600,7 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
         return replace(subject, reference=None, reference_pull=None)
     flat = Flattening(reference, args)
     if len(flat.active) != len(subject.actives):  # some arguments are held fixed
-        flat = Flattening(reference, args, only=_same_leaves(flat, subject))
+        flat = Flattening(reference, args, only=[n for n in flat.all_names if n in subject.names])
     fun = flat.outputs_of(reference)
     with Guard("the reference in JAX") as in_jax:
         jax.eval_shape(fun, subject.actives, subject.fixed)
@@ -622,24 +609,74 @@ def with_reference(subject: Subject, reference: Any, args: Sequence[Any]) -> Sub
     with Guard("the reference in NumPy") as in_numpy:
         on_host(subject.actives, subject.fixed)
         return replace(subject, reference=None, reference_pull=None, numeric=on_host)
-    made = torch_reference.read(reference, flat, subject)
+    made = _in_torch(reference, flat, subject)
     if made is not None:
         return made
     problem = in_jax if isinstance(in_jax.error, TypeError) else in_numpy
-    raise TypeError(
-        compose(
-            f"the reference {function_name(reference)} cannot be called with the given arguments",
-            got=f"{problem.raised}: {problem.message}",
-            expected="a JAX, NumPy or PyTorch function of the same arguments",
-            do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
-            if find_spec("torch") is None
-            else "",
-        )
+    raise ClaimError(
+        f"the reference {function_name(reference)} cannot be called with the given arguments",
+        got=f"{problem.raised}: {problem.message}",
+        expected="a JAX, NumPy or PyTorch function of the same arguments",
+        do="for a PyTorch function install it: pip install 'functional-bp[torch]'"
+        if find_spec("torch") is None
+        else "",
     )
 
 
-def _same_leaves(flat: Flattening, subject: Subject) -> list[str]:
-    return [name for name, leaf in zip(flat.all_names, flat.leaves) if name in subject.names]
+def _in_torch(reference: Callable[..., Any], flat: Flattening, subject: Subject) -> Subject | None:
+    """Have ``reference`` judge ``subject`` on tensors; None where it is no PyTorch function."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    def tensor(array: Any) -> Any:
+        host = np.array(array)
+        if host.dtype == jnp.bfloat16:  # NumPy has it from JAX, PyTorch does not read it from there
+            return torch.from_numpy(host.astype(np.float32)).to(torch.bfloat16)
+        return torch.from_numpy(host)
+
+    def array(tensor: Any) -> np.ndarray:
+        tensor = tensor.detach().resolve_conj()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.float().numpy().astype(jnp.bfloat16)
+        return tensor.numpy()
+
+    def tensors(arrays: Any, judged: bool) -> list[Any]:
+        return [tensor(a).requires_grad_() if judged else tensor(a) for a in arrays]
+
+    def outputs(actives: list[Any], fixed: list[Any]) -> list[Any]:
+        found = jax.tree.leaves(reference(*flat.join(actives, fixed)))
+        return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+    def values(actives: Any, fixed: Any) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [array(t) for t in outputs(tensors(actives, False), tensors(fixed, False))]
+
+    def pulled(actives: Any, fixed: Any, bars: Any) -> list[np.ndarray]:
+        inputs = tensors(actives, True)
+        outs = outputs(inputs, tensors(fixed, False))
+        seeds = [tensor(b).to(o.dtype) for b, o in zip(bars, outs)]
+        conjugate = [s.conj() if s.is_complex() else s for s in seeds]
+        found = torch.autograd.grad(outs, inputs, conjugate, allow_unused=True)
+        kept = [torch.zeros_like(x) if f is None else f for x, f in zip(inputs, found)]
+        return [np.conj(array(t)) for t in kept]  # PyTorch's complex gradients are conjugated
+
+    with Guard("the reference on tensors") as ran:
+        values(subject.actives, subject.fixed)
+    if ran.error is not None:  # it is no PyTorch function of these arguments either
+        return None
+
+    def value(actives: Arrays, fixed: Arrays) -> Arrays:
+        like = jax.eval_shape(subject.value, actives, fixed)
+        return tuple(jax.pure_callback(values, list(like), actives, fixed))
+
+    def pull(actives: Arrays, fixed: Arrays, bars: Arrays) -> tuple[Arrays, Arrays]:
+        like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in actives]
+        found = jax.pure_callback(pulled, like, actives, fixed, bars)
+        return value(actives, fixed), tuple(found)
+
+    return replace(subject, reference=value, reference_pull=pull)
 
 
 def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
@@ -664,13 +701,11 @@ def declared(subject: Subject, expect: Any, args: Sequence[Any]) -> Subject:
     elif callable(expect):
         surrogate = Flattening(expect, args).outputs_of(expect)
     else:
-        raise ValueError(
-            compose(
-                "expect= declares a gradient that is false on purpose",
-                got=repr(expect),
-                expected='"straight-through", a number that multiplies the true gradient, or a '
-                "function whose gradient it is",
-            )
+        raise ClaimError(
+            "expect= declares a gradient that is false on purpose",
+            got=repr(expect),
+            expected='"straight-through", a number that multiplies the true gradient, or a '
+            "function whose gradient it is",
         )
     value = subject.reference or subject.value
 

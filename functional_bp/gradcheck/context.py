@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp import _jax
-from functional_bp.errors import compose
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck.claims import looks_at_values, run_each_time
 from functional_bp.gradcheck.clock import TimeUp, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
@@ -42,6 +42,7 @@ from functional_bp.gradcheck.subject import (
     Disagreement,
     Sample,
     Subject,
+    distance,
     farthest,
     normal,
     single,
@@ -110,10 +111,10 @@ class CheckContext:
                 first = first or ran
                 continue
             if not outs:
-                raise TypeError(
-                    compose(f"{subject.name} returns nothing that has a cotangent",
-                            expected="at least one real or complex array")
-                )  # fmt: skip
+                raise ClaimError(
+                    f"{subject.name} returns nothing that has a cotangent",
+                    expected="at least one real or complex array",
+                )
             if first is not None:
                 self.notes.append(f"judged in float32: in float64 the function raises "
                                   f"{first.raised} (a hard-wired dtype?)")  # fmt: skip
@@ -121,12 +122,10 @@ class CheckContext:
             low = Evaluation(subject, 32) if bits == 64 and subject.traceable else None
             return full, low, Point(actives, fixed, bars)
         assert first is not None
-        raise TypeError(
-            compose(
-                f"{subject.name} cannot be called with the given arguments",
-                got=f"{first.raised}: {first.message}",
-                expected="arguments that the forward pass takes",
-            )
+        raise ClaimError(
+            f"{subject.name} cannot be called with the given arguments",
+            got=f"{first.raised}: {first.message}",
+            expected="arguments that the forward pass takes",
         ) from first.error
 
     def _first_call(self) -> Any:
@@ -287,7 +286,7 @@ class CheckContext:
         entries: dict[str, Any] = {}
         if true is not None:
             entries = {
-                "relative_error": _relative(result.claimed[leaf], true[leaf]),
+                "relative_error": distance(result.claimed[leaf], true[leaf]),
                 "wrong_entries": int(masks[leaf].sum()),
                 "size": int(masks[leaf].size),
                 "entries": worst_entries(result.claimed[leaf], true[leaf]),
@@ -409,12 +408,3 @@ def _unexplained(relative_error: float) -> str:
             "taken, or a constant has too few digits"
         )
     return said
-
-
-def _relative(claimed: np.ndarray, true: np.ndarray) -> float:
-    on = np.isfinite(true)
-    with np.errstate(all="ignore"):
-        return float(
-            np.linalg.norm((claimed - true)[on].ravel())
-            / (np.linalg.norm(true[on].ravel()) + 1e-300)
-        )

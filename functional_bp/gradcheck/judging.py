@@ -27,8 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from functional_bp.gradcheck.derivatives import Slope, bend, slope
-from functional_bp.gradcheck.evaluation import Evaluation, Point, Result
+from functional_bp.gradcheck.evaluation import Evaluation, Point, Result, Slope, bend, slope
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import (
     UNIT32,
@@ -198,9 +197,8 @@ def _entry_is_valid(evaluation: Evaluation, point: Point, leaf: int, place: tupl
     tied = (np.abs(x - x[place]) <= 1e-12 * (1 + abs(x[place]))).astype(x.dtype)
 
     def outs(direction: np.ndarray, sign: int) -> list[np.ndarray]:
-        moved = list(point.actives)
-        moved[leaf] = x + sign * step * direction
-        return [np.asarray(o, np.float64) for o in evaluation.outs(moved, point.fixed)]
+        moved = point.with_active(leaf, x + sign * step * direction)
+        return [np.asarray(o, np.float64) for o in evaluation.outs(moved.actives, point.fixed)]
 
     here = outs(unit, 0)
     ahead, behind = outs(unit, 1), outs(unit, -1)
@@ -388,7 +386,7 @@ def directional(evaluation: Evaluation, point: Point, leaf: int, direction: np.n
     here = evaluation.outs(point.actives, point.fixed)
 
     def along(step: float) -> float:
-        outs = evaluation.outs(_moved(point, leaf, step * direction), point.fixed)
+        outs = evaluation.along(point, leaf, step * direction)
         return pairing(point.bars, [a - b for a, b in zip(outs, here)])
 
     height = sum(float(np.sum(np.abs(o * b))) for o, b in zip(here, point.bars))
@@ -535,7 +533,7 @@ class DifferenceJudge:
         found = directional(self.full, point, leaf, direction)
         if not np.isfinite(found.value):
             return _unresolved("the forward pass is not finite nearby")
-        outs = lambda h: list(self.full.outs(_moved(point, leaf, h * direction), point.fixed))
+        outs = lambda h: list(self.full.along(point, leaf, h * direction))
         if not np.isfinite(claimed):
             close, far = (bend(outs, point.bars, h) for h in (1e-6, 1e-4))
             if not close <= 0.2 * far + 1e-9 * height:
@@ -583,9 +581,3 @@ def numeric_cotangents(evaluation: Evaluation, point: Point, most: int = 600) ->
             bar[place] = known.value / size
         found.append(bar)
     return tuple(found)
-
-
-def _moved(point: Point, leaf: int, step: np.ndarray) -> list[np.ndarray]:
-    moved = list(point.actives)
-    moved[leaf] = moved[leaf] + step
-    return moved

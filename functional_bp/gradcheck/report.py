@@ -5,10 +5,13 @@ Each is imported where it is asked for: the class itself needs neither JAX nor r
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from functional_bp.gradcheck.findings import CheckResult, Verdict
+
+WIDEST = 100  # columns of plain text, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Report(CheckResult):
 
             raise WrongGradientError(in_short(self), self)
 
-    def to_text(self, width: int = 100) -> str:
-        """Write plain text of so many columns, as ``print(report)`` shows it."""
+    def to_text(self, width: int = WIDEST) -> str:
+        """Write plain text of so many columns; ``print(report)`` takes those of the terminal."""
         from functional_bp.gradcheck.formats import text
 
         return text.plain([self], width)
@@ -80,7 +83,8 @@ class Report(CheckResult):
         return json.read(text, Report)
 
     def __str__(self) -> str:
-        return self.to_text().rstrip("\n")
+        columns = shutil.get_terminal_size((WIDEST, 24)).columns
+        return self.to_text(min(columns, WIDEST)).rstrip("\n")
 
     def __rich__(self) -> Any:
         from functional_bp.gradcheck.formats import text

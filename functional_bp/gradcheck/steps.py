@@ -26,7 +26,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
 from functional_bp.engine.sweeps import evaluate
-from functional_bp.errors import compose
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck.claims import resolve, roundings_of
 from functional_bp.gradcheck.clock import now
 from functional_bp.gradcheck.diagnosis.diagnose import describe_values, diagnose
@@ -81,8 +81,7 @@ def check_steps(
         earlier as claimed.
 
     Raises:
-        ValueError: a claim is for a name that the function does not have.
-        TypeError: the output is no scalar.
+        ClaimError: a claim is for a name that the function has not; the output is no scalar.
 
     Example:
         >>> import functional_bp as bp, jax.numpy as jnp
@@ -253,8 +252,7 @@ class Cut:
         order: the cuts' names, in the order in which they are computed.
 
     Raises:
-        TypeError: the output is no scalar.
-        ValueError: a claim is for a name that the function does not have.
+        ClaimError: a claim is for a name that the function has not; the output is no scalar.
     """
 
     def __init__(
@@ -267,12 +265,10 @@ class Cut:
         self.jaxpr, self.consts = _jax.open_jaxpr(closed)
         shapes = [getattr(v.aval, "shape", None) for v in self.jaxpr.outvars]
         if shapes != [()]:
-            raise TypeError(
-                compose(
-                    f"{function_name(fun)} has no single gradient to derive",
-                    got=f"outputs of the shapes {shapes}",
-                    expected="a real scalar",
-                )
+            raise ClaimError(
+                f"{function_name(fun)} has no single gradient to derive",
+                got=f"outputs of the shapes {shapes}",
+                expected="a real scalar",
             )
         self.wanted = _wanted(claims, list(_tags(self.jaxpr)), flat.names)
         self.order = list(self._run(self.actives, {})[1])
@@ -338,12 +334,10 @@ def _evaluated(claims: Named, values: Named) -> dict[str, np.ndarray]:
         ready = [name for name, names in missing.items() if not names]
         if not ready:
             first = next(iter(waiting))
-            raise ValueError(
-                compose(
-                    f"the claim for {first!r} asks for {', '.join(missing[first])}",
-                    expected="values by name, or cotangents that are claimed too, with _bar: "
-                    + ", ".join([*map(_short, values), *(f"{_short(n)}_bar" for n in claims)]),
-                )
+            raise ClaimError(
+                f"the claim for {first!r} asks for {', '.join(missing[first])}",
+                expected="values by name, or cotangents that are claimed too, with _bar: "
+                + ", ".join([*map(_short, values), *(f"{_short(n)}_bar" for n in claims)]),
             )
         for name in ready:
             claim = waiting.pop(name)
@@ -393,18 +387,16 @@ def _wanted(claims: Iterable[str], tags: Sequence[str], names: Sequence[str]) ->
     wanted = {name for name in claims if name in tags}
     for name in claims:
         if name in tags and tags.count(name) > 1:
-            raise ValueError(f"two intermediates are called {name!r}; give each its own name")
+            raise ClaimError(f"two intermediates are called {name!r}; give each its own name")
         if name not in tags:
             try:
                 resolve(name, names)
-            except ValueError:
-                raise ValueError(
-                    compose(
-                        f"nothing is called {name!r}",
-                        got=f"a claim for {name!r}",
-                        expected="an intermediate or an argument: " + ", ".join([*tags, *names]),
-                        do=f'name the intermediate in the function: bp.name(value, "{name}")',
-                    )
+            except ClaimError:
+                raise ClaimError(
+                    f"nothing is called {name!r}",
+                    got=f"a claim for {name!r}",
+                    expected="an intermediate or an argument: " + ", ".join([*tags, *names]),
+                    do=f'name the intermediate in the function: bp.name(value, "{name}")',
                 ) from None
     return wanted
 
@@ -473,25 +465,10 @@ def _of_function(cut: Cut, step: ClaimedStep, seeds: Named) -> Finding | None:
         fixed=(),
         value=lambda actives, fixed: here.bars,
         pull=lambda actives, fixed, bars: (bars, backward(residuals(actives, fixed), fixed, bars)),
+        bar_names=tuple(of_bars),
         residuals=residuals,
         backward=backward,
         source=claim,
     )
     masks = (step.wrong_entries, *(np.zeros(np.shape(a), bool) for a in here.actives[1:]))
-    found = diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)
-    return _with_names(found, of_bars)
-
-
-def _with_names(diagnosis: Finding, of_bars: list[str]) -> Finding:
-    """The diagnosis with the cotangents' own names in place of ``y_bar``."""
-    places = {"y_bar": of_bars[0]} if len(of_bars) == 1 else {
-        f"y_bar[{i}]": name for i, name in enumerate(of_bars)
-    }  # fmt: skip
-
-    def renamed(text: str) -> str:
-        for place, name in places.items():
-            text = text.replace(place, name)
-        return text
-
-    told = tuple(map(renamed, diagnosis.explanations))
-    return replace(diagnosis, message=renamed(diagnosis.message), explanations=told)
+    return diagnose(Disagreement(subject, 0, here, masks, fresh), now() + DIAGNOSIS_SECONDS)

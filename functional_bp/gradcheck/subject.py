@@ -30,6 +30,7 @@ class Subject:
         names: a name for every active leaf (``x``, ``params['W1']``).
         actives, fixed: the given arguments' leaves, in the dtypes they were given in.
         fixed_names: a name for every fixed leaf.
+        bar_names: a name for the cotangent of every output; ``y_bar`` and the like where empty.
         value: ``(actives, fixed) -> outs``, the forward pass as claimed.
         pull: ``(actives, fixed, bars) -> (outs, active bars)``, the claim.
         reference: ``(actives, fixed) -> outs``, to be differentiated; None where there is none.
@@ -63,6 +64,7 @@ class Subject:
     residuals: Callable[..., Any] | None = None
     backward: Callable[..., Arrays] | None = None
     fixed_names: tuple[str, ...] = ()
+    bar_names: tuple[str, ...] = ()
     traceable: bool = True
     only_here: bool = False
     by_transform: bool = False
@@ -138,8 +140,7 @@ def nudged(rng: np.random.Generator, x: np.ndarray, unit: float) -> np.ndarray:
 
 def distance(claimed: Any, true: Any) -> float:
     """Return ‖claimed − true‖ / ‖true‖ over the entries where the true value is finite."""
-    a = np.asarray(claimed).astype(np.complex128).ravel()
-    b = np.asarray(true).astype(np.complex128).ravel()
+    a, b = double(claimed).ravel(), double(true).ravel()
     on = np.isfinite(b)
     if not on.any():
         return 0.0

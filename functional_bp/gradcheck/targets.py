@@ -25,13 +25,12 @@ import numpy as np
 
 from functional_bp.engine.operation import Operation
 from functional_bp.engine.rule import rules
-from functional_bp.errors import SHORT_DTYPES, BackpropError, compose
+from functional_bp.errors import SHORT_DTYPES, BackpropError
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.marks import marks_in
 
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
 MAIN = "__main__"
-WITHOUT_GRADIENT = ("no tangent space", "piecewise constant")  # declared, not derived
 PLUGIN = "functional_bp.gradcheck.plugin"  # needs pytest, and has no gradient in it
 
 
@@ -100,7 +99,7 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         near = _near(path.name, [file.name for file in path.parent.glob("*.py")])
-        raise TargetError(compose(f"there is no file {os.fspath(path)}", do=near))
+        raise TargetError(f"there is no file {os.fspath(path)}", do=near)
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == os.fspath(path) and module.__name__ != MAIN:
             return module
@@ -140,7 +139,7 @@ def _import(name: str) -> ModuleType:
     path = getattr(sys.modules.get(parent), "__path__", []) if parent else [os.getcwd()]
     near = _near(last, [entry.name for entry in pkgutil.iter_modules(path)])
     raise TargetError(
-        compose(f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near)
+        f"there is no module {missing!r}", where=f"{os.getcwd()} and sys.path", do=near
     ) from ran.error
 
 
@@ -149,7 +148,7 @@ def _broken(name: str, error: Exception | None) -> TargetError:
     frames = [frame for frame in frames if "importlib" not in frame.filename] or [*frames]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     got = f"{type(error).__name__}: {error}"
-    return TargetError(compose(f"{name} cannot be imported", where=where, got=got))
+    return TargetError(f"{name} cannot be imported", where=where, got=got)
 
 
 def everything_in(module: ModuleType) -> Iterator[Target]:
@@ -228,7 +227,7 @@ def lookup(text: str, module: ModuleType | None = None) -> Any:
     value = _attribute(home, name)
     if home is None or value is None:
         near = _near(name, list(vars(home))) if home else "write MODULE:NAME"
-        raise TargetError(compose(f"{home.__name__ if home else text} has no {name!r}", do=near))
+        raise TargetError(f"{home.__name__ if home else text} has no {name!r}", do=near)
     return value
 
 
@@ -254,7 +253,7 @@ def _named(module: ModuleType, name: str) -> Target:
     names = [*vars(module), *(rule.primitive.name for rule in rules)]
     names += [target.short_name for target in (*marked, *pairs)]
     near = _near(name.split(".")[0], names)
-    raise TargetError(compose(f"{module.__name__} has no {name!r}", do=near))
+    raise TargetError(f"{module.__name__} has no {name!r}", do=near)
 
 
 def _pairs(module: ModuleType, found: Sequence[Target]) -> list[Target]:
@@ -284,7 +283,8 @@ def _rules(module: ModuleType) -> list[Any]:
     """The rules that are declared in a module's file; all of them for this package itself."""
     every = module.__name__ == "functional_bp"
     here = [rule for rule in rules.values() if every or rule.file == module.__file__]
-    return [rule for rule in here if rule.cases and rule.kind not in WITHOUT_GRADIENT]
+    differentiated = lambda rule: rule.pullbacks or rule.joint or rule.higher_order
+    return [rule for rule in here if rule.cases and differentiated(rule)]
 
 
 def _in_a_case(module: ModuleType, value: Any) -> bool:
@@ -377,11 +377,9 @@ def inputs_for(
         example = _defaults(function)
     if example is None:
         raise InputsError(
-            compose(
-                f"{target.name}: no inputs to {what}",
-                got=f"the signature {target.short_name}{_signature(function) or '(…)'}",
-                do=WAYS,
-            )
+            f"{target.name}: no inputs to {what}",
+            got=f"the signature {target.short_name}{_signature(function) or '(…)'}",
+            do=WAYS,
         )
     return _checked(target, function, example)
 
@@ -455,19 +453,20 @@ def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:
         example = _from_module(dataclasses.replace(target, module=load_file(Path(file))))
         if example is None:
             raise InputsError(
-                compose(f"{file} has no inputs for {target.name}",
-                        expected=f"example_inputs(), or example_inputs(name) for "
-                        f"{target.short_name!r}", do="let it return a tuple of arguments")
-            )  # fmt: skip
+                f"{file} has no inputs for {target.name}",
+                expected=f"example_inputs(), or example_inputs(name) for {target.short_name!r}",
+                do="let it return a tuple of arguments",
+            )
         return example
     try:
         with np.load(file) as stored:
             arrays = {name: jnp.asarray(stored[name]) for name in stored.files}
     except (OSError, ValueError) as error:
         raise InputsError(
-            compose(f"{file} cannot be read as an .npz file", got=f"{error}",
-                    do='write it with numpy.savez("inputs.npz", x=x, scale=scale)')
-        ) from error  # fmt: skip
+            f"{file} cannot be read as an .npz file",
+            got=f"{error}",
+            do='write it with numpy.savez("inputs.npz", x=x, scale=scale)',
+        ) from error
     if arrays and all(name == f"arr_{i}" for i, name in enumerate(arrays)):
         return tuple(arrays.values())  # numpy.savez(file, x, scale): in their order
     nested: dict[str, Any] = {}
@@ -493,9 +492,10 @@ def _from_shapes(
             values[name.strip()] = draw(description, rng)
         except ValueError as error:
             raise InputsError(
-                compose(f"--shape {text} cannot be read", got=str(error),
-                        expected="--shape x=f32[4,3], also i32[5], bool[3], f32[4,3]:0..1, axis=-1")
-            ) from error  # fmt: skip
+                f"--shape {text} cannot be read",
+                got=str(error),
+                expected="--shape x=f32[4,3], also i32[5], bool[3], f32[4,3]:0..1, axis=-1",
+            ) from error
     return _in_order(target, function, values)
 
 
@@ -527,10 +527,11 @@ def _in_order(target: Target, function: Any, values: Mapping[str, Any]) -> tuple
     ]
     if missing:
         raise InputsError(
-            compose(f"{target.name}: nothing is given for {', '.join(missing)}",
-                    got=", ".join(values), expected=", ".join(parameters),
-                    do=f"add --shape {missing[0]}=f32[4,3], or its array to the file")
-        )  # fmt: skip
+            f"{target.name}: nothing is given for {', '.join(missing)}",
+            got=", ".join(values),
+            expected=", ".join(parameters),
+            do=f"add --shape {missing[0]}=f32[4,3], or its array to the file",
+        )
     last = max((list(parameters).index(name) for name in values), default=-1)
     return tuple(values.get(name, p.default) for name, p in list(parameters.items())[: last + 1])
 
@@ -540,10 +541,10 @@ def _no_strangers(target: Target, names: Sequence[str], parameters: Mapping[str,
         if name not in parameters:
             near = difflib.get_close_matches(name, list(parameters), n=3)
             raise InputsError(
-                compose(f"{target.name} has no argument {name!r}",
-                        expected=", ".join(parameters),
-                        do=f"near it: {', '.join(near)}" if near else "")
-            )  # fmt: skip
+                f"{target.name} has no argument {name!r}",
+                expected=", ".join(parameters),
+                do=f"near it: {', '.join(near)}" if near else "",
+            )
 
 
 def _parameters(target: Target, function: Any) -> dict[str, inspect.Parameter]:
@@ -551,10 +552,10 @@ def _parameters(target: Target, function: Any) -> dict[str, inspect.Parameter]:
     found = _positional(function)
     if found is None:
         raise InputsError(
-            compose(f"{target.name}: the names of its arguments are not known",
-                    got=f"{type(function).__name__} without a signature",
-                    do="give the arguments in order: numpy.savez(file, x, scale), or @bp.checked")
-        )  # fmt: skip
+            f"{target.name}: the names of its arguments are not known",
+            got=f"{type(function).__name__} without a signature",
+            do="give the arguments in order: numpy.savez(file, x, scale), or @bp.checked",
+        )
     return found
 
 
@@ -574,10 +575,10 @@ def _checked(target: Target, function: Any, arguments: tuple[Any, ...]) -> tuple
             signature.bind(*arguments)
         except TypeError as error:
             raise InputsError(
-                compose(f"the inputs do not fit {target.name}",
-                        got=f"{len(arguments)} arguments: {error}",
-                        expected=f"{target.short_name}{signature}")
-            ) from error  # fmt: skip
+                f"the inputs do not fit {target.name}",
+                got=f"{len(arguments)} arguments: {error}",
+                expected=f"{target.short_name}{signature}",
+            ) from error
     return arguments
 
 

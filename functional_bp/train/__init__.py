@@ -5,6 +5,7 @@ W ← W − η · gradient, until the stopping criterion is met.
 """
 
 from functional_bp.train.callbacks import BestWeights as BestWeights
+from functional_bp.train.callbacks import Callback as Callback
 from functional_bp.train.callbacks import CSVLogger as CSVLogger
 from functional_bp.train.callbacks import EarlyStopping as EarlyStopping
 from functional_bp.train.callbacks import LearningRate as LearningRate
@@ -21,7 +22,6 @@ from functional_bp.train.objective import LOSSES as LOSSES
 from functional_bp.train.objective import METRICS as METRICS
 from functional_bp.train.objective import Output as Output
 from functional_bp.train.objective import supervised as supervised
-from functional_bp.train.run import Callback as Callback
 from functional_bp.train.state import TrainState as TrainState
 from functional_bp.train.state import init as init
 from functional_bp.train.step import Step as Step

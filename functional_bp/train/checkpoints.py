@@ -12,31 +12,32 @@ import atexit
 import functools
 import json
 import math
+import re
 import sys
 import threading
 import traceback
-import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from functional_bp.errors import CheckpointError, TrainingError, compose
-from functional_bp.train.leaves import (
-    compare,
-    facts,
-    filled,
-    in_host_memory,
-    names,
-    restored,
-    skeleton,
-)  # fmt: skip
+from functional_bp.errors import SHORT_DTYPES, CheckpointError, TrainingError, describe, warn
 from functional_bp.train.state import TrainState
 from functional_bp.train.storage import BrokenError, Folder, Saved, require_orbax
+
+Facts = dict[str, Any]  # of one leaf, as JSON holds them
+SHOWN = 8  # differences of a state that one message lists
+NUMBERS = {kind.__name__: kind for kind in (bool, int, float, complex)}
+
+
+class MismatchError(CheckpointError):
+    """A checkpoint is whole, but of another state than the one asked for."""
 
 
 class Background:
@@ -153,17 +154,14 @@ class Checkpoints:
         counts = {"every_steps": every_steps, "every_epochs": every_epochs, "keep": keep}
         for name, count in counts.items():
             if count is not None and (type(count) is not int or count < 1):
-                raise TrainingError(
-                    compose(f"{name} is no count", got=repr(count), expected="1 or more, or None")
-                )
+                raise TrainingError(f"{name} is no count", got=repr(count),
+                                    expected="1 or more, or None")  # fmt: skip
         if mode not in ("min", "max"):
-            raise TrainingError(
-                compose("mode is neither", got=repr(mode), expected="'min' or 'max'")
-            )
+            raise TrainingError("mode is neither", got=repr(mode), expected="'min' or 'max'")
         if "://" in str(directory):
             raise TrainingError(
-                compose("checkpoints lie in a folder of this machine", got=str(directory),
-                        do="save there, and copy the folder; a copy can be restored from")
+                "checkpoints lie in a folder of this machine", got=str(directory),
+                do="save there, and copy the folder; a copy can be restored from"
             )  # fmt: skip
         require_orbax()
         self.directory = Path(directory).expanduser().absolute()
@@ -194,13 +192,12 @@ class Checkpoints:
             CheckpointError: a leaf or ``loop`` cannot be saved, or the save before this one failed.
         """
         if not isinstance(step, int | np.integer) or step < 0:
-            raise CheckpointError(
-                compose("a checkpoint is named by its step", got=repr(step), expected="0 or more")
-            )
+            raise CheckpointError("a checkpoint is named by its step", got=repr(step),
+                                  expected="0 or more")  # fmt: skip
         self.wait()
         leaves = [(jax.tree_util.keystr(p), leaf) for p, leaf in jax.tree.leaves_with_path(state)]
-        in_state, bones = len(leaves), skeleton("extra", extra, leaves)
-        described = [facts(path, leaf) for path, leaf in leaves]
+        in_state, bones = len(leaves), _skeleton("extra", extra, leaves)
+        described = [_facts(path, leaf) for path, leaf in leaves]
         content = {
             "step": int(step),
             "state": described[:in_state],
@@ -209,8 +206,8 @@ class Checkpoints:
             "loop": _as_json(dict(loop or {})),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
-        copies = in_host_memory([leaf for _, leaf in leaves])
-        pairs = zip(names(described), copies, strict=True)
+        copies = _in_host_memory([leaf for _, leaf in leaves])
+        pairs = zip(_names(described), copies, strict=True)
         named = {name: copy for name, copy in pairs if name and copy is not None}
         write = partial(self._folder.write, int(step), named, content, self._kept)
         self._background.start(write)
@@ -263,12 +260,10 @@ class Checkpoints:
                 continue
             if failures:
                 taken = f"taken instead: the checkpoint of step {found.step}"
-                warnings.warn(f"{failures[0]}\n{taken}", stacklevel=2)
+                warn(f"{failures[0]}\n{taken}")
             return found
-        raise CheckpointError(
-            compose("no checkpoint here is whole", where=str(self.directory),
-                    got="\n".join(map(str, failures)))
-        ) from failures[0]  # fmt: skip
+        raise CheckpointError("no checkpoint here is whole", where=str(self.directory),
+                              got="\n".join(map(str, failures))) from failures[0]  # fmt: skip
 
     def wait(self) -> None:
         """This returns when everything is written.
@@ -280,9 +275,9 @@ class Checkpoints:
             self._background.wait()
         except Exception as error:
             raise CheckpointError(
-                compose("a checkpoint could not be written", where=str(self.directory),
-                        got=f"{type(error).__name__}: {error}",
-                        expected="room and permission to write; those saved before are whole")
+                "a checkpoint could not be written", where=str(self.directory),
+                got=f"{type(error).__name__}: {error}",
+                expected="room and permission to write; those saved before are whole"
             ) from error  # fmt: skip
 
     def close(self) -> None:
@@ -309,51 +304,47 @@ class Checkpoints:
             return entries[-1]
         if step == "best":
             # One that cannot be read may have been it: its error says so, here and not in best().
-            unread = [entry for entry in entries if not self._folder.is_known(entry)]
+            unread = [entry for entry in entries if self._folder.known(entry) is None]
             entry = unread[0] if unread else self._best_entry()
             if entry is not None:
                 return entry
             got = f"none of the steps {[entry.step for entry in entries]} with a finite number"
-            raise CheckpointError(
-                compose(f"there is no best checkpoint by {self._best!r}",
-                        where=str(self.directory), got=got,
-                        do="give validation data, or name a step")
-            )  # fmt: skip
+            raise CheckpointError(f"there is no best checkpoint by {self._best!r}",
+                                  where=str(self.directory), got=got,
+                                  do="give validation data, or name a step")  # fmt: skip
         for entry in entries:
             if entry.step == step:
                 return entry
-        raise CheckpointError(
-            compose(f"there is no checkpoint of step {step!r}", where=str(self.directory),
-                    got=f"steps {[entry.step for entry in entries]}", expected="one of them")
-        )  # fmt: skip
+        raise CheckpointError(f"there is no checkpoint of step {step!r}", where=str(self.directory),
+                              got=f"steps {[entry.step for entry in entries]}",
+                              expected="one of them")  # fmt: skip
 
     def _best_entry(self) -> Saved | None:
         found = []
         for entry in self._folder.entries() if self._best else ():
-            if self._folder.is_known(entry):
-                value = self._folder.manifest(entry)["metrics"].get(self._best, math.nan)
-                if math.isfinite(value):
-                    found.append((self._sign * value, entry))  # of equal ones the first
+            metrics = (self._folder.known(entry) or {"metrics": {}})["metrics"]
+            if math.isfinite(value := metrics.get(self._best, math.nan)):
+                found.append((self._sign * value, entry))  # of equal ones the first
         return min(found)[-1] if found else None
 
     def _read(self, entry: Saved, like: TrainState) -> Restored:
         content = self._folder.manifest(entry)
         described, in_state = [*content["state"], *content["extra"]], len(content["state"])
         wanted = [
-            (facts(jax.tree_util.keystr(path), leaf), leaf)
+            (_facts(jax.tree_util.keystr(path), leaf), leaf)
             for path, leaf in jax.tree.leaves_with_path(like)
         ]
-        compare(entry.step, described[:in_state], [fact for fact, _ in wanted])
-        stored = self._folder.arrays(entry, content, [name for name in names(described) if name])
+        _compare(entry.step, described[:in_state], [fact for fact, _ in wanted])
+        stored = self._folder.arrays(entry, content, [name for name in _names(described) if name])
         likes = [leaf for _, leaf in wanted] + [None] * len(content["extra"])
         leaves = [
-            restored(found, stored[name] if name else None, shape_of)
-            for found, name, shape_of in zip(described, names(described), likes, strict=True)
+            _restored(found, stored[name] if name else None, shape_of)
+            for found, name, shape_of in zip(described, _names(described), likes, strict=True)
         ]
         return Restored(
             jax.tree.unflatten(jax.tree.structure(like), leaves[:in_state]),
             content["loop"],
-            filled(content["skeleton"], leaves),
+            _filled(content["skeleton"], leaves),
             entry.step,
         )
 
@@ -364,7 +355,207 @@ def _as_json(loop: dict[str, Any]) -> Any:
         return json.loads(json.dumps(loop))
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            compose("JSON cannot hold what a checkpoint is to note of the loop", got=str(error),
-                    expected="dicts, lists, strings, numbers of Python, None",
-                    do="float(...) of a scalar; arrays go into extra")
+            "JSON cannot hold what a checkpoint is to note of the loop", got=str(error),
+            expected="dicts, lists, strings, numbers of Python, None",
+            do="float(...) of a scalar; arrays go into extra"
         ) from error  # fmt: skip
+
+
+# Leaves of a pytree become what a file can hold: arrays in host memory, and what each one was. A
+# leaf is an array (JAX's or NumPy's), random keys, or a number of Python. Keys are stored as the
+# words behind them with their generator's name, numbers in the manifest itself, and so are arrays
+# without entries, of which there is nothing to store but the shape.
+
+
+def _facts(path: str, leaf: Any) -> Facts:
+    """A leaf is told by its path, kind, shape and dtype, a number by its value too.
+
+    Raises:
+        CheckpointError: it is nothing that a checkpoint holds, or an array that is gone.
+    """
+    if type(leaf) in NUMBERS.values():
+        value = [leaf.real, leaf.imag] if isinstance(leaf, complex) else leaf
+        return {"path": path, "kind": "number", "dtype": type(leaf).__name__, "value": value}
+    _refuse(path, leaf)
+    found = {"path": path, "kind": "numpy", "dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+    if _is_key(leaf):
+        impl = str(jax.random.key_impl(leaf)) if isinstance(leaf, jax.Array) else None
+        return found | {"kind": "key", "impl": impl}
+    return found | ({"kind": "jax"} if isinstance(leaf, jax.Array) else {})
+
+
+def _words(found: Facts) -> str:
+    """An array is ``f32[3,5]`` in words, a number its type's name."""
+    if found["kind"] == "number":
+        return f"a number of Python, {found['dtype']}"
+    name = SHORT_DTYPES.get(found["dtype"], found["dtype"])
+    return f"{name}[{','.join(map(str, found['shape']))}]"
+
+
+def _in_host_memory(leaves: Sequence[Any]) -> list[np.ndarray | None]:
+    """Leaves are copied, so that nothing changes them, a donation included; None for a number."""
+    bare = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+    for leaf in bare:
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()
+    return [None if type(leaf) in NUMBERS.values() else _copy(leaf) for leaf in bare]
+
+
+def _restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
+    """A leaf is made again, of the kind that it was, or of ``like``'s kind and placed as it.
+
+    Args:
+        found: what ``_facts`` said of it.
+        stored: its values; None where there is nothing to store.
+        like: the leaf that it is to stand for, an array or its abstract value.
+
+    Raises:
+        CheckpointError: JAX has the dtype only with ``jax_enable_x64``.
+    """
+    if found["kind"] == "number":
+        value, kind = found["value"], NUMBERS[found["dtype"]]
+        return complex(*value) if kind is complex else kind(value)
+    if stored is None:
+        stored = _without_entries(found)
+    if isinstance(like, np.generic):
+        return stored[()]
+    if isinstance(like, np.ndarray) or (like is None and found["kind"] == "numpy"):
+        return stored
+    if found["kind"] == "key":
+        return jax.device_put(
+            jax.random.wrap_key_data(jnp.asarray(stored), impl=found["impl"]), _placement(like)
+        )
+    if jax.dtypes.canonicalize_dtype(stored.dtype) != stored.dtype:
+        raise CheckpointError(
+            "an array of a checkpoint has a dtype that JAX would shorten", where=found["path"],
+            got=_words(found), do="jax.config.update('jax_enable_x64', True), as when it was saved"
+        )  # fmt: skip
+    return jax.device_put(stored, _placement(like))
+
+
+def _names(described: Sequence[Facts]) -> list[str | None]:
+    """Each leaf has a name in the file of arrays; None where nothing is stored."""
+    return [
+        f"{k:05d}{re.sub('[^A-Za-z0-9]+', '_', found['path'])}".rstrip("_")
+        if found["kind"] != "number" and 0 not in found["shape"]
+        else None
+        for k, found in enumerate(described)
+    ]
+
+
+def _compare(step: int, saved: Sequence[Facts], wanted: Sequence[Facts]) -> None:
+    """Paths, shapes and dtypes agree, in this order of leaves.
+
+    Raises:
+        MismatchError: they do not; it names the paths, and what is on either side.
+    """
+    before = {found["path"]: _words(found) for found in saved}
+    now = {found["path"]: _words(found) for found in wanted}
+    paths = dict.fromkeys([*before, *now])
+    absent = "nothing"
+    rows = [
+        f"{path or 'the state'}: {before.get(path, absent)} in the checkpoint, "
+        f"{now.get(path, absent)} in the given state"
+        for path in paths
+        if before.get(path) != now.get(path)
+    ]
+    if not rows and [found["path"] for found in saved] == [found["path"] for found in wanted]:
+        return
+    if len(rows) > SHOWN:
+        rows[SHOWN:] = [f"... and {len(rows) - SHOWN} more"]
+    raise MismatchError(
+        f"the checkpoint of step {step} is of another state than the given one",
+        got=f"\n{'':12}".join(rows or ["the same leaves in another order"]),
+        do="make the state with the model and the optimizer that were saved"
+    )  # fmt: skip
+
+
+def _skeleton(path: str, tree: Any, leaves: list[tuple[str, Any]]) -> Any:
+    """Nested dicts, lists and tuples become JSON; their leaves are appended to ``leaves``.
+
+    Raises:
+        CheckpointError: the tree is made of something else, which could not be restored as it was.
+    """
+    if tree is None:
+        return None
+    if type(tree) is dict and all(isinstance(key, str) for key in tree):
+        return {"dict": {key: _skeleton(f"{path}[{key!r}]", tree[key], leaves) for key in tree}}
+    if type(tree) in (list, tuple):
+        inner = [_skeleton(f"{path}[{k}]", item, leaves) for k, item in enumerate(tree)]
+        return {type(tree).__name__: inner}
+    if isinstance(tree, Mapping | tuple | list) or not jax.tree_util.all_leaves([tree]):
+        raise CheckpointError(
+            "what a checkpoint holds beside the state cannot be told from its leaves", where=path,
+            got=describe(tree), expected="dicts with names as keys, lists, tuples and arrays",
+            do="give jax.tree.leaves(...) of it, and put it together again on your side"
+        )  # fmt: skip
+    leaves.append((path, tree))
+    return len(leaves) - 1
+
+
+def _filled(bones: Any, leaves: Sequence[Any]) -> Any:
+    """The tree of a ``_skeleton`` gets its leaves back."""
+    if bones is None:
+        return None
+    if isinstance(bones, int):
+        return leaves[bones]
+    if "dict" in bones:
+        return {key: _filled(inner, leaves) for key, inner in bones["dict"].items()}
+    (kind, inners) = next(iter(bones.items()))
+    return {"list": list, "tuple": tuple}[kind](_filled(inner, leaves) for inner in inners)
+
+
+def _refuse(path: str, leaf: Any) -> None:
+    got = expected = do = ""
+    if isinstance(leaf, Tracer):
+        got, do = "a value that is being traced", "save outside of jit, grad and scan"
+    elif isinstance(leaf, jax.Array) and leaf.is_deleted():
+        got = f"{describe(leaf)}, whose buffer was donated"
+        do = "save the state that a step returned, not the one that it was given"
+    elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        got = f"{describe(leaf)}, which other processes hold a part of"
+        do = "save such arrays with orbax.checkpoint itself, from all processes"
+    elif not _is_numeric(getattr(leaf, "dtype", None)):
+        got, expected = describe(leaf), "arrays of numbers, random keys and numbers"
+    if got:
+        raise CheckpointError("a checkpoint cannot hold a leaf", where=path, got=got,
+                              expected=expected, do=do)  # fmt: skip
+
+
+def _is_numeric(dtype: Any) -> bool:
+    kinds = (np.number, np.bool_, jax.dtypes.prng_key)
+    return dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _is_key(leaf: Any) -> bool:
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _copy(leaf: Any) -> np.ndarray:
+    """An array of its own, in C order."""
+    found = np.asarray(leaf)
+    if isinstance(leaf, jax.Array) and (found.flags.owndata or not _is_in_host_memory(leaf)):
+        return np.ascontiguousarray(found).reshape(leaf.shape)  # was copied from the device
+    return np.array(found, order="C")
+
+
+def _is_in_host_memory(array: jax.Array) -> bool:
+    """Whether NumPy's view of an array may be the buffer itself, which a donation reuses."""
+    on_cpu = any(device.platform == "cpu" for device in array.sharding.device_set)
+    return on_cpu or "host" in (array.sharding.memory_kind or "")
+
+
+def _without_entries(found: Facts) -> np.ndarray:
+    """An array, or the words of keys, of which there was nothing to store."""
+    if found["kind"] != "key":
+        return np.zeros(found["shape"], jnp.dtype(found["dtype"]))
+    words = jax.random.key_data(jax.random.key(0, impl=found["impl"]))
+    return np.zeros([*found["shape"], *words.shape], np.uint32)
+
+
+def _placement(like: Any) -> Any:
+    """Where an array goes; None is JAX's choice, for one which is bound to no device."""
+    if isinstance(like, jax.Array) and not like.committed:
+        return None
+    return getattr(like, "sharding", None)

@@ -11,14 +11,14 @@ import base64
 import inspect
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 
 ROLES = ("x", "y", "sample_weight")  # what stands first, second and third in a batch
 CHUNK_ENTRIES = 1 << 20  # looked at in one go, so that no mask as large as the data is made
@@ -28,20 +28,18 @@ class DataError(TrainingError):
     """Data cannot be trained on: empty, of different lengths, not numeric, out of range."""
 
 
-def _wrong(what: str, **parts: str) -> DataError:
-    return DataError(compose(what, **parts))
-
-
 class Batches:
     """Batches are what training takes from data, epoch by epoch.
 
     Attributes:
         steps: how many an epoch has; None where it is not known before it ends.
         examples: how many an epoch has; None where that is not known.
+        arrays: that they are cut from; None where they come from a loader.
     """
 
     steps: Any
     examples: int | None = None
+    arrays: Any = None
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
         """Epoch ``e`` has these batches, from batch ``start`` on."""
@@ -50,6 +48,13 @@ class Batches:
     def first(self) -> Any:
         """The first batch is looked at; the next epoch still has it."""
         return next(self.epoch(0))
+
+    def check_passes(self, epochs: int) -> None:
+        """More epochs than can be had are refused before the first one.
+
+        Raises:
+            DataError: an iterator that can be passed over once is to last for several.
+        """
 
     def state(self) -> dict[str, Any] | None:
         """This says where they stand, for JSON; None where (e, start) says all."""
@@ -66,7 +71,6 @@ def source(
     seed: int = 0,
     drop_last: bool = False,
     steps: int | None = None,
-    finite: bool = True,
     what: str = "the training data",
 ) -> Batches:
     """Batches are made of arrays, or of whatever gives batches.
@@ -84,7 +88,6 @@ def source(
         drop_last: whether a last batch of fewer examples is left out.
         steps: batches of an epoch, if that is not one pass over the data: passes follow each other
             then, and an epoch goes on where the last one stopped.
-        finite: whether NaN and infinity in arrays are refused.
         what: what the data is for, in the words of an error.
 
     Raises:
@@ -101,9 +104,9 @@ def source(
     batch_size, seed = check_count("batch_size", batch_size), check_count("seed", seed, least=0)
     steps = None if steps is None else check_count("steps_per_epoch", steps)
     if _gives_batches(data):
-        return LoaderBatches(data, steps=steps, what=what)
+        return LoaderBatches(data, steps, what)
     arrays = as_arrays(data, what)
-    check(arrays, what=what, finite=finite)
+    check(arrays, what=what)
     return ArrayBatches(arrays, batch_size, shuffle, seed, drop_last, steps, what)
 
 
@@ -127,18 +130,18 @@ def split(data: Any, fraction: float) -> tuple[Any, Any]:
         [[0, 1, 2], [3, 4]]
     """
     if _gives_batches(data):
-        raise _wrong("a part for validation can only be cut from arrays",
-                     got=f"{type(data).__name__}, which gives batches",
-                     do="pass validation_data= in place of validation_split=")  # fmt: skip
+        raise DataError("a part for validation can only be cut from arrays",
+                        got=f"{type(data).__name__}, which gives batches",
+                        do="pass validation_data= in place of validation_split=")  # fmt: skip
     arrays = as_arrays(data)
     count = check(arrays, finite=False)
     at = math.floor(count * (1.0 - fraction)) if 0 < fraction < 1 else 0
     if not 0 < at < count:
-        raise _wrong(
+        raise DataError(
             "the data cannot be split for validation",
             got=f"validation_split = {fraction!r} of {count} examples",
-            expected="a number between 0 and 1 that leaves examples on both sides",
-        )
+            expected="a number between 0 and 1 that leaves examples on both sides"
+        )  # fmt: skip
     return jax.tree.map(lambda a: a[:at], arrays), jax.tree.map(lambda a: a[at:], arrays)
 
 
@@ -179,21 +182,18 @@ class ArrayBatches(Batches):
         steps: int | None,
         what: str,
     ) -> None:
-        self._leaves, self._treedef = jax.tree.flatten(arrays)
-        self._count, self._batch_size = len(self._leaves[0]), batch_size
-        self._shuffle, self._seed = shuffle, seed
-        self._per_pass = self._count // batch_size
-        if not drop_last and self._count % batch_size:
-            self._per_pass += 1
+        self.arrays, self._count = arrays, len(jax.tree.leaves(arrays)[0])
+        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
+        self._per_pass = (self._count if drop_last else self._count + batch_size - 1) // batch_size
         if not self._per_pass:
-            raise _wrong(
+            raise DataError(
                 f"{what} makes no whole batch",
                 got=f"{self._count} examples, batch_size = {batch_size}, drop_last = True",
-                do="take a smaller batch_size, or drop_last=False",
-            )
+                do="take a smaller batch_size, or drop_last=False"
+            )  # fmt: skip
         self.steps = steps or self._per_pass
-        whole = self._count if not drop_last else self._per_pass * batch_size
-        self.examples = whole if steps is None else None
+        if steps is None:
+            self.examples = min(self._count, self._per_pass * batch_size)
 
     def epoch(self, e: int, start: int = 0) -> Iterator[Any]:
         """Epoch ``e`` has these batches, from batch ``start`` on."""
@@ -213,12 +213,7 @@ class ArrayBatches(Batches):
             rows: Any = slice(k * size, (k + 1) * size)
             if order is not None:
                 rows = order[rows]
-            yield self._treedef.unflatten([np.asarray(leaf[rows]) for leaf in self._leaves])
-
-    @property
-    def arrays(self) -> Any:
-        """The data are cut from these arrays."""
-        return self._treedef.unflatten(self._leaves)
+            yield jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[rows]), self.arrays)
 
 
 class LoaderBatches(Batches):
@@ -232,7 +227,7 @@ class LoaderBatches(Batches):
         DataError: the object gives no batches.
     """
 
-    def __init__(self, data: Any, *, steps: int | None = None, what: str = "the data") -> None:
+    def __init__(self, data: Any, steps: int | None, what: str) -> None:
         self._what, self._steps = what, steps
         self._once = hasattr(data, "__next__")  # an iterator: there is no second pass
         self._open = _opener(data, what)
@@ -246,11 +241,7 @@ class LoaderBatches(Batches):
         self._restored: dict[str, Any] | None = None
 
     def check_passes(self, epochs: int) -> None:
-        """More epochs than can be had are refused before the first one.
-
-        Raises:
-            DataError: an iterator that can be passed over once is to last for several.
-        """
+        """More epochs than one are refused of an iterator."""
         if self._once and self._steps is None and epochs > 1:
             raise self._used_up(1)
 
@@ -362,27 +353,25 @@ class LoaderBatches(Batches):
         self._given = kept["given"]
 
     def _empty(self) -> DataError:
-        return _wrong(
+        return DataError(
             f"{self._what} gave no batch", got="an iterator that ended at once",
             expected="one batch at least",
-            do="pass a function that returns a new generator, if this one was used before",
+            do="pass a function that returns a new generator, if this one was used before"
         )  # fmt: skip
 
     def _used_up(self, epoch: int) -> DataError:
-        return _wrong(
-            f"{self._what} cannot be passed over again", where=f"epoch {epoch + 1}",
-            got=f"a generator, of which {self._given} batches are taken",
-            expected="something that can begin anew",
-            do="pass the function that makes the generator, not the generator;\n"
-            "            or say steps_per_epoch= for one that has no end",
-        )  # fmt: skip
+        return DataError(f"{self._what} cannot be passed over again", where=f"epoch {epoch + 1}",
+                         got=f"a generator, of which {self._given} batches are taken",
+                         expected="something that can begin anew",
+                         do="pass the function that makes the generator, not the generator;\n"
+                         "            or say steps_per_epoch= for one that has no end")  # fmt: skip
 
     def _too_few(self, wanted: int) -> DataError:
-        return _wrong(
+        return DataError(
             f"{self._what} ran out of batches", got=f"{self._given} batches",
             expected=f"{wanted} up to this point",
             do="train for fewer epochs, or with a smaller steps_per_epoch;\n"
-            "            or pass a function that makes a new generator for every pass",
+            "            or pass a function that makes a new generator for every pass"
         )  # fmt: skip
 
 
@@ -396,8 +385,8 @@ def _opener(data: Any, what: str) -> Callable[[int], Any]:
         made = data(number) if with_number else data()
         if hasattr(made, "__iter__"):
             return made
-        raise _wrong(f"{what} is a function that returned no batches", got=describe(made),
-                     expected="an iterator of batches, or a loader")  # fmt: skip
+        raise DataError(f"{what} is a function that returned no batches", got=describe(made),
+                        expected="an iterator of batches, or a loader")  # fmt: skip
 
     return opened
 
@@ -453,20 +442,21 @@ def to_array(value: Any, name: str = "x", what: str = "a batch") -> Any:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__next__"):
-        raise not_an_array(name, value, what)
+        raise _not_an_array(name, value, what)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        raise _wrong(f"{name} of {what} holds random keys, not numbers", got=describe(value),
-                     do="draw from keys in the loss: it gets one of its own as rng=")  # fmt: skip
+        raise DataError(
+            f"{name} of {what} holds random keys, not numbers", got=describe(value),
+            do="draw from keys in the loss: it gets one of its own as rng="
+        )  # fmt: skip
     if hasattr(value, "detach"):
         return _of_tensor(value)
     try:
         listed = isinstance(value, list | bool | int | float | complex | np.generic)
         return np.asarray(value) if listed or hasattr(value, "__array__") else value
     except ValueError as error:
-        raise _wrong(
-            f"{name} of {what} makes no array", got=f"{type(value).__name__}: {error}",
-            expected="rows of one length", do="pad the rows to one length",
-        ) from error  # fmt: skip
+        raise DataError(f"{name} of {what} makes no array", got=f"{type(value).__name__}: {error}",
+                        expected="rows of one length",
+                        do="pad the rows to one length") from error  # fmt: skip
 
 
 def _of_tensor(tensor: Any) -> Any:
@@ -502,11 +492,8 @@ def _named(data: Any, path: tuple[Any, ...]) -> str:
 def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
     """Arrays that cannot be cut into batches are refused; returns how many examples there are.
 
-    Args:
-        data: a pytree of arrays, each with the examples on its first axis.
-        what: what the arrays are for, in the words of an error.
-        finite: whether a NaN or an infinity is refused. Arrays that are mapped from a file are not
-            searched for them: that would read the whole file.
+    Arrays that are mapped from a file are not searched for a NaN or an infinity: that would read
+    the whole file.
 
     Raises:
         DataError: there is no array, no example, the lengths differ, an array is not of numbers,
@@ -518,69 +505,59 @@ def check(data: Any, *, what: str = "the data", finite: bool = True) -> int:
     """
     arrays = named_arrays(data)
     if not arrays:
-        raise _wrong(
+        raise DataError(
             f"{what} has no array", got=type(data).__name__ if data is not None else "None",
-            expected="a tuple, dict or array with the examples on the first axis",
+            expected="a tuple, dict or array with the examples on the first axis"
         )  # fmt: skip
     for name, array in arrays.items():
         _check_kind(name, array, what)
-    count = _check_lengths(arrays, what)
+    shapes = ", ".join(f"{name}: {describe(array)}" for name, array in arrays.items())
+    count, *others = {len(array) for array in arrays.values()}
+    if others:
+        raise DataError(
+            f"the arrays of {what} have different numbers of examples", got=shapes,
+            expected="one length on the first axis of all",
+            do="look for rows that were dropped from one array and not from the others"
+        )  # fmt: skip
+    if not count:
+        raise DataError(f"{what} has no example", got=shapes, expected="one example at least")
     if finite:
         for name, array in arrays.items():
-            check_finite(array, name=name, what=what)
+            _check_finite(name, array, what)
     return count
 
 
-def not_an_array(name: str, value: Any, what: str) -> DataError:
+def _not_an_array(name: str, value: Any, what: str) -> DataError:
     """This is the error for what stands where an array should."""
     do = f"convert it: np.asarray({name})"
     if hasattr(value, "__next__"):
         do = "pass the generator alone, and let it give whole batches (x, y)"
     elif hasattr(value, "__getitem__") and not isinstance(value, str | bytes):
         do = "a set of single examples is put into a loader, which makes batches of it"
-    return _wrong(f"{name} of {what} is not an array", got=describe(value),
-                  expected="an array with the examples on its first axis", do=do)  # fmt: skip
+    return DataError(f"{name} of {what} is not an array", got=describe(value),
+                     expected="an array with the examples on its first axis", do=do)  # fmt: skip
 
 
 def _check_kind(name: str, array: Any, what: str) -> None:
     """Refuse what is not an array of numbers with a first axis."""
     if not isinstance(array, np.ndarray):
-        raise not_an_array(name, array, what)
+        raise _not_an_array(name, array, what)
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
         kinds = {"O": "Python objects", "U": "text", "S": "text", "T": "text", "M": "dates"}
-        raise _wrong(
+        raise DataError(
             f"{name} of {what} does not hold numbers",
             got=f"{describe(array)}, {kinds.get(array.dtype.kind, array.dtype.name)}",
             expected="floating point, integers or booleans",
             do="make numbers of it, as np.unique(labels, return_inverse=True) does of labels;\n"
-            "            rows of different lengths are padded to one",
-        )
-    if array.ndim == 0:
-        raise _wrong(f"{name} of {what} has no axis of examples", got=describe(array),
-                     expected="the examples on its first axis")  # fmt: skip
-
-
-def _check_lengths(arrays: Mapping[str, np.ndarray], what: str) -> int:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    shapes = ", ".join(f"{name}: {describe(array)}" for name, array in arrays.items())
-    if len(set(lengths.values())) > 1:
-        raise _wrong(
-            f"the arrays of {what} have different numbers of examples", got=shapes,
-            expected="one length on the first axis of all",
-            do="look for rows that were dropped from one array and not from the others",
+            "            rows of different lengths are padded to one"
         )  # fmt: skip
-    count = next(iter(lengths.values()))
-    if not count:
-        raise _wrong(f"{what} has no example", got=shapes, expected="one example at least")
-    return count
+    if array.ndim == 0:
+        raise DataError(f"{name} of {what} has no axis of examples", got=describe(array),
+                        expected="the examples on its first axis")  # fmt: skip
 
 
-def check_finite(array: np.ndarray, *, name: str = "x", what: str = "the data") -> None:
-    """A NaN or an infinity is refused, naming the first.
-
-    Raises:
-        DataError: there is one.
-    """
+def _check_finite(name: str, array: np.ndarray, what: str) -> None:
+    """Refuse a NaN or an infinity, naming the first."""
     if not jnp.issubdtype(array.dtype, np.inexact) or isinstance(array, np.memmap):
         return
     rows = max(1, CHUNK_ENTRIES // max(1, array[:1].size))
@@ -589,22 +566,16 @@ def check_finite(array: np.ndarray, *, name: str = "x", what: str = "the data") 
         if not finite.all():
             first = np.argwhere(~finite)[0]
             index = (start + int(first[0]), *map(int, first[1:]))
-            raise _wrong(
+            raise DataError(
                 f"{name} of {what} holds a number that is not finite",
-                got=f"{name}[{', '.join(map(str, index))}] = {array[index]}, the first one",
+                got=f"{name}{_index(index)} = {array[index]}, the first one",
                 expected="finite numbers: one NaN makes every parameter NaN in one step",
-                do=f"drop those examples, or np.nan_to_num({name})",
-            )
+                do=f"drop those examples, or np.nan_to_num({name})"
+            )  # fmt: skip
 
 
-def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the data") -> None:
+def check_labels(labels: Any, classes: int, what: str = "the data") -> None:
     """Integer labels outside [0, classes) are refused: JAX would clamp them without a word.
-
-    Args:
-        labels: integers of any shape; other dtypes are left alone.
-        classes: how many the model tells apart, the width of its output.
-        name: of the array, in the words of an error.
-        what: what the array is for, in the words of an error.
 
     Raises:
         DataError: there is one.
@@ -617,19 +588,22 @@ def check_labels(labels: Any, classes: int, *, name: str = "y", what: str = "the
         return
     index = tuple(map(int, np.argwhere((array < 0) | (array >= classes))[0]))
     do = f"give the model {high + 1} outputs, or number the classes from 0"
-    if low == 1 and high == classes:
-        do = f"number the classes from 0: {name} - 1"
     if low < 0:
         do = "number the classes from 0; give examples without a label the weight 0"
-    raise _wrong(
-        f"{name} of {what} has a label that the model has no output for",
-        got=f"{name}[{', '.join(map(str, index))}] = {array[index]}; labels from {low} to "
-        f"{high}, {classes} outputs",
-        expected=f"labels from 0 to {classes - 1}", do=do,
+    elif (low, high) == (1, classes):
+        do = "number the classes from 0: y - 1"
+    raise DataError(
+        f"y of {what} has a label that the model has no output for",
+        got=f"y{_index(index)} = {array[index]}; labels from {low} to {high}, {classes} outputs",
+        expected=f"labels from 0 to {classes - 1}", do=do
     )  # fmt: skip
 
 
-def check_like(batch: Any, training: Any, *, what: str = "the validation data") -> None:
+def _index(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]"
+
+
+def check_like(batch: Any, training: Any) -> None:
     """A batch is refused whose arrays differ from training's in number, shape or kind of number.
 
     The first axis may differ, and so may precision: float32 goes with float64.
@@ -637,21 +611,21 @@ def check_like(batch: Any, training: Any, *, what: str = "the validation data") 
     Raises:
         DataError: they differ; the first one that does is named.
     """
-    arrays, others = named_arrays(batch), named_arrays(training)
+    arrays, others, what = named_arrays(batch), named_arrays(training), "the validation data"
     optional = {ROLES[2]}  # weights may be given for the one and not for the other
     if (set(arrays) ^ set(others)) - optional:
-        raise _wrong(f"{what} is not made of the same arrays as the training data",
-                     got=", ".join(arrays), expected=", ".join(others))  # fmt: skip
-    for name in (name for name in others if name in arrays):
-        mine, other = arrays[name], others[name]
+        raise DataError(f"{what} is not made of the same arrays as the training data",
+                        got=", ".join(arrays), expected=", ".join(others))  # fmt: skip
+    for name, mine in arrays.items():
+        other = others.get(name, mine)
         if np.shape(mine)[1:] != np.shape(other)[1:] or _kind(mine) != _kind(other):
-            raise _wrong(f"{name} of {what} does not fit {name} of the training data",
-                         got=describe(mine),
-                         expected=f"like {describe(other)}, but for the first axis")  # fmt: skip
+            raise DataError(f"{name} of {what} does not fit {name} of the training data",
+                            got=describe(mine),
+                            expected=f"like {describe(other)}, but for the first axis")  # fmt: skip
 
 
 def _kind(array: Any) -> str:
-    dtype = np.asarray(array).dtype if not hasattr(array, "dtype") else array.dtype
+    dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
     for kind in (np.integer, np.floating, np.complexfloating):
         if jnp.issubdtype(dtype, kind):
             return kind.__name__
@@ -673,6 +647,6 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     except TypeError:
         count = least - 1
     if count < least or isinstance(value, bool | np.bool_):
-        raise _wrong(f"{name} cannot be used", got=f"{name} = {value!r}",
-                     expected=f"a whole number, {least} or more")  # fmt: skip
+        raise DataError(f"{name} cannot be used", got=f"{name} = {value!r}",
+                        expected=f"a whole number, {least} or more")  # fmt: skip
     return count

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from functional_bp.errors import TrainingError, compose
+from functional_bp.errors import TrainingError
 from functional_bp.train.objective import batch_length
 
 
@@ -58,20 +58,16 @@ def layout_of(devices: int | Sequence[Any] | None, batch_size: int | None) -> Da
         present = jax.devices()
         if not 1 <= devices <= len(present):
             raise TrainingError(
-                compose("there are not so many devices", got=f"devices={devices}",
-                        expected=f"1 to {len(present)}",
-                        do="simulate more with jax.config.update('jax_num_cpu_devices', n), first")
+                "there are not so many devices", got=f"devices={devices}",
+                expected=f"1 to {len(present)}",
+                do="simulate more with jax.config.update('jax_num_cpu_devices', n), first"
             )  # fmt: skip
         devices = present[:devices]
     if not devices:
-        raise TrainingError(
-            compose("there is no device to train on", got="devices=[]",
-                    expected="a number, or a list such as jax.devices()")
-        )  # fmt: skip
+        raise TrainingError("there is no device to train on", got="devices=[]",
+                            expected="a number, or a list such as jax.devices()")  # fmt: skip
     if batch_size is not None and batch_size % len(devices):
-        raise TrainingError(
-            compose("the devices cannot share a batch evenly",
-                    got=f"batch_size={batch_size} over {len(devices)} devices",
-                    expected=f"a multiple of {len(devices)}")
-        )  # fmt: skip
+        raise TrainingError("the devices cannot share a batch evenly",
+                            got=f"batch_size={batch_size} over {len(devices)} devices",
+                            expected=f"a multiple of {len(devices)}")  # fmt: skip
     return DataParallel.over(devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 from functional_bp.train.data import source
 from functional_bp.train.data_parallel import DataParallel
 from functional_bp.train.objective import (
@@ -65,9 +66,7 @@ class Evaluator:
     ) -> dict[str, float]:
         """The means are over the batches, over at most ``limit`` of them."""
         sums = None
-        for k, batch in enumerate(batches):
-            if limit is not None and k >= limit:
-                break
+        for batch in itertools.islice(batches, limit):
             if sums is None:
                 output = jax.eval_shape(self._output, params, model_state, batch)
                 sums = Sums.zeros(["loss", *output.metrics])
@@ -77,7 +76,7 @@ class Evaluator:
                 batch = self._layout.split(batch)
             sums = self._add(sums, params, model_state, batch)
         if sums is None:
-            raise TrainingError(compose("there is no batch to evaluate", got="an empty iterator"))
+            raise TrainingError("there is no batch to evaluate", got="an empty iterator")
         return Sums.means(sums)
 
 
@@ -124,10 +123,8 @@ def gather(x: Any, y: Any, sample_weight: Any) -> Any:
     """
     if y is None:
         if sample_weight is not None:
-            raise TrainingError(
-                compose("sample weights need targets", got="sample_weight without y",
-                        expected="x, y, sample_weight")
-            )  # fmt: skip
+            raise TrainingError("sample weights need targets", got="sample_weight without y",
+                                expected="x, y, sample_weight")  # fmt: skip
         return x
     return (x, y) if sample_weight is None else (x, y, sample_weight)
 
@@ -167,11 +164,11 @@ def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch
         for leaf in jax.tree.leaves(predictions):
             if not leaf.shape or leaf.shape[0] != batch_length(batch):
                 raise TrainingError(
-                    compose("predictions do not belong to inputs one by one", got=describe(leaf),
-                            expected=f"a first axis of {batch_length(batch)}, the inputs'")
+                    "predictions do not belong to inputs one by one", got=describe(leaf),
+                    expected=f"a first axis of {batch_length(batch)}, the inputs'"
                 )  # fmt: skip
         found.append(predictions)
     if not found:
-        raise TrainingError(compose("there is nothing to predict", got="no batch of inputs"))
+        raise TrainingError("there is nothing to predict", got="no batch of inputs")
     found = jax.device_get(found)
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)

@@ -11,15 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from functional_bp.engine import transforms
-from functional_bp.errors import BackpropError, TrainingError, compose, describe
+from functional_bp.errors import BackpropError, TrainingError, describe
+from functional_bp.train.callbacks import Callback, Callbacks
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import (
     Batches,
-    LoaderBatches,
     check_count,
     check_labels,
     check_like,
@@ -27,12 +26,11 @@ from functional_bp.train.data import (
     source,
     split,
 )  # fmt: skip
-from functional_bp.train.data_parallel import layout_of
-from functional_bp.train.evaluate import gather
+from functional_bp.train.data_parallel import DataParallel, layout_of
+from functional_bp.train.evaluate import Evaluator, gather
 from functional_bp.train.history import History
-from functional_bp.train.loop import HeldOut, Saver, TrainingLoop
+from functional_bp.train.loop import Saver, TrainingLoop
 from functional_bp.train.objective import CallContext, Supervised, cross_entropy
-from functional_bp.train.run import Callback, Callbacks
 from functional_bp.train.state import TrainState, init
 from functional_bp.train.step import Step, step
 
@@ -47,11 +45,9 @@ def _admit(
         DataError: the data are empty or do not fit together.
     """
     if validation_split and validation_data is not None:
-        raise TrainingError(
-            compose("held-out data are given twice",
-                    got=f"validation_data and validation_split={validation_split}",
-                    expected="one of them")
-        )  # fmt: skip
+        raise TrainingError("held-out data are given twice",
+                            got=f"validation_data and validation_split={validation_split}",
+                            expected="one of them")  # fmt: skip
     if validation_split:
         data, validation_data = split(data, validation_split)
     training = source(data, **options)
@@ -61,17 +57,6 @@ def _admit(
     held_out = source(validation_data, what="the validation data", **unshuffled)
     check_like(held_out.first(), training.first())
     return training, held_out
-
-
-def _check_passes(data: Batches, held_out: Batches | None, epochs: int, every: int) -> None:
-    """Refuse iterators that end before the run does.
-
-    Raises:
-        DataError: one of them can be passed over once only.
-    """
-    for part, count in ((data, epochs), (held_out, epochs // every)):
-        if isinstance(part, LoaderBatches):
-            part.check_passes(count)
 
 
 def _check_step(
@@ -87,18 +72,16 @@ def _check_step(
         if isinstance(loss, Supervised):
             _check_labels(loss, state, batch, data, held_out)
         _, logs, _ = jax.eval_shape(stepper.advance, state, batch)
-    except BackpropError:
-        raise
     except (TypeError, ValueError) as error:
-        arrays = named_arrays(batch)
+        if isinstance(error, BackpropError):
+            raise
+        arrays = named_arrays(batch).items()
         raise TrainingError(
-            compose(
-                "the loss cannot be computed on the first batch",
-                got=", ".join(f"{name} {describe(array)}" for name, array in arrays.items()),
-                expected="shapes and dtypes that the model takes",
-                do="see the error above, which names the operation",
-            )
-        ) from error
+            "the loss cannot be computed on the first batch",
+            got=", ".join(f"{name} {describe(array)}" for name, array in arrays),
+            expected="shapes and dtypes that the model takes",
+            do="see the error above, which names the operation"
+        ) from error  # fmt: skip
     return logs
 
 
@@ -112,9 +95,8 @@ def _check_labels(
     scores, _ = jax.eval_shape(lambda p, x: loss.apply(p, x, context), state.params, batch[0])
     for part, what in ((data, "the training data"), (held_out, "the validation data")):
         if part is not None:
-            arrays = getattr(part, "arrays", None)
-            labels = np.asarray((part.first() if arrays is None else arrays)[1])
-            check_labels(labels, scores.shape[-1], what=what)
+            labels = (part.first() if part.arrays is None else part.arrays)[1]
+            check_labels(labels, scores.shape[-1], what)
 
 
 def _saver(
@@ -129,21 +111,33 @@ def _saver(
             else than True, False or "fallback".
     """
     if resume not in (True, False, "fallback"):
-        raise TrainingError(
-            compose("resume cannot be this", got=repr(resume),
-                    expected="True, False or 'fallback'")
-        )  # fmt: skip
+        raise TrainingError("resume cannot be this", got=repr(resume),
+                            expected="True, False or 'fallback'")  # fmt: skip
     if checkpoints is None:
         return None
-    owned = not isinstance(checkpoints, Checkpoints)
-    folder = Checkpoints(checkpoints) if not isinstance(checkpoints, Checkpoints) else checkpoints
+    folder = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints)
     if not resume and folder.latest() is not None:
         raise TrainingError(
-            compose("the folder holds checkpoints already", got=str(folder.directory),
-                    expected="an empty folder, with resume=False",
-                    do="give another folder, or resume=True to go on from the last of them")
+            "the folder holds checkpoints already", got=str(folder.directory),
+            expected="an empty folder, with resume=False",
+            do="give another folder, or resume=True to go on from the last of them"
         )  # fmt: skip
-    return Saver(folder, identity, owned, fallback=resume == "fallback")
+    return Saver(folder, identity, fallback=resume == "fallback")
+
+
+def _validation(
+    loss: Callable[..., Any], data: Batches, every: int, layout: DataParallel | None
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """The means ``{"val_loss": ..., ...}`` after every so many epochs, none after the others."""
+    evaluate = Evaluator(loss, layout)
+
+    def after(epoch: int, state: TrainState) -> dict[str, float]:
+        if (epoch + 1) % every:
+            return {}
+        means = evaluate(state.params, state.model_state, data.epoch(0))
+        return {f"val_{name}": value for name, value in means.items()}
+
+    return after
 
 
 def fit(
@@ -244,16 +238,17 @@ def fit(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
     )  # fmt: skip
-    counts = {"epochs": epochs, "batch_size": batch_size, "validation_freq": validation_freq}
-    for name, value in counts.items():
-        check_count(name, value)
-    layout = layout_of(devices, batch_size)
+    check_count("epochs", epochs)
+    check_count("validation_freq", validation_freq)
     data, held_out = _admit(
         gather(x, y, sample_weight), validation_data, validation_split,
         batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
         steps=steps_per_epoch,
     )  # fmt: skip
-    _check_passes(data, held_out, epochs, validation_freq)
+    layout = layout_of(devices, batch_size)
+    data.check_passes(epochs)
+    if held_out is not None:
+        held_out.check_passes(epochs // validation_freq)
     if isinstance(params, TrainState):
         state = jax.tree.map(jnp.copy, params)
     else:
@@ -270,7 +265,7 @@ def fit(
         state,
         data,
         list(logs),
-        validation=HeldOut(loss, held_out, validation_freq, layout) if held_out else None,
+        validation=_validation(loss, held_out, validation_freq, layout) if held_out else None,
         callbacks=Callbacks(callbacks),
         saver=_saver(checkpoints, resume, identity),
         layout=layout,

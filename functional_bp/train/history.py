@@ -7,13 +7,13 @@ import importlib.util
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from functional_bp.errors import BackpropError, compose
+from functional_bp.errors import BackpropError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +59,14 @@ def ordered(names: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(names), key=rank)
 
 
+def html_table(names: Iterable[str], rows: Iterable[tuple[str, list[str]]], padding: str) -> str:
+    """Numbers stand in a table of HTML, each row with the attributes of its ``<tr>`` before it."""
+    cell = f'style="text-align:right;padding:{padding}"'
+    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in names)
+    body = "".join(f"<tr{a}>{''.join(f'<td {cell}>{c}</td>' for c in row)}</tr>" for a, row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 @dataclass(eq=False, repr=False)
 class History(Mapping[str, list[float]]):
     """A history has what was recorded: ``history["loss"]`` is a list, one number an epoch.
@@ -92,14 +100,7 @@ class History(Mapping[str, list[float]]):
     stopped: str | None = None
 
     def record(self, epoch: int, logs: Mapping[str, Any], *, step: int, seconds: float) -> None:
-        """An epoch is added.
-
-        Args:
-            epoch: its number, from 0.
-            logs: numbers, or arrays of one, by name.
-            step: how many steps were done in all.
-            seconds: how long the epoch took.
-        """
+        """An epoch is added, from 0: its numbers, or arrays of one; ``step`` is of all epochs."""
         numbers = {name: np.asarray(value).item() for name, value in logs.items()}
         row = {"epoch": int(epoch), "step": int(step), "seconds": float(seconds), **numbers}
         self.rows.append(row)
@@ -119,9 +120,9 @@ class History(Mapping[str, list[float]]):
         found = [row[name] for row in self.rows if name in row and name not in NOT_LOGS]
         if not found:
             raise HistoryError(
-                compose(f"the history has no {name!r}", got=", ".join(self) or "no epoch",
-                        expected="a name that was recorded",
-                        do="pass validation data" if name.startswith("val_") else "")
+                f"the history has no {name!r}", got=", ".join(self) or "no epoch",
+                expected="a name that was recorded",
+                do="pass validation data" if name.startswith("val_") else ""
             )  # fmt: skip
         return found
 
@@ -153,8 +154,8 @@ class History(Mapping[str, list[float]]):
         if not isinstance(fields, Mapping) or set(fields) != set(FIELDS):
             names = ", ".join(fields) if isinstance(fields, Mapping) else type(fields).__name__
             raise HistoryError(
-                compose("this is no history", got=names or "nothing",
-                        expected=f"{', '.join(FIELDS)}: what to_json and to_dict give")
+                "this is no history", got=names or "nothing",
+                expected=f"{', '.join(FIELDS)}: what to_json and to_dict give"
             )  # fmt: skip
         special = lambda value: SPECIAL[value] if isinstance(value, str) else value
         rows = [{name: special(value) for name, value in row.items()} for row in fields["rows"]]
@@ -182,30 +183,42 @@ class History(Mapping[str, list[float]]):
         try:
             import pandas  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise PlotExtraError(
-                compose("the history makes no data frame", got="no package pandas",
-                        expected="pandas, which holds it", do="pip install pandas")
-            ) from None  # fmt: skip
+            raise PlotExtraError("the history makes no data frame", got="no package pandas",
+                                 expected="pandas, which holds it",
+                                 do="pip install pandas") from None  # fmt: skip
         columns = {name: self.column(name) for name in (*NOT_LOGS[1:], *self)}
         index = pandas.Index(self.epochs, name="epoch")
         floats = {name: np.array(column, dtype=float) for name, column in columns.items()}
         frame = pandas.DataFrame(floats, index=index)
         return frame.astype({"step": int})
 
-    def plot(self, *names: str) -> Any:
+    def plot(self, *names: str) -> Figure:
         """The picture shows training and validation over the epochs, axes for each quantity.
 
         Args:
             *names: of what is drawn; all, if there is none.
 
         Returns:
-            A matplotlib ``Figure``, which a notebook shows.
+            A figure that a notebook shows.
 
         Raises:
             PlotExtraError: matplotlib is not installed.
-            HistoryError: there is no such name.
+            HistoryError: there is no such name, or no epoch.
         """
-        return figure_of(self, names)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise PlotExtraError("the history cannot be drawn", got="no package matplotlib",
+                                 expected="matplotlib, which draws it",
+                                 do="pip install 'functional-bp[pictures]'")  # fmt: skip
+        for name in names or ("loss",) * (not self.rows):
+            self[name]  # an unknown name is refused here
+        quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or self))
+        columns = min(COLUMNS, len(quantities))
+        rows = math.ceil(len(quantities) / columns)
+        figure = _empty_figure(columns, rows)
+        for k, quantity in enumerate(quantities):
+            axes = figure.add_subplot(rows, columns, k + 1)
+            _draw(axes, self, quantity)
+        return figure
 
     def _heading(self) -> str:
         epochs = "1 epoch" if len(self.rows) == 1 else f"{len(self.rows):,} epochs"
@@ -232,13 +245,8 @@ class History(Mapping[str, list[float]]):
         return "\n".join([f"History: {self._heading()}", *lines])
 
     def _repr_html_(self) -> str:
-        cell = 'style="text-align:right;padding:0 .8em 0 0"'
-        rows = [f"<tr>{''.join(f'<td {cell}>{c}</td>' for c in row)}</tr>" for row in self._cells()]
-        names = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in ("epoch", *self))
-        return (
-            f"<div><div>{html.escape(self._heading())}</div>"
-            f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        table = html_table(["epoch", *self], [("", row) for row in self._cells()], "0 .8em 0 0")
+        return f"<div><div>{html.escape(self._heading())}</div>{table}</div>"
 
 
 def _sayable(value: Any) -> Any:
@@ -252,31 +260,6 @@ def _sayable(value: Any) -> Any:
 TRAINING, VALIDATION = "#2f6fb3", "#d1662b"  # blue and orange, told apart by everyone
 COLUMNS = 3  # of axes, side by side
 WIDE = 20.0  # a positive curve that spans this factor is drawn on a logarithmic axis
-
-
-def figure_of(history: History, names: Sequence[str]) -> Figure:
-    """The figure has axes for every quantity: its training and its validation curve.
-
-    Raises:
-        PlotExtraError: matplotlib is not installed.
-        HistoryError: the history has no such name, or no epoch.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise PlotExtraError(
-            compose("the history cannot be drawn", got="no package matplotlib",
-                    expected="matplotlib, which draws it",
-                    do="pip install 'functional-bp[pictures]'")
-        )  # fmt: skip
-    for name in names or ("loss",) * (not history.rows):
-        history[name]  # an unknown name is refused here
-    quantities = list(dict.fromkeys(name.removeprefix("val_") for name in names or history))
-    columns = min(COLUMNS, len(quantities))
-    rows = math.ceil(len(quantities) / columns)
-    figure = _empty_figure(columns, rows)
-    for k, quantity in enumerate(quantities):
-        axes = figure.add_subplot(rows, columns, k + 1)
-        _draw(axes, history, quantity)
-    return figure
 
 
 def _empty_figure(columns: int, rows: int) -> Figure:
@@ -294,19 +277,16 @@ def _empty_figure(columns: int, rows: int) -> Figure:
 
 
 def _draw(axes: Any, history: History, quantity: str) -> None:
-    """Both curves of a quantity, and a mark at the best of validation's loss."""
+    """Both curves of a quantity."""
     curves = [(quantity, "training", TRAINING), (f"val_{quantity}", "validation", VALIDATION)]
-    drawn = [(n, label, color) for n, label, color in curves if n in history]
-    everything: list[float] = []
+    drawn = [curve for curve in curves if curve[0] in history]
+    finite: list[float] = []
     for name, label, color in drawn:
-        column = history.column(name)
-        epochs = [e + 1 for e, value in zip(history.epochs, column) if value is not None]
-        values = [value for value in column if value is not None]
-        marker = "o" if len(values) <= 20 else None
-        axes.plot(epochs, values, color=color, label=label, marker=marker, markersize=3.5)
-        everything += values
-    finite = np.array([v for v in everything if math.isfinite(v)])
-    if finite.size and finite.min() > 0 and finite.max() > WIDE * finite.min():
+        points = [(r["epoch"] + 1, r[name]) for r in history.rows if r.get(name) is not None]
+        marker = "o" if len(points) <= 20 else None
+        axes.plot(*zip(*points), color=color, label=label, marker=marker, markersize=3.5)
+        finite += [value for _, value in points if math.isfinite(value)]
+    if finite and min(finite) > 0 and max(finite) > WIDE * min(finite):
         axes.set_yscale("log")
     axes.set_title(quantity.replace("_", " "), loc="left", fontsize=11)
     axes.set_xlabel("epoch")

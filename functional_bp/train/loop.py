@@ -12,24 +12,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from functional_bp.errors import CheckpointError, NonFiniteError, compose
+from functional_bp.errors import CheckpointError, NonFiniteError
 from functional_bp.explanation.explanation import explain
 from functional_bp.gradcheck.guard import Guard
+from functional_bp.train.callbacks import Callbacks, TrainingRun
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import Batches
 from functional_bp.train.data_parallel import DataParallel
-from functional_bp.train.evaluate import Evaluator, Sums
+from functional_bp.train.evaluate import Sums
 from functional_bp.train.history import History
 from functional_bp.train.objective import CallContext, as_objective, batch_length
 from functional_bp.train.progress import progress
-from functional_bp.train.run import Callbacks, TrainingRun
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Gradients, Step
 
@@ -50,7 +49,7 @@ class Interrupts:
             raise KeyboardInterrupt
         self.asked = True
 
-    @contextmanager
+    @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
         """It listens while the block runs; only a main thread can, and what is ignored stays so."""
         is_main = threading.current_thread() is threading.main_thread()
@@ -118,14 +117,8 @@ class Saver:
         identity: what a run must share with the one that it goes on from.
     """
 
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        identity: dict[str, Any],
-        owned: bool,
-        fallback: bool = False,
-    ) -> None:
-        self.checkpoints, self.identity, self._owned = checkpoints, identity, owned
+    def __init__(self, checkpoints: Checkpoints, identity: dict[str, Any], fallback: bool) -> None:
+        self.checkpoints, self.identity = checkpoints, identity
         self._fallback, self._saved = fallback, -1
 
     def is_due(self, step: int) -> bool:
@@ -151,10 +144,10 @@ class Saver:
         place: dict[str, Any] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """A loop is saved that has done ``batches`` batches of the epoch; once for every step.
+        """A loop is saved, once for every step.
 
         Args:
-            loop: the loop.
+            loop: it goes on with batch ``batches`` of the epoch.
             epoch: with which it is to go on.
             batches: of that epoch that are behind.
             place: of the source behind them, where it can tell.
@@ -192,10 +185,9 @@ class Saver:
         record, run = found.loop, loop.present
         if "identity" not in record:
             raise CheckpointError(
-                compose(f"the checkpoint of step {found.step} was not saved by fit",
-                        where=str(self.checkpoints.directory),
-                        do="give the state of checkpoints.restore(...) as params, and another "
-                        "folder")
+                f"the checkpoint of step {found.step} was not saved by fit",
+                where=str(self.checkpoints.directory),
+                do="give the state of checkpoints.restore(...) as params, and another folder"
             )  # fmt: skip
         self._check_identity(record["identity"], found.step)
         run.state, run.step = found.state, int(found.state.step)
@@ -213,21 +205,13 @@ class Saver:
         changed = [k for k in self.identity if before.get(k) != self.identity[k]]
         if changed:
             raise CheckpointError(
-                compose(
-                    f"the checkpoint of step {step} is of a run with other data or options",
-                    got=", ".join(f"{k}={self.identity[k]}" for k in changed),
-                    expected=", ".join(f"{k}={before.get(k)}" for k in changed),
-                    do="give the same data and options to go on from it, or another folder; to "
-                    "begin a\n            new run at its state, give checkpoints.restore(...)"
-                    ".state as params",
-                )
-            )
-
-    def close(self) -> None:
-        """This returns when all is written."""
-        self.checkpoints.wait()
-        if self._owned:
-            self.checkpoints.close()
+                f"the checkpoint of step {step} is of a run with other data or options",
+                got=", ".join(f"{k}={self.identity[k]}" for k in changed),
+                expected=", ".join(f"{k}={before.get(k)}" for k in changed),
+                do="give the same data and options to go on from it, or another folder; to "
+                "begin a\n            new run at its state, give checkpoints.restore(...)"
+                ".state as params"
+            )  # fmt: skip
 
 
 def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
@@ -243,38 +227,33 @@ def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
     )
 
 
+MOST_ROWS = 6  # parameters that a message lists
+
+
 def nonfinite_error(
     loss: Callable[..., Any], gradients: Gradients, state: TrainState, batch: Any, where: str
 ) -> NonFiniteError:
-    """This is the error for the step that comes after ``state``, on the batch that failed.
-
-    Args:
-        loss: the objective.
-        gradients: those of the step.
-        state: the last good state; the failing step starts from it.
-        batch: the batch of that step.
-        where: the step and the epoch in words.
-    """
-    found = jax.device_get(jax.jit(lambda s, b: gradients(s, b)[:2])(state, batch))
-    value, params_bar = found
+    """This is the error for the step that failed on a batch, from the last good state."""
+    found = jax.jit(lambda s, b: gradients(s, b)[:2])(state, batch)
+    value, params_bar = jax.device_get((found[0].loss, found[1]))
     rows = [
-        f"{_name(path)} ({int(np.sum(~np.isfinite(leaf)))} of {leaf.size} entries)"
+        f"{jax.tree_util.keystr(path, simple=True, separator='.') or 'params'} "
+        f"({int(np.sum(~np.isfinite(leaf)))} of {leaf.size} entries)"
         for path, leaf in jax.tree.leaves_with_path(params_bar)
         if not np.all(np.isfinite(leaf))
     ]
+    got = f"the loss is {float(value)}"
+    if rows:
+        more = f" and {len(rows) - MOST_ROWS} more" if len(rows) > MOST_ROWS else ""
+        got += f"; the gradient is not finite for {', '.join(rows[:MOST_ROWS])}{more}"
     first = _first_equation(loss, state, batch)
-    lines = [f"the loss is {float(value)}"]
-    lines += [f"the gradient is not finite for {', '.join(rows[:6])}" + _rest(rows)] if rows else []
-    message = compose(
-        "training met a number that is not finite",
-        where=where,
-        got="; ".join(lines),
+    return NonFiniteError(
+        "training met a number that is not finite", first, where=where, got=got,
         expected="finite loss and gradients",
         do=("mend the equation below; " if first is not None else "")
         + "a smaller learning rate or clip_norm=1.0 helps where numbers grow,\n"
-        "            and nonfinite='skip' leaves such steps out. The state is the last good one.",
-    )
-    return NonFiniteError(message, first)
+        "            and nonfinite='skip' leaves such steps out. The state is the last good one."
+    )  # fmt: skip
 
 
 def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> Any:
@@ -289,30 +268,6 @@ def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> 
         return explain(value, state.params, batch).first_nonfinite()
 
 
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".") or "params"
-
-
-def _rest(rows: list[str]) -> str:
-    return f" and {len(rows) - 6} more" if len(rows) > 6 else ""
-
-
-class HeldOut:
-    """Held-out data are looked at after every so many epochs."""
-
-    def __init__(
-        self, loss: Any, data: Batches, every: int, layout: DataParallel | None = None
-    ) -> None:
-        self._evaluate, self._data, self._every = Evaluator(loss, layout), data, every
-
-    def after(self, epoch: int, state: TrainState) -> dict[str, float]:
-        """The means are ``{"val_loss": ..., ...}`` after an epoch to look at, else none."""
-        if (epoch + 1) % self._every:
-            return {}
-        means = self._evaluate(state.params, state.model_state, self._data.epoch(0))
-        return {f"val_{name}": value for name, value in means.items()}
-
-
 class TrainingLoop:
     """A training loop is one run of ``fit``.
 
@@ -321,6 +276,7 @@ class TrainingLoop:
         source: the batches.
         present: the run, as callbacks see it.
         sums: of the numbers of the present epoch, on the device.
+        compilations: the step was compiled for so many shapes of a batch.
     """
 
     def __init__(
@@ -330,17 +286,16 @@ class TrainingLoop:
         source: Batches,
         names: list[str],
         *,
-        validation: HeldOut | None = None,
-        callbacks: Callbacks | None = None,
-        saver: Saver | None = None,
-        layout: DataParallel | None = None,
+        validation: Callable[[int, TrainState], dict[str, float]] | None,
+        callbacks: Callbacks,
+        saver: Saver | None,
+        layout: DataParallel | None,
     ) -> None:
         self.stepper, self.source, self._layout = stepper, source, layout
         self.present = TrainingRun(state, History(), int(state.step))
         self._names = [name for name in names if name != "nonfinite"]
-        self._validation, self._saver = validation, saver
-        self.callbacks = callbacks or Callbacks()
-        self._interrupts, self._window, self._compilations = Interrupts(), Window(), 0
+        self._validation, self._saver, self.callbacks = validation, saver, callbacks
+        self._interrupts, self._window, self.compilations = Interrupts(), Window(), 0
         self._advance = jax.jit(self._advanced, donate_argnums=(0, 1))
         self.sums = self._zeros()
         self._done = 0
@@ -351,17 +306,12 @@ class TrainingLoop:
         tree = jax.tree.map(jnp.asarray, tree)
         return self._layout.replicate(tree) if self._layout else tree
 
-    @property
-    def compilations(self) -> int:
-        """The step was compiled for so many shapes of a batch."""
-        return self._compilations
-
     def _zeros(self) -> Any:
         return self.on_devices({**Sums.zeros(self._names), "skipped": jnp.int32(0)})
 
     def _advanced(self, state: Any, sums: Any, bad: Any, batch: Any) -> Any:
         """The next state, the epoch's sums, and the step that was not finite, or −1."""
-        self._compilations += 1  # this body runs when it is traced
+        self.compilations += 1  # this body runs when it is traced
         stops = self.stepper.options.nonfinite == "stop"
         after, logs, weight = self.stepper.advance(state, batch, bad < 0 if stops else True)
         failed = logs.pop("nonfinite", None)
@@ -381,8 +331,8 @@ class TrainingLoop:
         """It trains until the last epoch, or until something ends the run."""
         run = self.present
         first, done = self._saver.restore(self) if self._saver else (0, 0)
-        closing = contextlib.closing(self._saver) if self._saver else contextlib.nullcontext()
-        with closing, self._interrupts.caught():
+        writing = self._saver.checkpoints if self._saver else contextlib.nullcontext()
+        with writing, self._interrupts.caught():
             read = lambda: Sums.means(self.sums)
             with progress(verbose, epochs, self.source.steps, read=read) as shown:
                 self.callbacks.on_fit_begin(run)
@@ -420,7 +370,7 @@ class TrainingLoop:
             logs["skipped_steps"] = skipped
         if self._validation is not None:
             shown.validate()
-            logs.update(self._validation.after(run.epoch, run.state))
+            logs.update(self._validation(run.epoch, run.state))
         self.sums = self._zeros()
         seconds = time.perf_counter() - started
         self.callbacks.on_epoch_end(run, run.epoch, logs)
@@ -466,7 +416,8 @@ class TrainingLoop:
         The state is saved where the run saves; it and the history are attached to the error.
         """
         run = self.present
-        if isinstance(error, NonFiniteError) or any(x.is_deleted() for x in _arrays(run.state)):
+        arrays = [x for x in jax.tree.leaves(run.state) if isinstance(x, jax.Array)]
+        if isinstance(error, NonFiniteError) or any(x.is_deleted() for x in arrays):
             return
         told = f"training ended in epoch {run.epoch + 1}, after step {run.step}: the state and the "
         told += "history until then are error.state and error.history"
@@ -503,7 +454,3 @@ class TrainingLoop:
         error.state, error.history = run.state, run.history
         run.history.stopped = run.stopped
         raise error
-
-
-def _arrays(tree: Any) -> list[jax.Array]:
-    return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]

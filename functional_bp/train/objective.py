@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 
 # Losses: ``(predictions, y) -> values``, one for every example or position.
 
@@ -25,12 +26,14 @@ SMALLEST_PROBABILITY = 1e-7  # Keras' epsilon: ln 0 is not taken
 
 def mean_squared_error(predictions: Any, y: Any) -> Any:
     """ℓ = mean (ŷ − y)² is taken over the last axis; over none if there is one axis only."""
-    return _over_features(jnp.square(_difference(predictions, y)))
+    predictions, y = _pair(predictions, y)
+    return _over_features(jnp.square(predictions - y))
 
 
 def mean_absolute_error(predictions: Any, y: Any) -> Any:
     """ℓ = mean |ŷ − y| is taken over the last axis; over none if there is one axis only."""
-    return _over_features(jnp.abs(_difference(predictions, y)))
+    predictions, y = _pair(predictions, y)
+    return _over_features(jnp.abs(predictions - y))
 
 
 def cross_entropy(logits: Any, labels: Any) -> Any:
@@ -39,12 +42,10 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     if labels.ndim == logits.ndim and labels.shape[-1] == 1:  # a column of labels, as in Keras
         labels = labels[..., 0]
     if labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TrainingError(
-            compose("cross entropy takes scores of every class and integer labels",
-                    got=f"logits {describe(logits)}, labels {describe(labels)}",
-                    expected="logits f32[b,k] and labels i32[b]",
-                    do="'categorical_cross_entropy' takes one-hot labels")
-        )  # fmt: skip
+        raise TrainingError("cross entropy takes scores of every class and integer labels",
+                            got=f"logits {describe(logits)}, labels {describe(labels)}",
+                            expected="logits f32[b,k] and labels i32[b]",
+                            do="'categorical_cross_entropy' takes one-hot labels")  # fmt: skip
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -75,11 +76,6 @@ def _over_features(values: Any) -> Any:
     return jnp.mean(values, axis=-1) if values.ndim > 1 else values
 
 
-def _difference(predictions: Any, y: Any) -> Any:
-    predictions, y = _pair(predictions, y)
-    return predictions - y
-
-
 def _pair(predictions: Any, y: Any) -> tuple[Any, Any]:
     """Both in the predictions' dtype; ``[b, 1]`` beside ``[b]`` is read as ``[b]``."""
     y = jnp.asarray(y).astype(predictions.dtype)
@@ -93,11 +89,9 @@ def _pair(predictions: Any, y: Any) -> tuple[Any, Any]:
 
 def _same_shape(predictions: Any, y: Any) -> None:
     if predictions.shape != jnp.shape(y):  # broadcasting would hide the mistake
-        raise TrainingError(
-            compose("predictions and targets differ in shape",
-                    got=f"predictions {describe(predictions)}, targets {describe(y)}",
-                    expected="one shape for both")
-        )  # fmt: skip
+        raise TrainingError("predictions and targets differ in shape",
+                            got=f"predictions {describe(predictions)}, targets {describe(y)}",
+                            expected="one shape for both")  # fmt: skip
 
 
 LOSSES: Mapping[str, Callable[..., Any]] = {
@@ -140,12 +134,10 @@ def binary_accuracy(probabilities: Any, y: Any, threshold: float = 0.5) -> Any:
     """A = [(p > ½) = y] is taken for every number predicted."""
     y = jnp.asarray(y)
     if _without_column(probabilities) != _without_column(y):
-        raise TrainingError(
-            compose("accuracy does not know how to compare these",
-                    got=f"predictions {describe(probabilities)}, targets {describe(y)}",
-                    expected="scores f32[b,k] with labels i32[b] or one-hot f32[b,k], "
-                    "or probabilities f32[b] with targets of 0 and 1")
-        )  # fmt: skip
+        raise TrainingError("accuracy does not know how to compare these",
+                            got=f"predictions {describe(probabilities)}, targets {describe(y)}",
+                            expected="scores f32[b,k] with labels i32[b] or one-hot f32[b,k], "
+                            "or probabilities f32[b] with targets of 0 and 1")  # fmt: skip
     return ((probabilities > threshold) == (y.reshape(probabilities.shape) > 0.5)).astype(
         jnp.float32
     )
@@ -213,24 +205,24 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
     """
     if not callable(loss):
         raise TrainingError(
-            compose("a loss must be a function of params and batch", got=describe(loss),
-                    expected="loss(params, batch), or train.supervised(model, loss)")
+            "a loss must be a function of params and batch", got=describe(loss),
+            expected="loss(params, batch), or train.supervised(model, loss)"
         )  # fmt: skip
 
+    model = loss.model if isinstance(loss, Supervised) else loss
+
     def objective(params: Any, batch: Any, context: CallContext) -> Output:
+        keywords = context.keywords_of(model)
         if isinstance(loss, Supervised):
             output = loss.output(params, batch, context)
         else:
-            keywords = context.keywords_of(loss)
             output = _output(loss(context.cast(params), context.cast(batch), **keywords))
-        if "model_state" not in context.keywords_of(_model_of(loss)):
-            output = output._replace(model_state=context.model_state)
-        weight = output.weight
+        weight = batch_length(batch) if output.weight is None else output.weight
         return Output(
             _loss(output.loss),
             {str(k): _metric(str(k), v) for k, v in output.metrics.items()},
-            output.model_state,
-            jnp.asarray(batch_length(batch) if weight is None else weight, jnp.float32),
+            output.model_state if "model_state" in keywords else context.model_state,
+            jnp.asarray(weight, jnp.float32),
         )
 
     return objective
@@ -240,10 +232,6 @@ def batch_length(batch: Any) -> int:
     """A batch is as long as its first array's first axis; 1 where there is none."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
     return next((shape[0] for shape in shapes if shape), 1)
-
-
-def _model_of(loss: Any) -> Callable[..., Any]:
-    return loss.model if isinstance(loss, Supervised) else loss
 
 
 def _output(value: Any) -> Output:
@@ -258,18 +246,16 @@ def _loss(value: Any) -> Any:
     dtype = getattr(value, "dtype", None)
     if isinstance(value, int) or (dtype is not None and dtype.kind in "biu"):
         raise TrainingError(
-            compose("the loss has no gradient", got=describe(value), expected="f32[]",
-                    do="a count is a metric; minimise a smooth function, as a cross entropy")
+            "the loss has no gradient", got=describe(value), expected="f32[]",
+            do="a count is a metric; minimise a smooth function, as a cross entropy"
         )  # fmt: skip
     return _real_scalar("the loss", value)
 
 
 def _metric(name: str, value: Any) -> Any:
     if name in RESERVED:
-        raise TrainingError(
-            compose("a metric has the name of another number in the logs", got=repr(name),
-                    expected="another name than " + ", ".join(RESERVED))
-        )  # fmt: skip
+        raise TrainingError("a metric has the name of another number in the logs", got=repr(name),
+                            expected="another name than " + ", ".join(RESERVED))  # fmt: skip
     return _real_scalar(f"metric {name!r}", value)
 
 
@@ -278,25 +264,21 @@ def _real_scalar(what: str, value: Any) -> Any:
     is_number = dtype is not None or isinstance(value, bool | int | float)
     if not is_number or shape != () or (dtype is not None and dtype.kind == "c"):
         raise TrainingError(
-            compose(f"{what} is not one real number", got=describe(value), expected="f32[]",
-                    do="return its mean over the batch, or (loss, {'name': metric})")
+            f"{what} is not one real number", got=describe(value), expected="f32[]",
+            do="return its mean over the batch, or (loss, {'name': metric})"
         )  # fmt: skip
     value = jnp.asarray(value)
     return value if value.dtype in ("float32", "float64") else value.astype(jnp.float32)
 
 
+@dataclass(eq=False, repr=False)
 class Supervised:
     """A model has a loss of its predictions; see ``supervised``."""
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        loss: Callable[..., Any],
-        metrics: Mapping[str, Callable[..., Any]],
-        class_weight: np.ndarray | None,
-    ) -> None:
-        self.model, self.loss, self.metrics = model, loss, metrics
-        self.class_weight = class_weight
+    model: Callable[..., Any]
+    loss: Callable[..., Any]
+    metrics: Mapping[str, Callable[..., Any]]
+    class_weight: np.ndarray | None
 
     def __call__(self, params: Any, batch: Any, **keywords: Any) -> Any:
         """The loss is that of a batch ``(x, y)`` or ``(x, y, weight)``."""
@@ -313,17 +295,17 @@ class Supervised:
         if "model_state" not in keywords:
             return predictions, None
         if not (isinstance(predictions, tuple) and len(predictions) == 2):
-            raise TrainingError(
-                compose("a model that takes model_state must give it back",
-                        got=describe(predictions), expected="(predictions, new model_state)")
-            )  # fmt: skip
+            raise TrainingError("a model that takes model_state must give it back",
+                                got=describe(predictions),
+                                expected="(predictions, new model_state)")  # fmt: skip
         return predictions
 
     def output(self, params: Any, batch: Any, context: CallContext) -> Output:
         """Loss, metrics and model state of a batch are computed."""
         x, y, weight = _unpacked(batch)
         predictions, model_state = self.apply(params, x, context)
-        predictions = jax.tree.map(_at_least_float32, predictions)
+        widened = lambda x: x.astype(jnp.float32) if x.dtype in ("bfloat16", "float16") else x
+        predictions = jax.tree.map(widened, predictions)
         values = self.loss(predictions, y)
         metrics = {name: jnp.mean(f(predictions, y)) for name, f in self.metrics.items()}
         return Output(self._mean(values, y, weight), metrics, model_state)
@@ -347,29 +329,22 @@ def _labels(y: Any, values: Any) -> Any:
     return y.astype(jnp.int32)
 
 
-def _at_least_float32(x: Any) -> Any:
-    return x.astype(jnp.float32) if x.dtype in ("bfloat16", "float16") else x
-
-
 def _along(weight: Any, values: Any) -> Any:
     """Weights of the first axes as a factor of all of them."""
     weight = jnp.asarray(weight)
     if weight.shape != values.shape[: weight.ndim]:
-        raise TrainingError(
-            compose("sample weights do not fit the values of the loss", got=describe(weight),
-                    expected=f"the first axes of {describe(values)}")
-        )  # fmt: skip
+        raise TrainingError("sample weights do not fit the values of the loss",
+                            got=describe(weight),
+                            expected=f"the first axes of {describe(values)}")  # fmt: skip
     return weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
 
 
 def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         got = f"{len(batch)} entries" if isinstance(batch, tuple | list) else describe(batch)
-        raise TrainingError(
-            compose("a supervised batch has inputs and targets", got=got,
-                    expected="(x, y) or (x, y, sample weights)",
-                    do="give fit x and y, or a loader that yields such tuples")
-        )  # fmt: skip
+        raise TrainingError("a supervised batch has inputs and targets", got=got,
+                            expected="(x, y) or (x, y, sample weights)",
+                            do="give fit x and y, or a loader that yields such tuples")  # fmt: skip
     x, y, *rest = batch
     return x, y, rest[0] if rest else None
 
@@ -402,31 +377,21 @@ def supervised(
         >>> float(line(jnp.array([2.0]), (jnp.array([[1.0], [3.0]]), jnp.array([1.0, 4.0]))))
         2.5
     """
-    named = _named(metrics)
-    return Supervised(
-        model,
-        _find(loss, LOSSES, "loss"),
-        {str(name): _find(m, METRICS, "metric") for name, m in named.items()},
-        _factors(class_weight),
-    )
+    found = {str(name): _find(m, METRICS, "metric") for name, m in _named(metrics).items()}
+    return Supervised(model, _find(loss, LOSSES, "loss"), found, _factors(class_weight))
 
 
 def _named(metrics: Any) -> Mapping[str, Any]:
     if isinstance(metrics, Mapping):
         return metrics
     metrics = [metrics] if isinstance(metrics, str) or callable(metrics) else list(metrics)
-    names = [_name(metric) for metric in metrics]
+    names = [m if isinstance(m, str) else getattr(m, "__name__", repr(m)) for m in metrics]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise TrainingError(
-            compose("two metrics have one name", got=repr(twice[0]),
-                    expected="a name for each", do="give a mapping {name: metric}")
-        )  # fmt: skip
+        raise TrainingError("two metrics have one name", got=repr(twice[0]),
+                            expected="a name for each",
+                            do="give a mapping {name: metric}")  # fmt: skip
     return dict(zip(names, metrics, strict=True))
-
-
-def _name(metric: Any) -> str:
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", repr(metric))
 
 
 def _find(given: Any, table: Mapping[str, Any], what: str) -> Callable[..., Any]:
@@ -434,9 +399,9 @@ def _find(given: Any, table: Mapping[str, Any], what: str) -> Callable[..., Any]
         return given
     if not isinstance(given, str) or given not in table:
         raise TrainingError(
-            compose(f"no {what} has this name", got=repr(given),
-                    expected="one of " + ", ".join(sorted(table)),
-                    do=f"or give a function (predictions, y) -> values[b], as a {what}")
+            f"no {what} has this name", got=repr(given),
+            expected="one of " + ", ".join(sorted(table)),
+            do=f"or give a function (predictions, y) -> values[b], as a {what}"
         )  # fmt: skip
     return table[given]
 
@@ -458,6 +423,6 @@ def _factors(class_weight: Any) -> np.ndarray | None:
 
 def _no_factors(got: str) -> TrainingError:
     return TrainingError(
-        compose("class weights are no factor for every class", got=got,
-                expected="{label: factor} with labels 0, 1, 2, ..., or an array f32[classes]")
+        "class weights are no factor for every class", got=got,
+        expected="{label: factor} with labels 0, 1, 2, ..., or an array f32[classes]"
     )  # fmt: skip

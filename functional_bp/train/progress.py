@@ -10,28 +10,31 @@ from __future__ import annotations
 import html
 import math
 import sys
+import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-import rich.progress
-from rich.console import Console, RenderableType
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from functional_bp.errors import compose
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.data import DataError
-from functional_bp.train.history import ordered, shown
+from functional_bp.train.history import html_table, ordered, shown
 
 WINDOW_SECONDS = 10.0  # that the rate is of; it follows a machine that becomes slower
 DRAWING_SHARE = 0.01  # of the time, at most
 BAR_WIDTH, LEAST_BAR_WIDTH = 30, 8  # characters
 LINE_SECONDS = 60.0  # between lines within an epoch, where there is no bar
-KEPT_SECONDS = 0.2  # between lines of finished epochs above a bar
+KEPT_SECONDS = 0.2  # between prints above a bar, each of all lines of epochs finished since
 NOTEBOOK_ROWS = 8  # of the last epochs
+SPACE = "  "  # between the parts of a line
 NOT_FINITE = r"\b(nan|inf)\b"
 
 Read = Callable[[], Mapping[str, Any]]
@@ -82,18 +85,16 @@ class Pace:
         self._begin: tuple[float, int, int] | None = None
         self.mean: tuple[float, float] | None = None
         self._beside_seconds = 0.0  # of the last epoch, after its steps
-        self._first = True
 
     def begin_epoch(self, now: float) -> None:
-        """No step of the epoch is done."""
+        """No step of the epoch is done; of the first one, the first step will be compiled."""
+        compiled, self._begin = bool(self._marks), None
         self._marks.clear()
-        self._begin = None
-        if not self._first:
+        if compiled:
             self.mark(now, 0, 0)
 
     def mark(self, now: float, steps: int, examples: int) -> None:
         """So many steps and examples of this epoch are done, the device's work on them too."""
-        self._first = False
         self._begin = self._begin or (now, steps, examples)
         self._marks.append((now, steps, examples))
         while len(self._marks) > 2 and self._marks[1][0] < now - WINDOW_SECONDS:
@@ -139,8 +140,6 @@ def _per_second(first: Any, last: Any) -> tuple[float, float] | None:
 class Silent:
     """Silent progress shows nothing and reads nothing; its methods are those of ``Progress``."""
 
-    read: Read | None = None
-
     def __enter__(self) -> Self:
         return self
 
@@ -150,14 +149,9 @@ class Silent:
 
 
 class Progress:
-    """Progress counts steps and has a display show them.
+    """Progress counts steps and has a display show them; ``progress`` says with what arguments.
 
-    Args:
-        display: what shows them.
-        epochs: how many there will be.
-        steps_per_epoch: None where it is not known; after an epoch it is that epoch's number.
-        read: returns the means of the epoch until now, by name. Called when the display is drawn;
-            arrays of a device are waited for then.
+    Where ``steps_per_epoch`` is not known, it is the number of the first epoch after that.
     """
 
     def __init__(
@@ -167,7 +161,7 @@ class Progress:
         steps_per_epoch: int | None = None,
         read: Read | None = None,
     ) -> None:
-        self.read = read
+        self._read = read
         self._display, self._epochs, self._total = display, epochs, steps_per_epoch
         self._pace = Pace()
         self._epoch, self._open = 0, False
@@ -190,12 +184,7 @@ class Progress:
         self._display.close()
 
     def epoch(self, e: int, *, start: int = 0) -> None:
-        """An epoch begins.
-
-        Args:
-            e: its number, from 0.
-            start: the number of steps that were done before a resume.
-        """
+        """Epoch ``e`` begins, of which ``start`` steps were done before a resume."""
         self._epoch, self._open = e, True
         self._steps = self._first = start
         self._examples, self._logs = 0, {}
@@ -208,12 +197,7 @@ class Progress:
             self._phase = "training"
 
     def step(self, k: int, examples: int = 0) -> None:
-        """A step was given to the device.
-
-        Args:
-            k: how many were in this epoch, with this one.
-            examples: in its batch; 0 where that is not known.
-        """
+        """The epoch's k-th step was given to the device, its examples 0 where that is not known."""
         self._steps = k
         self._examples += examples
         if time.perf_counter() >= self._next:
@@ -223,8 +207,8 @@ class Progress:
 
     def _fetch(self) -> None:
         """The means until now; waits for the steps that were begun, so they are done then."""
-        if self.read is not None:
-            self._logs = _numbers(self.read())
+        if self._read is not None:
+            self._logs = _numbers(self._read())
         done = self._steps - self._first
         self._pace.mark(time.perf_counter(), done, self._examples)
 
@@ -244,11 +228,7 @@ class Progress:
             self._draw(now)
 
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
-        """An epoch is over.
-
-        Args:
-            logs: all that was measured in it.
-        """
+        """An epoch is over, in which this was measured."""
         now = time.perf_counter()
         if self._phase != "validating":
             self._pace.mark(now, self._steps - self._first, self._examples)
@@ -292,11 +272,11 @@ def progress(
 
     Args:
         verbose: "auto" or 1 for a bar in a terminal or a notebook and lines elsewhere, 2 for a
-            line an epoch, 0 for nothing. Above the bar stay the lines of finished epochs; where
-            they come faster than anyone reads, only some of them.
+            line an epoch, 0 for nothing. Above the bar stay the lines of finished epochs.
         epochs: how many there will be.
         steps_per_epoch: None where it is not known.
-        read: returns the means of the epoch until now, by name; called when it is drawn.
+        read: returns the means of the epoch until now, by name; called when it is drawn, and arrays
+            of a device are waited for then.
 
     Raises:
         DataError: ``verbose`` is something else.
@@ -310,8 +290,8 @@ def progress(
     """
     if verbose not in ("auto", 0, 1, 2):
         raise DataError(
-            compose("verbose cannot be used", got=f"verbose = {verbose!r}",
-                    expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)')
+            "verbose cannot be used", got=f"verbose = {verbose!r}",
+            expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)'
         )  # fmt: skip
     if not verbose:
         return Silent()
@@ -371,18 +351,14 @@ def rate_text(rate: float | None, per_example: bool) -> str:
 
 
 def left_text(status: Status, short: bool = False) -> str:
-    """The time left is said, of the epoch and of all; nothing where it is not known.
-
-    Args:
-        status: the moment.
-        short: whether only the epoch's is said.
+    """The time left is said, of the epoch and, unless ``short``, of all; nothing if not known.
 
     Example:
         >>> left_text(Status(2, 50, 120, 400, 1.0, True, 3.0, 12.3, 580.0))
         '12 s left, 9 min 40 s for all epochs'
     """
     if status.phase in ("compiling", "validating"):
-        return {"compiling": "compiling the step"}.get(status.phase, status.phase)
+        return "compiling the step" if status.phase == "compiling" else "validating"
     if status.left_seconds is None or status.phase in ("done", "stopped"):
         return ""
     left = f"{duration(status.left_seconds)} left"
@@ -403,20 +379,41 @@ def steps_text(status: Status) -> str:
     return f"{status.steps:,}/{status.steps_per_epoch:,}"
 
 
-def logs_text(status: Status) -> str:
+def logs_texts(status: Status) -> list[str]:
     """The logs are said by name, the loss first."""
-    return "  ".join(f"{name} {shown(status.logs[name])}" for name in ordered(status.logs))
+    return [f"{name} {shown(status.logs[name])}" for name in ordered(status.logs)]
 
 
-def line(status: Status) -> str:
-    """A moment of training is said in one line of text."""
+def parts_of(status: Status) -> list[str]:
+    """A moment of training is said in these parts of a line."""
     parts = [epoch_text(status)]
     if status.phase != "done":
         parts += [steps_text(status), left_text(status)]
     if status.phase in ("done", "stopped"):
         parts += [duration(status.seconds)]
-    parts += [rate_text(status.rate, status.per_example), logs_text(status)]
-    return "  ".join(part for part in parts if part)
+    parts += [rate_text(status.rate, status.per_example), *logs_texts(status)]
+    return [part for part in parts if part]
+
+
+def line(status: Status) -> str:
+    """A moment of training is said in one line of text."""
+    return SPACE.join(parts_of(status))
+
+
+def folded(parts: list[str], width: int, indent: int) -> str:
+    """Parts of a line go on in lines below, indented, where a terminal is narrow.
+
+    Example:
+        >>> print(folded(["epoch 1/3", "loss 0.5", "accuracy 0.9"], 24, 11))
+        epoch 1/3  loss 0.5
+                   accuracy 0.9
+    """
+    whole = SPACE.join(part.replace(" ", "\xa0") for part in parts)  # a part is not broken
+    rows = textwrap.wrap(
+        whole, width, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join(rows).replace("\xa0", " ")
 
 
 # Displays.
@@ -468,36 +465,23 @@ class Lines(Display):
         print(text, file=sys.stdout, flush=True)
 
 
-class Meter(rich.progress.Progress):
-    """A meter is rich's bar of an epoch's steps, with the logs in a line below it."""
-
-    def __init__(self, console: Console) -> None:
-        self._below = Text()
-        super().__init__(console=console, auto_refresh=False, transient=True)
-        self._bar = rich.progress.BarColumn(complete_style="blue")
-        self._task = self.add_task("", visible=False, words="")
-
-    def show(self, status: Status) -> None:
-        """It draws the epoch's number, the bar, steps, time left and rate, as there is room."""
-        name, (words, left) = epoch_text(status), _fitted(status, self.console.width)
-        bar = (self._bar,) if status.steps_per_epoch and left >= LEAST_BAR_WIDTH else ()
-        self._bar.bar_width = min(BAR_WIDTH, left)
-        self.columns = (
-            rich.progress.TextColumn("[bold]{task.description} "), *bar,
-            rich.progress.TextColumn(" " * len(bar) + "{task.fields[words]}"),
-        )  # fmt: skip
-        self._below = Text(" " * (len(name) + 2) + logs_text(status), no_wrap=True)
-        self._below.highlight_regex(NOT_FINITE, "bold red")
-        self.update(
-            self._task, visible=True, description=name, words=words, refresh=True,
-            completed=status.steps, total=status.steps_per_epoch,
-        )  # fmt: skip
-
-    def get_renderables(self) -> Iterator[RenderableType]:
-        """The bar is followed by the logs."""
-        yield self.make_tasks_table(self.tasks)
-        if str(self._below).strip():
-            yield self._below
+def meter(status: Status, width: int) -> Group:
+    """The epoch's number, a bar, steps, time left and rate, as there is room, above the logs."""
+    name = epoch_text(status)
+    words, left = _fitted(status, width)
+    cells: list[Any] = [Text(f"{name} ", "bold"), Text(words)]
+    if status.steps_per_epoch and left >= LEAST_BAR_WIDTH:
+        bar = ProgressBar(
+            status.steps_per_epoch, status.steps, min(BAR_WIDTH, left), complete_style="blue"
+        )
+        cells[1:] = [bar, Text(f" {words}")]
+    row = Table.grid(padding=(0, 1))
+    row.add_row(*cells)
+    indent = len(name) + len(SPACE)
+    logs = folded(logs_texts(status), width - indent, 0)
+    below = Text(textwrap.indent(logs, " " * indent))
+    below.highlight_regex(NOT_FINITE, "bold red")
+    return Group(row, *([below] if logs else []))
 
 
 def _fitted(status: Status, width: int) -> tuple[str, int]:
@@ -506,7 +490,7 @@ def _fitted(status: Status, width: int) -> tuple[str, int]:
     whole, short = left_text(status), left_text(status, short=True)
     width -= len(epoch_text(status)) + 4
     for words in ([steps, whole, rate], [steps, short, rate], [steps, short]):
-        text = "  ".join(word for word in words if word)
+        text = SPACE.join(word for word in words if word)
         if width - len(text) >= LEAST_BAR_WIDTH:
             break
     return text, width - len(text)
@@ -518,37 +502,47 @@ class Terminal(Display):
     interval_seconds = 0.1
 
     def __init__(self, console: Console) -> None:
-        self._meter = Meter(console)
-        self._kept = -math.inf
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._finished: list[Text] = []  # lines that wait to be printed together
+        self._printed = -math.inf
 
     def open(self) -> None:
         """It takes the bottom of the screen."""
-        self._meter.start()
+        self._live.start()
 
     def show(self, status: Status) -> None:
-        """The bar is drawn."""
-        self._meter.show(status)
+        """The bar is drawn, below the lines that waited long enough."""
+        if time.perf_counter() - self._printed >= KEPT_SECONDS:
+            self._print_finished()
+        self._live.update(meter(status, self._live.console.width), refresh=True)
 
     def keep(self, status: Status) -> None:
-        """The line of a finished epoch is printed; not of every one, where they come fast."""
-        now = time.perf_counter()
+        """The line of a finished epoch is printed, with those before it where they come fast."""
+        name = epoch_text(status)
+        text = Text(folded(parts_of(status), self._live.console.width, len(name) + len(SPACE)))
+        text.stylize("bold", 0, len(name))
+        text.highlight_regex(r"[\d,.]+ (examples|steps)/s", "dim")
+        text.highlight_regex(NOT_FINITE, "bold red")
+        self._finished.append(text)
         last = status.epoch + 1 == status.epochs or status.phase != "done"
-        if last or now - self._kept >= KEPT_SECONDS:
-            text = Text(line(status))
-            text.stylize("bold", 0, len(epoch_text(status)))
-            text.highlight_regex(r"[\d,.]+ (examples|steps)/s", "dim")
-            text.highlight_regex(NOT_FINITE, "bold red")
-            self._meter.console.print(text, soft_wrap=True)
+        if last or time.perf_counter() - self._printed >= KEPT_SECONDS:
+            self._print_finished()
             self.show(status)
-            self._kept = now
+
+    def _print_finished(self) -> None:
+        if self._finished:
+            self._live.console.print(Text("\n").join(self._finished))
+            self._finished, self._printed = [], time.perf_counter()
 
     def note(self, text: str) -> None:
-        """A line is printed above the bar."""
-        self._meter.console.print(text, markup=False, soft_wrap=True)
+        """A text is printed above the bar."""
+        self._print_finished()
+        self._live.console.print(text, markup=False)
 
     def close(self) -> None:
         """It gives the bottom of the screen back."""
-        self._meter.stop()
+        self._print_finished()
+        self._live.stop()
 
 
 class Notebook(Display):
@@ -624,12 +618,9 @@ def _heading(status: Status) -> str:
 
 def _table(rows: list[Status]) -> str:
     names = ordered(name for status in rows for name in status.logs)
-    cell = 'style="text-align:right;padding:.1em 1em .1em 0"'
-    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in ["epoch", "time", *names])
-    body = ""
+    listed = []
     for status in rows:
         numbers = [shown(status.logs[name]) if name in status.logs else "" for name in names]
-        cells = [str(status.epoch + 1), duration(status.seconds), *numbers]
         dim = "" if status.phase == "done" else ' style="opacity:.6"'
-        body += f"<tr{dim}>{''.join(f'<td {cell}>{c}</td>' for c in cells)}</tr>"
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        listed.append((dim, [str(status.epoch + 1), duration(status.seconds), *numbers]))
+    return html_table(["epoch", "time", *names], listed, ".1em 1em .1em 0")

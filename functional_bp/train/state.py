@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 
 FIRST_SCALE = 2.0**15
 LARGEST_SCALE = 2.0**126  # twice an infinity could not be halved again
@@ -53,19 +53,15 @@ class Precision(NamedTuple):
         Raises:
             TrainingError: another name.
         """
-        if name is None:
-            return cls()
         try:
-            known = str(jnp.dtype(name))
+            known = "float32" if name is None else str(jnp.dtype(name))
         except TypeError:
             known = ""
         if known == "float32":
             return cls()
         if known not in HALVES:
-            raise TrainingError(
-                compose("this precision is not known", got=repr(name),
-                        expected="None, 'float32', 'bfloat16' or 'float16'")
-            )  # fmt: skip
+            raise TrainingError("this precision is not known", got=repr(name),
+                                expected="None, 'float32', 'bfloat16' or 'float16'")  # fmt: skip
         return cls(jnp.dtype(known))
 
     @property
@@ -162,15 +158,15 @@ def init(
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         raise TrainingError(
-            compose("there is nothing to train", got="params without an array",
-                    expected="a pytree of arrays, such as {'w': ..., 'b': ...}")
+            "there is nothing to train", got="params without an array",
+            expected="a pytree of arrays, such as {'w': ..., 'b': ...}"
         )  # fmt: skip
     for path, leaf in leaves:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TrainingError(
-                compose("a parameter has no gradient", where=_path("params", path),
-                        got=describe(leaf), expected="a floating or complex dtype",
-                        do="keep what is not trained in model_state, or close over it")
+                "a parameter has no gradient", where=_path("params", path), got=describe(leaf),
+                expected="a floating or complex dtype",
+                do="keep what is not trained in model_state, or close over it"
             )  # fmt: skip
     precise = Precision.of(precision)
     params = precise.masters(params)
@@ -194,10 +190,8 @@ def _key(seed: int | jax.Array) -> jax.Array:
         return jax.random.wrap_key_data(jnp.array(seed))
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and shape == ():
         return jax.random.key(seed)
-    raise TrainingError(
-        compose("the seed is neither a number nor a random key", got=describe(seed),
-                expected="an int, or one key of jax.random.key(...)")
-    )  # fmt: skip
+    raise TrainingError("the seed is neither a number nor a random key", got=describe(seed),
+                        expected="an int, or one key of jax.random.key(...)")  # fmt: skip
 
 
 def _copied(tree: Any) -> Any:
@@ -208,10 +202,9 @@ def _copied(tree: Any) -> Any:
             strong = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
             array = jnp.array(strong, copy=True)
         except TypeError as error:
-            raise TrainingError(
-                compose("a leaf of the state is no array", where=_path("params", path),
-                        got=describe(leaf), expected="numbers or an array")
-            ) from error  # fmt: skip
+            raise TrainingError("a leaf of the state is no array", where=_path("params", path),
+                                got=describe(leaf),
+                                expected="numbers or an array") from error  # fmt: skip
         return jax.lax.convert_element_type(array, array.dtype)
 
     return jax.tree.map_with_path(copy, tree)
@@ -227,18 +220,15 @@ def settled(part: str, new: Any, old: Any) -> Any:
     """
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise TrainingError(
-            compose(f"a step changes the structure of {part}",
-                    got=str(jax.tree.structure(new)), expected=str(jax.tree.structure(old)),
-                    do="give the state what the loss or the optimizer returns, and return what "
-                    "it takes")
+            f"a step changes the structure of {part}", got=str(jax.tree.structure(new)),
+            expected=str(jax.tree.structure(old)),
+            do="give the state what the loss or the optimizer returns, and return what " "it takes"
         )  # fmt: skip
 
     def settle(path: Any, new: Any, old: Any) -> Any:
         if jnp.shape(new) != jnp.shape(old):
-            raise TrainingError(
-                compose(f"a step changes the shape of {_path(part, path)}", got=describe(new),
-                        expected=describe(old))
-            )  # fmt: skip
+            raise TrainingError(f"a step changes the shape of {_path(part, path)}",
+                                got=describe(new), expected=describe(old))  # fmt: skip
         return jax.lax.convert_element_type(new, old.dtype)
 
     return jax.tree.map_with_path(settle, new, old)

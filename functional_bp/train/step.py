@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
-from functional_bp.errors import TrainingError, compose, describe
+from functional_bp.errors import TrainingError, describe
 from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
 
@@ -22,19 +22,13 @@ class Pass(NamedTuple):
     """One forward and one reverse sweep give this.
 
     Attributes:
-        loss: the value before the step.
+        output: of the objective, at the parameters before the step.
         params_bar: the gradient, with the structure of the parameters.
-        metrics: further scalars.
-        model_state: after the batch.
-        weight: how many examples the loss is a mean of.
         value_of: the loss of the batch at other parameters, for line searches.
     """
 
-    loss: Any
+    output: Output
     params_bar: Any
-    metrics: dict[str, Any]
-    model_state: Any
-    weight: Any
     value_of: Callable[[Any], Any]
 
 
@@ -60,8 +54,8 @@ class Gradients:
         """The gradient is taken at the state's parameters."""
         if self.precision.scales and state.loss_scale is None:
             raise TrainingError(
-                compose("float16 needs the scale of the loss in the state", got="loss_scale=None",
-                        do="make the state with train.init(..., precision='float16')")
+                "float16 needs the scale of the loss in the state", got="loss_scale=None",
+                do="make the state with train.init(..., precision='float16')"
             )  # fmt: skip
         context = CallContext(state.step_rng, state.model_state, True, self.precision.cast)
 
@@ -73,8 +67,7 @@ class Gradients:
             output, params_bar = self._differentiate(state, batch, context)
         else:
             output, params_bar = self._accumulated(state, batch, context, count)
-        metrics = dict(output.metrics)
-        return Pass(output.loss, params_bar, metrics, output.model_state, output.weight, value_of)
+        return Pass(output, params_bar, value_of)
 
     def _differentiate(
         self, state: TrainState, batch: Any, context: CallContext
@@ -141,11 +134,10 @@ def _microbatches(batch: Any, count: int) -> Any:
         if not x.shape:
             return jnp.broadcast_to(x, (count,))
         if x.shape[0] != length:
-            raise TrainingError(
-                compose("a batch to split has arrays of two lengths",
-                        where="batch" + jax.tree_util.keystr(path), got=describe(x),
-                        expected=f"a first axis of {length}", do="leave accumulate out")
-            )  # fmt: skip
+            raise TrainingError("a batch to split has arrays of two lengths",
+                                where="batch" + jax.tree_util.keystr(path), got=describe(x),
+                                expected=f"a first axis of {length}",
+                                do="leave accumulate out")  # fmt: skip
         return jnp.moveaxis(x.reshape(length // count, count, *x.shape[1:]), 1, 0)
 
     return jax.tree.map_with_path(cut, batch)
@@ -161,19 +153,15 @@ def microbatch_count(length: int, accumulate: int) -> int:
 def _fitting(params_bar: Any, params: Any) -> Any:
     """The gradient, if it has the structure and the shapes of the parameters."""
     if jax.tree.structure(params_bar) != jax.tree.structure(params):
-        raise TrainingError(
-            compose("the gradient has not the structure of params",
-                    got=str(jax.tree.structure(params_bar)),
-                    expected=str(jax.tree.structure(params)))
-        )  # fmt: skip
+        raise TrainingError("the gradient has not the structure of params",
+                            got=str(jax.tree.structure(params_bar)),
+                            expected=str(jax.tree.structure(params)))  # fmt: skip
     pairs = zip(jax.tree.leaves_with_path(params), jax.tree.leaves(params_bar), strict=True)
     for (path, x), x_bar in pairs:
         if jnp.shape(x_bar) != x.shape:
             name = "params" + jax.tree_util.keystr(path)
-            raise TrainingError(
-                compose(f"the gradient of {name} has another shape", got=describe(x_bar),
-                        expected=describe(x))
-            )  # fmt: skip
+            raise TrainingError(f"the gradient of {name} has another shape", got=describe(x_bar),
+                                expected=describe(x))  # fmt: skip
     return jax.tree.map(lambda g, x: g.astype(x.dtype), params_bar, params)
 
 
@@ -200,6 +188,7 @@ class Step:
         objective: the loss as it was given.
         optimizer: the gradient transformation.
         options: the rest.
+        compilations: it was compiled for so many shapes, dtypes and layouts of state and batch.
     """
 
     def __init__(
@@ -212,7 +201,7 @@ class Step:
         self.objective, self.optimizer, self.options = loss, optimizer, options
         self.gradients = gradients
         self._update = optax.with_extra_args_support(optimizer).update
-        self._compilations = 0
+        self.compilations = 0
         self._compiled = jax.jit(self._counted, donate_argnums=0 if options.donate else ())
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -232,14 +221,9 @@ class Step:
         """The step is lowered for a state and a batch, or their shapes, as ``jax.jit``'s is."""
         return self._compiled.lower(state, batch)
 
-    @property
-    def compilations(self) -> int:
-        """The step was compiled for so many shapes, dtypes and layouts of state and batch."""
-        return self._compilations
-
     def _counted(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         after, logs, _ = self.advance(state, batch)
-        self._compilations += 1  # this body runs when it is traced
+        self.compilations += 1  # this body runs when it is traced
         return after, logs
 
     def advance(
@@ -256,32 +240,32 @@ class Step:
             The next state, the logs, and how many examples they are means of.
         """
         if not isinstance(state, TrainState):
-            raise TrainingError(
-                compose("a step begins with a state", got=describe(state),
-                        expected="a TrainState", do="make it with train.init(params, optimizer)")
-            )  # fmt: skip
+            raise TrainingError("a step begins with a state", got=describe(state),
+                                expected="a TrainState",
+                                do="make it with train.init(params, optimizer)")  # fmt: skip
         found = self.gradients(state, batch)
-        logs = {"loss": found.loss, **found.metrics}
+        output = found.output
+        logs = {"loss": output.loss, **output.metrics}
         params_bar = self._clipped(found.params_bar, logs)
         scale, taken, counted = state.loss_scale, bound, bound
         if self.options.nonfinite or scale is not None:
             finite = is_finite(found)
             taken = finite & bound
-            bad = logs["nonfinite"] = _is_hopeless(found.loss, finite, scale)
+            bad = logs["nonfinite"] = _is_hopeless(output.loss, finite, scale)
             if self.options.nonfinite == "stop":
                 counted = ~bad & bound
             scale = None if scale is None else scale.after(finite)
 
         def update() -> dict[str, Any]:
             params, opt_state = self._updated(state, found, params_bar)
-            after = {"params": params, "opt_state": opt_state, "model_state": found.model_state}
+            after = {"params": params, "opt_state": opt_state, "model_state": output.model_state}
             return {name: settled(name, after[name], before[name]) for name in after}
 
         before = {name: getattr(state, name) for name in ("params", "opt_state", "model_state")}
         after = update() if taken is True else lax.cond(taken, update, lambda: before)
         step, scale = _where(counted, (state.step + 1, scale), (state.step, state.loss_scale))
         after_step = state.replace(step=step, loss_scale=scale, **after)
-        return after_step, logs, found.weight
+        return after_step, logs, output.weight
 
     def _clipped(self, params_bar: Any, logs: dict[str, Any]) -> Any:
         """The gradient within the bounds of the options; its norm goes into the logs."""
@@ -304,16 +288,16 @@ class Step:
         try:
             updates, opt_state = self._update(
                 params_bar, state.opt_state, state.params,
-                value=found.loss, grad=params_bar, value_fn=found.value_of,
+                value=found.output.loss, grad=params_bar, value_fn=found.value_of,
             )  # fmt: skip
         except Exception as error:
             own = jax.tree.structure(jax.eval_shape(self.optimizer.init, state.params))
             if own == jax.tree.structure(state.opt_state):
                 raise
             raise TrainingError(
-                compose("the state belongs to another optimizer",
-                        got=str(jax.tree.structure(state.opt_state)), expected=str(own),
-                        do="make it with train.init(params, optimizer) of the step's optimizer")
+                "the state belongs to another optimizer",
+                got=str(jax.tree.structure(state.opt_state)), expected=str(own),
+                do="make it with train.init(params, optimizer) of the step's optimizer"
             ) from error  # fmt: skip
         return optax.apply_updates(state.params, updates), opt_state
 
@@ -324,7 +308,7 @@ def is_finite(found: Pass) -> jax.Array:
     A sum is finite if its terms are, scaled so far down that it cannot overflow; adding floats
     takes a processor half the time of testing each of them.
     """
-    finite = jnp.isfinite(found.loss)
+    finite = jnp.isfinite(found.output.loss)
     for leaf in jax.tree.leaves(found.params_bar):
         finite &= jnp.isfinite(_scaled_sum(leaf))
     return finite
@@ -440,4 +424,4 @@ def step(
 
 
 def _unusable(name: str, value: Any, expected: str) -> TrainingError:
-    return TrainingError(compose(f"{name} cannot be this", got=repr(value), expected=expected))
+    return TrainingError(f"{name} cannot be this", got=repr(value), expected=expected)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from functional_bp.errors import CheckpointError, TrainingError, compose
+from functional_bp.errors import CheckpointError, TrainingError
 
 try:
     import fcntl
@@ -62,9 +62,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists() and not path.is_dir():
-            raise CheckpointError(
-                compose("checkpoints need a folder", where=str(path), got="a file")
-            )
+            raise CheckpointError("checkpoints need a folder", where=str(path), got="a file")
         if self._names(LEFTOVER):
             with contextlib.suppress(OSError), _locked(path, wait=False):
                 self._clean()
@@ -100,16 +98,16 @@ class Folder:
                 self._clean()
             _flush(self.path)
 
-    def is_known(self, entry: Saved) -> bool:
-        """A checkpoint is known by a manifest that can be read."""
+    def known(self, entry: Saved) -> dict[str, Any] | None:
+        """The manifest of a checkpoint; None where it cannot be read."""
         try:
-            return bool(self.manifest(entry))
-        except CheckpointError:
-            return False
+            return self.manifest(entry)
+        except BrokenError:
+            return None
 
     def unread(self) -> list[Saved]:
         """The manifest of these cannot be read."""
-        return [entry for entry in self._all() if not self.is_known(entry)]
+        return [entry for entry in self._all() if self.known(entry) is None]
 
     def manifest(self, entry: Saved) -> dict[str, Any]:
         """The manifest says what was noted of a checkpoint.
@@ -144,23 +142,22 @@ class Folder:
             BrokenError: a file is missing, shorter or changed, or Orbax cannot read it.
         """
         for name, (size, crc) in content["files"].items():
-            path = entry.path / name
+            path, got = entry.path / name, ""
             try:
-                found = path.stat().st_size
-                if found == size:
-                    found = None if _crc(path) == crc else "other bytes than were written"
+                if (found := path.stat().st_size) != size:
+                    got = f"{found} bytes"
+                elif _crc(path) != crc:
+                    got = "other bytes than were written"
             except OSError as error:
-                found = _short(error)
-            if found is not None:
-                got = f"{found} bytes" if isinstance(found, int) else found
+                got = _short(error)
+            if got:
                 raise self.broken(entry, path, got, f"{size} bytes with CRC-32 {crc}")
         folder = entry.path / ARRAYS
         try:
             return read_arrays(folder, names) if names else {}
         except Exception as error:  # whatever Orbax raises
-            raise self.broken(
-                entry, folder, _short(error), "arrays, as Orbax writes them"
-            ) from error
+            expected = "arrays, as Orbax writes them"
+            raise self.broken(entry, folder, _short(error), expected) from error
 
     def broken(self, entry: Saved, path: Path, got: str, expected: str) -> BrokenError:
         """This is the error for a checkpoint that cannot be read."""
@@ -171,25 +168,22 @@ class Folder:
                 "restore with fallback=True (resume='fallback' in fit), or with step= one of\n"
                 f"            {sorted(others)}, and delete the folder {entry.path.name}"
             )
-        return BrokenError(
-            compose(f"the checkpoint of step {entry.step} is not whole", where=str(path),
-                    got=got, expected=expected, do=do)
-        )  # fmt: skip
+        return BrokenError(f"the checkpoint of step {entry.step} is not whole", where=str(path),
+                           got=got, expected=expected, do=do)  # fmt: skip
 
     def empty(self) -> CheckpointError:
         """This is the error for a folder without checkpoints."""
-        what, where = "there is no checkpoint", str(self.path)
-        if not self.path.exists():
-            text = compose(what, where=where, got="no such folder", do="look at the path")
-        elif (self.path / MANIFEST).exists():
-            do = f"give the folder that it lies in, {self.path.parent}"
-            text = compose(what, where=where, got="a checkpoint itself", do=do)
-        else:
+        got, expected, do = "no such folder", "", "look at the path"
+        if (self.path / MANIFEST).exists():
+            got, do = "a checkpoint itself", f"give the folder that it lies in, {self.path.parent}"
+        elif self.path.exists():
             found = sorted(path.name for path in self.path.iterdir())
-            listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+            got = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "") or "nothing"
             expected = "folders such as 000001-step-40, which functional_bp.train.Checkpoints wrote"
-            text = compose(what, where=where, got=listed or "nothing", expected=expected)
-        return CheckpointError(text)
+            do = ""
+        return CheckpointError(
+            "there is no checkpoint", where=str(self.path), got=got, expected=expected, do=do
+        )
 
     def _all(self) -> list[Saved]:
         found = [(NAME.fullmatch(path.name), path) for path in self._names(NAME)]
@@ -239,10 +233,8 @@ def require_orbax() -> Any:
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
-        raise TrainingError(
-            compose("checkpoints need Orbax, which is not installed", got=str(error),
-                    do="pip install 'functional-bp[train]'")
-        ) from error  # fmt: skip
+        raise TrainingError("checkpoints need Orbax, which is not installed", got=str(error),
+                            do="pip install 'functional-bp[train]'") from error  # fmt: skip
     return ocp
 
 
@@ -286,9 +278,8 @@ def write_arrays(
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     registry.add(ARRAYS, ocp.args.PyTreeSave, WithManifest(**_handling(ocp)))
     item = ocp.args.PyTreeSave(dict(arrays) or {"nothing": np.zeros(1)})
-    with ocp.CheckpointManager(
-        new.path.parent, options=options, handler_registry=registry
-    ) as manager:  # fmt: skip
+    folder = new.path.parent
+    with ocp.CheckpointManager(folder, options=options, handler_registry=registry) as manager:
         manager.save(new.serial, args=ocp.args.Composite(**{ARRAYS: item}), force=True)
 
 

@@ -245,6 +245,12 @@ def test_loops(call: Call) -> None:
     assert call(*words)[1] == "x  f64[]  8.00\n"
 
 
+def test_a_loop_that_takes_more_steps_than_its_bound(call: Call) -> None:
+    status, out, err = call("zoo.model:endless", "--shape", "x=1.0", "--max-steps", "2")
+    assert (status, out) == (2, "")
+    assert err.startswith("functional-bp explain: a loop took more than max_steps=2 steps")
+
+
 def test_the_same_seed_draws_the_same(call: Call) -> None:
     words = ("zoo.model:gate", *(f"--shape={name}=f64" for name in "xyz"))
     first, again, other = (call(*words, "--seed", seed)[1] for seed in "112")

@@ -123,6 +123,18 @@ def test_the_command_prints_the_page(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.startswith("# The rules\n")
 
 
+@pytest.mark.parametrize(("name", "rows"), [("tanh", ["tanh"]), ("sin", ["sin"]),
+                                            ("xpm", ["expm1"])])  # fmt: skip
+def test_the_command_prints_of_the_page_what_has_the_name(
+    capsys: pytest.CaptureFixture[str], name: str, rows: list[str]
+) -> None:
+    assert main.main(["rules", name, "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("## [elementwise.py]")
+    assert re.findall(r"^\| `(\w+)` \|", out, flags=re.M) == rows
+    assert main.main(["rules", "no-such", "--markdown"]) == 2
+
+
 def test_the_listing_has_formulas(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
+from functional_bp.errors import ClaimError
 from functional_bp.gradcheck.check import check
 
 X = np.array([[0.5, -1.5, 2.0], [1.0, 0.25, -0.75]], np.float32)
@@ -302,21 +303,25 @@ def test_the_same_seed_gives_the_same_report() -> None:
 
 
 def test_bad_input_is_refused_at_the_door() -> None:
-    with pytest.raises(TypeError, match="wants gradients by argument"):
+    with pytest.raises(ClaimError, match="wants gradients by argument"):
         bp.check(lambda x: x * x, 2.0, claims=4.0)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="bp.check cannot check this"):
+    with pytest.raises(ClaimError, match="bp.check cannot check this"):
         check(3)
-    with pytest.raises(TypeError, match=r"cannot be called with the given arguments[\s\S]*got: "):
+    with pytest.raises(ClaimError) as refused:
+        check(3)
+    assert (refused.value.what, refused.value.got) == ("bp.check cannot check this", "int")
+    assert "a pair (forward, backward)" in refused.value.expected and "of=" in refused.value.do
+    with pytest.raises(ClaimError, match=r"cannot be called with the given arguments[\s\S]*got: "):
         check(tanh_rule(1.0), X, X)
-    with pytest.raises(TypeError, match="no argument is a real or complex array"):
+    with pytest.raises(ClaimError, match="no argument is a real or complex array"):
         check(lambda x: x, np.arange(3))
-    with pytest.raises(TypeError, match="has no gradient[\\s\\S]*scalar"):
+    with pytest.raises(ClaimError, match="has no gradient[\\s\\S]*scalar"):
         check(jax.grad(loss), X, of=jnp.sin)
-    with pytest.raises(TypeError, match="returns something that is no gradient"):
+    with pytest.raises(ClaimError, match="returns something that is no gradient"):
         check(lambda x: (x, x, x), X, of=jnp.sum)
-    with pytest.raises(TypeError, match="forward function of a pair"):
+    with pytest.raises(ClaimError, match="forward function of a pair"):
         check((lambda x: x, lambda kept, y_bar: y_bar), X)
-    with pytest.raises(TypeError, match="call half.defvjp"):
+    with pytest.raises(ClaimError, match="call half.defvjp"):
 
         @jax.custom_vjp
         def half(x):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import functional_bp as bp
-from functional_bp.gradcheck.derivatives import complex_slope, complex_step
+from functional_bp.gradcheck.evaluation import complex_slope, complex_step
 
 MATRIX = np.random.default_rng(0).normal(size=(4, 5))
 VECTOR = MATRIX[:, 0]

@@ -49,7 +49,7 @@ from checked_package import call
         ("kit.ops:loss_gradient --of kit.ops:loss --argnums x", ["--argnums cannot be read"]),
         ("kit.ops:loss_gradient --of kit.ops:los", ["kit.ops has no 'los'", "near it: loss"]),
         ("kit.ops:softplus --shape x=i32[3]", ["kit.ops:softplus cannot be checked",
-                                               "TypeError: ", "no argument is a real"]),
+                                               "ClaimError: ", "no argument is a real"]),
         ("kit.ops:softplus --shape x=f32[3] --output no/folder.html",
          ["no/folder.html cannot be written", "no folder no", "make its folder"]),
         ("kit.ops:softplus --shape x=f32[3] --output report.pdf",

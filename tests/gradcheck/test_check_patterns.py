@@ -7,8 +7,8 @@ import pytest
 from disagreements import SECONDS, best, elementwise, normal, planted, tanh_bar
 
 from functional_bp.gradcheck.clock import TimeLimit
+from functional_bp.gradcheck.diagnosis.diagnose import find_patterns
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
-from functional_bp.gradcheck.diagnosis.patterns.matching import find_patterns
 from functional_bp.gradcheck.subject import Disagreement, Sample
 
 

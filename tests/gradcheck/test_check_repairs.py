@@ -23,15 +23,15 @@ from faulty_pairs import (
 )
 from jax import lax
 from sampling import sampled
-from traced_disagreements import SECONDS, best, disagree, line_with, normal
+from traced_disagreements import SECONDS, best, disagree, line_with, normal, repairs
 
 from functional_bp.gradcheck.clock import TimeLimit, now
 from functional_bp.gradcheck.diagnosis.diagnose import diagnose
+from functional_bp.gradcheck.diagnosis.expressions import named
 from functional_bp.gradcheck.diagnosis.repair import validate
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
-from functional_bp.gradcheck.diagnosis.repair.numerals import named
 from functional_bp.gradcheck.diagnosis.repair.program import trace
-from functional_bp.gradcheck.diagnosis.repair.search import repairs, single_repairs
+from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_program_computes_what_jax_computes():
 )  # fmt: skip
 def test_constants_have_names(value, name):
     constant = named(value, [6])
-    assert (constant and constant.name) == name
+    assert (constant and constant.text) == name
     if constant is not None:
-        written = eval(constant.text, {"jnp": np})
+        written = eval(constant.python, {"jnp": np})
         np.testing.assert_allclose(written, value, rtol=1e-6)

@@ -44,14 +44,29 @@ def test_text_fits_its_width(report: Report, width: int) -> None:
 def test_text_cuts_nothing(width: int) -> None:
     shown = re.sub(r"\s+", " ", WRONG.to_text(width).replace("\\\n", " "))
     for finding in WRONG.findings:
-        for said in (finding.message, *finding.explanations):
+        for said in (words.title(finding), finding.message, *finding.explanations):
             assert said in shown
     for row in WRONG.rows:
         assert all(word in shown for word in (*row.checked.split(), *row.against.split()))
     assert "…" not in shown and words.rerun(WRONG) in shown
 
 
-def test_text_has_its_parts_in_order() -> None:
+def test_text_breaks_a_heading_for_which_there_is_no_room() -> None:
+    shown = " ".join(WRONG.to_text(48).split())
+    assert all(f"✗ {words.title(finding)}" in shown for finding in WRONG.findings)
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("100", 100), ("140", 100)])
+def test_print_takes_the_width_of_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, columns: str, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert max(map(cell_len, str(WRONG).splitlines())) == width
+    assert f"{WRONG}\n" == WRONG.to_text(width)
+
+
+def test_text_has_its_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     shown = str(WRONG)
     parts = [
         "mypackage.ops:layer_norm\njax 0.10.2 · cpu · float64 · seed 0 · reference its own primal",

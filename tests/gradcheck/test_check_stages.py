@@ -254,10 +254,10 @@ def test_a_search_that_the_clock_cuts_short_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_stage_that_lacks_what_it_needs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    fact, ran = checker.Fact, []
+    ran = []
     stages = [
-        checker.Stage("quiet", ran.append, {fact.TIME: ""}),
-        checker.Stage("loud", ran.append, {fact.REFERENCE: "no reference"}, "its row"),
+        checker.Stage("quiet", ran.append, {checker.TIME: ""}),
+        checker.Stage("loud", ran.append, {checker.REFERENCE: "no reference"}, "its row"),
         checker.Stage("needless", ran.append),
     ]
     monkeypatch.setattr(checker, "FURTHER", stages)

@@ -9,9 +9,9 @@ import pytest
 from disagreements import SECONDS, Pullback, best, elementwise, normal, planted
 
 from functional_bp.gradcheck.clock import TimeLimit
-from functional_bp.gradcheck.diagnosis.patterns import matching as searches
+from functional_bp.gradcheck.diagnosis import diagnose as searches
+from functional_bp.gradcheck.diagnosis.diagnose import find_patterns
 from functional_bp.gradcheck.diagnosis.patterns.evidence import gather
-from functional_bp.gradcheck.diagnosis.patterns.matching import find_patterns
 from functional_bp.gradcheck.subject import Disagreement
 
 

@@ -22,7 +22,7 @@ F = jnp.float32
 
 
 def draw(seed: int, *sizes: int) -> Any:
-    return jax.random.normal(jax.random.key(seed), sizes, F) / np.sqrt(sizes[-1])
+    return jax.random.normal(jax.random.key(seed), sizes, F) / float(np.sqrt(sizes[-1]))
 
 
 def deep(params: Any, x: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from functional_bp.gradcheck.clock import TimeLimit
+from functional_bp.gradcheck.diagnosis.diagnose import find_patterns
 from functional_bp.gradcheck.diagnosis.patterns.evidence import wrong_entries
-from functional_bp.gradcheck.diagnosis.patterns.matching import find_patterns
 from functional_bp.gradcheck.findings import Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.gradcheck.clock import TimeLimit
-from functional_bp.gradcheck.diagnosis.repair.search import repairs
+from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
 
@@ -18,6 +18,12 @@ SECONDS = 30  # far more than needed: a search that ends early because of the cl
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).normal(size=shape)
+
+
+def repairs(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
+    """Single edits of the claimed backward pass, else two at once."""
+    found, search = single_repairs(disagreement, limit)
+    return search.two(limit) if not found and search is not None else found
 
 
 def disagree(

@@ -166,11 +166,11 @@ def test_a_second_fit_begins_anew(kind: Any) -> None:
     _, second = injected(1.0)
     run_epochs(callback, [5, 4, 4.5], second)  # all worse than in the first
     assert not second.stopped and get_learning_rate(second.state.opt_state) == 1.0
-    assert callback.monitor.best == 4
+    assert callback.best == 4
     resumed = through_json(callback, kind(patience=2))
     for _ in range(2):  # the one that goes on, and one after it
         resumed.on_fit_begin(second)
-    assert resumed.monitor.best is None
+    assert resumed.best is None
 
 
 def test_best_weights_do_not_go_on_without_their_arrays() -> None:

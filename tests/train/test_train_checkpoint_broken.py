@@ -16,8 +16,7 @@ from test_train_checkpoint import same_bits, state_of
 
 from functional_bp.errors import CheckpointError, TrainingError
 from functional_bp.train import storage
-from functional_bp.train.checkpoints import Checkpoints
-from functional_bp.train.leaves import MismatchError
+from functional_bp.train.checkpoints import Checkpoints, MismatchError
 
 STATE = state_of({"b": jnp.arange(3.0), "w": jnp.arange(2000, dtype=jnp.float32)})
 

@@ -296,10 +296,6 @@ def test_bad_options_are_refused() -> None:
     assert check_count("epochs", np.int32(3)) == 3
 
 
-def test_numbers_that_are_not_finite_can_be_let_in() -> None:
-    assert np.isnan(source((WITH_NAN, Y), finite=False, shuffle=False).epoch(0).__next__()[0]).any()
-
-
 def test_the_first_number_that_is_not_finite_is_found_in_large_arrays() -> None:
     large = np.zeros((3, 1 << 20), np.float32)
     large[2, 17] = -np.inf
@@ -331,8 +327,8 @@ def test_labels_outside_the_classes_are_refused() -> None:
         check_labels(Y, 10)
     with pytest.raises(DataError, match=r"y\[10\] = 11(.|\n)*y - 1"):
         check_labels(Y + 1, 11)
-    with pytest.raises(DataError, match=r"t\[0, 1\] = -1(.|\n)*weight 0"):
-        check_labels(np.array([[0, -1]]), 3, name="t")
+    with pytest.raises(DataError, match=r"y\[0, 1\] = -1(.|\n)*weight 0"):
+        check_labels(np.array([[0, -1]]), 3)
 
 
 def test_validation_data_must_be_like_the_training_data() -> None:

@@ -83,9 +83,7 @@ def test_other_words_are_refused(verbose: Any) -> None:
 def drawn(status: Status, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), highlight=False)
     with console.capture() as capture:
-        meter = displays.Meter(console)
-        meter.show(status)
-        console.print(meter)
+        console.print(displays.meter(status, width))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -124,14 +122,30 @@ def test_a_terminal_keeps_the_lines_of_epochs(clock: Clock) -> None:
     assert out.count("\x1b[?25l") == out.count("\x1b[?25h") == 1  # the cursor is there again
 
 
-def test_a_terminal_keeps_some_of_many_fast_epochs(clock: Clock) -> None:
+def test_a_terminal_keeps_every_fast_epoch_and_prints_them_together(clock: Clock) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system=None)
     with Progress(displays.Terminal(console), 1000, 2) as shown:
         train(shown, clock, epochs=1000, steps=2, step_seconds=0.001, validate_seconds=0.001)
-    lines = [line for line in file.getvalue().splitlines() if "val_loss" in line and " s  " in line]
-    assert 10 <= len(lines) <= 20  # 3 s, a line every 0.2 s
-    assert any("epoch 1000/1000  0.0 s" in line for line in lines)
+    kept = re.findall(r"epoch +(\d+)/1000  (?:20|0\.0) s  .*val_loss", file.getvalue())
+    assert [int(epoch) for epoch in kept] == list(range(1, 1001))
+    assert file.getvalue().count("\x1b[2K") < 150  # 3 s, some lines every 0.2 s
+
+
+@pytest.mark.parametrize("width", [34, 60])
+def test_a_narrow_terminal_breaks_lines_between_numbers(clock: Clock, width: int) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, color_system=None)
+    with Progress(displays.Terminal(console), 3, 50) as shown:
+        train(shown, clock)
+        shown.note(
+            "stopped: EarlyStopping: val_loss has not improved on 4, of epoch 2, for 2 epochs"
+        )
+    lines = re.sub(r"\x1b\[[?\d]*[a-zA-Z]|\r", "\n", file.getvalue()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert (
+        " " * 11 + "val_loss 2.0000" in lines or " " * 11 + "loss 0.5000  val_loss 2.0000" in lines
+    )
 
 
 def test_a_notebook_has_a_bar_and_a_table(clock: Clock, monkeypatch: Any) -> None:

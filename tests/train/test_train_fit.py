@@ -124,6 +124,12 @@ def test_validation_is_the_mean_over_the_held_out_examples() -> None:
     same(state, other)
 
 
+def test_a_warning_points_at_the_persons_line() -> None:
+    with pytest.warns(UserWarning, match="1 epochs without validation") as caught:
+        fit(callbacks=[train.EarlyStopping()], epochs=1)
+    assert caught[0].filename == __file__
+
+
 def test_validation_can_be_rarer() -> None:
     _, history = fit(validation_split=0.2, validation_freq=2, epochs=4)
     assert [value is not None for value in history.column("val_loss")] == [False, True] * 2

@@ -26,12 +26,63 @@ from functional_bp.gradcheck.diagnosis.localize import (
     line_of_shards,
     lines_of,
 )
-from functional_bp.gradcheck.diagnosis.patterns.matching import find_patterns
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, gather
+from functional_bp.gradcheck.diagnosis.patterns.places import (
+    find_collectives,
+    find_places,
+    find_regions,
+    not_finite,
+)
+from functional_bp.gradcheck.diagnosis.patterns.terms import find_terms
+from functional_bp.gradcheck.diagnosis.patterns.transformations import (
+    find_factors,
+    find_misused_cotangents,
+    find_moves,
+    find_scales,
+)
 from functional_bp.gradcheck.diagnosis.repair.dropped import drops
 from functional_bp.gradcheck.diagnosis.repair.search import single_repairs
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
+
+Pattern = Callable[[Evidence], list[Finding]]
+
+PLAIN: tuple[Pattern, ...] = (
+    find_collectives, find_misused_cotangents, find_scales, find_moves,
+)  # fmt: skip
+PARTIAL: tuple[Pattern, ...] = (find_places, find_regions)
+FORMULAS: tuple[Pattern, ...] = (find_factors, find_terms)
+
+
+def find_patterns(disagreement: Disagreement, limit: TimeLimit) -> list[Finding]:
+    """The numbers say what accounts for a disagreement, the likeliest first.
+
+    Args:
+        disagreement: a claim that is wrong in one argument's cotangent.
+        limit: no search goes on beyond it.
+    """
+    evidence = gather(disagreement, limit)
+    if not evidence.given.finite:
+        return not_finite(evidence)
+    if not evidence.given.wrong.any():
+        return []
+    found = [h for search in (*PLAIN, *PARTIAL) for h in _run(search, evidence)]
+    explained = [h for h in found if h.unexplained < 1]  # NaN where it says only where
+    if not any(h.cost < costs.WITHOUT_FORMULAS for h in explained):
+        found += [h for search in FORMULAS for h in _run(search, evidence)]
+    return sorted(found, key=lambda h: h.cost)
+
+
+def _run(search: Pattern, evidence: Evidence) -> list[Finding]:
+    """A search, unless time is up; one that fails on strange data explains nothing.
+
+    A diagnosis must never take a verdict down with it, and the other searches go on.
+    """
+    with Guard(search.__name__):
+        return [] if evidence.late else search(evidence)
+    return []
+
 
 __all__ = ["compose", "describe_values", "diagnose"]
 __all__ += ["line_of_cotangent", "line_of_overflow", "lines_of"]

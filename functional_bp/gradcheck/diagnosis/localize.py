@@ -19,11 +19,11 @@ import numpy as np
 
 from functional_bp._jax import open_jaxpr, source_spans
 from functional_bp.definitions import definition, file_of, unwrapped
-from functional_bp.gradcheck.diagnosis.patterns.expressions import total
+from functional_bp.gradcheck.diagnosis.expressions import total
 from functional_bp.gradcheck.diagnosis.repair.locations import thresholds_of
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import marked, with_kept_lines
-from functional_bp.gradcheck.diagnosis.repair.source import SourceFile, expression, read
+from functional_bp.gradcheck.diagnosis.repair.source import expression, read
 from functional_bp.gradcheck.findings import Finding, Kind, Place, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Arrays, Disagreement, Subject
@@ -53,8 +53,8 @@ def line_of_cotangent(subject: Subject, name: str, right: Sequence[str] = ()) ->
     judged = program.outputs[subject.names.index(name)]
     others = [program.outputs[subject.names.index(n)] for n in right if n != name]
     home = file_of(subject.source)
-    shared = _feeding(program, others)
-    for equation in reversed(_feeding(program, [judged])):
+    shared = program.feeding(others)
+    for equation in reversed(program.feeding([judged])):
         place = None if equation in shared else _place(equation, home)
         if place is not None:
             return place
@@ -169,15 +169,6 @@ def _program(
     return None
 
 
-def _feeding(program: Program, outputs: Sequence[int]) -> list[Instruction]:
-    needed, found = set(outputs), []
-    for equation in reversed(program.equations):
-        if not needed.isdisjoint(equation.results):
-            needed.update(equation.operands)
-            found.append(equation)
-    return found[::-1]
-
-
 def _place(equation: Instruction, home: str | None) -> Place | None:
     found = expression(equation.spans, home)
     return None if found is None else found.place
@@ -203,7 +194,7 @@ def _equations_of(
     outputs = program.outputs
     if name is not None:
         outputs = (outputs[subject.names.index(name)],)
-    for equation in reversed(_feeding(program, outputs)):
+    for equation in reversed(program.feeding(outputs)):
         for inner in (e for body in equation.bodies for e in reversed(body.equations)):
             if is_meant(inner, {}):
                 yield _place(inner, file_of(subject.source))
@@ -238,27 +229,18 @@ def _finite(x: Any) -> bool:
     return not is_number or bool(np.all(np.isfinite(x)))
 
 
-def _function(subject: Subject) -> tuple[str, SourceFile, ast.FunctionDef | ast.Lambda] | None:
-    """The person's function whose lines are meant, as text."""
-    found = definition(unwrapped(subject.source))
-    return None if found is None else (found.file, read(found.file), found.node)
-
-
 def _statements(subject: Subject) -> Iterator[tuple[Place, ast.AST]]:
-    """Each simple statement of the function, and each test of a compound one."""
-    found = _function(subject)
+    """Each simple statement of the person's function, and each test of a compound one."""
+    found = definition(unwrapped(subject.source))
     if found is None:
         return
-    file, source, function = found
-    for node in ast.walk(function):
-        parts: list[ast.AST] = []
-        if isinstance(node, ast.If | ast.While):
-            parts = [node.test]
-        elif isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            parts = [node]
-        for part in parts:
-            line = getattr(part, "lineno", function.lineno)
-            yield Place(file, line, source.lines[line - 1].strip()), part
+    lines = read(found.file).lines
+    for node in ast.walk(found.node):
+        is_simple = isinstance(node, ast.stmt) and not hasattr(node, "body")
+        part = node.test if isinstance(node, ast.If | ast.While) else node if is_simple else None
+        if part is not None:
+            line: int = getattr(part, "lineno", found.node.lineno)
+            yield Place(found.file, line, lines[line - 1].strip()), part
 
 
 def _mentioning(subject: Subject, words: Sequence[str]) -> list[Place]:
@@ -274,16 +256,15 @@ def _mentioning(subject: Subject, words: Sequence[str]) -> list[Place]:
 
 def _remembering(subject: Subject) -> list[Place]:
     """The statements that use what outlives a call: a mutable default, a global name."""
-    found = _function(subject)
+    found = definition(unwrapped(subject.source))
     if found is None:
         return []
-    function = found[2]
-    arguments = function.args
+    arguments = found.node.args
     defaults = [*arguments.defaults, *(d for d in arguments.kw_defaults if d is not None)]
     parameters = [*arguments.posonlyargs, *arguments.args]
     parameters = parameters[len(parameters) - len(arguments.defaults) :] + arguments.kwonlyargs
     names = {p.arg for p, d in zip(parameters, defaults) if isinstance(d, CONTAINERS)}
-    for node in ast.walk(function):
+    for node in ast.walk(found.node):
         if isinstance(node, ast.Global | ast.Nonlocal):
             names.update(node.names)
     return _mentioning(subject, sorted(names))

@@ -10,24 +10,21 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from enum import EnumType
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from functional_bp.errors import compose
-from functional_bp.gradcheck.findings import (
-    CheckResult,
-    Finding,
-    Outcome,
-    Place,
-    Repair,
-    Row,
-    Verdict,
-    WrongEntry,
-)
+from functional_bp.errors import BackpropError
+from functional_bp.gradcheck.findings import CheckResult
 
 VERSION = 1
 Result = TypeVar("Result", bound=CheckResult)
+
+
+class ReportError(BackpropError, ValueError):
+    """A text is not the JSON of one report."""
 
 
 def render(reports: Sequence[CheckResult]) -> str:
@@ -41,25 +38,18 @@ def read(text: str, kind: type[Result]) -> Result:
     """Read the one report that ``render`` wrote, as a ``kind`` of result.
 
     Raises:
-        ValueError: the text is no report, or one of another version.
+        ReportError: the text is no report, or one of another version.
     """
     data = json.loads(text)
     if not isinstance(data, dict) or data.get("version") != VERSION or "verdict" not in data:
         got = data.get("version", "no version") if isinstance(data, dict) else type(data).__name__
-        raise ValueError(
-            compose(
-                "this is not the JSON of one report",
-                got=f"version {got}" if isinstance(got, int) else str(got),
-                expected=f'an object with "version": {VERSION} and a "verdict"',
-                do="write it with report.to_json()",
-            )
+        raise ReportError(
+            "this is not the JSON of one report",
+            got=f"version {got}" if isinstance(got, int) else str(got),
+            expected=f'an object with "version": {VERSION} and a "verdict"',
+            do="write it with report.to_json()",
         )
-    fields = {key: value for key, value in data.items() if key != "version"}
-    fields["findings"] = tuple(map(_finding, data["findings"]))
-    fields["verdict"] = Verdict(data["verdict"])
-    fields["rows"] = tuple(map(_row, data["rows"]))
-    fields["notes"], fields["reasons"] = tuple(data["notes"]), tuple(data["reasons"])
-    return kind(**_numbers(fields, "seconds"))
+    return _decode(kind, {key: value for key, value in data.items() if key != "version"})
 
 
 def _encode(value: Any) -> Any:
@@ -83,42 +73,33 @@ def _encode(value: Any) -> Any:
     return value
 
 
+def _decode(kind: Any, value: Any) -> Any:
+    """Of a type, what ``_encode`` made ``value`` of."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return cast(Any, kind)(
+            **{name: _decode(hints[name], entry) for name, entry in value.items()}
+        )
+    if isinstance(kind, EnumType):
+        return kind(value)
+    if kind is np.ndarray:
+        import ml_dtypes  # names bfloat16 to NumPy; JAX brings it
+
+        dtype = np.dtype(getattr(ml_dtypes, value["dtype"], value["dtype"]))
+        return np.array(list(map(_number, value["values"])), dtype=dtype).reshape(value["shape"])
+    if kind in (float, Any):
+        return _number(value)
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return tuple(_decode(inside[0], entry) for entry in value)
+    if origin is Mapping:
+        return {name: _decode(inside[1], entry) for name, entry in value.items()}
+    if origin is UnionType:  # with None
+        return None if value is None else _decode(inside[0], value)
+    return value
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, dict):
         return complex(_number(value["real"]), _number(value["imag"]))
     return float(value) if isinstance(value, str) else value
-
-
-def _numbers(data: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {key: _number(value) if key in names else value for key, value in data.items()}
-
-
-def _array(data: Mapping[str, Any]) -> np.ndarray:
-    import ml_dtypes  # names bfloat16 to NumPy; JAX brings it
-
-    dtype = np.dtype(getattr(ml_dtypes, data["dtype"], data["dtype"]))
-    values = [_number(value) for value in data["values"]]
-    return np.array(values, dtype=dtype).reshape(data["shape"])
-
-
-def _row(data: Mapping[str, Any]) -> Row:
-    return Row(**{**_numbers(data, "error", "limit"), "outcome": Outcome(data["outcome"])})
-
-
-def _finding(data: Mapping[str, Any]) -> Finding:
-    fields = _numbers(data, "relative_error")
-    fields["where"] = _place(data["where"])
-    if data["repair"] is not None:
-        fields["repair"] = Repair(**{**data["repair"], "place": _place(data["repair"]["place"])})
-    fields["explanations"] = tuple(data["explanations"])
-    fields["also"] = tuple(data["also"])
-    fields["entries"] = tuple(
-        WrongEntry(tuple(e["index"]), _number(e["claimed"]), _number(e["true"]))
-        for e in data["entries"]
-    )
-    fields["example"] = {name: _array(value) for name, value in data["example"].items()}
-    return Finding(**fields)
-
-
-def _place(data: Mapping[str, Any] | None) -> Place | None:
-    return None if data is None else Place(**data)

@@ -17,10 +17,9 @@ from functional_bp.gradcheck.formats import words
 from functional_bp.tables.text import STYLES, grid
 
 LABEL = 13  # characters of the column of labels
-WIDTH = 100  # characters per line of plain text
 
 
-def plain(reports: Sequence[CheckResult], width: int = WIDTH) -> str:
+def plain(reports: Sequence[CheckResult], width: int = 100) -> str:
     """Write the reports as text without colours."""
     console = Console(width=width, file=io.StringIO(), color_system=None, record=True)
     console.print(render(reports))
@@ -80,9 +79,19 @@ class _Rows:
         yield grid(words.rows(self.rows), widths=widths)
 
 
+class _Heading:
+    """A heading has a rule behind it, or is broken into lines where the width is not enough."""
+
+    def __init__(self, text: str) -> None:
+        self.text = Text(text, style="bold red")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        fits = self.text.cell_len + 2 <= options.max_width
+        yield Rule(self.text, align="left", style="red", characters="─") if fits else self.text
+
+
 def _finding(finding: Finding) -> Iterator[Any]:
-    headline = Text(f"✗ {words.title(finding)}", style="bold red")
-    yield Rule(headline, align="left", style="red", characters="─")
+    yield _Heading(f"✗ {words.title(finding)}")
     if finding.message:
         yield Text(finding.message)
     yield Text(words.extent(finding), style="dim")

@@ -1,1 +1,1 @@
-"""A stage is what is looked at, and what then speaks against the claim: one a file."""
+"""A stage is what is looked at, and what then speaks against the claim."""

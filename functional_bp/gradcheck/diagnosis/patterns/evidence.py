@@ -6,6 +6,7 @@ gap of its own size; where a prediction leaves almost nothing of it, in any case
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ import numpy as np
 
 from functional_bp._jax import open_jaxpr
 from functional_bp.gradcheck.clock import TimeLimit
+from functional_bp.gradcheck.diagnosis.expressions import Expr
 from functional_bp.gradcheck.diagnosis.localize import thresholds_in_code
-from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample, Subject
@@ -54,6 +55,11 @@ class Judged:
     known: Mapping[str, np.ndarray]
     bars: Mapping[str, np.ndarray]
     discrete: Mapping[str, np.ndarray]
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a formula may be evaluated on, by name."""
+        return {**self.known, **self.bars}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,6 +110,22 @@ class Evidence:
     def cases(self) -> tuple[Judged, ...]:
         """All cases, the given one first."""
         return (self.given, *self.fresh)
+
+    @cached_property
+    def sizes(self) -> dict[int, str]:
+        """A mean or a scale may have been taken over these numbers of elements; and of what."""
+        found: dict[int, str] = {}
+        case = self.given
+        arrays = {self.argument: case.true, **case.bars, **case.known, **case.discrete}
+        for name, array in arrays.items():
+            for axis, n in enumerate(array.shape):
+                found.setdefault(n, f"the size of axis {axis} of {name}")
+        for name, array in arrays.items():
+            found.setdefault(array.size, f"the number of elements of {name}")
+            for a, b in itertools.combinations(range(array.ndim), 2):
+                n = array.shape[a] * array.shape[b]
+                found.setdefault(n, f"the size of axes {a} and {b} of {name}")
+        return {n: what for n, what in found.items() if n > 1}
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
@@ -265,7 +287,7 @@ def _case(
         if value.dtype.kind in "fc" and value.size and np.all(np.isfinite(value))
     }
     discrete = {name: value for name, value in named.items() if value.dtype.kind in "iub"}
-    bars = _numbered(f"{out}_bar", sample.bars)
+    bars = dict(zip(subject.bar_names, sample.bars)) or _numbered(f"{out}_bar", sample.bars)
     return Judged(sample, claimed, true, mask & finite, known, bars, discrete)
 
 

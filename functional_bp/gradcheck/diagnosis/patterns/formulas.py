@@ -9,16 +9,18 @@ samples, are the dictionary in which ``terms`` looks for what is missing.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import PLACE, Expr, X, call, name, product
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
-from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, call, name, product
+from functional_bp.gradcheck.diagnosis.sums import Dictionary
 from functional_bp.gradcheck.findings import Kind
 
 
@@ -32,56 +34,23 @@ def aligned(array: np.ndarray, shape: Sequence[int]) -> Iterator[np.ndarray]:
                 yield np.broadcast_to(view, shape)
 
 
-Form = Callable[[np.ndarray], np.ndarray]
 MOST_ARRAYS = 14  # of the known arrays, the first ones
 
-# text, function, cost: what a derivative is likely to hold, the likeliest first.
-X = name("□")  # the place of an array: no name that a person can write
-FORMS: tuple[tuple[Expr, Form, float], ...] = (
-    (X**2, lambda a: a * a, 1.5),
-    (1 - X, lambda a: 1 - a, 1.6),
-    (1 - X**2, lambda a: 1 - a * a, 1.7),
-    (1 / X, lambda a: 1 / a, 1.6),
-    (1 / X**2, lambda a: 1 / (a * a), 1.8),
-    (X**3, lambda a: a * a * a, 1.8),
-    (call("exp", X), np.exp, 1.7),
-    (call("exp", -X), lambda a: np.exp(-a), 1.8),
-    (call("exp", -(X**2)), lambda a: np.exp(-a * a), 1.9),
-    (call("exp", -(X**2 / 2)), lambda a: np.exp(-a * a / 2), 1.9),
-    (call("cos", X), np.cos, 1.7),
-    (call("sin", X), np.sin, 1.7),
-    (call("tanh", X), np.tanh, 1.7),
-    (1 - call("tanh", X) ** 2, lambda a: 1 - np.tanh(a) ** 2, 2.0),
-    (call("σ", X), lambda a: 0.5 + 0.5 * np.tanh(a / 2), 1.7),
-    (1 - call("σ", X), lambda a: 0.5 - 0.5 * np.tanh(a / 2), 1.8),
-    (call("σ", X) * (1 - call("σ", X)), lambda a: 0.25 / np.cosh(a / 2) ** 2, 1.8),
-    (call("sign", X), np.sign, 1.9),
-    (call("abs", X), np.abs, 1.9),
-    (call("√", X), lambda a: np.sqrt(a), 1.9),
-    (call("log", X), lambda a: np.log(a), 1.9),
-    (1 + X, lambda a: 1 + a, 2.0),
-    (1 + X**2, lambda a: 1 + a * a, 2.0),
-    (1 / (1 + X**2), lambda a: 1 / (1 + a * a), 2.0),
-)
-
-
-def _softmax(a: np.ndarray) -> np.ndarray:
-    powers = np.exp(a - a.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-ROWS: tuple[tuple[Expr, Form], ...] = (
-    (call("softmax", X, axis=-1), _softmax),
-    (call("sum", X, axis=-1, keepdims_=True), lambda a: a.sum(-1, keepdims=True)),
-    (
-        call("norm", X, axis=-1, keepdims_=True),
-        lambda a: np.linalg.norm(a, axis=-1, keepdims=True),
-    ),
-    (call("max", X, axis=-1, keepdims_=True), lambda a: a.max(-1, keepdims=True)),
-    (call("std", X, axis=-1, keepdims_=True), lambda a: a.std(-1, keepdims=True)),
-    (call("sum", X), lambda a: a.sum(keepdims=True)),
-    (call("norm", X), lambda a: np.sqrt((np.abs(a) ** 2).sum(keepdims=True))),
-    (call("max", X), lambda a: a.max(keepdims=True)),
+# What a derivative is likely to hold of an array, with its cost.
+FORMS: tuple[tuple[Expr, float], ...] = (
+    (X**2, 1.5), (1 - X, 1.6), (1 - X**2, 1.7), (1 / X, 1.6), (1 / X**2, 1.8), (X**3, 1.8),
+    (call("exp", X), 1.7), (call("exp", -X), 1.8),
+    (call("exp", -(X**2)), 1.9), (call("exp", -(X**2 / 2)), 1.9),
+    (call("cos", X), 1.7), (call("sin", X), 1.7),
+    (call("tanh", X), 1.7), (1 - call("tanh", X) ** 2, 2.0),
+    (call("σ", X), 1.7), (1 - call("σ", X), 1.8), (call("σ", X) * (1 - call("σ", X)), 1.8),
+    (call("sign", X), 1.9), (call("abs", X), 1.9), (call("√", X), 1.9), (call("log", X), 1.9),
+    (1 + X, 2.0), (1 + X**2, 2.0), (1 / (1 + X**2), 2.0),
+)  # fmt: skip
+ROWS: tuple[Expr, ...] = (
+    call("softmax", X, axis=-1),
+    *(call(of, X, axis=-1, keepdims_=True) for of in ("sum", "norm", "max", "std")),
+    *(call(of, X, keepdims_=True) for of in ("sum", "norm", "max")),
 )
 
 
@@ -93,14 +62,12 @@ class Atom:
         expr: how it is written.
         base: the array it is a function of.
         cost: how unlikely it is to stand in a derivative; about 1 for an array itself.
-        value: its value in a case.
         minus: the array that it is the difference from, or "".
     """
 
     expr: Expr
     base: str
     cost: float
-    value: Callable[[Judged], np.ndarray]
     minus: str = ""
 
     @cached_property
@@ -149,14 +116,15 @@ def atoms(evidence: Evidence, *, rows: bool = False) -> list[Atom]:
     found: list[Atom] = []
     names = list(evidence.given.known)[:MOST_ARRAYS]
     for base in names:
+        array = evidence.given.known[base]
         # What the forward pass kept is what the backward pass is made of.
         more = costs.KEPT if base in evidence.kept else costs.NOT_KEPT if evidence.kept else 0.0
-        found.append(_of(base, X, np.asarray, costs.ARRAY + more))
-        found += [_of(base, form, function, cost + more) for form, function, cost in FORMS]
-        if np.iscomplexobj(evidence.given.known[base]):
-            found.append(_of(base, call("conj", X), np.conj, costs.CONJUGATE_OF_ARRAY))
-        if rows and evidence.given.known[base].ndim:
-            found += [_of(base, form, function, costs.REDUCED_ARRAY) for form, function in ROWS]
+        forms = [(X, costs.ARRAY + more), *((form, cost + more) for form, cost in FORMS)]
+        if np.iscomplexobj(array):
+            forms.append((call("conj", X), costs.CONJUGATE_OF_ARRAY))
+        if rows and array.ndim:
+            forms += [(form, costs.REDUCED_ARRAY) for form in ROWS]
+        found += [Atom(form.of({X: name(base)}), base, cost) for form, cost in forms]
     found += _differences(evidence, names)
     return sorted(found, key=lambda atom: atom.cost)
 
@@ -172,14 +140,10 @@ def products(some: Sequence[Atom], most: int) -> Iterator[tuple[Atom, ...]]:
 def placed(atom: Atom, case: Judged, shape: Sequence[int]) -> np.ndarray | None:
     """The atom's value is broadcast to a shape; None where it does not fit or is not finite."""
     with np.errstate(all="ignore"):
-        value = atom.value(case)
+        value = np.asarray(atom.expr.value(case.arrays))
     if not np.all(np.isfinite(value)):
         return None
     return next(aligned(value, shape), None)
-
-
-def _of(base: str, form: Expr, function: Form, cost: float) -> Atom:
-    return Atom(form.of({X: name(base)}), base, cost, lambda case: function(case.known[base]))
 
 
 def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
@@ -193,7 +157,7 @@ def _differences(evidence: Evidence, names: Sequence[str]) -> list[Atom]:
         or (a in kept and b in kept and _centres(known[b].shape, known[a].shape))
     ]
     return [
-        Atom(name(a) - name(b), a, cost, lambda case, a=a, b=b: case.known[a] - case.known[b], b)
+        Atom(name(a) - name(b), a, cost, b)
         for a, b, cost in sorted(pairs, key=lambda pair: pair[2])[:6]
     ]
 
@@ -205,19 +169,24 @@ def _centres(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
 
 # Frames.
 
-Apply = Callable[[Judged, np.ndarray], np.ndarray]
-LinearForm = Callable[[Judged], np.ndarray]
-Product = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MOST_LIFTED = 12
 
 
 @dataclass(frozen=True)
 class OutputBar:
-    """This is an output's cotangent, or what a first step of the backward pass makes of it."""
+    """This is an output's cotangent, or what a first step of the backward pass makes of it.
+
+    It has the shape of the known array ``like``, where that is given.
+    """
 
     expr: Expr
-    value: Callable[[Judged], np.ndarray]
     cost: float = 0.0
+    like: str = ""
+
+    def value(self, case: Judged) -> np.ndarray:
+        """Its value in a case."""
+        value = self.expr.value(case.arrays)
+        return np.broadcast_to(value, case.known[self.like].shape) if self.like else value
 
 
 @dataclass(frozen=True)
@@ -228,10 +197,8 @@ class Frame:
         bar: the cotangent.
         inside: the shape that inner factors are broadcast to.
         outside: the shape that outer factors are broadcast to.
-        form: how it is written, with ``X`` for the cotangent and its factors.
-        apply: the map, before outer factors.
-        finish: the map after outer factors: sums over axes that the argument lacks.
-        final: how that is written, with ``X`` for the product.
+        form: the map before outer factors, with ``X`` for the cotangent and its factors.
+        final: the map after them: sums over axes that the argument lacks.
         relation: what two frames share that differ in one respect ("product with W").
         cost: how unlikely it is.
         kind: the kind of fault if this frame stands where another of its relation belongs.
@@ -241,8 +208,6 @@ class Frame:
     inside: tuple[int, ...]
     outside: tuple[int, ...]
     form: Expr
-    apply: Apply
-    finish: Callable[[np.ndarray], np.ndarray]
     final: Expr
     relation: str
     cost: float
@@ -261,7 +226,7 @@ class Frame:
 
 def frames(evidence: Evidence) -> Iterator[Frame]:
     """Every output's cotangent is mapped to the argument's shape, the plainest way first."""
-    bars = [OutputBar(name(n), lambda case, n=n: case.bars[n]) for n in evidence.given.bars]
+    bars = [OutputBar(name(n)) for n in evidence.given.bars]
     for bar in bars:
         yield from _elementwise(evidence, bar)
         yield from _moves(evidence, bar)
@@ -272,63 +237,52 @@ def frames(evidence: Evidence) -> Iterator[Frame]:
 
 def _lifted(evidence: Evidence, bars: Sequence[OutputBar]) -> Iterator[OutputBar]:
     """Cotangents of intermediate products, as those of attention's probabilities: ȳ @ v.T."""
-    known = evidence.given.known
-    for bar, (factor, matrix) in itertools.product(bars, known.items()):
-        own = bar.value(evidence.given)
-        if own.ndim < 2 or matrix.ndim != own.ndim:
+    case = evidence.given
+    for bar, (factor, matrix) in itertools.product(bars, case.known.items()):
+        own = bar.value(case).shape
+        if len(own) < 2 or matrix.ndim != len(own):
             continue
-        for form, multiply in PRODUCTS[:4]:
-            try:
-                shape = multiply(own, matrix).shape
-            except ValueError:
-                continue
-            partners = [other for other, array in known.items() if array.shape == shape]
-            if shape in (own.shape, evidence.given.shape) or not partners:
-                continue
-
-            def first(
-                case: Judged, b: OutputBar = bar, n: str = factor, p: Product = multiply
-            ) -> np.ndarray:
-                return p(b.value(case), case.known[n])
-
+        for form in PRODUCTS[:4]:
             lifted = form(bar.expr, name(factor), matrix.ndim)
-            yield OutputBar(lifted, first, costs.LIFTED)
+            shape = _shape(lifted, case.arrays)
+            partners = [other for other, array in case.known.items() if array.shape == shape]
+            if shape in (None, own, case.shape) or not partners:
+                continue
+            yield OutputBar(lifted, costs.LIFTED)
             for partner in partners[:3]:
-
-                def total(case: Judged, p: str = partner, f: LinearForm = first) -> np.ndarray:
-                    products = case.known[p] * f(case)
-                    return np.broadcast_to(products.sum(-1, keepdims=True), products.shape)
-
                 summed = call("sum", name(partner) * lifted, axis=-1, keepdims_=True)
-                yield OutputBar(summed, total, costs.LIFTED_SUM)
+                yield OutputBar(summed, costs.LIFTED_SUM, partner)
+
+
+def _shape(form: Expr, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...] | None:
+    """The shape of a formula's value; None where its parts do not fit together."""
+    try:
+        return form.value(arrays).shape
+    except (ValueError, IndexError):
+        return None
 
 
 def _elementwise(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Products, with a mean in between over some axes, and a sum at the end."""
     case = evidence.given
     own = bar.value(case)
-    shapes: list[tuple[int, ...]] = []
-    candidates = [case.shape, own.shape, *(a.shape for a in case.known.values())]
-    for shape in candidates:
-        fits = next(aligned(own, shape), None) is not None
-        if fits and shape not in shapes and list(_finishes(shape, case.shape)):
-            shapes.append(shape)
+    candidates = dict.fromkeys([case.shape, own.shape, *(a.shape for a in case.known.values())])
+    shapes = [
+        shape for shape in candidates
+        if next(aligned(own, shape), None) is not None and list(_finals(shape, case.shape))
+    ]  # fmt: skip
     for full in shapes[:3]:
-        for finish, final in _finishes(full, case.shape):
+        for final in _finals(full, case.shape):
             entry = final.head == "[]"
-            yield Frame(
-                bar, full, full, X, lambda case, a: a, finish, final, "product",
-                costs.FIRST_ENTRY if entry else 0.0, Kind.MISSING_SUM,
-            )  # fmt: skip
+            cost = costs.FIRST_ENTRY if entry else 0.0
+            yield Frame(bar, full, full, X, final, "product", cost, Kind.MISSING_SUM)
             for axes in [] if entry else _axis_sets(full):
                 along = {} if len(axes) == len(full) else {"axis": _axis(axes)}
                 if len(full) > 1 and axes == (len(full) - 1,):
                     along = {"axis": -1}
-                yield Frame(
-                    bar, full, full, call("mean", X, **along, keepdims_=True),
-                    lambda case, a, axes=axes: a.mean(axes, keepdims=True),
-                    finish, final, "product", _unlikely(axes, full), Kind.AXIS, axes,
-                )  # fmt: skip
+                mean = call("mean", X, **along, keepdims_=True)
+                cost = _unlikely(axes, full)
+                yield Frame(bar, full, full, mean, final, "product", cost, Kind.AXIS, axes)
 
 
 def _axis_sets(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -347,116 +301,77 @@ def _axis(axes: tuple[int, ...]) -> object:
     return axes[0] if len(axes) == 1 else tuple(sorted(axes))
 
 
-def _finishes(
-    full: tuple[int, ...], shape: tuple[int, ...]
-) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Expr]]:
+def _finals(full: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Expr]:
     """The sums that bring an array of shape ``full`` to ``shape``."""
     if full == shape:
-        yield (lambda a: a), X
+        yield X
         return
     if len(shape) > len(full):
         return
     extra = len(full) - len(shape)
     for leading in (True, False) if extra and shape else (True,):
         padded = (1,) * extra + shape if leading else shape + (1,) * extra
-        if not all(n in (1, m) for n, m in zip(padded, full)):
-            continue
         axes = tuple(i for i, (n, m) in enumerate(zip(padded, full)) if n != m)
-        if not axes:
+        if not axes or any(padded[i] != 1 for i in axes):
             continue
         along = {} if len(axes) == len(full) else {"axis": _axis(axes)}
         total = call("sum", X, **along, **({} if len(axes) == extra else {"keepdims_": True}))
         if 0 < extra < len(axes):
             total = Expr("shaped", (total, shape))
-        yield (lambda a, axes=axes: a.sum(axes, keepdims=True).reshape(shape)), total
+        yield total
         if leading and len(axes) == extra < len(full):
-            first = (0,) * extra
-            yield (lambda a, first=first: a[first]), Expr("[]", (X, first))
+            yield Expr("[]", (X, (0,) * extra))
 
 
 def _moves(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """The cotangent in another order: transposed, reversed, summed up from either end."""
-    case = evidence.given
-    shape, own = case.shape, bar.value(case).shape
-    moves: list[tuple[Expr, Callable[[np.ndarray], np.ndarray], str, Kind]] = []
+    shape, own = evidence.given.shape, bar.value(evidence.given).shape
+    moves: list[tuple[Expr, str, Kind]] = []
     for order in itertools.permutations(range(len(own))) if len(own) < 5 else ():
         if order != tuple(range(len(own))) and tuple(own[i] for i in order) == shape:
             form = X.transposed() if len(own) == 2 else call("transpose", X, order)
-            moves.append((form, lambda a, o=order: np.transpose(a, o), "order", Kind.TRANSPOSE))
-    if own != shape and int(np.prod(own)) == int(np.prod(shape)):
-        moves.append(
-            (Expr("reshape", (X, shape)), lambda a: a.reshape(shape), "order", Kind.PERMUTATION)
-        )
-    if own == shape:
-        for axis in (axis for axis, n in enumerate(own) if n > 1):
-            total = f"cumulative sum over axis {axis}"
-            moves += [
-                (
-                    call("cumsum", X, axis),
-                    lambda a, x=axis: np.cumsum(a, x), total, Kind.REVERSAL,
-                ),
-                (
-                    call("reverse_cumsum", X, axis),
-                    lambda a, x=axis: np.flip(np.cumsum(np.flip(a, x), x), x), total, Kind.REVERSAL,
-                ),
-                (call("flip", X, axis), lambda a, x=axis: np.flip(a, x), "order", Kind.REVERSAL),
-            ]  # fmt: skip
-    for form, move, relation, kind in moves:
-        yield Frame(
-            bar, own, shape, form, lambda case, a, m=move: m(a), lambda a: a, X,
-            relation, costs.MOVED, kind,
-        )  # fmt: skip
+            moves.append((form, "order", Kind.TRANSPOSE))
+    if own != shape and math.prod(own) == math.prod(shape):
+        moves.append((Expr("reshape", (X, shape)), "order", Kind.PERMUTATION))
+    for axis in (axis for axis, n in enumerate(own) if n > 1 and own == shape):
+        total = f"cumulative sum over axis {axis}"
+        moves += [
+            (call("cumsum", X, axis), total, Kind.REVERSAL),
+            (call("reverse_cumsum", X, axis), total, Kind.REVERSAL),
+            (call("flip", X, axis), "order", Kind.REVERSAL),
+        ]
+    for form, relation, kind in moves:
+        yield Frame(bar, own, shape, form, X, relation, costs.MOVED, kind)
 
 
 def _contractions(evidence: Evidence, bar: OutputBar) -> Iterator[Frame]:
     """Matrix products of the cotangent with a known array."""
     case = evidence.given
     y_bar = bar.value(case)
-    if y_bar.ndim < 1:
-        return
     for factor, matrix in case.known.items():
-        if matrix.ndim < 1 or max(matrix.ndim, y_bar.ndim) < 2:
+        if min(matrix.ndim, y_bar.ndim) < 1 or max(matrix.ndim, y_bar.ndim) < 2:
             continue
-        for form, multiply in PRODUCTS:
-            try:
-                shape = multiply(y_bar, matrix).shape
-            except (ValueError, IndexError):
-                continue
-            if shape != case.shape:
-                continue
-            yield Frame(
-                bar, y_bar.shape, shape, form(X, name(factor), matrix.ndim),
-                lambda case, a, n=factor, p=multiply: p(a, case.known[n]),
-                lambda a: a, X, f"product with {factor}", costs.CONTRACTED + bar.cost,
-                Kind.TRANSPOSE,
-            )  # fmt: skip
+        for multiply in PRODUCTS:
+            form = multiply(X, name(factor), matrix.ndim)
+            if _shape(form, {**case.arrays, PLACE: y_bar}) == case.shape:
+                yield Frame(
+                    bar, y_bar.shape, case.shape, form, X, f"product with {factor}",
+                    costs.CONTRACTED + bar.cost, Kind.TRANSPOSE,
+                )  # fmt: skip
 
 
-def _turned(a: np.ndarray) -> np.ndarray:
-    return np.swapaxes(a, -1, -2)
-
-
-# Of the cotangent a with a matrix m, as it is written and as it is computed.
-PRODUCTS: tuple[tuple[Callable[[Expr, Expr, int], Expr], Product], ...] = (
-    (lambda a, m, n: a @ m.transposed(n), lambda a, m: a @ _turned(m)),
-    (lambda a, m, n: m.transposed(n) @ a, lambda a, m: _turned(m) @ a),
-    (lambda a, m, n: a @ m, lambda a, m: a @ m),
-    (lambda a, m, n: m @ a, lambda a, m: m @ a),
-    (lambda a, m, n: a.transposed(n) @ m, lambda a, m: _turned(a) @ m),
-    (lambda a, m, n: m @ a.transposed(n), lambda a, m: m @ _turned(a)),
-    (
-        lambda a, m, n: call("solve", m.transposed(n), a),
-        lambda a, m: np.linalg.solve(_turned(m), a),
-    ),
-    (lambda a, m, n: call("solve", m, a), lambda a, m: np.linalg.solve(m, a)),
-    (
-        lambda a, m, n: call("tensordot", m, a, (tuple(range(n - 1)),) * 2),
-        lambda a, m: m.reshape(-1, m.shape[-1]).T @ a.reshape(-1, a.shape[-1]),
-    ),
-    (
-        lambda a, m, n: call("tensordot", a, m, (tuple(range(n - 1)),) * 2),
-        lambda a, m: a.reshape(-1, a.shape[-1]).T @ m.reshape(-1, m.shape[-1]),
-    ),
+# Of the cotangent a with a matrix m of n axes.
+PRODUCTS: tuple[Callable[[Expr, Expr, int], Expr], ...] = (
+    lambda a, m, n: a @ m.transposed(n),
+    lambda a, m, n: m.transposed(n) @ a,
+    lambda a, m, n: a @ m,
+    lambda a, m, n: m @ a,
+    lambda a, m, n: a.transposed(n) @ m,
+    lambda a, m, n: m @ a.transposed(n),
+    lambda a, m, n: call("solve", m.transposed(n), a),
+    lambda a, m, n: call("solve", m, a),
+    lambda a, m, n: call("tensordot", m, a, (tuple(range(n - 1)),) * 2),
+    lambda a, m, n: call("tensordot", a, m, (tuple(range(n - 1)),) * 2),
 )
 
 
@@ -555,7 +470,7 @@ class Term:
             core = core * factor
         if core.shape != frame.outside:
             core = np.broadcast_to(core, frame.outside)
-        return frame.finish(core)
+        return np.asarray(frame.final.value({PLACE: core}))
 
     def _core(self, case: Judged, cache: Values) -> np.ndarray | None:
         inside = self.frame.cotangent(case)
@@ -564,26 +479,14 @@ class Term:
             if factor is None:
                 return None
             inside = inside * factor
-        return self.frame.apply(case, inside)
+        return np.asarray(self.frame.form.value({**case.arrays, PLACE: inside}))
 
 
-@dataclass
-class Dictionary:
-    """The terms come with their values on the cases that the search looks at.
+def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary | None:
+    """Terms are evaluated, cheapest first, until there are enough or time is up.
 
-    Attributes:
-        terms: the terms, cheapest first.
-        columns: one row per term: its values, scaled to norm 1.
-        norms: what they were divided by.
+    None where none can be.
     """
-
-    terms: list[Term] = field(default_factory=list)
-    columns: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    norms: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-
-def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dictionary:
-    """Terms are evaluated, cheapest first, until there are enough or time is up."""
     terms: list[Term] = []
     columns: list[np.ndarray] = []
     cache: Values = {}
@@ -604,11 +507,7 @@ def build(evidence: Evidence, cases: Sequence[Judged], rows: np.ndarray) -> Dict
         if np.isfinite(norm) and norm > 0:
             terms.append(term)
             columns.append(column)
-    if not terms:
-        return Dictionary()
-    matrix = np.stack(columns)
-    norms = np.linalg.norm(matrix, axis=1)
-    return Dictionary(terms, matrix / norms[:, None], norms)
+    return Dictionary.of(terms, np.stack(columns)).without_multiples() if terms else None
 
 
 def flattened(values: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ tie, or are not finite; devices that share the work lack a sum over them, or tak
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ import numpy as np
 
 from functional_bp import _jax
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import name_of
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.factors import common_factor
 from functional_bp.gradcheck.diagnosis.patterns.formulas import aligned
-from functional_bp.gradcheck.diagnosis.patterns.named_numbers import name_of, sizes
+from functional_bp.gradcheck.diagnosis.patterns.transformations import common_factor
 from functional_bp.gradcheck.evaluation import pull_reference
 from functional_bp.gradcheck.findings import Finding, Kind
 from functional_bp.gradcheck.guard import Guard
@@ -150,13 +151,13 @@ def not_finite(evidence: Evidence) -> list[Finding]:
     if not at.any():
         return []
     first = tuple(int(i) for i in np.argwhere(at)[0])
-    where = ""
-    for name, array in case.known.items():
-        for view in aligned(array, case.shape):
-            if np.isrealobj(view) and not where:
-                for separation in separations(view, at):
-                    where = f", where {separation.condition.format(name)}"
-                    break
+    conditions = (
+        f", where {separation.condition.format(name)}"
+        for name, array in case.known.items() if np.isrealobj(array)
+        for view in aligned(array, case.shape)
+        for separation in separations(view, at)
+    )  # fmt: skip
+    where = next(conditions, "")
     index = f" at {list(first)}" if first else ""
     message = (
         f"the cotangent of {evidence.argument} is not finite at {int(at.sum())} of {at.size} "
@@ -176,7 +177,7 @@ def there(evidence: Evidence) -> str:
     c = common_factor(pairs)
     if not c or any(unexplained(c * true, claimed, true) is None for claimed, true in pairs):
         return ""
-    constant = name_of(c, sizes(evidence))
+    constant = name_of(c, evidence.sizes)
     if not constant.named:
         return ""
     return f"; there claimed = {constant.factor}true"
@@ -216,37 +217,35 @@ def _pooled(evidence: Evidence, of: Values) -> tuple[np.ndarray, np.ndarray] | N
 
 def _continuous(evidence: Evidence) -> Iterator[tuple[str, Values]]:
     """The arrays that a threshold may stand on, the judged argument first."""
-    names = sorted(evidence.given.known, key=lambda name: name != evidence.argument)
+    case = evidence.given
+    names = sorted(case.known, key=lambda name: name != evidence.argument)
+    ways = [(name, way) for name in names for way in range(2) if way == 0 or _is_real(case, name)]
+    for name, way in (*ways, *((name, 0) for name in case.bars if _is_real(case, name))):
+        if _is_real(case, name):
+            yield name, _reader(name, way)
+        yield f"|{name}|", _reader(name, way, np.abs)
     for name in names:
-        if np.isrealobj(evidence.given.known[name]):
-            for way in range(2):
-                yield name, _reader("known", name, way)
-                yield f"|{name}|", _reader("known", name, way, np.abs)
-        else:
-            yield f"|{name}|", _reader("known", name, 0, np.abs)
-    for name in evidence.given.bars:
-        if np.isrealobj(evidence.given.bars[name]):
-            yield name, _reader("bars", name, 0)
-            yield f"|{name}|", _reader("bars", name, 0, np.abs)
-    for name in names:
-        if evidence.given.known[name].ndim:
-            yield f"the norm of {name}'s row", _reader("known", name, 0, _row_norm)
-            yield f"the largest |{name}| of a row", _reader("known", name, 0, _row_largest)
+        if case.known[name].ndim:
+            yield f"the norm of {name}'s row", _reader(name, 0, _row_norm)
+            yield f"the largest |{name}| of a row", _reader(name, 0, _row_largest)
+
+
+def _is_real(case: Judged, name: str) -> bool:
+    return np.isrealobj(case.arrays[name])
 
 
 def _discrete(evidence: Evidence) -> Iterator[tuple[str, Values]]:
-    for name in evidence.given.discrete:
-        for way in range(2):
-            yield name, _reader("discrete", name, way)
+    for name, way in itertools.product(evidence.given.discrete, range(2)):
+        yield name, _reader(name, way)
 
 
-def _reader(
-    group: str, name: str, way: int, form: Callable[[np.ndarray], np.ndarray] = np.asarray
-) -> Values:
+def _reader(name: str, way: int, form: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Values:
+    """The array broadcast to the argument's shape in one of two ways."""
+
     def read(case: Judged) -> np.ndarray | None:
-        array = getattr(case, group).get(name)
-        views = [] if array is None else list(aligned(form(array), case.shape))
-        return views[way] if way < len(views) else None
+        array = case.arrays.get(name, case.discrete.get(name))
+        views = [] if array is None else aligned(form(array), case.shape)
+        return next(itertools.islice(views, way, None), None)
 
     return read
 
@@ -274,32 +273,28 @@ def find_places(evidence: Evidence) -> list[Finding]:
     return [*_repeats(evidence), *_indices(evidence)][:3]
 
 
+ACCUMULATE = ": accumulate (add), do not overwrite"
+
+
 def _repeats(evidence: Evidence) -> list[Finding]:
     name = evidence.argument
     found = []
     for index in evidence.given.discrete:
-        for text, place in (
-            (f"at the entries of {name} that {index} names more than once", _named_often),
-            (f"where an index in {index} repeats", _own_index_repeats),
-            (f"at the entries of {name} that {index} names", _named_at_all),
+        named = f"at the entries of {name} that {index} names"
+        for kind, text, place in (
+            (Kind.REPEATS, f"{named} more than once{ACCUMULATE}", _named_often),
+            (Kind.REPEATS, f"where an index in {index} repeats{ACCUMULATE}", _own_index_repeats),
+            (Kind.ENTRIES, named, _named_at_all),
         ):
-            kind = Kind.ENTRIES if place is _named_at_all else Kind.REPEATS
-            advice = ": accumulate (add), do not overwrite" if kind == Kind.REPEATS else ""
-            message = f"wrong only {text}{advice}"
-            found += _verified(
-                evidence, kind, message, lambda c, p=place, i=index: p(c, i), costs.REPEATED_INDEX
-            )
+            inside = lambda case, p=place, i=index: p(case, i)
+            found += _verified(evidence, kind, f"wrong only {text}", inside, costs.REPEATED_INDEX)
     for known in [] if evidence.large else evidence.given.known:
-        for text, in_row in ((f"a value of {known} repeats", False),
-                             (f"a value of {known} repeats in its row", True)):  # fmt: skip
-            message = f"wrong only where {text}: look at how ties are shared"
-            found += _verified(
-                evidence,
-                Kind.REPEATS,
-                message,
-                lambda c, k=known, r=in_row: _tied(c, k, r),
-                costs.TIE,
+        for row, in_row in (("", False), (" in its row", True)):
+            message = (
+                f"wrong only where a value of {known} repeats{row}: look at how ties are shared"
             )
+            inside = lambda case, k=known, r=in_row: _tied(case, k, r)
+            found += _verified(evidence, Kind.REPEATS, message, inside, costs.TIE)
     return found
 
 
@@ -334,31 +329,28 @@ def _indices(evidence: Evidence) -> list[Finding]:
 
 
 def _patterns(shape: tuple[int, ...]) -> Iterator[tuple[Kind, str, np.ndarray]]:
-    if len(shape) >= 2 and shape[-1] == shape[-2] and shape[-1] > 1:
-        square = np.ones(shape[-2:], bool)
+    if len(shape) >= 2 and shape[-1] == shape[-2] > 1:
+        row, column = np.indices(shape[-2:])
         for text, part in (
-            ("on the diagonal", np.eye(shape[-1], dtype=bool)),
-            ("above the diagonal", np.triu(square, 1)),
-            ("below the diagonal", np.tril(square, -1)),
-            ("off the diagonal", ~np.eye(shape[-1], dtype=bool)),
-            ("on and above the diagonal", np.triu(square)),
-            ("on and below the diagonal", np.tril(square)),
-        ):
+            ("on the diagonal", row == column), ("above the diagonal", row < column),
+            ("below the diagonal", row > column), ("off the diagonal", row != column),
+            ("on and above the diagonal", row <= column),
+            ("on and below the diagonal", row >= column),
+        ):  # fmt: skip
             yield Kind.ENTRIES, f"wrong only {text}", np.broadcast_to(part, shape)
     long = [axis for axis, n in enumerate(shape) if n > 2]
     groups = [*([axis] for axis in long), *([long[-2:], long] if len(long) > 1 else [])]
-    for axes in groups:
-        for width in (1, 2):
-            inside = np.zeros(shape, bool)
-            for axis in axes:
-                if shape[axis] > 2 * width:
-                    rows = [*range(width), *range(shape[axis] - width, shape[axis])]
-                    inside[(slice(None),) * axis + (rows,)] = True
-            if inside.any() and not inside.all():
-                along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}".replace("[", "")
-                wide = "" if width == 1 else f" ({width} wide)"
-                message = f"wrong only at the border of {along.replace(']', '')}{wide}"
-                yield Kind.BORDER, f"{message}: look at the padding", inside
+    for axes, width in itertools.product(groups, (1, 2)):
+        inside = np.zeros(shape, bool)
+        for axis in axes:
+            if shape[axis] > 2 * width:
+                rows = [*range(width), *range(shape[axis] - width, shape[axis])]
+                inside[(slice(None),) * axis + (rows,)] = True
+        if inside.any() and not inside.all():
+            along = f"axis {axes[0]}" if len(axes) == 1 else f"axes {', '.join(map(str, axes))}"
+            wide = "" if width == 1 else f" ({width} wide)"
+            message = f"wrong only at the border of {along}{wide}: look at the padding"
+            yield Kind.BORDER, message, inside
 
 
 def _verified(
@@ -427,12 +419,10 @@ def _tied(case: Judged, name: str, in_row: bool) -> np.ndarray | None:
     rows = array.reshape(-1, array.shape[-1]) if in_row else array.reshape(1, -1)
     order = np.argsort(rows, axis=1)
     ordered = np.take_along_axis(rows, order, axis=1)
-    same = ordered[:, 1:] == ordered[:, :-1]
+    same = np.pad(ordered[:, 1:] == ordered[:, :-1], ((0, 0), (1, 1)))
     tied = np.zeros(rows.shape, bool)
-    np.put_along_axis(tied, order, np.pad(same, ((0, 0), (0, 1))), axis=1)
-    later = np.zeros(rows.shape, bool)
-    np.put_along_axis(later, order, np.pad(same, ((0, 0), (1, 0))), axis=1)
-    return (tied | later).reshape(array.shape)
+    np.put_along_axis(tied, order, same[:, 1:] | same[:, :-1], axis=1)
+    return tied.reshape(array.shape)
 
 
 # Devices that share the work.
@@ -447,47 +437,41 @@ SHARED_BY_SHARDS = "it is summed over them (lax.psum) though each of them has en
 
 def find_collectives(evidence: Evidence) -> list[Finding]:
     """A claim with a ``shard_map`` may be off by a factor, or be one device's part alone."""
-    counts = _device_counts(evidence)
-    name = evidence.argument
-    found: list[Finding] = []
-
-    def explained(message: str, error: float | None, cost: float) -> None:
+    for message, predict in _shared(evidence):
+        error = evidence.explains(predict)
         if error is not None:
-            found.append(evidence.finding(Kind.SHARDING, message, cost, error))
+            return [evidence.finding(Kind.SHARDING, message, costs.COLLECTIVE, error)]
+    return []
 
-    for n in counts:
-        for c, claimed, why in (
-            (1 / n, f"true / {n}", MEAN), (float(n), f"{n} · true", SUMMED)
-        ):  # fmt: skip
-            error = evidence.explains(lambda case, c=c: c * case.true)
-            explained(
-                f"claimed = {claimed} for {name}, shared by {n} devices: {why}",
-                error,
-                costs.COLLECTIVE,
-            )
+
+def _shared(evidence: Evidence) -> Iterator[tuple[str, Values]]:
+    """What a claim is that takes the sum over the devices wrongly, with its value in a case."""
+    name = evidence.argument
+    for n in _device_counts(evidence):
+        for c, claimed, why in ((1 / n, f"true / {n}", MEAN), (float(n), f"{n} · true", SUMMED)):
+            message = f"claimed = {claimed} for {name}, shared by {n} devices: {why}"
+            yield message, lambda case, c=c: c * case.true
         for axis, length in enumerate(evidence.given.shape):
-            if length % n or found:
-                continue
             for c, shown in ((1.0, ""), (1 / n, f", over {n}"), (1 / n**2, f", over {n}²")):
-                error = evidence.explains(
-                    lambda case, c=c, i=axis, n=n: c * _over_parts(case.true, i, n)
-                )
-                explained(
-                    f"claimed is the sum of the {n} devices' parts of the cotangent of {name} "
-                    f"along axis {axis}{shown}: {SHARED_BY_SHARDS}", error, costs.COLLECTIVE,
-                )  # fmt: skip
-        if found or evidence.subject.reference is None:
+                if length % n == 0:
+                    yield (
+                        f"claimed is the sum of the {n} devices' parts of the cotangent of {name} "
+                        f"along axis {axis}{shown}: {SHARED_BY_SHARDS}",
+                        lambda case, c=c, i=axis, n=n: c * _over_parts(case.true, i, n),
+                    )
+        if evidence.subject.reference is None:
             continue
-        for device, word in ((0, "first"), (n - 1, "last")):
-            for output, axis in _shared_axes(evidence, n):
-                error = evidence.explains(
-                    lambda case, d=device, o=output, i=axis, n=n: _part(evidence, case, o, i, d, n)
-                )
-                explained(
-                    f"claimed is the {word} of {n} devices' part of the cotangent of {name} alone: "
-                    "the sum over the devices (lax.psum) is missing", error, costs.COLLECTIVE,
-                )  # fmt: skip
-    return found[:1]
+        axes = [
+            (output, axis)
+            for output, bar in enumerate(evidence.given.sample.bars)
+            for axis, length in enumerate(np.shape(bar)) if length % n == 0
+        ]  # fmt: skip
+        for (device, word), at in itertools.product(((0, "first"), (n - 1, "last")), axes):
+            yield (
+                f"claimed is the {word} of {n} devices' part of the cotangent of {name} alone: "
+                "the sum over the devices (lax.psum) is missing",
+                lambda case, d=device, at=at, n=n: _part(evidence, case, *at, d, n),
+            )
 
 
 def _device_counts(evidence: Evidence) -> list[int]:
@@ -509,13 +493,6 @@ def _over_parts(x: np.ndarray, axis: int, n: int) -> np.ndarray:
     """In each of n parts along an axis, the sum of all of them."""
     total = sum(np.split(x, n, axis))
     return np.concatenate([total] * n, axis)
-
-
-def _shared_axes(evidence: Evidence, n: int) -> Iterator[tuple[int, int]]:
-    for output, bar in enumerate(evidence.given.sample.bars):
-        for axis, length in enumerate(np.shape(bar)):
-            if length % n == 0:
-                yield output, axis
 
 
 def _part(evidence: Evidence, case: Judged, output: int, axis: int, device: int, n: int) -> Any:

@@ -6,123 +6,30 @@ the truth is known as a sum as well, a term is missing, does not belong, or stan
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.expressions import Expr, product, total
+from functional_bp.gradcheck.diagnosis.expressions import (
+    Expr,
+    NamedNumber,
+    name_of,
+    product,
+    total,
+)
+from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged
 from functional_bp.gradcheck.diagnosis.patterns.formulas import (
-    Dictionary,
     Term,
     atoms,
     build,
     flattened,
 )
-from functional_bp.gradcheck.diagnosis.patterns.named_numbers import NamedNumber, name_of, sizes
+from functional_bp.gradcheck.diagnosis.sums import Dictionary, Fit, cost_of
 from functional_bp.gradcheck.findings import Finding, Kind
-
-# Which few columns add up to a vector.
-
-# What is left of the vector's square: a millionth of its norm, squared, and the rounding of the
-# inner products (1e-16) in which pairs are looked for.
-NEAR = 1e-10
-PARALLEL = 1e-10  # of a column's square: what is left of one that the forced columns span
-PAIRS = 1400  # columns that are tried in pairs
-MOST = 60  # candidates that are handed on
-
-
-@dataclass(frozen=True)
-class Basis:
-    """The columns have norm 1, and none of them stands twice.
-
-    Attributes:
-        columns: one row per term.
-        costs: what each term costs; ties between fits go to the cheaper.
-    """
-
-    columns: np.ndarray
-    costs: np.ndarray
-
-    @cached_property
-    def gram(self) -> np.ndarray:
-        """The inner products of the columns that are tried in pairs."""
-        some = self.columns[:PAIRS]
-        return some @ some.T
-
-    def fits(self, vector: np.ndarray, forced: Sequence[int] = (), most: int = 2) -> list[Fit]:
-        """The ``forced`` columns and up to ``most`` others add up to the vector."""
-        norm = float(np.linalg.norm(vector))
-        if not norm:
-            return []
-        # What the forced columns span is taken out of the vector and of all other columns.
-        span, _ = np.linalg.qr(self.columns[list(forced)].T)
-        inside, part = self.columns @ span, span.T @ vector / norm
-        along = self.columns @ (vector / norm) - inside @ part
-        own = 1 - (inside**2).sum(1)
-        left = 1 - float(part @ part)
-        found: list[tuple[int, ...]] = [()] if left <= NEAR else []
-        with np.errstate(all="ignore"):
-            alone = np.where(own > PARALLEL, left - along**2 / own, np.inf)
-        found += [(int(i),) for i in np.flatnonzero(alone <= NEAR)[:MOST]]
-        if most >= 2 and not found:
-            some = inside[:PAIRS]
-            gram = self.gram - some @ some.T if forced else self.gram
-            found += self._pairs(gram, along[:PAIRS], own[:PAIRS], left)
-        results = [self._solved(vector, (*forced, *some), bool(forced)) for some in found]
-        return sorted((fit for fit in results if fit), key=lambda fit: fit.cost)
-
-    def _pairs(
-        self, gram: np.ndarray, along: np.ndarray, own: np.ndarray, left: float
-    ) -> list[tuple[int, ...]]:
-        with np.errstate(all="ignore"):
-            area = own[:, None] * own[None, :] - gram**2
-            taken = (
-                along[:, None] ** 2 * own[None, :]
-                + along[None, :] ** 2 * own[:, None]
-                - 2 * along[:, None] * along[None, :] * gram
-            ) / area
-            off = left - taken
-        rows, cols = np.nonzero((off <= NEAR) & (off >= -1e-8) & (area > 1e-6))
-        rows, cols = rows[rows < cols], cols[rows < cols]
-        order = np.argsort(self.costs[rows] + self.costs[cols], kind="stable")[:MOST]
-        return [(int(rows[i]), int(cols[i])) for i in order]
-
-    def _solved(self, vector: np.ndarray, some: tuple[int, ...], forced: bool) -> Fit | None:
-        if not some:
-            return None
-        matrix = self.columns[list(some)].T
-        weights, *_ = np.linalg.lstsq(matrix, vector, rcond=None)
-        off = float(np.linalg.norm(matrix @ weights - vector))
-        if off > 1e-6 * float(np.linalg.norm(vector)):
-            return None
-        if len(some) > 1 and np.abs(weights).min() <= 1e-6 * np.abs(weights).max() and not forced:
-            return None
-        cost = float(self.costs[list(some)].sum()) + costs.FURTHER_TERM * (len(some) - 1)
-        return Fit(some, tuple(float(w) for w in weights), cost)
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A vector is a sum of these columns, with these weights, at this cost."""
-
-    terms: tuple[int, ...]
-    weights: tuple[float, ...]
-    cost: float
-
-
-def distinct(columns: np.ndarray) -> np.ndarray:
-    """These columns are no multiples of earlier ones, as three random projections tell."""
-    directions = np.random.default_rng(0).standard_normal((columns.shape[1], 3))
-    shadows = columns @ directions
-    shadows *= np.where(shadows[:, :1] < 0, -1, 1)
-    _, first = np.unique(np.round(shadows, 7), axis=0, return_index=True)
-    return np.sort(first)
-
 
 # Sentences about terms.
 
@@ -279,36 +186,21 @@ class TermSearch:
 
     evidence: Evidence
     dictionary: Dictionary
-    basis: Basis
     true: np.ndarray
     gap: np.ndarray
     cases: Sequence[Judged]
     rows: np.ndarray
 
-    def extended(self, parts: Sequence[tuple[Term, float]]) -> tuple[TermSearch, Fit]:
-        """Further terms join the search; their sum with the given weights is a fit."""
-        columns, norms = [], []
-        for term, _ in parts:
-            values = [term.value(case) for case in self.cases]
-            column = flattened([value for value in values if value is not None], self.rows)
-            norms.append(float(np.linalg.norm(column)) or 1.0)
-            columns.append(column / norms[-1])
-        terms = [*self.dictionary.terms, *(term for term, _ in parts)]
-        matrix = np.concatenate([self.dictionary.columns, columns])
-        scales = np.concatenate([self.dictionary.norms, norms])
-        prices = np.concatenate([self.basis.costs, [term.cost for term, _ in parts]])
-        places = tuple(range(len(terms) - len(parts), len(terms)))
-        weights = tuple(weight * norm for (_, weight), norm in zip(parts, norms))
-        cost = sum(term.cost for term, _ in parts) + costs.FURTHER_TERM * (len(parts) - 1)
-        search = replace(
-            self, dictionary=Dictionary(terms, matrix, scales), basis=Basis(matrix, prices)
-        )
-        return search, Fit(places, weights, cost)
+    def extended(self, terms: Sequence[Term]) -> TermSearch:
+        """Further terms join the search."""
+        values = [[term.value(case) for case in self.cases] for term in terms]
+        columns = [flattened([v for v in row if v is not None], self.rows) for row in values]
+        further = Dictionary.of(terms, np.stack(columns))
+        return replace(self, dictionary=self.dictionary.with_further(further))
 
-    def weight(self, index: int, weight: float) -> Weighted:
-        """The term at an index gets its coefficient, as a mean or as a sum, named."""
-        term = self.dictionary.terms[index]
-        return weighted(self.evidence, term, weight / float(self.dictionary.norms[index]))
+    def weighted(self, fit: Fit) -> list[Weighted]:
+        """The terms of a fit get their coefficients."""
+        return [weighted(self.evidence, *pair) for pair in zip(fit.terms, fit.weights)]
 
 
 def find_terms(evidence: Evidence) -> list[Finding]:
@@ -317,13 +209,11 @@ def find_terms(evidence: Evidence) -> list[Finding]:
     if search is None:
         return []
     found = _compared(search)
-    for fit in search.basis.fits(search.gap)[:5]:
+    for fit in search.dictionary.fits(search.gap)[:5]:
         if evidence.late:
             break
         if len(fit.terms) == 1:
-            term = search.dictionary.terms[fit.terms[0]]
-            weight = fit.weights[0] / float(search.dictionary.norms[fit.terms[0]])
-            found += _findings_of_gap(search, term, weight)
+            found += _findings_of_gap(search, fit.terms[0], fit.weights[0])
         else:
             found += _findings(search, fit)
     found = found or _both(search)
@@ -333,18 +223,16 @@ def find_terms(evidence: Evidence) -> list[Finding]:
 def _both(search: TermSearch) -> list[Finding]:
     """The claim and the truth as sums of two terms each, where the gap is too much at once."""
     evidence = search.evidence
-    claims = search.basis.fits(search.true - search.gap)
-    truths = search.basis.fits(search.true)
+    claims = search.dictionary.fits(search.true - search.gap)
+    truths = search.dictionary.fits(search.true)
     if not claims or not truths or evidence.late:
         return []
     claim, truth = claims[0], truths[0]
     fit = Fit(truth.terms + claim.terms, truth.weights + tuple(-w for w in claim.weights), 0.0)
-    error = _verified(search, fit)
+    error = _verified(evidence, fit)
     if error is None:
         return []
-    claimed, true = (
-        joined([search.weight(i, w) for i, w in zip(f.terms, f.weights)]) for f in (claim, truth)
-    )
+    claimed, true = (joined(search.weighted(fit)) for fit in (claim, truth))
     message = f"the cotangent of {evidence.argument} is claimed to be {claimed}; it is {true}"
     cost = costs.TWO_SUMS + costs.OF_BOTH_SIDES * (claim.cost + truth.cost)
     return [evidence.finding(Kind.WRONG_OPERAND, message, cost, error)]
@@ -355,10 +243,9 @@ def _findings_of_gap(search: TermSearch, term: Term, weight: float) -> list[Find
     plain = {atom.base: atom for atom in atoms(search.evidence) if atom.plain}
     found: list[Finding] = []
     both = term.split(plain)
-    for parts in ([(term, weight)], [(both[0], weight), (both[1], -weight)] if both else []):
-        if parts and not search.evidence.late:
-            extended, fit = search.extended(parts)
-            found += _findings(extended, fit)
+    for terms, weights in (((term,), (weight,)), *([(both, (weight, -weight))] if both else ())):
+        if not search.evidence.late:
+            found += _findings(search.extended(terms), Fit(terms, weights, cost_of(terms)))
     return found
 
 
@@ -372,22 +259,16 @@ def _prepared(evidence: Evidence) -> TermSearch | None:
     if entries > ROWS:
         rows = np.sort(np.random.default_rng(0).choice(entries, ROWS, replace=False))
     dictionary = build(evidence, cases, rows)
-    if not dictionary.terms:
+    if dictionary is None:
         return None
-    kept = distinct(dictionary.columns)
-    dictionary = Dictionary(
-        [dictionary.terms[i] for i in kept], dictionary.columns[kept], dictionary.norms[kept]
-    )
-    prices = np.array([term.cost for term in dictionary.terms])
     true = flattened([case.true for case in cases], rows)
     claimed = flattened([case.claimed for case in cases], rows)
-    basis = Basis(dictionary.columns, prices)
-    return TermSearch(evidence, dictionary, basis, true, true - claimed, cases, rows)
+    return TermSearch(evidence, dictionary, true, true - claimed, cases, rows)
 
 
 def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     """A term gets its coefficient; a mean is written as a sum where that is simpler."""
-    known = sizes(evidence)
+    known = evidence.sizes
     constant = name_of(weight, known)
     if term.count is None:
         return Weighted(term, constant, total=False)
@@ -397,33 +278,29 @@ def weighted(evidence: Evidence, term: Term, weight: float) -> Weighted:
     return Weighted(term, constant, total=False)
 
 
-def _plainness(constant: NamedNumber) -> tuple[bool, bool, int]:
-    return (not constant.is_unit, not constant.named, len(constant.text))
+def _plainness(constant: NamedNumber) -> tuple[bool, bool, int, float]:
+    size = abs(math.log(abs(constant.value))) if constant.value else math.inf
+    return not constant.is_unit, not constant.named, constant.oddity, size
 
 
-def _verified(search: TermSearch, fit: Fit) -> float | None:
+def _verified(evidence: Evidence, fit: Fit) -> float | None:
     """What is left of the gap with these weights, in all cases at its largest."""
-    worst = 0.0
-    for case in search.evidence.cases:
-        total = np.zeros_like(case.true)
-        for index, weight in zip(fit.terms, fit.weights):
-            value = search.dictionary.terms[index].value(case)
-            if value is None:
-                return None
-            total = total + weight / search.dictionary.norms[index] * value
-        error = unexplained(case.true - total, case.claimed, case.true)
-        if error is None:
+
+    def claimed(case: Judged) -> np.ndarray | None:
+        values = [term.value(case) for term in fit.terms]
+        if any(value is None for value in values):
             return None
-        worst = max(worst, error)
-    return worst
+        return case.true - sum(weight * value for weight, value in zip(fit.weights, values))
+
+    return evidence.explains(claimed)
 
 
 def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
-    error = _verified(search, fit)
+    evidence = search.evidence
+    error = _verified(evidence, fit)
     if error is None:
         return []
-    evidence = search.evidence
-    gap = [search.weight(i, w) for i, w in zip(fit.terms, fit.weights)]
+    gap = search.weighted(fit)
     cost = costs.GAP + costs.OF_THE_GAP * fit.cost
     cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in gap)
     cost += costs.COMPOSITE if any(w.term.composite for w in gap) else 0.0
@@ -432,8 +309,8 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
         kind, message = missing(evidence.argument, gap)
     else:
         parts = list(zip(fit.terms, truth.weights, fit.weights))
-        true = [_present(search, i, a, c) for i, a, c in parts]
-        claimed = [_present(search, i, a - c, max(a, c, key=abs)) for i, a, c in parts]
+        true = [_present(evidence, term, a, c) for term, a, c in parts]
+        claimed = [_present(evidence, term, a - c, max(a, c, key=abs)) for term, a, c in parts]
         kind, message = difference(evidence.argument, gap, true, claimed)
         # A part of a whole that is known is likelier, and most so one part in another's place.
         whole = kind in (Kind.MISSING_TERM, Kind.EXTRA_TERM)
@@ -444,30 +321,30 @@ def _findings(search: TermSearch, fit: Fit) -> list[Finding]:
 def _compared(search: TermSearch) -> list[Finding]:
     """The claim and the truth as one term each, and what they differ in."""
     evidence = search.evidence
-    claims = search.basis.fits(search.true - search.gap, most=1)
-    truths = search.basis.fits(search.true, most=1)
+    claims = search.dictionary.fits(search.true - search.gap, most=1)
+    truths = search.dictionary.fits(search.true, most=1)
     if not claims or not truths:
         return []
-    ends = (truths[0].terms[0], truths[0].weights[0]), (claims[0].terms[0], claims[0].weights[0])
-    true, claimed = (search.weight(*end) for end in ends)
-    fit = Fit((ends[0][0], ends[1][0]), (ends[0][1], -ends[1][1]), 0.0)
-    error = _verified(search, fit)
+    truth, claim = truths[0], claims[0]
+    (true,), (claimed,) = search.weighted(truth), search.weighted(claim)
+    fit = Fit(truth.terms + claim.terms, (truth.weights[0], -claim.weights[0]), 0.0)
+    error = _verified(evidence, fit)
     if error is None:
         return []
     kind, message = replaced(evidence.argument, true, claimed)
-    cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truths[0].cost + claims[0].cost)
+    cost = costs.ONE_TERM_EACH + costs.OF_BOTH_SIDES * (truth.cost + claim.cost)
     cost += costs.DIFFERENCE_IN_TERM if true.term.difference or claimed.term.difference else 0.0
     cost += sum(0.0 if w.constant.named else costs.NAMELESS_WEIGHT for w in (true, claimed))
-    gap = (true.signed, search.weight(ends[1][0], -ends[1][1]).signed)
+    gap = tuple(part.signed for part in search.weighted(fit))
     return [evidence.finding(kind, message, cost, error, gap)]
 
 
 def _truth(search: TermSearch, fit: Fit) -> Fit | None:
     """The truth as a sum of the gap's terms and up to two others."""
-    found = search.basis.fits(search.true, forced=fit.terms)
+    found = search.dictionary.fits(search.true, forced=fit.terms)
     return found[0] if found else None
 
 
-def _present(search: TermSearch, index: int, weight: float, scale: float) -> Weighted | None:
+def _present(evidence: Evidence, term: Term, weight: float, scale: float) -> Weighted | None:
     """A term with its weight; None where the weight is rounding."""
-    return None if abs(weight) <= 1e-7 * abs(scale) else search.weight(index, weight)
+    return None if abs(weight) <= 1e-7 * abs(scale) else weighted(evidence, term, weight)

@@ -25,10 +25,9 @@ from functional_bp.definitions import file_of
 from functional_bp.engine.sweeps import evaluate
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.locations import bodies, sizes_of
+from functional_bp.gradcheck.diagnosis.expressions import NamedNumber
+from functional_bp.gradcheck.diagnosis.repair.locations import Edit, bodies, sizes_of, solved
 from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
-from functional_bp.gradcheck.diagnosis.repair.numerals import named
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Instruction,
     Program,
@@ -212,16 +211,11 @@ def _edits(slot: int, x_bar: Any, sizes: Sequence[int]) -> Iterator[Edit]:
     yield edit(DROPPED, "is dropped", np.zeros_like, costs.PATH_DROPPED)
     yield edit(Kind.SIGN, "has the wrong sign", np.negative, costs.PATH_NEGATED)
 
-    def settle(c: float) -> Edit | None:
-        constant = named(c, sizes)
-        if constant is None or constant.value in (0.0, 1.0, -1.0):
-            return None
-        message = f"is multiplied by {constant.name}"
-        return edit(Kind.FACTOR, message, lambda x: constant.value * x, 1 + constant.simple)
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        message, rank = f"is multiplied by {constant.text}", 1 + constant.oddity
+        return None if constant.value in (0.0, -1.0) else dict(message=message, rank=rank)
 
-    yield Edit(
-        slot, Kind.FACTOR, "", lambda a, v, c: c * a[0], costs.PATH_SCALED, start=1.0, settle=settle
-    )
+    yield solved(slot, sizes, Kind.FACTOR, lambda a, v, c: c * a[0], 1.0, costs.PATH_SCALED, told)
     for axis in range(np.ndim(x_bar)):
         if x_bar.shape[axis] < 2:
             continue

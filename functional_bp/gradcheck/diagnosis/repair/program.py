@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import CodeType
 from typing import Any
 
 import jax
@@ -33,11 +34,8 @@ Operation = Callable[..., Any]
 
 def evaluate(primitive: Primitive, params: Mapping[str, Any], operands: Sequence[Any]) -> list[Any]:
     """One equation gives these outputs; what the table lacks is run by JAX itself."""
-    operation = TABLE.get(primitive.name)
-    groups = params.get("feature_group_count", 1) * params.get("batch_group_count", 1)
-    if operation is not None and groups == 1:
-        made = operation(*operands, **params)
-        return made if primitive.multiple_results else [made]
+    if (operation := TABLE.get(primitive.name)) is not None:
+        return [operation(*operands, **params)]
     bound: dict[str, Any] = primitive.get_bind_params(dict(params))  # pyright: ignore
     outs = primitive.bind(*operands, **bound)
     return [as_numpy(out) for out in (outs if primitive.multiple_results else [outs])]
@@ -117,66 +115,9 @@ def _integer_power(x: Any, *, y: int, **_: Any) -> Any:
     return x**y if y >= 0 else 1 / x**-y
 
 
-def _split(x: Any, *, sizes: Any, axis: int, **_: Any) -> list[Any]:
-    return np.split(x, np.cumsum(sizes)[:-1], axis)
-
-
-def _triangular_solve(
-    a: Any, b: Any, *, left_side: bool, lower: bool, transpose_a: bool, conjugate_a: bool,
-    unit_diagonal: bool, **_: Any,
-) -> Any:  # fmt: skip
-    a = np.tril(a) if lower else np.triu(a)
-    if unit_diagonal:
-        eye = np.eye(a.shape[-1], dtype=bool)
-        a = np.where(eye, np.ones_like(a), a)
-    a = np.conj(a) if conjugate_a else a
-    a = np.swapaxes(a, -1, -2) if transpose_a else a
-    if left_side:
-        return np.linalg.solve(a, b)
-    return np.swapaxes(np.linalg.solve(np.swapaxes(a, -1, -2), np.swapaxes(b, -1, -2)), -1, -2)
-
-
 def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any, **_: Any) -> Any:
     steps = strides or (1,) * x.ndim
     return x[tuple(slice(*bounds) for bounds in zip(start_indices, limit_indices, steps))]
-
-
-def _pad(x: Any, value: Any, *, padding_config: Any, **_: Any) -> Any:
-    for axis, (low, high, interior) in enumerate(padding_config):
-        if interior:
-            size = x.shape[axis] + max(x.shape[axis] - 1, 0) * interior
-            shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
-            spread = np.full(shape, value, x.dtype)
-            spread[(slice(None),) * axis + (slice(None, None, interior + 1),)] = x
-            x = spread
-        x = x[(slice(None),) * axis + (slice(max(-low, 0), x.shape[axis] - max(-high, 0)),)]
-        width = [(0, 0)] * x.ndim
-        width[axis] = (max(low, 0), max(high, 0))
-        x = np.pad(x, width, constant_values=value)
-    return x
-
-
-def _convolve(
-    x: Any, kernel: Any, *, window_strides: Any, padding: Any, lhs_dilation: Any,
-    rhs_dilation: Any, dimension_numbers: Any, **_: Any,
-) -> Any:  # fmt: skip
-    of_x, of_kernel, of_out = dimension_numbers
-    count = len(window_strides)
-    spatial = tuple(range(2, 2 + count))
-    none = [(0, 0, 0)] * 2
-    widths = [(low, high, step - 1) for (low, high), step in zip(padding, lhs_dilation)]
-    x = _pad(np.transpose(x, of_x), 0, padding_config=[*none, *widths])
-    apart = [(0, 0, step - 1) for step in rhs_dilation]
-    kernel = _pad(np.transpose(kernel, of_kernel), 0, padding_config=[*none, *apart])
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[2:], spatial)
-    windows = windows[(slice(None),) * 2 + tuple(slice(None, None, s) for s in window_strides)]
-    inside = tuple(range(2 + count, 2 + 2 * count))
-    out = np.tensordot(windows, kernel, ((1, *inside), (1, *spatial)))
-    return np.transpose(np.moveaxis(out, -1, 1), np.argsort(of_out))
-
-
-def _clamp(low: Any, x: Any, high: Any, **_: Any) -> Any:
-    return np.minimum(np.maximum(x, low), high)
 
 
 def _iota(*_: Any, dtype: Any, shape: Any, dimension: int, **__: Any) -> Any:
@@ -227,19 +168,11 @@ TABLE: dict[str, Operation] = {
     "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
     "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, tuple(dimensions)),
     "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
-    "stack": lambda *xs, axis, **_: np.stack(xs, axis),
-    "split": _split,
-    "triangular_solve": _triangular_solve,
     "rev": lambda x, *, dimensions, **_: np.flip(x, tuple(dimensions)),
     "dot_general": _dot,
-    "conv_general_dilated": _convolve,
     "slice": _slice,
-    "pad": _pad,
-    "clamp": _clamp,
     "iota": _iota,
     "convert_element_type": _convert,
-    "argmax": lambda x, *, axes, index_dtype, **_: np.argmax(x, axes[0]).astype(index_dtype),
-    "argmin": lambda x, *, axes, index_dtype, **_: np.argmin(x, axes[0]).astype(index_dtype),
 }
 # fmt: on
 
@@ -321,6 +254,22 @@ class Program:
             dirty.update(equation.results)
             values.update(zip(equation.results, outs))
         return values
+
+    def every(self) -> Iterator[tuple[Instruction, Program]]:
+        """Every equation with its program, those in bodies included."""
+        for equation in self.equations:
+            yield equation, self
+            for body in equation.bodies:
+                yield from body.every()
+
+    def feeding(self, outputs: Sequence[int]) -> list[Instruction]:
+        """The equations that these outputs are computed by, in order."""
+        needed, found = set(outputs), []
+        for equation in reversed(self.equations):
+            if not needed.isdisjoint(equation.results):
+                needed.update(equation.operands)
+                found.append(equation)
+        return found[::-1]
 
     def outs(self, values: Values) -> list[Any]:
         """The outputs among the values."""
@@ -406,15 +355,13 @@ _BODIES = {"scan": ("jaxpr",), "cond": ("branches",), "while": ("cond_jaxpr", "b
 
 @dataclass(frozen=True)
 class LocalName:
-    """A local variable belongs to the function whose code starts at a line of a file.
+    """A local variable belongs to the function that was compiled to ``code``.
 
     ``part`` is the position in a tuple of that name, where the value is one entry of it.
     """
 
     text: str
-    file: str
-    function: str
-    line: int
+    code: CodeType
     part: int | None = None
 
 
@@ -422,22 +369,19 @@ class LocalName:
 class TracedCall:
     """A Python function was called while tracing, with these leaves; it left these variables."""
 
-    file: str
-    function: str
-    line: int
+    code: CodeType
     leaves: list[Any]
     parts: list[tuple[str, int]] = field(default_factory=list)  # of each leaf: argument, position
     variables: list[tuple[str, Any]] = field(default_factory=list)
 
     def names_of(self, value: Any) -> list[LocalName]:
         """The variables that held a value when the function returned."""
-        place = (self.file, self.function, self.line)
-        return [LocalName(text, *place) for text, held in self.variables if held is value]
+        return [LocalName(text, self.code) for text, held in self.variables if held is value]
 
     def name_of_part(self, leaf: int) -> list[LocalName]:
         """The argument, a tuple, that a leaf is an entry of."""
         text, position = self.parts[leaf]
-        return [LocalName(text, self.file, self.function, self.line, position)] if text else []
+        return [LocalName(text, self.code, position)] if text else []
 
 
 def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
@@ -459,8 +403,7 @@ def trace(function: Callable[..., Sequence[Any]], *arguments: Any) -> Program:
         for call in calls:
             for text, value in call.variables:
                 if arrays and same_trace(value, arrays[0]):
-                    name = LocalName(text, call.file, call.function, call.line)
-                    kept.setdefault(id(value), (value, []))[1].append(name)
+                    kept.setdefault(id(value), (value, []))[1].append(LocalName(text, call.code))
         named.extend(names for _, names in kept.values())
         return outs, [value for value, _ in kept.values()]
 
@@ -490,8 +433,7 @@ def _watching(calls: list[TracedCall]) -> Iterator[None]:
             names = code.co_varnames[: code.co_argcount]
             held = [leaf for name in names for leaf in _leaves(variables.get(name))]
             parts = [part for name in names for part in _parts(name, variables.get(name))]
-            place = (code.co_filename, code.co_qualname, code.co_firstlineno)
-            open_calls[id(frame)] = TracedCall(*place, held, parts)
+            open_calls[id(frame)] = TracedCall(code, held, parts)
         elif (call := open_calls.pop(id(frame), None)) is not None:
             call.variables = [
                 (text, value)
@@ -542,7 +484,8 @@ def _name_inside(program: Program, calls: Sequence[TracedCall], names: dict[int,
             homes = {(s.file, s.function) for e in body.equations for s in e.spans[:1]}
             for call in calls:
                 offset = len(body.inputs) - len(call.leaves)
-                if (call.file, call.function) not in homes or offset < 0:
+                place = (call.code.co_filename, call.code.co_qualname)
+                if place not in homes or offset < 0:
                     continue
                 if not all(isinstance(leaf, Tracer) for leaf in call.leaves):
                     continue

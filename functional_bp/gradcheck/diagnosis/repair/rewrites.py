@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 from jax.extend.core import Primitive
 
+from functional_bp.definitions import definition
 from functional_bp.gradcheck.diagnosis.repair.program import Instruction, Program, Span, Values
 from functional_bp.gradcheck.diagnosis.repair.source import expression, is_own, own_span, read
 
@@ -32,19 +33,22 @@ def with_aliases(
     program: Program, judged: int, right: Collection[int], home: str | None
 ) -> Program:
     """The program gets copies that can be edited in place of all further uses of a value."""
-    for_right = _influences(program, [program.outputs[i] for i in right])
-    for_judged = _influences(program, [program.outputs[judged]])
-    for_all = _influences(program, program.outputs)
+    for_right, for_judged, for_all = (
+        {equation.key for equation in program.feeding(outputs)}
+        for outputs in (
+            [program.outputs[i] for i in right], [program.outputs[judged]], program.outputs
+        )
+    )  # fmt: skip
     uses: dict[int, list[Use]] = {}
     everywhere: dict[int, list[Use]] = {}
     shared = {program.outputs[i] for i in right}
     for index, equation in enumerate(program.equations):
         for position, slot in enumerate(equation.operands):
-            if index in for_judged and index not in for_right:
-                uses.setdefault(slot, []).append((index, position))
-            elif index in for_right:
+            if equation.key in for_right:
                 shared.add(slot)
-            if index in for_all and index not in for_right:
+            elif equation.key in for_judged:
+                uses.setdefault(slot, []).append((index, position))
+            if equation.key in for_all and equation.key not in for_right:
                 everywhere.setdefault(slot, []).append((index, position))
     returned = program.outputs[judged]
     numbers = itertools.count(_largest(program) + 1)
@@ -82,16 +86,27 @@ def with_aliases(
         new = copy(slot, places, () if span is None else (span,))
         if is_output:
             outputs[judged] = new
+    equations = _inserted(
+        program, heads, after, lambda index, position, slot: renamed.get((index, position), slot)
+    )
+    equations = _with_copies_in_loops(equations, numbers, names, home)
+    return replace(program, equations=tuple(equations), outputs=tuple(outputs), names=names)
+
+
+def _inserted(
+    program: Program,
+    heads: Sequence[Instruction],
+    after: Mapping[int, Sequence[Instruction]],
+    renamed: Callable[[int, int, int], int],
+) -> list[Instruction]:
+    """The equations with further ones at the head and after what makes a slot, other operands."""
     equations = list(heads)
     for index, equation in enumerate(program.equations):
-        operands = tuple(
-            renamed.get((index, position), slot) for position, slot in enumerate(equation.operands)
-        )
+        operands = tuple(renamed(index, k, slot) for k, slot in enumerate(equation.operands))
         equations.append(replace(equation, operands=operands))
         for slot in equation.results:
             equations.extend(after.get(slot, ()))
-    equations = _with_copies_in_loops(equations, numbers, names, home)
-    return replace(program, equations=tuple(equations), outputs=tuple(outputs), names=names)
+    return equations
 
 
 def _with_copies_in_loops(
@@ -144,12 +159,7 @@ def _with_copies(
         if is_shared and slot not in body.literals and position in returned:
             held = copy(slot, held, returned[position])
         outputs.append(held)
-    equations = list(heads)
-    for equation in body.equations:
-        operands = tuple(second.get(slot, slot) for slot in equation.operands)
-        equations.append(replace(equation, operands=operands))
-        for slot in equation.results:
-            equations.extend(after.get(slot, ()))
+    equations = _inserted(body, heads, after, lambda index, position, slot: second.get(slot, slot))
     return replace(body, equations=tuple(equations), outputs=tuple(outputs))
 
 
@@ -198,20 +208,9 @@ def use_of(equation: Instruction) -> int | None:
     return equation.params.get("use")
 
 
-def _influences(program: Program, outputs: Sequence[int]) -> set[int]:
-    needed, found = set(outputs), set()
-    for index in range(len(program.equations) - 1, -1, -1):
-        if not needed.isdisjoint(program.equations[index].results):
-            needed.update(program.equations[index].operands)
-            found.add(index)
-    return found
-
-
 def _largest(program: Program) -> int:
-    slots = [*program.inputs, *program.constants, *program.outputs, 0]
-    for equation in program.equations:
-        slots.extend((*equation.results, *map(_largest, equation.bodies)))
-    return max(slots)
+    slots = [s for e, home in program.every() for s in (*e.results, *home.inputs, *home.constants)]
+    return max([*program.inputs, *program.constants, *program.outputs, *slots, 0])
 
 
 def _span(file: str, function: str, node: Any) -> Span:
@@ -224,15 +223,12 @@ def _line_of(
     program: Program, slot: int, is_output: bool, home: str | None, unpacked: bool = True
 ) -> Span | None:
     """Where a value gets a second name, is returned, or is unpacked."""
-    held = [name for name in program.names.get(slot, ()) if name.part is None]
-    named = [name for name in held if is_own(name.file, home)]
-    for name in named:
-        function = read(name.file).starting(name.line)
-        if function is None:
-            continue
-        texts = {n.text for n in named if (n.file, n.line) == (name.file, name.line)}
-        for node in _candidates(function, texts, is_output, unpacked):
-            return _span(name.file, name.function, node)
+    names = [name for name in program.names.get(slot, ()) if name.part is None]
+    for code in dict.fromkeys(name.code for name in names):
+        found = definition(code) if is_own(code.co_filename, home) else None
+        texts = {name.text for name in names if name.code is code}
+        for node in _candidates(found.node, texts, is_output, unpacked) if found else ():
+            return _span(code.co_filename, code.co_qualname, node)
     return None
 
 

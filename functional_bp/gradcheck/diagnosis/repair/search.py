@@ -7,6 +7,7 @@ then one on top of another.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from functional_bp.definitions import file_of
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.locations import (
+    Edit,
+    Site,
     all_keys,
     backward_keys,
     coarsest,
@@ -27,31 +30,97 @@ from functional_bp.gradcheck.diagnosis.repair.locations import (
     sizes_of,
     thresholds_of,
 )
-from functional_bp.gradcheck.diagnosis.repair.mutations.catalogue import catalogue
+from functional_bp.gradcheck.diagnosis.repair.mutations import arrangement, entrywise
 from functional_bp.gradcheck.diagnosis.repair.mutations.insertions import borrowed, composed
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site
-from functional_bp.gradcheck.diagnosis.repair.mutations.regions import borrowed_borders, indexed
-from functional_bp.gradcheck.diagnosis.repair.patch import described, is_unpacked, joined
-from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, trace
+from functional_bp.gradcheck.diagnosis.repair.program import Changes, Program, in_scope, trace
 from functional_bp.gradcheck.diagnosis.repair.rewrites import (
     is_alias,
     marked,
     twins,
+    use_of,
     with_aliases,
     with_kept_lines,
 )
-from functional_bp.gradcheck.diagnosis.repair.source import Names
+from functional_bp.gradcheck.diagnosis.repair.source import (
+    Fragment,
+    Names,
+    expression,
+    own_span,
+    read,
+)
 from functional_bp.gradcheck.diagnosis.repair.validate import Tried, Validator, unsettled
-from functional_bp.gradcheck.findings import Finding, Kind
+from functional_bp.gradcheck.diagnosis.sums import sums_of_two
+from functional_bp.gradcheck.findings import Finding, Kind, Repair
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.subject import Disagreement, Sample
+
+# The edits of an equation, by its primitive.
+
+Entry = Callable[[Site], Iterator[Edit]]
+
+# fmt: off
+CATALOGUE: dict[str, tuple[Entry, ...]] = {
+    **{name: (entrywise.arithmetic,) for name in entrywise.ARITHMETIC},
+    **{name: (entrywise.arithmetic, arrangement.transposed_operand) for name in (
+        "add", "add_any", "sub", "mul", "div",
+    )},
+    "max": (entrywise.extreme,), "min": (entrywise.extreme,),
+    "integer_pow": (entrywise.exponent,), "square": (entrywise.exponent,),
+    "select_n": (entrywise.select,),
+    **{name: (entrywise.compare,) for name in entrywise.COMPARISONS},
+    **{name: (entrywise.unary,) for name in entrywise.UNARY if name not in ("square", "neg")},
+    **{name: (entrywise.unary,) for name in entrywise.SPECIAL},
+    "convert_element_type": (entrywise.cast,),
+    **{name: (arrangement.cumulative,) for name in (
+        "cumsum", "cumprod", "cumlogsumexp", "cummax", "cummin",
+    )},
+    "scan": (arrangement.scan,),
+    **{name: (arrangement.elsewhere,) for name in arrangement.INDEXED},
+    "scatter": (arrangement.scatter, arrangement.elsewhere), "slice": (arrangement.gathered,),
+    "pad": (arrangement.pad,), "stack": (arrangement.concatenate,),
+    "concatenate": (arrangement.concatenate, arrangement.rolled, arrangement.ends),
+    "conv_general_dilated": (arrangement.convolution,),
+    "triangular_solve": (arrangement.triangular,),
+    "transpose": (arrangement.transpose,),
+    "broadcast_in_dim": (arrangement.spread,), "dot_general": (arrangement.dot,),
+}
+# fmt: on
+EVERYWHERE: tuple[Entry, ...] = (
+    entrywise.literals,
+    entrywise.scaled,
+    entrywise.weighted,
+    entrywise.shifted,
+    entrywise.conjugated,
+    arrangement.moved,
+    entrywise.wrapped,
+    arrangement.parts,
+    arrangement.reordered,
+    arrangement.borders,
+)
+
+
+def catalogue(site: Site) -> Iterator[Edit]:
+    """These edits of the equation by itself read no further values."""
+    if not in_scope(site.result) and site.equation.name not in (*entrywise.COMPARISONS, "scan"):
+        yield from (edit for entry in CATALOGUE.get(site.equation.name, ()) for edit in entry(site))
+        yield from arrangement.triangles(site)
+        return
+    yield from arrangement.calls(site)
+    yield from entrywise.functions(site)
+    yield from arrangement.paddings(site)
+    yield from arrangement.triangles(site)
+    for entry in CATALOGUE.get(site.equation.name, ()):
+        yield from entry(site)
+    if in_scope(site.result) and len(site.equation.results) == 1:
+        for entry in EVERYWHERE:
+            yield from entry(site)
+
 
 # Two edits at once.
 
 WIDE = 512  # entries of the output that are looked at
 MOST_OF_PAIRS = 60_000  # attempts at two edits at once
 PROMISING = 24  # first edits on top of which a second is looked for
-CLOSE = 1e-6
 
 
 def pairs(
@@ -114,93 +183,28 @@ def sums(validation: Validator) -> list[tuple[Edit, Edit]]:
         return []
     seen = validation.seen
     chosen = np.random.default_rng(0).permutation(len(seen))[:WIDE]
-    missing = validation.missing[seen][chosen]
     plain = [t for t in validation.tried if t.edit.settle is None][:4000]
     free = [t for t in validation.tried if t.edit.settle is not None][:1500]
+    tables = (
+        np.array([t.change[chosen] for t in some]).reshape(len(some), len(chosen))
+        for some in (plain, free)
+    )
     found: list[tuple[Edit, Edit]] = []
-    for first, other, coefficients in (
-        *_two_plain(plain, missing, chosen),
-        *_one_free(plain, free, missing, chosen),
-        *_two_free(free, missing, chosen),
-    ):
+    for i, j, *coefficients in sums_of_two(validation.missing[seen][chosen], *tables):
         if validation.late or len(found) >= 3:
             break
-        if first.edit.site == other.edit.site:
+        one, two = (
+            t.edit if t.edit.settle is None else unsettled(t.edit, coefficient)
+            for t, coefficient in zip(((*plain, *free)[k] for k in (i, j)), coefficients)
+        )
+        if one is None or two is None or one.site == two.site:
             continue
-        edits = [_with_constant(t.edit, c) for t, c in zip((first, other), coefficients)]
-        if all(e is not None and e.settle is None for e in edits):
-            one, two = (replace(e) for e in edits if e is not None)
-            if validation.holds(validation.changes(one, two)):
-                found.append((one, two))
+        if validation.holds(validation.changes(one, two)):
+            found.append((one, two))
     return found
 
 
-Match = tuple[Tried, Tried, tuple[float, float]]
-
-
-def _with_constant(edit: Edit, coefficient: float) -> Edit | None:
-    if edit.settle is None or edit.start is None:
-        return edit
-    return unsettled(edit, edit.start + coefficient)
-
-
-def _matrix(tried: Sequence[Tried], chosen: np.ndarray) -> np.ndarray:
-    return np.array([t.change[chosen] for t in tried]).reshape(len(tried), len(chosen))
-
-
-def _best(rest: np.ndarray, size: float) -> list[tuple[int, int]]:
-    """The places of a matrix of squared remainders that are nought, least first."""
-    places = np.argwhere(rest <= (CLOSE * size) ** 2 * 100)
-    order = np.argsort(rest[tuple(places.T)], kind="stable")[:40]
-    return [(int(i), int(j)) for i, j in places[order]]
-
-
-def _two_plain(plain: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) -> list[Match]:
-    if len(plain) < 2:
-        return []
-    changes = _matrix(plain, chosen)
-    left = missing - changes
-    # ‖missing − a − b‖² = ‖missing − a‖² − 2⟨missing − a, b⟩ + ‖b‖²
-    rest = (left**2).sum(1)[:, None] - 2 * left @ changes.T + (changes**2).sum(1)[None]
-    rest[np.tril_indices(len(plain))] = np.inf
-    size = float(np.linalg.norm(missing))
-    return [(plain[i], plain[j], (0.0, 0.0)) for i, j in _best(rest, size)]
-
-
-def _one_free(
-    plain: Sequence[Tried], free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray
-) -> list[Match]:
-    if not plain or not free:
-        return []
-    left, slopes = missing - _matrix(plain, chosen), _matrix(free, chosen)
-    inner, square = left @ slopes.T, np.maximum((slopes**2).sum(1), 1e-300)
-    rest = (left**2).sum(1)[:, None] - inner**2 / square[None]
-    size = float(np.linalg.norm(missing))
-    return [
-        (plain[i], free[j], (0.0, float(inner[i, j] / square[j]))) for i, j in _best(rest, size)
-    ]
-
-
-def _two_free(free: Sequence[Tried], missing: np.ndarray, chosen: np.ndarray) -> list[Match]:
-    if len(free) < 2:
-        return []
-    slopes = _matrix(free, chosen)
-    gram, inner = slopes @ slopes.T, slopes @ missing
-    diagonal = np.diag(gram)
-    determinant = diagonal[:, None] * diagonal[None] - gram**2
-    independent = determinant > 1e-9 * diagonal[:, None] * diagonal[None]
-    determinant = np.where(independent, determinant, 1.0)
-    # Cramer's rule for the two coefficients of each pair.
-    first = (inner[:, None] * diagonal[None] - gram * inner[None]) / determinant
-    second = (inner[None] * diagonal[:, None] - gram * inner[:, None]) / determinant
-    rest = missing @ missing - first * inner[:, None] - second * inner[None]
-    rest = np.where(independent, rest, np.inf)
-    rest[np.tril_indices(len(free))] = np.inf
-    size = float(np.linalg.norm(missing))
-    return [
-        (free[i], free[j], (float(first[i, j]), float(second[i, j]))) for i, j in _best(rest, size)
-    ]
-
+# The search.
 
 SHOWN = 3
 LAYING_OUT = ("broadcast_in_dim", "reshape", "convert_element_type")
@@ -213,15 +217,6 @@ class Candidate:
     edit: Edit
     site: Site
     rank: float
-
-
-def repairs(disagreement: Disagreement, limit: TimeLimit, *, several: bool = True) -> list[Finding]:
-    """At most three edits of the claimed backward pass make it right, the likeliest first.
-
-    Two edits at once are looked for if ``several``.
-    """
-    found, search = single_repairs(disagreement, limit)
-    return search.two(limit) if not found and several and search is not None else found
 
 
 def single_repairs(
@@ -295,7 +290,10 @@ class RepairSearch:
     def singles(self, under: Changes, brief: bool = False) -> list[Candidate]:
         """Every single edit about as likely as the likeliest has been verified, that one first."""
         passed: list[Candidate] = []
-        for sources in ((catalogue, borrowed, borrowed_borders, indexed), (composed,)):
+        for sources in (
+            (catalogue, borrowed, arrangement.borrowed_borders, arrangement.indexed),
+            (composed,),
+        ):
             for candidate in self._likeliest_first(sources, under):
                 best = min((c.rank for c in passed), default=np.inf)
                 if (
@@ -339,13 +337,20 @@ class RepairSearch:
 
     def _says_nothing(self, candidate: Candidate) -> bool:
         """Whether the edit reads as no change: a stale value goes by the name of the right one."""
-        one = described(candidate.edit, candidate.site, self.names)
-        unchanged = (
-            one.repair is not None
-            and 0 < len(one.repair.before)
-            and (one.repair.before == one.repair.after)
-        )
-        return unchanged or re.search(r"(\S.*) should be \1$", one.message) is not None
+        edit, site = candidate.edit, candidate.site
+        repair = described(edit, site, self.names).repair
+        if repair is not None and repair.before and repair.before == repair.after:
+            return True
+        if edit.change is None or edit.change[1] != "_v":
+            return False
+        position, at, use = edit.change[0], site.expression, use_of(site.equation)
+        span = None if at is None else at.span
+        node = None
+        if at is not None and site.own and use != -1:
+            node = at.operand(position if use is None else use)
+        held = self.names.identity(site.equation.operands[position], span)
+        held = held if node is None else ast.unparse(node)
+        return held == self.names.identity(edit.reads[0], span)
 
     def reported(self, groups: Sequence[Sequence[Candidate]]) -> list[Finding]:
         """Verified edits are told in words; those that say the same are told once."""
@@ -483,7 +488,7 @@ def _given_names(
     names = [
         *plain,
         *(subject.fixed_names if len(subject.fixed_names) == fixed else [""] * fixed),
-        *(["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)]),
+        *(subject.bar_names or (["y_bar"] if bars == 1 else [f"y_bar[{i}]" for i in range(bars)])),
         *(subject.names if len(subject.names) == actives else [""] * actives),
         *(["y"] if outs == 1 else [f"y[{i}]" for i in range(outs)]),
     ]
@@ -498,3 +503,119 @@ def _thresholds(disagreement: Disagreement) -> list[float]:
         given = disagreement.given
         return thresholds_of(trace(forward, tuple(given.actives), tuple(given.fixed)))
     return []
+
+
+# A patch in words.
+
+
+def described(edit: Edit, site: Site, names: Names) -> Finding:
+    """An edit is told in words, with its line and what to write instead."""
+    at, whole = site.expression, site.own or site.last
+    if edit.at is not None:
+        made = expression(edit.at.spans, names.home)
+        if made is not None and isinstance(edit.write, Callable) and edit.write(made) is not None:
+            at, whole = made, True
+    span = None if at is None else at.span
+    values = {f"_{'vw'[i]}": names.at(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    words = {"vw"[i]: names.described(slot, span) for i, slot in enumerate(edit.reads[:2])}
+    slots = site.equation.operands
+    for position, name in enumerate(("_a", "_b", "_c")[: len(slots)]):
+        node = None if at is None or not site.own else at.operand(position)
+        slot = slots[position]
+        words[name] = ast.unparse(node) if node is not None else names.described(slot, span)
+    before = at.text if at is not None and whole else ""
+    words["_e"] = before or "the result"
+    use = use_of(site.equation)
+    if use is not None:
+        operand = None if at is None or use < 0 else at.operand(use)
+        named = names.described(slots[0], span) if operand is None else ast.unparse(operand)
+        words.update(_e=named, _a=named)
+    several = is_alias(site.equation) and (use == -1 or at is not None and is_unpacked(at))
+    if several and (held := _holding_all(site, names.home)) is not None:
+        words.setdefault("_a", words["_e"])
+        at, before = held, held.text
+    message = re.sub(r"\{(\w+)\}", lambda m: words.get(m[1], "an operand"), edit.message)
+    after = None
+    if at is not None and at.node is not None and not is_unpacked(at):
+        if several:
+            after = _everywhere(edit, at, site, words["_e"])
+        else:
+            after = _after(edit, at, site, names, values)
+    if after is not None and not before and at is not None:
+        before = at.text
+        words["_e"] = words["_e"] if use is not None else before
+    place = None if at is None else at.place
+    of = f"`{words['_e']}`" + (f" in `{before}`" if use is not None and before else "")
+    is_told = "{_e}" in edit.message or not before or message.startswith(f"{before} ")
+    said = message if is_told else f"{of}: {message}"
+    repair = Repair(message, place, before if after else "", after or "")
+    also = (edit.also,) if edit.also else ()
+    return Finding(edit.kind, said, where=place, repair=repair, also=also)
+
+
+def _everywhere(edit: Edit, at: Fragment, site: Site, name: str) -> str | None:
+    """The expression with every use of a value in it written otherwise."""
+    template = edit.change[1] if edit.change else edit.write
+    if not isinstance(template, str) or not template or edit.reads:
+        return None
+    template = re.sub(r"\b_[ea]\b", "_x", template)
+    return at.everywhere(name, template, len(site.equation.params["uses"]))
+
+
+def _holding_all(site: Site, home: str | None) -> Fragment | None:
+    """The expression that holds every use of a value that has no line of its own."""
+    spans = [own_span(each, home) for each in site.equation.params.get("uses", ())]
+    known = [span for span in spans if span is not None]
+    functions = {(span.file, span.function) for span in known}
+    if len(known) < len(spans) or len(functions) != 1:
+        return None
+    node = read(known[0].file).holding(known)
+    return None if node is None else Fragment(known[0], node)
+
+
+def is_unpacked(at: Fragment) -> bool:
+    """Whether an expression is a name that something is assigned to."""
+    return isinstance(at.node, ast.Name) and isinstance(at.node.ctx, ast.Store)
+
+
+def _after(
+    edit: Edit,
+    at: Fragment,
+    site: Site,
+    names: Names,
+    values: Mapping[str, ast.expr | None],
+) -> str | None:
+    use = use_of(site.equation)
+    if use is not None:
+        template = edit.change[1] if edit.change else edit.write
+        node = at.operand(use) if use >= 0 else None
+        if node is None or not isinstance(template, str) or not template:
+            return None
+        return at.changed(node, re.sub(r"\b_[ea]\b", "_x", template), values)
+    if edit.change is not None:
+        position, template = edit.change
+        node = at.operand(position) if site.own else None
+        if node is None:
+            slot = site.equation.operands[position]
+            node = at.part(names.described(slot, at.span))
+        return None if node is None else at.changed(node, template, values)
+    if isinstance(edit.write, Callable):
+        return edit.write(at)
+    if not edit.write or not (site.own or site.last):
+        return None
+    if re.search(r"\b_[abc]\b", edit.write) and not site.own:
+        return None
+    return at.written(edit.write, values)
+
+
+def joined(said: Sequence[Finding]) -> Finding:
+    """Two edits that are needed at once are told as one."""
+    first = said[0]
+    parts = [f"{one.message}" + (f" (line {one.where.line})" if one.where else "") for one in said]
+    message = "two things at once: " + "; and ".join(parts)
+    repairs = [one.repair for one in said if one.repair is not None and one.repair.after]
+    if len(repairs) < len(said):  # half of a repair is none
+        return Finding(first.kind, message, where=first.where, repair=Repair(message, first.where))
+    before, after = ("; ".join(each) for each in zip(*((r.before, r.after) for r in repairs)))
+    repair = Repair(message, first.where, before, after)
+    return Finding(first.kind, message, where=first.where, repair=repair)

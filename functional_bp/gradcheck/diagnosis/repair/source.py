@@ -14,9 +14,10 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+from functional_bp.definitions import definition
 from functional_bp.gradcheck.diagnosis import costs
 from functional_bp.gradcheck.diagnosis.repair.program import Program, Span
 from functional_bp.gradcheck.findings import Place
@@ -75,14 +76,6 @@ class SourceFile:
         """The code of this innermost function holds a line."""
         holding = [f for f in self.functions if f.lineno <= line <= (f.end_lineno or 0)]
         return max(holding, key=lambda f: f.lineno, default=None)
-
-    def starting(self, line: int) -> ast.FunctionDef | ast.Lambda | None:
-        """The code of this function starts at a line, its decorators counted."""
-        for function in self.functions:
-            decorators = getattr(function, "decorator_list", [])
-            if line in (function.lineno, *(d.lineno for d in decorators)):
-                return function
-        return None
 
 
 @lru_cache(maxsize=32)
@@ -217,6 +210,14 @@ class Fragment:
             arguments = [node.func.value, *arguments]  # pyright: ignore[reportAttributeAccessIssue]
         return arguments[position] if position < len(arguments) else None
 
+    @property
+    def whole(self) -> Any:
+        """The expression; of ``a += b``, which is a statement, ``a + b``."""
+        node = self.node
+        if isinstance(node, ast.AugAssign):
+            return ast.BinOp(_loaded(node.target), node.op, node.value)
+        return node
+
     def written(self, template: str, values: Mapping[str, ast.expr | None]) -> str | None:
         """Another expression is made: ``_e`` is the whole, ``_a`` and ``_b`` are its operands.
 
@@ -224,16 +225,9 @@ class Fragment:
         """
         if self.node is None:
             return None
-        parts: dict[str, ast.expr | None] = dict(values)
-        whole = self.node
-        if isinstance(whole, ast.AugAssign):
-            whole = ast.BinOp(_loaded(whole.target), whole.op, whole.value)
-        parts.update(_e=whole, _a=self.operand(0), _b=self.operand(1), _c=self.operand(2))
-        tree = ast.parse(template, mode="eval").body
-        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in parts}
-        if any(parts[name] is None for name in used):
-            return None
-        return self.finished(_Fill(parts).visit(tree))
+        operands = {name: self.operand(i) for i, name in enumerate(("_a", "_b", "_c"))}
+        new = _filled(template, {**values, "_e": self.whole, **operands})
+        return None if new is None else self.finished(new)
 
     def finished(self, node: ast.AST) -> str:
         """The expression's replacement is written down; a statement stays one."""
@@ -241,6 +235,10 @@ class Fragment:
         if isinstance(self.node, ast.AugAssign):
             return f"{ast.unparse(self.node.target)} = {text}"
         return text
+
+    def replaced(self, *pairs: tuple[ast.AST, ast.AST]) -> str:
+        """Parts of the expression are written otherwise."""
+        return self.finished(copy.deepcopy(self.node, {id(old): new for old, new in pairs}))
 
     def called(
         self, function: str | None = None, axis: object = None, keepdims: bool = False
@@ -255,7 +253,7 @@ class Fragment:
             elif isinstance(node.func, ast.Name):
                 node.func.id = function
         if axis is not None:
-            value = ast.parse(repr(axis), mode="eval").body
+            value = _parsed(repr(axis))
             keyword = next((k for k in node.keywords if k.arg == "axis"), None)
             position = 0 if is_method(node) else 1
             if keyword is not None:
@@ -288,9 +286,9 @@ class Fragment:
         first = self.operand(0)
         if not isinstance(self.node, ast.Call) or first is None:
             return None
-        flip = ast.parse(f"jnp.flip(_x, {axis})", mode="eval").body
-        inner = copy.deepcopy(self.node, {id(first): _Fill({"_x": first}).visit(flip)})
-        return self.written(f"jnp.flip(_x, {axis})", {"_x": inner})
+        flip = f"jnp.flip(_x, {axis})"
+        inner = copy.deepcopy(self.node, {id(first): _filled(flip, {"_x": first})})
+        return self.written(flip, {"_x": inner})
 
     def padded(self, axis: int, width: tuple[int, int]) -> str | None:
         """The same call of ``pad`` has other widths along an axis."""
@@ -300,8 +298,7 @@ class Fragment:
         if isinstance(held, ast.Tuple | ast.List) and len(held.elts) > axis:
             nested = held.elts[axis]
             held = nested if isinstance(nested, ast.Tuple | ast.List) else held
-        new = ast.parse(repr(width), mode="eval").body
-        return self.finished(copy.deepcopy(self.node, {id(held): new}))
+        return self.replaced((held, _parsed(repr(width))))
 
     def rolled(self, shift: int) -> str | None:
         """The same call of ``roll`` goes by another shift."""
@@ -309,8 +306,7 @@ class Fragment:
             return None
         named = next((k.value for k in self.node.keywords if k.arg == "shift"), None)
         held = named or (self.node.args[1] if len(self.node.args) > 1 else None)
-        new = ast.parse(repr(shift), mode="eval").body
-        return None if held is None else self.finished(copy.deepcopy(self.node, {id(held): new}))
+        return None if held is None else self.replaced((held, _parsed(repr(shift))))
 
     def indexed(self, axis: int, shift: int) -> str | None:
         """The same subscript has its index of an axis moved, ``x[t]`` for ``x[t + 1]``."""
@@ -321,29 +317,21 @@ class Fragment:
         known = [isinstance(p, ast.Slice) or _is_index(p) for p in parts[:axis]]
         if axis >= len(parts) or not all(known) or not _is_index(parts[axis]):
             return None
-        old = parts[axis]
-        new = ast.parse(_moved(ast.unparse(old), shift), mode="eval").body
-        return self.finished(copy.deepcopy(self.node, {id(old): new}))
+        return self.replaced((parts[axis], _parsed(_moved(ast.unparse(parts[axis]), shift))))
 
     def changed(
         self, old: ast.expr, template: str, values: Mapping[str, ast.expr | None]
     ) -> str | None:
         """One part ``_x`` of the expression is written otherwise."""
+        part = old
         if template == "_x.T" and isinstance(old, ast.Attribute) and old.attr in ("T", "mT"):
-            template, old_value = "_x", old.value
-        else:
-            old_value = old
-        tree = ast.parse(template, mode="eval").body
-        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-        parts = {**values, "_x": old_value}
-        if any(parts[name] is None for name in used & set(parts)):
+            template, part = "_x", old.value
+        new = _filled(template, {**values, "_x": part})
+        if new is None:
             return None
-        whole = self.node
-        if isinstance(whole, ast.AugAssign):
-            whole = ast.BinOp(_loaded(whole.target), whole.op, whole.value)
-            if ast.unparse(old) == ast.unparse(whole.left):
-                old = whole.left
-        new = _Fill(parts).visit(tree)
+        whole = self.whole
+        if isinstance(self.node, ast.AugAssign) and ast.unparse(old) == ast.unparse(whole.left):
+            old = whole.left
         return self.finished(copy.deepcopy(whole, {id(old): new}))
 
     def everywhere(self, name: str, template: str, count: int) -> str | None:
@@ -351,9 +339,7 @@ class Fragment:
         uses = [n for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name]
         if len(uses) != count:
             return None
-        tree = ast.parse(template, mode="eval").body
-        new = {id(use): _Fill({"_x": use}).visit(copy.deepcopy(tree)) for use in uses}
-        return self.finished(copy.deepcopy(self.node, new))
+        return self.replaced(*((use, _Fill({"_x": use}).visit(_parsed(template))) for use in uses))
 
     def part(self, text: str) -> ast.expr | None:
         """This is the first sub-expression with that text."""
@@ -378,8 +364,19 @@ class _Fill(ast.NodeTransformer):
         return node if part is None else copy.deepcopy(part)
 
 
+def _parsed(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def _filled(template: str, parts: Mapping[str, ast.expr | None]) -> ast.expr | None:
+    """A template with its parts put in; None if one of them is not known."""
+    tree = _parsed(template)
+    used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & set(parts)
+    return None if any(parts[name] is None for name in used) else _Fill(parts).visit(tree)
+
+
 def _loaded(target: ast.expr) -> ast.expr:
-    return ast.parse(ast.unparse(target), mode="eval").body
+    return _parsed(ast.unparse(target))
 
 
 def _is_index(node: ast.expr) -> bool:
@@ -432,6 +429,7 @@ class Names:
         self.program, self.home, self.given, self.distant = program, home, given, distant
         self.literals: dict[int, Any] = {}
         self.makers: dict[int, Any] = {}
+        self.definition = cache(definition)
         self._collect(program)
 
     def _collect(self, program: Program) -> None:
@@ -465,11 +463,16 @@ class Names:
 
     def described(self, slot: int, where: Span | None) -> str:
         """The value is told in words, for a message."""
+        known = self.identity(slot, where)
+        if isinstance(known, str):
+            return known
+        return "another value" if known is None else f"the value computed at line {known}"
+
+    def identity(self, slot: int, where: Span | None) -> str | int | None:
+        """The value is this expression there; else it is known by the line that computes it."""
         node = self.at(slot, where)
-        if node is not None:
-            return ast.unparse(node)
         span = self.makers.get(slot)
-        return "another value" if span is None else f"the value computed at line {span.line}"
+        return ast.unparse(node) if node is not None else None if span is None else span.line
 
     def distance(self, slot: int, where: Span | None) -> float:
         """How far a value is from a name at a place: 0, ½ for a name elsewhere, 1."""
@@ -484,10 +487,11 @@ class Names:
     def _local(self, slot: int, where: Span) -> str | None:
         source = read(where.file)
         for name in self.program.names.get(slot, ()):
-            if name.file != where.file:
+            found = self.definition(name.code)
+            if found is None or found.file != where.file:
                 continue
-            function = source.starting(name.line)
-            if function is None or not function.lineno <= where.line <= (function.end_lineno or 0):
+            function = found.node
+            if not function.lineno <= where.line <= (function.end_lineno or 0):
                 continue
             if name.part is not None:
                 unpacked = _unpacked(function, name.text, name.part, where.line)

@@ -8,14 +8,14 @@ the matrix, and thousands can be tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from functional_bp.gradcheck.clock import TimeLimit
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit
+from functional_bp.gradcheck.diagnosis.repair.locations import Edit
 from functional_bp.gradcheck.diagnosis.repair.program import (
     Change,
     Changes,
@@ -360,10 +360,10 @@ def _applied(
     return edit.compute(operands, seen, constant)
 
 
-def unsettled(edit: Edit, constant: float) -> Edit:
-    """The constant of an edit was solved for beside another edit's."""
-    found = None if edit.settle is None else edit.settle(constant)
-    return edit if found is None else replace(found, settle=None)
+def unsettled(edit: Edit, step: float) -> Edit | None:
+    """The constant of an edit was solved for beside another edit's; None if no one meant it."""
+    assert edit.settle is not None and edit.start is not None
+    return edit.settle(edit.start + step)
 
 
 def _norm(x: Any) -> float:

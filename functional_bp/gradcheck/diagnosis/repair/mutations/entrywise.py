@@ -1,7 +1,9 @@
-"""Entry by entry, another sign, operator, exponent, function, bound or branch may belong."""
+"""Entry by entry, another sign, operator, function, bound, branch or number may belong."""
 
 from __future__ import annotations
 
+import ast
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,8 +12,15 @@ import numpy as np
 from jax import lax
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import Edit, Site, with_operand
-from functional_bp.gradcheck.diagnosis.repair.numerals import shown
+from functional_bp.gradcheck.diagnosis.expressions import NamedNumber, named, shown
+from functional_bp.gradcheck.diagnosis.repair.locations import (
+    OPERAND,
+    Edit,
+    Site,
+    outside_of,
+    solved,
+    with_operand,
+)
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.diagnosis.repair.source import OPERATORS
 from functional_bp.gradcheck.findings import Kind
@@ -60,65 +69,67 @@ SPECIAL: dict[str, tuple[Callable[..., Any], str]] = {
 # fmt: on
 
 
-def add(site: Site) -> Iterator[Edit]:
-    """A sum may need another sign, or have a term too many."""
-    yield site.edit(Kind.SIGN, "should be a subtraction", lambda a, b: a - b, write="_a - _b")
-    yield site.edit(
-        Kind.SIGN, "should be a subtraction the other way", lambda a, b: b - a,
-        costs.OTHER_WAY_ROUND, write="_b - _a")
-    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
-    yield site.edit(
-        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
-    yield site.edit(
-        kind, "the term {_a} does not belong here", lambda a, b: b, costs.TERM_TOO_MANY, write="_b")
+def _second_less_first(a: Any, b: Any) -> Any:
+    return b - a
 
 
-def sub(site: Site) -> Iterator[Edit]:
-    """A difference may need another sign, stand the other way round, or have a term too many."""
-    yield site.edit(Kind.SIGN, "should be an addition", lambda a, b: a + b, write="_a + _b")
-    yield site.edit(
-        Kind.SIGN, "the operands should be swapped", lambda a, b: b - a, costs.MINUS_SWAPPED,
-        write="_b - _a")
-    kind = Kind.EXTRA_TERM if in_scope(site.result) else Kind.OFF_BY_ONE
-    yield site.edit(
-        kind, "the term {_b} does not belong here", lambda a, b: a, costs.TERM_TOO_MANY, write="_a")
-    yield site.edit(
-        kind, "the term {_a} does not belong here", lambda a, b: -b, costs.FIRST_TERM_TOO_MANY,
-        write="-_b")
+# By primitive: kind, message, function of the operands, cost, how it is written.
+Row = tuple[Kind, str, Callable[..., Any], float, str]
+ARITHMETIC: dict[str, tuple[Row, ...]] = {
+    "add": (
+        (Kind.SIGN, "should be a subtraction", np.subtract, costs.LIKELIEST, "_a - _b"),
+        (Kind.SIGN, "should be a subtraction the other way", _second_less_first,
+         costs.OTHER_WAY_ROUND, "_b - _a"),
+        (Kind.EXTRA_TERM, "the term {_b} does not belong here", lambda a, b: a,
+         costs.TERM_TOO_MANY, "_a"),
+        (Kind.EXTRA_TERM, "the term {_a} does not belong here", lambda a, b: b,
+         costs.TERM_TOO_MANY, "_b"),
+    ),
+    "sub": (
+        (Kind.SIGN, "should be an addition", np.add, costs.LIKELIEST, "_a + _b"),
+        (Kind.SIGN, "the operands should be swapped", _second_less_first, costs.MINUS_SWAPPED,
+         "_b - _a"),
+        (Kind.EXTRA_TERM, "the term {_b} does not belong here", lambda a, b: a,
+         costs.TERM_TOO_MANY, "_a"),
+        (Kind.EXTRA_TERM, "the term {_a} does not belong here", lambda a, b: -b,
+         costs.FIRST_TERM_TOO_MANY, "-_b"),
+    ),
+    "mul": (
+        (Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
+         "_a / _b"),
+        (Kind.MISSING_FACTOR, "should be {_b} / {_a}", lambda a, b: b / a,
+         costs.INVERSE_QUOTIENT, "_b / _a"),
+        (Kind.FACTOR, "the factor {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY, "_a"),
+        (Kind.FACTOR, "the factor {_a} is too many", lambda a, b: b, costs.FACTOR_TOO_MANY, "_b"),
+    ),
+    "div": (
+        (Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
+         "_a * _b"),
+        (Kind.MISSING_FACTOR, "the operands should be swapped", lambda a, b: b / a,
+         costs.OTHER_WAY_ROUND, "_b / _a"),
+        (Kind.FACTOR, "the division by {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY,
+         "_a"),
+    ),
+    "neg": ((Kind.SIGN, "should not be negated", np.positive, costs.LIKELIEST, "_a"),),
+    "rev": ((Kind.REVERSAL, "should not be reversed", np.positive, costs.LIKELIEST, "_a"),),
+    "conj": (
+        (Kind.WRONG_FUNCTION, "should not be conjugated", np.positive, costs.NOT_CONJUGATED, "_a"),
+    ),
+}
+ARITHMETIC["add_any"] = ARITHMETIC["add"]
 
 
-def neg(site: Site) -> Iterator[Edit]:
-    """A negation may not belong."""
-    yield site.edit(Kind.SIGN, "should not be negated", lambda a: a, write="_a")
-
-
-def mul(site: Site) -> Iterator[Edit]:
-    """A product may have to be a quotient, or have a factor too many."""
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be a division", np.divide, costs.PRODUCT_OR_QUOTIENT,
-        write="_a / _b")
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be {_b} / {_a}", lambda a, b: b / a, costs.INVERSE_QUOTIENT,
-        write="_b / _a")
-    for kept, dropped in ((0, 1), (1, 0)):
-        yield site.edit(
-            Kind.FACTOR if site.is_literal(dropped) else Kind.MISSING_FACTOR,
-            f"the factor {{_{'ab'[dropped]}}} is too many",
-            lambda *x, kept=kept: np.broadcast_to(x[kept], np.shape(x[0] * x[1])),
-            costs.FACTOR_TOO_MANY, write=f"_{'ab'[kept]}")
-
-
-def div(site: Site) -> Iterator[Edit]:
-    """A quotient may have to be a product, stand the other way round, or be no quotient."""
-    yield site.edit(
-        Kind.MISSING_FACTOR, "should be a product", np.multiply, costs.PRODUCT_OR_QUOTIENT,
-        write="_a * _b")
-    yield site.edit(
-        Kind.MISSING_FACTOR, "the operands should be swapped", lambda a, b: b / a,
-        costs.OTHER_WAY_ROUND, write="_b / _a")
-    yield site.edit(
-        Kind.FACTOR if site.is_literal(1) else Kind.MISSING_FACTOR,
-        "the division by {_b} is too many", lambda a, b: a, costs.FACTOR_TOO_MANY, write="_a")
+def arithmetic(site: Site) -> Iterator[Edit]:
+    """A sum, a product or a sign may need another operator, another order, or an operand less."""
+    shape = np.shape(site.result)
+    for kind, message, function, rank, write in ARITHMETIC[site.equation.name]:
+        dropped = {"_a": 1, "_b": 0}.get(write, 0)
+        if kind == Kind.EXTRA_TERM and not in_scope(site.result):
+            kind = Kind.OFF_BY_ONE  # an index
+        if kind == Kind.FACTOR and not site.is_literal(dropped):
+            kind = Kind.MISSING_FACTOR
+        compute = lambda *a, f=function: np.broadcast_to(f(*a), shape)
+        yield site.edit(kind, message, compute, rank, write=write)
 
 
 def extreme(site: Site) -> Iterator[Edit]:
@@ -238,13 +249,6 @@ def conjugated(site: Site) -> Iterator[Edit]:
                     costs.OPERAND_CONJUGATED, "jnp.conj(_x)")
 
 
-def plain(site: Site) -> Iterator[Edit]:
-    """A conjugate or a real part may not belong."""
-    yield site.edit(
-        Kind.WRONG_FUNCTION, "should not be conjugated", lambda x: x, costs.NOT_CONJUGATED,
-        write="_a")
-
-
 def wrapped(site: Site) -> Iterator[Edit]:
     """A function may be missing around an operand, or around the result."""
     binary = site.equation.name in ("add", "sub", "mul", "div", "dot_general")
@@ -268,3 +272,172 @@ def wrapped(site: Site) -> Iterator[Edit]:
                 kind, f"{{_e}} should be {template.format('{_e}')}",
                 lambda *a, f=function: f(site.again(a)), costs.FUNCTION_OF_RESULT,
                 write=template.format("_e"))
+
+
+# Constants, which are solved for.
+
+EXACT = 1e-7  # to which a number in the code is found
+
+
+def scaled(site: Site) -> Iterator[Edit]:
+    """The result may lack a constant factor."""
+
+    def told(constant: NamedNumber) -> dict[str, Any]:
+        if constant.value == 0:
+            return dict(kind=Kind.EXTRA_TERM, message="{_e} does not belong here", write="0",
+                        rank=costs.ZERO)  # fmt: skip
+        if constant.value == -1:
+            return dict(kind=Kind.SIGN, message="the sign is wrong", write="-_e",
+                        rank=costs.NEGATED)  # fmt: skip
+        inverse = 1 / constant.value
+        whole = inverse > 1 and inverse.is_integer()
+        return dict(
+            message=f"a factor {constant.text} is missing",
+            write=f"_e / {inverse:.0f}" if whole else f"_e * ({constant.python})",
+            rank=costs.SCALED + costs.PER_ODDITY * constant.oddity)
+
+    yield solved(
+        site.equation.key, site.sizes, Kind.FACTOR, lambda a, v, c: c * site.again(a), 1.0,
+        costs.SCALED, told)
+
+
+def shifted(site: Site) -> Iterator[Edit]:
+    """The result may lack a constant that a person would add."""
+    if not site.last or site.result.dtype.kind != "f":
+        return
+
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        sign, size = "-" if constant.value < 0 else "+", constant.python.lstrip("-")
+        said = dict(message=f"the term {sign} {size} is missing", write=f"(_e {sign} {size})")
+        return None if constant.oddity > 0 else said
+
+    yield solved(
+        site.equation.key, site.sizes, Kind.MISSING_TERM, lambda a, v, c: site.again(a) + c, 0.0,
+        costs.NUMBER_ADDED, told)
+
+
+def weighted(site: Site) -> Iterator[Edit]:
+    """A term or a branch that nothing has computed on the spot may lack a constant factor."""
+    if site.equation.name not in ("add", "sub", "add_any", "select_n"):
+        return
+    for position, slot in enumerate(site.equation.operands):
+        maker = site.makers.get(slot)
+        held = maker.operands[0] if maker is not None and maker.name == "copy" else slot
+        if site.names.get(held, costs.UNNAMED) == 0 and in_scope(site.values[slot]):
+            yield _weighted(site, position)
+
+
+def _weighted(site: Site, position: int) -> Edit:
+    def compute(a: Any, v: Any, c: float) -> Any:
+        return site.again(with_operand(a, position, c * a[position]))
+
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        return None if constant.value in (0.0, -1.0) else dict(
+            message=f"{OPERAND[position]} lacks a factor {constant.text}",
+            rank=costs.TERM_SCALED + costs.PER_ODDITY * constant.oddity,
+            change=(position, f"_x * ({constant.python})"), also=Kind.WRONG_CONSTANT)
+
+    return solved(site.equation.key, site.sizes, Kind.FACTOR, compute, 1.0, 1, told)
+
+
+def literals(site: Site) -> Iterator[Edit]:
+    """A number that is written in the code may have to be another one."""
+    if site.equation.name == "iota" or not site.own:
+        return
+    for position, slot in enumerate(site.equation.operands):
+        value = site.values[slot]
+        if slot in site.literals and in_scope(value) and np.imag(value) == 0:
+            yield _literal(site, position, float(np.real(value)))
+
+
+def _literal(site: Site, position: int, now: float) -> Edit:
+    product = site.equation.name in ("mul", "div")
+
+    def settle(c: float) -> Edit | None:
+        constant, was, text = _meant(site, position, c, now)
+        value = constant.value if constant else c
+        if abs(value - now) <= 1e-12 * abs(now) or product and abs(value - 1) < 1e-9:
+            return None  # nothing changed, or the factor should go
+        odd = constant.oddity if constant else costs.NAMELESS_NUMBER
+        kind, rank = Kind.WRONG_CONSTANT, costs.NUMBER + costs.PER_ODDITY * odd
+        if value == 0 and not product:
+            kind = Kind.EXTRA_TERM
+        if now and value == -now:
+            kind, rank = Kind.SIGN, costs.NUMBER_NEGATED
+        to = constant.text if constant else shown(c)
+        if text and constant and constant.value != c:
+            value = c  # the number found is a part of the operand's
+        return Edit(
+            site.equation.key, kind, f"the constant should be {to}, not {shown(was)}",
+            lambda a, v, _: site.again(with_operand(a, position, np.asarray(value))), rank,
+            change=(position, text or (constant.python if constant else shown(c))),
+            also=Kind.FACTOR if product and kind == Kind.WRONG_CONSTANT else "")
+
+    return Edit(
+        site.equation.key, Kind.WRONG_CONSTANT, "",
+        lambda a, v, c: site.again(with_operand(a, position, np.asarray(c))), costs.SCALED,
+        start=now, settle=settle)
+
+
+def _meant(
+    site: Site, position: int, c: float, now: float
+) -> tuple[NamedNumber | None, float, str]:
+    """The constant that a person wrote wrongly, what it was, and the operand written rightly.
+
+    Python has multiplied ``2 * 0.044715`` out before JAX sees it: which of the two was wrong is
+    told by which of them becomes a number that has a name.
+    """
+    node = None if site.expression is None else site.expression.operand(position)
+    parts = [] if node is None else [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+    best: tuple[NamedNumber, float, str] | None = None
+    if node is not None and len(parts) > 1 and _is_product(node):
+        for part in parts:
+            was = float(part.value)  # pyright: ignore[reportArgumentType]
+            power = _power(node, part)
+            constant = named(was * (c / now) ** power if now else np.nan, site.sizes, EXACT)
+            if constant is not None and (best is None or constant.oddity < best[0].oddity):
+                new = ast.parse(constant.python, mode="eval").body
+                text = ast.unparse(copy.deepcopy(node, {id(part): new}))
+                best = (constant, was, text)
+    return best or (named(c, site.sizes, EXACT), now, "")
+
+
+def _is_product(node: ast.expr) -> bool:
+    if isinstance(node, ast.BinOp):
+        both = _is_product(node.left) and _is_product(node.right)
+        return both and isinstance(node.op, ast.Mult | ast.Div)
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+
+
+def _power(node: ast.expr, part: ast.expr) -> int:
+    """Whether a number in a product is a factor, 1, or a divisor, −1."""
+    if isinstance(node, ast.BinOp):
+        if any(n is part for n in ast.walk(node.left)):
+            return _power(node.left, part)
+        return _power(node.right, part) * (-1 if isinstance(node.op, ast.Div) else 1)
+    return 1
+
+
+# A function of an array, as a call of a library.
+
+
+def functions(site: Site) -> Iterator[Edit]:
+    """A call of a library may have to be of another function of the same array."""
+    expression = site.expression
+    if expression is None or not site.last or not isinstance(expression.node, ast.Call):
+        return
+    if site.equation.name in UNARY or not in_scope(site.result):
+        return  # the equation by itself is the call
+    outside = outside_of(site)
+    if len(outside) != 1 or np.shape(site.values[outside[0]]) != np.shape(site.result):
+        return
+    (slot,) = outside
+    if len([a for a in expression.node.args if not isinstance(a, ast.Constant)]) != 1:
+        return
+    for name, (function, template) in {**UNARY, **SPECIAL}.items():
+        said = template.format("{v}")
+        yield Edit(
+            site.equation.key, Kind.WRONG_FUNCTION, f"should be {said}, not {{_e}}",
+            lambda a, values, _, f=function: f(values[slot]),
+            costs.SPECIAL_FUNCTION if name in SPECIAL else costs.FUNCTION_OF_CALL, reads=(slot,),
+            write=template.format("_v"))

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
-from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import UNARY
-from functional_bp.gradcheck.diagnosis.repair.mutations.mutation import (
+from functional_bp.gradcheck.diagnosis.expressions import NamedNumber
+from functional_bp.gradcheck.diagnosis.repair.locations import (
     OPERAND,
     Edit,
     Site,
+    solved,
     with_operand,
 )
-from functional_bp.gradcheck.diagnosis.repair.numerals import named
+from functional_bp.gradcheck.diagnosis.repair.mutations.entrywise import UNARY
 from functional_bp.gradcheck.diagnosis.repair.program import in_scope
 from functional_bp.gradcheck.findings import Kind
 
@@ -209,30 +209,23 @@ def _added(
             return site.again(a) + term
         return site.again(with_operand(a, position, a[position] + term))
 
-    whole = position is None
-    operand = "" if position is None else OPERAND[min(position, 3)]
-
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.value == 0 or constant.simple > simplest:
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        if constant.oddity > simplest:
             return None
         sign = "-" if constant.value < 0 else "+"
         unit = abs(constant.value) == 1
-        shown = ("" if unit else f"({constant.text.lstrip('-')}) * ") + text.format("_v")
-        said = ("" if unit else f"{constant.name.lstrip('−')} · ") + text.format("{v}")
-        message = f"the term {sign} {said} is missing"
-        if not whole:
-            message = f"{operand} should be {operand} {sign} {said}"
-        return replace(
-            edit, message=message, compute=lambda a, v, _: compute(a, v, constant.value),
-            write=f"_e {sign} {shown}" if whole else "",
-            change=None if position is None else (position, f"_x {sign} {shown}"),
-            rank=rank + constant.simple, start=None, settle=None)
+        shown = ("" if unit else f"({constant.python.lstrip('-')}) * ") + text.format("_v")
+        said = ("" if unit else f"{constant.text.lstrip('−')} · ") + text.format("{v}")
+        if position is None:
+            how = dict(message=f"the term {sign} {said} is missing", write=f"_e {sign} {shown}")
+        else:
+            operand = OPERAND[min(position, 3)]
+            how = dict(message=f"{operand} should be {operand} {sign} {said}",
+                       change=(position, f"_x {sign} {shown}"))  # fmt: skip
+        return dict(how, rank=rank + constant.oddity)
 
-    edit = Edit(
-        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(slot,), start=0.0,
-        settle=settle)
-    return edit
+    return solved(
+        site.equation.key, site.sizes, Kind.MISSING_TERM, compute, 0.0, rank, told, (slot,))
 
 
 MATRICES: tuple[tuple[str, Callable[[Any, Any], Any]], ...] = (
@@ -335,9 +328,21 @@ def _branches(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
 
 
 def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
-    """The whole result as a matrix times a vector, in the place of something entry by entry."""
+    """The whole result as a matrix times a vector, in the place of something entry by entry.
+
+    Or as the product of two values, summed over a batch of which one entry was taken.
+    """
     for one, two in itertools.permutations(usable[:MOST], 2):
         a, b = site.values[one], site.values[two]
+        batch = tuple(range(np.ndim(a) - 1))
+        ends = (*np.shape(a)[-1:], *np.shape(b)[-1:])
+        if len(batch) > 1 and np.shape(a)[:-1] == np.shape(b)[:-1] and ends == site.result.shape:
+            yield Edit(
+                site.equation.key, Kind.MISSING_SUM,
+                "should be the product of {v} and {w}, summed over all but their last axes",
+                lambda _, v, __, u=one, w=two, axes=batch: np.tensordot(v[u], v[w], (axes, axes)),
+                costs.CONTRACTION, reads=(one, two),
+                write=f"jnp.tensordot(_v, _w, ({batch}, {batch}))")
         if np.ndim(a) != 2 or np.ndim(b) != 1:
             continue
         for axis, text in ((0, "_v @ _w"), (1, "_v.T @ _w")):
@@ -352,22 +357,14 @@ def _contractions(site: Site, usable: Sequence[int]) -> Iterator[Edit]:
 def _term(
     site: Site, one: int, two: int, function: Callable[[Any, Any], Any], text: str, rank: float
 ) -> Edit:
-    def compute(a: Any, v: Any, c: float) -> Any:
-        return site.again(a) + c * function(v[one], v[two])
-
-    def settle(c: float) -> Edit | None:
-        constant = named(c, site.sizes)
-        if constant is None or constant.simple > 0 or constant.value == 0:
+    def told(constant: NamedNumber) -> dict[str, Any] | None:
+        if constant.oddity > 0:
             return None
         sign = "-" if constant.value < 0 else "+"
-        term = text if abs(constant.value) == 1 else f"{constant.text.lstrip('-')} * {text}"
+        term = text if abs(constant.value) == 1 else f"{constant.python.lstrip('-')} * {text}"
         said = term.replace("_v", "{v}").replace("_w", "{w}")
-        return replace(
-            edit, message=f"the term {sign} {said} is missing",
-            compute=lambda a, v, _: compute(a, v, constant.value), write=f"_e {sign} {term}",
-            rank=rank + constant.simple, start=None, settle=None)
+        return dict(message=f"the term {sign} {said} is missing", write=f"_e {sign} {term}")
 
-    edit = Edit(
-        site.equation.key, Kind.MISSING_TERM, "", compute, rank, reads=(one, two), start=0.0,
-        settle=settle)
-    return edit
+    return solved(
+        site.equation.key, site.sizes, Kind.MISSING_TERM,
+        lambda a, v, c: site.again(a) + c * function(v[one], v[two]), 0.0, rank, told, (one, two))

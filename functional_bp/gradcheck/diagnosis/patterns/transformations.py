@@ -1,28 +1,29 @@
-"""The claim as a whole may be the truth times something: a constant, a sign, a known quantity.
+"""The claim as a whole may be the truth times something, or the truth moved to other places.
 
 First the claim's use of the cotangent is looked at, in which it must be linear; then constants,
-signs and conjugates; last a factor too few, one too many, or another one, where claimed / true is a
-known quantity.
+signs and conjugates; the right numbers in the wrong places: transposed, permuted, shifted, summed;
+last a factor too few, one too many, or another one, where claimed / true is a known quantity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from functional_bp.gradcheck.diagnosis import costs
+from functional_bp.gradcheck.diagnosis.expressions import CLOSE, NamedNumber, name_of
+from functional_bp.gradcheck.diagnosis.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.evidence import Evidence, Judged, unexplained
-from functional_bp.gradcheck.diagnosis.patterns.expressions import name as named
 from functional_bp.gradcheck.diagnosis.patterns.formulas import Atom, atoms, placed
-from functional_bp.gradcheck.diagnosis.patterns.named_numbers import (
-    CLOSE,
-    NamedNumber,
-    name_of,
-    sizes,
-)
+from functional_bp.gradcheck.diagnosis.repair.mutations.arrangement import shifted
+from functional_bp.gradcheck.diagnosis.sums import plain_pairs
 from functional_bp.gradcheck.findings import Finding, Kind
+
+# A factor that is no constant.
 
 ROWS = 3000  # entries that the search looks at; what it finds is verified on all
 NEAR = 1e-7  # root mean square of the logarithm of what two sides differ by
@@ -79,12 +80,10 @@ def _quotient(
     evidence: Evidence, wanted: np.ndarray, found: list[Atom], columns: list[np.ndarray]
 ) -> list[Finding]:
     matrix = np.stack(columns)
-    gram, along = matrix @ matrix.T, matrix @ wanted
-    own, total = np.diag(gram), float(wanted @ wanted)
-    # ‖wanted − p + q‖² for all pairs, from inner products; what is near is verified exactly.
-    off = total + own[:, None] + own[None, :]
-    off = off - 2 * along[:, None] + 2 * along[None, :] - 2 * gram
-    near = np.argwhere(off <= 1e-9 * (total + own[:, None] + own[None, :]))
+    own, square = (matrix**2).sum(1), float(wanted @ wanted)
+    # ‖wanted − p + q‖² for all pairs; what is near is verified exactly.
+    off = plain_pairs(wanted, matrix, -matrix)
+    near = np.argwhere(off <= 1e-9 * (square + own[:, None] + own[None, :]))
     prices = np.array([atom.cost for atom in found])
     fitting = []
     for i, j in sorted(near.tolist(), key=lambda pair: prices[pair].sum())[:40]:
@@ -121,7 +120,7 @@ def _times(case: Judged, array: np.ndarray, atom: Atom | None) -> np.ndarray:
 def _finding(
     evidence: Evidence, numerator: Atom | None, denominator: Atom | None, c: float, error: float
 ) -> Finding:
-    constant = name_of(c, sizes(evidence))
+    constant = name_of(c, evidence.sizes)
     top = constant.factor + (f"{numerator.expr} · " if numerator else "")
     bottom = f" / {denominator.expr}" if denominator else ""
     equation = f"claimed = {top}true{bottom}"
@@ -148,10 +147,7 @@ def _finding(
 
 
 def _bars(evidence: Evidence) -> list[Atom]:
-    return [
-        Atom(named(text), text, costs.ARRAY, lambda case, n=text: case.bars[n])
-        for text in evidence.given.bars
-    ]
+    return [Atom(named(text), text, costs.ARRAY) for text in evidence.given.bars]
 
 
 def _best(found: list[Finding]) -> list[Finding]:
@@ -220,7 +216,7 @@ def _factor(evidence: Evidence) -> Finding | None:
     if error is None:
         return None
     largest = float(np.abs(evidence.given.claimed).max(initial=0.0))
-    constant = name_of(c, sizes(evidence), max(CLOSE, evidence.rounding / largest))
+    constant = name_of(c, evidence.sizes, max(CLOSE, evidence.rounding / largest))
     subject = f"the cotangent of {evidence.argument}"
     kind, message = factor_message(constant, subject, "claimed", "true")
     cost = costs.CONSTANT if constant.named else costs.NAMELESS_FACTOR
@@ -284,49 +280,23 @@ def find_misused_cotangents(evidence: Evidence) -> list[Finding]:
 
 
 def _linearity(evidence: Evidence) -> list[Finding]:
-    name = evidence.argument
-    ybar = _together(evidence)
-    tests: list[tuple[Kind, str, Callable[[Judged], bool]]] = [
-        (
-            Kind.COTANGENT_IGNORED,
-            f"the cotangent of {name} does not change with {ybar}: {ybar} is not used",
-            lambda case: (
-                _same(_claim(evidence, case, 0.0), case.claimed)
-                and _same(_claim(evidence, case, 2.0), case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is not zero where {ybar} is: a term without {ybar} is added",
-            lambda case: not _same(_claim(evidence, case, 0.0), 0 * case.claimed, case.claimed),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is quadratic in {ybar}: {ybar} is multiplied in twice",
-            lambda case: (
-                _same(_claim(evidence, case, 2.0), 4 * case.claimed)
-                and _same(_claim(evidence, case, -1.0), case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} depends on the size of {ybar} alone, not on its sign",
-            lambda case: (
-                _same(_claim(evidence, case, -1.0), case.claimed)
-                and _same(_claim(evidence, case, 2.0), 2 * case.claimed)
-            ),
-        ),
-        (
-            Kind.NOT_LINEAR,
-            f"the cotangent of {name} is not linear in {ybar}: twice {ybar} must give twice",
-            lambda case: (
-                not _same(_claim(evidence, case, 2.0), 2 * case.claimed)
-                or not _same(_claim(evidence, case, -1.0), -case.claimed)
-            ),
-        ),
-    ]
     if not np.any(evidence.given.claimed):
         return []
+    of, ybar = f"the cotangent of {evidence.argument}", _together(evidence)
+    claim = lambda case, scale: _claim(evidence, case, scale)
+    is_times = lambda case, scale, factor: _same(claim(case, scale), factor * case.claimed)
+    tests: tuple[tuple[Kind, str, Callable[[Judged], bool]], ...] = (
+        (Kind.COTANGENT_IGNORED, f"{of} does not change with {ybar}: {ybar} is not used",
+         lambda case: is_times(case, 0.0, 1) and is_times(case, 2.0, 1)),
+        (Kind.NOT_LINEAR, f"{of} is not zero where {ybar} is: a term without {ybar} is added",
+         lambda case: not _same(claim(case, 0.0), 0 * case.claimed, case.claimed)),
+        (Kind.NOT_LINEAR, f"{of} is quadratic in {ybar}: {ybar} is multiplied in twice",
+         lambda case: is_times(case, 2.0, 4) and is_times(case, -1.0, 1)),
+        (Kind.NOT_LINEAR, f"{of} depends on the size of {ybar} alone, not on its sign",
+         lambda case: is_times(case, -1.0, 1) and is_times(case, 2.0, 2)),
+        (Kind.NOT_LINEAR, f"{of} is not linear in {ybar}: twice {ybar} must give twice",
+         lambda case: not is_times(case, 2.0, 2) or not is_times(case, -1.0, -1)),
+    )  # fmt: skip
     for kind, message, test in tests:
         if evidence.late:
             break
@@ -384,3 +354,245 @@ def _same(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None = None) -> bool
 def _together(evidence: Evidence) -> str:
     bars = list(evidence.given.bars)
     return bars[0] if len(bars) == 1 else "the outputs' cotangents"
+
+
+# The right numbers in the wrong places.
+
+Move = Callable[[np.ndarray], np.ndarray]
+SHIFTS = (1, -1, 2, -2)
+GLANCED = 1000  # entries that have to agree before all are compared
+
+
+@dataclass(frozen=True)
+class _Moved:
+    kind: Kind
+    text: str  # "claimed = {…}"
+    what: str
+    move: Move
+    cost: float
+
+
+def find_moves(evidence: Evidence) -> list[Finding]:
+    """The claimed entries may be the true ones moved, or sums of them."""
+    found: list[Finding] = []
+    for layout in itertools.chain(_moves(evidence), _sums(evidence)):
+        if evidence.late or len(found) >= 3:
+            break
+        one = _tried(evidence, layout)
+        if one is not None:
+            found.append(one)
+    if not found and not evidence.late:
+        found += _summed_claim(evidence)
+    if not found and not evidence.late:
+        found += _any_order(evidence)
+    return found
+
+
+def _tried(evidence: Evidence, layout: _Moved) -> Finding | None:
+    claimed, moved = evidence.given.claimed, layout.move(evidence.given.true)
+    some = np.unravel_index(np.arange(0, moved.size, moved.size // GLANCED + 1), moved.shape)
+    c = common_factor([(claimed[some], moved[some])])
+    if not c or not np.allclose(
+        claimed[some], c * moved[some], 1e-5, 1e-5 * np.ptp(np.abs(moved[some]))
+    ):
+        return None
+    c = common_factor([(claimed, moved)]) or c
+    error = evidence.explains(lambda case: c * layout.move(case.true))
+    if error is None:
+        return None
+    constant = name_of(c, evidence.sizes)
+    if not constant.named:
+        return None
+    message = f"claimed = {constant.factor}{layout.text}: {layout.what}"
+    cost = layout.cost + (0.0 if constant.is_one else costs.AND_A_CONSTANT)
+    return evidence.finding(layout.kind, message, cost, error)
+
+
+def _moves(evidence: Evidence) -> Iterator[_Moved]:
+    shape, name = evidence.given.shape, evidence.argument
+    ndim = len(shape)
+    orders = [order for order in itertools.permutations(range(ndim)) if order != (*range(ndim),)]
+    for order in orders:
+        if ndim > 4 and sum(i != axis for i, axis in enumerate(order)) > 2:
+            continue
+        if tuple(shape[axis] for axis in order) == shape:
+            yield _Moved(
+                Kind.TRANSPOSE, "true.T" if ndim == 2 else f"transpose(true, {order})",
+                f"a transpose is missing, or one too many, in the cotangent of {name}",
+                lambda a, o=order: np.transpose(a, o), costs.TRANSPOSED,
+            )  # fmt: skip
+    axes = [axis for axis in range(ndim) if shape[axis] > 1]
+    for some in _groups(axes):
+        yield _Moved(
+            Kind.REVERSAL, f"flip(true, {_plain(some)})",
+            f"{_along(some)} of the cotangent of {name} runs in the wrong direction",
+            lambda a, s=some: np.flip(a, s), costs.FLIPPED,
+        )  # fmt: skip
+    for axis, shift in itertools.product(axes, SHIFTS):
+        if abs(shift) >= shape[axis]:
+            continue
+        what = f"entries are shifted by {_places(shift)} along axis {axis}"
+        for text, move, cost in (
+            (f"roll(true, {shift}, {axis})", np.roll, costs.ROLLED_ENTRIES),
+            (f"true, shifted by {shift} along axis {axis} and filled with zeros", shifted,
+             costs.SHIFTED_ENTRIES),
+        ):  # fmt: skip
+            yield _Moved(
+                Kind.OFF_BY_ONE, text.replace("-", "−"), what,
+                lambda a, m=move, s=shift, x=axis: m(a, s, x), cost,
+            )  # fmt: skip
+    for order in orders if evidence.given.true.size > 1 else ():
+        yield _Moved(
+            Kind.PERMUTATION, f"transpose(true, {order}).reshape{shape}",
+            "rows and columns are mixed up: reshaped in the wrong order",
+            lambda a, o=order: np.transpose(a, o).reshape(a.shape), costs.RESHAPED,
+        )  # fmt: skip
+
+
+def _groups(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    return [*itertools.combinations(axes, 1), *itertools.combinations(axes, 2)]
+
+
+def _reverse_diff(a: np.ndarray, axis: int) -> np.ndarray:
+    return -np.diff(a, axis=axis, append=0)
+
+
+# kind, how it is written, what it means, the claim as a function of the truth and an axis
+CUMULATED: tuple[tuple[Kind, str, str, Callable[[np.ndarray, int], np.ndarray]], ...] = (
+    (Kind.MISSING_SUM, "cumsum(true, {axis})", "summed up along axis {axis} once too often",
+     np.cumsum),
+    (Kind.MISSING_SUM, "diff(true) along axis {axis}",
+     "the cumulative sum along axis {axis} is missing",
+     lambda a, axis: np.diff(a, axis=axis, prepend=0)),
+    (Kind.MISSING_SUM, "reverse diff(true) along axis {axis}",
+     "the reverse cumulative sum along axis {axis} is missing", _reverse_diff),
+    (Kind.REVERSAL, "cumulative sum of the entries that true sums in reverse along axis {axis}",
+     "a cumulative sum runs in the wrong direction along axis {axis}",
+     lambda a, axis: np.cumsum(_reverse_diff(a, axis), axis)),
+    (Kind.REVERSAL, "reverse cumulative sum of the entries that true sums up along axis {axis}",
+     "a cumulative sum runs in the wrong direction along axis {axis}",
+     lambda a, axis: np.flip(
+         np.cumsum(np.flip(np.diff(a, axis=axis, prepend=0), axis), axis), axis)),
+)  # fmt: skip
+
+
+def _sums(evidence: Evidence) -> Iterator[_Moved]:
+    shape, name = evidence.given.shape, evidence.argument
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
+    for some in _groups(axes):
+        yield _Moved(
+            Kind.MEAN_OR_SUM, f"sum(true, axis={_plain(some)}), broadcast back",
+            f"the cotangent of {name} is reduced over {_along(some)}, and every entry gets the "
+            "same",
+            lambda a, s=some: np.broadcast_to(a.sum(s, keepdims=True), a.shape), costs.REDUCED,
+        )  # fmt: skip
+    for axis, (kind, text, what, function) in itertools.product(axes, CUMULATED):
+        yield _Moved(
+            kind, text.format(axis=axis), what.format(axis=axis),
+            lambda a, f=function, x=axis: f(a, x), costs.CUMULATED,
+        )  # fmt: skip
+
+
+def _summed_claim(evidence: Evidence) -> list[Finding]:
+    """Whether summing the claim over an axis gives the truth, the same for every entry."""
+    shape = evidence.given.shape
+    axes = [axis for axis in range(len(shape)) if shape[axis] > 1]
+
+    def total(case: Judged, some: tuple[int, ...]) -> np.ndarray:
+        return np.broadcast_to(case.claimed.sum(some, keepdims=True), case.shape)
+
+    for some in _groups(axes):
+        c = common_factor([(evidence.given.true, total(evidence.given, some))])
+        constant = None if c is None else name_of(c, evidence.sizes)
+        if constant is None or not constant.named:
+            continue
+        errors = [
+            unexplained(constant.value * total(case, some), case.true, 2 * case.true)
+            for case in evidence.cases
+        ]
+        known = [error for error in errors if error is not None]
+        if len(known) < len(errors):
+            continue
+        is_mean = constant.size is not None and constant.value < 1
+        what = "mean" if is_mean else "sum"
+        message = (
+            f"the {what} over {_along(some)} is missing: "
+            f"true = {what}(claimed, axis={_plain(some)}), the same for every entry"
+        )
+        return [evidence.finding(Kind.MISSING_SUM, message, costs.UNSUMMED, max(known))]
+    return []
+
+
+def _any_order(evidence: Evidence) -> list[Finding]:
+    """Whether the claim holds the true values in some other order, along one axis or overall."""
+    shape, name = evidence.given.shape, evidence.argument
+    if evidence.given.true.size < 3 or np.iscomplexobj(evidence.given.true):
+        return []
+    sums = [(np.sum(case.claimed**2), np.sum(case.true**2)) for case in evidence.cases]
+    if not all(np.isclose(claimed, true, 1e-8, 0) for claimed, true in sums):
+        return []
+    for axis in [*range(len(shape)), None]:
+        if axis is not None and shape[axis] < 2:
+            continue
+
+        def ordered(a: np.ndarray, axis: int | None = axis) -> np.ndarray:
+            return np.sort(a, axis)
+
+        same = [
+            np.allclose(ordered(case.claimed), ordered(case.true), 1e-8, 0)
+            and np.unique(case.true).size > 2
+            for case in evidence.cases
+        ]
+        if all(same):
+            along = "" if axis is None or len(shape) == 1 else f" along axis {axis}"
+            order = _by_known_order(evidence, axis)
+            message = f"the cotangent of {name} holds the right numbers in a wrong order{along}"
+            message += order or ": a permutation is missing, or its inverse belongs here"
+            return [evidence.finding(Kind.PERMUTATION, message, costs.PERMUTED, 0.0)]
+    return []
+
+
+def _by_known_order(evidence: Evidence, axis: int | None) -> str:
+    """The permutation in the words of a known array: its indices, or those that sort it."""
+    if axis is None:
+        return ""
+    case = evidence.given
+    for names, orders in (
+        (case.known, (("argsort({})", 2), ("the inverse of argsort({})", 3))),
+        (case.discrete, (("{}", 1), ("the inverse of {}", 2))),
+    ):
+        for name, (text, turns) in itertools.product(names, orders):
+            if all(_placed(c, name, turns, axis) for c in evidence.cases):
+                return f": claimed = true, indexed by {text.format(name)}"
+    return ""
+
+
+def _placed(case: Judged, name: str, turns: int, axis: int) -> bool:
+    array = case.known.get(name, case.discrete.get(name))
+    if array is None or array.size == 0:
+        return False
+    if array.shape != case.shape and (array.ndim != 1 or array.shape[0] != case.shape[axis]):
+        return False
+    along = axis if array.shape == case.shape else 0
+    index = array
+    for _ in range(turns - 1):
+        index = np.argsort(index, along, kind="stable")
+    if index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= case.shape[axis]:
+        return False
+    if array.shape == case.shape:
+        moved = np.take_along_axis(case.true, index, axis)
+    else:
+        moved = np.take(case.true, index, axis)
+    return bool(np.allclose(moved, case.claimed, 1e-8, 0))
+
+
+def _along(axes: tuple[int, ...]) -> str:
+    return f"axis {axes[0]}" if len(axes) == 1 else f"axes {' and '.join(map(str, axes))}"
+
+
+def _plain(axes: tuple[int, ...]) -> str:
+    return str(axes[0]) if len(axes) == 1 else str(axes)
+
+
+def _places(shift: int) -> str:
+    return f"{abs(shift)} place{'s' if abs(shift) > 1 else ''}"
