@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 
-class Place(enum.StrEnum):
+class AllocationKind(enum.StrEnum):
     """An allocation is of one of these kinds."""
 
     ARGUMENT = "argument"
@@ -29,7 +29,7 @@ class Place(enum.StrEnum):
     CONSTANT = "constant"
 
 
-class Instruction(NamedTuple):
+class HloInstruction(NamedTuple):
     """An instruction is one operation of the compiled program.
 
     Attributes:
@@ -61,9 +61,9 @@ class Buffer:
     offset: int
     bytes: int
     type: str
-    origin: Instruction
+    origin: HloInstruction
     spans: tuple[tuple[int, int], ...]
-    users: tuple[Instruction, ...] = field(repr=False, default=())
+    users: tuple[HloInstruction, ...] = field(repr=False, default=())
 
     def is_live(self, position: int) -> bool:
         """Say whether it is needed while the instruction there runs."""
@@ -76,7 +76,7 @@ class Allocation:
 
     Attributes:
         bytes: its size.
-        place: what it is for.
+        kind: what it is for.
         argument: the argument's name as JAX gives it (``params['W']``), "" for what is none, or
             has none: an array that the function closes over.
         type: of an argument; "" of others.
@@ -85,7 +85,7 @@ class Allocation:
     """
 
     bytes: int
-    place: Place
+    kind: AllocationKind
     argument: str
     type: str
     buffers: tuple[Buffer, ...]
@@ -93,7 +93,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Program:
+class CompiledProgram:
     """A compiled program's memory on one device.
 
     Attributes:
@@ -108,7 +108,7 @@ class Program:
     temporary_bytes: int
     donated_bytes: int
     allocations: tuple[Allocation, ...]
-    instructions: tuple[Instruction, ...]
+    instructions: tuple[HloInstruction, ...]
 
     @property
     def peak_bytes(self) -> int:
@@ -118,7 +118,9 @@ class Program:
     @cached_property
     def temporaries(self) -> tuple[Buffer, ...]:
         """Return the buffers of the temporary allocations."""
-        return tuple(b for a in self.allocations if a.place is Place.TEMPORARY for b in a.buffers)
+        return tuple(
+            b for a in self.allocations if a.kind is AllocationKind.TEMPORARY for b in a.buffers
+        )
 
     @cached_property
     def live_bytes(self) -> tuple[int, ...]:
@@ -136,15 +138,16 @@ class Program:
 
     @cached_property
     def peak(self) -> int:
-        """Return the position at which most bytes of temporaries are live, the first of these."""
-        return max(range(len(self.live_bytes)), key=self.live_bytes.__getitem__, default=0)
+        """Return the position at which most bytes of temporaries are live, the last of these."""
+        live = self.live_bytes
+        return max(range(len(live)), key=lambda position: (live[position], position), default=0)
 
     def live_at(self, position: int) -> list[Buffer]:
         """Return the temporaries that hold a value while the instruction there runs."""
         return [b for b in self.temporaries if b.is_live(position)]
 
 
-def program_of(compiled: Any) -> Program:
+def program_of(compiled: Any) -> CompiledProgram:
     """Read the memory of a compiled program, without running it.
 
     Args:
@@ -159,10 +162,10 @@ def program_of(compiled: Any) -> Program:
     )
     assignment = getattr(stats, "serialized_buffer_assignment_proto", b"")
     if not assignment:
-        return Program(*sums, (), ())
+        return CompiledProgram(*sums, (), ())
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
-    return Program(*sums, _allocations(_fields(assignment), schedule), schedule.in_order)
+    return CompiledProgram(*sums, _allocations(_fields(assignment), schedule), schedule.in_order)
 
 
 Fields = dict[int, list[Any]]
@@ -239,7 +242,7 @@ _MOVERS = {
 class _Node(NamedTuple):
     """One instruction as the module has it, with what the schedule needs."""
 
-    instruction: Instruction
+    instruction: HloInstruction
     shape: Fields
     operands: list[int]
     called: list[int]
@@ -292,7 +295,7 @@ class _Schedule:
         for part in computation[2]:
             fields = _fields(part)
             meta = _fields(fields[7][0]) if 7 in fields else {}
-            instruction = Instruction(
+            instruction = HloInstruction(
                 _text(fields, 1), _text(fields, 2), _text(meta, 2), self._frames.place(meta)
             )
             identity, number = _number(fields, 35), _number(fields, 9)
@@ -332,7 +335,7 @@ class _Schedule:
         dims = ",".join(map(str, _varints(shape.get(3, ()))))
         return f"{_DTYPES.get(kind, 'array')}[{dims}]"
 
-    def origin(self, locations: Sequence[int]) -> Instruction:
+    def origin(self, locations: Sequence[int]) -> HloInstruction:
         """Find the instruction that says best what lies in a buffer: who writes its content.
 
         What a loop stacks is allocated before it, filled with zeros, and written in its body by
@@ -518,10 +521,10 @@ def _allocations(assignment: Fields, schedule: _Schedule) -> tuple[Allocation, .
                 buffers.append(_buffer(offset, size, start, same, schedule))
         is_argument, is_output = bool(_number(fields, 5)), bool(_number(fields, 7))
         place = (
-            Place.ARGUMENT if is_argument
-            else Place.CONSTANT if _number(fields, 12)
-            else Place.OUTPUT if is_output
-            else Place.TEMPORARY
+            AllocationKind.ARGUMENT if is_argument
+            else AllocationKind.CONSTANT if _number(fields, 12)
+            else AllocationKind.OUTPUT if is_output
+            else AllocationKind.TEMPORARY
         )  # fmt: skip
         name, type = schedule.argument(_number(fields, 6)) if is_argument else ("", "")
         filled = tuple(_handed_over(buffers))

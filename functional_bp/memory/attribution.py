@@ -18,10 +18,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from functional_bp.memory.allocation import Allocation, Buffer, Instruction, Place, Program
+from functional_bp.memory.allocation import (
+    Allocation,
+    AllocationKind,
+    Buffer,
+    CompiledProgram,
+    HloInstruction,
+)
 
 
-class Use(enum.StrEnum):
+class Purpose(enum.StrEnum):
     """Bytes are for one of these; in the order of a report."""
 
     PARAMETERS = "parameters"
@@ -37,12 +43,12 @@ class Use(enum.StrEnum):
     GAPS = "gaps between buffers"
 
 
-TEMPORARY = (Use.KEPT, Use.FORWARD, Use.REVERSE, Use.GAPS)
+TEMPORARY = (Purpose.KEPT, Purpose.FORWARD, Purpose.REVERSE, Purpose.GAPS)
 OPTIMIZER_SCOPE = "optimizer"  # the name scope in which a training step updates its parameters
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """The JAX operation that made a value.
 
     Attributes:
@@ -64,7 +70,7 @@ _STRUCTURE = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_co
               "shard_map", "custom_vjp_call", "custom_jvp_call"}  # fmt: skip
 
 
-def origin_of(instruction: Instruction) -> Origin:
+def origin_of(instruction: HloInstruction) -> Provenance:
     """Read an instruction's name stack, ``jit(loss)/transpose(jvp(encoder))/layer0/tanh``."""
     is_reverse = False
     scopes: list[str] = []
@@ -80,7 +86,9 @@ def origin_of(instruction: Instruction) -> Origin:
         if part and part not in _STRUCTURE and not part.startswith("branch_"):
             scopes.append(part)
     operation = parts[-1] if "(" not in parts[-1] else ""
-    return Origin("/".join(scopes), operation or instruction.opcode, instruction.source, is_reverse)
+    return Provenance(
+        "/".join(scopes), operation or instruction.opcode, instruction.source, is_reverse
+    )
 
 
 def _is_of_jax(name: str) -> bool:
@@ -100,11 +108,11 @@ class Share:
         count: how many arrays of that type were made there.
     """
 
-    use: Use
+    use: Purpose
     bytes: int
     name: str = ""
     type: str = ""
-    origin: Origin | None = None
+    origin: Provenance | None = None
     count: int = 1
 
 
@@ -118,7 +126,7 @@ class Usage:
             not tell what lies in its memory.
     """
 
-    program: Program
+    program: CompiledProgram
     shares: tuple[Share, ...]
 
     @property
@@ -132,9 +140,9 @@ class Usage:
         return self.program.temporary_bytes
 
     @cached_property
-    def by_use(self) -> dict[Use, int]:
+    def by_use(self) -> dict[Purpose, int]:
         """Return the bytes for each use."""
-        sums: dict[Use, int] = dict.fromkeys(Use, 0)
+        sums: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
         for share in self.shares:
             sums[share.use] += share.bytes
         return sums
@@ -149,7 +157,7 @@ class Usage:
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
     @property
-    def peak_origin(self) -> Origin | None:
+    def peak_origin(self) -> Provenance | None:
         """Return the operation that runs where most temporaries are live."""
         instructions = self.program.instructions[self.program.peak :]
         told = (origin_of(i) for i in instructions if i.path)
@@ -157,10 +165,10 @@ class Usage:
 
 
 def usage_of(
-    program: Program,
-    use_of_argument: Callable[[str], Use],
-    use_of_outputs: Use = Use.OUTPUTS,
-    names: Callable[[Origin, str], str] = lambda origin, type: "",
+    program: CompiledProgram,
+    use_of_argument: Callable[[str], Purpose],
+    use_of_outputs: Purpose = Purpose.OUTPUTS,
+    names: Callable[[Provenance, str], str] = lambda origin, type: "",
 ) -> Usage:
     """Say what each byte of a program is for.
 
@@ -172,10 +180,10 @@ def usage_of(
     """
     shares: list[Share] = []
     for allocation in program.allocations:
-        if allocation.place is Place.ARGUMENT:
+        if allocation.kind is AllocationKind.ARGUMENT:
             use = use_of_argument(allocation.argument)
             shares.append(Share(use, allocation.bytes, allocation.argument, allocation.type))
-        elif allocation.place is Place.OUTPUT:
+        elif allocation.kind is AllocationKind.OUTPUT:
             shares += _filled(allocation, use_of_outputs, names)
     live = program.live_at(program.peak) if program.instructions else []
     for buffer in live:
@@ -184,31 +192,31 @@ def usage_of(
         shares.append(Share(use, buffer.bytes, names(origin, buffer.type), buffer.type, origin))
     if program.allocations:
         told = sum(share.bytes for share in shares)
-        shares.append(Share(Use.GAPS, max(program.peak_bytes - told, 0)))
+        shares.append(Share(Purpose.GAPS, max(program.peak_bytes - told, 0)))
     return Usage(program, _merged(shares))
 
 
 def _filled(
-    allocation: Allocation, use: Use, names: Callable[[Origin, str], str]
+    allocation: Allocation, use: Purpose, names: Callable[[Provenance, str], str]
 ) -> Iterable[Share]:
     """Name an output's allocation by the last array that lies in it; others lay there before."""
     if not allocation.buffers:
-        return [Share(Use.OUTPUTS, allocation.bytes)]
+        return [Share(Purpose.OUTPUTS, allocation.bytes)]
     last = max(allocation.buffers, key=lambda b: (b.spans[-1][1], b.bytes))
     origin = origin_of(last.origin)
     if last.type == "tuple" or allocation.bytes < 16:
-        use = Use.OUTPUTS
+        use = Purpose.OUTPUTS
     return [Share(use, allocation.bytes, names(origin, last.type), last.type, origin)]
 
 
-def _use_of_temporary(buffer: Buffer, origin: Origin) -> Use:
+def _use_of_temporary(buffer: Buffer, origin: Provenance) -> Purpose:
     users = [origin_of(user) for user in buffer.users]
     is_update = [OPTIMIZER_SCOPE in user.scope.split("/") for user in users]
     if any(is_update) and OPTIMIZER_SCOPE not in origin.scope.split("/"):
-        return Use.GRADIENTS
+        return Purpose.GRADIENTS
     if origin.is_reverse:
-        return Use.REVERSE
-    return Use.KEPT if any(user.is_reverse for user in users) else Use.FORWARD
+        return Purpose.REVERSE
+    return Purpose.KEPT if any(user.is_reverse for user in users) else Purpose.FORWARD
 
 
 def _merged(shares: Iterable[Share]) -> tuple[Share, ...]:

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from functional_bp.engine.transforms import value_and_grad
-from functional_bp.errors import BackpropError, compose, describe
+from functional_bp.errors import BackpropError, describe
 from functional_bp.graph import names
 from functional_bp.graph.graph import format_bytes
 from functional_bp.graph.inline import inlined
 from functional_bp.graph.trace import trace
-from functional_bp.memory.allocation import Program, program_of
-from functional_bp.memory.attribution import OPTIMIZER_SCOPE, Origin, Usage, Use, usage_of
+from functional_bp.memory.allocation import CompiledProgram, program_of
+from functional_bp.memory.attribution import OPTIMIZER_SCOPE, Provenance, Purpose, Usage, usage_of
+from functional_bp.memory.footprint_report import FootprintReport, html, markdown, text, timeline
 from functional_bp.memory.growth import (
     Dimension,
     Growth,
@@ -35,10 +36,18 @@ from functional_bp.memory.growth import (
     slope_of,
     unknown,
 )
-from functional_bp.memory.report import Report, html, markdown, text, timeline
 
-_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4,
-          "ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}  # fmt: skip
+_UNITS = {
+    "": 1,
+    "k": 1000,
+    "m": 1000**2,
+    "g": 1000**3,
+    "t": 1000**4,
+    "ki": 1024,
+    "mi": 1024**2,
+    "gi": 1024**3,
+    "ti": 1024**4,
+}
 
 
 class FootprintError(BackpropError, ValueError, TypeError):
@@ -61,9 +70,10 @@ def parse_bytes(size: int | float | str) -> int:
         count = 0.0
     if isinstance(size, bool) or count < 1:
         raise FootprintError(
-            compose("this is no size of a memory", got=repr(size),
-                    expected='a number of bytes, or a text such as "16 GiB" or "500 MB"')
-        )  # fmt: skip
+            "this is no size of a memory",
+            got=repr(size),
+            expected='a number of bytes, or a text such as "16 GiB" or "500 MB"',
+        )
     return int(count)
 
 
@@ -138,8 +148,8 @@ class Footprint:
         )
 
     @property
-    def _report(self) -> Report:
-        return Report(self.name, self.platform, self.devices, self.usages)
+    def _report(self) -> FootprintReport:
+        return FootprintReport(self.name, self.platform, self.devices, self.usages)
 
     def text(self, width: int | None = None, color: bool = False) -> str:
         """Write the tables for a terminal."""
@@ -215,9 +225,13 @@ def footprint(
     alone = subject.usage(subject.prediction)
     is_step = not subject.is_loss and subject.takes_a_state
     return Footprint(
-        subject.name, jax.default_backend(), _devices(subject.args),
-        alone if is_step else training, None if is_step else alone, subject,
-    )  # fmt: skip
+        subject.name,
+        jax.default_backend(),
+        _devices(subject.args),
+        alone if is_step else training,
+        None if is_step else alone,
+        subject,
+    )
 
 
 Built = tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]  # function, arguments, donated
@@ -227,27 +241,34 @@ class _Subject:
     """What is compiled: the function of its arrays, and what trains it."""
 
     def __init__(
-        self, fun: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
-        optimizer: Any, argnums: int, has_aux: bool,
-    ) -> None:  # fmt: skip
+        self,
+        fun: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        optimizer: Any,
+        argnums: int,
+        has_aux: bool,
+    ) -> None:
         self.name = names.function_name(fun)
         self.fun, self.args, self.heads = _with_arrays_only(fun, args, kwargs)
         self.optimizer, self.has_aux = optimizer, has_aux
         given = names.positional_names(fun, len(args))
         if not 0 <= argnums < len(given) or given[argnums] not in self.heads:
             raise FootprintError(
-                compose("argnums is beyond the arguments", got=f"argnums={argnums}",
-                        expected="the position of an argument that is an array or a pytree of them")
-            )  # fmt: skip
+                "argnums is beyond the arguments",
+                got=f"argnums={argnums}",
+                expected="the position of an argument that is an array or a pytree of them",
+            )
         self.trained = self.heads.index(given[argnums])
         self.is_loss = self._returns_loss()
         if optimizer is not None and not self.is_loss:
             raise FootprintError(
-                compose("an optimizer trains a loss", where=self.name,
-                        got="a function that returns no real scalar",
-                        expected="a real scalar, or (scalar, auxiliary) with has_aux=True",
-                        do="leave optimizer out, or pass the loss itself")
-            )  # fmt: skip
+                "an optimizer trains a loss",
+                where=self.name,
+                got="a function that returns no real scalar",
+                expected="a real scalar, or (scalar, auxiliary) with has_aux=True",
+                do="leave optimizer out, or pass the loss itself",
+            )
 
     def _returns_loss(self) -> bool:
         try:
@@ -289,7 +310,7 @@ class _Subject:
         """Return the function itself."""
         return self.fun, args, ()
 
-    def compiled(self, build: Callable[..., Built], args: tuple[Any, ...]) -> Program:
+    def compiled(self, build: Callable[..., Built], args: tuple[Any, ...]) -> CompiledProgram:
         """Compile what ``build`` returns for these arguments, and read its memory."""
         try:
             fun, inputs, donated = build(args)
@@ -307,7 +328,7 @@ class _Subject:
         return usage_of(
             self.compiled(build, self.args),
             lambda name: _use_of_argument(name, root),
-            Use.GRADIENTS if grads else Use.OUTPUTS,
+            Purpose.GRADIENTS if grads else Purpose.OUTPUTS,
             self.names,
         )
 
@@ -320,7 +341,7 @@ class _Subject:
         """Find the sizes of the arguments that can be changed."""
         paths = names.argument_names(self.fun, self.args, {})
         root = self.heads[self.trained]
-        trained = [_use_of_argument(path, root) is not Use.BATCH for path in paths]
+        trained = [_use_of_argument(path, root) is not Purpose.BATCH for path in paths]
 
         def fits(args: tuple[Any, ...]) -> bool:
             try:
@@ -333,7 +354,7 @@ class _Subject:
         return sorted(found, key=lambda d: trained[d.axes[0].leaf])  # those of the batch first
 
     @functools.cached_property
-    def names(self) -> Callable[[Origin, str], str]:
+    def names(self) -> Callable[[Provenance, str], str]:
         """Find the person's tags (``bp.name``) by operation and source line."""
         graph = inlined(trace(self.fun, *self.args))
         tags = {
@@ -343,7 +364,7 @@ class _Subject:
             if variable.tag is not None
         }
 
-        def find(origin: Origin, type: str) -> str:
+        def find(origin: Provenance, type: str) -> str:
             return "" if origin.is_reverse else tags.get((origin.operation, origin.source)) or ""
 
         return find
@@ -353,9 +374,10 @@ class _Subject:
         first = (str(error).splitlines() or [""])[0]
         do = "call it once with arrays of these shapes under jax.jit to see where it fails"
         return FootprintError(
-            compose(f"{self.name} cannot be compiled for these arguments",
-                    got=f"{shapes}\n            {type(error).__name__}: {first}", do=do)
-        )  # fmt: skip
+            f"{self.name} cannot be compiled for these arguments",
+            got=f"{shapes}\n            {type(error).__name__}: {first}",
+            do=do,
+        )
 
 
 def _with_arrays_only(
@@ -400,23 +422,27 @@ def _sign(function: Callable[..., Any], heads: Sequence[str]) -> None:
 
 
 _STATE = {
-    ".params": Use.PARAMETERS, ".opt_state": Use.OPTIMIZER, ".model_state": Use.STATE,
-    ".step": Use.STATE, ".rng": Use.STATE, ".loss_scale": Use.STATE,
-}  # fmt: skip
+    ".params": Purpose.PARAMETERS,
+    ".opt_state": Purpose.OPTIMIZER,
+    ".model_state": Purpose.STATE,
+    ".step": Purpose.STATE,
+    ".rng": Purpose.STATE,
+    ".loss_scale": Purpose.STATE,
+}
 
 
-def _use_of_argument(name: str, trained: str) -> Use:
+def _use_of_argument(name: str, trained: str) -> Purpose:
     """Say what an argument of that name is, ``state.params['W']`` of a training step's too."""
     if not name:
-        return Use.CONSTANTS
+        return Purpose.CONSTANTS
     found = re.match(r"\w*", name)
     root = found[0] if found else name
     if root == "opt_state":
-        return Use.OPTIMIZER
+        return Purpose.OPTIMIZER
     for part, use in _STATE.items():
         if name.startswith(f"{trained}{part}"):
             return use
-    return Use.PARAMETERS if root == trained else Use.BATCH
+    return Purpose.PARAMETERS if root == trained else Purpose.BATCH
 
 
 def _devices(args: Sequence[Any]) -> int:

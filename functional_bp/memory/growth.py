@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from functional_bp.errors import BackpropError, compose
+from functional_bp.errors import BackpropError
 from functional_bp.graph.graph import format_bytes
 from functional_bp.tables import text as text_tables
 from functional_bp.tables.table import Cell, Column, Line, Table
@@ -62,7 +62,7 @@ class Dimension(NamedTuple):
         return jax.tree.unflatten(tree, leaves)
 
 
-class Slope(NamedTuple):
+class GrowthRate(NamedTuple):
     """A dimension's part in the memory of a program.
 
     Attributes:
@@ -108,7 +108,7 @@ class Growth(NamedTuple):
 
     name: str
     peak_bytes: int
-    slopes: tuple[Slope, ...]
+    slopes: tuple[GrowthRate, ...]
 
     def __getitem__(self, key: Any) -> Any:
         """Return the slope of a dimension, by name: ``growth["x.shape[0]"]``."""
@@ -120,9 +120,12 @@ class Growth(NamedTuple):
     def table(self) -> Table:
         """Return it as a table."""
         columns = (
-            Column("dimension"), Column("size", "right"), Column("for each", "right"),
-            Column("fixed", "right"), Column("compiled at", "right", drop=1),
-        )  # fmt: skip
+            Column("dimension"),
+            Column("size", "right"),
+            Column("for each", "right"),
+            Column("fixed", "right"),
+            Column("compiled at", "right", drop=1),
+        )
         lines = []
         for slope in self.slopes:
             axes = slope.dimension.axes
@@ -147,9 +150,11 @@ def unknown(key: str, names: Sequence[str]) -> SizeError:
     """Make the error for a dimension that is not there, with near names."""
     near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.3) or names[:3]
     return SizeError(
-        compose("no such dimension", got=repr(key), expected=", ".join(names) or "none: no axis "
-                "can be made longer by itself", do=f"write one of them: {', '.join(near)}")
-    )  # fmt: skip
+        "no such dimension",
+        got=repr(key),
+        expected=", ".join(names) or "none: no axis can be made longer by itself",
+        do=f"write one of them: {', '.join(near)}",
+    )
 
 
 def dimensions_of(
@@ -180,7 +185,7 @@ def dimensions_of(
     return found
 
 
-def slope_of(dimension: Dimension, args: Any, peak: Callable[..., int], now: int) -> Slope:
+def slope_of(dimension: Dimension, args: Any, peak: Callable[..., int], now: int) -> GrowthRate:
     """Compile at twice and three times the size, and fit a line through the first two."""
     sizes = (dimension.size, 2 * dimension.size, 3 * dimension.size)
     amounts = (now, *(peak(dimension.resized(args, size)) for size in sizes[1:]))
@@ -188,7 +193,7 @@ def slope_of(dimension: Dimension, args: Any, peak: Callable[..., int], now: int
     fixed = amounts[0] - per_unit * sizes[0]
     predicted = fixed + per_unit * sizes[2]
     is_linear = abs(predicted - amounts[2]) <= 1e-3 * amounts[2]
-    return Slope(dimension, fixed, per_unit, sizes, amounts, is_linear)
+    return GrowthRate(dimension, fixed, per_unit, sizes, amounts, is_linear)
 
 
 def largest_of(
@@ -218,10 +223,11 @@ def largest_of(
         low = 1
     if not low:
         raise SizeError(
-            compose(f"no size of {dimension.name} fits", got=f"{format_bytes(needs(1))} at size 1",
-                    expected=f"at most {format_bytes(memory)}",
-                    do="see what fills it at that size: bp.footprint there")
-        )  # fmt: skip
+            f"no size of {dimension.name} fits",
+            got=f"{format_bytes(needs(1))} at size 1",
+            expected=f"at most {format_bytes(memory)}",
+            do="see what fills it at that size: bp.footprint there",
+        )
     return Largest(dimension, low, needs(low), len(compiled) - 1)
 
 

@@ -21,16 +21,17 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from functional_bp import _jax
 from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import has_tangent
+from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.transforms import vjp
-from functional_bp.errors import BackpropError, compose
+from functional_bp.errors import BackpropError
 from functional_bp.graph import names
 from functional_bp.graph.graph import format_bytes, format_count, short_place
-from functional_bp.memory.allocation import Program, program_of
-from functional_bp.memory.attribution import Use, usage_of
-from functional_bp.memory.costs import Costs, costs_of
+from functional_bp.memory.allocation import CompiledProgram, program_of
+from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import parse_bytes
+from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
 from functional_bp.memory.schedule import (
-    Loop,
+    LoopSchedule,
     Output,
     Schedule,
     Scheduler,
@@ -49,7 +50,7 @@ class BudgetError(BackpropError, ValueError):
     """A gradient needs more memory than the budget, however much of it runs again."""
 
 
-class Choice(NamedTuple):
+class Recomputation(NamedTuple):
     """What was chosen for the shapes of a call.
 
     Attributes:
@@ -63,8 +64,8 @@ class Choice(NamedTuple):
     """
 
     schedule: Schedule
-    program: Program
-    plain: Program
+    program: CompiledProgram
+    plain: CompiledProgram
     budget_bytes: int
     flops: int
     compilations: int
@@ -88,7 +89,7 @@ class Choice(NamedTuple):
         return "\n".join(lines)
 
 
-class Recomputed:
+class RecomputedFunction:
     """A function whose gradient makes parts of the function again; ``bp.recompute`` makes it.
 
     Attributes:
@@ -100,16 +101,16 @@ class Recomputed:
     def __init__(self, fun: Callable[..., Any], budget: Any, argnums: Sequence[int]) -> None:
         functools.update_wrapper(self, fun, updated=())
         self.fun, self.budget, self.argnums = fun, budget, tuple(argnums)
-        self.choices: dict[Any, Choice] = {}
+        self.choices: dict[Any, Recomputation] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
         call = _Call(self.fun, args, kwargs, self.argnums)
         choice = self._choice(call)
-        outs = scheduled(call.jaxpr, choice.schedule)(call.consts, *call.leaves)
+        outs = scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves)
         return jax.tree.unflatten(call.out_tree, outs)
 
-    def choice(self, *args: Any, **kwargs: Any) -> Choice:
+    def choice(self, *args: Any, **kwargs: Any) -> Recomputation:
         """Say what is made again for arguments of these shapes; nothing runs.
 
         Args:
@@ -118,7 +119,7 @@ class Recomputed:
         """
         return self._choice(_Call(self.fun, args, kwargs, self.argnums))
 
-    def _choice(self, call: _Call) -> Choice:
+    def _choice(self, call: _Call) -> Recomputation:
         if call.key not in self.choices:
             self.choices[call.key] = _Search(call, self.budget).result()
         return self.choices[call.key]
@@ -135,7 +136,7 @@ class Recomputed:
 
 def recompute(
     fun: Callable[..., Any], budget: int | float | str, *, argnums: int | Sequence[int] = 0
-) -> Recomputed:
+) -> RecomputedFunction:
     """Return the same function, whose gradient by ``bp.grad`` needs no more than a budget.
 
     What the reverse sweep needs is made again where that is cheap, instead of being kept; loops
@@ -160,16 +161,16 @@ def recompute(
         Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761, chapter 12:
         to keep or to compute again.
     """
-    if isinstance(budget, float) and 0 < budget < 1:
-        pass
-    else:
+    if not (isinstance(budget, float) and 0 < budget < 1):
         parse_bytes(budget)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    return Recomputed(fun, budget, positions)
+    return RecomputedFunction(fun, budget, positions)
 
 
 class _Call:
     """A call of the function is a flat graph without calls, and its arguments."""
+
+    out_tree: Any
 
     def __init__(
         self, fun: Callable[..., Any], args: Any, kwargs: Any, argnums: Sequence[int]
@@ -182,20 +183,22 @@ class _Call:
             outs, self.out_tree = jax.tree.flatten(fun(*inner_args, **inner_kwargs))
             return outs
 
-        jaxpr, consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*avals))
-        closed, more = without_calls(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars],
-                                                   debug_info=jaxpr.debug_info.with_unknown_names()))
-        assert not more
-        self.jaxpr, self.consts = closed, consts
+        jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*avals))
+        inputs = [*jaxpr.constvars, *jaxpr.invars]  # closures' arrays are arguments like others
+        unnamed = jaxpr.debug_info.with_unknown_names()
+        self.jaxpr, made = without_calls(
+            jaxpr.replace(constvars=[], invars=inputs, debug_info=unnamed)
+        )
+        assert not made
         marked = jax.tree.leaves(
             tuple(jax.tree.map(lambda _, k=k: k in argnums, arg) for k, arg in enumerate(args))
         )
         marked += [False] * (len(self.leaves) - len(marked))
-        self.active = [False] * len(consts) + [
-            on and has_tangent(v.aval) for on, v in zip(marked, closed.invars[len(consts) :])
-        ]
+        marked = [False] * len(self.consts) + marked
+        pairs = zip(marked, self.jaxpr.invars, strict=True)
+        self.active = [on and has_tangent(v.aval) for on, v in pairs]
         self.name = names.function_name(fun)
-        self.key = tree, tuple(map(str, avals)), len(closed.eqns)
+        self.key = tree, tuple(map(str, avals)), len(self.jaxpr.eqns)
 
 
 def _shape_of(leaf: Any) -> Any:
@@ -210,7 +213,7 @@ class _Search:
 
     def __init__(self, call: _Call, budget: Any) -> None:
         self.call = call
-        self.compiled: dict[Any, Program] = {}
+        self.compiled: dict[Any, CompiledProgram] = {}
         self.costs = costs_of(call.jaxpr, call.active)
         plain = Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
         self.plain = self.measured(plain)
@@ -220,12 +223,12 @@ class _Search:
         self.budget = fixed + share if is_share else parse_bytes(budget)
         self.tried = {plain: self.plain}
 
-    def measured(self, schedule: Schedule) -> Program:
+    def measured(self, schedule: Schedule) -> CompiledProgram:
         """Compile the gradient under a schedule."""
         if schedule.segments not in self.compiled:
             call = self.call
             run = scheduled(call.jaxpr, schedule)
-            shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in call.jaxpr.invars]
+            shapes = list(map(shape_of, call.jaxpr.invars))
             chosen = [x for x, on in zip(shapes, call.active) if on]
             others = [x for x, on in zip(shapes, call.active) if not on]
 
@@ -237,8 +240,7 @@ class _Search:
                 outs, pull = vjp(of_chosen, *chosen)
                 return outs, pull(bars)
 
-            outs = call.jaxpr.outvars
-            bars = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in outs]
+            bars = list(map(shape_of, call.jaxpr.outvars))
             if all(x.shape == () for x in bars):
                 lowered = jax.jit(lambda c, o: program(c, o, [jnp.ones((), b.dtype) for b in bars]))
                 compiled = lowered.lower(chosen, others).compile()
@@ -247,7 +249,7 @@ class _Search:
             self.compiled[schedule.segments] = program_of(compiled)
         return self.compiled[schedule.segments]
 
-    def result(self) -> Choice:
+    def result(self) -> Recomputation:
         """Return the choice of the fewest operations within the budget."""
         if self.plain.peak_bytes <= self.budget:
             return self._choice(next(iter(self.tried)))
@@ -288,15 +290,15 @@ class _Search:
         within = [s for s, program in self.tried.items() if program.peak_bytes <= self.budget]
         return min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes), default=None)
 
-    def _choice(self, schedule: Schedule) -> Choice:
+    def _choice(self, schedule: Schedule) -> Recomputation:
         total = 3 * sum(self.costs.flops)
         made = _made_again(self.costs, schedule)
-        return Choice(schedule, self.measured(schedule), self.plain, self.budget, total,
+        return Recomputation(schedule, self.measured(schedule), self.plain, self.budget, total,
                       len(self.compiled), made)  # fmt: skip
 
     def _too_small(self) -> BudgetError:
         schedule, program = min(self.tried.items(), key=lambda item: item[1].peak_bytes)
-        usage = usage_of(program, lambda name: Use.BATCH)
+        usage = usage_of(program, lambda name: Purpose.BATCH)
         largest = [
             f"{format_bytes(share.bytes)} {share.type} of {share.origin.operation} "
             f"{short_place(share.origin.source)}".rstrip()
@@ -304,13 +306,11 @@ class _Search:
         ][:2]  # fmt: skip
         arguments = program.peak_bytes - program.temporary_bytes
         return BudgetError(
-            compose(
-                f"the gradient of {self.call.name} cannot be had within the budget",
-                got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
-                f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
-                expected=f"at most {format_bytes(self.budget)}",
-                do="make the batch smaller, or divide what is largest (bp.footprint shows it)",
-            )
+            f"the gradient of {self.call.name} cannot be had within the budget",
+            got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
+            f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
+            expected=f"at most {format_bytes(self.budget)}",
+            do="make the batch smaller, or divide what is largest (bp.footprint shows it)",
         )
 
 
@@ -323,7 +323,7 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
             if segment.kept is None and segment.loop is None:
                 continue
             size = costs.own_bytes[i] + sum(
-                v.aval.size * v.aval.dtype.itemsize
+                size_in_bytes(v.aval)
                 for k, v in enumerate(eqn.outvars)
                 if (i, k) not in (segment.kept or ()) and any(v in g for g in costs.named[i:])
             )
@@ -360,7 +360,9 @@ def _run_lean(
     eqns = jaxpr.eqns[segment.start : segment.stop]
     kept = frozenset(jaxpr.eqns[i].outvars[k] for i, k in places)
     made = {v for eqn in eqns for v in eqn.outvars}
-    read = dict.fromkeys(a for eqn in eqns for a in eqn.invars if isinstance(a, Var) and a not in made)
+    read = dict.fromkeys(
+        a for eqn in eqns for a in eqn.invars if isinstance(a, Var) and a not in made
+    )
     last = _last_uses(jaxpr)
     outs = [v for eqn in eqns for v in eqn.outvars if last.get(v, -1) >= segment.stop]
 
@@ -387,7 +389,7 @@ def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
     return last
 
 
-def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: Loop) -> list[Any]:
+def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: LoopSchedule) -> list[Any]:
     """Run a ``scan`` so that its gradient keeps fewer bytes: in chunks, or with leaner steps."""
     constants, carries = _jax.scan_counts(eqn.params)
     _, consts = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])

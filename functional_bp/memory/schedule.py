@@ -3,7 +3,7 @@
 A flat graph is cut into *segments*. What crosses a border is kept. A segment is either *plain* (all
 that its rules name is kept) or *lean*: before its reverse sweep it runs again, from what crosses
 its first border and from what it keeps besides, the cheapest set by a minimum cut
-(``costs.cheapest``) at some exchange rate of bytes for operations.
+(``residual_costs.cheapest``) at some exchange rate of bytes for operations.
 
 While a segment is differentiated, there is in memory what it and those before it keep, and what it
 made again. The least operations at which this sum is below a limit everywhere are found exactly, by
@@ -20,7 +20,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,19 +33,19 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes
-from functional_bp.memory.costs import Costs, cheapest, costs_of, materialized
+from functional_bp.memory.residual_costs import Costs, cheapest, costs_of, materialized
 from functional_bp.vjps.remat import without_calls
 
 MOST_BORDERS = 64
 LEVELS = 256  # into which kept bytes are divided by the dynamic program
-# Exchange rates: bytes that one operation is worth, from "only what is free" to "whatever it costs".
+# Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
 
 
 Output = tuple[int, int]  # an equation's position in its graph, and which of its outputs
 
 
-class Loop(NamedTuple):
+class LoopSchedule(NamedTuple):
     """How a ``scan`` is differentiated with fewer bytes.
 
     Attributes:
@@ -68,7 +69,7 @@ class Segment(NamedTuple):
     start: int
     stop: int
     kept: frozenset[Output] | None
-    loop: Loop | None = None
+    loop: LoopSchedule | None = None
 
 
 class Variant(NamedTuple):
@@ -80,7 +81,7 @@ class Variant(NamedTuple):
     kept: int
     fresh: int
     flops: int
-    choice: float | Loop | None
+    choice: float | LoopSchedule | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Schedule:
 
 
 class Scheduler:
-    """Finds schedules of one graph for any limit; what does not depend on the limit is done once."""
+    """Finds schedules of one graph for any limit, what does not depend on the limit once."""
 
     def __init__(self, costs: Costs) -> None:
         self.costs = costs
@@ -110,13 +111,10 @@ class Scheduler:
         self.held = materialized(costs)
         self.last_named = {v: i for i, group in enumerate(costs.named) for v in group}
         self.last_use: dict[Var, int] = {}
-        for i, eqn in enumerate(eqns):
-            for v in eqn.invars:
-                if isinstance(v, Var) and v in self.defined:
-                    self.last_use[v] = i
-        self.last_use.update(
-            {v: len(eqns) for v in costs.jaxpr.outvars if isinstance(v, Var) and v in self.defined}
-        )
+        self.reads = [self.defined.keys() & set(_variables(eqn.invars)) for eqn in eqns]
+        ends = self.defined.keys() & set(_variables(costs.jaxpr.outvars))
+        for i, read in enumerate([*self.reads, ends]):
+            self.last_use.update(dict.fromkeys(read, i))
         self.borders = self._borders()
         self.kept = {rate: frozenset(cheapest(costs, rate, {})) for rate in RATES}
         self._variants = self._tabulated()
@@ -163,7 +161,7 @@ class Scheduler:
         for rate in RATES:
             kept = (self.kept[rate] & here) | stay
             made, flops = self._made_again(start, stop, wanted, kept)
-            outside = _read_from_before(eqns, made, self.defined, start)
+            outside = set[Var]().union(*(self.reads[i] for i in made)) - here
             bytes_kept = _bytes(kept | outside)
             fresh = _bytes((here & self.held) - kept) + own
             key = bytes_kept, flops
@@ -173,17 +171,15 @@ class Scheduler:
         return variants
 
     def _made_again(
-        self, start: int, stop: int, wanted: set[Var], kept: set[Var] | frozenset[Var]
+        self, start: int, stop: int, wanted: set[Var], kept: AbstractSet[Var]
     ) -> tuple[set[int], int]:
         """Return which equations of a lean segment run again, and their operations."""
-        needed = {v for v in wanted if v not in kept}
+        needed = wanted - kept
         made: set[int] = set()
         for i in reversed(range(start, stop)):
-            eqn = self.costs.jaxpr.eqns[i]
-            loop = self.costs.own_bytes[i] > 0
-            if loop or any(v in needed for v in eqn.outvars):
+            if self.costs.own_bytes[i] or not needed.isdisjoint(self.costs.jaxpr.eqns[i].outvars):
                 made.add(i)
-                needed |= {v for v in eqn.invars if isinstance(v, Var) and v not in kept}
+                needed |= self.reads[i] - kept
         return made, sum(self.costs.flops[i] for i in made)
 
     @property
@@ -211,7 +207,7 @@ class Scheduler:
         count = len(self.borders)
         flops = np.full((count, LEVELS + 1), np.inf)
         flops[0, 0] = 0
-        choice: dict[tuple[int, int], tuple[int, int, float | Loop | None]] = {}
+        choice: dict[tuple[int, int], tuple[int, int, float | LoopSchedule | None]] = {}
         for a in range(count):
             levels = np.flatnonzero(np.isfinite(flops[a]))
             if not len(levels):
@@ -234,14 +230,14 @@ class Scheduler:
         while b:
             a, before, what = choice[b, level]
             start, stop = self.borders[a], self.borders[b]
-            loop = what if isinstance(what, Loop) else None
+            loop = what if isinstance(what, LoopSchedule) else None
             kept = self._inside(start, stop, what) if isinstance(what, float) else None
             segments.append(Segment(start, stop, kept, loop))
             b, level = a, before
         return Schedule(tuple(reversed(segments)), limit, total)
 
     def _inside(self, start: int, stop: int, rate: float) -> frozenset[Output]:
-        """Return what a lean segment keeps: its part of the cut, and what later rules name of it."""
+        """Return what a lean segment keeps: its part of the cut, and what later rules name."""
         here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
         return places(self.costs.jaxpr, (here & self.kept[rate]) | self._stay(here, stop))
 
@@ -291,6 +287,7 @@ def loop_variants(eqn: JaxprEqn, own: int, held: int) -> list[Variant]:
     costs = body_costs(eqn)
     constants, carries = _jax.scan_counts(eqn.params)
     states = costs.jaxpr.invars[constants : constants + carries]
+    scanned = costs.jaxpr.invars[constants + carries :]
     prices = {v: size_in_bytes(v.aval) for v in states}
     carry, step = sum(prices.values()), own / length
     effort = sum(costs.flops)
@@ -301,42 +298,48 @@ def loop_variants(eqn: JaxprEqn, own: int, held: int) -> list[Variant]:
         if flops and _bytes(kept) < 0.98 * step:
             leaner.setdefault(_bytes(kept), (places(costs.jaxpr, kept), flops))
     found = [
-        Variant(length * k + held, int(step), length * flops, Loop(0, kept))
+        Variant(length * k + held, int(step), length * flops, LoopSchedule(0, kept))
         for k, (kept, flops) in leaner.items()
     ]
     for k, (kept, flops) in [(int(step), (None, 0)), *leaner.items()]:
         best = math.sqrt(length * max(k, 1) / max(carry, 1))
-        for chunks in {round(best / 2), round(best), round(best * 2)}:
+        for chunks in {_divisor_near(length, best * factor) for factor in (0.5, 1, 2)}:
             if 1 < chunks <= length // 2:
                 fresh = math.ceil(length / chunks) * k + (int(step) if kept is not None else 0)
                 total = length * (effort + flops)
-                found.append(Variant(chunks * carry + held, fresh, total, Loop(chunks, kept)))
+                copied = _bytes(scanned) * length if length % chunks else 0
+                kept_bytes = chunks * carry + held + copied
+                found.append(Variant(kept_bytes, fresh, total, LoopSchedule(chunks, kept)))
     return [v for v in found if v.kept + v.fresh < own + held]
+
+
+def _divisor_near(length: int, wanted: float) -> int:
+    """Choose a number of chunks: one that divides the steps, if there is one within a factor of 2.
+
+    What is scanned has else to be copied, to cut off the rest.
+    """
+    near = [k for k in range(2, length // 2 + 1) if length % k == 0 and 0.5 < k / wanted < 2]
+    return min(near, key=lambda k: abs(math.log(k / wanted)), default=round(wanted))
 
 
 def flops_again(costs: Costs, kept: frozenset[Var]) -> int:
     """Count the operations that make again what the rules of a graph name and is not kept."""
-    needed = {v for group in costs.named for v in group if v not in kept}
+    needed = {v for group in costs.named for v in group} - kept
     total = 0
     for i in reversed(range(len(costs.jaxpr.eqns))):
         eqn = costs.jaxpr.eqns[i]
-        if costs.own_bytes[i] or any(v in needed for v in eqn.outvars):
+        if costs.own_bytes[i] or not needed.isdisjoint(eqn.outvars):
             total += costs.flops[i]
-            needed |= {v for v in eqn.invars if isinstance(v, Var) and v not in kept}
+            needed |= set(_variables(eqn.invars)) - kept
     return total
 
 
+def _variables(atoms: Iterable[Any]) -> list[Var]:
+    return [atom for atom in atoms if isinstance(atom, Var)]
+
+
+_size = lru_cache(maxsize=100_000)(lambda v: size_in_bytes(v.aval))
+
+
 def _bytes(variables: Iterable[Var]) -> int:
-    return sum(size_in_bytes(v.aval) for v in variables)
-
-
-def _read_from_before(
-    eqns: Sequence[Any], made: set[int], defined: dict[Var, int], start: int
-) -> set[Var]:
-    """Return what the equations that run again read from before their segment."""
-    return {
-        v
-        for i in made
-        for v in eqns[i - start].invars
-        if isinstance(v, Var) and v in defined and defined[v] < start
-    }
+    return sum(map(_size, variables))

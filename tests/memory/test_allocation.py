@@ -14,8 +14,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import functional_bp as bp
-from functional_bp.memory.allocation import Place, Program, program_of
-from functional_bp.memory.attribution import Use, usage_of
+from functional_bp.memory.allocation import AllocationKind, CompiledProgram, program_of
+from functional_bp.memory.attribution import Purpose, usage_of
 
 F = jnp.float32
 Compiled = Callable[[], Any]
@@ -183,7 +183,7 @@ PROGRAMS: dict[str, Compiled] = {
 }  # fmt: skip
 
 
-def overlaps(program: Program) -> list[tuple[Any, Any]]:
+def overlaps(program: CompiledProgram) -> list[tuple[Any, Any]]:
     """Pairs of arrays that XLA would have put on the same bytes at the same time."""
     found = []
     for allocation in program.allocations:
@@ -200,14 +200,14 @@ def overlaps(program: Program) -> list[tuple[Any, Any]]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_parts_add_up_to_what_xla_says(name: str) -> None:
     program = program_of(PROGRAMS[name]())
-    sums = dict.fromkeys(Place, 0)
+    sums = dict.fromkeys(AllocationKind, 0)
     for allocation in program.allocations:
-        sums[allocation.place] += allocation.bytes
+        sums[allocation.kind] += allocation.bytes
     donated = sum(a.bytes for a in program.allocations if a.is_donated)
-    assert sums[Place.TEMPORARY] == program.temporary_bytes > 0
-    assert sums[Place.ARGUMENT] == pytest.approx(program.argument_bytes, rel=1e-3)
-    assert sums[Place.OUTPUT] + donated == pytest.approx(program.output_bytes, rel=1e-3)
-    usage = usage_of(program, lambda name: Use.BATCH)
+    assert sums[AllocationKind.TEMPORARY] == program.temporary_bytes > 0
+    assert sums[AllocationKind.ARGUMENT] == pytest.approx(program.argument_bytes, rel=1e-3)
+    assert sums[AllocationKind.OUTPUT] + donated == pytest.approx(program.output_bytes, rel=1e-3)
+    usage = usage_of(program, lambda name: Purpose.BATCH)
     assert sum(usage.by_use.values()) == pytest.approx(program.peak_bytes, rel=1e-3)
 
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import functional_bp as bp
 from functional_bp import train
-from functional_bp.memory.attribution import Origin, Use, origin_of
-from functional_bp.memory.allocation import Instruction
+from functional_bp.memory.allocation import HloInstruction
+from functional_bp.memory.attribution import Provenance, Purpose, origin_of
 from functional_bp.memory.footprint import FootprintError, parse_bytes
 from functional_bp.memory.growth import SizeError
 
@@ -46,19 +46,19 @@ def test_training_and_prediction_are_told_beside_each_other() -> None:
     training, prediction = found.training, found.prediction
     assert training is not None and prediction is not None
     for usage in (training, prediction):
-        assert usage.by_use[Use.PARAMETERS] == PARAM_BYTES
-        assert usage.by_use[Use.BATCH] == BATCH_BYTES
+        assert usage.by_use[Purpose.PARAMETERS] == PARAM_BYTES
+        assert usage.by_use[Purpose.BATCH] == BATCH_BYTES
         assert sum(usage.by_use.values()) == usage.peak_bytes
-    assert training.by_use[Use.GRADIENTS] == PARAM_BYTES
-    assert training.by_use[Use.KEPT] >= 3 * BATCH_BYTES  # tanh of each layer, by its rule
-    assert prediction.by_use[Use.KEPT] == 0 == prediction.by_use[Use.GRADIENTS]
+    assert training.by_use[Purpose.GRADIENTS] == PARAM_BYTES
+    assert training.by_use[Purpose.KEPT] >= 2 * BATCH_BYTES  # tanh of layers before, by its rule
+    assert prediction.by_use[Purpose.KEPT] == 0 == prediction.by_use[Purpose.GRADIENTS]
     assert prediction.peak_bytes < found.peak_bytes == training.peak_bytes
 
 
 def test_what_is_kept_carries_scope_name_and_line() -> None:
     usage = bp.footprint(loss, PARAMS, X).training
     assert usage is not None
-    kept = [s for s in usage.shares if s.use is Use.KEPT and s.bytes == BATCH_BYTES]
+    kept = [s for s in usage.shares if s.use is Purpose.KEPT and s.bytes == BATCH_BYTES]
     assert {"encoder/layer0", "encoder/layer1"} <= {s.origin.scope for s in kept if s.origin}
     share = next(s for s in kept if s.origin and s.origin.scope == "encoder/layer0")
     assert share.name == "h" and share.type == f"f32[{ROWS},{WIDTH}]"
@@ -71,9 +71,9 @@ def test_an_optimizer_brings_its_state_and_takes_the_parameters_over() -> None:
     found = bp.footprint(loss, PARAMS, X, optimizer=optax.adam(1e-3))
     usage = found.training
     assert usage is not None
-    assert usage.by_use[Use.OPTIMIZER] == 2 * PARAM_BYTES + 4  # two moments and a counter
-    assert usage.by_use[Use.PARAMETERS] == PARAM_BYTES
-    assert usage.by_use[Use.OUTPUTS] < 200  # what comes out lies where the old lay
+    assert usage.by_use[Purpose.OPTIMIZER] == 2 * PARAM_BYTES + 4  # two moments and a counter
+    assert usage.by_use[Purpose.PARAMETERS] == PARAM_BYTES
+    assert usage.by_use[Purpose.OUTPUTS] < 200  # what comes out lies where the old lay
     assert sum(usage.by_use.values()) == usage.peak_bytes
 
 
@@ -82,8 +82,8 @@ def test_a_training_step_is_compiled_as_it_is() -> None:
     state = jax.eval_shape(lambda p: train.init(p, optax.sgd(0.1)), PARAMS)
     found = bp.footprint(step, state, X)
     assert found.training is not None and found.prediction is None
-    assert found.training.by_use[Use.PARAMETERS] == PARAM_BYTES
-    assert found.training.by_use[Use.BATCH] == BATCH_BYTES
+    assert found.training.by_use[Purpose.PARAMETERS] == PARAM_BYTES
+    assert found.training.by_use[Purpose.BATCH] == BATCH_BYTES
 
 
 def test_what_a_hessian_needs_is_told_too() -> None:
@@ -102,8 +102,8 @@ def test_shardings_divide_the_figures() -> None:
     whole = bp.footprint(loss, PARAMS, X)
     found = bp.footprint(loss, PARAMS, shape(ROWS, WIDTH, sharding=rows))
     assert found.devices == 4 and whole.devices == 1
-    assert found.training and found.training.by_use[Use.BATCH] == BATCH_BYTES // 4
-    assert found.training.by_use[Use.PARAMETERS] == PARAM_BYTES
+    assert found.training and found.training.by_use[Purpose.BATCH] == BATCH_BYTES // 4
+    assert found.training.by_use[Purpose.PARAMETERS] == PARAM_BYTES
 
 
 def test_concrete_arguments_settings_and_auxiliary_outputs() -> None:
@@ -113,8 +113,8 @@ def test_concrete_arguments_settings_and_auxiliary_outputs() -> None:
 
     w = jnp.ones((WIDTH, WIDTH), F)
     found = bp.footprint(with_aux, jnp.ones((ROWS, WIDTH), F), "two", w, argnums=2, has_aux=True)
-    assert found.training and found.training.by_use[Use.PARAMETERS] == w.nbytes
-    assert found.training.by_use[Use.BATCH] == BATCH_BYTES
+    assert found.training and found.training.by_use[Purpose.PARAMETERS] == w.nbytes
+    assert found.training.by_use[Purpose.BATCH] == BATCH_BYTES
 
 
 def test_growth_is_exact_where_memory_is_linear() -> None:
@@ -122,7 +122,9 @@ def test_growth_is_exact_where_memory_is_linear() -> None:
     slope = found.growth()["x.shape[0]"]
     assert slope.is_linear and slope.sizes == (ROWS, 2 * ROWS, 3 * ROWS)
     again = bp.footprint(loss, PARAMS, shape(5 * ROWS, WIDTH)).peak_bytes
-    assert slope.fixed_bytes + 5 * ROWS * slope.bytes_per_unit == pytest.approx(again, rel=0.03)  # XLA's scratch
+    assert slope.fixed_bytes + 5 * ROWS * slope.bytes_per_unit == pytest.approx(
+        again, rel=0.03
+    )  # XLA's scratch
     assert "x.shape[0]" in str(found.growth())
 
 
@@ -168,8 +170,8 @@ def test_pictures_and_pages() -> None:
 )  # fmt: skip
 def test_name_stacks_are_read(path: str, expected: tuple[str, str, bool]) -> None:
     scope, operation, is_reverse = expected
-    found = origin_of(Instruction("x", "fusion", path, None))
-    assert found == Origin(scope, operation, None, is_reverse)
+    found = origin_of(HloInstruction("x", "fusion", path, None))
+    assert found == Provenance(scope, operation, None, is_reverse)
 
 
 @pytest.mark.parametrize("size", ["lots", "", "-3 GiB", 0, "16 QiB", "1..2 MB", True])

@@ -6,13 +6,13 @@ are: choosing is a trade of bytes for operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
@@ -93,8 +93,13 @@ def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:
                 aval: Any = jax.typeof(array)
                 sizes[id(array)] = size_in_bytes(aval)
 
-    jax.eval_shape(run, *(jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in eqn.invars))
+    jax.eval_shape(run, *map(shape_of, eqn.invars))
     return variables, sum(sizes.values())
+
+
+def shape_of(atom: Any) -> jax.ShapeDtypeStruct:
+    """Return the shape and dtype of a variable or literal."""
+    return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
 def _flops(eqn: JaxprEqn) -> int:
@@ -122,7 +127,7 @@ def materialized(costs: Costs) -> set[Var]:
     return cheapest(replace(costs, flops=free), 1.0, {})
 
 
-def cheapest(costs: Costs, weight: float, prices: dict[Var, float]) -> set[Var]:
+def cheapest(costs: Costs, weight: float, prices: Mapping[Var, float]) -> set[Var]:
     """Choose what to keep: the least bytes + weight · operations made again, by a minimum cut.
 
     Derivation: let m(v) say that v is made again. What is needed (named, or an operand of what is

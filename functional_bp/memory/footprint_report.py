@@ -7,7 +7,7 @@ from html import escape
 from typing import NamedTuple
 
 from functional_bp.graph.graph import format_bytes, short_place
-from functional_bp.memory.attribution import TEMPORARY, Share, Usage, Use, origin_of
+from functional_bp.memory.attribution import TEMPORARY, Purpose, Share, Usage, origin_of
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
@@ -17,7 +17,7 @@ MOST_SHARES = 16  # lines of the second table
 SMALLEST = 0.004  # of the peak: what is less goes into one line
 
 
-class Report(NamedTuple):
+class FootprintReport(NamedTuple):
     """What is told: the function's name, where it was compiled, and each program's usage."""
 
     name: str
@@ -26,22 +26,22 @@ class Report(NamedTuple):
     usages: Mapping[str, Usage]
 
 
-def tables(report: Report) -> tuple[Table, ...]:
+def tables(report: FootprintReport) -> tuple[Table, ...]:
     """Make the tables: what the bytes are for, and what fills the temporaries at the peak."""
     return (_summary(report), *_filling(report))
 
 
-def text(report: Report, width: int | None = None, color: bool = False) -> str:
+def text(report: FootprintReport, width: int | None = None, color: bool = False) -> str:
     """Write the tables for a terminal, with a headline above them."""
     return f"{headline(report)}\n\n{text_tables.text(tables(report), width, color)}"
 
 
-def markdown(report: Report) -> str:
+def markdown(report: FootprintReport) -> str:
     """Write the tables in Markdown."""
     return f"{headline(report)}\n\n{markdown_tables.markdown(tables(report))}"
 
 
-def html(report: Report, is_page: bool = True) -> str:
+def html(report: FootprintReport, is_page: bool = True) -> str:
     """Write picture and tables, as a page of its own or as a piece of one."""
     head = f"<p>{escape(headline(report))}</p>"
     body = f'{head}<div class="picture">{timeline(report)}</div>{html_tables.html(tables(report))}'
@@ -64,7 +64,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem
 """
 
 
-def headline(report: Report) -> str:
+def headline(report: FootprintReport) -> str:
     """Say in a sentence what is needed."""
     needs = " and ".join(
         f"{format_bytes(usage.peak_bytes)} for {name}" for name, usage in report.usages.items()
@@ -75,7 +75,7 @@ def headline(report: Report) -> str:
     return f"{report.name} needs {needs} ({where}, as compiled by XLA)"
 
 
-def _summary(report: Report) -> Table:
+def _summary(report: FootprintReport) -> Table:
     usages = list(report.usages.values())
     columns = (
         Column(""), *(Column(name, "right", drop=0, width=0) for name in report.usages),
@@ -92,7 +92,7 @@ def _summary(report: Report) -> Table:
             line("", "outputs", [u.program.output_bytes for u in usages]),
             line("", "temporaries", [u.program.temporary_bytes for u in usages]),
         ]
-    for use in Use if not lines else ():
+    for use in Purpose if not lines else ():
         amounts = [usage.by_use[use] for usage in usages]
         if use is TEMPORARY[0]:
             lines.append(line("", "temporaries", [_temporaries(u) for u in usages]))
@@ -107,7 +107,7 @@ def _temporaries(usage: Usage) -> int:
     return sum(usage.by_use[use] for use in TEMPORARY)
 
 
-def _filling(report: Report) -> Iterator[Table]:
+def _filling(report: FootprintReport) -> Iterator[Table]:
     columns = (
         Column("bytes", "right"), Column("share", "right"), Column("what"),
         Column("type", drop=3), Column("made by"), Column("scope", drop=2),
@@ -168,7 +168,7 @@ MOST_AREAS = 7
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a100")
 
 
-def timeline(report: Report) -> str:
+def timeline(report: FootprintReport) -> str:
     """Draw the bytes of the first program over its course, as an SVG."""
     name, usage = next(iter(report.usages.items()))
     program = usage.program
