@@ -63,6 +63,11 @@ class Provenance:
     source: tuple[str, int] | None
     is_reverse: bool
 
+    @property
+    def is_update(self) -> bool:
+        """Say whether it belongs to the optimizer's update of the parameters."""
+        return OPTIMIZER_SCOPE in self.scope.split("/")
+
 
 # JAX's words for a transformed scope, and its own scopes around loops, branches and calls.
 _TRANSFORMED = re.compile(r"(jvp|transpose|vmap|remat|rematted_computation|linearize)\((.*)\)")
@@ -211,8 +216,7 @@ def _filled(
 
 def _use_of_temporary(buffer: Buffer, origin: Provenance) -> Purpose:
     users = [origin_of(user) for user in buffer.users]
-    is_update = [OPTIMIZER_SCOPE in user.scope.split("/") for user in users]
-    if any(is_update) and OPTIMIZER_SCOPE not in origin.scope.split("/"):
+    if any(user.is_update for user in users) and not origin.is_update:
         return Purpose.GRADIENTS
     if origin.is_reverse:
         return Purpose.REVERSE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from html import escape
 from typing import NamedTuple
 
@@ -116,16 +118,36 @@ def _filling(report: FootprintReport) -> Iterator[Table]:
     for name, usage in list(report.usages.items())[:1]:
         if not usage.shares:
             continue
-        shown = [s for s in usage.shares if s.bytes >= SMALLEST * usage.peak_bytes]
-        shown = shown[:MOST_SHARES]
-        lines = [_share(share, usage.peak_bytes) for share in shown]
-        rest = usage.shares[len(shown) :]
+        groups = _grouped(usage.shares)
+        shown = [g for g in groups if g[0].bytes >= SMALLEST * usage.peak_bytes][:MOST_SHARES]
+        lines = [_share(share, scopes, usage.peak_bytes) for share, scopes in shown]
+        rest = [share for share, _ in groups[len(shown) :]]
         if rest:
             total = sum(share.bytes for share in rest)
-            text = f"{len(rest)} more" if len(rest) > 1 else "1 more"
-            cells = [Cell(format_bytes(total)), Cell(_percent(total, usage.peak_bytes)), Cell(text)]
+            count = Cell(f"{len(rest)} more")
+            cells = [Cell(format_bytes(total)), Cell(_percent(total, usage.peak_bytes)), count]
             lines.append(Line("", (*cells, *[Cell()] * 4)))
         yield Table(f"At the peak of {name}{_at(usage)}", columns, tuple(lines))
+
+
+def _grouped(shares: Iterable[Share]) -> list[tuple[Share, list[str]]]:
+    """Join what differs in its scope or its argument alone: the same line, run for each layer."""
+    groups: dict[object, list[Share]] = {}
+    for share in shares:
+        origin = share.origin
+        made = share.name if origin is None else (share.name, origin.operation, origin.source)
+        groups.setdefault((share.use, share.type, made), []).append(share)
+    joined = []
+    for one, *others in groups.values():
+        scopes = sorted({s.origin.scope for s in (one, *others) if s.origin}, key=_natural)
+        size, count = (sum(getattr(s, f) for s in (one, *others)) for f in ("bytes", "count"))
+        joined.append((replace(one, bytes=size, count=count), scopes))
+    return sorted(joined, key=lambda item: -item[0].bytes)
+
+
+def _natural(scope: str) -> list[object]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part)
+            for part in re.split(r"(\d+)", scope) if part]  # fmt: skip
 
 
 def _at(usage: Usage) -> str:
@@ -138,11 +160,16 @@ def _at(usage: Usage) -> str:
     return f", in the {sweep} sweep at {where} {short_place(origin.source)}".rstrip()
 
 
-def _share(share: Share, total: int) -> Line:
+_SHORT = {
+    Purpose.KEPT: "kept", Purpose.FORWARD: "forward sweep", Purpose.REVERSE: "reverse sweep",
+}  # fmt: skip
+
+
+def _share(share: Share, scopes: list[str], total: int) -> Line:
     origin = share.origin
     many = f"{share.count} × " if share.count > 1 else ""
-    name = share.name if share.name else ""
-    what = share.use.value if not name else f"{name} ({share.use.value})"
+    use = _SHORT.get(share.use, share.use.value)
+    what = f"{share.name} ({use})" if share.name else use
     return Line(
         "",
         (
@@ -151,7 +178,9 @@ def _share(share: Share, total: int) -> Line:
             Cell(what),
             Cell(many + share.type, is_code=True),
             Cell(origin.operation if origin else ""),
-            Cell(origin.scope if origin else ""),
+            Cell(
+                scopes[0] if len(scopes) == 1 else f"{scopes[0]} … {scopes[-1]}" if scopes else ""
+            ),
             Cell(short_place(origin.source) if origin else ""),
         ),
     )
@@ -226,7 +255,8 @@ def _areas(usage: Usage, steps: list[int]) -> list[tuple[str, list[float]]]:
             sum(column) for column in zip(*(amounts for _, amounts in ranked[MOST_AREAS - 1 :]))
         ]
         ranked = [*ranked[: MOST_AREAS - 1], ("other", rest)]
-    return ranked
+    first = lambda item: next(k for k, amount in enumerate(item[1]) if amount)
+    return sorted(ranked, key=lambda item: (item[0] == "other", first(item)))
 
 
 def _depth(scopes: set[str]) -> int:
@@ -278,7 +308,8 @@ def _turn(usage: Usage) -> int:
 
     A few instructions of the one are scheduled among those of the other (zeros, made early).
     """
-    sides = [origin_of(i).is_reverse if i.path else None for i in usage.program.instructions]
+    origins = [origin_of(i) if i.path else None for i in usage.program.instructions]
+    sides = [o and (o.is_reverse or o.is_update) for o in origins]
     right = best = sum(side is True for side in sides)  # well placed with the border at the start
     turn = 0
     for position, side in enumerate(sides, 1):
@@ -291,7 +322,7 @@ def _turn(usage: Usage) -> int:
 def _legend(labels: list[tuple[str, str, float]], right: float) -> list[str]:
     parts = []
     for k, (role, scope, most) in enumerate(reversed(labels)):
-        y = TOP + 8 + 30 * k
+        y = TOP + 4 + 27 * k
         short = scope if len(scope) <= 20 else "…" + scope[-19:]
         parts.append(f'<rect class="{role}" x="{right + 14}" y="{y}" width="12" height="12"/>')
         parts.append(f'<text x="{right + 32}" y="{y + 10}">{escape(short)}</text>')

@@ -47,7 +47,13 @@ CLOSE = 0.03  # of the budget: nearer to it no further program is compiled
 
 
 class BudgetError(BackpropError, ValueError):
-    """A gradient needs more memory than the budget, however much of it runs again."""
+    """A gradient needs more memory than the budget, however much of it runs again.
+
+    Attributes:
+        least: the bytes of temporaries of the leanest program that was found.
+    """
+
+    least: int = 0
 
 
 class Recomputation(NamedTuple):
@@ -305,13 +311,15 @@ class _Search:
             for share in usage.shares if share.origin is not None
         ][:2]  # fmt: skip
         arguments = program.peak_bytes - program.temporary_bytes
-        return BudgetError(
+        error = BudgetError(
             f"the gradient of {self.call.name} cannot be had within the budget",
             got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
             f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
             expected=f"at most {format_bytes(self.budget)}",
             do="make the batch smaller, or divide what is largest (bp.footprint shows it)",
         )
+        error.least = program.temporary_bytes
+        return error
 
 
 def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int], ...]:

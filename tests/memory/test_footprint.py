@@ -84,6 +84,7 @@ def test_a_training_step_is_compiled_as_it_is() -> None:
     assert found.training is not None and found.prediction is None
     assert found.training.by_use[Purpose.PARAMETERS] == PARAM_BYTES
     assert found.training.by_use[Purpose.BATCH] == BATCH_BYTES
+    assert found.training.by_use[Purpose.GRADIENTS] > 0  # read by the update
 
 
 def test_what_a_hessian_needs_is_told_too() -> None:
