@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import NamedTuple
@@ -193,6 +193,7 @@ def _percent(part: int, whole: int) -> str:
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 760, 300, 70, 34, 40, 190
 MOST_STEPS = 240  # of the horizontal axis; of longer programs the fullest moment of each stretch
 MOST_AREAS = 7
+Scale = Callable[[float], float]
 # Hues of equal weight, told apart by readers who see colours differently (after Okabe and Ito).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a100")
 
@@ -267,15 +268,30 @@ def _depth(scopes: set[str]) -> int:
     return 1
 
 
-def _area(x, y, below, above, role, title) -> str:  # type: ignore[no-untyped-def]
-    steps = range(len(above))
-    over = [f"{x(k + side):.1f},{y(above[k]):.1f}" for k in steps for side in (0, 1)]
-    under = [f"{x(k + side):.1f},{y(below[k]):.1f}" for k in reversed(steps) for side in (1, 0)]
-    points = " ".join((*over, *under))
-    return f'<polygon class="{role}" points="{points}"><title>{escape(title)}</title></polygon>'
+def _area(
+    x: Scale, y: Scale, below: Sequence[float], above: Sequence[float], role: str, title: str
+) -> str:
+    count = len(above)
+    over = _stairs(x, y, above, range(count), 0)
+    under = _stairs(x, y, below, range(count - 1, -1, -1), 1)
+    start = f"M{x(0):.1f},{y(below[0]):.1f}"
+    return f'<path class="{role}" d="{start}{over}{under}Z"><title>{escape(title)}</title></path>'
 
 
-def _axes(x, y, usage, steps, top, right) -> list[str]:  # type: ignore[no-untyped-def]
+def _stairs(
+    x: Scale, y: Scale, amounts: Sequence[float], steps: Iterable[int], entered_from: int
+) -> str:
+    """Walk along the amounts: across each step, and up or down where they change."""
+    parts, last = [], None
+    for k in steps:
+        here = f"{y(amounts[k]):.1f}"
+        if here != last:
+            parts.append(f"H{x(k + entered_from):.1f}V{here}")
+        last = here
+    return "".join(parts) + f"H{x(len(amounts) if entered_from == 0 else 0):.1f}"
+
+
+def _axes(x: Scale, y: Scale, usage: Usage, steps: list[int], top: int, right: float) -> list[str]:
     program = usage.program
     parts = []
     for part in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -150,7 +150,7 @@ def test_what_is_printed_is_read_in_half_a_minute() -> None:
 def test_pictures_and_pages() -> None:
     found = bp.footprint(loss, PARAMS, X)
     page = Document(found.html())
-    assert {"svg", "table", "polygon"} <= page.tags
+    assert {"svg", "table", "path"} <= page.tags
     assert "reverse sweep" in page.text and "encoder" in page.text
     assert "prefers-color-scheme: dark" in found.svg() and "<html" not in found._repr_html_()
     Document(found._repr_html_())
