@@ -78,7 +78,7 @@ def dropped(params: Any, key: Any, x: Any) -> Any:
 SQUARE = [draw(k, 32, 32) for k in range(6)]
 PAIRS = [(draw(k, 32, 128), draw(k + 9, 128, 32)) for k in range(4)]
 LOSSES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], float]] = {
-    "deep": (deep, (PAIRS, draw(1, 256, 32)), 0.35),
+    "deep": (deep, (PAIRS, draw(1, 256, 32)), 0.42),
     "scan over layers": (
         scanned, (tuple(map(jnp.stack, zip(*PAIRS))), draw(1, 256, 32)), 0.5),
     "recurrent": (recurrent, (draw(0, 8, 8), draw(1, 300, 16, 8)), 0.25),
