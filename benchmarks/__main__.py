@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import check, engine, train
+from benchmarks import check, engine, memory, train
 
 SUITES = {
     "engine": (engine, "bp.value_and_grad beside jax.value_and_grad"),
     "check": (check, "our check of gradients beside others, on known faults and right gradients"),
+    "memory": (memory, "what gradients need: plain, under jax.checkpoint, and within a budget"),
     "train": (train, "training steps and fit beside plain JAX, Keras, Flax NNX and PyTorch"),
 }
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from functional_bp.graph import Graph as Graph
     from functional_bp.graph import name as name
     from functional_bp.graph import trace as trace
+    from functional_bp.memory.footprint import Footprint as Footprint
+    from functional_bp.memory.footprint import footprint as footprint
+    from functional_bp.memory.recompute import recompute as recompute
 
 # The public names, by the module that they come from; ``tests/test_import.py`` compares.
 _HOMES = {
@@ -46,6 +49,8 @@ _HOMES = {
     "gradcheck.report": ("Report",),
     "gradcheck.steps": ("check_steps",),
     "graph": ("Graph", "name", "trace"),
+    "memory.footprint": ("Footprint", "footprint"),
+    "memory.recompute": ("recompute",),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 _WITHOUT_JAX = {"checked", "Report"}

@@ -33,6 +33,8 @@ from jax.sharding import PartitionSpec
 
 OPERATION = __file__.replace("_jax.py", "engine/operation.py")
 
+DROPS_BARRIERS = jax.__version_info__ < (0, 11)  # XLA does, compiling for a CPU
+
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
 _ENGINE = ("sweeps", "define_by_run", "tangents")
@@ -155,6 +157,14 @@ def emitting(eqn: JaxprEqn) -> AbstractContextManager[Any]:
     """Operations inside carry the equation's source line and name scope, as JAX's own sweeps do."""
     stack = _source.current_name_stack() + eqn.source_info.name_stack
     return _source.user_context(eqn.source_info.traceback, name_stack=stack)
+
+
+def transposing() -> AbstractContextManager[Any]:
+    """Operations inside are marked ``transpose(…)`` in their name scope, as JAX's reverse sweep is.
+
+    Profilers, and ``bp.footprint``, tell the two sweeps of a program apart by it.
+    """
+    return _source.transform_name_stack("transpose")
 
 
 def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # A file may import from its own folder and from those above it in this list.
 ORDER = [
-    "_jax", "errors", "definitions", "tables", "engine", "vjps", "graph", "gradcheck",
+    "_jax", "errors", "definitions", "tables", "engine", "vjps", "graph", "memory", "gradcheck",
     "explanation", "train", "functional_bp", "cli", "__main__",
 ]  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
 
 
 # A command bears the name of what it runs, a format of reports that of a format of tables.
-SAME_THING = {"check", "html", "markdown", "text", "__init__"}
+SAME_THING = {"check", "footprint", "html", "markdown", "text", "__init__"}
 
 
 def test_a_file_has_a_name_of_its_own() -> None:

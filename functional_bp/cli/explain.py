@@ -13,10 +13,9 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from functional_bp.cli.shared import INPUTS, add_inputs, refuse
+from functional_bp.cli.shared import INPUTS, add_inputs, function_at, refuse
 
 if TYPE_CHECKING:
     from functional_bp.errors import BackpropError
@@ -122,7 +121,7 @@ def _explanation(args: argparse.Namespace) -> Explanation:
     from functional_bp import explain, trace
     from functional_bp.gradcheck.targets import inputs_for
 
-    target = _target(args.target)
+    target = function_at(args.target)
     inputs = inputs_for(
         target, file=args.inputs, shapes=args.shapes, seed=args.seed, what="explain it at"
     )
@@ -146,42 +145,6 @@ def _explanation(args: argparse.Namespace) -> Explanation:
             return made()
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _target(text: str) -> Target:
-    """Find the function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
-
-    Raises:
-        TargetError: there is no such module or function; the message lists near names.
-    """
-    from functional_bp.gradcheck.targets import Target, TargetError, load, lookup, marked_in
-
-    where, colon, name = text.rpartition(":")
-    is_whole = not colon or name.endswith(".py") or os.sep in name  # the colon of a drive's letter
-    module = load(text if is_whole else where)
-    subject = None if is_whole else lookup(text)
-    if not callable(subject):
-        there = ", ".join(_functions_in(module)[:6])
-        raise TargetError(
-            f"{text} is no function",
-            got="a module" if is_whole else type(subject).__name__,
-            expected="MODULE:FUNCTION or FILE.py:FUNCTION",
-            do=f"name one of its functions: {there}" if there else "",
-        )
-    marked = (mark.arguments for mark in marked_in(module) if mark.subject is subject)
-    return Target(f"{module.__name__}:{name}", subject, module, next(marked, ()))
-
-
-def _functions_in(module: ModuleType) -> list[str]:
-    """List the functions that a module itself defines, in their order."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if callable(value)
-        and not isinstance(value, type)
-        and not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def _called(target: Target, inputs: Sequence[Any], is_node: Sequence[bool]) -> Callable[..., Any]:

@@ -26,6 +26,10 @@ COMMANDS = {
         "functional_bp.cli.explain",
         "show a function's graph with its values, gradients and formulas",
     ),
+    "footprint": (
+        "functional_bp.cli.footprint",
+        "tell what fills memory when a function is trained, and whether it fits",
+    ),
     "rules": ("functional_bp.cli.rules", "list the VJP rules, or show one in full"),
 }
 

@@ -1,9 +1,15 @@
-"""The commands share the options that say on what inputs, and the way in which they refuse."""
+"""The commands share how a function is found, on what inputs it is taken, and how they refuse."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from functional_bp.gradcheck.targets import Target
 
 CALLED_WRONGLY = 2  # the exit status
 INPUTS = """\
@@ -33,3 +39,39 @@ def refuse(command: str, reason: object) -> int:
     """Write to stderr why a command was called wrongly; return the exit status for it."""
     print(f"functional-bp {command}: {reason}", file=sys.stderr)
     return CALLED_WRONGLY
+
+
+def function_at(text: str) -> Target:
+    """Find the function that ``MODULE:FUNCTION`` or ``FILE.py:FUNCTION`` stands for.
+
+    Raises:
+        TargetError: there is no such module or function; the message lists near names.
+    """
+    from functional_bp.gradcheck.targets import Target, TargetError, load, lookup, marked_in
+
+    where, colon, name = text.rpartition(":")
+    is_whole = not colon or name.endswith(".py") or os.sep in name  # the colon of a drive's letter
+    module = load(text if is_whole else where)
+    subject = None if is_whole else lookup(text)
+    if not callable(subject):
+        there = ", ".join(_functions_in(module)[:6])
+        raise TargetError(
+            f"{text} is no function",
+            got="a module" if is_whole else type(subject).__name__,
+            expected="MODULE:FUNCTION or FILE.py:FUNCTION",
+            do=f"name one of its functions: {there}" if there else "",
+        )
+    marked = (mark.arguments for mark in marked_in(module) if mark.subject is subject)
+    return Target(f"{module.__name__}:{name}", subject, module, next(marked, ()))
+
+
+def _functions_in(module: ModuleType) -> list[str]:
+    """List the functions that a module itself defines, in their order."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not isinstance(value, type)
+        and not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+    ]

@@ -24,6 +24,12 @@ from functional_bp.gradcheck.guard import Guard, place_of
 from functional_bp.gradcheck.input_classes import GIVEN
 from functional_bp.gradcheck.judging import Judgement, Ruling
 from functional_bp.gradcheck.report import Report
+from functional_bp.gradcheck.stages.compositions import (
+    adjoint_identity,
+    compositions,
+    second_order,
+    sharded_inputs,
+)
 from functional_bp.gradcheck.stages.given_inputs import (
     linearity,
     parts,
@@ -33,12 +39,6 @@ from functional_bp.gradcheck.stages.given_inputs import (
     single_cotangents,
 )
 from functional_bp.gradcheck.stages.inputs import precision, searched_inputs, shrink
-from functional_bp.gradcheck.stages.compositions import (
-    adjoint_identity,
-    compositions,
-    second_order,
-    sharded_inputs,
-)
 from functional_bp.gradcheck.subject import Subject
 from functional_bp.graph.names import function_name
 

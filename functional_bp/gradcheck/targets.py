@@ -341,6 +341,7 @@ def inputs_for(
     shapes: Sequence[str] = (),
     seed: int = 0,
     what: str = "check it on",
+    is_shape: bool = False,
 ) -> tuple[Any, ...]:
     """Return the arguments to check a target on, by the first of these ways that there is.
 
@@ -351,6 +352,7 @@ def inputs_for(
         shapes: ``x=f32[4,3]``, for every argument that has no default.
         seed: of the random numbers.
         what: is done with them, for the message.
+        is_shape: make no array of ``shapes``, but ``jax.ShapeDtypeStruct``.
 
     Returns:
         From the file, from the shapes, of the target's mark, from ``example_inputs`` of its
@@ -363,7 +365,7 @@ def inputs_for(
     if file is not None:
         return _checked(target, function, _from_file(target, function, file))
     if shapes:
-        return _checked(target, function, _from_shapes(target, function, shapes, seed))
+        return _checked(target, function, _from_shapes(target, function, shapes, seed, is_shape))
     if target.arguments:
         (first, *others) = target.arguments
         if not others and callable(first):
@@ -402,8 +404,10 @@ def positions(target: Target, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(list(parameters).index(name) for name in names)
 
 
-def draw(text: str, rng: np.random.Generator) -> Any:
+def draw(text: str, rng: np.random.Generator, is_shape: bool = False) -> Any:
     """Draw an array after ``f32[4,3]``, ``f32[4,3]:0..1``, ``i32[5]:0..9``; or read a literal.
+
+    With ``is_shape`` it is a ``jax.ShapeDtypeStruct``, however large.
 
     Floats are normally distributed, or uniform in their range; integers are drawn from 0 to 3, or
     from their range with both ends; complex numbers have a range for either part.
@@ -419,7 +423,8 @@ def draw(text: str, rng: np.random.Generator) -> Any:
     if match["dtype"] == "key":
         keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), shape or (1,))
         return keys if shape else keys[0]
-    return _array(shape, DTYPES.get(match["dtype"], match["dtype"]), limits, rng)
+    name = DTYPES.get(match["dtype"], match["dtype"])
+    return jax.ShapeDtypeStruct(shape, name) if is_shape else _array(shape, name, limits, rng)
 
 
 def _array(
@@ -480,7 +485,7 @@ def _from_file(target: Target, function: Any, file: str) -> tuple[Any, ...]:
 
 
 def _from_shapes(
-    target: Target, function: Any, shapes: Sequence[str], seed: int
+    target: Target, function: Any, shapes: Sequence[str], seed: int, is_shape: bool
 ) -> tuple[Any, ...]:
     rng = np.random.default_rng(seed)
     values: dict[str, Any] = {}
@@ -489,7 +494,7 @@ def _from_shapes(
         try:
             if not equals:
                 raise ValueError("there is no =")
-            values[name.strip()] = draw(description, rng)
+            values[name.strip()] = draw(description, rng, is_shape)
         except ValueError as error:
             raise InputsError(
                 f"--shape {text} cannot be read",

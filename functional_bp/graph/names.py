@@ -35,7 +35,7 @@ def argument_names(
     >>> argument_names(lambda params, *xs: None, ({"W": 1.0, "b": 2.0}, 3.0, (4.0,)), {})
     ["params['W']", "params['b']", 'xs[0]', 'xs[1][0]']
     """
-    heads = _positional_names(fun, len(args))
+    heads = positional_names(fun, len(args))
     names = []
     for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]:
         side, first, *rest = path
@@ -47,7 +47,8 @@ def argument_names(
     return names
 
 
-def _positional_names(fun: Callable[..., Any], number: int) -> list[str]:
+def positional_names(fun: Callable[..., Any], number: int) -> list[str]:
+    """Name ``number`` positional arguments as the function's parameters are called."""
     try:
         parameters = list(inspect.signature(fun).parameters.values())
     except (TypeError, ValueError):

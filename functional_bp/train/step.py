@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
 from functional_bp.errors import TrainingError, describe
+from functional_bp.memory.attribution import OPTIMIZER_SCOPE
 from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
 
@@ -217,6 +218,10 @@ class Step:
         """
         return self._compiled(state, batch)
 
+    def lower(self, state: TrainState, batch: Any) -> Any:
+        """The step is lowered for a state and a batch, or their shapes, as ``jax.jit``'s is."""
+        return self._compiled.lower(state, batch)
+
     def _counted(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         after, logs, _ = self.advance(state, batch)
         self.compilations += 1  # this body runs when it is traced
@@ -253,7 +258,8 @@ class Step:
             scale = None if scale is None else scale.after(finite)
 
         def update() -> dict[str, Any]:
-            params, opt_state = self._updated(state, found, params_bar)
+            with jax.named_scope(OPTIMIZER_SCOPE):
+                params, opt_state = self._updated(state, found, params_bar)
             after = {"params": params, "opt_state": opt_state, "model_state": output.model_state}
             return {name: settled(name, after[name], before[name]) for name in after}
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -37,8 +37,9 @@ class Remat(HigherOrder):
     Residuals: the operands that the second forward sweep reads, and what the person's ``policy``
     marks as saveable.
 
-    Numerics: the operands of the second forward sweep are tied to the cotangents by an
-    optimization barrier, so that a compiler neither merges it with the first nor starts it early.
+    Numerics: the second forward sweep is tied to the cotangents, by an optimization barrier or,
+    where a compiler drops those, by ``sweeps.tied_to``: so it is neither merged with the first
+    nor started early. The values are the same bits.
     """
 
     def __init__(self, eqn: JaxprEqn, active: Mask, options: Options) -> None:
@@ -46,7 +47,7 @@ class Remat(HigherOrder):
         self.jaxpr, self.consts = _jax.open_jaxpr(eqn.params["jaxpr"])
         self.policy = eqn.params["policy"]
         if self.policy is not None and any(map(_is_opened, self.jaxpr.eqns)):
-            self.jaxpr, self.consts = _without_calls(self.jaxpr)
+            self.jaxpr, self.consts = without_calls(self.jaxpr)
         self.out_active = out_activity(self.jaxpr, active, options)
 
     def seed(self, seeded: Mask, needed: Mask) -> None:
@@ -67,11 +68,15 @@ class Remat(HigherOrder):
 
     def reverse(self, residuals: Any, cotangents: Sequence[Any]) -> Sequence[Any]:
         """Run the forward sweep again, then the reverse one."""
+        tie = None
         if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
-            residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
+            if _jax.DROPS_BARRIERS:
+                tie = sweeps.tied_to(cotangents)
+            else:
+                residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
         operands, saved = residuals
         given = dict(zip(self.saved, saved))
-        _, kept = sweeps.forward(self.second, self.consts, operands, given)
+        _, kept = sweeps.forward(self.second, self.consts, operands, given, tie)
         return sweeps.reverse(self.second, kept, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
@@ -88,7 +93,9 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
         verdict = policy(eqn.primitive, *[a.aval for a in eqn.invars], **eqn.params)
         if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
             saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
-    return tuple(saved)
+            if eqn.primitive.name == "name":  # the identity: what was named is the same array
+                saved += [a for a in eqn.invars if not isinstance(a, Literal)]
+    return tuple(dict.fromkeys(saved))
 
 
 def _is_opened(eqn: JaxprEqn) -> bool:
@@ -97,7 +104,7 @@ def _is_opened(eqn: JaxprEqn) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
+def without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
     """Write out every ``jit`` inside the graph, so that a policy sees all it names."""
 
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:

@@ -1,0 +1,1 @@
+"""What a compiled program allocates, what fills it, and why it is kept."""

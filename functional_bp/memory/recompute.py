@@ -1,0 +1,433 @@
+"""The same function, whose gradient needs no more memory than a budget: parts of it run again.
+
+A value that a rule names is kept, or made again when its turn comes. What to keep is chosen for
+estimated bytes (``memory.schedule``), compiled, and measured; the estimate is moved until the
+compiled program, whose bytes are exact, needs no more than the budget at the least operations.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import Jaxpr, JaxprEqn, Var
+
+from functional_bp import _jax
+from functional_bp.engine import sweeps
+from functional_bp.engine.higher_order import has_tangent
+from functional_bp.engine.plan import size_in_bytes
+from functional_bp.engine.transforms import vjp
+from functional_bp.errors import BackpropError
+from functional_bp.graph import names
+from functional_bp.graph.graph import format_bytes, format_count, short_place
+from functional_bp.memory.allocation import CompiledProgram, program_of
+from functional_bp.memory.attribution import Purpose, usage_of
+from functional_bp.memory.footprint import parse_bytes
+from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
+from functional_bp.memory.schedule import (
+    LoopSchedule,
+    Output,
+    Schedule,
+    Scheduler,
+    Segment,
+    body_costs,
+)
+from functional_bp.vjps.remat import without_calls
+
+KEPT = "functional_bp.kept"  # the name of what a lean segment keeps
+_POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
+MOST_COMPILATIONS = 10
+CLOSE = 0.03  # of the budget: nearer to it no further program is compiled
+
+
+class BudgetError(BackpropError, ValueError):
+    """A gradient needs more memory than the budget, however much of it runs again.
+
+    Attributes:
+        least: the bytes of temporaries of the leanest program that was found.
+    """
+
+    least: int = 0
+
+
+class Recomputation(NamedTuple):
+    """What was chosen for the shapes of a call.
+
+    Attributes:
+        schedule: what is made again.
+        program: the gradient's memory, as compiled.
+        plain: that of the gradient with nothing made again.
+        budget_bytes: that ``program.peak_bytes`` was to stay within.
+        flops: of the function and its gradient, of one run of the function three times as many.
+        compilations: how many programs were compiled to find it.
+        made: source lines whose operations run again, with their bytes.
+    """
+
+    schedule: Schedule
+    program: CompiledProgram
+    plain: CompiledProgram
+    budget_bytes: int
+    flops: int
+    compilations: int
+    made: tuple[tuple[str, str, int], ...]
+
+    def __str__(self) -> str:
+        saved = self.plain.peak_bytes - self.program.peak_bytes
+        lines = [
+            f"needs {format_bytes(self.program.peak_bytes)} of {format_bytes(self.budget_bytes)}; "
+            f"{format_bytes(self.plain.peak_bytes)} with nothing made again",
+        ]
+        if saved > 0:
+            share = 100 * self.schedule.flops / max(self.flops, 1)
+            lines.append(
+                f"saves {format_bytes(saved)} for {format_count(self.schedule.flops)} operations "
+                f"that run again, {share:.1f} % of all"
+            )
+            lines += [f"  {format_bytes(size):>10}  {operation}  {where}".rstrip()
+                      for operation, where, size in self.made]  # fmt: skip
+        lines.append(f"found in {self.compilations} compilations")
+        return "\n".join(lines)
+
+
+class RecomputedFunction:
+    """A function whose gradient makes parts of the function again; ``bp.recompute`` makes it.
+
+    Attributes:
+        fun: the function as it was given.
+        budget: as it was given.
+        choices: what was chosen, for each structure and shapes of arguments.
+    """
+
+    def __init__(self, fun: Callable[..., Any], budget: Any, argnums: Sequence[int]) -> None:
+        functools.update_wrapper(self, fun, updated=())
+        self.fun, self.budget, self.argnums = fun, budget, tuple(argnums)
+        self.choices: dict[Any, Recomputation] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the function returns."""
+        call = _Call(self.fun, args, kwargs, self.argnums)
+        choice = self._choice(call)
+        outs = scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves)
+        return jax.tree.unflatten(call.out_tree, outs)
+
+    def choice(self, *args: Any, **kwargs: Any) -> Recomputation:
+        """Say what is made again for arguments of these shapes; nothing runs.
+
+        Args:
+            *args: arrays, or ``jax.ShapeDtypeStruct`` in their place.
+            **kwargs: further arguments.
+        """
+        return self._choice(_Call(self.fun, args, kwargs, self.argnums))
+
+    def _choice(self, call: _Call) -> Recomputation:
+        if call.key not in self.choices:
+            self.choices[call.key] = _Search(call, self.budget).result()
+        return self.choices[call.key]
+
+    def __str__(self) -> str:
+        name = names.function_name(self.fun)
+        if not self.choices:
+            return f"{name}, to be differentiated within {self.budget!r}: not called yet"
+        return "\n".join(f"{name} {choice}" for choice in self.choices.values())
+
+    def __repr__(self) -> str:
+        return f"<recompute of {names.function_name(self.fun)} within {self.budget!r}>"
+
+
+def recompute(
+    fun: Callable[..., Any], budget: int | float | str, *, argnums: int | Sequence[int] = 0
+) -> RecomputedFunction:
+    """Return the same function, whose gradient by ``bp.grad`` needs no more than a budget.
+
+    What the reverse sweep needs is made again where that is cheap, instead of being kept; loops
+    (``lax.scan``) run again in chunks. For the shapes of each call, programs are compiled until one
+    is found that keeps the budget, on the platform that JAX uses here, at the fewest operations.
+
+    Args:
+        fun: takes and returns pytrees of arrays.
+        budget: what the program of value and gradient may need, arguments and results included:
+            bytes, or a text such as "2 GiB"; a fraction below 1 is one of the temporaries that it
+            needs with nothing made again.
+        argnums: the arguments that will be differentiated.
+
+    Returns:
+        A function; printed, it says what is made again. ``.choice(*args)`` says so beforehand.
+
+    Raises:
+        BudgetError: when called, if no choice keeps the budget; the message says what the least is,
+            and what fills it.
+
+    References:
+        Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761, chapter 12:
+        to keep or to compute again.
+    """
+    if not (isinstance(budget, float) and 0 < budget < 1):
+        parse_bytes(budget)
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    return RecomputedFunction(fun, budget, positions)
+
+
+class _Call:
+    """A call of the function is a flat graph without calls, and its arguments."""
+
+    out_tree: Any
+
+    def __init__(
+        self, fun: Callable[..., Any], args: Any, kwargs: Any, argnums: Sequence[int]
+    ) -> None:
+        self.leaves, tree = jax.tree.flatten((args, kwargs))
+        avals = [_shape_of(leaf) for leaf in self.leaves]
+
+        def flat(*leaves: Any) -> list[Any]:
+            inner_args, inner_kwargs = jax.tree.unflatten(tree, leaves)
+            outs, self.out_tree = jax.tree.flatten(fun(*inner_args, **inner_kwargs))
+            return outs
+
+        jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*avals))
+        inputs = [*jaxpr.constvars, *jaxpr.invars]  # closures' arrays are arguments like others
+        unnamed = jaxpr.debug_info.with_unknown_names()
+        self.jaxpr, made = without_calls(
+            jaxpr.replace(constvars=[], invars=inputs, debug_info=unnamed)
+        )
+        assert not made
+        marked = jax.tree.leaves(
+            tuple(jax.tree.map(lambda _, k=k: k in argnums, arg) for k, arg in enumerate(args))
+        )
+        marked += [False] * (len(self.leaves) - len(marked))
+        marked = [False] * len(self.consts) + marked
+        pairs = zip(marked, self.jaxpr.invars, strict=True)
+        self.active = [on and has_tangent(v.aval) for on, v in pairs]
+        self.name = names.function_name(fun)
+        self.key = tree, tuple(map(str, avals)), len(self.jaxpr.eqns)
+
+
+def _shape_of(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    aval: Any = jax.typeof(leaf)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+
+
+class _Search:
+    """Compiles programs until one keeps the budget."""
+
+    def __init__(self, call: _Call, budget: Any) -> None:
+        self.call = call
+        self.compiled: dict[Any, CompiledProgram] = {}
+        self.costs = costs_of(call.jaxpr, call.active)
+        plain = Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
+        self.plain = self.measured(plain)
+        fixed = self.plain.peak_bytes - self.plain.temporary_bytes
+        is_share = isinstance(budget, float) and budget < 1
+        share = int(budget * self.plain.temporary_bytes) if is_share else 0
+        self.budget = fixed + share if is_share else parse_bytes(budget)
+        self.tried = {plain: self.plain}
+
+    def measured(self, schedule: Schedule) -> CompiledProgram:
+        """Compile the gradient under a schedule."""
+        if schedule.segments not in self.compiled:
+            call = self.call
+            run = scheduled(call.jaxpr, schedule)
+            shapes = list(map(shape_of, call.jaxpr.invars))
+            chosen = [x for x, on in zip(shapes, call.active) if on]
+            others = [x for x, on in zip(shapes, call.active) if not on]
+
+            def program(chosen: Any, others: Any, bars: Any) -> Any:
+                def of_chosen(*values: Any) -> Any:
+                    left, right = iter(values), iter(others)
+                    return run((), *(next(left) if on else next(right) for on in call.active))
+
+                outs, pull = vjp(of_chosen, *chosen)
+                return outs, pull(bars)
+
+            bars = list(map(shape_of, call.jaxpr.outvars))
+            if all(x.shape == () for x in bars):
+                lowered = jax.jit(lambda c, o: program(c, o, [jnp.ones((), b.dtype) for b in bars]))
+                compiled = lowered.lower(chosen, others).compile()
+            else:
+                compiled = jax.jit(program).lower(chosen, others, bars).compile()
+            self.compiled[schedule.segments] = program_of(compiled)
+        return self.compiled[schedule.segments]
+
+    def result(self) -> Recomputation:
+        """Return the choice of the fewest operations within the budget."""
+        if self.plain.peak_bytes <= self.budget:
+            return self._choice(next(iter(self.tried)))
+        scheduler = Scheduler(self.costs)
+        low, high = scheduler.least(), scheduler.most_bytes
+        best = self._tried(low)
+        if not best:
+            self._refine(scheduler, low.bytes)
+            best = self._fewest()
+            if best is None:
+                raise self._too_small()
+        at, top = low.bytes, high
+        while len(self.compiled) < MOST_COMPILATIONS and top - at > 0.01 * high:
+            middle = (at + top) // 2
+            found = scheduler.within(middle)
+            if found is not None and self._tried(found):
+                at = middle
+                if self.budget - self.measured(found).peak_bytes < CLOSE * self.budget:
+                    break
+            else:
+                top = middle
+        chosen = self._fewest()
+        assert chosen is not None
+        return self._choice(chosen)
+
+    def _refine(self, scheduler: Scheduler, least: int) -> None:
+        """Try a few estimates above the least: estimates err, and the least may not be so."""
+        for factor in (1.15, 1.4, 1.8):
+            found = scheduler.within(int(least * factor))
+            if found is not None and self._tried(found):
+                return
+
+    def _tried(self, schedule: Schedule) -> bool:
+        self.tried[schedule] = self.measured(schedule)
+        return self.tried[schedule].peak_bytes <= self.budget
+
+    def _fewest(self) -> Schedule | None:
+        within = [s for s, program in self.tried.items() if program.peak_bytes <= self.budget]
+        return min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes), default=None)
+
+    def _choice(self, schedule: Schedule) -> Recomputation:
+        total = 3 * sum(self.costs.flops)
+        made = _made_again(self.costs, schedule)
+        return Recomputation(schedule, self.measured(schedule), self.plain, self.budget, total,
+                      len(self.compiled), made)  # fmt: skip
+
+    def _too_small(self) -> BudgetError:
+        schedule, program = min(self.tried.items(), key=lambda item: item[1].peak_bytes)
+        usage = usage_of(program, lambda name: Purpose.BATCH)
+        largest = [
+            f"{format_bytes(share.bytes)} {share.type} of {share.origin.operation} "
+            f"{short_place(share.origin.source)}".rstrip()
+            for share in usage.shares if share.origin is not None
+        ][:2]  # fmt: skip
+        arguments = program.peak_bytes - program.temporary_bytes
+        error = BudgetError(
+            f"the gradient of {self.call.name} cannot be had within the budget",
+            got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
+            f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
+            expected=f"at most {format_bytes(self.budget)}",
+            do="make the batch smaller, or divide what is largest (bp.footprint shows it)",
+        )
+        error.least = program.temporary_bytes
+        return error
+
+
+def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int], ...]:
+    """List the source lines of what is made again, the most bytes first."""
+    sums: dict[tuple[str, str], int] = {}
+    for segment in schedule.segments:
+        for i in range(segment.start, segment.stop):
+            eqn = costs.jaxpr.eqns[i]
+            if segment.kept is None and segment.loop is None:
+                continue
+            size = costs.own_bytes[i] + sum(
+                size_in_bytes(v.aval)
+                for k, v in enumerate(eqn.outvars)
+                if (i, k) not in (segment.kept or ()) and any(v in g for g in costs.named[i:])
+            )
+            if size:
+                key = eqn.primitive.name, short_place(_jax.source_line(eqn))
+                sums[key] = sums.get(key, 0) + size
+    ranked = sorted(sums.items(), key=lambda item: -item[1])[:8]
+    return tuple((operation, where, size) for (operation, where), size in ranked)
+
+
+def scheduled(jaxpr: Jaxpr, schedule: Schedule) -> Callable[..., list[Any]]:
+    """Return the function of a graph in which lean segments stand under ``jax.checkpoint``."""
+
+    def run(consts: Sequence[Any], *args: Any) -> list[Any]:
+        env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        for segment in schedule.segments:
+            eqns = jaxpr.eqns[segment.start : segment.stop]
+            if segment.loop is not None:
+                (eqn,) = eqns
+                operands = [sweeps.value_of(a, env) for a in eqn.invars]
+                env.update(zip(eqn.outvars, looped(eqn, operands, segment.loop)))
+            elif segment.kept is None:
+                _run(eqns, env, frozenset())
+            else:
+                _run_lean(jaxpr, segment, segment.kept, env)
+        return [sweeps.value_of(v, env) for v in jaxpr.outvars]
+
+    return run
+
+
+def _run_lean(
+    jaxpr: Jaxpr, segment: Segment, places: frozenset[Output], env: dict[Any, Any]
+) -> None:
+    eqns = jaxpr.eqns[segment.start : segment.stop]
+    kept = frozenset(jaxpr.eqns[i].outvars[k] for i, k in places)
+    made = {v for eqn in eqns for v in eqn.outvars}
+    read = dict.fromkeys(
+        a for eqn in eqns for a in eqn.invars if isinstance(a, Var) and a not in made
+    )
+    last = _last_uses(jaxpr)
+    outs = [v for eqn in eqns for v in eqn.outvars if last.get(v, -1) >= segment.stop]
+
+    def run(*values: Any) -> list[Any]:
+        local: dict[Any, Any] = dict(zip(read, values))
+        _run(eqns, local, kept)
+        return [local[v] for v in outs]
+
+    lean = jax.checkpoint(run, policy=_POLICY if kept else None)
+    env.update(zip(outs, lean(*(env[v] for v in read))))
+
+
+def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any], kept: frozenset[Var]) -> None:
+    for eqn in eqns:
+        outs = sweeps.evaluate(eqn, [sweeps.value_of(a, env) for a in eqn.invars])
+        named = (checkpoint_name(x, KEPT) if v in kept else x for v, x in zip(eqn.outvars, outs))
+        env.update(zip(eqn.outvars, named))
+
+
+@lru_cache(maxsize=64)
+def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
+    last = {a: i for i, eqn in enumerate(jaxpr.eqns) for a in eqn.invars if isinstance(a, Var)}
+    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if isinstance(v, Var)})
+    return last
+
+
+def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: LoopSchedule) -> list[Any]:
+    """Run a ``scan`` so that its gradient keeps fewer bytes: in chunks, or with leaner steps."""
+    constants, carries = _jax.scan_counts(eqn.params)
+    _, consts = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
+    jaxpr = body_costs(eqn).jaxpr
+    step = scheduled(jaxpr, Schedule((Segment(0, len(jaxpr.eqns), loop.kept),), 0, 0))
+    fixed, is_reverse, length = operands[:constants], eqn.params["reverse"], eqn.params["length"]
+    start, xs = list(operands[constants : constants + carries]), operands[constants + carries :]
+
+    def scan(state: Any, slices: Any, length: int) -> Any:
+        def body(state: Any, slices: Any) -> Any:
+            outs = step(consts, *fixed, *state, *slices)
+            return outs[:carries], outs[carries:]
+
+        return lax.scan(body, state, slices, length, reverse=is_reverse)
+
+    if not loop.chunks:
+        state, ys = scan(start, list(xs), length)
+        return [*state, *ys]
+    size = length // loop.chunks
+    whole = size * loop.chunks
+    first, rest = slice(0, whole), slice(whole, None)
+    if is_reverse:
+        first, rest = slice(length - whole, None), slice(0, length - whole)
+    chunk = jax.checkpoint(lambda state, slices: scan(state, slices, size))
+    divided = [x[first].reshape(loop.chunks, size, *x.shape[1:]) for x in xs]
+    state, ys = lax.scan(chunk, start, divided, loop.chunks, reverse=is_reverse)
+    ys = [y.reshape(whole, *y.shape[2:]) for y in ys]
+    if length > whole:
+        last = jax.checkpoint(lambda state, slices: scan(state, slices, length - whole))
+        state, more = last(state, [x[rest] for x in xs])
+        pairs = zip(more, ys) if is_reverse else zip(ys, more)
+        ys = [jnp.concatenate(pair) for pair in pairs]
+    return [*state, *ys]

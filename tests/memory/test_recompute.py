@@ -1,0 +1,265 @@
+"""``bp.recompute`` keeps its budget in the compiled program, and is the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import functional_bp as bp
+from functional_bp.memory.footprint import FootprintError
+from functional_bp.memory.recompute import BudgetError, looped, scheduled
+from functional_bp.memory.residual_costs import cheapest, costs_of
+from functional_bp.memory.schedule import LoopSchedule, Schedule, Scheduler, Segment
+
+F = jnp.float32
+
+
+def draw(seed: int, *sizes: int) -> Any:
+    return jax.random.normal(jax.random.key(seed), sizes, F) / float(np.sqrt(sizes[-1]))
+
+
+def deep(params: Any, x: Any) -> Any:
+    """Residual layers with gelu, written one by one."""
+    for w, v in params:
+        x = x + jax.nn.gelu(x @ w) @ v
+    return jnp.mean(x**2)
+
+
+def scanned(params: Any, x: Any) -> Any:
+    return jnp.mean(lax.scan(lambda x, p: (x + jax.nn.gelu(x @ p[0]) @ p[1], None), x, params)[0])
+
+
+def recurrent(params: Any, xs: Any) -> Any:
+    def cell(h: Any, x: Any) -> Any:
+        h = jnp.tanh(h @ params + x)
+        return h, jnp.sum(h)
+
+    h, ys = lax.scan(cell, jnp.zeros(xs.shape[1:], F), xs)
+    return jnp.mean(h**2) + jnp.mean(ys)
+
+
+def backwards(params: Any, xs: Any) -> Any:
+    cell = lambda h, x: (jnp.sin(h @ params) + x, h[0])
+    h, ys = lax.scan(cell, jnp.ones(xs.shape[1:], F), xs, reverse=True)
+    return jnp.mean(h**2) + jnp.mean(ys**3)
+
+
+def with_skips(params: Any, x: Any) -> Any:
+    states = []
+    for w in params[:3]:
+        x = jnp.tanh(x @ w)
+        states.append(x)
+    for w, state in zip(params[3:], reversed(states)):
+        x = jnp.tanh(x @ w) * state
+    return jnp.mean(x**2)
+
+
+def attending(params: Any, x: Any) -> Any:
+    for w in params:
+        a = jax.nn.softmax((x @ w) @ x.T / 4)
+        x = x + jnp.tanh(a @ x)
+    return jnp.mean(x**2)
+
+
+def dropped(params: Any, key: Any, x: Any) -> Any:
+    for k, w in enumerate(params):
+        keep = jax.random.bernoulli(jax.random.fold_in(key, k), 0.7, x.shape)
+        x = jnp.where(keep, jax.nn.relu(x @ w) / 0.7, 0)
+    return jnp.mean(x**2)
+
+
+SQUARE = [draw(k, 32, 32) for k in range(6)]
+PAIRS = [(draw(k, 32, 128), draw(k + 9, 128, 32)) for k in range(4)]
+LOSSES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], float]] = {
+    "deep": (deep, (PAIRS, draw(1, 256, 32)), 0.42),
+    "scan over layers": (
+        scanned, (tuple(map(jnp.stack, zip(*PAIRS))), draw(1, 256, 32)), 0.5),
+    "recurrent": (recurrent, (draw(0, 8, 8), draw(1, 300, 16, 8)), 0.25),
+    "backwards": (backwards, (draw(0, 8, 8), draw(1, 301, 16, 8)), 0.45),
+    "skips": (with_skips, (SQUARE, draw(1, 512, 32)), 0.95),
+    "attention": (attending, (SQUARE[:3], draw(1, 96, 32)), 0.7),
+    "dropout": (dropped, (SQUARE[:3], jax.random.key(1), draw(1, 512, 32)), 0.8),
+}  # fmt: skip
+
+
+def temporaries(fun: Any, args: Any) -> int:
+    compiled: Any = jax.jit(bp.value_and_grad(fun)).lower(*args).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_budget_is_kept_and_the_gradient_is_the_same(name: str) -> None:
+    fun, args, share = LOSSES[name]
+    lean = bp.recompute(fun, share)
+    assert temporaries(lean, args) <= share * temporaries(fun, args)
+    value, bars = jax.jit(bp.value_and_grad(lean))(*args)
+    expected, plain = jax.jit(bp.value_and_grad(fun))(*args)
+    chex.assert_trees_all_close((value, bars), (expected, plain), rtol=2e-4, atol=1e-6)
+    choice = lean.choice(*args)
+    assert choice.schedule.flops > 0 and "with nothing made again" in str(lean)
+    assert choice.program.temporary_bytes == temporaries(lean, args)
+
+
+def test_bytes_count_arguments_and_results_too() -> None:
+    fun, args, _ = LOSSES["deep"]
+    whole = bp.footprint(fun, *args).peak_bytes
+    lean = bp.recompute(fun, int(0.6 * whole))
+    assert bp.footprint(lean, *args).peak_bytes <= 0.6 * whole
+
+
+def test_a_budget_that_suffices_changes_nothing() -> None:
+    fun, args, _ = LOSSES["deep"]
+    choice = bp.recompute(fun, "1 GiB").choice(*args)
+    assert choice.schedule.flops == 0 and choice.compilations == 1
+    assert choice.program == choice.plain
+
+
+def test_a_budget_below_the_floor_is_refused_with_what_fills_it() -> None:
+    fun, args, _ = LOSSES["deep"]
+    with pytest.raises(BudgetError, match="at least") as raised:
+        bp.grad(bp.recompute(fun, "90 kB"))(*args)
+    assert "f32[" in str(raised.value) and "test_recompute.py" in str(raised.value)
+    assert "batch smaller" in raised.value.do
+
+
+@pytest.mark.parametrize("budget", ["plenty", 0, -3, "2 parsecs"])
+def test_budgets_that_are_none(budget: Any) -> None:
+    with pytest.raises(FootprintError, match="size of a memory"):
+        bp.recompute(deep, budget)
+
+
+def test_it_is_a_function_among_others() -> None:
+    """Under vmap, twice differentiated, by keyword, of several arguments, by JAX's own grad."""
+    fun, (params, x), _ = LOSSES["deep"]
+    lean = bp.recompute(fun, 0.6, argnums=(0, 1))
+    chex.assert_trees_all_close(lean(params, x), fun(params, x), rtol=1e-5)
+    for args, kwargs in [((params, x), {}), ((params,), {"x": x})]:
+        found = bp.grad(lean)(*args, **kwargs)
+        chex.assert_trees_all_close(found, bp.grad(fun)(params, x), rtol=2e-4, atol=1e-6)
+    both = jax.grad(lean, (0, 1))(params, x)
+    chex.assert_trees_all_close(both, jax.grad(fun, (0, 1))(params, x), rtol=2e-4, atol=1e-6)
+    many = jnp.stack([x, 2 * x])
+    found = jax.vmap(bp.grad(lean, 1), (None, 0))(params, many)
+    chex.assert_trees_all_close(found[1], bp.grad(fun, 1)(params, 2 * x), rtol=2e-4, atol=1e-6)
+    turn = lambda f: bp.hvp(lambda x: f(params, x), (x,), (x,))
+    chex.assert_trees_all_close(turn(lean), turn(fun), rtol=2e-3, atol=1e-5)
+
+
+def test_random_bits_are_the_same() -> None:
+    fun, args, share = LOSSES["dropout"]
+    found, plain = (jax.jit(f)(*args) for f in (bp.recompute(fun, share), fun))
+    assert found == plain
+
+
+def test_each_shape_has_its_own_choice() -> None:
+    fun, (params, x), share = LOSSES["deep"]
+    lean = bp.recompute(fun, share)
+    bp.grad(lean)(params, x)
+    bp.grad(lean)(params, x + 1)
+    assert len(lean.choices) == 1
+    bp.grad(lean)(params, x[:64])
+    assert len(lean.choices) == 2
+
+
+# What is chosen.
+
+
+def chain(x: Any) -> Any:
+    for _ in range(8):
+        x = jnp.tanh(x)
+    return x
+
+
+def test_the_cut_keeps_the_cheapest_set() -> None:
+    """Among all subsets of a small graph none costs less bytes and operations."""
+
+    def small(x: Any, w: Any) -> Any:
+        a = jnp.exp(x)
+        b = jnp.sum(a.reshape(8, 4), 1)
+        return jnp.sum(jnp.sin(b * w) * jnp.cos(b))
+
+    jaxpr = jax.make_jaxpr(small)(jnp.ones(32, F), jnp.ones(8, F)).jaxpr
+    costs = costs_of(jaxpr, (True, True))
+    defined = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    named = {v for group in costs.named for v in group if v in defined}
+
+    def price(kept: set[Any], weight: float) -> float:
+        needed, total = set(named), sum(v.aval.size * 4 for v in kept)
+        for i in reversed(range(len(jaxpr.eqns))):
+            eqn = jaxpr.eqns[i]
+            if any(v in needed and v not in kept for v in eqn.outvars):
+                total += weight * costs.flops[i]
+                needed |= {a for a in eqn.invars if a in defined}
+        return total
+
+    for weight in (0.0, 0.1, 1.0, 50.0):
+        subsets = [
+            {v for k, v in enumerate(defined) if mask >> k & 1} for mask in range(2 ** len(defined))
+        ]
+        best = min(price(kept, weight) for kept in subsets)
+        found = price(cheapest(costs, weight, {}) & set(defined), weight)
+        assert found == pytest.approx(best, rel=1e-2, abs=40)
+
+
+def test_the_schedule_of_a_chain_is_the_best_of_all_segmentations() -> None:
+    """A chain of eight equal arrays: what a limit allows is told by trying every segmentation."""
+    jaxpr = jax.make_jaxpr(chain)(jnp.ones(1024, F)).jaxpr
+    scheduler = Scheduler(costs_of(jaxpr, (True,)))
+    unit, count = 4096, 8
+
+    def effort(cuts: tuple[int, ...], lean: int, limit: int) -> float:
+        """Operations of a segmentation, ∞ if it does not fit."""
+        bounds = [0, *cuts, count]
+        kept = total = 0
+        for k, (start, stop) in enumerate(zip(bounds, bounds[1:])):
+            length = stop - start
+            if lean >> k & 1:
+                last = stop < count  # its end is kept for the next
+                kept, fresh = kept + last, length - last
+                total += length - last
+            else:
+                kept, fresh = kept + length, 0
+            if kept + fresh > limit:
+                return np.inf
+        return total
+
+    for limit in range(4, 9):
+        best = np.inf
+        for mask in range(2 ** (count - 1)):
+            cuts = tuple(k + 1 for k in range(count - 1) if mask >> k & 1)
+            for lean in range(2 ** (len(cuts) + 1)):
+                best = min(best, effort(cuts, lean, limit))
+        found = scheduler.within(limit * unit + 64)
+        got = np.inf if found is None else found.flops / 1024
+        assert got == best
+
+
+@pytest.mark.parametrize("is_reverse", [False, True])
+@pytest.mark.parametrize("chunks", [0, 2, 3, 7])
+@pytest.mark.parametrize("kept", [None, frozenset()])
+def test_a_loop_in_chunks_is_the_same_loop(is_reverse: bool, chunks: int, kept: Any) -> None:
+    def step(c: Any, x: Any) -> Any:
+        c = jnp.sin(c) * x + 1
+        return c, c * 2
+
+    run = lambda c, xs: lax.scan(step, c, xs, reverse=is_reverse)
+    args = draw(0, 5), draw(1, 17, 5)
+    jaxpr = jax.make_jaxpr(run)(*args).jaxpr
+    loop = LoopSchedule(chunks, kept)
+    (eqn,) = jaxpr.eqns
+    assert looped(eqn, args, loop)[1].shape == (17, 5)
+
+    def scalar(*args: Any) -> Any:
+        c, ys = scheduled(jaxpr, Schedule((Segment(0, 1, None, loop),), 0, 0))((), *args)
+        return jnp.sum(c) + jnp.sum(ys**2)
+
+    plain = lambda *args: (lambda c, ys: jnp.sum(c) + jnp.sum(ys**2))(*run(*args))
+    found, expected = (bp.value_and_grad(f, (0, 1))(*args) for f in (scalar, plain))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
