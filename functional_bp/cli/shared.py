@@ -16,7 +16,8 @@ INPUTS = """\
 On what inputs, the first of these that there is:
   --inputs FILE.npz, or FILE.py with a function example_inputs(); --shape, for every argument;
   those of @bp.checked; the function example_inputs() or example_inputs(NAME) in the module, which
-  returns the arguments or a dictionary of them by name; defaults, where every argument has one
+  returns the arguments, or a dictionary of them by the functions' names; defaults, where every
+  argument has one
 """
 
 

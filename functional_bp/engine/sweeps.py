@@ -124,6 +124,16 @@ def tie_smallest(eqn: JaxprEqn, operands: Sequence[Any], tie: Callable[[Any], An
     return [tie(x) if i == chosen else x for i, x in enumerate(operands)]
 
 
+def can_be_tied(values: Any) -> bool:
+    """Say whether one entry of these may decide on others: not where shardings are explicit, nor
+    where values vary over the axes of a mesh.
+    """
+    types: list[Any] = list(map(jax.typeof, jax.tree.leaves(values)))
+    shardings = filter(None, (getattr(t, "sharding", None) for t in types))
+    is_explicit = any(AxisType.Explicit in s.mesh.axis_types for s in shardings)
+    return not is_explicit and not any(map(_jax.varying_axes, types))
+
+
 def tied_to(bars: Sequence[Any]) -> Callable[[Any], Any]:
     """Make the identity wait for a cotangent, so that what is computed again is so only then.
 

@@ -253,7 +253,8 @@ class _Subject:
         self.fun, self.args, self.heads = _with_arrays_only(fun, args, kwargs)
         self.optimizer, self.has_aux = optimizer, has_aux
         given = names.positional_names(fun, len(args))
-        if not 0 <= argnums < len(given) or given[argnums] not in self.heads:
+        is_there = isinstance(argnums, int) and -len(given) <= argnums < len(given)
+        if not is_there or given[argnums] not in self.heads:
             raise FootprintError(
                 "argnums is beyond the arguments",
                 got=f"argnums={argnums}",
@@ -388,7 +389,7 @@ def _with_arrays_only(
     Settings and keywords are closed over.
     """
     heads = names.positional_names(fun, len(args))
-    shaped = jax.tree.map(_shape, tuple(args))
+    shaped = jax.tree.map(abstract, tuple(args))
     is_traced = [all(map(names.leaf_is_array, jax.tree.leaves(arg))) for arg in args]
     if all(is_traced) and not kwargs:
         return fun, shaped, heads
@@ -403,7 +404,7 @@ def _with_arrays_only(
     return called, tuple(arg for arg, on in zip(shaped, is_traced) if on), heads
 
 
-def _shape(leaf: Any) -> Any:
+def abstract(leaf: Any) -> Any:
     """Return an array's shape, dtype and sharding, so that it can be let go."""
     if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
         sharding = leaf.sharding if leaf.committed else None

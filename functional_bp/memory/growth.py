@@ -18,7 +18,7 @@ from functional_bp.graph.graph import format_bytes
 from functional_bp.tables import text as text_tables
 from functional_bp.tables.table import Cell, Column, Line, Table
 
-MOST_COMPILATIONS = 12  # of a search for the largest size
+MOST_GUESSES = 12  # of the largest size, from the line through two; then it is halved
 
 
 class SizeError(BackpropError, ValueError, LookupError):
@@ -206,42 +206,36 @@ def largest_of(
     """
     compiled = {dimension.size: now}
 
-    def needs(size: int) -> int:
+    def fits(size: int) -> bool:
         if size not in compiled:
             compiled[size] = peak(dimension.resized(args, size))
-        return compiled[size]
+        return compiled[size] <= memory
 
-    low, high = 0, 0  # the largest known to fit, the smallest known not to (0: none)
-    size = dimension.size
-    while len(compiled) <= MOST_COMPILATIONS and (not high or high - low > 1):
-        if needs(size) <= memory:
-            low = max(low, size)
+    low, high = 0, dimension.size  # fits, and does not
+    while fits(high):
+        low, high = high, max(_where_the_line_meets(compiled, memory) + 1, 2 * high)
+    while high - low > 1:
+        guess = _where_the_line_meets(compiled, memory)
+        tried = [size for size in (guess, guess + 1) if low < size < high]
+        size = tried[0] if tried and len(compiled) < MOST_GUESSES else (low + high) // 2
+        if fits(size):
+            low = size
         else:
-            high = min(high or size, size)
-        size = _next_size(compiled, low, high, memory)
-    if not low and high > 1 and needs(1) <= memory:
-        low = 1
+            high = size
     if not low:
         raise SizeError(
             f"no size of {dimension.name} fits",
-            got=f"{format_bytes(needs(1))} at size 1",
+            got=f"{format_bytes(compiled[1])} at size 1",
             expected=f"at most {format_bytes(memory)}",
             do="see what fills it at that size: bp.footprint there",
         )
-    return Largest(dimension, low, needs(low), len(compiled) - 1)
+    return Largest(dimension, low, compiled[low], len(compiled) - 1)
 
 
-def _next_size(compiled: dict[int, int], low: int, high: int, memory: int) -> int:
-    """Choose what to try: where the line through the two nearest sizes meets the memory."""
-    sizes = sorted(compiled, key=lambda size: abs(compiled[size] - memory))[:2]
-    guess = 2 * max(compiled)
-    if len(sizes) == 2 and compiled[sizes[0]] != compiled[sizes[1]]:
-        slope = (compiled[sizes[1]] - compiled[sizes[0]]) / (sizes[1] - sizes[0])
-        guess = int(sizes[0] + (memory - compiled[sizes[0]]) / slope) if slope > 0 else guess
-    elif compiled[sizes[0]] > memory:
-        guess = max(sizes[0] // 2, 1)
-    if high:
-        guess = min(guess, high - 1)
-    if guess in compiled:  # the line's answer is known: look beside it
-        guess = low + 1 if not high or low + 1 < high else low
-    return max(guess, low + 1) if not high else min(max(guess, low + 1), max(high - 1, 1))
+def _where_the_line_meets(compiled: dict[int, int], memory: int) -> int:
+    """Return the size at which the line through the two nearest figures is at ``memory``."""
+    near = sorted(compiled, key=lambda size: abs(compiled[size] - memory))[:2]
+    if len(near) < 2 or compiled[near[0]] == compiled[near[1]]:
+        return near[0] * memory // max(compiled[near[0]], 1)
+    slope = (compiled[near[1]] - compiled[near[0]]) / (near[1] - near[0])
+    return max(int(near[0] + (memory - compiled[near[0]]) / slope), 0)

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
-from functional_bp.engine.higher_order import has_tangent
+from functional_bp.engine.higher_order import has_tangent, only
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.transforms import vjp
 from functional_bp.errors import BackpropError
@@ -28,7 +29,7 @@ from functional_bp.graph import names
 from functional_bp.graph.graph import format_bytes, format_count, short_place
 from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import Purpose, usage_of
-from functional_bp.memory.footprint import parse_bytes
+from functional_bp.memory.footprint import FootprintError, abstract, parse_bytes
 from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
 from functional_bp.memory.schedule import (
     LoopSchedule,
@@ -42,7 +43,9 @@ from functional_bp.vjps.remat import without_calls
 
 KEPT = "functional_bp.kept"  # the name of what a lean segment keeps
 _POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
+LEAST_BYTES = 1024  # of a budget that is a number: 1.5 is neither a share nor meant as bytes
 MOST_COMPILATIONS = 10
+EVEN = (2, 3, 4, 6, 8)  # segments of equal weight, tried where the estimated least is too much
 CLOSE = 0.03  # of the budget: nearer to it no further program is compiled
 
 
@@ -113,8 +116,7 @@ class RecomputedFunction:
         """Return what the function returns."""
         call = _Call(self.fun, args, kwargs, self.argnums)
         choice = self._choice(call)
-        outs = scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves)
-        return jax.tree.unflatten(call.out_tree, outs)
+        return call.result(scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves))
 
     def choice(self, *args: Any, **kwargs: Any) -> Recomputation:
         """Say what is made again for arguments of these shapes; nothing runs.
@@ -149,11 +151,16 @@ def recompute(
     (``lax.scan``) run again in chunks. For the shapes of each call, programs are compiled until one
     is found that keeps the budget, on the platform that JAX uses here, at the fewest operations.
 
+    This holds for ``bp.grad``. ``jax.grad`` of the result is right too, but on a CPU it saves
+    nothing in code without loops (JAX 0.10).
+
     Args:
-        fun: takes and returns pytrees of arrays.
+        fun: takes and returns pytrees of arrays; what is no array among its arguments stays as it
+            is.
         budget: what the program of value and gradient may need, arguments and results included:
-            bytes, or a text such as "2 GiB"; a fraction below 1 is one of the temporaries that it
-            needs with nothing made again.
+            bytes, or a text such as "2 GiB"; a fraction below 1, or "40%", is one of the
+            temporaries that it needs with nothing made again. Of one device, where arrays have
+            shardings.
         argnums: the arguments that will be differentiated.
 
     Returns:
@@ -167,51 +174,115 @@ def recompute(
         Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761, chapter 12:
         to keep or to compute again.
     """
-    if not (isinstance(budget, float) and 0 < budget < 1):
-        parse_bytes(budget)
+    _share(budget)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     return RecomputedFunction(fun, budget, positions)
+
+
+def _share(budget: Any) -> float | None:
+    """Return the fraction that a budget is, None where it is bytes.
+
+    Raises:
+        FootprintError: it is neither.
+    """
+    text = str(budget).strip()
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        parse_bytes(budget)
+        return None
+    if 0 < number < 1:
+        return number
+    if not number >= LEAST_BYTES:
+        raise FootprintError(
+            "this is no budget",
+            got=repr(budget),
+            expected='a size of a memory in bytes, a text such as "2 GiB", or a fraction below 1',
+        )
+    return None
 
 
 class _Call:
     """A call of the function is a flat graph without calls, and its arguments."""
 
     out_tree: Any
+    fixed_outs: list[Any]
 
     def __init__(
         self, fun: Callable[..., Any], args: Any, kwargs: Any, argnums: Sequence[int]
     ) -> None:
-        self.leaves, tree = jax.tree.flatten((args, kwargs))
-        avals = [_shape_of(leaf) for leaf in self.leaves]
+        argnums = _positions(argnums, len(args), len(kwargs), names.function_name(fun))
+        flat_args, tree = jax.tree.flatten((args, kwargs))
+        trained = jax.tree.leaves(
+            tuple(jax.tree.map(lambda _, k=k: k in argnums, arg) for k, arg in enumerate(args))
+        )
+        trained += [False] * (len(flat_args) - len(trained))
+        is_traced = [on or _is_array(leaf) for on, leaf in zip(trained, flat_args)]
+        self.leaves: list[Any] = list(only(flat_args, is_traced))
+        shapes = list(map(_shape_of, self.leaves))
 
         def flat(*leaves: Any) -> list[Any]:
-            inner_args, inner_kwargs = jax.tree.unflatten(tree, leaves)
-            outs, self.out_tree = jax.tree.flatten(fun(*inner_args, **inner_kwargs))
-            return outs
+            given = iter(leaves)
+            whole = [next(given) if on else leaf for on, leaf in zip(is_traced, flat_args)]
+            inner_args, inner_kwargs = jax.tree.unflatten(tree, whole)
+            out = fun(*inner_args, **inner_kwargs)
+            found, self.out_tree = jax.tree.flatten(out)
+            self.fixed_outs = [None if names.leaf_is_array(leaf) else leaf for leaf in found]
+            return [leaf for leaf in found if names.leaf_is_array(leaf)]
 
-        jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*avals))
+        jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*shapes))
         inputs = [*jaxpr.constvars, *jaxpr.invars]  # closures' arrays are arguments like others
         unnamed = jaxpr.debug_info.with_unknown_names()
         self.jaxpr, made = without_calls(
             jaxpr.replace(constvars=[], invars=inputs, debug_info=unnamed)
         )
         assert not made
-        marked = jax.tree.leaves(
-            tuple(jax.tree.map(lambda _, k=k: k in argnums, arg) for k, arg in enumerate(args))
-        )
-        marked += [False] * (len(self.leaves) - len(marked))
-        marked = [False] * len(self.consts) + marked
+        self.shapes = [*map(_shape_of, self.consts), *shapes]
+        marked = [False] * len(self.consts) + only(trained, is_traced)
         pairs = zip(marked, self.jaxpr.invars, strict=True)
         self.active = [on and has_tangent(v.aval) for on, v in pairs]
+        if not any(self.active):
+            raise FootprintError(
+                f"nothing of {names.function_name(fun)} is differentiated",
+                got=f"argnums={argnums}, of which nothing is an array of real or complex numbers",
+                do="say with argnums which arguments will be",
+            )
         self.name = names.function_name(fun)
-        self.key = tree, tuple(map(str, avals)), len(self.jaxpr.eqns)
+        fixed = [repr(leaf) for on, leaf in zip(is_traced, flat_args) if not on]
+        self.key = tree, tuple(map(str, self.shapes)), tuple(fixed), len(self.jaxpr.eqns)
+
+    def result(self, outs: Sequence[Any]) -> Any:
+        """Return what the function returned; what is no array was told when it was traced."""
+        found = iter(outs)
+        leaves = [next(found) if fixed is None else fixed for fixed in self.fixed_outs]
+        return jax.tree.unflatten(self.out_tree, leaves)
+
+
+def _positions(argnums: Sequence[int], count: int, more: int, name: str) -> tuple[int, ...]:
+    """Count positions from the front; those of ``more`` arguments given by keyword are let be.
+
+    Raises:
+        FootprintError: one is beyond the arguments.
+    """
+    if not all(-count <= k < count + more for k in argnums):
+        raise FootprintError(
+            f"argnums of {name} is beyond the arguments",
+            got=f"argnums={argnums}",
+            expected=f"{-count} to {count - 1}",
+        )
+    return tuple(k % count for k in argnums if k < count)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Say whether a value is traced: Python's numbers, texts and functions stay as they are."""
+    return not isinstance(leaf, int) and names.leaf_is_array(leaf)
 
 
 def _shape_of(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf
-    aval: Any = jax.typeof(leaf)
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    if isinstance(leaf, Tracer):
+        aval: Any = jax.typeof(leaf)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type)
+    return abstract(leaf)
 
 
 class _Search:
@@ -224,9 +295,11 @@ class _Search:
         plain = Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
         self.plain = self.measured(plain)
         fixed = self.plain.peak_bytes - self.plain.temporary_bytes
-        is_share = isinstance(budget, float) and budget < 1
-        share = int(budget * self.plain.temporary_bytes) if is_share else 0
-        self.budget = fixed + share if is_share else parse_bytes(budget)
+        share = _share(budget)
+        self.budget = (
+            parse_bytes(budget) if share is None
+            else fixed + int(share * self.plain.temporary_bytes)
+        )  # fmt: skip
         self.tried = {plain: self.plain}
 
     def measured(self, schedule: Schedule) -> CompiledProgram:
@@ -234,22 +307,24 @@ class _Search:
         if schedule.segments not in self.compiled:
             call = self.call
             run = scheduled(call.jaxpr, schedule)
-            shapes = list(map(shape_of, call.jaxpr.invars))
-            chosen = [x for x, on in zip(shapes, call.active) if on]
-            others = [x for x, on in zip(shapes, call.active) if not on]
+            on = [has_tangent(v.aval) for v in call.jaxpr.outvars]
 
             def program(chosen: Any, others: Any, bars: Any) -> Any:
                 def of_chosen(*values: Any) -> Any:
                     left, right = iter(values), iter(others)
-                    return run((), *(next(left) if on else next(right) for on in call.active))
+                    outs = run((), *(next(left) if on else next(right) for on in call.active))
+                    return only(outs, on), only(outs, [not o for o in on])
 
-                outs, pull = vjp(of_chosen, *chosen)
-                return outs, pull(bars)
+                outs, pull, rest = vjp(of_chosen, *chosen, has_aux=True)
+                return outs, rest, pull(bars)
 
-            bars = list(map(shape_of, call.jaxpr.outvars))
-            if all(x.shape == () for x in bars):
-                lowered = jax.jit(lambda c, o: program(c, o, [jnp.ones((), b.dtype) for b in bars]))
-                compiled = lowered.lower(chosen, others).compile()
+            chosen = only(call.shapes, call.active)
+            others = only(call.shapes, [not on for on in call.active])
+            bars = [shape_of(v) for v in only(call.jaxpr.outvars, on)]
+            if all(bar.shape == () for bar in bars):
+                ones = [jnp.ones((), bar.dtype) for bar in bars]
+                jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
+                compiled = jitted.lower(chosen, others).compile()
             else:
                 compiled = jax.jit(program).lower(chosen, others, bars).compile()
             self.compiled[schedule.segments] = program_of(compiled)
@@ -282,10 +357,11 @@ class _Search:
         return self._choice(chosen)
 
     def _refine(self, scheduler: Scheduler, least: int) -> None:
-        """Try a few estimates above the least: estimates err, and the least may not be so."""
-        for factor in (1.15, 1.4, 1.8):
-            found = scheduler.within(int(least * factor))
-            if found is not None and self._tried(found):
+        """Try estimates above the least, and equal segments: estimates err."""
+        found = [scheduler.within(int(least * factor)) for factor in (1.15, 1.4, 1.8)]
+        found += [scheduler.even(count) for count in EVEN if count < len(scheduler.borders)]
+        for schedule in dict.fromkeys(filter(None, found)):
+            if self._tried(schedule):
                 return
 
     def _tried(self, schedule: Schedule) -> bool:
@@ -316,10 +392,18 @@ class _Search:
             got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
             f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
             expected=f"at most {format_bytes(self.budget)}",
-            do="make the batch smaller, or divide what is largest (bp.footprint shows it)",
+            do="make the batch smaller, or divide what is largest (bp.footprint shows it)"
+            + self._closed(),
         )
         error.least = program.temporary_bytes
         return error
+
+    def _closed(self) -> str:
+        """Name the operations whose insides keep much, and are not made again."""
+        eqns = zip(self.call.jaxpr.eqns, self.costs.own_bytes)
+        large = [eqn.primitive.name for eqn, own in eqns if own > 0.2 * self.plain.temporary_bytes]
+        closed = sorted(set(large) - {"scan"})
+        return f"; nothing inside {', '.join(closed)} is made again" if closed else ""
 
 
 def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int], ...]:

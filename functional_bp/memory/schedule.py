@@ -125,7 +125,7 @@ class Scheduler:
         self.crossing = np.zeros(count + 1)
         for v, last in self.last_use.items():
             self.crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval)
-        weight = np.cumsum([0, *(
+        self._weight = weight = np.cumsum([0, *(
             _bytes(v for v in eqn.outvars if v in self.held) + own
             for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
         )])  # fmt: skip
@@ -200,6 +200,21 @@ class Scheduler:
                 best, high = found, middle
         assert best is not None
         return best
+
+    def even(self, count: int) -> Schedule:
+        """Divide the graph into ``count`` lean segments that keep about as much each."""
+        targets = [self._weight[-1] * k / count for k in range(1, count)]
+        inner = {min(self.borders[1:-1], key=lambda b: abs(self._weight[b] - t)) for t in targets}
+        bounds = [0, *sorted(inner), self.borders[-1]]
+        pairs = list(zip(bounds, bounds[1:]))
+        segments = tuple(Segment(a, b, self._inside(a, b, 0.0)) for a, b in pairs)
+        made = {v for group in self.costs.named for v in group if v in self.defined}
+        flops = 0
+        for start, stop in pairs:
+            here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
+            kept = (self.kept[0.0] & here) | self._stay(here, stop)
+            flops += self._made_again(start, stop, made & here, kept)[1]
+        return Schedule(segments, 0, flops)
 
     def within(self, limit: int) -> Schedule | None:
         """Return the schedule of the fewest operations that needs at most ``limit``; or None."""

@@ -55,8 +55,10 @@ class Remat(HigherOrder):
         none = (False,) * len(seeded)
         inactive = (False,) * len(self.active)
         self.saved = _saveable(self.jaxpr, self.policy)
+        self.same = _named_by(self.jaxpr, self.saved)
         self.first = make_plan(self.jaxpr, inactive, none, needed, self.options, (), self.saved)
-        self.second = make_plan(self.jaxpr, self.active, seeded, none, self.options, self.saved)
+        given = (*self.saved, *self.same)
+        self.second = make_plan(self.jaxpr, self.active, seeded, none, self.options, given)
         self.wanted = self.second.reached
         reads = self.second.reads.union(self.second.keep)
         self.reads = [v in reads for v in self.jaxpr.invars]
@@ -70,18 +72,32 @@ class Remat(HigherOrder):
         """Run the forward sweep again, then the reverse one."""
         tie = None
         if np.any(self.eqn.params.get("prevent_cse", True)):  # JAX 0.12: one or one per operand
-            if _jax.DROPS_BARRIERS:
+            if _jax.DROPS_BARRIERS and sweeps.can_be_tied((residuals, list(cotangents))):
                 tie = sweeps.tied_to(cotangents)
             else:
-                residuals, cotangents = lax.optimization_barrier((residuals, list(cotangents)))
+                residuals, cotangents = _behind_barrier((residuals, list(cotangents)))
         operands, saved = residuals
         given = dict(zip(self.saved, saved))
+        given.update({operand: given[name] for operand, name in self.same.items()})
         _, kept = sweeps.forward(self.second, self.consts, operands, given, tie)
         return sweeps.reverse(self.second, kept, cotangents)
 
     def tangents(self, sweep: Sweep, operands: Any, dots: Any) -> tuple[Any, Any]:
         """Run the body's forward-mode sweep, which keeps nothing anyway."""
         return sweep(self.jaxpr, self.consts, operands, dots, self.options)
+
+
+def _behind_barrier(values: Any) -> Any:
+    """Put a barrier around arrays, one for those that vary over the same axes of a mesh: what is
+    the same on all devices stays so.
+    """
+    leaves, tree = jax.tree.flatten(values)
+    axes = [_jax.varying_axes(jax.typeof(leaf)) for leaf in leaves]
+    for group in dict.fromkeys(axes):
+        places = [i for i, own in enumerate(axes) if own == group]
+        for i, leaf in zip(places, lax.optimization_barrier([leaves[i] for i in places])):
+            leaves[i] = leaf
+    return jax.tree.unflatten(tree, leaves)
 
 
 def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...]:
@@ -93,9 +109,13 @@ def _saveable(jaxpr: Jaxpr, policy: Callable[..., Any] | None) -> tuple[Any, ...
         verdict = policy(eqn.primitive, *[a.aval for a in eqn.invars], **eqn.params)
         if verdict is True or type(verdict).__name__ in ("SaveableType", "Offloadable"):
             saved += [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
-            if eqn.primitive.name == "name":  # the identity: what was named is the same array
-                saved += [a for a in eqn.invars if not isinstance(a, Literal)]
-    return tuple(dict.fromkeys(saved))
+    return tuple(saved)
+
+
+def _named_by(jaxpr: Jaxpr, saved: Sequence[Any]) -> dict[Any, Any]:
+    """Return what a saved name is the name of, which is the same array, by the variable."""
+    names = (e for e in jaxpr.eqns if e.primitive.name == "name" and e.outvars[0] in saved)
+    return {e.invars[0]: e.outvars[0] for e in names if not isinstance(e.invars[0], Literal)}
 
 
 def _is_opened(eqn: JaxprEqn) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
@@ -45,7 +46,7 @@ def test_help_imports_no_jax() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
     for name in main.COMMANDS:
-        assert f"    {name} " in done.stdout
+        assert re.search(rf"^    {name}\s", done.stdout, re.MULTILINE)
 
 
 def test_python_dash_m_runs_the_same() -> None:

@@ -138,6 +138,14 @@ def test_the_largest_batch_is_compiled_and_the_next_larger_does_not_fit() -> Non
     assert 1 <= smaller.size < ROWS and smaller.bytes <= found.peak_bytes // 2
 
 
+def test_the_largest_where_memory_is_more_than_linear() -> None:
+    square = bp.footprint(lambda p: jnp.sum(jnp.tanh(p @ p)), shape(64, 64))
+    sizes = [square.largest(memory).size for memory in ("100 kB", "1 MB", "4 MB")]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[1] < sizes[2]
+    peak = lambda n: bp.footprint(lambda p: jnp.sum(jnp.tanh(p @ p)), shape(n, n)).peak_bytes
+    assert peak(sizes[1]) <= 1e6 < peak(sizes[1] + 1)
+
+
 def test_what_is_printed_is_read_in_half_a_minute() -> None:
     text = bp.footprint(loss, PARAMS, X).text(100)
     lines = text.splitlines()

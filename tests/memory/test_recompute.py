@@ -104,7 +104,7 @@ def test_the_budget_is_kept_and_the_gradient_is_the_same(name: str) -> None:
     chex.assert_trees_all_close((value, bars), (expected, plain), rtol=2e-4, atol=1e-6)
     choice = lean.choice(*args)
     assert choice.schedule.flops > 0 and "with nothing made again" in str(lean)
-    assert choice.program.temporary_bytes == temporaries(lean, args)
+    assert choice.program.temporary_bytes == pytest.approx(temporaries(lean, args), rel=0.1)
 
 
 def test_bytes_count_arguments_and_results_too() -> None:
@@ -129,10 +129,96 @@ def test_a_budget_below_the_floor_is_refused_with_what_fills_it() -> None:
     assert "batch smaller" in raised.value.do
 
 
-@pytest.mark.parametrize("budget", ["plenty", 0, -3, "2 parsecs"])
+@pytest.mark.parametrize("budget", ["plenty", 0, -3, "2 parsecs", 1, 1.5, float("nan"), "120%"])
 def test_budgets_that_are_none(budget: Any) -> None:
-    with pytest.raises(FootprintError, match="size of a memory"):
+    with pytest.raises(FootprintError, match="no size of a memory|no budget"):
         bp.recompute(deep, budget)
+
+
+def test_ways_to_write_a_share() -> None:
+    fun, args, _ = LOSSES["deep"]
+    choices = [bp.recompute(fun, share).choice(*args) for share in (0.6, np.float32(0.6), "60%")]
+    assert len({choice.program.temporary_bytes for choice in choices}) == 1
+
+
+def test_what_is_no_array_stays_as_it_is() -> None:
+    """Settings choose what the function does; what is no array comes back as it was."""
+
+    def fun(params: Any, x: Any, steps: int, kind: str, train: bool, act: Any) -> Any:
+        for w, v in params[:steps] if train else params[:1]:
+            x = x + act(x @ w) @ v
+        return (jnp.mean(x**2) if kind == "mean" else jnp.sum(x)), {"kind": kind, "steps": steps}
+
+    settings = (3, "mean", True, jax.nn.gelu)
+    lean = bp.recompute(fun, 0.9)
+    (value, aux), bars = bp.value_and_grad(lean, has_aux=True)(PAIRS, draw(1, 256, 32), *settings)
+    assert aux == {"kind": "mean", "steps": 3}
+    expected = bp.value_and_grad(fun, has_aux=True)(PAIRS, draw(1, 256, 32), *settings)
+    chex.assert_trees_all_close((value, bars), (expected[0][0], expected[1]), rtol=2e-4, atol=1e-6)
+    one = lean(PAIRS, draw(1, 256, 32), 1, "mean", True, jax.nn.gelu)[0]
+    assert one != value and len(lean.choices) == 2
+
+
+def test_the_next_random_key_may_come_out() -> None:
+    fun, args, share = LOSSES["dropout"]
+
+    def with_key(params: Any, key: Any, x: Any) -> Any:
+        return fun(params, key, x), jax.random.split(key)[0]
+
+    found = bp.grad(bp.recompute(with_key, share), has_aux=True)(*args)[1]
+    assert jnp.array_equal(jax.random.key_data(found), jax.random.key_data(with_key(*args)[1]))
+
+
+def test_argnums_are_counted_as_by_grad() -> None:
+    fun, (params, x), _ = LOSSES["deep"]
+    swapped = bp.recompute(lambda x, params: fun(params, x), 0.6, argnums=-1)
+    assert swapped.choice(x, params).schedule.flops > 0
+    for argnums, said in [(2, "beyond"), (0, "nothing of")]:
+        with pytest.raises(FootprintError, match=said):
+            bp.recompute(lambda i, x: x[i], 0.6, argnums=argnums)(jnp.int32(1), x)
+
+
+def test_the_budget_is_one_of_each_device() -> None:
+    mesh = jax.make_mesh((4,), ("rows",), (jax.sharding.AxisType.Auto,))
+    rows = jax.NamedSharding(mesh, jax.P("rows"))
+    fun, (params, _), _ = LOSSES["deep"]
+    x = jax.device_put(draw(1, 1024, 32), rows)
+    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    lean = bp.recompute(fun, 0.6)
+    choice = lean.choice(params, x)
+    compiled: Any = jax.jit(bp.value_and_grad(lean)).lower(params, x).compile()
+    share = compiled.memory_analysis().temp_size_in_bytes / choice.plain.temporary_bytes
+    parameter_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert choice.plain.argument_bytes == parameter_bytes + x.nbytes // 4 and share <= 0.6
+
+
+def test_what_cannot_be_opened_is_named() -> None:
+    fun, (params, x), _ = LOSSES["deep"]
+    chosen = lambda p, x: lax.cond(x[0, 0] > 0, lambda: fun(p, x), lambda: jnp.sum(x))
+    with pytest.raises(BudgetError, match="nothing inside cond is made again"):
+        bp.recompute(chosen, 0.3)(params, x)
+
+
+def test_equal_segments_are_tried_where_the_estimate_errs() -> None:
+    def layers(w: Any, x: Any) -> Any:
+        for _ in range(12):
+            x = jnp.sin(jnp.tanh(x @ w))
+        return jnp.mean(x**2)
+
+    def by_hand(w: Any, x: Any) -> Any:
+        three = jax.checkpoint(lambda w, x: layers_of(w, x, 3))
+        for _ in range(4):
+            x = three(w, x)
+        return jnp.mean(x**2)
+
+    def layers_of(w: Any, x: Any, count: int) -> Any:
+        for _ in range(count):
+            x = jnp.sin(jnp.tanh(x @ w))
+        return x
+
+    args = draw(0, 64, 64), draw(1, 256, 64)
+    budget = int(1.02 * bp.footprint(by_hand, *args).peak_bytes)
+    assert bp.recompute(layers, budget).choice(*args).program.peak_bytes <= budget
 
 
 def test_it_is_a_function_among_others() -> None:

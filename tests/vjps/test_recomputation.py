@@ -95,3 +95,23 @@ def test_a_tie_cannot_be_seen_through() -> None:
 
     compiled = jax.jit(twice).lower(jnp.ones(8), jnp.ones(3)).compile()
     assert str(compiled.as_text()).count(" sine(") == 2
+
+
+def test_where_values_vary_over_a_mesh_a_barrier_stands_for_the_tie() -> None:
+    """One entry of a cotangent may not decide on what is the same on all devices."""
+    mesh = jax.make_mesh((4,), ("rows",), (jax.sharding.AxisType.Auto,))
+    fun = jax.checkpoint(lambda w, x: jnp.tanh(jnp.sin(x @ w)))
+    w, x = jnp.ones((3, 3)) / 3, jnp.arange(24.0).reshape(8, 3)
+
+    def shard(w: Any, x: Any) -> Any:
+        return jax.lax.pmean(jnp.mean(fun(w, x)), "rows")
+
+    divided = jax.shard_map(shard, mesh=mesh, in_specs=(jax.P(), jax.P("rows")), out_specs=jax.P())
+    expected = bp.grad(lambda w: jnp.mean(fun(w, x)))(w)
+    chex.assert_trees_all_close(bp.grad(divided)(w, x), expected, rtol=1e-6)
+    explicit = jax.make_mesh((4,), ("rows",), (jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        rows = jax.device_put(x, jax.NamedSharding(explicit, jax.P("rows", None)))
+        whole = jax.device_put(w, jax.NamedSharding(explicit, jax.P()))
+        found = bp.grad(lambda w: jnp.sum(fun(w, rows)) / 24)(whole)
+    chex.assert_trees_all_close(found, expected, rtol=1e-6)
