@@ -36,6 +36,7 @@ from functional_bp.memory.growth import (
     slope_of,
     unknown,
 )
+from functional_bp.memory.kept import KeptValue, kept_values
 
 _UNITS = {
     "": 1,
@@ -147,9 +148,20 @@ class Footprint:
             known[key], subject.args, subject.peak_bytes, self.peak_bytes, parse_bytes(memory)
         )
 
+    @functools.cached_property
+    def kept(self) -> tuple[KeptValue, ...]:
+        """Tell why values are kept for the reverse sweep: which rule names each; () of no loss.
+
+        These are bytes of the graph on one device, before XLA fuses operations.
+        """
+        subject = self._subject
+        return (
+            () if not subject.is_loss else kept_values(subject.fun, subject.args, subject.trained)
+        )
+
     @property
     def _report(self) -> FootprintReport:
-        return FootprintReport(self.name, self.platform, self.devices, self.usages)
+        return FootprintReport(self.name, self.platform, self.devices, self.usages, self.kept)
 
     def text(self, width: int | None = None, color: bool = False) -> str:
         """Write the tables for a terminal."""

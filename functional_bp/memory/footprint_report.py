@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from functional_bp.graph.graph import format_bytes, short_place
 from functional_bp.memory.attribution import TEMPORARY, Purpose, Share, Usage, origin_of
+from functional_bp.memory.kept import KeptValue, kept_table
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
@@ -26,11 +27,13 @@ class FootprintReport(NamedTuple):
     platform: str
     devices: int
     usages: Mapping[str, Usage]
+    kept: tuple[KeptValue, ...] = ()
 
 
 def tables(report: FootprintReport) -> tuple[Table, ...]:
-    """Make the tables: what the bytes are for, and what fills the temporaries at the peak."""
-    return (_summary(report), *_filling(report))
+    """Make the tables: what the bytes are for, what fills the peak, and why it is kept."""
+    why = (kept_table(report.kept),) if report.kept else ()
+    return (_summary(report), *_filling(report), *why)
 
 
 def text(report: FootprintReport, width: int | None = None, color: bool = False) -> str:

@@ -63,10 +63,14 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
     of_eqn = {step.eqn: step for step in plan.steps}
     groups: list[tuple[Var, ...]] = []
     own: list[int] = []
+    same: dict[Var, Var] = {}  # what bp.name named is the same array
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "name" and isinstance(eqn.invars[0], Var):
+            same[eqn.outvars[0]] = same.get(eqn.invars[0], eqn.invars[0])
     for eqn in jaxpr.eqns:
         step = of_eqn.get(eqn)
         variables, count = ((), 0) if step is None else _kept_by(step)
-        groups.append(tuple(dict.fromkeys(variables)))
+        groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
     return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(_flops, jaxpr.eqns)))
 
@@ -115,8 +119,9 @@ def _flops(eqn: JaxprEqn) -> int:
 # What XLA runs again by itself, inside of what reads it, before it would keep the result.
 FUSED = frozenset(
     """add sub mul neg max min abs sign select_n convert_element_type broadcast_in_dim integer_pow
-    square reshape squeeze transpose slice iota eq ne lt le gt ge and or not xor copy expand_dims
-    real imag conj is_finite clamp floor ceil round stop_gradient add_any rev reduce_precision"""
+    square reshape squeeze transpose slice iota eq ne lt le gt ge and or not xor copy real
+    imag conj name is_finite clamp floor ceil round stop_gradient add_any rev
+    reduce_precision"""
     .split()
 )  # fmt: skip
 

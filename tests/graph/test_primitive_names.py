@@ -33,6 +33,7 @@ TABLES = {
     "gradcheck.input_classes": ["COPYING", "ORDERING"],
     "gradcheck.stages.inputs": ["BETWEEN", "AT_ZERO"],
     "graph.flops": ["MOVES", "_SPECIAL"],
+    "memory.residual_costs": ["FUSED"],
     "graph.interpret": ["COMPARING", "ORDERING"],
     "graph.nested": ["_COMBINING", "_READERS", "CALLS", "WITH_OWN_RULE"],
 }

@@ -1,0 +1,125 @@
+"""Why values are kept: which rule names each, which operation made it, and what it costs again.
+
+The compiler keeps no more than the rules name, and often less: what takes little to compute, it
+computes again inside of what reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jax.extend.core import JaxprEqn
+
+from functional_bp import _jax
+from functional_bp.engine.plan import size_in_bytes
+from functional_bp.engine.rule import rules
+from functional_bp.errors import describe
+from functional_bp.graph.graph import format_bytes, format_count, short_place
+from functional_bp.memory.residual_costs import costs_of
+from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.vjps.remat import without_calls
+
+MOST_LINES = 12
+
+
+@dataclass(frozen=True)
+class KeptValue:
+    """A value is kept from the forward sweep for the reverse one.
+
+    Attributes:
+        bytes: of it; of ``count`` alike together.
+        type: dtype and shape; "" for what an operation keeps beside its operands and outputs.
+        operation: the primitive that made it.
+        source: the person's file and line, None where unknown.
+        named_by: the operations whose rules name it, and where these rules stand.
+        flops: of making it again from the operands of that operation.
+        count: how many values of that kind, made on that line.
+    """
+
+    bytes: int
+    type: str
+    operation: str
+    source: tuple[str, int] | None
+    named_by: tuple[tuple[str, str], ...]
+    flops: int
+    count: int = 1
+
+
+def kept_values(
+    fun: Callable[..., Any], args: tuple[Any, ...], trained: int
+) -> tuple[KeptValue, ...]:
+    """List what ``bp.grad`` keeps of a function, the most bytes first; inputs are there anyway.
+
+    Args:
+        fun: the function.
+        args: shapes of its arguments.
+        trained: the position of the argument that is differentiated.
+    """
+    leaves, tree = jax.tree.flatten(args)
+    flat = lambda *leaves: jax.tree.leaves(fun(*jax.tree.unflatten(tree, leaves)))
+    jaxpr, _ = without_calls(_jax.open_jaxpr(jax.make_jaxpr(flat)(*leaves))[0])
+    marked = [k == trained for k, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
+    costs = costs_of(jaxpr, marked)
+    readers: dict[Any, list[JaxprEqn]] = {}
+    for eqn, group in zip(jaxpr.eqns, costs.named):
+        for variable in group:
+            readers.setdefault(variable, []).append(eqn)
+    found: list[KeptValue] = []
+    for eqn, own, flops in zip(jaxpr.eqns, costs.own_bytes, costs.flops):
+        operation, source = eqn.primitive.name, _jax.source_line(eqn)
+        for v in eqn.outvars:
+            if v in readers:
+                named_by = tuple(dict.fromkeys(map(_rule, readers[v])))
+                size, kind = size_in_bytes(v.aval), describe(v.aval)
+                found.append(KeptValue(size, kind, operation, source, named_by, flops))
+        if own:
+            found.append(KeptValue(own, "", operation, source, (_rule(eqn),), flops))
+    return _joined(found)
+
+
+def _rule(eqn: JaxprEqn) -> tuple[str, str]:
+    rule = rules.get(eqn.primitive)
+    where = "" if rule is None else f"{os.path.basename(rule.file)}:{rule.line}"
+    return eqn.primitive.name, where
+
+
+def _joined(values: Sequence[KeptValue]) -> tuple[KeptValue, ...]:
+    groups: dict[object, list[KeptValue]] = {}
+    for value in values:
+        key = value.type, value.operation, value.source, value.named_by
+        groups.setdefault(key, []).append(value)
+    joined = (
+        replace(group[0], count=len(group), bytes=sum(v.bytes for v in group),
+                flops=sum(v.flops for v in group))
+        for group in groups.values()
+    )  # fmt: skip
+    return tuple(sorted(joined, key=lambda value: -value.bytes))
+
+
+def kept_table(values: Sequence[KeptValue]) -> Table:
+    """Return the values as a table."""
+    columns = (
+        Column("bytes", "right"), Column("value"), Column("made by"),
+        Column("named by the rule of"), Column("operations again", "right", drop=2),
+        Column("source", drop=1),
+    )  # fmt: skip
+    lines: list[Line] = []
+    for value in values[:MOST_LINES]:
+        many = f"{value.count} × " if value.count > 1 else ""
+        rules_of = ", ".join(f"{name} {where}".rstrip() for name, where in value.named_by)
+        cells = (
+            Cell(format_bytes(value.bytes)), Cell(many + (value.type or "of its own")),
+            Cell(value.operation), Cell(rules_of), Cell(format_count(value.flops)),
+            Cell(short_place(value.source)),
+        )  # fmt: skip
+        lines.append(Line("", cells))
+    if len(values) > MOST_LINES:
+        rest = sum(value.bytes for value in values[MOST_LINES:])
+        count = Cell(f"{len(values) - MOST_LINES} more")
+        lines.append(Line("", (Cell(format_bytes(rest)), count, *[Cell()] * 4)))
+    total = format_bytes(sum(value.bytes for value in values))
+    return Table(f"Why: the rules name {total}, before anything is fused", columns, tuple(lines))
