@@ -37,8 +37,9 @@ DROPS_BARRIERS = jax.__version_info__ < (0, 11)  # XLA does, compiling for a CPU
 
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
-_ENGINE = ("sweeps", "define_by_run", "tangents")
-for _module in ("_jax", *(f"engine/{name}" for name in _ENGINE)):
+_RUNNING = """engine/sweeps engine/define_by_run engine/tangents
+    memory/footprint memory/kept memory/recompute""".split()
+for _module in ("_jax", *_RUNNING):
     _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
 
 Trace, Tracer = _core.Trace, _core.Tracer

@@ -97,7 +97,9 @@ def origin_of(instruction: HloInstruction) -> Provenance:
 
 
 def _is_of_jax(name: str) -> bool:
-    return name.startswith("_") or any(hasattr(m, name) for m in (jnp, jax.nn, lax, jax.random))
+    return name.startswith(("_", "<")) or any(
+        hasattr(m, name) for m in (jnp, jax.nn, lax, jax.random)
+    )
 
 
 @dataclass(frozen=True)

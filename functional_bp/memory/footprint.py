@@ -36,7 +36,7 @@ from functional_bp.memory.growth import (
     slope_of,
     unknown,
 )
-from functional_bp.memory.kept import KeptValue, kept_values
+from functional_bp.memory.kept import KEPT, KeptValue, kept_values
 
 _UNITS = {
     "": 1,
@@ -374,7 +374,7 @@ class _Subject:
             (equation.operation, equation.source): variable.tag
             for equation in graph
             for variable in equation.outputs
-            if variable.tag is not None
+            if variable.tag not in (None, KEPT)
         }
 
         def find(origin: Provenance, type: str) -> str:

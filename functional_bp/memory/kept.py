@@ -24,6 +24,7 @@ from functional_bp.tables.table import Cell, Column, Line, Table
 from functional_bp.vjps.remat import without_calls
 
 MOST_LINES = 12
+KEPT = "functional_bp.kept"  # the name of what ``bp.recompute`` keeps of what it makes again
 
 
 @dataclass(frozen=True)

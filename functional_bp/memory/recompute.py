@@ -30,6 +30,7 @@ from functional_bp.graph.graph import format_bytes, format_count, short_place
 from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import FootprintError, abstract, parse_bytes
+from functional_bp.memory.kept import KEPT
 from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
 from functional_bp.memory.schedule import (
     LoopSchedule,
@@ -41,7 +42,6 @@ from functional_bp.memory.schedule import (
 )
 from functional_bp.vjps.remat import without_calls
 
-KEPT = "functional_bp.kept"  # the name of what a lean segment keeps
 _POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
 LEAST_BYTES = 1024  # of a budget that is a number: 1.5 is neither a share nor meant as bytes
 MOST_COMPILATIONS = 10
