@@ -169,10 +169,6 @@ def recompute(
     Raises:
         BudgetError: when called, if no choice keeps the budget; the message says what the least is,
             and what fills it.
-
-    References:
-        Griewank and Walther 2008, Evaluating derivatives, doi 10.1137/1.9780898717761, chapter 12:
-        to keep or to compute again.
     """
     _share(budget)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
@@ -249,7 +245,8 @@ class _Call:
             )
         self.name = names.function_name(fun)
         fixed = [repr(leaf) for on, leaf in zip(is_traced, flat_args) if not on]
-        self.key = tree, tuple(map(str, self.shapes)), tuple(fixed), len(self.jaxpr.eqns)
+        operations = tuple(eqn.primitive.name for eqn in self.jaxpr.eqns)
+        self.key = tree, tuple(map(str, self.shapes)), tuple(fixed), operations
 
     def result(self, outs: Sequence[Any]) -> Any:
         """Return what the function returned; what is no array was told when it was traced."""

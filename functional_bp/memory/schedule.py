@@ -11,10 +11,6 @@ dynamic programming over borders and kept bytes:
 
     F(j, k) = min over segments (i, j] and their variants v that fit, k_i + kept(v) = k, of
               F(i, k_i) + operations(v),      fits: k_i + kept(v) + made again(v) ≤ limit
-
-References:
-    Chen, Xu, Zhang and Guestrin 2016, Training deep nets with sublinear memory cost,
-    arXiv:1604.06174: one segment per √n layers.
 """
 
 from __future__ import annotations
