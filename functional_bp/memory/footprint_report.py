@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -38,7 +40,9 @@ def tables(report: FootprintReport) -> tuple[Table, ...]:
 
 def text(report: FootprintReport, width: int | None = None, color: bool = False) -> str:
     """Write the tables for a terminal, with a headline above them."""
-    return f"{headline(report)}\n\n{text_tables.text(tables(report), width, color)}"
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    head = textwrap.fill(headline(report), width)
+    return f"{head}\n\n{text_tables.text(tables(report), width, color)}"
 
 
 def markdown(report: FootprintReport) -> str:

@@ -112,9 +112,10 @@ def kept_table(values: Sequence[KeptValue]) -> Table:
     for value in values[:MOST_LINES]:
         many = f"{value.count} × " if value.count > 1 else ""
         rules_of = ", ".join(f"{name} {where}".rstrip() for name, where in value.named_by)
+        names = ", ".join(name for name, _ in value.named_by)
         cells = (
             Cell(format_bytes(value.bytes)), Cell(many + (value.type or "of its own")),
-            Cell(value.operation), Cell(rules_of), Cell(format_count(value.flops)),
+            Cell(value.operation), Cell(rules_of, short=names), Cell(format_count(value.flops)),
             Cell(short_place(value.source)),
         )  # fmt: skip
         lines.append(Line("", cells))

@@ -166,9 +166,10 @@ def test_the_largest_where_memory_is_more_than_linear() -> None:
 
 
 def test_what_is_printed_is_read_in_half_a_minute() -> None:
-    text = bp.footprint(loss, PARAMS, X).text(100)
-    lines = text.splitlines()
-    assert len(lines) < 55 and all(len(line) <= 100 for line in lines)
+    for width in (60, 100):
+        text = bp.footprint(loss, PARAMS, X).text(width)
+        lines = text.splitlines()
+        assert len(lines) < 65 and all(len(line) <= width for line in lines)
     for word in ("training", "prediction", "kept for the reverse sweep", "peak of the program"):
         assert word in text
     assert bp.footprint(loss, PARAMS, X).markdown().count("| :--") >= 2
