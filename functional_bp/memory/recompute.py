@@ -67,7 +67,7 @@ class Recomputation(NamedTuple):
         program: the gradient's memory, as compiled.
         plain: that of the gradient with nothing made again.
         budget_bytes: that ``program.peak_bytes`` was to stay within.
-        flops: of the function and its gradient, of one run of the function three times as many.
+        flops: of value and gradient with nothing made again, counted as three runs of the function.
         compilations: how many programs were compiled to find it.
         made: source lines whose operations run again, with their bytes.
     """

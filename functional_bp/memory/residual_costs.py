@@ -42,13 +42,6 @@ class Costs:
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
 
-    @property
-    def residual_bytes(self) -> int:
-        """Return what the reverse sweep keeps if nothing is made again, inputs apart."""
-        inputs = {*self.jaxpr.invars, *self.jaxpr.constvars}
-        kept = {v for group in self.named for v in group} - inputs
-        return sum(size_in_bytes(v.aval) for v in kept) + sum(self.own_bytes)
-
 
 def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
     """Count, for each equation of a graph all of whose outputs get a cotangent, what it keeps.
