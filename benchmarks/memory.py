@@ -218,19 +218,21 @@ def _values(args: Any) -> Any:
     return jax.tree.map(value, args)
 
 
-def ahead(rows: Sequence[Row]) -> list[Row]:
-    """Where ``jax.checkpoint`` is ahead: none of ours needs as little memory and operations.
+def best(rows: Iterable[Row]) -> list[Row]:
+    """The rows of ``jax.checkpoint`` that none other of the same loss betters."""
+    found: list[Row] = []
+    theirs = (row for row in rows if row.way.side is Side.CHECKPOINT)
+    for row in sorted(theirs, key=lambda row: (row.memory or 0, row.flops or 0)):
+        if not any(other.loss == row.loss and other.is_within(row) for other in found):
+            found.append(row)
+    return found
 
-    Of its own rows, those that another of them betters are left out.
-    """
+
+def ahead(rows: Sequence[Row]) -> list[Row]:
+    """Where ``jax.checkpoint`` is ahead: none of ours needs as little memory and operations."""
     ours = [row for row in rows if row.way.side.is_ours]
-    theirs: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.memory or 0, row.flops or 0)):
-        if row.way.side is Side.CHECKPOINT and not any(
-            other.loss == row.loss and other.is_within(row) for other in (*ours, *theirs)
-        ):
-            theirs.append(row)
-    return theirs
+    met = lambda row: any(other.loss == row.loss and other.is_within(row) for other in ours)
+    return [row for row in best(rows) if not met(row)]
 
 
 def line(row: Row) -> str:
@@ -244,6 +246,31 @@ def line(row: Row) -> str:
     return f"{head}  {figures}  compile {row.compile_seconds:4.1f} s{search}"
 
 
+def markdown(rows: Sequence[Row], budgets: Sequence[float] = BUDGETS) -> str:
+    """A line for each loss: memory · operations; in bold what none of ours meets."""
+    columns = [Way(Side.BP), *(Way(Side.RECOMPUTE, budget=share) for share in budgets)]
+    heads = ["loss", f"`{Side.BP}`", *(f"{100 * share:g} %" for share in budgets)]
+    lines = [[*heads, f"`{Side.CHECKPOINT}`"], ["---"] * (len(heads) + 1)]
+    better = ahead(rows)
+    for loss in dict.fromkeys(row.loss for row in rows):
+        of_way = {row.way: row for row in rows if row.loss == loss}
+        ours = [_cell(of_way[way]) if way in of_way else "" for way in columns]
+        theirs = [
+            f"{_bold(_cell(row), row in better)} {row.way.placement}, {row.way.policy}"
+            for row in reversed(best(of_way.values())) if (row.memory or 0) < 1 - SAME
+        ]  # fmt: skip
+        lines.append([loss, *ours, "<br>".join(theirs)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(row: Row) -> str:
+    return f"({row.least:.2f})" if row.memory is None else f"{row.memory:.2f} · {row.flops:.2f}"
+
+
+def _bold(text: str, is_bold: bool) -> str:
+    return f"**{text}**" if is_bold else text
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks memory``."""
     parser.add_argument("--losses", nargs="*", metavar="NAME", help="only these losses")
@@ -253,8 +280,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rounds = "interleaved rounds for seconds (default 5; 0: nothing runs)"
     parser.add_argument("--repeats", type=int, default=5, help=rounds)
+    earlier = "tell rows of earlier runs, printed with --json, instead of measuring"
+    parser.add_argument("--rows", nargs="*", type=Path, metavar="JSON", help=earlier)
     parser.add_argument("--plot", type=Path, metavar="SVG", help="draw memory against operations")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    form.add_argument("--markdown", action="store_true", help="print a table of ratios instead")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -268,29 +299,31 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         print(f"benchmarks memory: {wrong}", file=sys.stderr)
         return 2
+    measured = (measure(name, args.budgets, repeats=args.repeats) for name in chosen)
     rows: list[Row] = []
-    for name in chosen:
-        found = measure(name, args.budgets, repeats=args.repeats)
+    for found in map(_read, args.rows) if args.rows else measured:
         rows += found
-        if not args.json:
+        if not (args.json or args.markdown):
             print("\n".join(map(line, found)), flush=True)
-    better = ahead(rows)
     if args.json:
-        print(json.dumps([_as_data(row, row in better) for row in rows], indent=1))
-    elif better:
-        print("\nAhead of bp.recompute:", *map(line, better), sep="\n")
+        print(json.dumps([row._asdict() for row in rows], indent=1))
+    elif args.markdown:
+        print(markdown(rows, args.budgets))
+    elif better := ahead(rows):
+        print("\nahead of bp.recompute", *map(line, better), sep="\n")
     if args.plot:
         args.plot.write_text(memory_curves.svg(curves(rows)))
     return 0 if all(map(_is_kept, rows)) else 1
 
 
+def _read(file: Path) -> list[Row]:
+    rows = (Row(**row) for row in json.loads(file.read_text()))
+    return [row._replace(way=Way(Side(row.way[0]), *row.way[1:])) for row in rows]
+
+
 def _is_kept(row: Row) -> bool:
     budget, memory = row.way.budget, row.memory
     return budget is None or memory is None or memory <= budget + 1e-6
-
-
-def _as_data(row: Row, is_ahead: bool) -> dict[str, Any]:
-    return {**row.way._asdict(), **row._asdict(), "way": str(row.way), "is_ahead": is_ahead}
 
 
 def curves(rows: Iterable[Row]) -> dict[str, Curve]:

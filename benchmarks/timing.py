@@ -34,7 +34,7 @@ def interleaved(runs: Mapping[Key, Callable[[], float]], repeats: int) -> dict[K
     """Sample all sides in turns, every other round backwards."""
     samples: dict[Key, list[float]] = {side: [] for side in runs}
     for i in range(repeats):
-        for side in list(runs) if i % 2 else list(reversed(runs)):
+        for side in list(runs)[:: 1 if i % 2 else -1]:
             samples[side].append(runs[side]())
     return samples
 

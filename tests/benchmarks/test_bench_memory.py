@@ -114,9 +114,14 @@ def test_what_is_printed(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
     assert "bp.recompute 0.1" in out and "below the floor" in out and "run 1.00" in out
     assert "jax.checkpoint blocks, dots saved" in out and "tiny" in picture.read_text()
     assert main([*few, "0", "--budgets", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert rows[0]["way"] == "jax.value_and_grad" and rows[0]["run"] is None
-    assert {row["policy"] for row in rows} >= {"nothing", "dots", "everything"}
+    told = capsys.readouterr().out
+    rows = [Row(**row) for row in json.loads(told)]
+    assert rows[0].way[0] == "jax.value_and_grad" and rows[0].run is None
+    assert {row.way[2] for row in rows} >= {"nothing", "dots", "everything"}
+    (file := tmp_path / "rows.json").write_text(told)
+    assert main(["memory", "--rows", str(file), "--markdown"]) == 0
+    head, _, table = capsys.readouterr().out.splitlines()
+    assert head.count("|") == table.count("|") and table.startswith("| tiny | 1.00 · 1.00 |")
 
 
 @pytest.mark.parametrize(
