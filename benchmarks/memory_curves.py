@@ -84,7 +84,7 @@ def _y(flops: float) -> float:
 def _panel(name: str, curve: Curve) -> str:
     return "".join(
         [
-            f'<text class="title" x="{LEFT}" y="{TOP - 10}">{escape(name)}</text>',
+            f'<text class="title" x="{LEFT}" y="{TOP - 10}">{escape(name.replace("_", " "))}</text>',
             *_grid(),
             *map(_mark, sorted(curve.theirs, key=lambda mark: -mark.memory)),
             *_line(sorted(curve.ours)),
@@ -136,8 +136,9 @@ def _legend() -> str:
         f'{_symbol(placement, "nothing", 6 + 52 * k, 0)}<text x="{14 + 52 * k}" y="4">'
         f"{placement}</text>" for k, placement in enumerate(OF_PLACEMENT)
     )  # fmt: skip
-    rows += [places, '<text x="0" y="4">→ memory   ↑ operations</text>']
+    rows += [places, '<text x="0" y="4">→ memory; beyond 1.2 at the edge</text>']
+    rows += ['<text x="0" y="4">↑ operations; plain: 1, 1</text>']
     return "".join(
-        f'<g transform="translate({LEFT - 20},{TOP - 14 + 16 * k})">{row}</g>'
+        f'<g transform="translate({LEFT - 20},{TOP - 20 + 16 * k})">{row}</g>'
         for k, row in enumerate(rows)
     )
