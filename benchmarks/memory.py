@@ -75,8 +75,8 @@ class Row(NamedTuple):
     Attributes:
         loss: its name.
         way: how it was differentiated.
-        memory, flops, run: ratios, None where the budget cannot be kept; of ``run``, the seconds of
-            a run, also where nothing ran.
+        memory, flops, run: ratios, of temporaries, operations and seconds of a run; None where the
+            budget cannot be kept, the last also where nothing ran.
         compile_seconds: of the one program.
         search_seconds: until ``bp.recompute`` had chosen, compilations included.
         least: where the budget cannot be kept, the least memory that was found.

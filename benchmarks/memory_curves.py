@@ -82,9 +82,10 @@ def _y(flops: float) -> float:
 
 
 def _panel(name: str, curve: Curve) -> str:
+    title = escape(name.replace("_", " "))
     return "".join(
         [
-            f'<text class="title" x="{LEFT}" y="{TOP - 10}">{escape(name.replace("_", " "))}</text>',
+            f'<text class="title" x="{LEFT}" y="{TOP - 10}">{title}</text>',
             *_grid(),
             *map(_mark, sorted(curve.theirs, key=lambda mark: -mark.memory)),
             *_line(sorted(curve.ours)),
