@@ -134,12 +134,12 @@ def _legend() -> str:
     for policy in OF_POLICY:
         rows.append(f'{_symbol("blocks", policy, 10, 0)}<text x="28" y="4">{policy}</text>')
     places = "".join(
-        f'{_symbol(placement, "nothing", 6 + 52 * k, 0)}<text x="{14 + 52 * k}" y="4">'
+        f'{_symbol(placement, "nothing", 6 + 50 * k, 0)}<text x="{13 + 50 * k}" y="4">'
         f"{placement}</text>" for k, placement in enumerate(OF_PLACEMENT)
     )  # fmt: skip
-    rows += [places, '<text x="0" y="4">→ memory; beyond 1.2 at the edge</text>']
+    rows += [places, '<text x="0" y="4">→ memory; at the edge: more</text>']
     rows += ['<text x="0" y="4">↑ operations; plain: 1, 1</text>']
     return "".join(
-        f'<g transform="translate({LEFT - 20},{TOP - 20 + 16 * k})">{row}</g>'
+        f'<g transform="translate({LEFT - 32},{TOP - 20 + 16 * k})">{row}</g>'
         for k, row in enumerate(rows)
     )
