@@ -54,7 +54,7 @@ _HOMES = {
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
 _WITHOUT_JAX = {"checked", "Report"}
-_MODULES = ("errors", "train")
+_MODULES = ("errors", "shard", "train")
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

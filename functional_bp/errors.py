@@ -180,6 +180,10 @@ class CheckpointError(BackpropError, RuntimeError):
     """A checkpoint is missing, broken, or of another state than the one asked for."""
 
 
+class ProcessesError(BackpropError, RuntimeError):
+    """Processes cannot run one program together: one is missing or lost, or they differ."""
+
+
 class ClaimError(BackpropError, TypeError, ValueError):
     """What ``check`` was given claims no gradient, or cannot be called, or names what is not there.
 
