@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import json
 import os
 import queue
@@ -27,7 +28,7 @@ from functional_bp.errors import ProcessesError, compose
 
 PATIENCE_SECONDS = 300.0  # until a process that should come is given up
 NEWS_SECONDS = 2.0  # that the news of a lost process may take, once a collective has failed
-WRITING_SECONDS = 20.0  # that a process which failed may go on to write
+WRITING_SECONDS = 15.0  # that a process which ends may go on to write a checkpoint
 
 
 class Line:
@@ -64,6 +65,7 @@ class Star:
 
     Attributes:
         facts: of every process, by index.
+        lost: set when another process has failed, and was told of.
 
     Raises:
         ProcessesError: a process did not come in time, two have one index, or process 0 cannot
@@ -78,6 +80,7 @@ class Star:
         self._lines: dict[int, Line] = {}
         self._left: set[int] = set()
         self._all_left, self._ending = threading.Event(), threading.Lock()
+        self.lost = threading.Event()
         host, _, port = address.rpartition(":")
         mine = {**facts, "index": index, "count": count}
         self.facts: list[dict[str, Any]] = [mine]
@@ -196,6 +199,7 @@ class Star:
             do="look at what that process printed last; a run with checkpoints, started again on\n"
             "            any number of processes, goes on from the last of them"
         )  # fmt: skip
+        self.lost.set()
         exit_at_once(f"\n{told}\n")
 
     def fail(self, why: str) -> None:
@@ -273,11 +277,19 @@ def named(indices: Sequence[int]) -> str:
 
 
 def exit_at_once(text: str = "") -> None:
-    """This process ends with status 1: at its usual end, JAX would wait for who is gone."""
+    """This process ends with status 1: at its usual end, JAX would wait for who is gone.
+
+    What other threads write, such as a checkpoint, is finished if that does not last.
+    """
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.write(text)
         sys.stderr.flush()
+    until = time.monotonic() + WRITING_SECONDS
+    here = (threading.current_thread(), threading.main_thread())
+    for thread in threading.enumerate():
+        if not thread.daemon and thread not in here:
+            thread.join(max(0.0, until - time.monotonic()))
     os._exit(1)
 
 
@@ -292,14 +304,10 @@ def join(star: Star) -> None:
     _star, shows = star, sys.excepthook
 
     def end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(NEWS_SECONDS)  # a collective fails most often because a process is gone
-        shows(kind, error, trace)
-        first = next(iter(str(error).strip().splitlines()), "")
-        star.fail(f"{kind.__name__}: {first}")
-        for thread in threading.enumerate():  # such as write a checkpoint
-            if not thread.daemon and thread is not threading.current_thread():
-                thread.join(WRITING_SECONDS)
+        is_collective = isinstance(error, jax.errors.JaxRuntimeError)
+        if not (is_collective and star.lost.wait(NEWS_SECONDS)):  # else that is told already
+            shows(kind, error, trace)
+            star.fail(f"{kind.__name__}: {error}")
         exit_at_once()
 
     sys.excepthook = end
@@ -338,6 +346,23 @@ def require_same(what: str, text: str, do: str = "") -> None:
         ProcessesError: they do not; it names who says what.
     """
     refuse_differences(what, exchange(what, text), do)
+
+
+def require_same_program(what: str, lowered: Any) -> None:
+    """All processes are about to run the same program, as ``jax.jit(f).lower(...)`` gives it.
+
+    Raises:
+        ProcessesError: they are not.
+    """
+    if jax.process_count() > 1:
+        text = lowered if isinstance(lowered, str) else lowered.as_text()
+        do = "compare what they are made from: shapes of the data, options, what was drawn"
+        require_same(what, digest(text.encode()), do)
+
+
+def digest(content: bytes) -> str:
+    """A few letters that differ where the bytes differ."""
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def refuse_differences(what: str, said: Sequence[str], do: str = "") -> None:

@@ -7,7 +7,6 @@ found what ``jax.distributed`` is to be told, and what is said where the process
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import platform
 import socket
@@ -69,9 +68,7 @@ class Connection:
         Raises:
             ProcessesError: they are not; the message names the processes that differ.
         """
-        text = program if isinstance(program, str) else program.as_text()
-        processes.require_same(what, _digest(text.encode()), do="compare what they are made from: "
-                               "shapes of the data, options, random numbers")  # fmt: skip
+        processes.require_same_program(what, program)
 
     def __str__(self) -> str:
         if self.count == 1:
@@ -269,7 +266,7 @@ def _facts(place: Place) -> dict[str, Any]:
         "the versions of Python": platform.python_version(),
         "the versions of JAX": f"{jax.__version__} with jaxlib {jaxlib.__version__}",
         "the values of jax_enable_x64": str(jax.config.jax_enable_x64),
-        "the programs' files": f"{file.name} {_digest(file.read_bytes())}" if file.is_file() else "",
+        "the programs' files": f"{file.name} {processes.digest(file.read_bytes())}" if file.is_file() else "",
     }
 
 
@@ -280,10 +277,6 @@ def _check(star: processes.Star, facts: Iterable[str], do: str) -> None:
     except ProcessesError:
         star.close()  # every process raises this by itself
         raise
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def _initialize(

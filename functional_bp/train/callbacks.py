@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp import processes
 from functional_bp.errors import BackpropError, TrainingError, compose, describe, warn
 from functional_bp.train.data import by_position
 from functional_bp.train.history import History
@@ -65,7 +66,13 @@ class Callback:
         ...         print(epoch, logs["loss"])
         >>> Announce().on_epoch_end(None, 0, {"loss": 0.5})
         0 0.5
+
+    Attributes:
+        speaks: whether it prints, draws or writes files, and changes nothing of the run: of several
+            processes only the first one calls it then.
     """
+
+    speaks = False
 
     def on_fit_begin(self, run: Any) -> None:
         """It is called before the first epoch of this call of ``fit``, a later one in a resume."""
@@ -105,7 +112,8 @@ def _each(name: str) -> Callable[..., None]:
 
     def call(self: Callbacks, *arguments: Any) -> None:
         for callback in self:
-            getattr(callback, name)(*arguments)
+            if not callback.speaks or processes.speaks():
+                getattr(callback, name)(*arguments)
 
     return call
 
@@ -660,6 +668,7 @@ class CSVLogger(_Continuing):
         separator: between the values.
     """
 
+    speaks = True
     REMEMBERED = ("rows",)  # how many of the file are kept when training goes on
 
     def __init__(
@@ -734,6 +743,7 @@ class TensorBoard(_Continuing):
         TrainExtraError: tensorboardX, which writes them, is not installed.
     """
 
+    speaks = True
     REMEMBERED = ("next",)  # epoch: TensorBoard forgets what was written from there on
 
     def __init__(self, directory: str | os.PathLike[str] = "logs") -> None:

@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import re
+import secrets
 import sys
 import threading
 import traceback
@@ -27,11 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from functional_bp import processes
 from functional_bp.errors import SHORT_DTYPES, CheckpointError, TrainingError, describe, warn
+from functional_bp.train import parts
+from functional_bp.train.data_parallel import place
 from functional_bp.train.state import TrainState
 from functional_bp.train.storage import BrokenError, Folder, Saved, require_orbax
 
 Facts = dict[str, Any]  # of one leaf, as JSON holds them
+SHARED = "give a folder that all processes see, on a file system of all machines"
 SHOWN = 8  # differences of a state that one message lists
 NUMBERS = {kind.__name__: kind for kind in (bool, int, float, complex)}
 
@@ -206,13 +211,40 @@ class Checkpoints:
             "loop": _as_json(dict(loop or {})),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
         }
-        copies = _in_host_memory([leaf for _, leaf in leaves])
-        pairs = zip(_names(described), copies, strict=True)
-        named = {name: copy for name, copy in pairs if name and copy is not None}
-        write = partial(self._folder.write, int(step), named, content, self._kept)
-        self._background.start(write)
+        bare = [_bare(leaf) for _, leaf in leaves]
+        blocks: dict[str, np.ndarray] = {}
+        for name, found, leaf in zip(_names(described), described, bare, strict=True):
+            if (divided := parts.parts_of(leaf)) is not None:
+                found["parts"] = divided
+                blocks |= parts.own_blocks(str(name), leaf, divided)
+        self._background.start(self._writing(int(step), described, bare, content, blocks))
         if not self._asynchronous:
             self.wait()
+
+    def _writing(
+        self, step: int, described: Sequence[Facts], bare: Sequence[Any], content: Any, blocks: Any
+    ) -> Callable[[], None]:
+        """What this process writes: process 0 what all hold, and each its parts."""
+        folder, count = None, 1
+        if any("parts" in found for found in described):
+            token = processes.exchange(f"the checkpoint of step {step}", secrets.token_hex(4))[0]
+            folder, count = self.directory / f".parts-{token}", jax.process_count()
+        if not processes.speaks():
+            return partial(self._write_parts, folder, blocks)
+        wanted = [None if "parts" in found else leaf for found, leaf in zip(described, bare)]
+        pairs = zip(_names(described), _in_host_memory(wanted), strict=True)
+        named = {name: copy for name, copy in pairs if name and copy is not None}
+
+        def write() -> None:
+            self._write_parts(folder, blocks)
+            collect = partial(parts.collect, folder, count=count) if folder else None
+            self._folder.write(step, named, content, self._kept, collect)
+
+        return write
+
+    def _write_parts(self, folder: Path | None, blocks: Mapping[str, np.ndarray]) -> None:
+        if folder is not None:
+            parts.write(folder / str(jax.process_index()), blocks)
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints come in the order they were saved in, the newest last."""
@@ -247,6 +279,12 @@ class Checkpoints:
             CheckpointError: there is none, it is not whole, or it is of another state.
         """
         self.wait()
+        found = self._found(like, step, fallback)
+        if any(map(parts.is_shared, jax.tree.leaves(like))):
+            processes.require_same("the checkpoints that were read", f"step {found.step}", SHARED)
+        return found
+
+    def _found(self, like: TrainState, step: int | str | None, fallback: bool) -> Restored:
         best = self._best_entry() if step == "best" else None
         others = [*([best] if best else []), *reversed(self._folder.entries())]
         failures: list[BrokenError] = []
@@ -335,7 +373,12 @@ class Checkpoints:
             for path, leaf in jax.tree.leaves_with_path(like)
         ]
         _compare(entry.step, described[:in_state], [fact for fact, _ in wanted])
-        stored = self._folder.arrays(entry, content, [name for name in _names(described) if name])
+        whole = [n for n, found in zip(_names(described), described) if n and "parts" not in found]
+        stored: dict[str, Any] = dict(self._folder.arrays(entry, content, whole))
+        read = partial(self._folder.content_of, entry, content)
+        for name, found in zip(_names(described), described):
+            if "parts" in found:
+                stored[str(name)] = parts.Stored(str(name), found["parts"], *_stored_as(found), read)
         likes = [leaf for _, leaf in wanted] + [None] * len(content["extra"])
         leaves = [
             _restored(found, stored[name] if name else None, shape_of)
@@ -392,13 +435,18 @@ def _words(found: Facts) -> str:
     return f"{name}[{','.join(map(str, found['shape']))}]"
 
 
+def _bare(leaf: Any) -> Any:
+    """A leaf as numbers: of random keys the words behind them."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
 def _in_host_memory(leaves: Sequence[Any]) -> list[np.ndarray | None]:
     """Leaves are copied, so that nothing changes them, a donation included; None for a number."""
-    bare = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
-    for leaf in bare:
+    for leaf in leaves:
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
-    return [None if type(leaf) in NUMBERS.values() else _copy(leaf) for leaf in bare]
+    numbers = (*NUMBERS.values(), type(None))
+    return [None if type(leaf) in numbers else _copy(leaf) for leaf in leaves]
 
 
 def _restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
@@ -422,15 +470,14 @@ def _restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
     if isinstance(like, np.ndarray) or (like is None and found["kind"] == "numpy"):
         return stored
     if found["kind"] == "key":
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(stored), impl=found["impl"]), _placement(like)
-        )
+        keys = jax.random.wrap_key_data(jnp.asarray(np.asarray(stored)), impl=found["impl"])
+        return place(keys, _placement(like))
     if jax.dtypes.canonicalize_dtype(stored.dtype) != stored.dtype:
         raise CheckpointError(
             "an array of a checkpoint has a dtype that JAX would shorten", where=found["path"],
             got=_words(found), do="jax.config.update('jax_enable_x64', True), as when it was saved"
         )  # fmt: skip
-    return jax.device_put(stored, _placement(like))
+    return place(stored, _placement(like))
 
 
 def _names(described: Sequence[Facts]) -> list[str | None]:
@@ -512,9 +559,6 @@ def _refuse(path: str, leaf: Any) -> None:
     elif isinstance(leaf, jax.Array) and leaf.is_deleted():
         got = f"{describe(leaf)}, whose buffer was donated"
         do = "save the state that a step returned, not the one that it was given"
-    elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        got = f"{describe(leaf)}, which other processes hold a part of"
-        do = "save such arrays with orbax.checkpoint itself, from all processes"
     elif not _is_numeric(getattr(leaf, "dtype", None)):
         got, expected = describe(leaf), "arrays of numbers, random keys and numbers"
     if got:
@@ -548,10 +592,15 @@ def _is_in_host_memory(array: jax.Array) -> bool:
 
 def _without_entries(found: Facts) -> np.ndarray:
     """An array, or the words of keys, of which there was nothing to store."""
+    return np.zeros(*_stored_as(found))
+
+
+def _stored_as(found: Facts) -> tuple[list[int], np.dtype]:
+    """Shape and dtype of what is stored of an array, or of the words of keys."""
     if found["kind"] != "key":
-        return np.zeros(found["shape"], jnp.dtype(found["dtype"]))
+        return found["shape"], jnp.dtype(found["dtype"])
     words = jax.random.key_data(jax.random.key(0, impl=found["impl"]))
-    return np.zeros([*found["shape"], *words.shape], np.uint32)
+    return [*found["shape"], *words.shape], np.dtype(np.uint32)
 
 
 def _placement(like: Any) -> Any:

@@ -28,6 +28,38 @@ class DataError(TrainingError):
     """Data cannot be trained on: empty, of different lengths, not numeric, out of range."""
 
 
+class Rows:
+    """Rows of an array are chosen, and read when they are asked for.
+
+    Each of several processes reads its own rows of a batch, from a mapped file for instance.
+
+    Args:
+        array: any array.
+        rows: their numbers, or a slice.
+
+    Example:
+        >>> rows = Rows(np.arange(10.0), slice(4, 8))
+        >>> rows.shape, rows[2:]
+        ((4,), array([6., 7.]))
+    """
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray | slice) -> None:
+        chosen = np.arange(len(array))[rows] if isinstance(rows, slice) else rows
+        self._array, self._rows = array, chosen
+        self.shape, self.dtype = (len(chosen), *array.shape[1:]), array.dtype
+        self.ndim = array.ndim
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        return np.asarray(self._array[self._rows[first]][(slice(None), *rest)])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 class Batches:
     """Batches are what training takes from data, epoch by epoch.
 
@@ -72,6 +104,7 @@ def source(
     drop_last: bool = False,
     steps: int | None = None,
     what: str = "the training data",
+    by_rows: bool = False,
 ) -> Batches:
     """Batches are made of arrays, or of whatever gives batches.
 
@@ -89,6 +122,7 @@ def source(
         steps: batches of an epoch, if that is not one pass over the data: passes follow each other
             then, and an epoch goes on where the last one stopped.
         what: what the data is for, in the words of an error.
+        by_rows: give ``Rows`` of arrays, so that each of several processes reads its own.
 
     Raises:
         DataError: no batches can be made of it.
@@ -107,7 +141,7 @@ def source(
         return LoaderBatches(data, steps, what)
     arrays = as_arrays(data, what)
     check(arrays, what=what)
-    return ArrayBatches(arrays, batch_size, shuffle, seed, drop_last, steps, what)
+    return ArrayBatches(arrays, batch_size, shuffle, seed, drop_last, steps, what, by_rows)
 
 
 def split(data: Any, fraction: float) -> tuple[Any, Any]:
@@ -181,7 +215,9 @@ class ArrayBatches(Batches):
         drop_last: bool,
         steps: int | None,
         what: str,
+        by_rows: bool,
     ) -> None:
+        self._take = Rows if by_rows else _taken
         self.arrays, self._count = arrays, len(jax.tree.leaves(arrays)[0])
         self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
         self._per_pass = (self._count if drop_last else self._count + batch_size - 1) // batch_size
@@ -213,7 +249,11 @@ class ArrayBatches(Batches):
             rows: Any = slice(k * size, (k + 1) * size)
             if order is not None:
                 rows = order[rows]
-            yield jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf[rows]), self.arrays)
+            yield jax.tree.map(lambda leaf, rows=rows: self._take(leaf, rows), self.arrays)
+
+
+def _taken(array: Any, rows: Any) -> np.ndarray:
+    return np.asarray(array[rows])
 
 
 class LoaderBatches(Batches):

@@ -81,8 +81,8 @@ class Evaluator:
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(loss: Callable[..., Any]) -> Evaluator:
-    return Evaluator(loss)
+def _evaluator(loss: Callable[..., Any], layout: DataParallel | None) -> Evaluator:
+    return Evaluator(loss, layout)
 
 
 def evaluate(
@@ -111,8 +111,10 @@ def evaluate(
     """
     params, model_state = _parts(state)
     data = gather(x, y, sample_weight)
-    batches = source(data, batch_size=batch_size, shuffle=False, what="the data")
-    return _evaluator(loss)(params, model_state, batches.epoch(0), steps)
+    layout = DataParallel.of(params)
+    batches = source(data, batch_size=batch_size, shuffle=False, what="the data",
+                     by_rows=layout is not None)  # fmt: skip
+    return _evaluator(loss, layout)(params, model_state, batches.epoch(0), steps)
 
 
 def gather(x: Any, y: Any, sample_weight: Any) -> Any:
@@ -136,9 +138,9 @@ def _parts(state: Any) -> tuple[Any, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _predictor(model: Callable[..., Any]) -> Callable[..., Any]:
+def _predictor(model: Callable[..., Any], layout: DataParallel | None) -> Callable[..., Any]:
     supervised = model if isinstance(model, Supervised) else Supervised(model, model, {}, None)
-    return jax.jit(supervised.predict)
+    return jax.jit(supervised.predict, out_shardings=layout and layout.whole)
 
 
 def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch_size: int = 32):
@@ -158,9 +160,12 @@ def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch
     """
     params, model_state = _parts(state)
     found = []
-    batches = source(x, batch_size=batch_size, shuffle=False, what="the data")
+    layout = DataParallel.of(params)
+    batches = source(x, batch_size=batch_size, shuffle=False, what="the data",
+                     by_rows=layout is not None)  # fmt: skip
     for batch in batches.epoch(0):
-        predictions = _predictor(model)(params, batch, model_state)
+        batch = layout.split(batch) if layout else batch
+        predictions = _predictor(model, layout)(params, batch, model_state)
         for leaf in jax.tree.leaves(predictions):
             if not leaf.shape or leaf.shape[0] != batch_length(batch):
                 raise TrainingError(

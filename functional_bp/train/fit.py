@@ -26,7 +26,7 @@ from functional_bp.train.data import (
     source,
     split,
 )  # fmt: skip
-from functional_bp.train.data_parallel import DataParallel, layout_of
+from functional_bp.train.data_parallel import DataParallel, layout_of, require_same_arrays
 from functional_bp.train.evaluate import Evaluator, gather
 from functional_bp.train.history import History
 from functional_bp.train.loop import Saver, TrainingLoop
@@ -202,7 +202,9 @@ def fit(
         resume: False refuses a folder that holds checkpoints already. "fallback" takes the newest
             checkpoint that is whole where the newest one is not, with a warning; True refuses.
         model_state: the first state that the model keeps beside its parameters.
-        devices: train on so many devices, or on these: each takes a slice of every batch.
+        devices: train on so many devices, or on these: each takes a slice of every batch. With
+            several processes (``shard.connect``), by default on all devices of all: arrays are
+            given whole to every process, which reads its rows; a loader gives a process's part.
         value_and_grad: the transform that differentiates.
         gradient: a gradient derived by hand in its place; see ``train.step``.
         accumulate: microbatches a step.
@@ -240,12 +242,12 @@ def fit(
     )  # fmt: skip
     check_count("epochs", epochs)
     check_count("validation_freq", validation_freq)
+    layout = layout_of(devices, batch_size)
     data, held_out = _admit(
         gather(x, y, sample_weight), validation_data, validation_split,
         batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
-        steps=steps_per_epoch,
+        steps=steps_per_epoch, by_rows=layout is not None and layout.is_shared,
     )  # fmt: skip
-    layout = layout_of(devices, batch_size)
     data.check_passes(epochs)
     if held_out is not None:
         held_out.check_passes(epochs // validation_freq)
@@ -255,6 +257,7 @@ def fit(
         state = init(params, optimizer, seed=seed, model_state=model_state, precision=precision)
     logs = _check_step(stepper, loss, state, data, held_out)
     if layout is not None:
+        require_same_arrays("the first states", state)
         state = layout.replicate(state)
     identity = {
         "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last,

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from functional_bp import processes
 from functional_bp.errors import CheckpointError, NonFiniteError
 from functional_bp.explanation.explanation import explain
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.callbacks import Callbacks, TrainingRun
-from functional_bp.train.checkpoints import Checkpoints
+from functional_bp.train.checkpoints import SHARED, Checkpoints
 from functional_bp.train.data import Batches
-from functional_bp.train.data_parallel import DataParallel
+from functional_bp.train.data_parallel import DataParallel, place
 from functional_bp.train.evaluate import Sums
 from functional_bp.train.history import History
 from functional_bp.train.objective import CallContext, as_objective, batch_length
@@ -51,9 +52,13 @@ class Interrupts:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """It listens while the block runs; only a main thread can, and what is ignored stays so."""
+        """It listens while the block runs; only a main thread can, and what is ignored stays so.
+
+        Of several processes, each would end at another step; there Ctrl-C ends all at once.
+        """
         is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if not is_main or is_ignored or jax.process_count() > 1:
             yield
             return
         before = signal.signal(signal.SIGINT, self._handle)
@@ -179,7 +184,9 @@ class Saver:
         Raises:
             CheckpointError: the checkpoint is of a run with other data or options, or broken.
         """
-        if self.checkpoints.latest() is None:
+        latest = self.checkpoints.latest()
+        processes.require_same("the newest checkpoints", f"step {latest}", SHARED)
+        if latest is None:
             return 0, 0
         found = self.checkpoints.restore(loop.present.state, fallback=self._fallback)
         record, run = found.loop, loop.present
@@ -223,7 +230,7 @@ def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
     if [(x.shape, x.dtype) for x in like] != [(x.shape, x.dtype) for x in leaves]:
         return leaves
     return structure.unflatten(
-        [jax.device_put(x, y.sharding) for x, y in zip(leaves, like, strict=True)]
+        [place(x, y.sharding) for x, y in zip(leaves, like, strict=True)]
     )
 
 
@@ -299,6 +306,7 @@ class TrainingLoop:
         self._advance = jax.jit(self._advanced, donate_argnums=(0, 1))
         self.sums = self._zeros()
         self._done = 0
+        self._compared: set[Any] = set()
         self._bad: Any = self.on_devices(jnp.int32(-1))
 
     def on_devices(self, tree: Any) -> Any:
@@ -374,6 +382,7 @@ class TrainingLoop:
         self.sums = self._zeros()
         seconds = time.perf_counter() - started
         self.callbacks.on_epoch_end(run, run.epoch, logs)
+        self._stop_together()
         run.history.record(run.epoch, logs, step=run.step, seconds=seconds)
         shown.end_epoch(logs)
         if self._saver:
@@ -383,7 +392,8 @@ class TrainingLoop:
     def _steps(self, shown: Any) -> None:
         """Run through the rest of an epoch; ``_done`` counts the batches of it that are behind."""
         run, interrupts, window, saver = self.present, self._interrupts, self._window, self._saver
-        reading, stepping = self.source.epoch(run.epoch, self._done), self.callbacks.stepping
+        reading = self.source.epoch(run.epoch, self._done)
+        stepping = bool(self.callbacks.stepping)
         while not (run.stopped or interrupts.asked):
             due = saver is not None and saver.is_due(run.step)
             place = self.source.state() if due else None
@@ -400,15 +410,32 @@ class TrainingLoop:
             if saver is not None and due:
                 saver.save(self, run.epoch, self._done, place)
             placed = self._layout.split(batch) if self._layout else batch
+            self._compare(placed)
             state, self.sums, self._bad = self._advance(run.state, self.sums, self._bad, placed)
             run.state = state
             started = Started(run.step, self._bad, placed, self._done)
             self._check(window.add(started))
             run.step += 1
             self._done += 1
-            shown.step(self._done, batch_length(batch))
-            for callback in stepping:
-                callback.on_step_end(run, run.step)
+            shown.step(self._done, batch_length(placed))
+            if stepping:
+                self.callbacks.on_step_end(run, run.step)
+                self._stop_together()
+
+    def _compare(self, batch: Any) -> None:
+        """Several processes are about to run the same step, or say so: it would wait for ever."""
+        if jax.process_count() == 1:
+            return
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+        if shapes not in self._compared:
+            self._compared.add(shapes)
+            lowered = self._advance.lower(self.present.state, self.sums, self._bad, batch)
+            processes.require_same_program("the training steps", lowered)
+
+    def _stop_together(self) -> None:
+        """What one process stops, as by its clock, all stop."""
+        reasons = processes.exchange("the end of a step", self.present.stopped or "")
+        self.present.stopped = next(filter(None, reasons), None)
 
     def _rescue(self, error: Exception) -> None:
         """What a person's loader or callback raised takes no work with it that was done.
@@ -423,7 +450,7 @@ class TrainingLoop:
         told += "history until then are error.state and error.history"
         with Guard("saving after an error"):  # the first error is the one to be told
             self.settle()
-            if self._saver and self.source.state() is None:
+            if self._saver and self.source.state() is None and jax.process_count() == 1:
                 self._saver.save(self, run.epoch, self._done)
                 told += f"; the same call goes on from there ({self._saver.checkpoints.directory})"
         run.history.stopped = f"{type(error).__name__} in epoch {run.epoch + 1}"

@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from functional_bp import processes
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.data import DataError
 from functional_bp.train.history import html_table, ordered, shown
@@ -293,7 +294,7 @@ def progress(
             "verbose cannot be used", got=f"verbose = {verbose!r}",
             expected='"auto", 0 (nothing), 1 (a bar) or 2 (a line an epoch)'
         )  # fmt: skip
-    if not verbose:
+    if not verbose or not processes.speaks():
         return Silent()
     return Progress(display_for(bar=verbose != 2), epochs, steps_per_epoch, read)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from functional_bp.errors import CheckpointError, TrainingError
@@ -36,6 +37,7 @@ DELETED = ".deleting"  # the folder that Orbax moves to what is no longer kept
 LEFTOVER = re.compile(
     rf"{re.escape(DELETED)}|{NAME.pattern}\.orbax-checkpoint-tmp.*|\.(saving|deleting)-{NAME.pattern}"
 )
+LEFT_PARTS = re.compile(r"\.parts-[0-9a-f]+")  # of a process of several that was killed
 FORMAT, VERSION = "functional_bp.train checkpoint", 1
 ARRAYS, MANIFEST = "arrays", "manifest.json"
 
@@ -65,7 +67,8 @@ class Folder:
             raise CheckpointError("checkpoints need a folder", where=str(path), got="a file")
         if self._names(LEFTOVER):
             with contextlib.suppress(OSError), _locked(path, wait=False):
-                self._clean()
+                for leftover in self._names(LEFTOVER):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def entries(self) -> list[Saved]:
         """The checkpoints come in the order they were saved in; the last one only of every step."""
@@ -78,6 +81,7 @@ class Folder:
         arrays: Mapping[str, np.ndarray],
         content: dict[str, Any],
         kept: Callable[[], Collection[Saved]],
+        collect: Callable[[Path], dict[str, Any]] | None = None,
     ) -> None:
         """One checkpoint is saved behind all others; what is no longer kept then is deleted.
 
@@ -86,6 +90,7 @@ class Folder:
             arrays: by name; they must not change meanwhile.
             content: of the manifest.
             kept: returns which entries stay, once this one is there.
+            collect: puts further files into the checkpoint's folder and returns their sums.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with _locked(self.path, wait=True):
@@ -93,9 +98,10 @@ class Folder:
             serial = max((entry.serial for entry in before), default=0) + 1
             new = Saved(serial, step, self.path / f"{serial:06d}-step-{step}")
             try:
-                write_arrays([*before, new], arrays, content, kept)
+                write_arrays([*before, new], arrays, content, kept, collect)
             finally:
-                self._clean()
+                for leftover in [*self._names(LEFTOVER), *self._names(LEFT_PARTS)]:
+                    shutil.rmtree(leftover, ignore_errors=True)
             _flush(self.path)
 
     def known(self, entry: Saved) -> dict[str, Any] | None:
@@ -141,23 +147,36 @@ class Folder:
         Raises:
             BrokenError: a file is missing, shorter or changed, or Orbax cannot read it.
         """
-        for name, (size, crc) in content["files"].items():
-            path, got = entry.path / name, ""
-            try:
-                if (found := path.stat().st_size) != size:
-                    got = f"{found} bytes"
-                elif _crc(path) != crc:
-                    got = "other bytes than were written"
-            except OSError as error:
-                got = _short(error)
-            if got:
-                raise self.broken(entry, path, got, f"{size} bytes with CRC-32 {crc}")
+        for name in content["files"]:
+            if name.startswith(f"{ARRAYS}/"):
+                self._check(entry, content, name)
         folder = entry.path / ARRAYS
         try:
             return read_arrays(folder, names) if names else {}
         except Exception as error:  # whatever Orbax raises
             expected = "arrays, as Orbax writes them"
             raise self.broken(entry, folder, _short(error), expected) from error
+
+    def content_of(self, entry: Saved, content: Mapping[str, Any], name: str) -> bytes:
+        """A file beside the arrays is read.
+
+        Raises:
+            BrokenError: it is missing, shorter or changed.
+        """
+        self._check(entry, content, name)
+        return (entry.path / name).read_bytes()
+
+    def _check(self, entry: Saved, content: Mapping[str, Any], name: str) -> None:
+        (size, crc), path, got = content["files"][name], entry.path / name, ""
+        try:
+            if (found := path.stat().st_size) != size:
+                got = f"{found} bytes"
+            elif _crc(path) != crc:
+                got = "other bytes than were written"
+        except OSError as error:
+            got = _short(error)
+        if got:
+            raise self.broken(entry, path, got, f"{size} bytes with CRC-32 {crc}")
 
     def broken(self, entry: Saved, path: Path, got: str, expected: str) -> BrokenError:
         """This is the error for a checkpoint that cannot be read."""
@@ -193,10 +212,6 @@ class Folder:
         if not self.path.is_dir():
             return []
         return [path for path in self.path.iterdir() if pattern.fullmatch(path.name)]
-
-    def _clean(self) -> None:
-        for leftover in self._names(LEFTOVER):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -259,6 +274,7 @@ def write_arrays(
     arrays: Mapping[str, np.ndarray],
     content: dict[str, Any],
     kept: Callable[[], Collection[Saved]],
+    collect: Callable[[Path], dict[str, Any]] | None = None,
 ) -> None:
     """The last of the entries is written, and those move to ``DELETED`` that are not kept then."""
     ocp, new = require_orbax(), entries[-1]
@@ -268,11 +284,13 @@ def write_arrays(
 
         def finalize(self, directory: Any) -> None:
             super().finalize(directory)
-            whole = content | {"format": FORMAT, "version": VERSION, "files": _sums(directory)}
-            write_manifest(Path(directory).parent / MANIFEST, whole)
+            checkpoint = Path(directory).parent
+            files = _sums(directory) | (collect(checkpoint) if collect else {})
+            whole = content | {"format": FORMAT, "version": VERSION, "files": files}
+            write_manifest(checkpoint / MANIFEST, whole)
 
     options = ocp.CheckpointManagerOptions(
-        create=False, enable_async_checkpointing=False, lightweight_initialize=True,
+        **_alone(ocp), create=False, enable_async_checkpointing=False, lightweight_initialize=True,
         step_name_format=_Names(entries), preservation_policy=_Kept(kept), todelete_subdir=DELETED,
     )  # fmt: skip
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -288,10 +306,19 @@ def read_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The arrays of a folder, which have these names, are read."""
     ocp = require_orbax()
     handler = ocp.PyTreeCheckpointHandler(**_handling(ocp))
-    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+    with contextlib.closing(ocp.Checkpointer(handler, **_alone(ocp))) as checkpointer:
         how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         found = checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=how))
     return {name: np.asarray(array) for name, array in found.items()}
+
+
+def _alone(ocp: Any) -> dict[str, Any]:
+    """Orbax is called by one process, and waits for no other."""
+    if jax.process_count() == 1:
+        return {}
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    return {"multiprocessing_options": options}
 
 
 def _handling(ocp: Any) -> dict[str, Any]:
@@ -299,7 +326,7 @@ def _handling(ocp: Any) -> dict[str, Any]:
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
     )
     # Weights hardly compress (8 % of random ones), and take half as long again to write if tried.
-    return {"use_compression": False, "type_handler_registry": handlers}
+    return {"use_compression": False, "type_handler_registry": handlers, **_alone(ocp)}
 
 
 class _Names:
