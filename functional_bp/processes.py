@@ -31,8 +31,8 @@ NEWS_SECONDS = 2.0  # that the news of a lost process may take, once a collectiv
 WRITING_SECONDS = 15.0  # that a process which ends may go on to write a checkpoint
 
 
-class Line:
-    """A connection to another process carries messages of JSON, one a line."""
+class Peer:
+    """Another process, at the end of a connection: messages of JSON, one a line."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection, self._sending = connection, threading.Lock()
@@ -52,9 +52,14 @@ class Line:
             return {}
         return message if isinstance(message, dict) else {}
 
+    def close(self) -> None:
+        """Nothing is sent or received any more."""
+        self._incoming.close()
+        self._connection.close()
+
 
 class Star:
-    """Process 0 has a line to every other process.
+    """Process 0 is connected to every other process.
 
     Args:
         index: of this process.
@@ -77,23 +82,28 @@ class Star:
     ) -> None:
         self.index, self.count, self._timeout = index, count, timeout_seconds
         self._until = time.monotonic() + timeout_seconds
-        self._lines: dict[int, Line] = {}
+        self._peers: dict[int, Peer] = {}
         self._left: set[int] = set()
         self._all_left, self._ending = threading.Event(), threading.Lock()
         self.lost = threading.Event()
         host, _, port = address.rpartition(":")
         mine = {**facts, "index": index, "count": count}
         self.facts: list[dict[str, Any]] = [mine]
-        if index == 0:
-            came = self._gather(int(port))
-            self.facts += [came[k] for k in range(1, count)]
-            self._send(facts=self.facts)
-        else:
-            self._lines[0] = self._reach(host.strip("[]"), int(port))
-            self._lines[0].send(**mine)
-            self.facts = self._welcome()
-        for peer in self._lines:
-            threading.Thread(target=self._listen, args=(peer,), daemon=True).start()
+        try:
+            if index == 0:
+                came = self._gather(int(port))
+                self.facts += [came[k] for k in range(1, count)]
+                self._send(facts=self.facts)
+            else:
+                self._peers[0] = self._reach(host.strip("[]"), int(port))
+                self._peers[0].send(**mine)
+                self.facts = self._welcome()
+        except ProcessesError:
+            for peer in self._peers.values():
+                peer.close()
+            raise
+        for k, peer in self._peers.items():
+            threading.Thread(target=self._listen, args=(k, peer), daemon=True).start()
 
     def _gather(self, port: int) -> dict[int, dict[str, Any]]:
         """What the others say of themselves, by index."""
@@ -106,15 +116,16 @@ class Star:
                 except TimeoutError:
                     raise self._absent(came) from None
                 connection.settimeout(10)
-                line = Line(connection)
-                said = line.receive()
+                peer = Peer(connection)
+                said = peer.receive()
                 if not {"index", "count"} <= said.keys():
-                    continue  # a stranger
+                    peer.close()  # a stranger
+                    continue
                 connection.settimeout(None)
                 if said["count"] != self.count or said["index"] in {0, *came}:
-                    self._lines[-1] = line
+                    self._peers[-1] = peer
                     raise self._misfit(said)
-                came[said["index"]], self._lines[said["index"]] = said, line
+                came[said["index"]], self._peers[said["index"]] = said, peer
         return came
 
     def _absent(self, came: Mapping[int, Any]) -> ProcessesError:
@@ -137,7 +148,7 @@ class Star:
         self._send(ended=str(error))
         return error
 
-    def _reach(self, host: str, port: int) -> Line:
+    def _reach(self, host: str, port: int) -> Peer:
         while True:
             try:
                 connection = socket.create_connection((host, port), timeout=10)
@@ -151,11 +162,11 @@ class Star:
                 time.sleep(0.05)
             else:
                 connection.settimeout(None)
-                return Line(connection)
+                return Peer(connection)
 
     def _welcome(self) -> list[dict[str, Any]]:
         """The facts of all, once they have come; process 0 says who did not."""
-        said = self._lines[0].receive()
+        said = self._peers[0].receive()
         if "facts" in said:
             return said["facts"]
         raise ProcessesError(
@@ -164,25 +175,25 @@ class Star:
         )  # fmt: skip
 
     def _send(self, **message: Any) -> None:
-        for line in self._lines.values():
-            line.send(**message)
+        for peer in self._peers.values():
+            peer.send(**message)
 
-    def _listen(self, peer: int) -> None:
-        """Take what a process sends, until it ends."""
-        line = self._lines[peer]
-        while message := line.receive():
+    def _listen(self, k: int, peer: Peer) -> None:
+        """Take what process k sends, until it ends."""
+        while message := peer.receive():
             if "ended" in message:
                 self._end(message["ended"])
             elif "left" in message:
-                self._leaves(peer)
+                self._leaves(k)
             else:
-                line.inbox.put(message)
-        if peer not in self._left:
-            name = f"process {peer} of {self.count} ({_whereabouts(self.facts[peer])})"
+                peer.inbox.put(message)
+        peer.close()
+        if k not in self._left:
+            name = f"process {k} of {self.count} ({_whereabouts(self.facts[k])})"
             self._end(f"{name} ended without a word: killed, out of memory, or crashed")
 
-    def _leaves(self, peer: int) -> None:
-        self._left.add(peer)
+    def _leaves(self, k: int) -> None:
+        self._left.add(k)
         if self.index == 0 and len(self._left) == self.count:
             self._send(left=True)
         if self.index != 0 or len(self._left) == self.count:
@@ -217,10 +228,10 @@ class Star:
         if self.index == 0:
             self._leaves(0)
         else:
-            self._lines[0].send(left=True)
+            self._peers[0].send(left=True)
 
-    def close(self) -> None:
-        """Nobody is listened to any more."""
+    def part(self) -> None:
+        """What happens to the others ends this process no more."""
         self._ending.acquire(blocking=False)
 
     def exchange(self, what: str, text: str) -> list[str]:
@@ -235,12 +246,12 @@ class Star:
         mine = [what, text]
         try:
             if self.index == 0:
-                peers = [self._lines[k] for k in range(1, self.count)]
-                said = [mine, *(line.inbox.get(timeout=PATIENCE_SECONDS)["said"] for line in peers)]
+                inboxes = [self._peers[k].inbox for k in range(1, self.count)]
+                said = [mine, *(i.get(timeout=PATIENCE_SECONDS)["said"] for i in inboxes)]
                 self._send(said=said)
             else:
-                self._lines[0].send(said=mine)
-                said = self._lines[0].inbox.get(timeout=PATIENCE_SECONDS)["said"]
+                self._peers[0].send(said=mine)
+                said = self._peers[0].inbox.get(timeout=PATIENCE_SECONDS)["said"]
         except queue.Empty:
             raise ProcessesError(
                 f"not all processes came to {what}", where=f"process {self.index} of {self.count}",

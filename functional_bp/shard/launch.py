@@ -12,11 +12,11 @@ import platform
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -25,10 +25,13 @@ from functional_bp.errors import ProcessesError
 
 HEARTBEAT_SECONDS = 20  # of the runtime, by which a machine is noticed that vanishes or hangs
 MPI_COUNTS = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
+ALIKE = ("the versions of Python", "the versions of JAX", "the default dtypes",
+         "the programs' files")  # fmt: skip
 COLLECTIVES = {"gpu": "NCCL or RCCL", "tpu": "the TPU's own links"}
 
 
-class Place(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rank:
     """A process is the ``index``-th of ``count``; process 0 listens at ``coordinator``."""
 
     started_by: str
@@ -85,7 +88,7 @@ class Connection:
 def _collectives(kind: str) -> str:
     if kind != "cpu":
         return COLLECTIVES.get(kind, kind)
-    used = jax.config.jax_cpu_collectives_implementation
+    used = jax.config.jax_cpu_collectives_implementation  # pyright: ignore[reportAttributeAccessIssue]
     other = {"gloo": "mpi, which needs MPItrampoline", "mpi": "gloo"}.get(used, "gloo")
     return f"{used} (JAX_CPU_COLLECTIVES_IMPLEMENTATION changes it: {other})"
 
@@ -130,16 +133,14 @@ def connect(
     global _connected
     given = {"coordinator": coordinator, "count": count, "index": index}
     if _connected is None:
-        place = _found(given)
-        if place.count > 1:
-            _start(place, heartbeat_seconds, timeout_seconds)
-        _connected = Connection(place.started_by, place.index, place.count)
+        rank = _found(given)
+        if rank.count > 1:
+            _start(rank, heartbeat_seconds, timeout_seconds)
+        _connected = Connection(rank.started_by, rank.index, rank.count)
         if verbose and _connected.speaks:
             print(_connected, flush=True)
-    elif (count or _connected.count, _connected.index if index is None else index) != (
-        _connected.count, _connected.index
-    ):  # fmt: skip
-        raise ProcessesError("this process is connected already", got=f"{given}",
+    elif coordinator is not None and (count, index) != (_connected.count, _connected.index):
+        raise ProcessesError("this process is connected already", got=str(given),
                              expected=str(_connected))  # fmt: skip
     return _connected
 
@@ -147,7 +148,7 @@ def connect(
 # Which place this process has, by what started it.
 
 
-def _found(given: Mapping[str, Any]) -> Place:
+def _found(given: Mapping[str, Any]) -> Rank:
     if any(value is not None for value in given.values()):
         return _of_arguments(**given)
     if jax.distributed.is_initialized():
@@ -160,10 +161,10 @@ def _found(given: Mapping[str, Any]) -> Place:
         return _of_cluster("srun", "SlurmCluster")
     if "JOB_COMPLETION_INDEX" in os.environ and "KUBERNETES_SERVICE_HOST" in os.environ:
         return _of_cluster("Kubernetes", "K8sCluster")
-    return Place("nothing that starts several")
+    return Rank("nothing that starts several")
 
 
-def _of_arguments(coordinator: Any, count: Any, index: Any) -> Place:
+def _of_arguments(coordinator: Any, count: Any, index: Any) -> Rank:
     whole = isinstance(count, int) and isinstance(index, int) and 0 <= index < count
     text = coordinator if isinstance(coordinator, str) else ""
     if not whole or not text.rpartition(":")[2].isdigit() or text.startswith(":"):
@@ -173,14 +174,14 @@ def _of_arguments(coordinator: Any, count: Any, index: Any) -> Place:
             expected="where process 0 listens, 'host:port', how many there are, and 0 ≤ index < "
             "count"
         )  # fmt: skip
-    return Place("arguments", index, count, text)
+    return Rank("arguments", index, count, text)
 
 
-def _of_mpi(count: int) -> Place:
+def _of_mpi(count: int) -> Rank:
     if count == 1:
-        return Place("mpirun")
+        return Rank("mpirun")
     try:
-        from mpi4py import MPI
+        from mpi4py import MPI  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ProcessesError(
             "mpirun started this process, and MPI cannot be imported", got=str(error),
@@ -193,42 +194,42 @@ def _of_mpi(count: int) -> Place:
             expected=f"{count}, as mpirun started",
             do="take mpirun and mpi4py of one environment: pip install 'functional-bp[mpi]'"
         )  # fmt: skip
-    index, one_machine = world.Get_rank(), world.Split_type(MPI.COMM_TYPE_SHARED).Get_size() == count
-    host = "127.0.0.1" if one_machine else socket.gethostname()
+    index, neighbours = world.Get_rank(), world.Split_type(MPI.COMM_TYPE_SHARED).Get_size()
+    host = "127.0.0.1" if neighbours == count else socket.gethostname()
     address = f"{host}:{_port()}" if index == 0 else ""
-    return Place("mpirun", index, count, world.bcast(address))
+    return Rank("mpirun", index, count, world.bcast(address))
 
 
-def _of_cluster(name: str, kind: str) -> Place:
+def _of_cluster(name: str, kind: str) -> Rank:
     """What JAX knows of a cluster; its class must be asked before whether it is there."""
-    cluster = _jax.find_helper(f"clusters.{kind}")
+    cluster: Any = _jax.find_helper(f"clusters.{kind}")
     if not cluster.is_env_present():
         raise ProcessesError(f"{name} started this process, and JAX cannot ask it for the others",
                              do="pip install kubernetes, or give coordinator, count and "
                              "index")  # fmt: skip
     count, index = cluster.get_process_count(), cluster.get_process_id()
     if count == 1:
-        return Place(name)
+        return Rank(name)
     port = os.environ.get("JAX_COORDINATOR_PORT")
     address = cluster.get_coordinator_address(
         timeout_secs=int(processes.PATIENCE_SECONDS), override_coordinator_port=port
     )
-    return Place(name, index, count, address)
+    return Rank(name, index, count, address)
 
 
-def _of_jax() -> Place:
+def _of_jax() -> Rank:
     """The program has called ``jax.distributed.initialize``, as on a TPU; the devices are there."""
     text = f"{socket.getfqdn()}:{_port()}".encode().ljust(256)
     address = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
     where = np.asarray(address).tobytes().decode().strip()
-    return Place("jax.distributed", jax.process_index(), jax.process_count(), where)
+    return Rank("jax.distributed", jax.process_index(), jax.process_count(), where)
 
 
-def _port() -> int:
-    """A port that is free now, or the one of the environment."""
+def _port(k: int = 0) -> int:
+    """A port that is free now, or the k-th from the one of the environment on."""
     chosen = os.environ.get("JAX_COORDINATOR_PORT")
     if chosen:
-        return int(chosen)
+        return int(chosen) + k
     with socket.create_server(("", 0)) as listening:
         return listening.getsockname()[1]
 
@@ -236,14 +237,12 @@ def _port() -> int:
 # The processes meet, and start JAX's runtime.
 
 
-def _start(place: Place, heartbeat_seconds: int, timeout_seconds: float) -> None:
-    star = processes.Star(
-        place.index, place.count, place.coordinator, _facts(place), timeout_seconds
-    )
+def _start(rank: Rank, heartbeat_seconds: int, timeout_seconds: float) -> None:
+    star = processes.Star(rank.index, rank.count, rank.coordinator, _facts(rank), timeout_seconds)
     _check(star, ALIKE, "let all processes run one file in one environment")
     processes.join(star)
     if not jax.distributed.is_initialized():
-        _initialize(star, place, heartbeat_seconds, timeout_seconds)
+        _initialize(star, rank, heartbeat_seconds, timeout_seconds)
     kinds: dict[int, set[str]] = {k: set() for k in range(star.count)}
     for device in jax.devices():
         kinds[device.process_index].add(device.device_kind)
@@ -252,21 +251,18 @@ def _start(place: Place, heartbeat_seconds: int, timeout_seconds: float) -> None
     _check(star, ["the kinds of devices"], "choose one kind with JAX_PLATFORMS")
 
 
-ALIKE = ("the versions of Python", "the versions of JAX", "the values of jax_enable_x64",
-         "the programs' files")  # fmt: skip
-
-
-def _facts(place: Place) -> dict[str, Any]:
+def _facts(rank: Rank) -> dict[str, Any]:
     """What this process says of itself when it meets the others."""
     file = Path(sys.argv[0])
+    command = f"{file.name} {processes.digest(file.read_bytes())}" if file.is_file() else ""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "port": _port() if place.index == 0 else None,  # for JAX's runtime
+        "port": _port(1) if rank.index == 0 else None,  # for JAX's runtime
         "the versions of Python": platform.python_version(),
-        "the versions of JAX": f"{jax.__version__} with jaxlib {jaxlib.__version__}",
-        "the values of jax_enable_x64": str(jax.config.jax_enable_x64),
-        "the programs' files": f"{file.name} {processes.digest(file.read_bytes())}" if file.is_file() else "",
+        "the versions of JAX": f"{jax.__version__} with jaxlib {metadata.version('jaxlib')}",
+        "the default dtypes": str(jax.dtypes.canonicalize_dtype(float)),
+        "the programs' files": command,
     }
 
 
@@ -275,19 +271,19 @@ def _check(star: processes.Star, facts: Iterable[str], do: str) -> None:
         for what in facts:
             processes.refuse_differences(what, [said[what] for said in star.facts], do)
     except ProcessesError:
-        star.close()  # every process raises this by itself
+        star.part()  # every process raises this by itself
         raise
 
 
 def _initialize(
-    star: processes.Star, place: Place, heartbeat_seconds: int, timeout_seconds: float
+    star: processes.Star, rank: Rank, heartbeat_seconds: int, timeout_seconds: float
 ) -> None:
     # With this service a process that is asked to end, by SIGTERM, goes on.
     jax.config.update("jax_enable_preemption_service", False)
-    host = place.coordinator.rpartition(":")[0]
+    host = rank.coordinator.rpartition(":")[0]
     try:
         jax.distributed.initialize(
-            f"{host}:{star.facts[0]['port']}", place.count, place.index, _local_devices(star),
+            f"{host}:{star.facts[0]['port']}", rank.count, rank.index, _local_devices(star),
             cluster_detection_method="deactivate", initialization_timeout=int(timeout_seconds),
             heartbeat_timeout_seconds=heartbeat_seconds,
         )  # fmt: skip

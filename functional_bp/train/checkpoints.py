@@ -130,6 +130,10 @@ class Checkpoints:
         mode: whether "min" or "max" of it is best.
         asynchronous: write while training goes on.
 
+    With several processes all of them save and restore; the first one writes what all hold, and
+    each its parts of arrays that no process holds whole. A checkpoint is read by any number of
+    processes.
+
     Raises:
         TrainingError: an option makes no sense, or Orbax is not installed.
         CheckpointError: the directory is a file.
@@ -279,8 +283,11 @@ class Checkpoints:
             CheckpointError: there is none, it is not whole, or it is of another state.
         """
         self.wait()
+        together = any(map(parts.is_shared, jax.tree.leaves(like)))
+        if together:
+            processes.exchange("the reading of a checkpoint", "")  # what process 0 wrote is there
         found = self._found(like, step, fallback)
-        if any(map(parts.is_shared, jax.tree.leaves(like))):
+        if together:
             processes.require_same("the checkpoints that were read", f"step {found.step}", SHARED)
         return found
 
@@ -378,7 +385,9 @@ class Checkpoints:
         read = partial(self._folder.content_of, entry, content)
         for name, found in zip(_names(described), described):
             if "parts" in found:
-                stored[str(name)] = parts.Stored(str(name), found["parts"], *_stored_as(found), read)
+                stored[str(name)] = parts.Stored(
+                    str(name), found["parts"], *_stored_as(found), read
+                )
         likes = [leaf for _, leaf in wanted] + [None] * len(content["extra"])
         leaves = [
             _restored(found, stored[name] if name else None, shape_of)

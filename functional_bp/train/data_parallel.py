@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -28,7 +29,7 @@ def place(x: Any, sharding: Any) -> jax.Array:
     """
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(x if isinstance(x, jax.Array) else np.asarray(x), sharding)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         words = place(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
     dtype = jax.dtypes.canonicalize_dtype(x.dtype)
@@ -47,7 +48,7 @@ def require_same_arrays(what: str, tree: Any) -> None:
         return
     for path, leaf in jax.tree.leaves_with_path(tree):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             numbers = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
             name = f"{what}{jax.tree_util.keystr(path)}"
             said = processes.digest(numbers.tobytes())

@@ -229,9 +229,7 @@ def _as_parts(state: TrainState, leaves: list[Any]) -> Any:
     like, structure = jax.tree.flatten(parts)
     if [(x.shape, x.dtype) for x in like] != [(x.shape, x.dtype) for x in leaves]:
         return leaves
-    return structure.unflatten(
-        [place(x, y.sharding) for x, y in zip(leaves, like, strict=True)]
-    )
+    return structure.unflatten([place(x, y.sharding) for x, y in zip(leaves, like, strict=True)])
 
 
 MOST_ROWS = 6  # parameters that a message lists

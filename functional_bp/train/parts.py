@@ -7,7 +7,6 @@ that it overlaps: by another number of processes, on other devices, or by one al
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
@@ -29,11 +28,6 @@ class Part(NamedTuple):
     process: int
     start: tuple[int, ...]
     shape: tuple[int, ...]
-
-    @property
-    def index(self) -> tuple[slice, ...]:
-        """Where it is in the array."""
-        return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape))
 
 
 def is_shared(leaf: Any) -> bool:

@@ -1,0 +1,76 @@
+"""Several processes of one program, on this machine, and what they printed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OURS = ("XLA_FLAGS", "JAX_ENABLE_X64")
+QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+HAS_MPI = find_spec("mpi4py") is not None
+LIMIT_SECONDS = 90  # after which a process is killed, and the test fails by what it left undone
+
+
+class Ended(NamedTuple):
+    """A process has ended: with this status, after so many seconds, and printed this."""
+
+    status: int
+    seconds: float
+    out: str
+    err: str
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).parent.parent.parent)
+    kept = {name: value for name, value in os.environ.items() if name not in OURS}
+    path = os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])
+    return kept | QUICK | AS_ROOT | {"PYTHONPATH": path}
+
+
+def by_arguments(program: Path, count: int, *words: Any) -> list[Ended]:
+    """Started one by one: ``program ADDRESS COUNT INDEX WORDS``."""
+    address = f"127.0.0.1:{free_port()}"
+    return run([[program, address, count, index, *words] for index in range(count)])
+
+
+def by_mpirun(program: Path, count: int, *words: Any) -> Ended:
+    """Started by ``mpirun`` of this environment: ``program - COUNT - WORDS``."""
+    mpirun = Path(sys.executable).with_name("mpirun")
+    found = str(mpirun) if mpirun.exists() else str(shutil.which("mpirun"))
+    line = [found, "--oversubscribe", "-n", str(count), sys.executable, program, "-", count, "-"]
+    return run([[*line, *words]], with_python=False)[0]
+
+
+def run(lines: Sequence[Sequence[Any]], with_python: bool = True) -> list[Ended]:
+    first = [sys.executable] if with_python else []
+    began, pipe = time.monotonic(), subprocess.PIPE
+    started = [
+        subprocess.Popen(
+            [*first, *map(str, line)], env=environment(), stdout=pipe, stderr=pipe, text=True
+        )
+        for line in lines
+    ]
+    ended = []
+    for process in started:
+        left = LIMIT_SECONDS - (time.monotonic() - began)
+        try:
+            out, err = process.communicate(timeout=max(1.0, left))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        ended.append(Ended(process.returncode, time.monotonic() - began, out, err))
+    return ended
