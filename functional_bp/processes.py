@@ -26,6 +26,7 @@ import jax
 
 from functional_bp.errors import ProcessesError, compose
 
+LOOPBACK = ("127.0.0.1", "localhost")
 PATIENCE_SECONDS = 300.0  # until a process that should come is given up
 NEWS_SECONDS = 2.0  # that the news of a lost process may take, once a collective has failed
 WRITING_SECONDS = 15.0  # that a process which ends may go on to write a checkpoint
@@ -91,7 +92,7 @@ class Star:
         self.facts: list[dict[str, Any]] = [mine]
         try:
             if index == 0:
-                came = self._gather(int(port))
+                came = self._gather(host, int(port))
                 self.facts += [came[k] for k in range(1, count)]
                 self._send(facts=self.facts)
             else:
@@ -105,10 +106,10 @@ class Star:
         for k, peer in self._peers.items():
             threading.Thread(target=self._listen, args=(k, peer), daemon=True).start()
 
-    def _gather(self, port: int) -> dict[int, dict[str, Any]]:
+    def _gather(self, host: str, port: int) -> dict[int, dict[str, Any]]:
         """What the others say of themselves, by index."""
         came: dict[int, dict[str, Any]] = {}
-        with _listening(port) as listening:
+        with _listening(host, port) as listening:
             while len(came) < self.count - 1:
                 listening.settimeout(max(0.01, self._until - time.monotonic()))
                 try:
@@ -262,11 +263,14 @@ class Star:
         return [text for _, text in said]
 
 
-def _listening(port: int) -> socket.socket:
-    dual = socket.has_dualstack_ipv6()
+def _listening(host: str, port: int) -> socket.socket:
+    """On this machine alone where the address is of it alone."""
+    alone = host in LOOPBACK
+    dual = socket.has_dualstack_ipv6() and not alone
     family = socket.AF_INET6 if dual else socket.AF_INET
+    at = (host if alone else "", port)
     try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=1024)
+        return socket.create_server(at, family=family, dualstack_ipv6=dual, backlog=1024)
     except OSError as error:
         raise ProcessesError("process 0 cannot listen for the others", where=f"port {port}",
                              got=error.strerror or str(error),

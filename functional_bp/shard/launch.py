@@ -281,9 +281,11 @@ def _initialize(
     # With this service a process that is asked to end, by SIGTERM, goes on.
     jax.config.update("jax_enable_preemption_service", False)
     host = rank.coordinator.rpartition(":")[0]
+    address = f"{host}:{star.facts[0]['port']}"
     try:
         jax.distributed.initialize(
-            f"{host}:{star.facts[0]['port']}", rank.count, rank.index, _local_devices(star),
+            address, rank.count, rank.index, _local_devices(star),
+            coordinator_bind_address=address if host in processes.LOOPBACK else None,
             cluster_detection_method="deactivate", initialization_timeout=int(timeout_seconds),
             heartbeat_timeout_seconds=heartbeat_seconds,
         )  # fmt: skip

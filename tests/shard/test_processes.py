@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import program
 import pytest
+import several_program as program
 from several import HAS_MPI, by_arguments, by_mpirun
 
 PROGRAM = Path(program.__file__)

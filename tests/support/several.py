@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 OURS = ("XLA_FLAGS", "JAX_ENABLE_X64")
 QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+END_SECONDS = 60  # that the others have, once one has failed
 HAS_MPI = find_spec("mpi4py") is not None
-LIMIT_SECONDS = 90  # after which a process is killed, and the test fails by what it left undone
+LIMIT_SECONDS = 300  # after which a process is killed, and the test fails by what it left undone
 
 
 class Ended(NamedTuple):
@@ -67,6 +68,8 @@ def run(lines: Sequence[Sequence[Any]], with_python: bool = True) -> list[Ended]
     ended = []
     for process in started:
         left = LIMIT_SECONDS - (time.monotonic() - began)
+        if any(each.status for each in ended):
+            left = min(left, END_SECONDS)
         try:
             out, err = process.communicate(timeout=max(1.0, left))
         except subprocess.TimeoutExpired:

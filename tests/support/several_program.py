@@ -1,4 +1,4 @@
-"""What the tests start in several processes: python program.py ADDRESS COUNT INDEX FOLDER WHAT."""
+"""What the tests start in several processes, with the words ADDRESS COUNT INDEX FOLDER WHAT."""
 
 from __future__ import annotations
 
