@@ -53,6 +53,10 @@ class Peer:
             return {}
         return message if isinstance(message, dict) else {}
 
+    def forget(self) -> None:
+        """A forked child gives its copy of the connection up, which would outlive this process."""
+        os.close(self._connection.fileno())
+
     def close(self) -> None:
         """Nothing is sent or received any more."""
         self._incoming.close()
@@ -231,6 +235,13 @@ class Star:
         else:
             self._peers[0].send(left=True)
 
+    def forget(self) -> None:
+        """A forked child, as a loader's, is not this process."""
+        self.part()
+        for peer in self._peers.values():
+            with contextlib.suppress(OSError):  # is closed
+                peer.forget()
+
     def part(self) -> None:
         """What happens to the others ends this process no more."""
         self._ending.acquire(blocking=False)
@@ -327,6 +338,8 @@ def join(star: Star) -> None:
 
     sys.excepthook = end
     atexit.register(star.leave)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=star.forget)
 
 
 def speaks() -> bool:

@@ -219,7 +219,7 @@ def _of_cluster(name: str, kind: str) -> Rank:
 
 def _of_jax() -> Rank:
     """The program has called ``jax.distributed.initialize``, as on a TPU; the devices are there."""
-    text = f"{socket.getfqdn()}:{_port()}".encode().ljust(256)
+    text = f"{socket.gethostname()}:{_port()}".encode().ljust(256)
     address = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
     where = np.asarray(address).tobytes().decode().strip()
     return Rank("jax.distributed", jax.process_index(), jax.process_count(), where)
