@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 OURS = ("XLA_FLAGS", "JAX_ENABLE_X64")
 QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-END_SECONDS = 60  # that the others have, once one has failed
 HAS_MPI = find_spec("mpi4py") is not None
 LIMIT_SECONDS = 300  # after which a process is killed, and the test fails by what it left undone
 
@@ -57,23 +57,17 @@ def by_mpirun(program: Path, count: int, *words: Any) -> Ended:
 
 
 def run(lines: Sequence[Sequence[Any]], with_python: bool = True) -> list[Ended]:
-    first = [sys.executable] if with_python else []
-    began, pipe = time.monotonic(), subprocess.PIPE
-    started = [
-        subprocess.Popen(
-            [*first, *map(str, line)], env=environment(), stdout=pipe, stderr=pipe, text=True
-        )
-        for line in lines
-    ]
-    ended = []
-    for process in started:
-        left = LIMIT_SECONDS - (time.monotonic() - began)
-        if any(each.status for each in ended):
-            left = min(left, END_SECONDS)
-        try:
-            out, err = process.communicate(timeout=max(1.0, left))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        ended.append(Ended(process.returncode, time.monotonic() - began, out, err))
-    return ended
+    first, began = [sys.executable] if with_python else [], time.monotonic()
+
+    def one(line: Sequence[Any]) -> Ended:
+        words = [*first, *map(str, line)]
+        with subprocess.Popen(words, env=environment(), stdout=-1, stderr=-1, text=True) as process:
+            try:
+                out, err = process.communicate(timeout=LIMIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+        return Ended(process.returncode, time.monotonic() - began, out, err)
+
+    with ThreadPoolExecutor(len(lines)) as pool:
+        return list(pool.map(one, lines))
