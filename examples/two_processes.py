@@ -19,8 +19,8 @@ import optax
 from functional_bp import shard, train
 
 address, *index = sys.argv[1:] or [""]
+jax.config.update("jax_platforms", "cpu")  # which processes of one machine can share
 if address:  # one of the two
-    jax.config.update("jax_platforms", "cpu")
     connection = shard.connect(address, 2, int(index[0]), verbose=False)
 
 draw = np.random.default_rng(0)  # one seed in every process: the same first parameters

@@ -381,13 +381,12 @@ class Checkpoints:
         ]
         _compare(entry.step, described[:in_state], [fact for fact, _ in wanted])
         whole = [n for n, found in zip(_names(described), described) if n and "parts" not in found]
-        stored: dict[str, Any] = dict(self._folder.arrays(entry, content, whole))
+        stored: dict[Any, Any] = dict(self._folder.arrays(entry, content, whole))
         read = partial(self._folder.content_of, entry, content)
         for name, found in zip(_names(described), described):
             if "parts" in found:
-                stored[str(name)] = parts.Stored(
-                    str(name), found["parts"], *_stored_as(found), read
-                )
+                kind = _stored_as(found)
+                stored[name] = parts.Stored(str(name), found["parts"], *kind, read)
         likes = [leaf for _, leaf in wanted] + [None] * len(content["extra"])
         leaves = [
             _restored(found, stored[name] if name else None, shape_of)
@@ -477,7 +476,7 @@ def _restored(found: Facts, stored: np.ndarray | None, like: Any = None) -> Any:
     if isinstance(like, np.generic):
         return stored[()]
     if isinstance(like, np.ndarray) or (like is None and found["kind"] == "numpy"):
-        return stored
+        return np.asarray(stored)
     if found["kind"] == "key":
         keys = jax.random.wrap_key_data(jnp.asarray(np.asarray(stored)), impl=found["impl"])
         return place(keys, _placement(like))

@@ -5,7 +5,7 @@ One checkpoint is a folder ``000007-step-40``: the seventh that was saved here, 
 no longer kept. ``manifest.json`` in it has everything but the arrays, with size and CRC-32 of every
 file that is read again. Whoever writes holds a lock on the folder. A process that is killed leaves
 nothing half done under a name of a checkpoint; what else it leaves is removed by the next one that
-opens the folder.
+opens the folder. Arrays that no process of several holds whole are beside the others, in parts.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class Folder:
             raise CheckpointError("checkpoints need a folder", where=str(path), got="a file")
         if self._names(LEFTOVER):
             with contextlib.suppress(OSError), _locked(path, wait=False):
-                for leftover in self._names(LEFTOVER):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self._remove(LEFTOVER)
 
     def entries(self) -> list[Saved]:
         """The checkpoints come in the order they were saved in; the last one only of every step."""
@@ -100,8 +99,8 @@ class Folder:
             try:
                 write_arrays([*before, new], arrays, content, kept, collect)
             finally:
-                for leftover in [*self._names(LEFTOVER), *self._names(LEFT_PARTS)]:
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self._remove(LEFTOVER)
+                self._remove(LEFT_PARTS)
             _flush(self.path)
 
     def known(self, entry: Saved) -> dict[str, Any] | None:
@@ -212,6 +211,10 @@ class Folder:
         if not self.path.is_dir():
             return []
         return [path for path in self.path.iterdir() if pattern.fullmatch(path.name)]
+
+    def _remove(self, pattern: re.Pattern[str]) -> None:
+        for leftover in self._names(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
