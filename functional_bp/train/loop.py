@@ -264,6 +264,8 @@ def nonfinite_error(
 def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> Any:
     """The first equation that makes it, forward or backward; None where the search fails."""
     objective = as_objective(loss)
+    if (layout := DataParallel.of(state)) is not None:
+        state, batch = layout.gather((state, batch))
 
     def value(params: Any, batch: Any) -> Any:
         context = CallContext(state.step_rng, state.model_state, True)

@@ -142,6 +142,16 @@ def test_arguments_that_give_no_rank_are_refused(given: Any) -> None:
         shard.connect(*given)
 
 
+def test_processes_that_are_not_alike_are_refused() -> None:
+    star: Any = ModuleType("star")
+    star.facts, parted = [{name: f"{name} {k % 2}"} for k in range(3) for name in ["JAX"]], []
+    star.part = lambda: parted.append(True)
+    with pytest.raises(ProcessesError) as raised:
+        launch._check(star, ["JAX"], "start all alike")
+    assert raised.value.got == "JAX 0 in processes 0, 2; JAX 1 in process 1" and parted
+    assert set(launch.ALIKE) < launch._facts(launch.Rank("arguments", 1, 2)).keys()
+
+
 def test_processes_of_one_machine_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     star: Any = ModuleType("star")
     star.facts, star.index = [{"host": host} for host in ("a", "b", "b", "c")], 2

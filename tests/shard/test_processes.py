@@ -34,7 +34,7 @@ def trains_as_one(folder: Path, count: int, alone: dict[str, Any], spoken: list[
     for k, each in enumerate(found):
         same({name: each[name] for name in alone}, alone)
         assert each["called"] == (2 if k == 0 else 0)
-        assert each["parts"]
+        assert each["parts"] and "result = NaN, in result = ln" in each["cause"]
     # Whole batches are divided: 8 rows of 36 are each process's, and the last 4 of an epoch too
     # if the processes divide them. A row is read by more than one over two epochs' orders.
     first = [set(each["read"]) for each in found]

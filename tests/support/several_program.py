@@ -18,6 +18,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from functional_bp import shard, train
+from functional_bp.errors import NonFiniteError
 from functional_bp.train.data_parallel import place
 
 DRAW = np.random.default_rng(0)
@@ -137,6 +138,10 @@ def main(address: str, count: str, index: str, folder: str, what: str) -> None:
             "read": sorted(Watched.rows), "called": Counts.called, "loader": history["loss"],
             "parts": reads_back(where),
         }  # fmt: skip
+        try:
+            train.fit(lambda p, b: jnp.log(-(b[0].mean() ** 2)), PARAMS, X, Y, optimizer=ADAM)
+        except NonFiniteError as error:
+            found["cause"] = str(error.finding)
         (where / f"found-{connection.index}.json").write_text(json.dumps(found))
 
 
