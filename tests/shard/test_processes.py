@@ -35,8 +35,7 @@ def trains_as_one(folder: Path, count: int, alone: dict[str, Any], spoken: list[
         same({name: each[name] for name in alone}, alone)
         assert each["called"] == (2 if k == 0 else 0)
         assert each["parts"] and "result = NaN, in result = ln" in each["cause"]
-    # Whole batches are divided: 8 rows of 36 are each process's, and the last 4 of an epoch too
-    # if the processes divide them. A row is read by more than one over two epochs' orders.
+    # Of a whole batch a process reads its part; in two epochs' orders a row falls to several.
     first = [set(each["read"]) for each in found]
     assert set.union(*first) == set(range(36)) and all(len(rows) < 36 for rows in first)
     np.testing.assert_allclose(found[0]["loader"], found[-1]["loader"], rtol=0)

@@ -139,7 +139,8 @@ def main(address: str, count: str, index: str, folder: str, what: str) -> None:
             "parts": reads_back(where),
         }  # fmt: skip
         try:
-            train.fit(lambda p, b: jnp.log(-(b[0].mean() ** 2)), PARAMS, X, Y, optimizer=ADAM)
+            nan = lambda params, batch: jnp.log(-(batch[0].mean() ** 2))
+            train.fit(nan, PARAMS, X, Y, optimizer=ADAM, verbose=0)
         except NonFiniteError as error:
             found["cause"] = str(error.finding)
         (where / f"found-{connection.index}.json").write_text(json.dumps(found))
