@@ -140,7 +140,8 @@ def tied_to(bars: Sequence[Any]) -> Callable[[Any], Any]:
     A compiler would else find that it is equal to what was computed before, and keep that. An
     optimization barrier forbids it; where XLA drops barriers (``_jax.DROPS_BARRIERS``), this does:
     x̂ = x where b, else 0, with a truth b that reads the bits of a cotangent's first entry and is
-    always true, bits | 1 ≠ 0. No compiler sees through it.
+    always true, min(bits | 1, 1) ≠ 0. No compiler sees through it. The minimum is found by sorting,
+    which is not fused with what reads it: else the whole cotangent would stay for its sake.
     """
     bar = next((bar for bar in bars if bar is not None and bar.size), None)
     if bar is None:
@@ -148,7 +149,9 @@ def tied_to(bars: Sequence[Any]) -> Callable[[Any], Any]:
     first = lax.reshape(lax.slice(bar, (0,) * bar.ndim, (1,) * bar.ndim), ())
     first = lax.real(first) if jnp.iscomplexobj(first) else first
     bits = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
-    truth = lax.ne(lax.bitwise_or(bits, jnp.ones_like(bits)), jnp.zeros_like(bits))
+    one = jnp.ones_like(bits)
+    least = lax.sort(jnp.stack([lax.bitwise_or(bits, one), one]))[0]
+    truth = lax.ne(least, jnp.zeros_like(bits))
 
     def tie(x: Any) -> Any:
         if jnp.issubdtype(x.dtype, dtypes.prng_key):

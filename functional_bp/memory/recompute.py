@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr
 
 from functional_bp import _jax
-from functional_bp.engine import sweeps
 from functional_bp.engine.higher_order import has_tangent, only
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.transforms import vjp
@@ -30,23 +28,15 @@ from functional_bp.graph.graph import format_bytes, format_count, short_place
 from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import FootprintError, abstract, parse_bytes
-from functional_bp.memory.kept import KEPT
+from functional_bp.memory.nested_schedules import opened, ways_inside
 from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
-from functional_bp.memory.schedule import (
-    LoopSchedule,
-    Output,
-    Schedule,
-    Scheduler,
-    Segment,
-    body_costs,
-)
+from functional_bp.memory.schedule import Schedule, Scheduler
+from functional_bp.memory.scheduled import scheduled
 from functional_bp.vjps.remat import without_calls
 
-_POLICY = jax.checkpoint_policies.save_only_these_names(KEPT)
 LEAST_BYTES = 1024  # of a budget that is a number: 1.5 is neither a share nor meant as bytes
-MOST_COMPILATIONS = 10
 EVEN = (2, 3, 4, 6, 8)  # segments of equal weight, tried where the estimated least is too much
-CLOSE = 0.03  # of the budget: nearer to it no further program is compiled
+LITTLE = 0.003  # of the operations: to save that no further program is compiled
 
 
 class BudgetError(BackpropError, ValueError):
@@ -116,7 +106,8 @@ class RecomputedFunction:
         """Return what the function returns."""
         call = _Call(self.fun, args, kwargs, self.argnums)
         choice = self._choice(call)
-        return call.result(scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves))
+        run = call.graph.following(choice.schedule)
+        return call.result(run((), *call.consts, *call.leaves))
 
     def choice(self, *args: Any, **kwargs: Any) -> Recomputation:
         """Say what is made again for arguments of these shapes; nothing runs.
@@ -129,7 +120,7 @@ class RecomputedFunction:
 
     def _choice(self, call: _Call) -> Recomputation:
         if call.key not in self.choices:
-            self.choices[call.key] = _Search(call, self.budget).result()
+            self.choices[call.key] = _search(self.fun, call).within(self.budget)
         return self.choices[call.key]
 
     def __str__(self) -> str:
@@ -229,30 +220,41 @@ class _Call:
         jaxpr, self.consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*shapes))
         inputs = [*jaxpr.constvars, *jaxpr.invars]  # closures' arrays are arguments like others
         unnamed = jaxpr.debug_info.with_unknown_names()
-        self.jaxpr, made = without_calls(
-            jaxpr.replace(constvars=[], invars=inputs, debug_info=unnamed)
-        )
+        graph, made = without_calls(jaxpr.replace(constvars=[], invars=inputs, debug_info=unnamed))
         assert not made
-        self.shapes = [*map(_shape_of, self.consts), *shapes]
+        name = names.function_name(fun)
         marked = [False] * len(self.consts) + only(trained, is_traced)
-        pairs = zip(marked, self.jaxpr.invars, strict=True)
-        self.active = [on and has_tangent(v.aval) for on, v in pairs]
-        if not any(self.active):
+        active = [on and has_tangent(v.aval) for on, v in zip(marked, graph.invars, strict=True)]
+        if not any(active):
             raise FootprintError(
-                f"nothing of {names.function_name(fun)} is differentiated",
+                f"nothing of {name} is differentiated",
                 got=f"argnums={argnums}, of which nothing is an array of real or complex numbers",
                 do="say with argnums which arguments will be",
             )
-        self.name = names.function_name(fun)
+        self.graph = Graph(name, graph, tuple(active), (*map(_shape_of, self.consts), *shapes))
         fixed = [repr(leaf) for on, leaf in zip(is_traced, flat_args) if not on]
-        operations = tuple(eqn.primitive.name for eqn in self.jaxpr.eqns)
-        self.key = tree, tuple(map(str, self.shapes)), tuple(fixed), operations
+        operations = tuple(eqn.primitive.name for eqn in graph.eqns)
+        self.key = tree, self.graph.active, str(self.graph.shapes), tuple(fixed), operations
 
     def result(self, outs: Sequence[Any]) -> Any:
         """Return what the function returned; what is no array was told when it was traced."""
         found = iter(outs)
         leaves = [next(found) if fixed is None else fixed for fixed in self.fixed_outs]
         return jax.tree.unflatten(self.out_tree, leaves)
+
+
+_searches: WeakKeyDictionary[Any, dict[Any, Search]] = WeakKeyDictionary()
+
+
+def _search(fun: Callable[..., Any], call: _Call) -> Search:
+    """Return the search for a function and shapes, the same for all budgets."""
+    try:
+        known = _searches.setdefault(fun, {})
+    except TypeError:  # it has no hash, or no weak reference
+        known = {}
+    if call.key not in known:
+        known[call.key] = Search(call.graph)
+    return known[call.key]
 
 
 def _positions(argnums: Sequence[int], count: int, more: int, name: str) -> tuple[int, ...]:
@@ -282,100 +284,136 @@ def _shape_of(leaf: Any) -> Any:
     return abstract(leaf)
 
 
-class _Search:
-    """Compiles programs until one keeps the budget."""
+class Graph(NamedTuple):
+    """A flat graph to be differentiated.
 
-    def __init__(self, call: _Call, budget: Any) -> None:
-        self.call = call
-        self.compiled: dict[Any, CompiledProgram] = {}
-        self.costs = costs_of(call.jaxpr, call.active)
-        plain = Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
-        self.plain = self.measured(plain)
-        fixed = self.plain.peak_bytes - self.plain.temporary_bytes
+    Attributes:
+        name: of the person's function.
+        jaxpr: without calls and constants.
+        active: which inputs are differentiated.
+        shapes: of the inputs, with their shardings.
+    """
+
+    name: str
+    jaxpr: Jaxpr
+    active: tuple[bool, ...]
+    shapes: tuple[Any, ...]
+
+    @property
+    def opened(self) -> Jaxpr:
+        """Return the graph in which schedules are found: nothing stands under a checkpoint yet."""
+        return opened(self.jaxpr)[0]
+
+    def following(self, schedule: Schedule) -> Callable[..., list[Any]]:
+        """Return the function of the graph that follows a schedule."""
+        if not schedule.flops:
+            return scheduled(self.jaxpr, None)  # with the person's own checkpoints
+        return scheduled(self.opened, schedule)
+
+    def compiled(self, schedule: Schedule) -> CompiledProgram:
+        """Compile value and gradient under a schedule."""
+        run = self.following(schedule)
+        on = [has_tangent(v.aval) for v in self.jaxpr.outvars]
+
+        def program(chosen: Any, others: Any, bars: Any) -> Any:
+            def of_chosen(*values: Any) -> Any:
+                left, right = iter(values), iter(others)
+                outs = run((), *(next(left) if on else next(right) for on in self.active))
+                return only(outs, on), only(outs, [not o for o in on])
+
+            outs, pull, rest = vjp(of_chosen, *chosen, has_aux=True)
+            return outs, rest, pull(bars)
+
+        chosen = only(self.shapes, self.active)
+        others = only(self.shapes, [not on for on in self.active])
+        bars = [shape_of(v) for v in only(self.jaxpr.outvars, on)]
+        if all(bar.shape == () for bar in bars):
+            ones = [jnp.ones((), bar.dtype) for bar in bars]
+            jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
+            return program_of(jitted.lower(chosen, others).compile())
+        return program_of(jax.jit(program).lower(chosen, others, bars).compile())
+
+
+PLAIN = Schedule((), 0, 0)  # nothing is made again
+
+
+class Search:
+    """Compiles programs until one keeps a budget; budgets share what was compiled.
+
+    Args:
+        graph: to be differentiated.
+        compiled: the program under a schedule; that of value and gradient, if left out.
+    """
+
+    def __init__(
+        self, graph: Graph, compiled: Callable[[Schedule], CompiledProgram] | None = None
+    ) -> None:
+        self.graph, self._compiled = graph, compiled or graph.compiled
+        self.tried: dict[Schedule, CompiledProgram] = {}
+        self.plain = self.measured(PLAIN)
+
+    def measured(self, schedule: Schedule) -> CompiledProgram:
+        """Return the program under a schedule."""
+        if schedule not in self.tried:
+            self.tried[schedule] = self._compiled(schedule)
+        return self.tried[schedule]
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        """What finds schedules, which takes a while, and is the same for all budgets."""
+        return Scheduler(self.costs, ways_inside)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What each equation keeps, and takes to run again."""
+        return costs_of(self.graph.opened, self.graph.active)
+
+    @property
+    def flops(self) -> int:
+        """Count value and gradient with nothing made again as three runs of the function."""
+        return 3 * sum(self.costs.flops)
+
+    def within(self, budget: Any) -> Recomputation:
+        """Return the choice of the fewest operations within a budget.
+
+        Raises:
+            BudgetError: nothing that was tried keeps it.
+        """
         share = _share(budget)
-        self.budget = (
+        fixed = self.plain.peak_bytes - self.plain.temporary_bytes
+        limit = (
             parse_bytes(budget) if share is None
             else fixed + int(share * self.plain.temporary_bytes)
         )  # fmt: skip
-        self.tried = {plain: self.plain}
+        before = len(self.tried)
+        if self.plain.peak_bytes > limit:
+            self._descend(limit)
+        within = [s for s, program in self.tried.items() if program.peak_bytes <= limit]
+        if not within:
+            raise self._too_small(limit)
+        chosen = min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes))
+        return Recomputation(
+            chosen, self.measured(chosen), self.plain, limit, self.flops, len(self.tried) - before,
+            _made_again(self.costs, chosen),
+        )  # fmt: skip
 
-    def measured(self, schedule: Schedule) -> CompiledProgram:
-        """Compile the gradient under a schedule."""
-        if schedule.segments not in self.compiled:
-            call = self.call
-            run = scheduled(call.jaxpr, schedule)
-            on = [has_tangent(v.aval) for v in call.jaxpr.outvars]
+    def _descend(self, limit: int) -> None:
+        """Bisect the ladder: estimates order the programs, compiled bytes decide."""
+        rungs = [s for s in self.scheduler.ladder if s.flops]
+        little = LITTLE * self.flops
+        fits = lambda schedule: self.measured(schedule).peak_bytes <= limit
+        low, high = -1, len(rungs)
+        while high - low > 1 and (low < 0 or rungs[low].flops - rungs[high - 1].flops > little):
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(rungs[middle]) else (low, middle)
+        if low < 0:  # estimates err
+            borders = len(self.scheduler.borders)
+            any(
+                fits(s)
+                for s in [*rungs[1:4], *(self.scheduler.even(n) for n in EVEN if n < borders)]
+            )
 
-            def program(chosen: Any, others: Any, bars: Any) -> Any:
-                def of_chosen(*values: Any) -> Any:
-                    left, right = iter(values), iter(others)
-                    outs = run((), *(next(left) if on else next(right) for on in call.active))
-                    return only(outs, on), only(outs, [not o for o in on])
-
-                outs, pull, rest = vjp(of_chosen, *chosen, has_aux=True)
-                return outs, rest, pull(bars)
-
-            chosen = only(call.shapes, call.active)
-            others = only(call.shapes, [not on for on in call.active])
-            bars = [shape_of(v) for v in only(call.jaxpr.outvars, on)]
-            if all(bar.shape == () for bar in bars):
-                ones = [jnp.ones((), bar.dtype) for bar in bars]
-                jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
-                compiled = jitted.lower(chosen, others).compile()
-            else:
-                compiled = jax.jit(program).lower(chosen, others, bars).compile()
-            self.compiled[schedule.segments] = program_of(compiled)
-        return self.compiled[schedule.segments]
-
-    def result(self) -> Recomputation:
-        """Return the choice of the fewest operations within the budget."""
-        if self.plain.peak_bytes <= self.budget:
-            return self._choice(next(iter(self.tried)))
-        scheduler = Scheduler(self.costs)
-        low, high = scheduler.least(), scheduler.most_bytes
-        best = self._tried(low)
-        if not best:
-            self._refine(scheduler, low.bytes)
-            best = self._fewest()
-            if best is None:
-                raise self._too_small()
-        at, top = low.bytes, high
-        while len(self.compiled) < MOST_COMPILATIONS and top - at > 0.01 * high:
-            middle = (at + top) // 2
-            found = scheduler.within(middle)
-            if found is not None and self._tried(found):
-                at = middle
-                if self.budget - self.measured(found).peak_bytes < CLOSE * self.budget:
-                    break
-            else:
-                top = middle
-        chosen = self._fewest()
-        assert chosen is not None
-        return self._choice(chosen)
-
-    def _refine(self, scheduler: Scheduler, least: int) -> None:
-        """Try estimates above the least, and equal segments: estimates err."""
-        found = [scheduler.within(int(least * factor)) for factor in (1.15, 1.4, 1.8)]
-        found += [scheduler.even(count) for count in EVEN if count < len(scheduler.borders)]
-        for schedule in dict.fromkeys(filter(None, found)):
-            if self._tried(schedule):
-                return
-
-    def _tried(self, schedule: Schedule) -> bool:
-        self.tried[schedule] = self.measured(schedule)
-        return self.tried[schedule].peak_bytes <= self.budget
-
-    def _fewest(self) -> Schedule | None:
-        within = [s for s, program in self.tried.items() if program.peak_bytes <= self.budget]
-        return min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes), default=None)
-
-    def _choice(self, schedule: Schedule) -> Recomputation:
-        total = 3 * sum(self.costs.flops)
-        made = _made_again(self.costs, schedule)
-        return Recomputation(schedule, self.measured(schedule), self.plain, self.budget, total,
-                      len(self.compiled), made)  # fmt: skip
-
-    def _too_small(self) -> BudgetError:
+    def _too_small(self, limit: int) -> BudgetError:
         schedule, program = min(self.tried.items(), key=lambda item: item[1].peak_bytes)
         usage = usage_of(program, lambda name: Purpose.BATCH)
         largest = [
@@ -385,10 +423,10 @@ class _Search:
         ][:2]  # fmt: skip
         arguments = program.peak_bytes - program.temporary_bytes
         error = BudgetError(
-            f"the gradient of {self.call.name} cannot be had within the budget",
+            f"the gradient of {self.graph.name} cannot be had within the budget",
             got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
             f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
-            expected=f"at most {format_bytes(self.budget)}",
+            expected=f"at most {format_bytes(limit)}",
             do="make the batch smaller, or divide what is largest (bp.footprint shows it)"
             + self._closed(),
         )
@@ -397,9 +435,10 @@ class _Search:
 
     def _closed(self) -> str:
         """Name the operations whose insides keep much, and are not made again."""
-        eqns = zip(self.call.jaxpr.eqns, self.costs.own_bytes)
+        costs = self.costs
+        eqns = zip(costs.jaxpr.eqns, costs.own_bytes)
         large = [eqn.primitive.name for eqn, own in eqns if own > 0.2 * self.plain.temporary_bytes]
-        closed = sorted(set(large) - {"scan"})
+        closed = sorted(set(large) - {"scan", "cond", "shard_map"})
         return f"; nothing inside {', '.join(closed)} is made again" if closed else ""
 
 
@@ -409,7 +448,7 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
     for segment in schedule.segments:
         for i in range(segment.start, segment.stop):
             eqn = costs.jaxpr.eqns[i]
-            if segment.kept is None and segment.loop is None:
+            if not segment.runs_again():
                 continue
             size = costs.own_bytes[i] + sum(
                 size_in_bytes(v.aval)
@@ -421,94 +460,3 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
                 sums[key] = sums.get(key, 0) + size
     ranked = sorted(sums.items(), key=lambda item: -item[1])[:8]
     return tuple((operation, where, size) for (operation, where), size in ranked)
-
-
-def scheduled(jaxpr: Jaxpr, schedule: Schedule) -> Callable[..., list[Any]]:
-    """Return the function of a graph in which lean segments stand under ``jax.checkpoint``."""
-
-    def run(consts: Sequence[Any], *args: Any) -> list[Any]:
-        env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
-        for segment in schedule.segments:
-            eqns = jaxpr.eqns[segment.start : segment.stop]
-            if segment.loop is not None:
-                (eqn,) = eqns
-                operands = [sweeps.value_of(a, env) for a in eqn.invars]
-                env.update(zip(eqn.outvars, looped(eqn, operands, segment.loop)))
-            elif segment.kept is None:
-                _run(eqns, env, frozenset())
-            else:
-                _run_lean(jaxpr, segment, segment.kept, env)
-        return [sweeps.value_of(v, env) for v in jaxpr.outvars]
-
-    return run
-
-
-def _run_lean(
-    jaxpr: Jaxpr, segment: Segment, places: frozenset[Output], env: dict[Any, Any]
-) -> None:
-    eqns = jaxpr.eqns[segment.start : segment.stop]
-    kept = frozenset(jaxpr.eqns[i].outvars[k] for i, k in places)
-    made = {v for eqn in eqns for v in eqn.outvars}
-    read = dict.fromkeys(
-        a for eqn in eqns for a in eqn.invars if isinstance(a, Var) and a not in made
-    )
-    last = _last_uses(jaxpr)
-    outs = [v for eqn in eqns for v in eqn.outvars if last.get(v, -1) >= segment.stop]
-
-    def run(*values: Any) -> list[Any]:
-        local: dict[Any, Any] = dict(zip(read, values))
-        _run(eqns, local, kept)
-        return [local[v] for v in outs]
-
-    lean = jax.checkpoint(run, policy=_POLICY if kept else None)
-    env.update(zip(outs, lean(*(env[v] for v in read))))
-
-
-def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any], kept: frozenset[Var]) -> None:
-    for eqn in eqns:
-        outs = sweeps.evaluate(eqn, [sweeps.value_of(a, env) for a in eqn.invars])
-        named = (checkpoint_name(x, KEPT) if v in kept else x for v, x in zip(eqn.outvars, outs))
-        env.update(zip(eqn.outvars, named))
-
-
-@lru_cache(maxsize=64)
-def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
-    last = {a: i for i, eqn in enumerate(jaxpr.eqns) for a in eqn.invars if isinstance(a, Var)}
-    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if isinstance(v, Var)})
-    return last
-
-
-def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: LoopSchedule) -> list[Any]:
-    """Run a ``scan`` so that its gradient keeps fewer bytes: in chunks, or with leaner steps."""
-    constants, carries = _jax.scan_counts(eqn.params)
-    _, consts = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
-    jaxpr = body_costs(eqn).jaxpr
-    step = scheduled(jaxpr, Schedule((Segment(0, len(jaxpr.eqns), loop.kept),), 0, 0))
-    fixed, is_reverse, length = operands[:constants], eqn.params["reverse"], eqn.params["length"]
-    start, xs = list(operands[constants : constants + carries]), operands[constants + carries :]
-
-    def scan(state: Any, slices: Any, length: int) -> Any:
-        def body(state: Any, slices: Any) -> Any:
-            outs = step(consts, *fixed, *state, *slices)
-            return outs[:carries], outs[carries:]
-
-        return lax.scan(body, state, slices, length, reverse=is_reverse)
-
-    if not loop.chunks:
-        state, ys = scan(start, list(xs), length)
-        return [*state, *ys]
-    size = length // loop.chunks
-    whole = size * loop.chunks
-    first, rest = slice(0, whole), slice(whole, None)
-    if is_reverse:
-        first, rest = slice(length - whole, None), slice(0, length - whole)
-    chunk = jax.checkpoint(lambda state, slices: scan(state, slices, size))
-    divided = [x[first].reshape(loop.chunks, size, *x.shape[1:]) for x in xs]
-    state, ys = lax.scan(chunk, start, divided, loop.chunks, reverse=is_reverse)
-    ys = [y.reshape(whole, *y.shape[2:]) for y in ys]
-    if length > whole:
-        last = jax.checkpoint(lambda state, slices: scan(state, slices, length - whole))
-        state, more = last(state, [x[rest] for x in xs])
-        pairs = zip(more, ys) if is_reverse else zip(ys, more)
-        ys = [jnp.concatenate(pair) for pair in pairs]
-    return [*state, *ys]
