@@ -118,6 +118,7 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
     m chunks, each run again    m c                    n r / m      n f
     both                        m c                    n k / m + r  n (f + f(k))
     chunks of chunks            m c                    M(n / m)     n f + F(n / m)
+    chunks, then q last steps   m c + q r              (n − q) r/m  (n − q) f
     ==========================  =====================  ===========  ===============
 
     One division needs 2 √(n c r) bytes. In G groups, with m chunks of each length: while those of
@@ -140,10 +141,16 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
         if step is not full:
             loop = Loop((), 1, step.schedule)
             yield length * step.kept, step.fresh, length * step.flops, loop
+        copied = sum(map(_size, scanned)) * length  # of what is cut
+        for count, last in _beginnings(length):
+            kept = count * carry + last * step.kept + copied
+            fresh = max(0, ((length - last) // count - last) * step.kept) + step.fresh
+            flops = (length - last) * effort + length * step.flops
+            yield kept, fresh, flops + 2, Loop((count,), 1, step.schedule, last)
         for chunks, groups in _divisions(length, carry, max(step.kept, 1)):
             peak, kept = _loop_bytes(length, chunks, groups, carry, step.kept)
             parts = partition(length, chunks[0], groups)
-            kept += sum(map(_size, scanned)) * length if len(parts) > 1 else 0  # they are cut
+            kept += copied if len(parts) > 1 else 0
             flops = length * (len(chunks) * effort + step.flops)
             # A program with fewer loops is preferred.
             yield (
@@ -171,6 +178,13 @@ def _lean_steps(scheduler: Scheduler, prices: dict[Var, int], whole: int) -> Ite
         found = scheduler.within(share * scheduler.most_bytes)
         if found is not None and carried < 0.98 * whole and found.flops:
             yield _Step(carried, found.bytes, runs + found.flops, _again(found, count))
+
+
+def _beginnings(length: int) -> Iterator[tuple[int, int]]:
+    """Go through divisions of the first steps alone: into how many chunks, and the steps left."""
+    found = [(m, math.ceil(length / (m + 1))) for m in (1, 2, 3, 5)]
+    found += [(1, round(share * length)) for share in (0.6, 0.7, 0.8, 0.9)]
+    yield from ((m, last) for m, last in dict.fromkeys(found) if m <= length - last < length)
 
 
 def _divisions(length: int, carry: int, step: int) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -29,7 +29,7 @@ from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import FootprintError, abstract, parse_bytes
 from functional_bp.memory.nested_schedules import opened, ways_inside
-from functional_bp.memory.residual_costs import Costs, costs_of, shape_of
+from functional_bp.memory.residual_costs import Costs, costs_of, operations, shape_of
 from functional_bp.memory.schedule import Schedule, Scheduler
 from functional_bp.memory.scheduled import scheduled
 from functional_bp.vjps.remat import without_calls
@@ -57,7 +57,7 @@ class Recomputation(NamedTuple):
         program: the gradient's memory, as compiled.
         plain: that of the gradient with nothing made again.
         budget_bytes: that ``program.peak_bytes`` was to stay within.
-        flops: of value and gradient with nothing made again, counted as three runs of the function.
+        flops: of value and gradient with nothing made again.
         compilations: how many programs were compiled to find it.
         made: source lines whose operations run again, with their bytes.
     """
@@ -310,8 +310,8 @@ class Graph(NamedTuple):
             return scheduled(self.jaxpr, None)  # with the person's own checkpoints
         return scheduled(self.opened, schedule)
 
-    def compiled(self, schedule: Schedule) -> CompiledProgram:
-        """Compile value and gradient under a schedule."""
+    def gradient(self, schedule: Schedule) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return the function of value and gradient under a schedule, and shapes of arguments."""
         run = self.following(schedule)
         on = [has_tangent(v.aval) for v in self.jaxpr.outvars]
 
@@ -327,11 +327,15 @@ class Graph(NamedTuple):
         chosen = only(self.shapes, self.active)
         others = only(self.shapes, [not on for on in self.active])
         bars = [shape_of(v) for v in only(self.jaxpr.outvars, on)]
-        if all(bar.shape == () for bar in bars):
-            ones = [jnp.ones((), bar.dtype) for bar in bars]
-            jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
-            return program_of(jitted.lower(chosen, others).compile())
-        return program_of(jax.jit(program).lower(chosen, others, bars).compile())
+        if not all(bar.shape == () for bar in bars):
+            return program, (chosen, others, bars)
+        ones = [jnp.ones((), bar.dtype) for bar in bars]
+        return lambda chosen, others: program(chosen, others, ones), (chosen, others)
+
+    def compiled(self, schedule: Schedule) -> CompiledProgram:
+        """Compile value and gradient under a schedule."""
+        gradient, shapes = self.gradient(schedule)
+        return program_of(jax.jit(gradient).lower(*shapes).compile())
 
 
 PLAIN = Schedule((), 0, 0)  # nothing is made again
@@ -368,10 +372,12 @@ class Search:
         """What each equation keeps, and takes to run again."""
         return costs_of(self.graph.opened, self.graph.active)
 
-    @property
+    @cached_property
     def flops(self) -> int:
-        """Count value and gradient with nothing made again as three runs of the function."""
-        return 3 * sum(self.costs.flops)
+        """Count the operations of value and gradient with nothing made again."""
+        gradient, shapes = self.graph.gradient(PLAIN)
+        jaxpr, _ = _jax.open_jaxpr(jax.make_jaxpr(gradient)(*shapes))
+        return sum(map(operations, jaxpr.eqns))
 
     def within(self, budget: Any) -> Recomputation:
         """Return the choice of the fewest operations within a budget.
@@ -416,19 +422,23 @@ class Search:
     def _too_small(self, limit: int) -> BudgetError:
         schedule, program = min(self.tried.items(), key=lambda item: item[1].peak_bytes)
         usage = usage_of(program, lambda name: Purpose.BATCH)
+        made = [share for share in usage.shares if share.origin is not None][:2]
         largest = [
-            f"{format_bytes(share.bytes)} {share.type} of {share.origin.operation} "
-            f"{short_place(share.origin.source)}".rstrip()
-            for share in usage.shares if share.origin is not None
-        ][:2]  # fmt: skip
+            f"{format_bytes(share.bytes)}, {share.count} × {share.type} of "
+            f"{share.origin.operation} {short_place(share.origin.source)}".rstrip()
+            for share in made if share.origin
+        ]  # fmt: skip
         arguments = program.peak_bytes - program.temporary_bytes
+        size = format_bytes
+        if size(program.peak_bytes) == size(limit):
+            size = lambda count: f"{count:,} bytes"
         error = BudgetError(
             f"the gradient of {self.graph.name} cannot be had within the budget",
-            got=f"at least {format_bytes(program.peak_bytes)}, of which arguments and results "
+            got=f"at least {size(program.peak_bytes)}, of which arguments and results "
             f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
-            expected=f"at most {format_bytes(limit)}",
-            do="make the batch smaller, or divide what is largest (bp.footprint shows it)"
-            + self._closed(),
+            expected=f"at most {size(limit)}",
+            do="make the batch smaller; or run what is largest for a part of the batch at a time, "
+            "where its rows are independent: jax.lax.map(f, xs, batch_size=…)" + self._closed(),
         )
         error.least = program.temporary_bytes
         return error

@@ -65,7 +65,7 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         variables, count = ((), 0) if step is None else _kept_by(step)
         groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
-    return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(_flops, jaxpr.eqns)))
+    return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(operations, jaxpr.eqns)))
 
 
 def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:
@@ -99,12 +99,14 @@ def shape_of(atom: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
-def _flops(eqn: JaxprEqn) -> int:
+def operations(eqn: JaxprEqn) -> int:
+    """Count the floating-point operations of an equation, what is inside × its runs; at least 1."""
     inner = inner_graphs(eqn)
     if not inner:
         return max(flops_of(eqn), 1)
     each = [
-        (part.runs or 1) * sum(map(_flops, _jax.open_jaxpr(part.jaxpr)[0].eqns)) for part in inner
+        (part.runs or 1) * sum(map(operations, _jax.open_jaxpr(part.jaxpr)[0].eqns))
+        for part in inner
     ]
     return max(each) if eqn.primitive.name == "cond" else sum(each)
 

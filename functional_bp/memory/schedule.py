@@ -9,12 +9,13 @@ in it (what is made again, and cotangents), and takes e(v) operations for that. 
 operations in a stretch, and c(i, b) bytes made in it that cross its end:
 
     C(i, j, m) = min of
-        r(i, j) + e(v)                                    if k(v) + f(v) ≤ m: a way
+        r'(i, j) + e(v)                                   if k(v) + f(v) ≤ m: a way
         r(i, b) + e(v) + C(b, j, m − k(v))                a way, then the rest
         r(i, b) + C(b, j, m − c(i, b)) + C(i, b, m)       only the border's values are kept; after
                                                           the rest, the stretch runs again, in parts
 
-by dynamic programming over borders and bytes, exact for chains.
+by dynamic programming over borders and bytes, exact for chains. Here r' is r without what stands
+at the end and no rule names, which need not run again.
 
 References:
     Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova 2019, Optimal checkpointing for heterogeneous
@@ -28,7 +29,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +59,14 @@ class Loop(NamedTuple):
         groups: of the first division: chunks of as many lengths, the longest first. When they are
             run again, there is room for long ones while few are kept, so that fewer are needed.
         step: how a step is differentiated; None: all that its rules name is kept.
+        last: so many of the last steps are not in chunks: when the chunks run again, what these
+            kept is gone.
     """
 
     chunks: tuple[int, ...]
     groups: int
     step: Schedule | None
+    last: int = 0
 
 
 class Segment(NamedTuple):
@@ -211,21 +215,21 @@ class Scheduler:
             found[k, k + 1 :] = np.maximum.accumulate(tops[k:]) - self.weight[ends]
         return np.maximum(found, 0)
 
-    @property
+    @cached_property
     def ladder(self) -> tuple[Schedule, ...]:
         """Return schedules from the fewest bytes to the fewest operations.
 
         They don't depend on any budget, so that budgets share them.
         """
-        if not hasattr(self, "_ladder"):
-            table = _Table(self)
-            total = table.least[0, -1]
-            rungs = [m for m in range(1, LEVELS + 1) if total[m] < total[m - 1]]
-            if len(rungs) > MOST_RUNGS:
-                wanted = np.geomspace(rungs[0], rungs[-1], MOST_RUNGS)
-                rungs = sorted({min(rungs, key=lambda m: abs(m - w)) for w in wanted})
-            self._ladder = tuple(map(table.schedule, rungs))
-        return self._ladder
+        if not self.costs.jaxpr.eqns:
+            return (Schedule(()),)
+        table = _Table(self)
+        total = [np.inf, *table.least[0, -1]]
+        rungs = [m for m in range(LEVELS + 1) if total[m + 1] < total[m]]
+        if len(rungs) > MOST_RUNGS:
+            wanted = np.geomspace(rungs[0] + 1, rungs[-1] + 1, MOST_RUNGS)
+            rungs = sorted({min(rungs, key=lambda m: abs(m - w)) for w in wanted})
+        return tuple(map(table.schedule, rungs))
 
     def within(self, limit: float) -> Schedule | None:
         """Return the rung of the fewest operations that needs at most ``limit`` bytes; or None."""
@@ -289,6 +293,15 @@ class Scheduler:
                 needed |= self.reads[i] - kept
         return total
 
+    def idle(self, b: int) -> float:
+        """Count the operations before a border that need not run again: no rule names their end."""
+        if b == len(self.borders) - 1:
+            return 0  # what ends there runs once
+        start, stop = self.borders[b - 1], self.borders[b]
+        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
+        again = self._made_again(start, stop, wanted, frozenset())
+        return self.operations[stop] - self.operations[start] - again
+
     def _crossing(self, variables: Collection[Var]) -> np.ndarray[Any, Any]:
         """Count, for each stretch, the bytes of these variables that are made in it and needed
         after it.
@@ -311,6 +324,7 @@ class _Table:
         self.unit = max(scheduler.most_bytes / LEVELS, 1.0)
         self.least = least = np.full((count, count, LEVELS + 1), np.inf)
         self.runs = np.subtract.outer(*[scheduler.operations[borders]] * 2).T
+        self.idle = [0, *map(scheduler.idle, range(1, count))]
         self.ways = {
             (a, b): scheduler.ways(a, b) for a in range(count) for b in range(a + 1, count)
         }
@@ -319,7 +333,7 @@ class _Table:
                 runs, rest = self.runs[a, b], least[b, b + 1 :]
                 for way in self.ways[a, b]:
                     cost, (alone, kept, low) = runs + way.flops, self._levels(way)
-                    _lower(least[a, b, alone:], cost)
+                    _lower(least[a, b, alone:], cost - self.idle[b])
                     _lower(least[a, b + 1 :, low:], cost + rest[:, low - kept : LEVELS + 1 - kept])
                 c = self._up(scheduler.passing[a, b])
                 if c <= LEVELS:
@@ -344,7 +358,8 @@ class _Table:
     def _segments(self, a: int, j: int, m: int) -> tuple[Segment, ...]:
         wanted = self.least[a, j, m]
         for way in self.ways[a, j]:
-            if self._levels(way)[0] <= m and self.runs[a, j] + way.flops == wanted:
+            cost = self.runs[a, j] + way.flops - self.idle[j]
+            if self._levels(way)[0] <= m and cost == wanted:
                 return (way.segment,)
         for b in range(a + 1, j):
             runs, rest = self.runs[a, b], self.least[b, j]

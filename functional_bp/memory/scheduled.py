@@ -115,24 +115,32 @@ def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: Loop) -> list[Any]:
         outs = step(consts, *fixed, *state, *slices)
         return outs[: scan.carries], outs[scan.carries :]
 
-    def run(state: Any, xs: Any, length: int, chunks: tuple[int, ...], groups: int) -> Any:
+    def cut(xs: Any, done: int, size: int, of: int) -> Any:
+        first = of - done - size if scan.is_reversed else done
+        return [x if size == of else lax.slice_in_dim(x, first, first + size) for x in xs]
+
+    def run(state: Any, xs: Any, length: int, chunks: Sequence[int], groups: int) -> Any:
         if not chunks:
             return lax.scan(body, state, xs, length, reverse=scan.is_reversed)
-        parts = partition(length, chunks[0], groups)
         found: list[Any] = []
         done = 0
-        for count, size in parts:
+        for count, size in partition(length, chunks[0], groups):
             chunk = jax.checkpoint(lambda state, xs, size=size: run(state, xs, size, chunks[1:], 1))
-            first = length - done - count * size if scan.is_reversed else done
-            cut = [x if len(parts) == 1 else lax.slice_in_dim(x, first, first + count * size)
-                   for x in xs]  # fmt: skip
-            divided = [x.reshape(count, size, *x.shape[1:]) for x in cut]
+            part = cut(xs, done, count * size, length)
+            divided = [x.reshape(count, size, *x.shape[1:]) for x in part]
             state, ys = lax.scan(chunk, state, divided, count, reverse=scan.is_reversed)
             found.append([y.reshape(count * size, *y.shape[2:]) for y in ys])
             done += count * size
-        if scan.is_reversed:
-            found.reverse()
-        return state, [jnp.concatenate(ys) if len(ys) > 1 else ys[0] for ys in zip(*found)]
+        return state, joined(found)
 
-    state, ys = run(start, xs, scan.length, loop.chunks, loop.groups)
+    def joined(found: list[Any]) -> list[Any]:
+        columns: Any = zip(*(found[::-1] if scan.is_reversed else found))
+        return [ys[0] if len(found) == 1 else jnp.concatenate(ys) for ys in columns]
+
+    first = scan.length - loop.last
+    state, ys = run(start, cut(xs, 0, first, scan.length), first, loop.chunks, loop.groups)
+    if loop.last:
+        rest = cut(xs, first, loop.last, scan.length)
+        state, more = run(state, rest, loop.last, (), 1)
+        ys = joined([ys, more])
     return [*state, *ys]
