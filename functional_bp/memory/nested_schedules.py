@@ -167,7 +167,7 @@ def _lean_steps(scheduler: Scheduler, prices: dict[Var, int], whole: int) -> Ite
     count = len(costs.jaxpr.eqns)
     seen: set[int] = set()
     for rate in RATES:
-        kept = frozenset(cheapest(costs, rate, prices))
+        kept = frozenset(cheapest(costs.run_again, rate, prices))
         size, flops = sum(map(_size, kept)), flops_again(costs, kept)
         if flops and size < 0.98 * whole and size not in seen:
             seen.add(size)

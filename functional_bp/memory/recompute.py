@@ -58,7 +58,7 @@ class Recomputation(NamedTuple):
         plain: that of the gradient with nothing made again.
         budget_bytes: that ``program.peak_bytes`` was to stay within.
         flops: of value and gradient with nothing made again.
-        compilations: how many programs were compiled to find it.
+        compilations: how many programs were compiled to find it, beside those for other budgets.
         made: source lines whose operations run again, with their bytes.
     """
 
@@ -354,6 +354,7 @@ class Search:
     ) -> None:
         self.graph, self._compiled = graph, compiled or graph.compiled
         self.tried: dict[Schedule, CompiledProgram] = {}
+        self._told = 0
         self.plain = self.measured(PLAIN)
 
     def measured(self, schedule: Schedule) -> CompiledProgram:
@@ -391,7 +392,6 @@ class Search:
             parse_bytes(budget) if share is None
             else fixed + int(share * self.plain.temporary_bytes)
         )  # fmt: skip
-        before = len(self.tried)
         if self.plain.peak_bytes > limit:
             self._descend(limit)
         within = [s for s, program in self.tried.items() if program.peak_bytes <= limit]
@@ -399,9 +399,13 @@ class Search:
             raise self._too_small(limit)
         chosen = min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes))
         return Recomputation(
-            chosen, self.measured(chosen), self.plain, limit, self.flops, len(self.tried) - before,
+            chosen, self.measured(chosen), self.plain, limit, self.flops, self._new_compilations(),
             _made_again(self.costs, chosen),
         )  # fmt: skip
+
+    def _new_compilations(self) -> int:
+        told, self._told = self._told, len(self.tried)
+        return self._told - told
 
     def _descend(self, limit: int) -> None:
         """Bisect the ladder: estimates order the programs, compiled bytes decide."""

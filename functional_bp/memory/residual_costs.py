@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +19,14 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import Options, has_tangent
-from functional_bp.engine.plan import Auxiliary, SweepStep, named, plan_once, size_in_bytes
+from functional_bp.engine.plan import (
+    Auxiliary,
+    SweepStep,
+    named,
+    plan_once,
+    size_in_bytes,
+    variables,
+)
 from functional_bp.graph.flops import flops_of
 from functional_bp.graph.nested import inner_graphs
 
@@ -41,6 +49,13 @@ class Costs:
     named: tuple[tuple[Var, ...], ...]
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
+
+    @cached_property
+    def run_again(self) -> Costs:
+        """Return the costs where no equation keeps anything beside variables: it runs again."""
+        groups = zip(self.jaxpr.eqns, self.named, self.own_bytes)
+        named = ((*group, *variables(eqn.invars)) if own else group for eqn, group, own in groups)
+        return replace(self, named=tuple(named))
 
 
 def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:

@@ -40,7 +40,7 @@ from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
-MOST_BORDERS = 64
+BINS = 40  # of equal bytes, each of which has a border or two
 LEVELS = 512  # into which bytes are divided
 LONGEST = 12  # borders that a stretch may span of which only part is made again
 # Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
@@ -147,7 +147,7 @@ class Scheduler:
                 if v in self.defined:
                     self.last_needed[v] = max(i, self.last_needed.get(v, 0))
         self.operations = np.cumsum([0, *costs.flops]).astype(float)
-        self.cuts = tuple(dict.fromkeys(frozenset(cheapest(costs, r, {})) for r in RATES))
+        self.cuts = tuple(dict.fromkeys(frozenset(cheapest(costs.run_again, r, {})) for r in RATES))
         self.borders = self._borders()
         self.work = self._at_work()
         self.most_bytes = int(self.weight[-1] + self.work[0, -1])
@@ -166,12 +166,12 @@ class Scheduler:
             for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
         )])  # fmt: skip
         chosen = {0, count}
-        bins = np.linspace(0, weight[-1], MOST_BORDERS + 1)
+        bins = np.linspace(0, weight[-1], BINS + 1)
         for low, high in zip(bins, bins[1:]):
             inside = np.flatnonzero((weight > low) & (weight <= high))
             inside = inside[(inside > 0) & (inside < count)]
-            if len(inside):
-                chosen.add(int(inside[np.argmin(crossing[inside])]))
+            least = inside[crossing[inside] == crossing[inside].min(initial=np.inf)]
+            chosen.update(map(int, least[[0, -1]] if len(least) else []))
         heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
         return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
 
