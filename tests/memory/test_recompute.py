@@ -374,7 +374,7 @@ LOOPS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("k", "loop"), enumerate(LOOPS))
+@pytest.mark.parametrize(("k", "loop"), list(enumerate(LOOPS)))
 def test_a_loop_in_chunks_is_the_same_loop(k: int, loop: Loop) -> None:
     def step(c: Any, x: Any) -> Any:
         c = jnp.sin(c) * x + 1
