@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 import functional_bp as bp
+from benchmarks import timing
 from benchmarks.model import Model
 from benchmarks.models import models
 
@@ -77,7 +78,7 @@ def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
     return {
         "model": name,
         "largest_error": _largest_error(values["jax"], values["bp"]),
-        "trace_seconds": _interleaved(
+        "trace_seconds": _in_turns(
             {
                 side: _tracer(transform, loss, params, data)
                 for side, transform in transforms.items()
@@ -85,8 +86,8 @@ def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
             max(3, repeats // 2),
         ),
         "compile_seconds": _with_ratio(compile_seconds),
-        "run_seconds": _interleaved(
-            {s: _runner(c, params, data) for s, c in compiled.items()}, repeats
+        "run_seconds": _in_turns(
+            {s: timing.sampler(c, params, *data) for s, c in compiled.items()}, repeats
         ),
         "temporary_bytes": _with_ratio(
             {s: c.memory_analysis().temp_size_in_bytes for s, c in compiled.items()}
@@ -95,40 +96,20 @@ def _row(name: str, model: Model, repeats: int) -> dict[str, Any]:
     }
 
 
-def _tracer(transform: Any, loss: Any, params: Any, data: Any) -> Callable[[], Any]:
-    def trace() -> None:
+def _tracer(transform: Any, loss: Any, params: Any, data: Any) -> Callable[[], float]:
+    def trace() -> float:
+        start = time.perf_counter()
         jax.clear_caches()
         jax.jit(transform(lambda *args: loss(*args))).lower(params, *data)
+        return time.perf_counter() - start
 
     return trace
 
 
-def _runner(compiled: Any, params: Any, data: Any) -> Callable[[], Any]:
-    once = time.perf_counter()
-    jax.block_until_ready(compiled(params, *data))
-    calls = max(1, int(0.02 / max(time.perf_counter() - once, 1e-6)))  # at least ~20 ms a sample
-
-    def run() -> float:
-        out: Any = None
-        start = time.perf_counter()
-        for _ in range(calls):
-            out = compiled(params, *data)
-        jax.block_until_ready(out)
-        return (time.perf_counter() - start) / calls
-
-    return run
-
-
-def _interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    samples: dict[str, list[float]] = {side: [] for side in runs}
-    for i in range(repeats):
-        for side in list(runs) if i % 2 else list(reversed(runs)):
-            start = time.perf_counter()
-            own = runs[side]()
-            samples[side].append(own if own is not None else time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(samples["jax"], samples["bp"], strict=True)]
+def _in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    samples = timing.interleaved(runs, repeats)
     medians = {side: statistics.median(values) for side, values in samples.items()}
-    return {**medians, "ratio": statistics.median(ratios)}
+    return {**medians, "ratio": timing.median_ratio(samples["bp"], samples["jax"])}
 
 
 def _with_ratio(figures: dict[str, float]) -> dict[str, float]:

@@ -1,48 +1,85 @@
 """Losses whose gradients fill memory, by shapes alone: nothing is allocated to measure them.
 
-Each is made for a ``wrap`` that is put around its blocks, so that a person's ``jax.checkpoint``
-stands where an expert would place it.
+Each is made for a placement, so that a person's ``jax.checkpoint`` stands where an expert would put
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-import functional_bp as bp
-
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 Made = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class Placement(NamedTuple):
+    """What is put around the blocks of a loss, and around how many of them at once.
+
+    Attributes:
+        wrap: takes a block and returns the same function.
+        by_segments: of n blocks in a row, or steps of a loop, about √n stand under one ``wrap``.
+    """
+
+    wrap: Wrap = lambda block: block
+    by_segments: bool = False
+
+    def chain(self, block: Callable[[Any, Any], Any], params: Sequence[Any], x: Any) -> Any:
+        """Apply a block to x with each of the parameters in turn, written one by one."""
+
+        def segment(params: Sequence[Any], x: Any) -> Any:
+            for p in params:
+                x = block(p, x)
+            return x
+
+        segment, size = self.wrap(segment), self._size(len(params))
+        for k in range(0, len(params), size):
+            x = segment(params[k : k + size], x)
+        return x
+
+    def scan(self, step: Callable[[Any, Any], Any], state: Any, xs: Any) -> Any:
+        """Return the last state of a loop: ``state = step(state, x)`` for each x."""
+
+        def run(step: Any, state: Any, xs: Any) -> Any:
+            return lax.scan(lambda state, x: (step(state, x), None), state, xs)[0]
+
+        length = len(jax.tree.leaves(xs)[0])
+        size = next(k for k in range(self._size(length), 0, -1) if length % k == 0)
+        if size == 1:
+            return run(self.wrap(step), state, xs)
+        divided = jax.tree.map(lambda x: x.reshape(length // size, size, *x.shape[1:]), xs)
+        return run(self.wrap(partial(run, step)), state, divided)
+
+    def _size(self, count: int) -> int:
+        return round(math.sqrt(count)) if self.by_segments else 1
 
 
 def _shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-def mlp(wrap: Wrap) -> Made:
+def mlp(place: Placement) -> Made:
     """Twelve tanh layers of one width."""
-    layer = wrap(lambda w, x: jnp.tanh(x @ w))
+    layer = lambda w, x: jnp.tanh(x @ w)
 
     def loss(ws: Any, x: Any) -> Any:
-        for w in ws:
-            x = layer(w, x)
-        return jnp.mean(x**2)
+        return jnp.mean(place.chain(layer, ws, x) ** 2)
 
     return loss, ([_shape(256, 256)] * 12, _shape(2048, 256))
 
 
-def gelu_stack(wrap: Wrap) -> Made:
+def gelu_stack(place: Placement) -> Made:
     """Eight residual gelu layers, written one by one."""
-    layer = wrap(lambda w, v, x: x + jax.nn.gelu(x @ w) @ v)
+    layer = lambda p, x: x + jax.nn.gelu(x @ p[0]) @ p[1]
 
     def loss(params: Any, x: Any) -> Any:
-        for w, v in params:
-            x = layer(w, v, x)
-        return jnp.mean(x**2)
+        return jnp.mean(place.chain(layer, params, x) ** 2)
 
     return loss, ([(_shape(128, 512), _shape(512, 128))] * 8, _shape(2048, 128))
 
@@ -70,35 +107,30 @@ def _cross_entropy(x: Any, table: Any, ids: Any) -> Any:
 _BLOCK = {"qkv": (128, 384), "out": (128, 128), "up": (128, 512), "down": (512, 128)}
 
 
-def gpt(wrap: Wrap) -> Made:
+def gpt(place: Placement) -> Made:
     """Six blocks of a transformer, written one by one."""
-    block = wrap(_block)
 
     def loss(params: Any, ids: Any) -> Any:
-        x = params["table"][ids]
-        for p in params["blocks"]:
-            x = block(p, x)
+        x = place.chain(_block, params["blocks"], params["table"][ids])
         return _cross_entropy(x, params["table"], ids)
 
     blocks = [{name: _shape(*sizes) for name, sizes in _BLOCK.items()}] * 6
     return loss, ({"table": _shape(512, 128), "blocks": blocks}, _shape(8, 128, dtype=jnp.int32))
 
 
-def gpt_scanned(wrap: Wrap) -> Made:
+def gpt_scanned(place: Placement) -> Made:
     """The same blocks, stacked and scanned."""
-    block = wrap(_block)
 
     def loss(params: Any, ids: Any) -> Any:
-        step = lambda x, p: (block(p, x), None)
-        x, _ = lax.scan(step, params["table"][ids], params["blocks"])
+        x = place.scan(lambda x, p: _block(p, x), params["table"][ids], params["blocks"])
         return _cross_entropy(x, params["table"], ids)
 
     blocks = {name: _shape(6, *sizes) for name, sizes in _BLOCK.items()}
     return loss, ({"table": _shape(512, 128), "blocks": blocks}, _shape(8, 128, dtype=jnp.int32))
 
 
-def lstm(wrap: Wrap) -> Made:
-    """A recurrent network over a thousand steps."""
+def lstm(place: Placement) -> Made:
+    """A recurrent network over four thousand steps."""
 
     def cell(params: Any, state: Any, x: Any) -> Any:
         h, s = state
@@ -106,17 +138,15 @@ def lstm(wrap: Wrap) -> Made:
         s = jax.nn.sigmoid(f) * s + jax.nn.sigmoid(i) * jnp.tanh(u)
         return jax.nn.sigmoid(o) * jnp.tanh(s), s
 
-    step = wrap(cell)
-
     def loss(params: Any, xs: Any) -> Any:
         start = (jnp.zeros(xs.shape[1:], xs.dtype),) * 2
-        (h, _), _ = lax.scan(lambda s, x: (step(params, s, x), None), start, xs)
+        h, _ = place.scan(lambda state, x: cell(params, state, x), start, xs)
         return jnp.mean(h**2)
 
-    return loss, ({"w": _shape(128, 256), "b": _shape(256)}, _shape(1000, 16, 64))
+    return loss, ({"w": _shape(128, 256), "b": _shape(256)}, _shape(4000, 16, 64))
 
 
-def u_net(wrap: Wrap) -> Made:
+def u_net(place: Placement) -> Made:
     """Convolutions down and up again, with skips."""
 
     def convolve(kernel: Any, x: Any, stride: int = 1) -> Any:
@@ -125,14 +155,14 @@ def u_net(wrap: Wrap) -> Made:
             x, kernel, (stride, stride), "SAME", dimension_numbers=numbers
         )
 
-    first = wrap(lambda k, x: jax.nn.gelu(convolve(k, x)))
-    down = wrap(lambda k, x: jax.nn.gelu(convolve(k, x, 2)))
+    first = place.wrap(lambda k, x: jax.nn.gelu(convolve(k, x)))
+    down = place.wrap(lambda k, x: jax.nn.gelu(convolve(k, x, 2)))
 
     def rise(k: Any, x: Any, skip: Any) -> Any:
         x = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
         return jax.nn.gelu(convolve(k, jnp.concatenate([x, skip], -1)))
 
-    up = wrap(rise)
+    up = place.wrap(rise)
 
     def loss(params: Any, x: Any) -> Any:
         skips = [first(params["first"], x)]
@@ -150,9 +180,9 @@ def u_net(wrap: Wrap) -> Made:
     return loss, (params, _shape(4, 64, 64, 3))
 
 
-def dense_connections(wrap: Wrap) -> Made:
+def dense_connections(place: Placement) -> Made:
     """Ten layers, each of which reads all before it."""
-    layer = wrap(lambda w, *xs: jnp.tanh(jnp.concatenate(xs, -1) @ w))
+    layer = place.wrap(lambda w, *xs: jnp.tanh(jnp.concatenate(xs, -1) @ w))
 
     def loss(ws: Any, x: Any) -> Any:
         xs = [x]
@@ -163,76 +193,79 @@ def dense_connections(wrap: Wrap) -> Made:
     return loss, ([_shape(64 * k, 64) for k in range(1, 11)], _shape(2048, 64))
 
 
-def attention(wrap: Wrap) -> Made:
+def attention(place: Placement) -> Made:
     """Three layers of attention over a long sequence."""
-    layer = wrap(lambda w, x: x + jax.nn.softmax((x @ w) @ x.T / 8) @ x)
+    layer = lambda w, x: x + jax.nn.softmax((x @ w) @ x.T / 8) @ x
 
     def loss(ws: Any, x: Any) -> Any:
-        for w in ws:
-            x = layer(w, x)
-        return jnp.mean(x**2)
+        return jnp.mean(place.chain(layer, ws, x) ** 2)
 
     return loss, ([_shape(64, 64)] * 3, _shape(1024, 64))
 
 
-def graph_network(wrap: Wrap) -> Made:
+def graph_network(place: Placement) -> Made:
     """Messages along twenty thousand edges, five times."""
 
-    def exchange(params: Any, x: Any, senders: Any, receivers: Any) -> Any:
-        message, update = params
-        sent = jax.nn.relu(jnp.concatenate([x[senders], x[receivers]], -1) @ message)
-        return x + jnp.tanh(jax.ops.segment_sum(sent, receivers, x.shape[0]) @ update)
-
-    step = wrap(exchange)
-
     def loss(params: Any, x: Any, senders: Any, receivers: Any) -> Any:
-        for p in params:
-            x = step(p, x, senders, receivers)
-        return jnp.mean(x**2)
+        def exchange(p: Any, x: Any) -> Any:
+            message, update = p
+            sent = jax.nn.relu(jnp.concatenate([x[senders], x[receivers]], -1) @ message)
+            return x + jnp.tanh(jax.ops.segment_sum(sent, receivers, x.shape[0]) @ update)
+
+        return jnp.mean(place.chain(exchange, params, x) ** 2)
 
     edges = _shape(20_000, dtype=jnp.int32)
     return loss, ([(_shape(64, 32), _shape(32, 32))] * 5, _shape(2000, 32), edges, edges)
 
 
-def simulation(wrap: Wrap) -> Made:
-    """A chain of pendulums over five hundred steps."""
+def simulation(place: Placement) -> Made:
+    """A chain of pendulums over two thousand steps."""
 
-    def advance(params: Any, state: Any) -> Any:
+    def advance(params: Any, state: Any, push: Any) -> Any:
         x, v = state
-        force = jnp.roll(x, 1) - 2 * x + jnp.roll(x, -1) - params["k"] * jnp.sin(x)
+        force = jnp.roll(x, 1) - 2 * x + jnp.roll(x, -1) - params["k"] * jnp.sin(x) + push
         v = v + 0.01 * (force - params["friction"] * v)
         return x + 0.01 * v, v
 
-    step = wrap(advance)
-
-    def loss(params: Any, x: Any) -> Any:
-        run = lambda state, _: (step(params, state), None)
-        (x, _), _ = lax.scan(run, (x, jnp.zeros_like(x)), None, length=500)
+    def loss(params: Any, x: Any, pushes: Any) -> Any:
+        step = lambda state, push: advance(params, state, push)
+        x, _ = place.scan(step, (x, jnp.zeros_like(x)), pushes)
         return jnp.mean(x**2)
 
-    return loss, ({"k": _shape(4096), "friction": _shape()}, _shape(4096))
+    return loss, ({"k": _shape(2048), "friction": _shape()}, _shape(2048), _shape(2000))
 
 
-def inner_loop(wrap: Wrap) -> Made:
+def inner_loop(place: Placement) -> Made:
     """Three gradient steps inside the loss, differentiated through."""
-    layer = wrap(lambda w, x: jnp.tanh(x @ w))
 
     def inner(ws: Any, x: Any) -> Any:
         for w in ws:
-            x = layer(w, x)
+            x = jnp.tanh(x @ w)
         return jnp.mean(x**2)
 
+    def descend(x: Any, ws: Any) -> Any:
+        return jax.tree.map(lambda w, w_bar: w - 0.1 * w_bar, ws, jax.grad(inner)(ws, x))
+
     def loss(ws: Any, x: Any) -> Any:
-        for _ in range(3):
-            ws = jax.tree.map(lambda w, g: w - 0.1 * g, ws, bp.grad(inner)(ws, x))
-        return inner(ws, x)
+        return inner(place.chain(descend, [x] * 3, ws), x)
 
     return loss, ([_shape(64, 64)] * 3, _shape(1024, 64))
 
 
-def vocabulary(wrap: Wrap) -> Made:
+def jacobians(place: Placement) -> Made:
+    """The Jacobian of each example, whose size is a penalty."""
+    layer = lambda w, x: jnp.tanh(x @ w)
+
+    def loss(ws: Any, x: Any) -> Any:
+        network = lambda x: place.chain(layer, ws, x)
+        return jnp.mean(network(x) ** 2) + jnp.mean(jax.vmap(jax.jacrev(network))(x) ** 2)
+
+    return loss, ([_shape(64, 64)] * 4, _shape(64, 64))
+
+
+def vocabulary(place: Placement) -> Made:
     """A cross entropy over many classes."""
-    head = wrap(lambda p, x, ids: _cross_entropy(x, p, ids))
+    head = place.wrap(lambda p, x, ids: _cross_entropy(x, p, ids))
 
     def loss(params: Any, ids: Any) -> Any:
         return head(params["table"], jnp.tanh(params["table"][ids] @ params["w"]), ids)
@@ -241,8 +274,8 @@ def vocabulary(wrap: Wrap) -> Made:
     return loss, (params, _shape(16, 64, dtype=jnp.int32))
 
 
-LOSSES: dict[str, Callable[[Wrap], Made]] = {
+LOSSES: dict[str, Callable[[Placement], Made]] = {
     made.__name__: made
     for made in (mlp, gelu_stack, gpt, gpt_scanned, lstm, u_net, dense_connections, attention,
-                 graph_network, simulation, inner_loop, vocabulary)
+                 graph_network, simulation, inner_loop, jacobians, vocabulary)
 }  # fmt: skip

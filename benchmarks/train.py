@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.timing import median_ratio
 from benchmarks.trainers import LeftOutError, Trainer, in_jax, in_keras, in_nnx, in_torch
 from benchmarks.trainers.tasks import Task, tasks
 
@@ -99,7 +100,7 @@ def _row(
         "losses": losses,
         "largest_difference": max(abs(v - expected) / abs(expected) for v in losses.values()),
         "step_seconds": {s: statistics.median(values) for s, values in samples.items()},
-        "speed": {s: _median_ratio(samples["jax"], values) for s, values in samples.items()},
+        "speed": {s: median_ratio(samples["jax"], values) for s, values in samples.items()},
     }
     bare = {"jax": trainers["jax"], "step": trainers["step"]}
     steps = max(1, int(epoch_seconds / seconds))
@@ -166,15 +167,11 @@ def _fit_seconds(
     plain, step = between["jax"][1:], between["step"][1:]
     return {
         "step_seconds": statistics.median(found),
-        "speed": _median_ratio(plain, found),
+        "speed": median_ratio(plain, found),
         "added_seconds": statistics.median(f - b for f, b in zip(found, step, strict=True)),
-        "added_ratio": _median_ratio(found, step) - 1,
+        "added_ratio": median_ratio(found, step) - 1,
         "steps": steps,
     }
-
-
-def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def table(found: Mapping[str, Any]) -> str:
