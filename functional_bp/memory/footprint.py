@@ -262,7 +262,10 @@ class _Subject:
         has_aux: bool,
     ) -> None:
         self.name = names.function_name(fun)
+        self._check_call(fun, args, kwargs)
         self.fun, self.args, self.heads = _with_arrays_only(fun, args, kwargs)
+        is_jitted = hasattr(self.fun, "lower")
+        self.traced = getattr(self.fun, "__wrapped__", self.fun) if is_jitted else self.fun
         self.optimizer, self.has_aux = optimizer, has_aux
         given = names.positional_names(fun, len(args))
         is_there = isinstance(argnums, int) and -len(given) <= argnums < len(given)
@@ -283,9 +286,23 @@ class _Subject:
                 do="leave optimizer out, or pass the loss itself",
             )
 
+    def _check_call(self, fun: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        try:
+            signature = inspect.signature(fun)
+        except (TypeError, ValueError):  # of a builtin
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise FootprintError(
+                f"{self.name} cannot be called with these arguments",
+                got=f"{len(args) + len(kwargs)} of them: {error}",
+                expected=f"those of {self.name}{signature}, arrays or their shapes",
+            ) from None
+
     def _returns_loss(self) -> bool:
         try:
-            out: Any = jax.eval_shape(self.fun, *self.args)
+            out: Any = jax.eval_shape(self.traced, *self.args)
         except BackpropError:
             raise
         except Exception as error:
@@ -358,7 +375,7 @@ class _Subject:
 
         def fits(args: tuple[Any, ...]) -> bool:
             try:
-                jax.eval_shape(self.fun, *args)
+                jax.eval_shape(self.traced, *args)
             except Exception:  # the person's function may raise anything
                 return False
             return True
@@ -369,7 +386,7 @@ class _Subject:
     @functools.cached_property
     def names(self) -> Callable[[Provenance, str], str]:
         """Find the person's tags (``bp.name``) by operation and source line."""
-        graph = inlined(trace(self.fun, *self.args))
+        graph = inlined(trace(self.traced, *self.args))
         tags = {
             (equation.operation, equation.source): variable.tag
             for equation in graph

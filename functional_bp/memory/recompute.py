@@ -285,8 +285,10 @@ def _shape_of(leaf: Any) -> Any:
 class _Search:
     """Compiles programs until one keeps the budget."""
 
-    def __init__(self, call: _Call, budget: Any) -> None:
-        self.call = call
+    def __init__(
+        self, call: _Call, budget: Any, program: Callable[[Schedule], CompiledProgram] | None = None
+    ) -> None:
+        self.call, self.program = call, program or self._gradient
         self.compiled: dict[Any, CompiledProgram] = {}
         self.costs = costs_of(call.jaxpr, call.active)
         plain = Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
@@ -300,32 +302,34 @@ class _Search:
         self.tried = {plain: self.plain}
 
     def measured(self, schedule: Schedule) -> CompiledProgram:
-        """Compile the gradient under a schedule."""
+        """Compile the program under a schedule, once."""
         if schedule.segments not in self.compiled:
-            call = self.call
-            run = scheduled(call.jaxpr, schedule)
-            on = [has_tangent(v.aval) for v in call.jaxpr.outvars]
-
-            def program(chosen: Any, others: Any, bars: Any) -> Any:
-                def of_chosen(*values: Any) -> Any:
-                    left, right = iter(values), iter(others)
-                    outs = run((), *(next(left) if on else next(right) for on in call.active))
-                    return only(outs, on), only(outs, [not o for o in on])
-
-                outs, pull, rest = vjp(of_chosen, *chosen, has_aux=True)
-                return outs, rest, pull(bars)
-
-            chosen = only(call.shapes, call.active)
-            others = only(call.shapes, [not on for on in call.active])
-            bars = [shape_of(v) for v in only(call.jaxpr.outvars, on)]
-            if all(bar.shape == () for bar in bars):
-                ones = [jnp.ones((), bar.dtype) for bar in bars]
-                jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
-                compiled = jitted.lower(chosen, others).compile()
-            else:
-                compiled = jax.jit(program).lower(chosen, others, bars).compile()
-            self.compiled[schedule.segments] = program_of(compiled)
+            self.compiled[schedule.segments] = self.program(schedule)
         return self.compiled[schedule.segments]
+
+    def _gradient(self, schedule: Schedule) -> CompiledProgram:
+        """Compile the gradient under a schedule."""
+        call = self.call
+        run = scheduled(call.jaxpr, schedule)
+        on = [has_tangent(v.aval) for v in call.jaxpr.outvars]
+
+        def program(chosen: Any, others: Any, bars: Any) -> Any:
+            def of_chosen(*values: Any) -> Any:
+                left, right = iter(values), iter(others)
+                outs = run((), *(next(left) if on else next(right) for on in call.active))
+                return only(outs, on), only(outs, [not o for o in on])
+
+            outs, pull, rest = vjp(of_chosen, *chosen, has_aux=True)
+            return outs, rest, pull(bars)
+
+        chosen = only(call.shapes, call.active)
+        others = only(call.shapes, [not on for on in call.active])
+        bars = [shape_of(v) for v in only(call.jaxpr.outvars, on)]
+        if all(bar.shape == () for bar in bars):
+            ones = [jnp.ones((), bar.dtype) for bar in bars]
+            jitted = jax.jit(lambda chosen, others: program(chosen, others, ones))
+            return program_of(jitted.lower(chosen, others).compile())
+        return program_of(jax.jit(program).lower(chosen, others, bars).compile())
 
     def result(self) -> Recomputation:
         """Return the choice of the fewest operations within the budget."""
@@ -512,3 +516,54 @@ def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: LoopSchedule) -> list[A
         pairs = zip(more, ys) if is_reverse else zip(ys, more)
         ys = [jnp.concatenate(pair) for pair in pairs]
     return [*state, *ys]
+
+
+# A larger program, in which a function stands that is differentiated: a training step.
+
+Chooser = Callable[["_Call"], Schedule]  # says of a function's graph what of it is made again
+
+
+def check_budget(budget: Any) -> None:
+    """Raise a ``FootprintError`` if this is no budget."""
+    _share(budget)
+
+
+def rescheduled(fun: Callable[..., Any], choose: Chooser) -> Callable[..., Any]:
+    """Return the same function of what is differentiated, under the schedule of its graph."""
+
+    @functools.wraps(fun)
+    def run(*args: Any) -> Any:
+        call = _Call(fun, args, {}, range(len(args)))
+        schedule = choose(call)
+        if not schedule.flops:
+            return fun(*args)
+        return call.result(scheduled(call.jaxpr, schedule)((), *call.consts, *call.leaves))
+
+    return run
+
+
+def within(
+    budget: Any,
+    trace: Callable[[Chooser], Any],
+    program: Callable[[Schedule], CompiledProgram],
+) -> Recomputation:
+    """Choose a schedule by the memory of a program in which a ``rescheduled`` function stands.
+
+    Args:
+        budget: of that program, as ``recompute`` takes it.
+        trace: traces the program with a chooser.
+        program: compiles it under a schedule.
+
+    Raises:
+        BudgetError: no choice keeps the budget.
+    """
+    calls: list[_Call] = []
+
+    def look(call: _Call) -> Schedule:
+        calls.append(call)
+        return Schedule((Segment(0, len(call.jaxpr.eqns), None),), 0, 0)
+
+    trace(look)
+    call = calls[0]
+    call.consts, call.leaves = [], []  # they belong to the trace, which has ended
+    return _Search(call, budget, program).result()
