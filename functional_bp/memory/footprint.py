@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from jax.core import Tracer
 from functional_bp.engine.transforms import value_and_grad
 from functional_bp.errors import BackpropError, describe
 from functional_bp.graph import names
-from functional_bp.graph.graph import format_bytes
+from functional_bp.graph.graph import Graph, format_bytes
 from functional_bp.graph.inline import inlined
 from functional_bp.graph.trace import trace
 from functional_bp.memory.allocation import CompiledProgram, program_of
@@ -360,6 +361,7 @@ class _Subject:
             lambda name: _use_of_argument(name, root),
             Purpose.GRADIENTS if grads else Purpose.OUTPUTS,
             self.names,
+            self.constant_names,
         )
 
     def peak_bytes(self, args: tuple[Any, ...]) -> int:
@@ -384,12 +386,16 @@ class _Subject:
         return sorted(found, key=lambda d: trained[d.axes[0].leaf])  # those of the batch first
 
     @functools.cached_property
+    def graph(self) -> Graph:
+        """Return the graph of the function, calls written out."""
+        return inlined(trace(self.traced, *self.args))
+
+    @functools.cached_property
     def names(self) -> Callable[[Provenance, str], str]:
         """Find the person's tags (``bp.name``) by operation and source line."""
-        graph = inlined(trace(self.traced, *self.args))
         tags = {
             (equation.operation, equation.source): variable.tag
-            for equation in graph
+            for equation in self.graph
             for variable in equation.outputs
             if variable.tag not in (None, KEPT)
         }
@@ -398,6 +404,18 @@ class _Subject:
             return "" if origin.is_reverse else tags.get((origin.operation, origin.source)) or ""
 
         return find
+
+    @functools.cached_property
+    def constant_names(self) -> Callable[[str], str]:
+        """Find the variables of the closure that hold arrays of a type, whatever XLA made of them.
+
+        It may have transposed or joined axes; dtype and number of entries stay.
+        """
+        held: dict[tuple[str, int], list[str]] = {}
+        for variable in self.graph.constants:
+            if variable.size > 1:
+                held.setdefault(_dtype_and_size(variable.type), []).append(variable.name)
+        return lambda type: " or ".join(held.get(_dtype_and_size(type), ()))
 
     def _failed(self, args: Sequence[Any], error: Exception) -> FootprintError:
         shapes = ", ".join(str(jax.tree.map(describe, arg)).replace("'", "") for arg in args)
@@ -449,6 +467,11 @@ def _sign(function: Callable[..., Any], heads: Sequence[str]) -> None:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in named])
     vars(function)["__signature__"] = signature
+
+
+def _dtype_and_size(type: str) -> tuple[str, int]:
+    dtype, _, sizes = type.rstrip("]").partition("[")
+    return dtype, math.prod(int(size) for size in sizes.split(",") if size)
 
 
 _STATE = {

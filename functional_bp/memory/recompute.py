@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -107,14 +108,35 @@ class RecomputedFunction:
         choices: what was chosen, for each structure and shapes of arguments.
     """
 
-    def __init__(self, fun: Callable[..., Any], budget: Any, argnums: Sequence[int]) -> None:
-        functools.update_wrapper(self, fun, updated=())
+    def __init__(
+        self, fun: Callable[..., Any], budget: Any, argnums: Sequence[int], owner: Any = None
+    ) -> None:
+        bound = fun if owner is None else MethodType(fun, owner)
+        functools.update_wrapper(self, bound, updated=())
         self.fun, self.budget, self.argnums = fun, budget, tuple(argnums)
         self.choices: dict[Any, Recomputation] = {}
+        self._owner = owner  # what a method is bound to
+
+    def __get__(self, instance: Any, owner: Any = None) -> RecomputedFunction:
+        """Return it bound, as a method: ``argnums`` count what stands behind ``self``."""
+        if instance is None:
+            return self
+        bound = RecomputedFunction(self.fun, self.budget, self.argnums, instance)
+        bound.choices = self.choices
+        return bound
+
+    def _call(self, args: Any, kwargs: Any) -> _Call:
+        """Flatten a call; arrays of an object that is a pytree are differentiated with the rest."""
+        if self._owner is None:
+            return _Call(self.fun, args, kwargs, self.argnums)
+        argnums = [k + (k >= 0) for k in self.argnums]
+        if _is_module(self._owner):
+            argnums = [0, *argnums]
+        return _Call(self.fun, (self._owner, *args), kwargs, argnums)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
-        call = _Call(self.fun, args, kwargs, self.argnums)
+        call = self._call(args, kwargs)
         choice = self._choice(call)
         return call.result(scheduled(call.jaxpr, choice.schedule)((), *call.consts, *call.leaves))
 
@@ -125,7 +147,7 @@ class RecomputedFunction:
             *args: arrays, or ``jax.ShapeDtypeStruct`` in their place.
             **kwargs: further arguments.
         """
-        return self._choice(_Call(self.fun, args, kwargs, self.argnums))
+        return self._choice(self._call(args, kwargs))
 
     def _choice(self, call: _Call) -> Recomputation:
         if call.key not in self.choices:
@@ -156,7 +178,8 @@ def recompute(
 
     Args:
         fun: takes and returns pytrees of arrays; what is no array among its arguments stays as it
-            is.
+            is. Or a method, ``@functools.partial(bp.recompute, budget=0.5)``, or a module that is
+            a pytree: its own arrays are differentiated as well.
         budget: what the program of value and gradient may need, arguments and results included:
             bytes, or a text such as "2 GiB"; a fraction below 1, or "40%", is one of the
             temporaries that it needs with nothing made again. Of one device, where arrays have
@@ -172,7 +195,25 @@ def recompute(
     """
     _share(budget)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if _is_module(fun):
+        return RecomputedFunction(_called(type(fun)), budget, positions, fun)
     return RecomputedFunction(fun, budget, positions)
+
+
+def _called(kind: Any) -> Callable[..., Any]:
+    """Return the function that calls an object of a class, under the name of the class."""
+
+    @functools.wraps(kind.__call__)
+    def call(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return module(*args, **kwargs)
+
+    call.__name__ = kind.__name__
+    return call
+
+
+def _is_module(owner: Any) -> bool:
+    """Say whether an object is a pytree that holds arrays, as a module of Equinox is."""
+    return any(leaf is not owner and _is_array(leaf) for leaf in jax.tree.leaves(owner))
 
 
 def _share(budget: Any) -> float | None:
@@ -213,7 +254,10 @@ class _Call:
             tuple(jax.tree.map(lambda _, k=k: k in argnums, arg) for k, arg in enumerate(args))
         )
         trained += [False] * (len(flat_args) - len(trained))
-        is_traced = [on or _is_array(leaf) for on, leaf in zip(trained, flat_args)]
+        is_traced = [
+            _is_array(leaf) or on and names.leaf_is_array(leaf)
+            for on, leaf in zip(trained, flat_args)
+        ]
         self.leaves: list[Any] = list(only(flat_args, is_traced))
         shapes = list(map(_shape_of, self.leaves))
 
