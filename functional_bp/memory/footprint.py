@@ -99,7 +99,7 @@ class Footprint:
     devices: int
     training: Usage | None
     prediction: Usage | None
-    _subject: _Subject = field(repr=False)
+    _subject: FootprintSubject = field(repr=False)
 
     @property
     def usages(self) -> dict[str, Usage]:
@@ -233,7 +233,7 @@ def footprint(
         >>> found.training.by_use["parameters"], found.prediction.by_use["batch"]
         (262144, 1048576)
     """
-    subject = _Subject(fun, args, kwargs, optimizer, argnums, has_aux)
+    subject = FootprintSubject(fun, args, kwargs, optimizer, argnums, has_aux)
     training = subject.usage(subject.training) if subject.is_loss else None
     alone = subject.usage(subject.prediction)
     is_step = not subject.is_loss and subject.takes_a_state
@@ -250,7 +250,7 @@ def footprint(
 Built = tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]  # function, arguments, donated
 
 
-class _Subject:
+class FootprintSubject:
     """What is compiled: the function of its arrays, and what trains it."""
 
     def __init__(
