@@ -28,7 +28,7 @@ from benchmarks import memory_curves, timing
 from benchmarks.compiled_flops import compiled_flops
 from benchmarks.losses import LOSSES, Made, Placement
 from benchmarks.memory_curves import Curve, Mark
-from functional_bp.memory.recompute import BudgetError
+from functional_bp.memory.budgets import BudgetError
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 POLICIES: dict[str, Any] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import heapq
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +16,9 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
+from functional_bp.memory.budgets import BudgetError
 from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.nested_schedules import partition
-from functional_bp.memory.recompute import BudgetError
 from functional_bp.memory.residual_costs import cheapest, costs_of
 from functional_bp.memory.schedule import Loop, Schedule, Scheduler, Segment
 from functional_bp.memory.scheduled import scheduled
@@ -269,6 +271,61 @@ def test_it_is_a_function_among_others() -> None:
     chex.assert_trees_all_close(found[1], bp.grad(fun, 1)(params, 2 * x), rtol=2e-4, atol=1e-6)
     turn = lambda f: bp.hvp(lambda x: f(params, x), (x,), (x,))
     chex.assert_trees_all_close(turn(lean), turn(fun), rtol=2e-3, atol=1e-5)
+
+
+def test_a_decorated_method_is_bound() -> None:
+    """``argnums`` count behind ``self``, as those of ``bp.grad`` of a bound method do."""
+
+    class Model:
+        layers = 3
+
+        @functools.partial(bp.recompute, budget=0.6)
+        def loss(self, params: Any, x: Any) -> Any:
+            return deep(params[: self.layers], x)
+
+    model, x = Model(), draw(1, 256, 32)
+    found = bp.grad(model.loss)(PAIRS, x)
+    chex.assert_trees_all_close(
+        found, bp.grad(deep)(PAIRS[:3], x) + found[3:], rtol=2e-4, atol=1e-6
+    )
+    assert Model.loss.choices == model.loss.choices and len(model.loss.choices) == 1
+    assert model.loss.choice(PAIRS, x).schedule.flops > 0
+    told = bp.footprint(model.loss, PAIRS, x).training
+    assert told and "params[0][0]" in {share.name for share in told.shares}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Module:
+    """A module as Equinox has them: a pytree of arrays and functions that is called."""
+
+    pairs: Any
+    act: Any
+
+    def __call__(self, x: Any) -> Any:
+        for w, v in self.pairs:
+            x = x + self.act(x @ w) @ v
+        return jnp.mean(x**2)
+
+    @functools.partial(bp.recompute, budget=0.6)
+    def loss(self, x: Any) -> Any:
+        return self(x)
+
+
+def test_the_arrays_of_a_module_are_differentiated() -> None:
+    x = draw(1, 256, 32)
+
+    def through(call: Any) -> Any:
+        return bp.grad(lambda pairs: call(Module(pairs, jax.nn.gelu)))(PAIRS)
+
+    plain = through(lambda module: module(x))
+    ways = [lambda module: bp.recompute(module, 0.6)(x), lambda module: module.loss(x)]
+    for way in ways:
+        chex.assert_trees_all_close(through(way), plain, rtol=2e-4, atol=1e-6)
+    assert str(bp.recompute(Module(PAIRS, jax.nn.gelu), 0.6)).startswith("Module, to be")
+    chosen = Module(PAIRS, jax.nn.gelu).loss.choice(x)
+    parameter_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(PAIRS))
+    assert chosen.schedule.flops > 0 and chosen.program.output_bytes >= parameter_bytes
 
 
 def test_random_bits_are_the_same() -> None:
