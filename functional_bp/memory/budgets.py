@@ -1,8 +1,7 @@
 """Programs are compiled until one keeps a memory budget.
 
-Estimates order them, compiled bytes decide.
-The ladder of schedules is the same for all
-budgets of a graph, and so is what was compiled.
+Estimates order them, compiled bytes decide. The ladder of schedules is the same for all budgets of
+a graph, and so is what was compiled.
 """
 
 from __future__ import annotations

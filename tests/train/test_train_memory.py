@@ -16,8 +16,8 @@ import functional_bp as bp
 from functional_bp import train
 from functional_bp.errors import TrainingError
 from functional_bp.memory.attribution import Purpose
-from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.budgets import BudgetError
+from functional_bp.memory.footprint import FootprintError
 
 F = jnp.float32
 OPTIMIZER = optax.adam(1e-2)
