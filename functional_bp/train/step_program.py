@@ -98,7 +98,7 @@ class StepProgram:
             f"a training step of {self._name} needs more memory than its budget",
             got=error.got,
             expected=error.expected,
-            do=f"{error.do}; or take the batch in parts, one after the other: accumulate=2",
+            do=f"{error.do}; or take the batch in more parts: a larger accumulate=",
         )
         told.least = error.least
         return told
