@@ -84,14 +84,14 @@ class StepProgram:
             jax.eval_shape(lambda *args: self._run(*args, choose=choose), *shapes)
 
         def program(schedule: Schedule) -> CompiledProgram:
-            tried[schedule.segments] = self._jitted(lambda _: schedule)
-            return program_of(tried[schedule.segments].lower(*shapes).compile())
+            tried[schedule] = self._jitted(lambda _: schedule)
+            return program_of(tried[schedule].lower(*shapes).compile())
 
         try:
             choice = within(self._budget, trace, program)
         except BudgetError as error:
             raise self._too_small(error) from None
-        return tried[choice.schedule.segments], choice
+        return tried[choice.schedule], choice
 
     def _too_small(self, error: BudgetError) -> BudgetError:
         told = BudgetError(
