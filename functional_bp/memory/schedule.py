@@ -156,9 +156,7 @@ class Scheduler:
         self.loose = self._crossing(passing - self.held)
 
     def _borders(self) -> list[int]:
-        """Choose where segments may begin: where little crosses that is not kept in any case, spread
-        over the bytes.
-        """
+        """Choose where segments may begin: where little crosses, best what is kept anyway."""
         count = len(self.costs.jaxpr.eqns)
         crossing = np.zeros(count + 1)
         for v, last in self.last_use.items():
