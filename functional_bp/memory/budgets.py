@@ -152,6 +152,7 @@ class Search:
         self.graph, self._compiled = graph, compiled or graph.compiled
         self.tried: dict[Schedule, CompiledProgram] = {}
         self._told = 0
+        self._answers: dict[int, int] = {}  # bytes of the program for each budget
         self.plain = self.measured(PLAIN)
 
     def measured(self, schedule: Schedule) -> CompiledProgram:
@@ -191,14 +192,24 @@ class Search:
         )  # fmt: skip
         if self.plain.peak_bytes > limit:
             self._descend(limit)
-        within = [s for s, program in self.tried.items() if program.peak_bytes <= limit]
+        least, most = self._between(limit)
+        within = [s for s, p in self.tried.items() if least <= p.peak_bytes <= most]
         if not within:
             raise self._too_small(limit)
         chosen = min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes))
+        self._answers[limit] = self.tried[chosen].peak_bytes
         return Recomputation(
             chosen, self.measured(chosen), self.plain, limit, self.flops, self._new_compilations(),
             _made_again(self.costs, chosen),
         )  # fmt: skip
+
+    def _between(self, limit: int) -> tuple[int, int]:
+        """Return what a program needs at least and at most, so that no budget's program is larger
+        than that of a larger budget.
+        """
+        smaller = [size for budget, size in self._answers.items() if budget <= limit]
+        larger = [size for budget, size in self._answers.items() if budget >= limit]
+        return max(smaller, default=0), min([limit, *larger])
 
     def _new_compilations(self) -> int:
         told, self._told = self._told, len(self.tried)

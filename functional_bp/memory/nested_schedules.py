@@ -28,7 +28,7 @@ from functional_bp.memory.schedule import (
 )
 from functional_bp.vjps.remat import without_calls
 
-GROUPS = (2, 4, 8)
+GROUPS = (2, 4, 8, 16)
 LONG = 64  # steps; from there on a loop is divided unevenly, and more than once
 RUNGS = 4  # of the ladder of what is inside that are tried
 

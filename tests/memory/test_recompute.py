@@ -328,6 +328,20 @@ def test_the_arrays_of_a_module_are_differentiated() -> None:
     assert chosen.schedule.flops > 0 and chosen.program.output_bytes >= parameter_bytes
 
 
+def test_a_smaller_budget_never_gives_a_larger_program() -> None:
+    def fun(w: Any, h: Any) -> Any:
+        return jnp.mean(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), h, None, length=100)[0] ** 2)
+
+    args = draw(0, 16, 16), draw(1, 32, 16)
+    budgets = (0.5, 0.25, 0.8, 0.35, 0.65, 0.28)
+    found = {b: bp.recompute(fun, b).choice(*args) for b in budgets}
+    sizes = [found[b].program.temporary_bytes for b in sorted(budgets)]
+    efforts = [found[b].schedule.flops for b in sorted(budgets)]
+    assert sizes == sorted(sizes) and efforts == sorted(efforts, reverse=True)
+    assert len(set(sizes)) > 2
+    assert sum(choice.compilations for choice in found.values()) <= 14  # they are shared
+
+
 def test_random_bits_are_the_same() -> None:
     fun, args, share = LOSSES["dropout"]
     found, plain = (jax.jit(f)(*args) for f in (bp.recompute(fun, share), fun))
