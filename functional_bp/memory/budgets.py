@@ -84,7 +84,7 @@ class Recomputation(NamedTuple):
         return "\n".join(lines)
 
 
-class Graph(NamedTuple):
+class FlatGraph(NamedTuple):
     """A flat graph to be differentiated.
 
     Attributes:
@@ -147,7 +147,7 @@ class Search:
     """
 
     def __init__(
-        self, graph: Graph, compiled: Callable[[Schedule], CompiledProgram] | None = None
+        self, graph: FlatGraph, compiled: Callable[[Schedule], CompiledProgram] | None = None
     ) -> None:
         self.graph, self._compiled = graph, compiled or graph.compiled
         self.tried: dict[Schedule, CompiledProgram] = {}

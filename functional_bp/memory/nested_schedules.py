@@ -20,7 +20,7 @@ from functional_bp.graph.nested import inner_graphs, opened_scan
 from functional_bp.memory.residual_costs import Costs, cheapest, costs_of, shape_of
 from functional_bp.memory.schedule import (
     RATES,
-    Loop,
+    LoopSchedule,
     Schedule,
     Scheduler,
     Segment,
@@ -32,7 +32,9 @@ GROUPS = (2, 4, 8, 16)
 LONG = 64  # steps; from there on a loop is divided unevenly, and more than once
 RUNGS = 4  # of the ladder of what is inside that are tried
 
-Inside = tuple[int, int, int, Loop | Schedule | tuple[Schedule, ...]]  # kept, fresh, flops, what
+Inside = tuple[
+    int, int, int, LoopSchedule | Schedule | tuple[Schedule, ...]
+]  # kept, fresh, flops, what
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
@@ -139,14 +141,14 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
     full = _Step(own // length, 0, 0, None)
     for step in (full, *_lean_steps(scheduler, prices, full.kept)):
         if step is not full:
-            loop = Loop((), 1, step.schedule)
+            loop = LoopSchedule((), 1, step.schedule)
             yield length * step.kept, step.fresh, length * step.flops, loop
         copied = sum(map(_size, scanned)) * length  # of what is cut
         for count, last in _beginnings(length):
             kept = count * carry + last * step.kept + copied
             fresh = max(0, ((length - last) // count - last) * step.kept) + step.fresh
             flops = (length - last) * effort + length * step.flops
-            yield kept, fresh, flops + 2, Loop((count,), 1, step.schedule, last)
+            yield kept, fresh, flops + 2, LoopSchedule((count,), 1, step.schedule, last)
         for chunks, groups in _divisions(length, carry, max(step.kept, 1)):
             peak, kept = _loop_bytes(length, chunks, groups, carry, step.kept)
             parts = partition(length, chunks[0], groups)
@@ -157,7 +159,7 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
                 kept,
                 peak - kept + step.fresh,
                 flops + groups,
-                Loop(chunks, groups, step.schedule),
+                LoopSchedule(chunks, groups, step.schedule),
             )
 
 

@@ -18,7 +18,7 @@ from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent, only
 from functional_bp.graph import names
 from functional_bp.memory.allocation import CompiledProgram
-from functional_bp.memory.budgets import PLAIN, Graph, Recomputation, Search, share_of
+from functional_bp.memory.budgets import PLAIN, FlatGraph, Recomputation, Search, share_of
 from functional_bp.memory.footprint import FootprintError, abstract
 from functional_bp.memory.schedule import Schedule
 from functional_bp.vjps.remat import without_calls
@@ -186,7 +186,7 @@ class _Call:
                 got=f"argnums={argnums}, of which nothing is an array of real or complex numbers",
                 do="say with argnums which arguments will be",
             )
-        self.graph = Graph(name, graph, tuple(active), (*map(_shape_of, self.consts), *shapes))
+        self.graph = FlatGraph(name, graph, tuple(active), (*map(_shape_of, self.consts), *shapes))
         fixed = [repr(leaf) for on, leaf in zip(is_traced, flat_args) if not on]
         operations = tuple(eqn.primitive.name for eqn in graph.eqns)
         self.key = tree, self.graph.active, str(self.graph.shapes), tuple(fixed), operations

@@ -50,7 +50,7 @@ MOST_RUNGS = 24  # of a ladder
 Output = tuple[int, int]  # an equation's position in its graph, and which of its outputs
 
 
-class Loop(NamedTuple):
+class LoopSchedule(NamedTuple):
     """How a ``scan`` is differentiated with fewer bytes.
 
     Attributes:
@@ -83,7 +83,7 @@ class Segment(NamedTuple):
     stop: int
     kept: frozenset[Output] | None = None
     parts: tuple[Segment, ...] = ()
-    inside: Loop | Schedule | tuple[Schedule, ...] | None = None
+    inside: LoopSchedule | Schedule | tuple[Schedule, ...] | None = None
 
     def runs_again(self) -> bool:
         """Say whether anything in it does."""

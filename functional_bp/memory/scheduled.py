@@ -19,7 +19,7 @@ from functional_bp.engine import sweeps
 from functional_bp.graph.nested import inner_graphs, opened_scan
 from functional_bp.memory.kept import KEPT
 from functional_bp.memory.nested_schedules import on_mesh, opened, partition
-from functional_bp.memory.schedule import Loop, Schedule, Segment
+from functional_bp.memory.schedule import LoopSchedule, Schedule, Segment
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(KEPT)
 
@@ -88,7 +88,7 @@ def _last_uses(jaxpr: Jaxpr) -> dict[Any, int]:
 
 def _inside(eqn: JaxprEqn, operands: Sequence[Any], inside: Any) -> Sequence[Any]:
     """Run one equation whose graphs follow schedules of their own."""
-    if isinstance(inside, Loop):
+    if isinstance(inside, LoopSchedule):
         return looped(eqn, operands, inside)
     bodies = [
         partial(_run_opened, part.jaxpr, schedule)
@@ -104,7 +104,7 @@ def _run_opened(jaxpr: Jaxpr, schedule: Schedule, *args: Any) -> tuple[Any, ...]
     return tuple(scheduled(graph, schedule)(consts, *args))
 
 
-def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: Loop) -> list[Any]:
+def looped(eqn: JaxprEqn, operands: Sequence[Any], loop: LoopSchedule) -> list[Any]:
     """Run a ``scan`` so that its gradient keeps fewer bytes: in chunks, or with leaner steps."""
     scan = opened_scan(eqn)
     jaxpr, consts = opened(scan.body.jaxpr)

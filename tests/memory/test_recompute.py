@@ -20,7 +20,7 @@ from functional_bp.memory.budgets import BudgetError
 from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.nested_schedules import partition
 from functional_bp.memory.residual_costs import cheapest, costs_of
-from functional_bp.memory.schedule import Loop, Schedule, Scheduler, Segment
+from functional_bp.memory.schedule import LoopSchedule, Schedule, Scheduler, Segment
 from functional_bp.memory.scheduled import scheduled
 
 F = jnp.float32
@@ -99,7 +99,11 @@ def temporaries(fun: Any, args: Any) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("name", LOSSES)
+SLOW = "backwards", "skips", "attention", "dropout"
+NAMES = [pytest.param(n, marks=[pytest.mark.long] * (n in SLOW)) for n in LOSSES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_budget_is_kept_and_the_gradient_is_the_same(name: str) -> None:
     fun, args, share = LOSSES[name]
     lean = bp.recompute(fun, share)
@@ -164,6 +168,7 @@ def test_what_is_no_array_stays_as_it_is() -> None:
     assert one != value and len(lean.choices) == 2
 
 
+@pytest.mark.long
 def test_the_next_random_key_may_come_out() -> None:
     fun, args, share = LOSSES["dropout"]
 
@@ -439,14 +444,17 @@ def test_the_schedule_of_a_chain_is_the_best_there_is() -> None:
 
 LEAN = Schedule((Segment(0, 4, kept=frozenset()),))
 LOOPS = [
-    Loop((), 1, LEAN), Loop((2,), 1, None), Loop((3,), 1, LEAN), Loop((7,), 1, None),
-    Loop((4,), 2, None), Loop((4,), 4, LEAN), Loop((3, 2), 1, None), Loop((2, 2, 2), 1, LEAN),
-    Loop((1,), 1, None, last=8), Loop((3,), 1, LEAN, last=2),
+    LoopSchedule(*options)
+    for options in (
+        ((), 1, LEAN), ((2,), 1, None), ((3,), 1, LEAN), ((7,), 1, None), ((4,), 2, None),
+        ((4,), 4, LEAN), ((3, 2), 1, None), ((2, 2, 2), 1, LEAN), ((1,), 1, None, 8),
+        ((3,), 1, LEAN, 2),
+    )
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("k", "loop"), list(enumerate(LOOPS)))
-def test_a_loop_in_chunks_is_the_same_loop(k: int, loop: Loop) -> None:
+def test_a_loop_in_chunks_is_the_same_loop(k: int, loop: LoopSchedule) -> None:
     def step(c: Any, x: Any) -> Any:
         c = jnp.sin(c) * x + 1
         return c, c * 2
