@@ -28,7 +28,7 @@ from benchmarks import memory_curves, timing
 from benchmarks.compiled_flops import compiled_flops
 from benchmarks.losses import LOSSES, Made, Placement
 from benchmarks.memory_curves import Curve, Mark
-from functional_bp.memory.recompute import BudgetError
+from functional_bp.memory.budgets import BudgetError
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 POLICIES: dict[str, Any] = {
@@ -158,7 +158,9 @@ def measure(
     def within(share: float) -> Row:
         """Ask for a share of the plain temporaries; ours are often fewer from the start."""
         way = Way(Side.RECOMPUTE, budget=share)
-        lean = bp.recompute(loss, min(share * plain[0] / ours, 0.999))
+        if ours <= share * plain[0]:
+            return _row(name, way, programs[Way(Side.BP)], plain)
+        lean = bp.recompute(loss, share * plain[0] / ours)
         started = time.perf_counter()
         try:
             lean.choice(*args)

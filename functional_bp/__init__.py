@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from functional_bp.graph import trace as trace
     from functional_bp.memory.footprint import Footprint as Footprint
     from functional_bp.memory.footprint import footprint as footprint
+    from functional_bp.memory.orders import orders as orders
     from functional_bp.memory.recompute import recompute as recompute
 
 # The public names, by the module that they come from; ``tests/test_import.py`` compares.
@@ -50,6 +51,7 @@ _HOMES = {
     "gradcheck.steps": ("check_steps",),
     "graph": ("Graph", "name", "trace"),
     "memory.footprint": ("Footprint", "footprint"),
+    "memory.orders": ("orders",),
     "memory.recompute": ("recompute",),
 }
 _HOME = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}

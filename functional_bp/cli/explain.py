@@ -259,7 +259,7 @@ def _print_tables(explanation: Explanation, rows: int | None) -> None:
     if rows is None and _is_terminal():
         rows = MOST_ROWS
     width = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
-    made = tables(explanation, rows or None)
+    made = tables(explanation, rows or None, explanation.totals)
     print(text.text(made, width, color=_is_terminal() and "NO_COLOR" not in os.environ))
     if any(line.kind == "more" for table in made for line in table.lines):
         print("functional-bp explain: --rows 0 prints all of them", file=sys.stderr)

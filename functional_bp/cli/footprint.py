@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--argnums", type=int, default=0, metavar="N", help=about)
     about = "count a training step with this optimizer of optax, such as adam or sgd"
     add("--optimizer", metavar="NAME", help=about)
+    about = "tell how its derivatives grow up to this order: equations, flops, bytes, seconds"
+    add("--orders", type=int, metavar="N", help=about)
     add("--memory", metavar="SIZE", help="of a device, such as 16GiB: does it fit?")
     about = "with --memory: the largest size of this dimension that fits, such as x.shape[0]"
     add("--largest", metavar="DIMENSION", help=about)
@@ -46,15 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tell, print or write it, and return the exit status."""
     from functional_bp.errors import BackpropError
+    from functional_bp.memory.footprint import footprint
+    from functional_bp.memory.orders import orders
 
     try:
-        found = _footprint(args)
+        fun, inputs = _subject(args)
+        optimizer = None if args.optimizer is None else _optimizer(args.optimizer)
+        found = footprint(fun, *inputs, optimizer=optimizer, argnums=args.argnums)
         for file in args.files:
             _save(found, file)
         if not args.files:
             print(found)
         if args.growth:
             print(f"\n{found.growth()}")
+        if args.orders is not None:
+            print(f"\n{orders(fun, *inputs, up_to=args.orders, argnums=args.argnums)}")
         if args.memory is None:
             return 0
         fits = found.fits(args.memory)
@@ -68,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
         return refuse("footprint", error)
 
 
-def _footprint(args: argparse.Namespace) -> Footprint:
+def _subject(args: argparse.Namespace) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """The function that is asked about, and its arguments or their shapes."""
     from functional_bp.gradcheck.targets import inputs_for
-    from functional_bp.memory.footprint import FootprintError, footprint, parse_bytes
+    from functional_bp.memory.footprint import FootprintError, parse_bytes
 
     if args.memory is not None:
         parse_bytes(args.memory)
@@ -85,8 +95,7 @@ def _footprint(args: argparse.Namespace) -> Footprint:
     inputs = inputs_for(
         target, file=args.inputs, shapes=args.shapes, what="count it for", is_shape=True
     )
-    optimizer = None if args.optimizer is None else _optimizer(args.optimizer)
-    return footprint(target.subject, *inputs, optimizer=optimizer, argnums=args.argnums)
+    return target.subject, inputs
 
 
 def _optimizer(name: str) -> Any:

@@ -96,9 +96,10 @@ def forward(
     for eqn in plan.live:
         operands = [value_of(a, env) for a in eqn.invars]
         if tie is not None:
-            if tied.isdisjoint(a for a in eqn.invars if not isinstance(a, Literal)):
-                operands = tie_smallest(eqn, operands, tie)
-            tied.update(eqn.outvars)
+            needs = tied.isdisjoint(a for a in eqn.invars if not isinstance(a, Literal))
+            before, operands = operands, tie_smallest(eqn, operands, tie) if needs else operands
+            if not needs or operands is not before:
+                tied.update(eqn.outvars)
         step = plan.augmented.get(eqn)
         if step is None:
             outs = evaluate(eqn, operands)
@@ -116,22 +117,24 @@ def forward(
     return outs, (kept, inner_residuals)
 
 
-def tie_smallest(eqn: JaxprEqn, operands: Sequence[Any], tie: Callable[[Any], Any]) -> list[Any]:
-    """Return the operands, the smallest array among them passed through ``tie``."""
-    size = lambda i: eqn.invars[i].aval.size
+def tie_smallest(
+    eqn: JaxprEqn, operands: Sequence[Any], tie: Callable[[Any], Any]
+) -> Sequence[Any]:
+    """Return the operands, the smallest array that can be, if one can, passed through ``tie``."""
     arrays = [i for i, a in enumerate(eqn.invars) if hasattr(a.aval, "dtype")]
-    chosen = min(arrays, key=size, default=None)
-    return [tie(x) if i == chosen else x for i, x in enumerate(operands)]
+    size: Any = lambda i: eqn.invars[i].aval.size
+    for i in sorted(arrays, key=size):
+        tied = tie(operands[i])
+        if tied is not operands[i]:
+            return [*operands[:i], tied, *operands[i + 1 :]]
+    return operands
 
 
 def can_be_tied(values: Any) -> bool:
-    """Say whether one entry of these may decide on others: not where shardings are explicit, nor
-    where values vary over the axes of a mesh.
-    """
+    """Say whether one entry of these may decide on others: not where shardings are explicit."""
     types: list[Any] = list(map(jax.typeof, jax.tree.leaves(values)))
     shardings = filter(None, (getattr(t, "sharding", None) for t in types))
-    is_explicit = any(AxisType.Explicit in s.mesh.axis_types for s in shardings)
-    return not is_explicit and not any(map(_jax.varying_axes, types))
+    return not any(AxisType.Explicit in s.mesh.axis_types for s in shardings)
 
 
 def tied_to(bars: Sequence[Any]) -> Callable[[Any], Any]:
@@ -140,21 +143,32 @@ def tied_to(bars: Sequence[Any]) -> Callable[[Any], Any]:
     A compiler would else find that it is equal to what was computed before, and keep that. An
     optimization barrier forbids it; where XLA drops barriers (``_jax.DROPS_BARRIERS``), this does:
     x̂ = x where b, else 0, with a truth b that reads the bits of a cotangent's first entry and is
-    always true, bits | 1 ≠ 0. No compiler sees through it.
+    always true, min(bits | 1, 1) ≠ 0. No compiler sees through it. The minimum is found by sorting,
+    which is not fused with what reads it: else the whole cotangent would stay for its sake.
+
+    Inside ``shard_map``, what does not vary over the axes of a mesh over which the cotangent does
+    stays as it is.
     """
-    bar = next((bar for bar in bars if bar is not None and bar.size), None)
-    if bar is None:
+    axes_of = lambda x: _jax.varying_axes(jax.typeof(x))
+    given = [bar for bar in bars if bar is not None and bar.size]
+    if not given:
         return lambda x: x
+    bar = min(given, key=lambda bar: len(axes_of(bar)))
     first = lax.reshape(lax.slice(bar, (0,) * bar.ndim, (1,) * bar.ndim), ())
     first = lax.real(first) if jnp.iscomplexobj(first) else first
     bits = lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
-    truth = lax.ne(lax.bitwise_or(bits, jnp.ones_like(bits)), jnp.zeros_like(bits))
+    one = jnp.ones_like(bits)
+    least = lax.sort(jnp.stack([lax.bitwise_or(bits, one), one]))[0]
+    truth = lax.ne(least, jnp.zeros_like(bits))
 
     def tie(x: Any) -> Any:
         if jnp.issubdtype(x.dtype, dtypes.prng_key):
             bits = tie(jax.random.key_data(x))
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))
-        return lax.select(truth, x, jnp.zeros_like(x))
+        axes = axes_of(x)
+        if not axes_of(bar) <= axes:
+            return x
+        return lax.select(vary(truth, axes), x, jnp.zeros_like(x))
 
     return tie
 

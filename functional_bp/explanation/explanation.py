@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Unpack
 
 import jax
@@ -13,7 +14,7 @@ from jax.core import Tracer
 from functional_bp import _jax
 from functional_bp.errors import BackpropError, NotDifferentiableError, compose, describe
 from functional_bp.explanation.formulas.transliteration import escaped
-from functional_bp.explanation.full_sweeps import flatten_taken, seeds_of, sweep
+from functional_bp.explanation.full_sweeps import Sweeps, flatten_taken, seeds_of, sweep
 from functional_bp.explanation.nonfinite import FirstNonfinite, first_nonfinite
 from functional_bp.explanation.page import frame, page
 from functional_bp.explanation.pictures.picture import PictureOptions, Style, glance, save, svg_of
@@ -22,8 +23,9 @@ from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.explanation.signals import Signals, signals
 from functional_bp.explanation.tables import in_latex, tables
 from functional_bp.graph import names
-from functional_bp.graph.graph import Graph, Variable
+from functional_bp.graph.graph import Graph, Variable, format_bytes
 from functional_bp.graph.trace import trace
+from functional_bp.memory.footprint import Footprint, footprint
 from functional_bp.tables import html, latex, markdown, text
 
 TEXT_WIDTH = 120  # characters of a line, in a file
@@ -45,6 +47,40 @@ class Explanation(EvaluatedGraph):
         shares: what each use of a variable adds to its cotangent, by equation and operand.
         kept_bytes: for each variable that ``bp.grad`` keeps from its forward sweep, the bytes.
     """
+
+    def __init__(
+        self,
+        graph: Graph,
+        sweeps: Sweeps,
+        seeds: Sequence[Any],
+        max_steps: int | None,
+        compiled: Callable[[], Footprint],
+    ) -> None:
+        super().__init__(graph, sweeps, seeds, max_steps)
+        self._compiled = compiled
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """Tell what fills memory in training and in prediction (``bp.footprint`` of the function).
+
+        It is compiled when this, or a table, is first asked for; training is that of the first
+        argument that can be differentiated.
+
+        Raises:
+            FootprintError: the function cannot be compiled as a whole: its Python looks at values.
+        """
+        return self._compiled()
+
+    @cached_property
+    def totals(self) -> str:
+        """Say in a line how many bytes are kept in all, and what the compiled programs need."""
+        kept = f"{format_bytes(sum(self.kept_bytes.values()))} are kept in all"
+        try:
+            usages = self.footprint.usages.items()
+        except BackpropError as error:
+            return f"{kept}; not compiled: {error.what}"
+        needs = (f"{name} needs {format_bytes(usage.peak_bytes)}" for name, usage in usages)
+        return f"{kept}; compiled, {' and '.join(needs)}"
 
     def first_nonfinite(self) -> FirstNonfinite | None:
         """Find the equation that first makes a NaN or an infinity, and why; None if all is finite.
@@ -169,19 +205,19 @@ class Explanation(EvaluatedGraph):
             color: with a terminal's colours: red for what is not finite, yellow for dead gradients.
             rows: of each table at most, the first and the last ones; None for all of them.
         """
-        return text.text(tables(self, rows), width, color)
+        return text.text(tables(self, rows, self.totals), width, color)
 
     def markdown(self, rows: int | None = None) -> str:
         """Write both sweeps step by step, as Markdown tables of at most so many rows."""
-        return markdown.markdown(tables(self, rows))
+        return markdown.markdown(tables(self, rows, self.totals))
 
     def latex(self, standalone: bool = False, rows: int | None = None) -> str:
         """Write both sweeps step by step, as LaTeX tables; a whole document if ``standalone``."""
-        return latex.latex(tables(self, rows), escaped, in_latex, standalone)
+        return latex.latex(tables(self, rows, self.totals), escaped, in_latex, standalone)
 
     def table_html(self, rows: int | None = None) -> str:
         """Write both sweeps step by step, as a piece of HTML for light and dark pages."""
-        return html.html(tables(self, rows))
+        return html.html(tables(self, rows, self.totals))
 
     def __str__(self) -> str:
         """The tables, of a large graph their first and last rows; ``text()`` has all."""
@@ -236,7 +272,16 @@ def explain(
     do = "give the output's cotangent: bp.explain(fun, *args, cotangent=y_bar)"
     seeds = seeds_of(graph, cotangent, do)
     flat = flatten_taken(graph, arrays, unroll)
-    return Explanation(flat, sweep(flat, arrays, seeds, max_steps), seeds, max_steps)
+    sweeps = sweep(flat, arrays, seeds, max_steps)
+    return Explanation(flat, sweeps, seeds, max_steps, lambda: _footprint(fun, args))
+
+
+def _footprint(fun: Callable[..., Any], args: Sequence[Any]) -> Footprint:
+    """Compile the function for the first argument of floating or complex arrays to be trained."""
+    dtypes = [[jnp.result_type(x) for x in jax.tree.leaves(arg)] for arg in args]
+    trained = [k for k, of_arg in enumerate(dtypes)
+               if of_arg and all(jnp.issubdtype(d, jnp.inexact) for d in of_arg)]  # fmt: skip
+    return footprint(fun, *args, argnums=trained[0] if trained else 0)
 
 
 def _check_value(graph: Graph, variable: Variable, leaf: Any) -> None:

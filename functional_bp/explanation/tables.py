@@ -278,17 +278,21 @@ def in_latex(cell: Cell) -> str:
     return escaped(cell.text)
 
 
-def tables(explanation: EvaluatedGraph, rows: int | None = None) -> tuple[Table, Table]:
+def tables(
+    explanation: EvaluatedGraph, rows: int | None = None, totals: str = ""
+) -> tuple[Table, Table]:
     """Make the table of the forward sweep and that of the reverse sweep.
 
-    Each has at most so many ``rows``, the first and the last; None for all.
+    Each has at most so many ``rows``, the first and the last; None for all. A line of ``totals``
+    ends the first.
     """
     name, cells = explanation.graph.name, _Cells()
     forward = lambda part: _lines(part, name, lambda row: _forward(row, cells))
     reverse = lambda part: _lines(part, name, lambda row: _reverse(row, cells))
     ahead, back = forward_rows(explanation), reverse_rows(explanation)
+    last = (Line("total", (Cell(totals),)),) if totals else ()
     return (
-        Table(f"{name}: forward sweep", FORWARD, _ends(ahead, rows, forward)).used(),
+        Table(f"{name}: forward sweep", FORWARD, (*_ends(ahead, rows, forward), *last)).used(),
         Table(f"{name}: reverse sweep", REVERSE, _ends(back, rows, reverse)).used(),
     )
 

@@ -112,8 +112,14 @@ class CompiledProgram:
 
     @property
     def peak_bytes(self) -> int:
-        """Return what the program needs at once: arguments, outputs and temporaries."""
-        return self.argument_bytes + self.output_bytes + self.temporary_bytes - self.donated_bytes
+        """Return what the program needs at once: arguments, outputs, temporaries and constants."""
+        own = self.temporary_bytes + self.constant_bytes
+        return self.argument_bytes + self.output_bytes + own - self.donated_bytes
+
+    @cached_property
+    def constant_bytes(self) -> int:
+        """Return the bytes of arrays that are part of the program; 0 where it is not told."""
+        return sum(a.bytes for a in self.allocations if a.kind is AllocationKind.CONSTANT)
 
     @cached_property
     def temporaries(self) -> tuple[Buffer, ...]:

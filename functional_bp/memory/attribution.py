@@ -176,6 +176,7 @@ def usage_of(
     use_of_argument: Callable[[str], Purpose],
     use_of_outputs: Purpose = Purpose.OUTPUTS,
     names: Callable[[Provenance, str], str] = lambda origin, type: "",
+    constants: Callable[[str], str] = lambda type: "",
 ) -> Usage:
     """Say what each byte of a program is for.
 
@@ -184,12 +185,16 @@ def usage_of(
         use_of_argument: by its name, ``params['W']``.
         use_of_outputs: what the larger outputs are.
         names: finds what the person called a value, by origin and type; "" where it has no name.
+        constants: finds the names of arrays that the function closes over, by type.
     """
     shares: list[Share] = []
     for allocation in program.allocations:
         if allocation.kind is AllocationKind.ARGUMENT:
             use = use_of_argument(allocation.argument)
             shares.append(Share(use, allocation.bytes, allocation.argument, allocation.type))
+        elif allocation.kind is AllocationKind.CONSTANT:
+            type = next((buffer.type for buffer in allocation.buffers), "")
+            shares.append(Share(Purpose.CONSTANTS, allocation.bytes, constants(type), type))
         elif allocation.kind is AllocationKind.OUTPUT:
             shares += _filled(allocation, use_of_outputs, names)
     live = program.live_at(program.peak) if program.instructions else []

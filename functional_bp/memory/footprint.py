@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from jax.core import Tracer
 from functional_bp.engine.transforms import value_and_grad
 from functional_bp.errors import BackpropError, describe
 from functional_bp.graph import names
-from functional_bp.graph.graph import format_bytes
+from functional_bp.graph.graph import Graph, format_bytes
 from functional_bp.graph.inline import inlined
 from functional_bp.graph.trace import trace
 from functional_bp.memory.allocation import CompiledProgram, program_of
@@ -98,7 +99,7 @@ class Footprint:
     devices: int
     training: Usage | None
     prediction: Usage | None
-    _subject: _Subject = field(repr=False)
+    _subject: FootprintSubject = field(repr=False)
 
     @property
     def usages(self) -> dict[str, Usage]:
@@ -232,7 +233,7 @@ def footprint(
         >>> found.training.by_use["parameters"], found.prediction.by_use["batch"]
         (262144, 1048576)
     """
-    subject = _Subject(fun, args, kwargs, optimizer, argnums, has_aux)
+    subject = FootprintSubject(fun, args, kwargs, optimizer, argnums, has_aux)
     training = subject.usage(subject.training) if subject.is_loss else None
     alone = subject.usage(subject.prediction)
     is_step = not subject.is_loss and subject.takes_a_state
@@ -249,7 +250,7 @@ def footprint(
 Built = tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]  # function, arguments, donated
 
 
-class _Subject:
+class FootprintSubject:
     """What is compiled: the function of its arrays, and what trains it."""
 
     def __init__(
@@ -262,7 +263,10 @@ class _Subject:
         has_aux: bool,
     ) -> None:
         self.name = names.function_name(fun)
+        self._check_call(fun, args, kwargs)
         self.fun, self.args, self.heads = _with_arrays_only(fun, args, kwargs)
+        is_jitted = hasattr(self.fun, "lower")
+        self.traced = getattr(self.fun, "__wrapped__", self.fun) if is_jitted else self.fun
         self.optimizer, self.has_aux = optimizer, has_aux
         given = names.positional_names(fun, len(args))
         is_there = isinstance(argnums, int) and -len(given) <= argnums < len(given)
@@ -283,9 +287,23 @@ class _Subject:
                 do="leave optimizer out, or pass the loss itself",
             )
 
+    def _check_call(self, fun: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        try:
+            signature = inspect.signature(fun)
+        except (TypeError, ValueError):  # of a builtin
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise FootprintError(
+                f"{self.name} cannot be called with these arguments",
+                got=f"{len(args) + len(kwargs)} of them: {error}",
+                expected=f"those of {self.name}{signature}, arrays or their shapes",
+            ) from None
+
     def _returns_loss(self) -> bool:
         try:
-            out: Any = jax.eval_shape(self.fun, *self.args)
+            out: Any = jax.eval_shape(self.traced, *self.args)
         except BackpropError:
             raise
         except Exception as error:
@@ -343,6 +361,7 @@ class _Subject:
             lambda name: _use_of_argument(name, root),
             Purpose.GRADIENTS if grads else Purpose.OUTPUTS,
             self.names,
+            self.constant_names,
         )
 
     def peak_bytes(self, args: tuple[Any, ...]) -> int:
@@ -358,7 +377,7 @@ class _Subject:
 
         def fits(args: tuple[Any, ...]) -> bool:
             try:
-                jax.eval_shape(self.fun, *args)
+                jax.eval_shape(self.traced, *args)
             except Exception:  # the person's function may raise anything
                 return False
             return True
@@ -367,12 +386,16 @@ class _Subject:
         return sorted(found, key=lambda d: trained[d.axes[0].leaf])  # those of the batch first
 
     @functools.cached_property
+    def graph(self) -> Graph:
+        """Return the graph of the function, calls written out."""
+        return inlined(trace(self.traced, *self.args))
+
+    @functools.cached_property
     def names(self) -> Callable[[Provenance, str], str]:
         """Find the person's tags (``bp.name``) by operation and source line."""
-        graph = inlined(trace(self.fun, *self.args))
         tags = {
             (equation.operation, equation.source): variable.tag
-            for equation in graph
+            for equation in self.graph
             for variable in equation.outputs
             if variable.tag not in (None, KEPT)
         }
@@ -381,6 +404,18 @@ class _Subject:
             return "" if origin.is_reverse else tags.get((origin.operation, origin.source)) or ""
 
         return find
+
+    @functools.cached_property
+    def constant_names(self) -> Callable[[str], str]:
+        """Find the variables of the closure that hold arrays of a type, whatever XLA made of them.
+
+        It may have transposed or joined axes; dtype and number of entries stay.
+        """
+        held: dict[tuple[str, int], list[str]] = {}
+        for variable in self.graph.constants:
+            if variable.size > 1:
+                held.setdefault(_dtype_and_size(variable.type), []).append(variable.name)
+        return lambda type: " or ".join(held.get(_dtype_and_size(type), ()))
 
     def _failed(self, args: Sequence[Any], error: Exception) -> FootprintError:
         shapes = ", ".join(str(jax.tree.map(describe, arg)).replace("'", "") for arg in args)
@@ -432,6 +467,11 @@ def _sign(function: Callable[..., Any], heads: Sequence[str]) -> None:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature([inspect.Parameter(name, kind) for name in named])
     vars(function)["__signature__"] = signature
+
+
+def _dtype_and_size(type: str) -> tuple[str, int]:
+    dtype, _, sizes = type.rstrip("]").partition("[")
+    return dtype, math.prod(int(size) for size in sizes.split(",") if size)
 
 
 _STATE = {

@@ -62,8 +62,12 @@ def kept_values(
     """
     leaves, tree = jax.tree.flatten(args)
     flat = lambda *leaves: jax.tree.leaves(fun(*jax.tree.unflatten(tree, leaves)))
-    jaxpr, _ = without_calls(_jax.open_jaxpr(jax.make_jaxpr(flat)(*leaves))[0])
-    marked = [k == trained for k, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
+    traced, consts = _jax.open_jaxpr(jax.make_jaxpr(flat)(*leaves))
+    inputs = [*traced.constvars, *traced.invars]  # what is closed over is there like arguments
+    unnamed = traced.debug_info.with_unknown_names()
+    jaxpr, _ = without_calls(traced.replace(constvars=[], invars=inputs, debug_info=unnamed))
+    marked = [False] * len(consts)
+    marked += [k == trained for k, arg in enumerate(args) for _ in jax.tree.leaves(arg)]
     costs = costs_of(jaxpr, marked)
     readers: dict[Any, list[JaxprEqn]] = {}
     for eqn, group in zip(jaxpr.eqns, costs.named):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -18,7 +19,14 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import Options, has_tangent
-from functional_bp.engine.plan import Auxiliary, SweepStep, named, plan_once, size_in_bytes
+from functional_bp.engine.plan import (
+    Auxiliary,
+    SweepStep,
+    named,
+    plan_once,
+    size_in_bytes,
+    variables,
+)
 from functional_bp.graph.flops import flops_of
 from functional_bp.graph.nested import inner_graphs
 
@@ -41,6 +49,13 @@ class Costs:
     named: tuple[tuple[Var, ...], ...]
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
+
+    @cached_property
+    def run_again(self) -> Costs:
+        """Return the costs where no equation keeps anything beside variables: it runs again."""
+        groups = zip(self.jaxpr.eqns, self.named, self.own_bytes)
+        named = ((*group, *variables(eqn.invars)) if own else group for eqn, group, own in groups)
+        return replace(self, named=tuple(named))
 
 
 def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
@@ -65,7 +80,7 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         variables, count = ((), 0) if step is None else _kept_by(step)
         groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
-    return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(_flops, jaxpr.eqns)))
+    return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(operations, jaxpr.eqns)))
 
 
 def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:
@@ -99,12 +114,14 @@ def shape_of(atom: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype)
 
 
-def _flops(eqn: JaxprEqn) -> int:
+def operations(eqn: JaxprEqn) -> int:
+    """Count the floating-point operations of an equation, what is inside × its runs; at least 1."""
     inner = inner_graphs(eqn)
     if not inner:
         return max(flops_of(eqn), 1)
     each = [
-        (part.runs or 1) * sum(map(_flops, _jax.open_jaxpr(part.jaxpr)[0].eqns)) for part in inner
+        (part.runs or 1) * sum(map(operations, _jax.open_jaxpr(part.jaxpr)[0].eqns))
+        for part in inner
     ]
     return max(each) if eqn.primitive.name == "cond" else sum(each)
 

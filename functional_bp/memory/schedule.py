@@ -1,42 +1,51 @@
 """Which stretches of a program run again in its reverse sweep, so that its memory suffices.
 
-A flat graph is cut into *segments*. What crosses a border is kept. A segment is either *plain* (all
-that its rules name is kept) or *lean*: before its reverse sweep it runs again, from what crosses
-its first border and from what it keeps besides, the cheapest set by a minimum cut
-(``residual_costs.cheapest``) at some exchange rate of bytes for operations.
+A flat graph has *borders*, where little crosses. Let C(i, j, m) be the least operations that run
+and reverse the stretch between borders i and j within m bytes, what crosses i being in memory. A
+stretch is reversed in one of several *ways* v: all that its rules name is kept, or the cheapest set
+by a minimum cut (``residual_costs.cheapest``) at some exchange rate of bytes for operations, or a
+loop in it is differentiated in chunks. Each way keeps k(v) until its reverse sweep, needs f(v) more
+in it (what is made again, and cotangents), and takes e(v) operations for that. With r(i, b)
+operations in a stretch, and c(i, b) bytes made in it that cross its end:
 
-While a segment is differentiated, there is in memory what it and those before it keep, and what it
-made again. The least operations at which this sum is below a limit everywhere are found exactly, by
-dynamic programming over borders and kept bytes:
+    C(i, j, m) = min of
+        r'(i, j) + e(v)                                   if k(v) + f(v) ≤ m: a way
+        r(i, b) + e(v) + C(b, j, m − k(v))                a way, then the rest
+        r(i, b) + C(b, j, m − c(i, b)) + C(i, b, m)       only the border's values are kept; after
+                                                          the rest, the stretch runs again, in parts
 
-    F(j, k) = min over segments (i, j] and their variants v that fit, k_i + kept(v) = k, of
-              F(i, k_i) + operations(v),      fits: k_i + kept(v) + made again(v) ≤ limit
+by dynamic programming over borders and bytes, exact for chains. Here r' is r without what stands
+at the end and no rule names, which need not run again.
+
+References:
+    Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova 2019, Optimal checkpointing for heterogeneous
+    chains, arXiv 1911.13214: this recursion with one way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Var
+from jax.extend.core import Jaxpr, Var
 
-from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes
-from functional_bp.memory.residual_costs import Costs, cheapest, costs_of, materialized
-from functional_bp.vjps.remat import without_calls
+from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
 MOST_BORDERS = 64
-LEVELS = 256  # into which kept bytes are divided by the dynamic program
+LEVELS = 512  # into which bytes are divided
+LONGEST = 12  # borders that a stretch may span of which only part is made again
 # Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
-
+MOST_RUNGS = 24  # of a ladder
 
 Output = tuple[int, int]  # an equation's position in its graph, and which of its outputs
 
@@ -45,12 +54,19 @@ class LoopSchedule(NamedTuple):
     """How a ``scan`` is differentiated with fewer bytes.
 
     Attributes:
-        chunks: into how many the steps are divided, each of which runs again as a whole; 0: none.
-        kept: what a step keeps, the rest being made again in it; None: all that its rules name.
+        chunks: into how many its steps are divided, each of which runs again as a whole; then into
+            how many each of these is, and so on; none: no chunks.
+        groups: of the first division: chunks of as many lengths, the longest first. When they are
+            run again, there is room for long ones while few are kept, so that fewer are needed.
+        step: how a step is differentiated; None: all that its rules name is kept.
+        last: so many of the last steps are not in chunks: when the chunks run again, what these
+            kept is gone.
     """
 
-    chunks: int
-    kept: frozenset[Output] | None
+    chunks: tuple[int, ...]
+    groups: int
+    step: Schedule | None
+    last: int = 0
 
 
 class Segment(NamedTuple):
@@ -58,26 +74,20 @@ class Segment(NamedTuple):
 
     Attributes:
         start, stop: the equations.
-        kept: of a lean one, what it keeps of what it makes; None of a plain one.
-        loop: of a segment that is one ``scan``, how that is differentiated; None as it stands.
+        kept: of what it makes, what it keeps, the rest being made again; None: it keeps all.
+        parts: it runs again in these segments, and keeps nothing until then.
+        inside: if it is one equation with graphs of its own, how these are differentiated.
     """
 
     start: int
     stop: int
-    kept: frozenset[Output] | None
-    loop: LoopSchedule | None = None
+    kept: frozenset[Output] | None = None
+    parts: tuple[Segment, ...] = ()
+    inside: LoopSchedule | Schedule | tuple[Schedule, ...] | None = None
 
-
-class Variant(NamedTuple):
-    """A way to differentiate a segment: bytes that it keeps, bytes made again, operations.
-
-    ``choice`` is None for a plain one, a rate of ``RATES``, or what to do with a loop.
-    """
-
-    kept: int
-    fresh: int
-    flops: int
-    choice: float | LoopSchedule | None
+    def runs_again(self) -> bool:
+        """Say whether anything in it does."""
+        return self.kept is not None or bool(self.parts) or self.inside is not None
 
 
 @dataclass(frozen=True)
@@ -91,37 +101,68 @@ class Schedule:
     """
 
     segments: tuple[Segment, ...]
-    bytes: int
+    bytes: int = 0
+    flops: int = 0
+
+
+class Way(NamedTuple):
+    """A way to differentiate a stretch.
+
+    Attributes:
+        kept: bytes until its reverse sweep.
+        fresh: bytes made again in it, and of cotangents.
+        flops: for that.
+        border: bytes that cross the end of the stretch and are not among those kept.
+        segment: which way it is.
+    """
+
+    kept: int
+    fresh: int
     flops: int
+    border: int
+    segment: Segment
 
 
 class Scheduler:
-    """Finds schedules of one graph for any limit, what does not depend on the limit once."""
+    """Finds schedules of one graph.
 
-    def __init__(self, costs: Costs) -> None:
-        self.costs = costs
+    Args:
+        costs: of the graph.
+        ways_inside: ways to differentiate an equation that holds graphs.
+    """
+
+    def __init__(self, costs: Costs, ways_inside: Any = lambda eqn, own: ()) -> None:
+        self.costs, self.ways_inside = costs, ways_inside
         eqns = costs.jaxpr.eqns
-        inputs = {*costs.jaxpr.invars, *costs.jaxpr.constvars}
         self.defined = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
-        self.named = {v for group in costs.named for v in group} - inputs
         self.held = materialized(costs)
-        self.last_named = {v: i for i, group in enumerate(costs.named) for v in group}
-        self.last_use: dict[Var, int] = {}
         self.reads = [self.defined.keys() & set(_variables(eqn.invars)) for eqn in eqns]
+        self.last_use: dict[Var, int] = {}
         ends = self.defined.keys() & set(_variables(costs.jaxpr.outvars))
-        for i, read in enumerate([*self.reads, ends]):
-            self.last_use.update(dict.fromkeys(read, i))
+        for i, used in enumerate([*self.reads, ends]):
+            self.last_use.update(dict.fromkeys(used, i))
+        self.last_needed = dict(self.last_use)
+        for i, group in enumerate(costs.named):
+            for v in group:
+                if v in self.defined:
+                    self.last_needed[v] = max(i, self.last_needed.get(v, 0))
+        self.operations = np.cumsum([0, *costs.flops]).astype(float)
+        self.cuts = tuple(dict.fromkeys(frozenset(cheapest(costs.run_again, r, {})) for r in RATES))
         self.borders = self._borders()
-        self.kept = {rate: frozenset(cheapest(costs, rate, {})) for rate in RATES}
-        self._variants = self._tabulated()
+        self.work = self._at_work()
+        self.most_bytes = int(self.weight[-1] + self.work[0, -1])
+        passing = self.defined.keys() - self._constants()
+        self.passing = self._crossing(passing)
+        self.loose = self._crossing(passing - self.held)
 
     def _borders(self) -> list[int]:
-        """Choose where segments may begin: where little crosses, spread over the operations."""
+        """Choose where segments may begin: where little crosses, best what is kept anyway."""
         count = len(self.costs.jaxpr.eqns)
-        self.crossing = np.zeros(count + 1)
+        crossing = np.zeros(count + 1)
         for v, last in self.last_use.items():
-            self.crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval)
-        self._weight = weight = np.cumsum([0, *(
+            loose = v not in self.cuts[0]
+            crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval) * (1 + 1e-3 * loose)
+        self.weight = weight = np.cumsum([0, *(
             _bytes(v for v in eqn.outvars if v in self.held) + own
             for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
         )])  # fmt: skip
@@ -131,129 +172,212 @@ class Scheduler:
             inside = np.flatnonzero((weight > low) & (weight <= high))
             inside = inside[(inside > 0) & (inside < count)]
             if len(inside):
-                chosen.add(int(inside[np.argmin(self.crossing[inside])]))
+                chosen.add(int(inside[np.argmin(crossing[inside])]))
         heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
         return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
 
-    def _tabulated(self) -> dict[tuple[int, int], list[Variant]]:
-        """Find the variants of each segment, by its borders."""
-        table: dict[tuple[int, int], list[Variant]] = {}
-        for a, start in enumerate(self.borders):
-            for stop in self.borders[a + 1 :]:
-                table[start, stop] = self._variants_of(start, stop)
-        return table
+    def _constants(self) -> set[Var]:
+        """Find what depends on no input and is fused with what reads it: zeros, masks."""
+        found: set[Var] = set()
+        for eqn in self.costs.jaxpr.eqns:
+            if eqn.primitive.name in FUSED and found.issuperset(_variables(eqn.invars)):
+                found.update(eqn.outvars)
+        return found
 
-    def _variants_of(self, start: int, stop: int) -> list[Variant]:
-        eqns = self.costs.jaxpr.eqns[start:stop]
-        here = {v for eqn in eqns for v in eqn.outvars}
-        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
-        own = sum(self.costs.own_bytes[start:stop])
-        stay = self._stay(here, stop)
-        held = _bytes(here & self.held)
-        variants = [Variant(held + own, 0, 0, None)]
-        if stop - start == 1 and own:
-            variants += loop_variants(eqns[0], own, held)
-        seen: set[tuple[int, int]] = set()
-        for rate in RATES:
-            kept = (self.kept[rate] & here) | stay
-            made, flops = self._made_again(start, stop, wanted, kept)
-            outside = set[Var]().union(*(self.reads[i] for i in made)) - here
-            bytes_kept = _bytes(kept | outside)
-            fresh = _bytes((here & self.held) - kept) + own
-            key = bytes_kept, flops
-            if flops and key not in seen and bytes_kept < held + own:
-                seen.add(key)
-                variants.append(Variant(bytes_kept, fresh, flops, rate))
-        return variants
+    def _at_work(self) -> np.ndarray[Any, Any]:
+        """Count, for each stretch, the bytes of cotangents beside what is kept, when most is there.
 
-    def _made_again(
-        self, start: int, stop: int, wanted: set[Var], kept: AbstractSet[Var]
-    ) -> tuple[set[int], int]:
-        """Return which equations of a lean segment run again, and their operations."""
-        needed = wanted - kept
-        made: set[int] = set()
-        for i in reversed(range(start, stop)):
-            if self.costs.own_bytes[i] or not needed.isdisjoint(self.costs.jaxpr.eqns[i].outvars):
-                made.add(i)
-                needed |= self.reads[i] - kept
-        return made, sum(self.costs.flops[i] for i in made)
+        A value has a cotangent from its last use down to where it was made. By then, what only
+        later equations name is gone. What is fused has none in memory.
+        """
+        eqns = self.costs.jaxpr.eqns
+        matter = set(self.held)
+        for eqn, read in zip(eqns, self.reads):
+            name = eqn.primitive.name
+            if name not in FUSED and not name.startswith("reduce_"):  # of a sum: a broadcast
+                matter |= read | set(eqn.outvars)
+        change = np.zeros(len(eqns) + 1)
+        for v in matter:
+            last = self.last_use.get(v, -1)
+            if last >= 0 and has_tangent(v.aval):
+                in_place = last < len(eqns) and eqns[last].primitive is lax.scan_p  # of the state's
+                change[self.defined[v]] += _size(v)
+                change[min(last + (not in_place), len(eqns))] -= _size(v)
+        kept = np.array(self.costs.own_bytes, float)
+        first = {v: i for i, group in reversed([*enumerate(self.costs.named)]) for v in group}
+        for v in self.held:
+            kept[first.get(v, self.defined[v])] += _size(v)
+        there = np.cumsum(kept) + np.cumsum(change)[:-1]
+        blocks = list(zip(self.borders, self.borders[1:]))
+        tops = np.array([there[a:b].max() for a, b in blocks])
+        found = np.zeros((len(self.borders), len(self.borders)))
+        for k in range(len(blocks)):
+            ends = np.array(self.borders[k + 1 :])
+            found[k, k + 1 :] = np.maximum.accumulate(tops[k:]) - self.weight[ends]
+        return np.maximum(found, 0)
 
-    @property
-    def most_bytes(self) -> int:
-        """Return what is estimated to be kept if nothing is made again."""
-        return _bytes(self.held) + sum(self.costs.own_bytes)
+    @cached_property
+    def ladder(self) -> tuple[Schedule, ...]:
+        """Return schedules from the fewest bytes to the fewest operations.
 
-    def least(self) -> Schedule:
-        """Return the schedule of the least bytes that there is."""
-        low, high = 0, self.most_bytes + 1
-        best = self.within(high)
-        for _ in range(24):
-            middle = (low + high) // 2
-            found = self.within(middle)
-            if found is None:
-                low = middle
-            else:
-                best, high = found, middle
-        assert best is not None
-        return best
+        They don't depend on any budget, so that budgets share them.
+        """
+        if not self.costs.jaxpr.eqns:
+            return (Schedule(()),)
+        table = _Table(self)
+        total = [np.inf, *table.least[0, -1]]
+        rungs = [m for m in range(LEVELS + 1) if total[m + 1] < total[m]]
+        if len(rungs) > MOST_RUNGS:
+            wanted = np.geomspace(rungs[0] + 1, rungs[-1] + 1, MOST_RUNGS)
+            rungs = sorted({min(rungs, key=lambda m: abs(m - w)) for w in wanted})
+        return tuple(map(table.schedule, rungs))
+
+    def within(self, limit: float) -> Schedule | None:
+        """Return the rung of the fewest operations that needs at most ``limit`` bytes; or None."""
+        return next((s for s in reversed(self.ladder) if s.bytes <= limit), None)
 
     def even(self, count: int) -> Schedule:
-        """Divide the graph into ``count`` lean segments that keep about as much each."""
-        targets = [self._weight[-1] * k / count for k in range(1, count)]
-        inner = {min(self.borders[1:-1], key=lambda b: abs(self._weight[b] - t)) for t in targets}
+        """Divide the graph into ``count`` segments that keep about as much, all but the last made
+        again.
+        """
+        targets = [self.weight[-1] * k / count for k in range(1, count)]
+        inner = {min(self.borders[1:-1], key=lambda b: abs(self.weight[b] - t)) for t in targets}
         bounds = [0, *sorted(inner), self.borders[-1]]
-        pairs = list(zip(bounds, bounds[1:]))
-        segments = tuple(Segment(a, b, self._inside(a, b, 0.0)) for a, b in pairs)
-        made = {v for group in self.costs.named for v in group if v in self.defined}
-        flops = 0
-        for start, stop in pairs:
-            here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
-            kept = (self.kept[0.0] & here) | self._stay(here, stop)
-            flops += self._made_again(start, stop, made & here, kept)[1]
-        return Schedule(segments, 0, flops)
+        *again, (start, stop) = zip(bounds, bounds[1:])
+        segments = [Segment(a, b, parts=(Segment(a, b),)) for a, b in again]
+        flops = int(self.operations[start])
+        return Schedule((*segments, Segment(start, stop)), 0, flops)
 
-    def within(self, limit: int) -> Schedule | None:
-        """Return the schedule of the fewest operations that needs at most ``limit``; or None."""
-        unit = max(limit / LEVELS, 1.0)
-        count = len(self.borders)
-        flops = np.full((count, LEVELS + 1), np.inf)
-        flops[0, 0] = 0
-        choice: dict[tuple[int, int], tuple[int, int, float | LoopSchedule | None]] = {}
-        for a in range(count):
-            levels = np.flatnonzero(np.isfinite(flops[a]))
-            if not len(levels):
-                continue
-            for b in range(a + 1, count):
-                for kept, fresh, effort, what in self._variants[self.borders[a], self.borders[b]]:
-                    up = int(np.ceil(kept / unit))
-                    fits = levels[(levels + up) * unit + fresh <= limit + 0.5]
-                    fits = fits[fits + up <= LEVELS]
-                    better = flops[a, fits] + effort < flops[b, fits + up]
-                    for level in fits[better]:
-                        flops[b, level + up] = flops[a, level] + effort
-                        choice[b, int(level + up)] = (a, int(level), what)
-        if not np.isfinite(flops[-1]).any():
-            return None
-        level = int(np.argmin(flops[-1]))
-        total = int(flops[-1, level])
-        segments: list[Segment] = []
-        b = count - 1
-        while b:
-            a, before, what = choice[b, level]
-            start, stop = self.borders[a], self.borders[b]
-            loop = what if isinstance(what, LoopSchedule) else None
-            kept = self._inside(start, stop, what) if isinstance(what, float) else None
-            segments.append(Segment(start, stop, kept, loop))
-            b, level = a, before
-        return Schedule(tuple(reversed(segments)), limit, total)
+    def ways(self, a: int, b: int) -> list[Way]:
+        """List the ways to differentiate the stretch between two borders, in one go."""
+        start, stop = self.borders[a], self.borders[b]
+        eqns = self.costs.jaxpr.eqns[start:stop]
+        whole = int(self.weight[stop] - self.weight[start])
+        work, loose = int(self.work[a, b]), int(self.loose[a, b])
+        found = [Way(whole, work, 0, loose, Segment(start, stop))]
+        own = sum(self.costs.own_bytes[start:stop])
+        if stop - start == 1 and own:
+            for kept, fresh, flops, inside in self.ways_inside(eqns[0], own):
+                kept += whole - own
+                if kept + fresh < whole:
+                    segment = Segment(start, stop, inside=inside)
+                    found.append(Way(kept, fresh + work, flops, loose, segment))
+        if b - a <= LONGEST:
+            found += self._leaner(start, stop, whole, work)
+        return found
 
-    def _inside(self, start: int, stop: int, rate: float) -> frozenset[Output]:
-        """Return what a lean segment keeps: its part of the cut, and what later rules name."""
+    def _leaner(self, start: int, stop: int, whole: int, work: int) -> Iterator[Way]:
+        """Go through ways to keep a part of what a stretch's rules name."""
         here = {v for eqn in self.costs.jaxpr.eqns[start:stop] for v in eqn.outvars}
-        return places(self.costs.jaxpr, (here & self.kept[rate]) | self._stay(here, stop))
+        crossing = {v for v in here if self.last_needed.get(v, -1) >= stop}
+        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
+        seen: set[tuple[int, int]] = set()
+        for cut in self.cuts:
+            kept = cut & here
+            flops, size = self._made_again(start, stop, wanted, kept | crossing), _bytes(kept)
+            if flops and (size, flops) not in seen and size < whole:
+                seen.add((size, flops))
+                fresh = _bytes((here & self.held) - kept) + sum(self.costs.own_bytes[start:stop])
+                fresh += work
+                stays = places(self.costs.jaxpr, kept | (crossing & wanted))
+                yield Way(size, fresh, flops, _bytes(crossing - kept), Segment(start, stop, stays))
 
-    def _stay(self, here: set[Var], stop: int) -> frozenset[Var]:
-        return frozenset(v for v in here & self.named if self.last_named[v] >= stop)
+    def _made_again(
+        self, start: int, stop: int, wanted: AbstractSet[Var], kept: AbstractSet[Var]
+    ) -> int:
+        """Count the operations that make again what a stretch's rules name and is not kept."""
+        needed = set(wanted - kept)
+        total = 0
+        for i in reversed(range(start, stop)):
+            if self.costs.own_bytes[i] or not needed.isdisjoint(self.costs.jaxpr.eqns[i].outvars):
+                total += self.costs.flops[i]
+                needed |= self.reads[i] - kept
+        return total
+
+    def idle(self, b: int) -> float:
+        """Count the operations before a border that need not run again: no rule names their end."""
+        if b == len(self.borders) - 1:
+            return 0  # what ends there runs once
+        start, stop = self.borders[b - 1], self.borders[b]
+        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
+        again = self._made_again(start, stop, wanted, frozenset())
+        return self.operations[stop] - self.operations[start] - again
+
+    def _crossing(self, variables: Collection[Var]) -> np.ndarray[Any, Any]:
+        """Count, for each stretch, the bytes of these variables that are made in it and needed
+        after it.
+        """
+        made = np.zeros((len(self.borders), len(self.borders)))
+        for v in variables:
+            first, last = self.defined[v], self.last_needed.get(v, -1)
+            low = bisect_right(self.borders, first)
+            made[low - 1, low : bisect_right(self.borders, last)] += size_in_bytes(v.aval)
+        return np.cumsum(made[::-1], 0)[::-1]
+
+
+class _Table:
+    """C(i, j, m) for all borders and bytes, and the schedules that it stands for."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        borders = scheduler.borders
+        count = len(borders)
+        self.unit = max(scheduler.most_bytes / LEVELS, 1.0)
+        self.least = least = np.full((count, count, LEVELS + 1), np.inf)
+        self.runs = np.subtract.outer(*[scheduler.operations[borders]] * 2).T
+        self.idle = [0, *map(scheduler.idle, range(1, count))]
+        self.ways = {
+            (a, b): scheduler.ways(a, b) for a in range(count) for b in range(a + 1, count)
+        }
+        for a in reversed(range(count - 1)):
+            for b in range(a + 1, count):
+                runs, rest = self.runs[a, b], least[b, b + 1 :]
+                for way in self.ways[a, b]:
+                    cost, (alone, kept, low) = runs + way.flops, self._levels(way)
+                    _lower(least[a, b, alone:], cost - self.idle[b])
+                    _lower(least[a, b + 1 :, low:], cost + rest[:, low - kept : LEVELS + 1 - kept])
+                c = self._up(scheduler.passing[a, b])
+                if c <= LEVELS:
+                    again = rest[:, : LEVELS + 1 - c] + least[a, b, c:]
+                    _lower(least[a, b + 1 :, c:], runs + again)
+
+    def _up(self, size: float) -> int:
+        return math.ceil(size / self.unit - 1e-9)
+
+    def _levels(self, way: Way) -> tuple[int, int, int]:
+        """Return the bytes that a way needs at the end, keeps before a rest, and needs there."""
+        kept = min(self._up(way.kept + way.border), LEVELS + 1)
+        low = max(kept, self._up(way.kept + way.fresh))
+        return self._up(way.kept + way.fresh), kept, min(low, LEVELS + 1)
+
+    def schedule(self, level: int) -> Schedule:
+        """Return the schedule of the fewest operations within so many bytes."""
+        last = len(self.scheduler.borders) - 1
+        again = self.least[0, last, level] - self.runs[0, last]
+        return Schedule(self._segments(0, last, level), int(level * self.unit), int(again))
+
+    def _segments(self, a: int, j: int, m: int) -> tuple[Segment, ...]:
+        wanted = self.least[a, j, m]
+        for way in self.ways[a, j]:
+            cost = self.runs[a, j] + way.flops - self.idle[j]
+            if self._levels(way)[0] <= m and cost == wanted:
+                return (way.segment,)
+        for b in range(a + 1, j):
+            runs, rest = self.runs[a, b], self.least[b, j]
+            for way in self.ways[a, b]:
+                _, kept, low = self._levels(way)
+                if low <= m and runs + way.flops + rest[m - kept] == wanted:
+                    return (way.segment, *self._segments(b, j, m - kept))
+            c = self._up(self.scheduler.passing[a, b])
+            if c <= m and runs + (rest[m - c] + self.least[a, b, m]) == wanted:
+                start, stop = self.scheduler.borders[a], self.scheduler.borders[b]
+                again = Segment(start, stop, parts=self._segments(a, b, m))
+                return (again, *self._segments(b, j, m - c))
+        raise AssertionError("the table holds what it was filled with")
+
+
+def _lower(target: np.ndarray[Any, Any], value: Any) -> None:
+    np.minimum(target, value, out=target)
 
 
 def places(jaxpr: Jaxpr, variables: Collection[Var]) -> frozenset[Output]:
@@ -264,85 +388,6 @@ def places(jaxpr: Jaxpr, variables: Collection[Var]) -> frozenset[Output]:
         for k, v in enumerate(eqn.outvars)
         if v in variables
     )
-
-
-@lru_cache(maxsize=256)
-def body_costs(eqn: JaxprEqn) -> Costs:
-    """Count what the body of a ``scan`` keeps, its calls written out."""
-    jaxpr, _ = without_calls(_jax.open_jaxpr(eqn.params["jaxpr"])[0])
-    return costs_of(jaxpr, [has_tangent(v.aval) for v in jaxpr.invars])
-
-
-def loop_variants(eqn: JaxprEqn, own: int, held: int) -> list[Variant]:
-    """List the ways to differentiate a ``scan`` that keep fewer bytes than its rules name.
-
-    With n steps that carry c bytes, name r bytes and take f operations each:
-
-    ========================================  ==================  ===========  ==============
-    way                                       kept                made again   operations
-    ========================================  ==================  ===========  ==============
-    as it stands                              n r                              0
-    each step keeps k and makes the rest      n k                 r            n f(k)
-    m chunks, each run again                  m c                 n r / m      n f
-    both                                      m c                 n k / m + r  n (f + f(k))
-    ========================================  ==================  ===========  ==============
-
-    Args:
-        eqn: the equation.
-        own: the bytes that it keeps as it stands, all steps together.
-        held: those that it keeps beside that.
-    """
-    length = eqn.params.get("length")
-    if eqn.primitive is not lax.scan_p or not isinstance(length, int) or length < 2:
-        return []
-    costs = body_costs(eqn)
-    constants, carries = _jax.scan_counts(eqn.params)
-    states = costs.jaxpr.invars[constants : constants + carries]
-    scanned = costs.jaxpr.invars[constants + carries :]
-    prices = {v: size_in_bytes(v.aval) for v in states}
-    carry, step = sum(prices.values()), own / length
-    effort = sum(costs.flops)
-    leaner: dict[int, tuple[frozenset[Output], int]] = {}
-    for rate in RATES:
-        kept = frozenset(cheapest(costs, rate, prices))
-        flops = flops_again(costs, kept)
-        if flops and _bytes(kept) < 0.98 * step:
-            leaner.setdefault(_bytes(kept), (places(costs.jaxpr, kept), flops))
-    found = [
-        Variant(length * k + held, int(step), length * flops, LoopSchedule(0, kept))
-        for k, (kept, flops) in leaner.items()
-    ]
-    for k, (kept, flops) in [(int(step), (None, 0)), *leaner.items()]:
-        best = math.sqrt(length * max(k, 1) / max(carry, 1))
-        for chunks in {_divisor_near(length, best * factor) for factor in (0.5, 1, 2)}:
-            if 1 < chunks <= length // 2:
-                fresh = math.ceil(length / chunks) * k + (int(step) if kept is not None else 0)
-                total = length * (effort + flops)
-                copied = _bytes(scanned) * length if length % chunks else 0
-                kept_bytes = chunks * carry + held + copied
-                found.append(Variant(kept_bytes, fresh, total, LoopSchedule(chunks, kept)))
-    return [v for v in found if v.kept + v.fresh < own + held]
-
-
-def _divisor_near(length: int, wanted: float) -> int:
-    """Choose a number of chunks: one that divides the steps, if there is one within a factor of 2.
-
-    What is scanned has else to be copied, to cut off the rest.
-    """
-    near = [k for k in range(2, length // 2 + 1) if length % k == 0 and 0.5 < k / wanted < 2]
-    return min(near, key=lambda k: abs(math.log(k / wanted)), default=round(wanted))
-
-
-def flops_again(costs: Costs, kept: frozenset[Var]) -> int:
-    """Count the operations that make again what the rules of a graph name and is not kept."""
-    needed = {v for group in costs.named for v in group} - kept
-    total = 0
-    for i in reversed(range(len(costs.jaxpr.eqns))):
-        eqn = costs.jaxpr.eqns[i]
-        if costs.own_bytes[i] or not needed.isdisjoint(eqn.outvars):
-            total += costs.flops[i]
-            needed |= set(_variables(eqn.invars)) - kept
-    return total
 
 
 def _variables(atoms: Iterable[Any]) -> list[Var]:

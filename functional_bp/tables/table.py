@@ -63,7 +63,7 @@ class Line:
     @property
     def is_heading(self) -> bool:
         """Say whether it has one cell, as long as the table is wide."""
-        return self.kind in ("scope", "more")
+        return self.kind in ("scope", "more", "total")
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,7 @@ def fit(
     clip_value: float | None = None,
     precision: str | None = None,
     nonfinite: str | None = "stop",
+    memory: int | float | str | None = None,
 ) -> tuple[TrainState, History]:
     """A model is trained; the last state and the numbers of every epoch are returned.
 
@@ -213,6 +214,7 @@ def fit(
         precision: "bfloat16" or "float16" for the computation.
         nonfinite: "stop" ends the run at the first step whose loss or gradient is not finite,
             "skip" leaves such steps out, None does not look.
+        memory: what the compiled step may need; see ``train.step``.
 
     Returns:
         The state after the last step, and the history: ``history["loss"]`` and the metrics hold a
@@ -239,6 +241,7 @@ def fit(
     stepper = step(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
+        memory=memory,
     )  # fmt: skip
     check_count("epochs", epochs)
     check_count("validation_freq", validation_freq)

@@ -283,7 +283,7 @@ class TrainingLoop:
         source: the batches.
         present: the run, as callbacks see it.
         sums: of the numbers of the present epoch, on the device.
-        compilations: the step was compiled for so many shapes of a batch.
+        program: the compiled step, with these sums.
     """
 
     def __init__(
@@ -302,8 +302,8 @@ class TrainingLoop:
         self.present = TrainingRun(state, History(), int(state.step))
         self._names = [name for name in names if name != "nonfinite"]
         self._validation, self._saver, self.callbacks = validation, saver, callbacks
-        self._interrupts, self._window, self.compilations = Interrupts(), Window(), 0
-        self._advance = jax.jit(self._advanced, donate_argnums=(0, 1))
+        self._interrupts, self._window = Interrupts(), Window()
+        self.program = stepper.program(self._advanced, donated=(0, 1))
         self.sums = self._zeros()
         self._done = 0
         self._compared: set[Any] = set()
@@ -317,11 +317,11 @@ class TrainingLoop:
     def _zeros(self) -> Any:
         return self.on_devices({**Sums.zeros(self._names), "skipped": jnp.int32(0)})
 
-    def _advanced(self, state: Any, sums: Any, bad: Any, batch: Any) -> Any:
+    def _advanced(self, state: Any, sums: Any, bad: Any, batch: Any, choose: Any = None) -> Any:
         """The next state, the epoch's sums, and the step that was not finite, or −1."""
-        self.compilations += 1  # this body runs when it is traced
         stops = self.stepper.options.nonfinite == "stop"
-        after, logs, weight = self.stepper.advance(state, batch, bad < 0 if stops else True)
+        bound = bad < 0 if stops else True
+        after, logs, weight = self.stepper.advance(state, batch, bound, choose)
         failed = logs.pop("nonfinite", None)
         if failed is None:
             return after, {**Sums.add(sums, logs, weight), "skipped": sums["skipped"]}, bad
@@ -411,7 +411,7 @@ class TrainingLoop:
                 saver.save(self, run.epoch, self._done, place)
             placed = self._layout.split(batch) if self._layout else batch
             self._compare(placed)
-            state, self.sums, self._bad = self._advance(run.state, self.sums, self._bad, placed)
+            state, self.sums, self._bad = self.program(run.state, self.sums, self._bad, placed)
             run.state = state
             started = Started(run.step, self._bad, placed, self._done)
             self._check(window.add(started))
@@ -429,7 +429,7 @@ class TrainingLoop:
         shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
         if shapes not in self._compared:
             self._compared.add(shapes)
-            lowered = self._advance.lower(self.present.state, self.sums, self._bad, batch)
+            lowered = self.program.lower(self.present.state, self.sums, self._bad, batch)
             processes.require_same_program("the training steps", lowered)
 
     def _stop_together(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,20 @@ from jax.sharding import AxisType
 
 from functional_bp.engine import transforms
 from functional_bp.errors import TrainingError, describe
+from functional_bp.graph import names
 from functional_bp.memory.attribution import OPTIMIZER_SCOPE
-from functional_bp.train.objective import CallContext, Objective, Output, as_objective, batch_length
+from functional_bp.memory.budgets import Recomputation
+from functional_bp.memory.recompute import Chooser, rescheduled
+from functional_bp.train.objective import (
+    CallContext,
+    Objective,
+    Output,
+    Supervised,
+    as_objective,
+    batch_length,
+)
 from functional_bp.train.state import LossScale, Precision, TrainState, settled
+from functional_bp.train.step_program import Budget, StepProgram, checked_budget
 
 
 class Pass(NamedTuple):
@@ -43,6 +54,7 @@ class Gradients:
         by_hand: ``(params, batch) -> params_bar`` in its place, or None.
         accumulate: into how many microbatches a batch is split.
         precision: of the computation.
+        choose: says what of the loss is made again in the reverse sweep; None: nothing.
     """
 
     objective: Objective
@@ -50,6 +62,7 @@ class Gradients:
     by_hand: Callable[..., Any] | None
     accumulate: int
     precision: Precision
+    choose: Chooser | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> Pass:
         """The gradient is taken at the state's parameters."""
@@ -84,7 +97,8 @@ class Gradients:
             keywords = context.keywords_of(self.by_hand)
             params_bar = self.by_hand(state.params, batch, **keywords)
             return output, _fitting(params_bar, state.params)
-        (_, output), params_bar = self.value_and_grad(scaled, has_aux=True)(state.params)
+        fun = scaled if self.choose is None else rescheduled(scaled, self.choose)
+        (_, output), params_bar = self.value_and_grad(fun, has_aux=True)(state.params)
         if scale is not None:
             params_bar = jax.tree.map(lambda g: g / scale, params_bar)
         return output, _fitting(params_bar, state.params)
@@ -180,6 +194,7 @@ class StepOptions(NamedTuple):
     precision: Precision = Precision()
     nonfinite: str | None = None
     donate: bool = True
+    memory: Budget | None = None
 
 
 class Step:
@@ -189,7 +204,6 @@ class Step:
         objective: the loss as it was given.
         optimizer: the gradient transformation.
         options: the rest.
-        compilations: it was compiled for so many shapes, dtypes and layouts of state and batch.
     """
 
     def __init__(
@@ -200,10 +214,10 @@ class Step:
         options: StepOptions,
     ) -> None:
         self.objective, self.optimizer, self.options = loss, optimizer, options
+        self.__name__ = names.function_name(loss.model if isinstance(loss, Supervised) else loss)
         self.gradients = gradients
         self._update = optax.with_extra_args_support(optimizer).update
-        self.compilations = 0
-        self._compiled = jax.jit(self._counted, donate_argnums=0 if options.donate else ())
+        self._program = self.program(self._run, (0,) if options.donate else ())
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         """One step is taken.
@@ -216,19 +230,51 @@ class Step:
             The next state, and ``logs``: "loss" before the step and the metrics, f32[] each;
             "grad_norm" with ``clip_norm``, and "nonfinite" with ``nonfinite`` or float16.
         """
-        return self._compiled(state, batch)
+        return self._program(state, batch)
+
+    def __str__(self) -> str:
+        name, budget = f"a training step of {self.__name__}", self.options.memory
+        if budget is None:
+            return name
+        told = [f"{name} {choice}" for choice in self.choices.values()]
+        return "\n".join(told) or f"{name}, to be compiled within {budget!r}: not called yet"
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The same step, uncompiled: of it, shapes can be told without a search."""
+        return self._run
+
+    @property
+    def compilations(self) -> int:
+        """It was compiled for so many shapes, dtypes and layouts of state and batch."""
+        return self._program.compilations
+
+    @property
+    def choices(self) -> Mapping[Any, Recomputation]:
+        """This is made again to keep to the budget, for each of these; printed, it says so."""
+        return self._program.choices
 
     def lower(self, state: TrainState, batch: Any) -> Any:
         """The step is lowered for a state and a batch, or their shapes, as ``jax.jit``'s is."""
-        return self._compiled.lower(state, batch)
+        return self._program.lower(state, batch)
 
-    def _counted(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        after, logs, _ = self.advance(state, batch)
-        self.compilations += 1  # this body runs when it is traced
+    def program(self, run: Callable[..., Any], donated: Sequence[int]) -> StepProgram:
+        """A function that advances by this step is compiled, within the step's budget.
+
+        Args:
+            run: passes its ``choose=`` on to ``advance``.
+            donated: the positions of the arguments whose buffers are reused.
+        """
+        return StepProgram(run, donated, self.options.memory, self.__name__)
+
+    def _run(
+        self, state: TrainState, batch: Any, choose: Chooser | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        after, logs, _ = self.advance(state, batch, choose=choose)
         return after, logs
 
     def advance(
-        self, state: TrainState, batch: Any, bound: Any = True
+        self, state: TrainState, batch: Any, bound: Any = True, choose: Chooser | None = None
     ) -> tuple[TrainState, dict[str, jax.Array], jax.Array]:
         """The same step is taken uncompiled, to stand inside another ``jit``.
 
@@ -236,6 +282,7 @@ class Step:
             state: the state.
             batch: the batch.
             bound: where False, the state comes back as it is (for a caller that has stopped).
+            choose: says what of the loss is made again in the reverse sweep.
 
         Returns:
             The next state, the logs, and how many examples they are means of.
@@ -244,7 +291,7 @@ class Step:
             raise TrainingError("a step begins with a state", got=describe(state),
                                 expected="a TrainState",
                                 do="make it with train.init(params, optimizer)")  # fmt: skip
-        found = self.gradients(state, batch)
+        found = dataclasses.replace(self.gradients, choose=choose)(state, batch)
         output = found.output
         logs = {"loss": output.loss, **output.metrics}
         params_bar = self._clipped(found.params_bar, logs)
@@ -370,6 +417,7 @@ def step(
     precision: str | None = None,
     nonfinite: str | None = None,
     donate: bool = True,
+    memory: Budget | None = None,
 ) -> Step:
     """A training step is made and jit-compiled: ``step(state, batch) -> (state, logs)``.
 
@@ -391,9 +439,17 @@ def step(
             of the gradient is not finite; "stop" does not count such a step, either, so that the
             state stays the last good one.
         donate: reuse the state's buffers for the next state.
+        memory: what the compiled step may need, on each device: bytes, or a text such as "2 GiB",
+            state, batch, optimizer and metrics included; a fraction below 1 is one of the
+            temporaries that it needs without. Parts of the loss are made again in the reverse sweep
+            to keep to it (``bp.recompute``), at the fewest operations found: ``print(step)`` says
+            which, and ``bp.footprint(step, state, batch)`` what fills it. Several programs are
+            compiled for each shape of a batch.
 
     Raises:
         TrainingError: an option's value makes no sense.
+        BudgetError: when called, before anything runs, if the step cannot be had within
+            ``memory``; the message says what the least is, and what fills it.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -416,9 +472,12 @@ def step(
         raise _unusable(
             "optimizer", optimizer, "a gradient transformation of optax, optax.adam(1e-3)"
         )
+    if memory is not None and gradient is not None:
+        raise _unusable("memory", memory, "None, where the gradient is derived by hand")
     options = StepOptions(
-        accumulate, clip_norm, clip_value, Precision.of(precision), nonfinite, donate
-    )
+        accumulate, clip_norm, clip_value, Precision.of(precision), nonfinite, donate,
+        checked_budget(memory),
+    )  # fmt: skip
     gradients = Gradients(
         as_objective(loss), value_and_grad, gradient, accumulate, options.precision
     )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Primitive, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -124,13 +124,15 @@ def _is_opened(eqn: JaxprEqn) -> bool:
 
 
 @lru_cache(maxsize=256)
-def without_calls(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
-    """Write out every ``jit`` inside the graph, so that a policy sees all it names."""
+def without_calls(
+    jaxpr: Jaxpr, calls: tuple[Primitive, ...] = (primitives.jit_p,)
+) -> tuple[Jaxpr, list[Any]]:
+    """Write out every call of these kinds inside the graph, so that a policy sees all it names."""
 
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
-        if eqn.primitive is primitives.jit_p:
-            return sweeps.run(*_jax.open_jaxpr(eqn.params["jaxpr"]), operands, step)
         plain = _jax.as_checkpoint(eqn)
+        if plain.primitive in calls:
+            return sweeps.run(*_jax.open_jaxpr(plain.params["jaxpr"]), operands, step)
         return sweeps.evaluate(plain if plain.primitive.name == "name" else eqn, operands)
 
     run = lambda *args: sweeps.run(jaxpr, (), args, step)

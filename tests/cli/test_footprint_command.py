@@ -87,3 +87,12 @@ def test_it_is_written_where_it_is_asked_for(model: str, tmp_path: Path, capsys:
 def test_wrong_calls_are_refused(model: str, words: str, said: str, capsys: Any) -> None:
     assert main(["footprint", f"{model}:loss", *words.split()]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_derivatives_are_told_by_order(model: str, capsys: Any) -> None:
+    assert main(["footprint", f"{model}:from_example", "--orders", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[lines.index("Derivatives of from_example") :]
+    assert [line.split()[0] for line in table[-2:]] == ["0", "1"] and "run in" not in table[1]
+    assert main(["footprint", f"{model}:from_example", "--orders", "-1"]) == 2
+    assert "no order of a derivative" in capsys.readouterr().err

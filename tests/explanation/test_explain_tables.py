@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from functional_bp.explanation import tables
 from functional_bp.explanation.formulas import writing
 from functional_bp.explanation.numbers import state_of
 from functional_bp.explanation.tables import ReverseRow, forward_rows, reverse_rows
+from functional_bp.graph.graph import format_bytes
 from functional_bp.tables.latex import PACKAGES
 from functional_bp.tables.text import fitted
 
@@ -40,6 +42,7 @@ def network(params: Any, x: Any, y: Any) -> Any:
     return -jnp.mean(jnp.sum(y * jnp.log(p), axis=-1)) + 0.1 * jnp.sum(params["W1"] ** 2)
 
 
+@functools.cache
 def explained_network() -> Any:
     rng = np.random.default_rng(0)
     params = {"W1": rng.normal(size=(3, 4)), "b1": np.zeros(4), "W2": rng.normal(size=(4, 2))}
@@ -246,6 +249,23 @@ def test_html_is_a_fragment() -> None:
     assert "prefers-color-scheme: dark" in page and "<body" not in page and "http" not in page
     assert '<span class="bar">result</span>' in page and "&lt;" not in page
     assert "&lt;lambda&gt;" in bp.explain(lambda x: x * x, 1.0).table_html()
+
+
+def test_a_line_of_totals_tells_what_footprint_does() -> None:
+    explanation = bp.explain(product_of_sum, 1.0, 3.0, -3.0)
+    needs = bp.footprint(product_of_sum, 1.0, 3.0, -3.0)
+    assert needs.training and needs.prediction
+    kept = format_bytes(sum(explanation.kept_bytes.values()))
+    training, prediction = (format_bytes(u.peak_bytes) for u in needs.usages.values())
+    said = f"{kept} are kept in all; compiled, training needs {training} and prediction needs "
+    assert said + prediction in " ".join(explanation.text(140).split())
+    assert said in explanation.table_html() and said in explanation.markdown()
+    assert explanation.footprint.peak_bytes == needs.peak_bytes
+    vector = bp.explain(lambda i, x: x[i] * 2.0, 1, jnp.ones(3), cotangent=1.0)
+    assert "training needs" in vector.totals  # of x: an index is not trained
+    assert "prediction" in bp.explain(jnp.sin, jnp.ones(2), cotangent=jnp.ones(2)).totals
+    looks = bp.explain(lambda x: x if x > 0 else 2 * x, 1.0)
+    assert "not compiled: <lambda> cannot be compiled for these arguments" in looks.totals
 
 
 def test_str_is_the_table() -> None:

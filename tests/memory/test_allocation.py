@@ -199,7 +199,10 @@ def overlaps(program: CompiledProgram) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_parts_add_up_to_what_xla_says(name: str) -> None:
-    program = program_of(PROGRAMS[name]())
+    made = PROGRAMS[name]()
+    program = program_of(made)
+    total = getattr(made.memory_analysis(), "total_allocation_bytes", program.peak_bytes)  # 0.12
+    assert program.peak_bytes == pytest.approx(total, rel=1e-3)
     sums = dict.fromkeys(AllocationKind, 0)
     for allocation in program.allocations:
         sums[allocation.kind] += allocation.bytes

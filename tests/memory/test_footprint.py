@@ -137,6 +137,22 @@ def test_why_values_are_kept() -> None:
     assert scanned.kept[0].operation == "scan" and scanned.kept[0].bytes >= 5 * BATCH_BYTES
 
 
+def test_what_is_closed_over_is_counted_by_name() -> None:
+    """XLA makes it part of the program, transposed where that suits it."""
+    table, unused = jax.random.normal(jax.random.key(0), (WIDTH, 7 * WIDTH), F), jnp.ones(5, F)
+
+    def closed(params: Any, x: Any) -> Any:
+        return loss(params, x @ jnp.sin(table) @ table.T) + jnp.sum(unused[:0])
+
+    found = bp.footprint(closed, PARAMS, X)
+    assert found.training and found.prediction
+    for usage in (found.training, found.prediction):
+        assert usage.by_use[Purpose.CONSTANTS] >= table.nbytes
+        assert "table" in {share.name for share in usage.shares if share.use is Purpose.CONSTANTS}
+        assert sum(usage.by_use.values()) == usage.peak_bytes
+    assert "table (constants)" in found.text(120)
+
+
 def test_growth_is_exact_where_memory_is_linear() -> None:
     found = bp.footprint(loss, PARAMS, X)
     slope = found.growth()["x.shape[0]"]

@@ -109,7 +109,7 @@ def test_the_step_is_compiled_once_for_every_shape_of_a_batch(
     )
     fit(epochs=4)
     fit(epochs=4, drop_last=True)
-    assert [loop.compilations for loop in loops] == [2, 1]
+    assert [loop.program.compilations for loop in loops] == [2, 1]
 
 
 def test_validation_is_the_mean_over_the_held_out_examples() -> None:
