@@ -168,7 +168,7 @@ def elementwise(operands_t: Sequence[Any], outputs_t: Sequence[Any]) -> Axes:
     full = [max([s[i] for s in shapes if len(s) == most], default=0) for i in range(most)]
 
     def labels(x: Any) -> Labels:
-        if rank(x) != most:
+        if not most or rank(x) != most:
             return (None,) * rank(x)
         return tuple(i if n == full[i] else None for i, n in enumerate(x.shape))
 

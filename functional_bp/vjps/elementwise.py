@@ -341,6 +341,8 @@ piecewise_constant(lax.argmax_p, "an index: constant between ties", axes=mixing(
 piecewise_constant(lax.argmin_p, "an index: constant between ties", axes=mixing("axes"),
                    cases=[case(lambda x: lax.argmin(x, 0, jnp.int32), real(2, 3), **SECOND)])
 piecewise_constant(lax.bitcast_convert_type_p, "reads the bits as another type",
+                   axes=lambda operands_t, outputs_t: relate(*2 * [[range(min(
+                       len(operands_t[0].shape), len(outputs_t[0].shape)))]]),
                    cases=[case(lambda x: lax.bitcast_convert_type(x, jnp.int8), real(3), **SECOND)])
 piecewise_constant(_jax.find_primitive("ad_util.stop_gradient_p"),
                    "y = x with the derivative declared to be zero",
@@ -413,23 +415,29 @@ def _random(name: str) -> Any:
 
 
 _threefry: Any = _jax.find_primitive("random.threefry2x32.threefry2x32_p")
+def _each(function: Any) -> Any:
+    """Run ``function`` on each of three keys."""
+    return lambda key: jax.vmap(function)(jax.random.split(key, 3))
+
+
 for _function, _primitive, _axes in (
-    (lambda key: jax.random.bits(key, (3,)), _random("random_bits_p"), drawn_axes),
-    (lambda key: jax.random.bits(jax.random.fold_in(key, 2), (3,)), _random("random_fold_in_p"),
+    (_each(jax.random.bits), _random("random_bits_p"), drawn_axes),
+    (_each(lambda key: jax.random.bits(jax.random.fold_in(key, 2))), _random("random_fold_in_p"),
      None),
-    (lambda key: jax.random.bits(jax.random.split(key)[1], (3,)), _random("random_split_p"),
+    (_each(lambda key: jax.random.bits(jax.random.split(key)[1])), _random("random_split_p"),
      drawn_axes),
-    (lambda key: jax.random.bits(key, (3,)), _random("random_seed_p"), None),
-    (lambda key: jax.random.key_data(key)[1:], _random("random_unwrap_p"), "... -> ... K"),
-    (lambda key: jax.random.bits(jax.random.wrap_key_data(jax.random.key_data(key)), (3,)),
+    (lambda key: jax.vmap(lambda seed: jax.random.bits(jax.random.key(seed)))(jnp.arange(3)),
+     _random("random_seed_p"), None),
+    (_each(lambda key: jax.random.key_data(key)[1]), _random("random_unwrap_p"), "... -> ... K"),
+    (_each(lambda key: jax.random.bits(jax.random.wrap_key_data(jax.random.key_data(key)))),
      _random("random_wrap_p"), "... K -> ..."),
-    (lambda key: jax.random.bits(jax.random.clone(key), (3,)), _random("random_clone_p"), None),
+    (_each(lambda key: jax.random.bits(jax.random.clone(key))), _random("random_clone_p"), None),
     (lambda key: lax.rng_bit_generator(np.arange(4, dtype=np.uint32), (3,))[1],
      lax.rng_bit_generator_p, lambda operands_t, outputs_t: relate(
          [[None] * len(x.shape) for x in operands_t],
          [[None] * len(outputs_t[0].shape), [*range(len(outputs_t[1].shape))]],
          positional=range(len(outputs_t[1].shape)))),
-    (lambda key: _threefry.bind(*np.arange(4, dtype=np.uint32))[0],
+    (lambda key: _threefry.bind(*np.arange(12, dtype=np.uint32).reshape(4, 3))[0],
      _threefry, None),
 ):
     no_tangent_space(

@@ -164,7 +164,8 @@ def padded_axes(x_t, y_t, *, padding_config):
 rule(
     lax.pad_p, "x, p -> y", linear="x, p", x=unpad, p=sum_over_padding, axes=padded_axes,
     cases=[
-        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0))), real(2, 3)),
+        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0), (0, 0, 0))),
+             real(2, 3, 2)),
         case(lambda x: lax.pad(x, np.ones((), x.dtype), ((1, 2, 1), (-1, 1, 2))), real(3, 3)),
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((-2, 1, 1),)), real(4)),
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((2, -3, 0),)), real(2), note="x cut off"),
@@ -244,7 +245,7 @@ def sliced_axes(x_t, y_t, *, strides):
 linear(
     lax.slice_p, "x -> y", x=embed_slice, axes=sliced_axes,
     cases=[
-        case(lambda x: lax.slice(x, (1, 0), (3, 2)), real(4, 3)),
+        case(lambda x: lax.slice(x, (1, 0, 0), (3, 2, 2)), real(4, 3, 2)),
         case(lambda x: lax.slice(x, (1, 0), (4, 5), (2, 3)), real(5, 5)),
         case(lambda x: lax.slice(x, (2,), (2,), (3,)), real(4), note="an empty slice"),
         case(lambda x: x[1:2], cplx(3)),
@@ -364,8 +365,14 @@ def sum_over_tiles(y_bar, x_t, *, reps):
     return lax.reduce_sum(lax.reshape(y_bar, shape, out_sharding=layout(x_t, order)), copies)
 
 
+def tiled_axes(x_t, y_t):
+    """A repeated axis is another one in the output."""
+    labels = [i if n == m else None for i, (n, m) in enumerate(zip(x_t.shape, y_t.shape))]
+    return relate([labels], [labels])
+
+
 linear(
-    find_primitive("lax.lax.tile_p"), "x -> y", x=sum_over_tiles,
+    find_primitive("lax.lax.tile_p"), "x -> y", x=sum_over_tiles, axes=tiled_axes,
     cases=[
         case(lambda x: lax.tile(x, (2, 1, 3)), real(2, 3, 1)),
         case(lambda x: lax.tile(x, (1, 1)), cplx(2, 2)),

@@ -145,7 +145,8 @@ def _geometries(reduction: Any, initial: Any) -> list[Any]:
         case(_reduce(reduction, initial, (2, 2), (2, 2), "VALID"), real(4, 5)),
         case(_reduce(reduction, initial, (2, 3), (2, 3), "SAME"), real(5, 4)),
         case(_reduce(reduction, initial, (3, 2), (1, 2), ((1, 1), (0, 2))), real(4, 5)),
-        case(_reduce(reduction, initial, (2,), (3,), ((1, 0),)), real(5), note="gaps"),
+        case(_reduce(reduction, initial, (1, 2), (1, 3), ((0, 0), (1, 0))), real(2, 5),
+             note="gaps"),
         case(_reduce(reduction, initial, (2,), (1,), ((0, 0),), base_dilation=(2,)), real(4)),
     ]
 
@@ -303,7 +304,8 @@ rule(
     kinks="of equal entries in a window, the first",
     cases=[
         case(_read_selected(lax.ge_p, (2, 2), (2, 1), ((0, 0), (1, 0))), real(4, 4), real(4, 4)),
-        case(_read_selected(lax.le_p, (3,), (2,), ((0, 1),), base_dilation=(2,)), real(4), real(4)),
+        case(_read_selected(lax.le_p, (1, 3), (1, 2), ((0, 0), (0, 1)), base_dilation=(1, 2)),
+             real(2, 4), real(2, 4)),
         case(_read_selected(lax.ge_p, (2,), (1,), ((0, 0),), window_dilation=(2,)), real(4),
              real(values=[1, 5, 3, 2]), note="jax.vjp raises",
              reference=lambda t, x: jax.numpy.stack([t[2], t[1]]) + 0 * x[:2]),
@@ -334,7 +336,7 @@ rule(
     kinks="of equal entries in a window, the first",
     cases=[
         case(_write_selected(lax.ge_p, (2, 2), (2, 2), ((0, 0), (0, 0))), real(2, 2), real(4, 4)),
-        case(_write_selected(lax.le_p, (3,), (1,), ((1, 1),)), real(5), real(5)),
+        case(_write_selected(lax.le_p, (1, 3), (1, 1), ((0, 0), (1, 1))), real(2, 5), real(2, 5)),
     ],
 )
 
