@@ -64,6 +64,7 @@ class Dimension:
         argument_bytes: of the arguments that carry it.
         uses: the operations along it that do not just divide it, by role.
         twice: whether an array has it along two of its axes; a layout divides the first.
+        is_batch: whether the examples of the arguments behind the first stand along it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Dimension:
     argument_bytes: int
     uses: Mapping[Role, tuple[Equation, ...]] = field(repr=False)
     twice: bool = False
+    is_batch: bool = False
 
     def axis_of(self, leaf: int) -> int | None:
         """Return the (first) axis of an argument's array that belongs to it, None for none."""
@@ -159,6 +161,10 @@ class Dimensions(Mapping[str, Dimension]):
         variables = [leaf.variable for leaf in self.leaves]
         return [() if v is None else self.names_of(v) for v in variables]
 
+    def members(self, name: str) -> Sequence[Axis]:
+        """Return the axes of the graph's variables that belong to a dimension."""
+        return self._members[self[name]]
+
     @property
     def table(self) -> Table:
         """Return the dimensions as a table."""
@@ -218,10 +224,12 @@ def dimensions(loss: Callable[..., Any], *args: Any) -> Dimensions:
     for root, axes in joined.classes.items():
         if any(variable.shape[i] != 1 for variable, i in axes):
             found[_dimension(axes, joined, leaves, uses.get(root, {}))] = axes
-    order = sorted(found, key=lambda d: (not d.places, -d.bytes - d.argument_bytes))
-    names = _names([(d, found[d]) for d in order], leaves, joined)
+    batch = _batches(list(found), leaves)
+    marked = {replace(d, is_batch=d in batch): axes for d, axes in found.items()}
+    order = sorted(marked, key=lambda d: (not d.places, -d.bytes - d.argument_bytes))
+    names = _names([(d, marked[d]) for d in order], leaves, joined)
     return Dimensions(
-        graph, leaves, {replace(d, name=name): found[d] for d, name in zip(order, names)}
+        graph, leaves, {replace(d, name=name): marked[d] for d, name in zip(order, names)}
     )
 
 
@@ -282,10 +290,10 @@ def _names(
     found: Sequence[tuple[Dimension, Sequence[Axis]]], leaves: Sequence[Leaf], joined: JoinedAxes
 ) -> list[str]:
     """``batch``, an argument's axis, or that of a value inside."""
-    batch, taken = _batch([d for d, _ in found], leaves), set[str]()
+    taken = set[str]()
     names: list[str] = []
     for dimension, axes in found:
-        if dimension is batch:
+        if dimension.is_batch:
             name = "batch"
         elif _is_depth(dimension, leaves):
             name = "layers"
@@ -302,12 +310,17 @@ def _names(
     return names
 
 
-def _batch(dimensions: Sequence[Dimension], leaves: Sequence[Leaf]) -> Dimension | None:
-    """The dimension of the first axis of (most of) the arrays behind the first argument."""
-    data = {k for k, leaf in enumerate(leaves) if leaf.argument and _is_data(leaf.variable)}
+def _batches(dimensions: Sequence[Dimension], leaves: Sequence[Leaf]) -> list[Dimension]:
+    """The dimension of the first axis of most of the arrays behind the first argument.
+
+    Where all of these have the same length, they hold the same examples, even if the loss joins
+    them nowhere, as one that compares all with all.
+    """
+    data = {k: v for k, leaf in enumerate(leaves) if leaf.argument and _is_data(v := leaf.variable)}
     count = {d: sum(p.axis == 0 and p.leaf in data for p in d.places) for d in dimensions}
-    best = max(count, key=count.__getitem__, default=None)
-    return best if best is not None and 2 * count[best] > len(data) else None
+    if len({v.shape[0] for v in data.values() if v is not None}) == 1:
+        return [d for d in dimensions if count[d]]
+    return [d for d in dimensions if 2 * count[d] > len(data)]
 
 
 def _is_depth(dimension: Dimension, leaves: Sequence[Leaf]) -> bool:
