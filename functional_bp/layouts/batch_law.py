@@ -17,10 +17,10 @@ computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +48,25 @@ class Law(Enum):
 WORDS = {
     Law.MEAN: "the loss is a mean over {batch}; the gradients of equal microbatches average to its",
     Law.SUM: "the loss is a sum over {batch}; the gradients of microbatches add up to its",
-    Law.WEIGHTED: "the loss is a sum over {batch}, divided by {by}; the gradients g of microbatches "
-    "with divisors w make up its as Σ w g / w of the whole",
+    Law.WEIGHTED: "the loss is a sum over {batch}, divided by {by}; the gradients g of "
+    "microbatches with divisors w make up its as Σ w g / w of the whole",
     Law.COUPLED: "microbatches would change the loss: {why}",
     Law.NONE: "there is no batch to divide: {why}",
 }
+
+
+class Factor(NamedTuple):
+    """A loss is multiplied by a power of a value.
+
+    Attributes:
+        variable: the value, in the graph of the loss.
+        power: -1 where the loss is divided by it.
+        path: to the value, in the graph of a batch of any size.
+    """
+
+    variable: Variable
+    power: int
+    path: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +78,7 @@ class BatchLaw:
         why: what couples the examples, or why there are none.
         culprit: the operation that couples them.
         source: its file and line, None where they are not known.
-        weights: of a weighted loss, the values that it is multiplied by, with their powers.
+        weights: of a weighted loss, what it is multiplied by.
         draws: where random numbers are drawn for each example: microbatches draw others than the
             whole batch does, of the same distribution.
         size: how many examples there are.
@@ -75,7 +89,7 @@ class BatchLaw:
     why: str = ""
     culprit: Equation | None = None
     source: tuple[str, int] | None = None
-    weights: tuple[tuple[Variable, int], ...] = ()
+    weights: tuple[Factor, ...] = ()
     draws: tuple[tuple[str, int] | None, ...] = ()
     size: int = 0
     loss: Callable[..., Any] | None = None
@@ -93,20 +107,17 @@ class BatchLaw:
         """
         if self.kind is not Law.WEIGHTED or self.loss is None:
             return 1.0
-        here = batch_law(self.loss, *jax.tree.map(_shape, args))
-        if here.kind is not self.kind or here.graph is None:
-            raise ArgumentsError("the law of a batch changes with its size", got=str(here),
-                                 expected=str(self))  # fmt: skip
+        graph = trace(self.loss, *jax.tree.map(_shape, args))
         known: dict[Variable, Any] = {}
-        evaluate(here.graph, [x for x in jax.tree.leaves(args) if leaf_is_array(x)], known)
-        return math.prod(known[variable] ** -power for variable, power in here.weights)
+        evaluate(graph, [x for x in jax.tree.leaves(args) if leaf_is_array(x)], known)
+        return math.prod(known[variable_at(graph, f.path)] ** -f.power for f in self.weights)
 
     def __str__(self) -> str:
         why = self.why
         if self.culprit is not None:
             why = f"{self.culprit.operation} {why}"
             why += f" ({short_place(self.source)})" if self.source else ""
-        by = " and ".join(self._told(variable) for variable, _ in self.weights)
+        by = " and ".join(self._told(factor.variable) for factor in self.weights)
         batch = f"the {self.size} examples"
         text = f"{self.kind.value}: " + WORDS[self.kind].format(batch=batch, why=why, by=by)
         if self.draws:
@@ -131,7 +142,7 @@ class BatchLaw:
 
 
 def batch_law(loss: Callable[..., Any], *args: Any) -> BatchLaw:
-    """Find how the losses of microbatches make up that of the batch: ``batch_law(loss, params, x)``.
+    """Find how the losses of microbatches make up that of the batch.
 
     The examples stand along the first axis of the arrays behind the first argument. Nothing is
     computed; the loss is traced, also with twice as many examples.
@@ -203,12 +214,9 @@ def _law(
         return known
     if not end.factors and end.power == 0 and not end.with_fixed:
         return replace(known, kind=Law.SUM)
-    if (
-        end.factors
-        and end.power == 0
-        and set(known_variables(graph)) >= {v for v, _ in end.factors}
-    ):
-        return replace(known, kind=Law.WEIGHTED, weights=end.factors)
+    weights = tuple(Factor(v, power, path_to(graph, v)) for v, power in end.factors)
+    if weights and end.power == 0 and all(factor.path for factor in weights):
+        return replace(known, kind=Law.WEIGHTED, weights=weights)
     why = (
         "a term without examples stands beside a sum over them"
         if end.with_fixed else f"it scales with the number of examples to the power {end.power + 1}"
@@ -251,12 +259,26 @@ def _power(x: Any, y: Any) -> int | None:
     return round(power) if abs(power - round(power)) < 1e-6 else None
 
 
-def known_variables(graph: Graph) -> Iterator[Variable]:
-    """Go through the variables that ``evaluate`` finds: those of the graph and of its calls."""
-    yield from graph.variables
+def path_to(graph: Graph, variable: Variable) -> tuple[int, ...]:
+    """Find what computes a variable: the numbers of equations, into calls, and of the output.
+
+    It is () where nothing does so that runs once.
+    """
     for equation in graph:
-        if (inner := _called(equation)) is not None:
-            yield from known_variables(inner)
+        if variable in equation.outputs:
+            return equation.index, equation.outputs.index(variable)
+        inner = _called(equation)
+        if inner is not None and (path := path_to(inner, variable)):
+            return equation.index, *path
+    return ()
+
+
+def variable_at(graph: Graph, path: Sequence[int]) -> Variable:
+    """Return the variable at such a path."""
+    *calls, number, output = path
+    for call in calls:
+        graph = graph.equations[call].nested[0].graph
+    return graph.equations[number].outputs[output]
 
 
 def _called(equation: Equation) -> Graph | None:

@@ -363,9 +363,7 @@ class Dependences:
             why = "is written for devices" if name == "shard_map" else "holds no graph to look into"
             return [self._coupled(equation, operands, why) if changing else FIXED] * count
         given = dict(zip(equation.inputs, operands))
-        outs = [
-            self._inside(equation, n, [given.get(v, FIXED) for v in n.operands]) for n in inside
-        ]
+        outs = [self._inside(equation, n, _fed(n, given)) for n in inside]
         return [self._joined(equation, v, *xs) for v, *xs in zip(equation.outputs, *outs)]
 
     def _inside(
@@ -425,7 +423,7 @@ class Dependences:
             )
         condition, body = equation.nested
         given = dict(zip(equation.inputs, operands))
-        carry = [given.get(v, FIXED) for v in body.operands]
+        carry, tested = _fed(body, given), _fed(condition, given)
         count = len(equation.outputs)
         held, state = carry[:-count], carry[-count:]
         for _ in range(4):
@@ -435,8 +433,7 @@ class Dependences:
             if joined == state:
                 break
             state = joined
-        tested = [given.get(v, FIXED) for v in condition.operands][:-count]
-        (proceeds,) = self._inside(equation, condition, [*tested, *state])
+        (proceeds,) = self._inside(equation, condition, [*tested[:-count], *state])
         if proceeds.kind is not Kind.FIXED:
             why = "goes on until all examples are done"
             return [self._coupled(equation, [*operands, *state], why)] * count
@@ -466,10 +463,16 @@ class Dependences:
         return self._coupled(equation, [x, y], "mixes examples in its state")
 
 
+def _fed(nested: Nested, given: Mapping[Variable, Dependence]) -> list[Dependence]:
+    """The dependences of what feeds the inputs of a nested graph."""
+    return [FIXED if v is None else given.get(v, FIXED) for v in nested.operands]
+
+
 def adds_to(graph: Graph, end: Variable, start: Variable) -> bool:
     """Say whether a value of a graph is another one with something added."""
     if end is start:
         return True
     equation = None if end.kind == "literal" else graph.defined_by(end)
-    adds = equation is not None and equation.operation in ADDING
-    return adds and any(adds_to(graph, x, start) for x in equation.inputs)
+    if equation is None or equation.operation not in ADDING:
+        return False
+    return any(adds_to(graph, x, start) for x in equation.inputs)

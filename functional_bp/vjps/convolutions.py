@@ -127,7 +127,8 @@ def convolved_axes(
 
     With groups, the channels of input, window and output are divided by groups.
     """
-    x, w, y = ([None] * len(v.shape) for v in (x_t, w_t, y_t))
+    labels: list[list[Any]] = [[None] * len(v.shape) for v in (x_t, w_t, y_t)]
+    x, w, y = labels
     of_x, of_w, of_y = dimension_numbers
     x[of_x[0]] = y[of_y[0]] = "batch"
     x[of_x[1]] = w[of_w[1]] = "in"

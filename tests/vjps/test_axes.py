@@ -190,8 +190,9 @@ def cuts_of(some: Sequence[Rule], axes_of: Callable[[Any], Axes | None] = axes_o
         made = []
         for (rule, k), args in zip(pairs, draws):
             for eqn, operands in equations_of(rule, rule.cases[k], args):
-                axes = None if rule.axes is None and inner_graphs(eqn) else axes_of(eqn)
-                for label in filter(worth_cutting, axes.places if axes else ()):
+                is_call = rule.axes is None and inner_graphs(eqn)
+                axes = (None if is_call else axes_of(eqn)) or relate((), ())
+                for label in filter(worth_cutting, axes.places):
                     what = f"{rule.primitive.name}, case {k}, along {label}"
                     try:
                         pieces = in_pieces(eqn, operands, axes, label)
@@ -272,7 +273,7 @@ def test_a_running_sum_is_not_elementwise() -> None:
 
 
 def test_what_is_contracted_is_not_summed_as_a_maximum() -> None:
-    wrong = lambda eqn: replace(axes_of(eqn), combine="max")
+    wrong = lambda eqn: replace(axes_of(eqn) or relate((), ()), combine="max")
     assert any(planted(lax.dot_general_p, wrong))
 
 
