@@ -112,11 +112,13 @@ class BatchLaw:
         evaluate(graph, [x for x in jax.tree.leaves(args) if leaf_is_array(x)], known)
         return math.prod(known[variable_at(graph, f.path)] ** -f.power for f in self.weights)
 
+    @property
+    def told_why(self) -> str:
+        """Say what couples the examples, or why there are none: ``sort mixes the examples``."""
+        return self.why if self.culprit is None else f"{self.culprit.operation} {self.why}"
+
     def __str__(self) -> str:
-        why = self.why
-        if self.culprit is not None:
-            why = f"{self.culprit.operation} {why}"
-            why += f" ({short_place(self.source)})" if self.source else ""
+        why = self.told_why + (f" ({short_place(self.source)})" if self.source else "")
         by = " and ".join(self._told(factor.variable) for factor in self.weights)
         batch = f"the {self.size} examples"
         text = f"{self.kind.value}: " + WORDS[self.kind].format(batch=batch, why=why, by=by)
