@@ -55,7 +55,7 @@ class Dimension:
 
     Attributes:
         name: found, or given by ``Dimensions.rename``.
-        size: of its axes among the arguments, or where it occurs first.
+        size: of the axis that it is called by, or where it occurs first.
         sizes: all sizes that it occurs with: a dimension that is merged with another one, padded
             or strided along space has several.
         places: the axes of arguments that belong to it.
@@ -269,10 +269,11 @@ def _dimension(
     sizes = [v.shape[i] for v, i in axes if v.shape[i] != 1]
     carrying = dict.fromkeys(v for v, _ in axes)
     computed = [v for v in carrying if v in joined.computed]
-    first = leaves[places[0].leaf].variable if places else None
+    best = min(places, key=lambda p: _preference(p, leaves[p.leaf]), default=None)
+    first = None if best is None else leaves[best.leaf].variable
     return Dimension(
         name="",
-        size=sizes[0] if first is None else first.shape[places[0].axis],
+        size=sizes[0] if first is None or best is None else first.shape[best.axis],
         sizes=tuple(sorted(set(sizes))),
         places=tuple(places),
         values=len(computed),
