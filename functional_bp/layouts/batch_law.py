@@ -32,7 +32,7 @@ from functional_bp.graph.names import leaf_is_array
 from functional_bp.graph.nested import called
 from functional_bp.graph.trace import trace
 from functional_bp.layouts.dimensions import Dimension, Dimensions, LeafAxis, dimensions
-from functional_bp.layouts.examples import Dependence, Dependences, Kind
+from functional_bp.layouts.examples import Dependence, Mode, Dependences
 
 
 class Law(Enum):
@@ -195,7 +195,7 @@ def _law(
     along = {axis for dimension in batch for axis in found.members(dimension.name)}
     inputs = [
         Dependence(
-            Kind.EACH if any((v, i) in along for i in range(len(v.shape))) else Kind.FIXED,
+            Mode.EACH if any((v, i) in along for i in range(len(v.shape))) else Mode.FIXED,
             is_learned=leaf.argument == 0,
         )
         for leaf in found.leaves
@@ -205,12 +205,12 @@ def _law(
     end = made.of_outputs[0]
     known = BatchLaw(Law.MEAN, draws=tuple(made.draws.values()), size=batch[0].size, loss=loss,
                      graph=graph)  # fmt: skip
-    if end.kind is Kind.FIXED:
+    if end.kind is Mode.FIXED:
         return replace(known, kind=Law.NONE, why=f"{graph.name} does not depend on its examples")
-    if end.kind is Kind.COUPLED:
+    if end.kind is Mode.COUPLED:
         return replace(known, kind=Law.COUPLED, why=end.why, culprit=end.culprit,
                        source=end.source)  # fmt: skip
-    if end.kind is Kind.EACH:
+    if end.kind is Mode.EACH:
         return replace(known, kind=Law.COUPLED, why="the loss is that of a single example")
     if not end.factors and end.power == -1:
         return known

@@ -24,7 +24,7 @@ from functional_bp.graph.nested import opened_scan
 Source = tuple[str, int] | None
 
 
-class Kind(Enum):
+class Mode(Enum):
     """A value depends so on the examples."""
 
     FIXED = "the same for every batch"
@@ -51,7 +51,7 @@ class Dependence:
         why: how.
     """
 
-    kind: Kind = Kind.FIXED
+    kind: Mode = Mode.FIXED
     power: int = 0
     factors: tuple[tuple[Variable, int], ...] = ()
     is_learned: bool = False
@@ -146,7 +146,7 @@ class Dependences:
         return [self._output(equation, operands, axes, k) for k in range(len(equation.outputs))]
 
     def _unrelated(self, equation: Equation, operands: Sequence[Dependence]) -> Dependence:
-        if all(x.kind is Kind.FIXED for x in operands):
+        if all(x.kind is Mode.FIXED for x in operands):
             return FIXED
         return self._coupled(
             equation, operands, "has no rule that says how its axes belong together"
@@ -154,14 +154,14 @@ class Dependences:
 
     def _coupled(self, equation: Equation, operands: Sequence[Dependence], why: str) -> Dependence:
         """The first operation that couples the examples is the one to name."""
-        earlier = next((x for x in operands if x.kind is Kind.COUPLED), None)
+        earlier = next((x for x in operands if x.kind is Mode.COUPLED), None)
         is_learned = any(x.is_learned for x in operands)
         if earlier is not None:
             return replace(earlier, is_learned=is_learned)
         return replace(self._culprit(equation, why), is_learned=is_learned)
 
     def _culprit(self, equation: Equation, why: str) -> Dependence:
-        return Dependence(Kind.COUPLED, culprit=equation, source=self._source(equation), why=why)
+        return Dependence(Mode.COUPLED, culprit=equation, source=self._source(equation), why=why)
 
     # One output of an operation without a graph of its own.
 
@@ -176,42 +176,42 @@ class Dependences:
             return replace(operands[0], is_learned=False)
         if equation.operation in EACH_ITS_OWN:
             return operands[k]
-        if kinds <= {Kind.FIXED}:
+        if kinds <= {Mode.FIXED}:
             return self._of_fixed(equation, operands, axes, k)
-        if Kind.COUPLED in kinds and not self._scales(equation, operands):
+        if Mode.COUPLED in kinds and not self._scales(equation, operands):
             return fails("")
         if len(along) > 1:
             return fails("sets examples side by side with each other")
-        if Kind.EACH in kinds:
+        if Mode.EACH in kinds:
             if None in along:
                 return fails("takes the batch apart")
             (label,) = along or [None]
             role = axes.role(label)
             if role is Role.POSITIONAL and self._picks_own_rows(equation, operands):
-                return self._scaled(equation, operands, Kind.EACH)
+                return self._scaled(equation, operands, Mode.EACH)
             if role is Role.SUMMED:
                 if axes.combine != "sum":
                     return fails(f"takes the {axes.combine} over the examples")
-                return self._scaled(equation, operands, Kind.TOTAL)
+                return self._scaled(equation, operands, Mode.TOTAL)
             if along and role is not Role.DIVISIBLE:
                 return fails(ALONG[role])
             if along and label not in axes.outputs[k]:
                 return fails("is not divided along the batch")
-            if Kind.TOTAL in kinds and along and not self._scales(equation, operands):
+            if Mode.TOTAL in kinds and along and not self._scales(equation, operands):
                 return fails("sets each example against the sum over all")
-            found = self._scaled(equation, operands, Kind.EACH)
-            if Kind.TOTAL in kinds and equation.operation in SUMS and found.kind is Kind.EACH:
-                return replace(found, kind=Kind.TOTAL)  # a loop adds up what it makes of each
+            found = self._scaled(equation, operands, Mode.EACH)
+            if Mode.TOTAL in kinds and equation.operation in SUMS and found.kind is Mode.EACH:
+                return replace(found, kind=Mode.TOTAL)  # a loop adds up what it makes of each
             return replace(found, numbers=self._numbers(equation, operands))
-        if self.batch_axes(variable) and Kind.TOTAL in kinds:
+        if self.batch_axes(variable) and Mode.TOTAL in kinds:
             return fails("gives every example the sum over all")
-        return self._scaled(equation, operands, Kind.TOTAL)
+        return self._scaled(equation, operands, Mode.TOTAL)
 
     def _labels(self, equation: Equation, operands: Sequence[Dependence], axes: Axes) -> list[Any]:
         """The labels of the axes of examples, of the operands that have an entry for each."""
         found: dict[Any, None] = {}
         for variable, x, labels in zip(equation.inputs, operands, axes.operands):
-            if x.kind is Kind.EACH:
+            if x.kind is Mode.EACH:
                 found.update((labels[i], None) for i in self.batch_axes(variable))
         if equation.operation == "gather" and self._picks_own_rows(equation, operands):
             found = {label: None for label in found if label and label[0] == "at"}
@@ -225,12 +225,12 @@ class Dependences:
         along = self.batch_axes(variable)
         zero = all(x.is_zero for x in operands) and bool(operands)
         if not along:
-            return replace(self._scaled(equation, operands, Kind.FIXED), is_zero=zero)
+            return replace(self._scaled(equation, operands, Mode.FIXED), is_zero=zero)
         if any(axes.role(axes.outputs[k][i]) is Role.POSITIONAL for i in along):
             if equation.operation == "iota":
-                return Dependence(Kind.EACH, numbers=("own",))
+                return Dependence(Mode.EACH, numbers=("own",))
             self.draws[equation] = self._source(equation)
-        return replace(self._scaled(equation, operands, Kind.EACH), is_zero=zero)
+        return replace(self._scaled(equation, operands, Mode.EACH), is_zero=zero)
 
     # Scales.
 
@@ -244,23 +244,23 @@ class Dependences:
             return None
         for k in (1, 0) if equation.operation == "mul" else (1,):
             x, other = operands[k], operands[1 - k]
-            is_one = x.kind in (Kind.TOTAL, Kind.COUPLED) and not equation.inputs[k].shape
+            is_one = x.kind in (Mode.TOTAL, Mode.COUPLED) and not equation.inputs[k].shape
             if (
                 is_one
                 and not x.is_learned
-                and other.kind is not Kind.COUPLED
-                and (other.kind is not Kind.FIXED)
+                and other.kind is not Mode.COUPLED
+                and (other.kind is not Mode.FIXED)
             ):
                 return k
         return None
 
-    def _scaled(self, equation: Equation, operands: Sequence[Dependence], kind: Kind) -> Dependence:
+    def _scaled(self, equation: Equation, operands: Sequence[Dependence], kind: Mode) -> Dependence:
         """The dependence of a linear operation's result, or of any where nothing is scaled."""
         name = equation.operation
         is_learned = any(x.is_learned for x in operands)
         made = Dependence(kind, is_learned=is_learned)
         fails = lambda why: self._coupled(equation, operands, why)
-        sums = [x for x in operands if x.kind is Kind.TOTAL]
+        sums = [x for x in operands if x.kind is Mode.TOTAL]
         by = self._scale(equation, operands)
         if by is not None:
             factor = (equation.inputs[by], -1 if name == "div" else 1)
@@ -273,13 +273,13 @@ class Dependences:
         if name in SUMS:
             return self._added(equation, operands, kind)
         if name in ("mul", "div", "dot_general"):
-            if len(sums) + sum(x.kind is Kind.EACH for x in operands) > 1 and (
-                sums or name == "div" and operands[1].kind is not Kind.FIXED
+            if len(sums) + sum(x.kind is Mode.EACH for x in operands) > 1 and (
+                sums or name == "div" and operands[1].kind is not Mode.FIXED
             ):
                 return fails("multiplies a sum over the examples")
             first, second = operands
             sign = -1 if name == "div" else 1
-            if name == "div" and (second.kind is not Kind.FIXED or second.factors):
+            if name == "div" and (second.kind is not Mode.FIXED or second.factors):
                 return fails("divides by what is scaled")
             power = first.power + sign * second.power
             factors = (*first.factors, *second.factors)
@@ -287,8 +287,8 @@ class Dependences:
             return replace(made, power=power, factors=factors, with_fixed=with_fixed)
         rule = rules.get(equation.eqn.primitive)
         if (rule is not None and rule.linear) or name in LINEAR:
-            scaled = {(x.power, x.factors) for x in operands if x.kind is not Kind.FIXED}
-            if any(not x.is_plain for x in operands if x.kind is Kind.FIXED) and sums:
+            scaled = {(x.power, x.factors) for x in operands if x.kind is not Mode.FIXED}
+            if any(not x.is_plain for x in operands if x.kind is Mode.FIXED) and sums:
                 return fails("mixes scales")
             if len(scaled) <= 1:
                 power, factors = next(iter(scaled), (operands[0].power, operands[0].factors))
@@ -299,16 +299,16 @@ class Dependences:
         )
         return fails(f"is not linear in {what}")
 
-    def _added(self, equation: Equation, operands: Sequence[Dependence], kind: Kind) -> Dependence:
+    def _added(self, equation: Equation, operands: Sequence[Dependence], kind: Mode) -> Dependence:
         """A sum of what is scaled alike."""
         counted = [x for x in operands if not x.is_zero]
-        changing = [x for x in counted if x.kind is not Kind.FIXED]
+        changing = [x for x in counted if x.kind is not Mode.FIXED]
         scales = {(x.power, x.factors) for x in (changing or counted)}
-        fixed = [x for x in counted if x.kind is Kind.FIXED]
+        fixed = [x for x in counted if x.kind is Mode.FIXED]
         if len(scales) > 1 or (changing and any(not x.is_plain for x in fixed)):
             return self._coupled(equation, operands, "adds what has different weights")
         power, factors = next(iter(scales), (0, ()))
-        with_fixed = any(x.with_fixed for x in operands) or bool(fixed and kind is Kind.TOTAL)
+        with_fixed = any(x.with_fixed for x in operands) or bool(fixed and kind is Mode.TOTAL)
         is_learned = any(x.is_learned for x in operands)
         return Dependence(kind, power, factors, is_learned, with_fixed)
 
@@ -322,7 +322,7 @@ class Dependences:
             return numbers[0]
         if name == "add":
             found = next((n for n in numbers if n), ())
-            fixed = any(x.kind is Kind.FIXED for x in operands)
+            fixed = any(x.kind is Mode.FIXED for x in operands)
             return tuple("shifted" if n and fixed else "" for n in found)
         if name == "select_n" and all(numbers[1:]):
             columns = zip(*numbers[1:])
@@ -353,9 +353,9 @@ class Dependences:
             return self._scan(equation, operands)
         count = len(equation.outputs)
         inside = [n for n in equation.nested if n.runs != 0 and len(n.graph.outputs) == count]
-        changing = any(x.kind is not Kind.FIXED for x in operands)
+        changing = any(x.kind is not Mode.FIXED for x in operands)
         name = equation.operation
-        if name == "cond" and operands[0].kind is not Kind.FIXED:
+        if name == "cond" and operands[0].kind is not Mode.FIXED:
             return [self._coupled(equation, operands, "is chosen by all examples")] * count
         if name == "while":
             return self._while(equation, operands)
@@ -399,7 +399,7 @@ class Dependences:
             return [failed] * len(equation.outputs)
         why = "goes from one example to the next"
         ys = [
-            self._coupled(equation, [x], why) if any(over) and x.kind is Kind.TOTAL else x
+            self._coupled(equation, [x], why) if any(over) and x.kind is Mode.TOTAL else x
             for x in outs[scan.carries :]
         ]
         return [*carry, *ys]
@@ -408,16 +408,16 @@ class Dependences:
         self, equation: Equation, body: Graph, k: int, after: Dependence, before: Dependence
     ) -> Dependence:
         """The k-th carry of a loop over the examples: a sum, if each adds to it."""
-        if after.kind is Kind.FIXED:
+        if after.kind is Mode.FIXED:
             return after
         scan = opened_scan(equation.eqn)
-        starts = before.kind is Kind.TOTAL or before.is_zero
+        starts = before.kind is Mode.TOTAL or before.is_zero
         if starts and adds_to(body, body.outputs[k], body.inputs[scan.consts + k]):
-            return replace(after, kind=Kind.TOTAL)
+            return replace(after, kind=Mode.TOTAL)
         return self._coupled(equation, [after], "goes from one example to the next")
 
     def _while(self, equation: Equation, operands: Sequence[Dependence]) -> Sequence[Dependence]:
-        if all(x.kind is Kind.FIXED for x in operands):
+        if all(x.kind is Mode.FIXED for x in operands):
             return [replace(FIXED, is_learned=any(x.is_learned for x in operands))] * len(
                 equation.outputs
             )
@@ -434,7 +434,7 @@ class Dependences:
                 break
             state = joined
         (proceeds,) = self._inside(equation, condition, [*tested[:-count], *state])
-        if proceeds.kind is not Kind.FIXED:
+        if proceeds.kind is not Mode.FIXED:
             why = "goes on until all examples are done"
             return [self._coupled(equation, [*operands, *state], why)] * count
         return state
@@ -450,15 +450,15 @@ class Dependences:
         self, equation: Equation, variable: Variable, x: Dependence, y: Dependence
     ) -> Dependence:
         is_learned = x.is_learned or y.is_learned
-        if x.kind is Kind.FIXED:
+        if x.kind is Mode.FIXED:
             x, y = y, x
         if x.kind is y.kind and (x.power, x.factors) == (y.power, y.factors):
             with_fixed = x.with_fixed or y.with_fixed
             is_zero = x.is_zero and y.is_zero
             return replace(x, is_learned=is_learned, with_fixed=with_fixed, is_zero=is_zero)
-        if y.kind is Kind.FIXED and x.kind is Kind.EACH and x.is_plain and y.is_plain:
+        if y.kind is Mode.FIXED and x.kind is Mode.EACH and x.is_plain and y.is_plain:
             return replace(x, is_learned=is_learned)
-        if y.kind is Kind.FIXED and x.kind is Kind.TOTAL:
+        if y.kind is Mode.FIXED and x.kind is Mode.TOTAL:
             return replace(x, is_learned=is_learned, with_fixed=x.with_fixed or not y.is_zero)
         return self._coupled(equation, [x, y], "mixes examples in its state")
 
