@@ -32,7 +32,7 @@ from functional_bp.graph.names import leaf_is_array
 from functional_bp.graph.nested import called
 from functional_bp.graph.trace import trace
 from functional_bp.layouts.dimensions import Dimension, Dimensions, LeafAxis, dimensions
-from functional_bp.layouts.examples import Dependence, Mode, Dependences
+from functional_bp.layouts.examples import Dependence, Dependences, Mode
 
 
 class Law(Enum):
