@@ -10,8 +10,8 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 # A file may import from its own folder and from those above it in this list.
 ORDER = [
-    "_jax", "errors", "processes", "definitions", "tables", "engine", "vjps", "graph", "memory",
-    "gradcheck", "explanation", "train", "shard", "functional_bp", "cli", "__main__",
+    "_jax", "errors", "processes", "definitions", "tables", "engine", "vjps", "graph", "layouts",
+    "memory", "gradcheck", "explanation", "train", "shard", "functional_bp", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -112,6 +112,7 @@ class Rule:
     linear: tuple[tuple[str, ...], ...] = ()
     is_pointwise: bool = False
     pushforward: Pullback | None = None
+    axes: Pullback | str | None = None
     why: str = ""
     kinks: str = ""
     cases: tuple[Any, ...] = ()
@@ -176,6 +177,7 @@ def rule(
     pointwise: bool = False,
     pushforward: Callable[..., Any] | None = None,
     if_held: Mapping[str, Callable[..., Any]] = {},
+    axes: Callable[..., Any] | str | None = None,
     why: str = "",
     kinks: str = "",
     cases: Sequence[Any] = (),
@@ -200,6 +202,8 @@ def rule(
             the transpose of the pullback: a function of ``x_dot`` and of what a pullback may name.
         if_held: pullbacks by operand that take the place of the others where what they keep costs
             no memory: the inputs of the function that is differentiated.
+        axes: how the axes of operands and outputs belong together (``axes.py``); by default by
+            position, as those of an elementwise operation.
         why: the derivation, where the pullbacks' docstrings do not give it.
         kinks: the convention at points without a derivative.
         cases: inputs that the rule is tested on (``case``).
@@ -249,6 +253,7 @@ def rule(
             linear=groups,
             is_pointwise=pointwise,
             pushforward=push,
+            axes=parse_axes(axes, names, primitive.name),
             why=why,
             kinks=kinks,
             cases=tuple(cases),
@@ -263,14 +268,19 @@ linear = functools.partial(rule, linear="x")
 
 
 def _without_cotangent(
-    kind: Kind, primitive: Primitive | None, why: str, cases: Sequence[Any] = ()
+    kind: Kind,
+    primitive: Primitive | None,
+    why: str,
+    cases: Sequence[Any] = (),
+    axes: Callable[..., Any] | str | None = None,
 ) -> None:
     """Declare that there is no cotangent, so that nothing is kept."""
     frame = sys._getframe(1)
     if primitive is not None:
         rules.add(
             Rule(primitive, kind, why=why, cases=tuple(cases),
-                 file=frame.f_code.co_filename, line=frame.f_lineno)
+                 axes=parse_axes(axes, (), primitive.name), file=frame.f_code.co_filename,
+                 line=frame.f_lineno)
         )  # fmt: skip
 
 
@@ -281,7 +291,12 @@ no_tangent_space = functools.partial(_without_cotangent, "no tangent space")
 
 
 def higher_order(
-    primitive: Primitive | None, *, why: str = "", kinks: str = "", cases: Sequence[Any] = ()
+    primitive: Primitive | None,
+    *,
+    axes: Callable[..., Any] | str | None = None,
+    why: str = "",
+    kinks: str = "",
+    cases: Sequence[Any] = (),
 ) -> Callable[[type[Held]], type[Held]]:
     """Declare a class (``HigherOrder``) as the rule of an operation that holds a graph."""
     frame = sys._getframe(1)
@@ -291,7 +306,8 @@ def higher_order(
         if primitive is not None:
             rules.add(
                 Rule(primitive, "structural", higher_order=cls, why=why, kinks=kinks,
-                     cases=tuple(cases), file=file, line=line)
+                     axes=parse_axes(axes, (), primitive.name), cases=tuple(cases), file=file,
+                     line=line)
             )  # fmt: skip
         return cls
 
@@ -356,6 +372,20 @@ def parse_pullback(
                 f"those with _t, or keyword-only (an equation's parameter)"
             )
     return Pullback(function, tuple(needs), tuple(parameters), wanted, takes_all)
+
+
+def parse_axes(
+    axes: Callable[..., Any] | str | None, names: Sequence[Name], owner: str
+) -> Pullback | str | None:
+    """Read what a relation of axes needs to know off its parameter names: types alone."""
+    if axes is None or isinstance(axes, str):
+        return axes
+    every = [Name("operands", True), Name("outputs", True)]
+    parsed = parse_pullback(axes, [*names, *every], {}, (), owner)
+    if parsed.keeps:
+        raise RuleError(f"rule for {owner!r}: axes= asks for {parsed.keeps[0]!r}; it is given "
+                        f"types, {parsed.keeps[0]}_t")  # fmt: skip
+    return parsed
 
 
 # Test inputs.

@@ -29,7 +29,7 @@ from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import OPTIMIZER_SCOPE, Provenance, Purpose, Usage, usage_of
 from functional_bp.memory.footprint_report import FootprintReport, html, markdown, text, timeline
 from functional_bp.memory.growth import (
-    Dimension,
+    ArgumentDimension,
     Growth,
     Largest,
     dimensions_of,
@@ -369,7 +369,7 @@ class FootprintSubject:
         return self.compiled(self.training if self.is_loss else self.prediction, args).peak_bytes
 
     @functools.cached_property
-    def dimensions(self) -> list[Dimension]:
+    def dimensions(self) -> list[ArgumentDimension]:
         """Find the sizes of the arguments that can be changed."""
         paths = names.argument_names(self.fun, self.args, {})
         root = self.heads[self.trained]

@@ -36,7 +36,7 @@ class Axis(NamedTuple):
         return f"{self.name}.shape[{self.axis}]"
 
 
-class Dimension(NamedTuple):
+class ArgumentDimension(NamedTuple):
     """A dimension is a size that axes share.
 
     Attributes:
@@ -73,7 +73,7 @@ class GrowthRate(NamedTuple):
         is_linear: whether all of these lie on that line.
     """
 
-    dimension: Dimension
+    dimension: ArgumentDimension
     fixed_bytes: float
     bytes_per_unit: float
     sizes: tuple[int, ...]
@@ -91,7 +91,7 @@ class Largest(NamedTuple):
         compilations: how many it took.
     """
 
-    dimension: Dimension
+    dimension: ArgumentDimension
     size: int
     bytes: int
     compilations: int
@@ -159,7 +159,7 @@ def unknown(key: str, names: Sequence[str]) -> SizeError:
 
 def dimensions_of(
     args: tuple[Any, ...], paths: Sequence[str], trained: Sequence[bool], fits: Callable[..., bool]
-) -> list[Dimension]:
+) -> list[ArgumentDimension]:
     """Find the dimensions of the arguments that can be made larger.
 
     Args:
@@ -172,20 +172,22 @@ def dimensions_of(
     for k, (leaf, name, is_trained) in enumerate(zip(jax.tree.leaves(args), paths, trained)):
         for axis, size in enumerate(leaf.shape):
             axes.setdefault(size, []).append((Axis(k, name, axis), is_trained))
-    found: list[Dimension] = []
+    found: list[ArgumentDimension] = []
     for size, group in axes.items():
         free = [axis for axis, is_trained in group if not is_trained]
         every = [axis for axis, _ in group]
         alone = [[axis] for axis in free] if len(free) > 1 else []
         for chosen in ([free] if free else []) + alone + [every]:
-            dimension = Dimension(tuple(chosen), size)
+            dimension = ArgumentDimension(tuple(chosen), size)
             if size > 1 and fits(dimension.resized(args, 2 * size)):
                 found.append(dimension)
                 break
     return found
 
 
-def slope_of(dimension: Dimension, args: Any, peak: Callable[..., int], now: int) -> GrowthRate:
+def slope_of(
+    dimension: ArgumentDimension, args: Any, peak: Callable[..., int], now: int
+) -> GrowthRate:
     """Compile at twice and three times the size, and fit a line through the first two."""
     sizes = (dimension.size, 2 * dimension.size, 3 * dimension.size)
     amounts = (now, *(peak(dimension.resized(args, size)) for size in sizes[1:]))
@@ -197,7 +199,7 @@ def slope_of(dimension: Dimension, args: Any, peak: Callable[..., int], now: int
 
 
 def largest_of(
-    dimension: Dimension, args: Any, peak: Callable[..., int], now: int, memory: int
+    dimension: ArgumentDimension, args: Any, peak: Callable[..., int], now: int, memory: int
 ) -> Largest:
     """Find the largest size at which the program fits, by compiling where the line says.
 

@@ -1,4 +1,38 @@
-"""A loss that does not fit one device is trained on several, in one process or in many."""
+"""A loss that does not fit one device is trained on several, in one process or in many.
 
-from functional_bp.shard.launch import Connection as Connection
-from functional_bp.shard.launch import connect as connect
+A name is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from functional_bp.layouts.batch_law import BatchLaw as BatchLaw
+    from functional_bp.layouts.batch_law import Law as Law
+    from functional_bp.layouts.batch_law import batch_law as batch_law
+    from functional_bp.layouts.dimensions import Dimension as Dimension
+    from functional_bp.layouts.dimensions import Dimensions as Dimensions
+    from functional_bp.layouts.dimensions import dimensions as dimensions
+    from functional_bp.shard.launch import Connection as Connection
+    from functional_bp.shard.launch import connect as connect
+
+_HOMES = {
+    "functional_bp.layouts.batch_law": ("BatchLaw", "Law", "batch_law"),
+    "functional_bp.layouts.dimensions": ("Dimension", "Dimensions", "dimensions"),
+    "functional_bp.shard.launch": ("Connection", "connect"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -166,6 +166,7 @@ def fit(
     value_and_grad: Callable[..., Any] = transforms.value_and_grad,
     gradient: Callable[..., Any] | None = None,
     accumulate: int = 1,
+    allow_coupled: bool = False,
     clip_norm: float | None = None,
     clip_value: float | None = None,
     precision: str | None = None,
@@ -209,6 +210,7 @@ def fit(
         value_and_grad: the transform that differentiates.
         gradient: a gradient derived by hand in its place; see ``train.step``.
         accumulate: microbatches a step.
+        allow_coupled: accumulate, even where that changes the loss; see ``train.step``.
         clip_norm: the largest norm of the gradient.
         clip_value: the largest entry of the gradient.
         precision: "bfloat16" or "float16" for the computation.
@@ -240,8 +242,8 @@ def fit(
     """
     stepper = step(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
-        clip_norm=clip_norm, clip_value=clip_value, precision=precision, nonfinite=nonfinite,
-        memory=memory,
+        allow_coupled=allow_coupled, clip_norm=clip_norm, clip_value=clip_value,
+        precision=precision, nonfinite=nonfinite, memory=memory,
     )  # fmt: skip
     check_count("epochs", epochs)
     check_count("validation_freq", validation_freq)

@@ -217,12 +217,13 @@ def as_objective(loss: Callable[..., Any]) -> Objective:
             output = loss.output(params, batch, context)
         else:
             output = _output(loss(context.cast(params), context.cast(batch), **keywords))
-        weight = batch_length(batch) if output.weight is None else output.weight
+        known = output.weight is None  # a NumPy number, which nobody takes for the loss's own
+        weight = np.float32(batch_length(batch)) if known else jnp.float32(output.weight)
         return Output(
             _loss(output.loss),
             {str(k): _metric(str(k), v) for k, v in output.metrics.items()},
             output.model_state if "model_state" in keywords else context.model_state,
-            jnp.asarray(weight, jnp.float32),
+            weight,
         )
 
     return objective

@@ -18,6 +18,7 @@ from functional_bp.graph import names
 from functional_bp.memory.attribution import OPTIMIZER_SCOPE
 from functional_bp.memory.budgets import Recomputation
 from functional_bp.memory.recompute import Chooser, rescheduled
+from functional_bp.train.accumulation import law_of, share_of
 from functional_bp.train.objective import (
     CallContext,
     Objective,
@@ -55,6 +56,7 @@ class Gradients:
         accumulate: into how many microbatches a batch is split.
         precision: of the computation.
         choose: says what of the loss is made again in the reverse sweep; None: nothing.
+        allow_coupled: microbatches may change the loss.
     """
 
     objective: Objective
@@ -62,6 +64,7 @@ class Gradients:
     by_hand: Callable[..., Any] | None
     accumulate: int
     precision: Precision
+    allow_coupled: bool = False
     choose: Chooser | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> Pass:
@@ -109,15 +112,22 @@ class Gradients:
         """The means over microbatches, Σ w · mean / Σ w with the number w of each one's examples.
 
         A loss that says how many examples it is a mean of (``Output.weight``: the tokens that are
-        not padding) has so the gradient of the whole batch, however these are distributed.
+        not padding), or shows it in its graph (``shard.batch_law``), has so the gradient of the
+        whole batch, however these are distributed.
         """
+        law = law_of(self.objective, state.params, batch, context, self.allow_coupled)
+        scaled = lambda tree, by: jax.tree.map(lambda x: x * by.astype(x.dtype), tree)
 
         def add(carry: Any, inputs: Any) -> Any:
             (sums, weight, model_state), (k, part) = carry, inputs
             here = context._replace(rng=jax.random.fold_in(context.rng, k), model_state=model_state)
             output, params_bar = self._differentiate(state, part, here)
-            means = (output.loss, dict(output.metrics), params_bar)
-            sums = jax.tree.map(lambda s, x: s + x * output.weight.astype(x.dtype), sums, means)
+            share = share_of(law, state.params, part, output.weight)
+            found = (
+                scaled((output.loss, params_bar), share),
+                scaled(dict(output.metrics), output.weight),
+            )
+            sums = jax.tree.map(jnp.add, sums, found)
             after = settled("model_state", output.model_state, model_state)
             return (sums, weight + output.weight, after), None
 
@@ -127,13 +137,20 @@ class Gradients:
             lambda part: self._differentiate(state, part, context), first
         )
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), (output.loss, dict(output.metrics), params_bar)
+            lambda x: jnp.zeros(x.shape, x.dtype), ((output.loss, params_bar), dict(output.metrics))
         )
         start = (zeros, jnp.float32(0), state.model_state)
         (sums, weight, model_state), _ = lax.scan(add, start, (jnp.arange(count), parts))
-        divisor = jnp.where(weight == 0, 1, weight)  # no example at all: no gradient, no loss
-        loss, metrics, params_bar = jax.tree.map(lambda x: x / divisor.astype(x.dtype), sums)
+        whole = share_of(law, state.params, batch, weight)
+        loss, params_bar = divided(sums[0], whole)
+        metrics = divided(sums[1], weight)
         return Output(loss, metrics, model_state, weight), params_bar
+
+
+def divided(tree: Any, by: Any) -> Any:
+    """Every number is divided by one; by none, where that is 0: there was no example at all."""
+    by = jnp.where(by == 0, 1, by)
+    return jax.tree.map(lambda x: x / by.astype(x.dtype), tree)
 
 
 def _microbatches(batch: Any, count: int) -> Any:
@@ -418,6 +435,7 @@ def step(
     nonfinite: str | None = None,
     donate: bool = True,
     memory: Budget | None = None,
+    allow_coupled: bool = False,
 ) -> Step:
     """A training step is made and jit-compiled: ``step(state, batch) -> (state, logs)``.
 
@@ -429,8 +447,10 @@ def step(
         value_and_grad: the transform that differentiates, ``jax.value_and_grad`` for instance.
         gradient: a gradient derived by hand, ``gradient(params, batch) -> params_bar``, in place
             of a transform's.
-        accumulate: split a batch into so many microbatches, one after the other, and take the
-            mean of their gradients. A batch that it does not divide is split into more.
+        accumulate: split a batch into so many microbatches, one after the other, and put their
+            gradients together as the loss's law of the batch has it (``shard.batch_law``): to
+            their mean, their sum, or Σ w g / w of the whole. A batch that it does not divide is
+            split into more.
         clip_norm: scale the gradient down to this Euclidean norm over all parameters.
         clip_value: clip every entry of the gradient to ±clip_value.
         precision: "bfloat16" or "float16": compute the model in it, keep parameters and gradients
@@ -445,9 +465,12 @@ def step(
             to keep to it (``bp.recompute``), at the fewest operations found: ``print(step)`` says
             which, and ``bp.footprint(step, state, batch)`` what fills it. Several programs are
             compiled for each shape of a batch.
+        allow_coupled: accumulate, even where the loss couples the examples of a batch (batch
+            normalisation, in-batch negatives), so that microbatches minimise another loss.
 
     Raises:
-        TrainingError: an option's value makes no sense.
+        TrainingError: an option's value makes no sense; when called, if microbatches would change
+            the loss.
         BudgetError: when called, before anything runs, if the step cannot be had within
             ``memory``; the message says what the least is, and what fills it.
 
@@ -479,7 +502,7 @@ def step(
         checked_budget(memory),
     )  # fmt: skip
     gradients = Gradients(
-        as_objective(loss), value_and_grad, gradient, accumulate, options.precision
+        as_objective(loss), value_and_grad, gradient, accumulate, options.precision, allow_coupled
     )
     return Step(loss, optimizer, gradients, options)
 

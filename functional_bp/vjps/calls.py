@@ -19,6 +19,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
+from functional_bp.engine.axes import rank, relate
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options, Sweep, only, spread_over
 from functional_bp.engine.plan import make_plan, out_activity, spread, variables
 from functional_bp.engine.rule import (
@@ -268,18 +269,25 @@ higher_order(
 
 # Markers.
 
+def each_its_own(operands_t: Any, outputs_t: Any) -> Any:
+    """Each output has the axes of its operand, and nothing to do with the others."""
+    labels = [[(k, i) for i in range(rank(x))] for k, x in enumerate(operands_t)]
+    return relate(labels, labels)
+
+
 _tie: Any = _jax.find_primitive("lax.lax.tie_p")
 pointwise(_jax.find_primitive("ad_checkpoint.name_p"), "x -> y", x=lambda y_bar: y_bar,
      why="y = x; the name is for whoever reads the graph",
      cases=[case(lambda x: checkpoint_name(x, "h") * x, real(3)),
             case(lambda x: checkpoint_name(x, "h") * x, cplx(3))])
 rule(_tie, "x, y -> z", y=lambda z_bar: z_bar,
+     axes=lambda x_t, y_t: relate([[None] * rank(x_t), range(rank(y_t))], [range(rank(y_t))]),
      why="z = y, scheduled after x",
      cases=[case(lambda x, y: _tie.bind(x, y) * x, real(3), real(3))])
 
 
 @higher_order(
-    lax.optimization_barrier_p,
+    lax.optimization_barrier_p, axes=each_its_own,
     cases=[
         case(lambda x, m, y: lax.optimization_barrier((x, m, y * x))[::2],
              real(3), integer(3), real(3)),

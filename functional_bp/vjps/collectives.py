@@ -26,9 +26,31 @@ import jax.numpy as jnp
 from jax import lax
 
 from functional_bp import _jax
+from functional_bp.engine.axes import relate
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, linear, real, rule
+from functional_bp.vjps.shapes import with_new_axis
 from functional_bp.vjps.sharded import REPLICATED, blockwise, mesh_size
+
+
+def blocks_along(axis: str) -> Any:
+    """A collective that joins or divides blocks along an axis leaves the others as they are."""
+
+    def axes(x_t: Any, y_t: Any, **params: Any) -> Any:
+        a, ranks = params[axis], (len(x_t.shape), len(y_t.shape))
+        if ranks[0] == ranks[1]:
+            labels = [None if i == a else i for i in range(ranks[0])]
+            return relate([labels], [labels])
+        x, y = (with_new_axis(a, n - 1) if n == max(ranks) else range(n) for n in ranks)
+        return relate([x], [y])
+
+    return axes
+
+
+def exchanged_axes(x_t: Any, *, split_axis: int, concat_axis: int) -> Any:
+    """The axis that is divided goes, and the one that is put together comes."""
+    rest = len(x_t.shape) - 1
+    return relate([with_new_axis(split_axis, rest)], [with_new_axis(concat_axis, rest)])
 
 
 def add_up(x: Any, axes: Sequence[Any], groups: Any = None) -> Any:
@@ -302,26 +324,29 @@ rule(_jax.find_primitive("lax.parallel.pbroadcast_dynamic_p"), "x, source -> y",
      x=lambda y_bar, source, *, axis_name: keep_at(y_bar, axis_name, source),
      why=keep_at.__doc__ or "")
 
-linear(lax.all_gather_p, "x -> y", x=all_gather_x, cases=[
+GATHERED, SCATTERED = blocks_along("all_gather_dimension"), blocks_along("scatter_dimension")
+
+linear(lax.all_gather_p, "x -> y", x=all_gather_x, axes=GATHERED, cases=[
     case(blockwise(_gather(tiled=True)), real(4, 3)),
     case(blockwise(_gather(axis=1)), real(4, 3)),
     case(blockwise(_gather(axis=1, tiled=True), check_vma=False), real(4, 3)),
 ])
 
 linear(_jax.find_primitive("lax.parallel.all_gather_invariant_p"), "x -> y",
-     x=all_gather_invariant_x, cases=[
+     x=all_gather_invariant_x, axes=GATHERED, cases=[
     case(blockwise(_gather(to="invarying", tiled=True), out=REPLICATED), real(4, 3)),
     case(blockwise(_gather(to="invarying", axis=1), out=REPLICATED), real(4, 3)),
 ])
 
-linear(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x, cases=[
+linear(_jax.find_primitive("lax.parallel.reduce_scatter_p"), "x -> y", x=reduce_scatter_x,
+       axes=SCATTERED, cases=[
     case(blockwise(_scatter()), real(4, 3)),
     case(blockwise(_scatter(), check_vma=False), real(4, 3)),
     case(blockwise(_scatter_rows), real(4, 3), batchable=False,
          note="not tiled, where JAX's vmap loses track of the batch axis"),
 ])
 
-linear(lax.all_to_all_p, "x -> y", x=all_to_all_x, cases=[
+linear(lax.all_to_all_p, "x -> y", x=all_to_all_x, axes=exchanged_axes, cases=[
     case(blockwise(_exchange), real(4, 2)),
     case(blockwise(_exchange, check_vma=False), real(4, 2)),
     case(blockwise(_exchange_blocks), real(4, 2), note="not tiled"),
@@ -385,6 +410,6 @@ def _scattered(y_bar, *, scatter_dimension, axis_name, tiled):
 
 
 linear(_jax.find_primitive("lax.parallel.all_gather_reduced_p"), "x -> y", x=all_gather_x,
-       cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])
+       axes=GATHERED, cases=[case(blockwise(_gather_reduced), real(4, 3), batchable=False)])
 linear(_jax.find_primitive("lax.parallel.unreduced_reduce_scatter_p"), "x -> y", x=_scattered,
-       cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])
+       axes=SCATTERED, cases=[case(blockwise(_postponed_scatter), real(4, 3), batchable=False)])

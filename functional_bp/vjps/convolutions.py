@@ -7,6 +7,7 @@ from typing import Any
 
 from jax import lax
 
+from functional_bp.engine.axes import relate
 from functional_bp.engine.rule import case, cplx, real, rule
 from functional_bp.vjps.shapes import layout
 
@@ -118,6 +119,30 @@ def correlate_with_input(
     )
 
 
+def convolved_axes(
+    x_t: Any, w_t: Any, y_t: Any, *, dimension_numbers: Any, feature_group_count: int,
+    batch_group_count: int,
+) -> Any:
+    """Channels are contracted, and along space a piece needs as much as the window overlaps.
+
+    With groups, the channels of input, window and output are divided by groups.
+    """
+    labels: list[list[Any]] = [[None] * len(v.shape) for v in (x_t, w_t, y_t)]
+    x, w, y = labels
+    of_x, of_w, of_y = dimension_numbers
+    x[of_x[0]] = y[of_y[0]] = "batch"
+    x[of_x[1]] = w[of_w[1]] = "in"
+    w[of_w[0]] = y[of_y[1]] = "out"
+    space = range(2, len(of_x))
+    for i in space:
+        x[of_x[i]] = y[of_y[i]] = i
+    if feature_group_count > 1:
+        x[of_x[1]], w[of_w[1]] = "out", None
+    if batch_group_count > 1:
+        x[of_x[0]], y[of_y[0]] = "out", None
+    return relate([x, w], [y], summed=["in"], halo=space)
+
+
 def _swapped(spec: tuple[int, ...]) -> tuple[int, ...]:
     return (spec[1], spec[0], *spec[2:])
 
@@ -128,7 +153,7 @@ def _conv(*arguments: Any, **parameters: Any) -> Any:
 
 rule(
     lax.conv_general_dilated_p, "x, w -> y", linear="x; w",
-    x=correlate_with_window, w=correlate_with_input,
+    x=correlate_with_window, w=correlate_with_input, axes=convolved_axes,
     cases=[
         case(_conv((1,), "SAME"), real(2, 3, 5), real(4, 3, 3)),
         case(_conv((2,), [(2, 1)], (3,), (2,)), real(1, 2, 4), real(2, 2, 3)),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from functional_bp.engine.axes import mixing
 from functional_bp.engine.rule import case, cplx, linear, real, rule
 
 Partials = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -95,7 +96,7 @@ def scan_rule(primitive: Any, combine: Callable[[Any, Any], Any], partials: Part
         return lax.rev(x_bar, (axis,)) if reverse else x_bar
 
     pullback.__doc__ = text.pop("doc")
-    rule(primitive, "x -> y | prefixes", x=pullback, forward=forward, **text)
+    rule(primitive, "x -> y | prefixes", x=pullback, forward=forward, axes=mixing("axis"), **text)
 
 
 def share(a: Any, b: Any, chosen: Any) -> tuple[Any, Any]:
@@ -124,7 +125,7 @@ def _cases(function: Any, *more: Any) -> list[Any]:
 
 
 linear(
-    lax.cumsum_p, "x -> y",
+    lax.cumsum_p, "x -> y", axes=mixing("axis"),
     x=lambda y_bar, *, axis, reverse: lax.cumsum(y_bar, axis=axis, reverse=not reverse),
     why="yⱼ = Σ_{i≤j} xᵢ  ⇒  x̄ᵢ = Σ_{j≥i} ȳⱼ: the running sum from the other end",
     cases=_cases(lax.cumsum, case(lax.cumsum, cplx(3))),

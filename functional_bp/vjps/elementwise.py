@@ -20,6 +20,7 @@ from jax import lax
 from jax.lax import add, div, exp, mul, neg, rsqrt, square, sub
 
 from functional_bp import _jax
+from functional_bp.engine.axes import mixing, reduction, relate
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import (
@@ -335,11 +336,13 @@ for _function, _primitive in ((lax.floor, lax.floor_p), (lax.ceil, lax.ceil_p),
 
 piecewise_constant(lax.is_finite_p, "a truth value",
                    cases=[case(lax.is_finite, real(3), **SECOND)])
-piecewise_constant(lax.argmax_p, "an index: constant between ties",
+piecewise_constant(lax.argmax_p, "an index: constant between ties", axes=mixing("axes"),
                    cases=[case(lambda x: lax.argmax(x, 1, jnp.int32), real(2, 3), **SECOND)])
-piecewise_constant(lax.argmin_p, "an index: constant between ties",
+piecewise_constant(lax.argmin_p, "an index: constant between ties", axes=mixing("axes"),
                    cases=[case(lambda x: lax.argmin(x, 0, jnp.int32), real(2, 3), **SECOND)])
 piecewise_constant(lax.bitcast_convert_type_p, "reads the bits as another type",
+                   axes=lambda operands_t, outputs_t: relate(*2 * [[range(min(
+                       len(operands_t[0].shape), len(outputs_t[0].shape)))]]),
                    cases=[case(lambda x: lax.bitcast_convert_type(x, jnp.int8), real(3), **SECOND)])
 piecewise_constant(_jax.find_primitive("ad_util.stop_gradient_p"),
                    "y = x with the derivative declared to be zero",
@@ -355,23 +358,30 @@ for _why, _use, _specs, _names in (
      ("not", "clz", "population_count")),
     ("a truth value", _truth, (real(3), real(3)), ("eq", "ne", "lt", "le", "gt", "ge")),
     (TOTAL, _truth, (real(3), real(3)), ("eq_to", "lt_to", "le_to")),
-    ("bits", lambda f, m, x: f(m, axes=(0,)) * x, (boolean(3), real(3)),
-     ("reduce_and", "reduce_or", "reduce_xor")),
 ):
     for _name in _names:
         _primitive = getattr(lax, f"{_name}_p")
         no_tangent_space(_primitive, _why,
                          cases=[case(functools.partial(_use, _primitive.bind), *_specs)])
 
+for _name in ("and", "or", "xor"):
+    _primitive = getattr(lax, f"reduce_{_name}_p")
+    no_tangent_space(_primitive, "bits", axes=reduction(_name),
+                     cases=[case(lambda m, x, f=_primitive.bind: f(m, axes=(0,)) * x,
+                                 boolean(3), real(3))])
+
 no_tangent_space(_jax.find_primitive("lax.lax.mulhi_p"), "integers",
                  cases=[case(lambda m, x: lax.mulhi(m, m).astype(x.dtype) + x,
                              integer(3), real(3))])
-no_tangent_space(lax.linalg.lu_pivots_to_permutation_p, "a permutation",
+no_tangent_space(lax.linalg.lu_pivots_to_permutation_p, "a permutation", axes="... P -> ... N",
                  cases=[case(lambda m, x: lax.linalg.lu_pivots_to_permutation(m, 3) * x,
                              integer(values=np.array([1, 2, 2], np.int32)), real(3))])
 
 no_tangent_space(lax.iota_p, "has no operands",
-                 cases=[case(lambda x: lax.iota(x.dtype, 3) * x, real(3))])
+                 axes=lambda outputs_t, *, dimension: relate(
+                     [], [range(len(outputs_t[0].shape))], positional=[dimension]),
+                 cases=[case(lambda x: lax.iota(x.dtype, 3) * x, real(3)),
+                        case(lambda x: lax.broadcasted_iota(x.dtype, (2, 3), 1) * x, real(2, 3))])
 _empty: Any = _jax.find_primitive("lax.lax.empty2_p")
 no_tangent_space(_empty, "has no operands; its values may be anything",
                  cases=[case(lambda x: x + 0 * _empty.bind(
@@ -392,26 +402,45 @@ for _name, _show in (("callback", lambda x: jax.debug.callback(lambda value: Non
 
 
 
+def drawn_axes(operands_t: Any, outputs_t: Any) -> Any:
+    """What is drawn for each key stands behind the keys' own axes, and depends on its place."""
+    keys = len(operands_t[0].shape)
+    drawn = range(len(outputs_t[-1].shape))
+    others = [[None] * len(x.shape) for x in operands_t[1:]]
+    return relate([drawn[:keys], *others], [drawn], positional=drawn[keys:])
+
+
 def _random(name: str) -> Any:
     return _jax.find_primitive(f"random.prng.{name}") or _jax.find_primitive(f"random.core.{name}")
 
 
 _threefry: Any = _jax.find_primitive("random.threefry2x32.threefry2x32_p")
-for _function, _primitive in (
-    (lambda key: jax.random.bits(key, (3,)), _random("random_bits_p")),
-    (lambda key: jax.random.bits(jax.random.fold_in(key, 2), (3,)), _random("random_fold_in_p")),
-    (lambda key: jax.random.bits(jax.random.split(key)[1], (3,)), _random("random_split_p")),
-    (lambda key: jax.random.bits(key, (3,)), _random("random_seed_p")),
-    (lambda key: jax.random.key_data(key)[1:], _random("random_unwrap_p")),
-    (lambda key: jax.random.bits(jax.random.wrap_key_data(jax.random.key_data(key)), (3,)),
-     _random("random_wrap_p")),
-    (lambda key: jax.random.bits(jax.random.clone(key), (3,)), _random("random_clone_p")),
+def _each(function: Any) -> Any:
+    """Run ``function`` on each of three keys."""
+    return lambda key: jax.vmap(function)(jax.random.split(key, 3))
+
+
+for _function, _primitive, _axes in (
+    (_each(jax.random.bits), _random("random_bits_p"), drawn_axes),
+    (_each(lambda key: jax.random.bits(jax.random.fold_in(key, 2))), _random("random_fold_in_p"),
+     None),
+    (_each(lambda key: jax.random.bits(jax.random.split(key)[1])), _random("random_split_p"),
+     drawn_axes),
+    (lambda key: jax.vmap(lambda seed: jax.random.bits(jax.random.key(seed)))(jnp.arange(3)),
+     _random("random_seed_p"), None),
+    (_each(lambda key: jax.random.key_data(key)[1]), _random("random_unwrap_p"), "... -> ... K"),
+    (_each(lambda key: jax.random.bits(jax.random.wrap_key_data(jax.random.key_data(key)))),
+     _random("random_wrap_p"), "... K -> ..."),
+    (_each(lambda key: jax.random.bits(jax.random.clone(key))), _random("random_clone_p"), None),
     (lambda key: lax.rng_bit_generator(np.arange(4, dtype=np.uint32), (3,))[1],
-     lax.rng_bit_generator_p),
-    (lambda key: _threefry.bind(*np.arange(4, dtype=np.uint32))[0],
-     _threefry),
+     lax.rng_bit_generator_p, lambda operands_t, outputs_t: relate(
+         [[None] * len(x.shape) for x in operands_t],
+         [[None] * len(outputs_t[0].shape), [*range(len(outputs_t[1].shape))]],
+         positional=range(len(outputs_t[1].shape)))),
+    (lambda key: _threefry.bind(*np.arange(12, dtype=np.uint32).reshape(4, 3))[0],
+     _threefry, None),
 ):
     no_tangent_space(
-        _primitive, "keys and bits",
+        _primitive, "keys and bits", axes=_axes,
         cases=[case(lambda x, f=_function: f(jax.random.key(0)).astype(x.dtype) / 2**32 + x,
                     real(3), half=False, note="bits do not fit a half-precision number")])

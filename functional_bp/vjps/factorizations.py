@@ -78,7 +78,7 @@ def _positive(a: np.ndarray) -> np.ndarray:
 
 
 rule(
-    linalg.cholesky_p, "a -> l", a=cholesky,
+    linalg.cholesky_p, "a -> l", a=cholesky, axes="... N N -> ... N N",
     cases=[
         case(linalg.cholesky, real(3, 3, make=_positive), half=False),
         case(linalg.cholesky, real(2, 3, 3, make=_positive), half=False),
@@ -157,7 +157,7 @@ def lu(factors_bar, factors, order):
 
 _lu = lambda a: linalg.lu(a)[0]
 rule(
-    linalg.lu_p, "a -> factors, pivots, order", a=lu,
+    linalg.lu_p, "a -> factors, pivots, order", a=lu, axes="... M N -> ... M N, ... K, ... M",
     cases=[
         case(linalg.lu, real(3, 3), half=False),
         case(_lu, real(2, 4, 3), half=False),
@@ -293,7 +293,7 @@ def _qr_of_permuted(full_matrices: bool) -> Any:
 
 
 rule(
-    linalg.qr_p, "a -> q, r, *p", a=qr,
+    linalg.qr_p, "a -> q, r, *p", a=qr, axes="... M N -> ... M K, ... K N, ... N",
     kinks="a singular R has no derivative: inf or nan, as in JAX",
     cases=[
         case(_qr(full_matrices=False), real(2, 4, 3), half=False),

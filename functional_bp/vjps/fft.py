@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from functional_bp import _jax
+from functional_bp.engine.axes import relate
 from functional_bp.engine.rule import case, cplx, linear, real
 
 
@@ -62,9 +63,16 @@ def _kind(kind: str, *lengths: int) -> Any:
     return lambda x: lax.fft(x, kind, lengths)
 
 
+def transformed_axes(x_t: Any, y_t: Any, *, fft_lengths: tuple[int, ...]) -> Any:
+    """The last axes are transformed; of a real transform the very last has another size."""
+    batch = len(x_t.shape) - len(fft_lengths)
+    labels = [i if m == n else None for i, (m, n) in enumerate(zip(x_t.shape, y_t.shape))]
+    return relate([labels], [labels], mixed=labels[batch:])
+
+
 fft_p: Any = _jax.find_primitive("lax.fft.fft_p")
 linear(
-    fft_p, "x -> y", x=fourier,
+    fft_p, "x -> y", x=fourier, axes=transformed_axes,
     cases=[
         case(_kind("FFT", 5), cplx(2, 5), half=False, note="half precision: JAX has no FFT of it"),
         case(_kind("IFFT", 3, 4), cplx(2, 3, 4), half=False),

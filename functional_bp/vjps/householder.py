@@ -303,6 +303,7 @@ def _packed_qr(a: Any) -> Any:
 NOTE = "JAX has no gradient of it; the reference multiplies the reflections one by one"
 rule(
     linalg.householder_product_p, "a, taus -> y", a=product_a, taus=product_taus,
+    axes="... M N, ... K -> ... M N",
     cases=[
         case(linalg.householder_product, real(4, 3), real(3), reference=_product_of,
              half=False, note=NOTE),
@@ -317,6 +318,8 @@ rule(
 
 rule(
     _jax.find_primitive("lax.linalg.ormqr_p"), "a, taus, c -> y",
+    axes=lambda *, left: ("... M N, ... K, ... M p -> ... M p" if left
+                          else "... M N, ... K, ... p M -> ... p M"),
     a=multiply_a, taus=multiply_taus, c=multiply_c,
     cases=[
         *(
@@ -335,6 +338,7 @@ rule(
 
 rule(
     _jax.find_primitive("lax.linalg.geqrf_p"), "a -> packed, taus", a=geqrf,
+    axes="... M N -> ... M N, ... K",
     cases=[
         case(_packed_qr, *spec, reference=reference,
              half=False, note="JAX has no gradient of the packed form")
@@ -546,7 +550,7 @@ def _by_pairs(a: np.ndarray) -> np.ndarray:
 
 REDUCED = "JAX has no gradient of it; the reference reflects column by column"
 rule(
-    linalg.hessenberg_p, "a -> packed, taus", a=hessenberg,
+    linalg.hessenberg_p, "a -> packed, taus", a=hessenberg, axes="... N N -> ... N N, ... K",
     cases=[
         case(linalg.hessenberg, real(4, 4, make=_by_pairs), reference=_hessenberg_by_columns,
              half=False, note=REDUCED),
@@ -561,6 +565,7 @@ rule(
 
 rule(
     _jax.find_primitive("lax.linalg.tridiagonal_p"), "a -> packed, d, e, taus", a=tridiagonal,
+    axes="... N N -> ... N N, ... N, ... K, ... K",
     cases=[
         case(lambda a: tuple(linalg.tridiagonal(a)), real(4, 4, make=_by_pairs),
              reference=_tridiagonal_by_columns(True), half=False, note=REDUCED),

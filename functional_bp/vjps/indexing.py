@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jax import lax
 
+from functional_bp.engine.axes import relate
 from functional_bp.engine.rule import case, cplx, integer, linear, real, rule
 from functional_bp.engine.sweeps import zeros
 
@@ -30,8 +31,17 @@ def sliced(y_bar: Any, x_t: Any, starts: Sequence[Any]) -> Any:
     return lax.dynamic_update_slice(zeros(x_t), y_bar, starts, allow_negative_indices=False)
 
 
+def dynamic_axes(x_t: Any, starts_t: Any, y_t: Any) -> Any:
+    """An axis that is read in part is read at a position."""
+    whole = [i for i, (n, m) in enumerate(zip(x_t.shape, y_t.shape)) if n == m]
+    axes = range(len(x_t.shape))
+    y = [i if i in whole else None for i in axes]
+    return relate([axes, *[() for _ in starts_t]], [y],
+                  positional=[i for i in axes if i not in whole])
+
+
 linear(
-    lax.dynamic_slice_p, "x, *starts -> y", x=sliced,
+    lax.dynamic_slice_p, "x, *starts -> y", x=sliced, axes=dynamic_axes,
     cases=[
         case(lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)),
              real(4, 5), integer(values=1), integer(values=2)),
@@ -58,8 +68,17 @@ def written(y_bar: Any, u_t: Any, starts: Sequence[Any]) -> Any:
     return lax.dynamic_slice(y_bar, starts, u_t.shape, allow_negative_indices=False)
 
 
+def updated_axes(x_t: Any, u_t: Any, starts_t: Any) -> Any:
+    """An axis that is written in part is written at a position."""
+    axes = range(len(x_t.shape))
+    u = [i if m == n else None for i, (m, n) in enumerate(zip(u_t.shape, x_t.shape))]
+    return relate([axes, u, *[() for _ in starts_t]], [axes],
+                  positional=[i for i in axes if u[i] is None])
+
+
 rule(
     lax.dynamic_update_slice_p, "x, u, *starts -> y", linear="x, u", x=overwritten, u=written,
+    axes=updated_axes,
     cases=[
         case(lambda x, u, i, j: lax.dynamic_update_slice(x, u, (i, j)),
              real(4, 5), real(2, 3), integer(values=1), integer(values=2)),
@@ -103,6 +122,43 @@ def gathered(y_bar, x_t, indices, *, dimension_numbers, indices_are_sorted, uniq
     )
 
 
+def indexed_labels(
+    x_t: Any, indices_t: Any, picked_t: Any, sizes: Sequence[int],
+    numbers: lax.GatherDimensionNumbers,
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Label the axes of an array, of indices into it, and of what is picked out there.
+
+    Indices stand where what they pick does; an axis that a window covers is the window's, and one
+    that is indexed is ``("at", i)``.
+    """
+    rank = len(x_t.shape)
+    x: list[Any] = [("x", i) for i in range(rank)]
+    indices: list[Any] = [("i", i) for i in range(len(indices_t.shape) - 1)]
+    for i, k in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims):
+        indices[k] = x[i]
+    gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    covered = iter(numbers.offset_dims)
+    picked: list[Any] = [None] * len(picked_t.shape)
+    for i in range(rank):
+        if i not in gone:
+            place = next(covered)
+            picked[place] = x[i] if sizes[i] == x_t.shape[i] else None
+        if i in numbers.start_index_map:
+            x[i] = ("at", i)
+    rest = iter(indices)
+    picked = [label if k in numbers.offset_dims else next(rest) for k, label in enumerate(picked)]
+    picked = [label if label in x or label in indices else None for label in picked]
+    return x, [*indices, None], picked
+
+
+def gathered_axes(
+    x_t: Any, indices_t: Any, y_t: Any, *, dimension_numbers: Any, slice_sizes: Any
+) -> Any:
+    """Each index picks its own part of the output; what is indexed, is so by position."""
+    x, indices, y = indexed_labels(x_t, indices_t, y_t, slice_sizes, dimension_numbers)
+    return relate([x, indices], [y], positional=[label for label in x if label[0] == "at"])
+
+
 def _rows(mode: str, **promises: Any) -> Any:
     dimensions = lax.GatherDimensionNumbers((1,), (0,), (0,))
     sizes = lambda x: (1, x.shape[1])
@@ -117,7 +173,7 @@ _batched = lax.GatherDimensionNumbers(
     operand_batching_dims=(0,), start_indices_batching_dims=(0,))
 
 linear(
-    lax.gather_p, "x, indices -> y", x=gathered,
+    lax.gather_p, "x, indices -> y", x=gathered, axes=gathered_axes,
     cases=[
         case(lambda x, i: x[i], real(4, 3), integer(values=[[2, -1], [2, 0]]), note="repeats"),
         case(lambda x, i: x[1:, i, None], cplx(3, 4), integer(values=[0, 0, 3])),

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from functional_bp import _jax
 from functional_bp.engine.rule import case, linear, real, rule
+from functional_bp.vjps.calls import each_its_own
 from functional_bp.vjps.sharded import mesh_size
 
 sharding_constraint_p: Any = _jax.find_primitive("pjit.sharding_constraint_p")
@@ -77,7 +78,7 @@ def _column_major(x: Any) -> Any:
     return jnp.sin(constrain(x * x, layout(major_to_minor=(1, 0))))
 
 
-rule(primitives.device_put_p, "*xs -> *ys", linear="xs", xs=moved_back,
+rule(primitives.device_put_p, "*xs -> *ys", linear="xs", xs=moved_back, axes=each_its_own,
      cases=[case(_put, real(3)), case(_put_pair, real(3), real(3))])
 
 linear(sharding_constraint_p, "x -> y",

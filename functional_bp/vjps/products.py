@@ -24,6 +24,7 @@ import numpy as np
 from jax import lax
 
 from functional_bp._jax import find_primitive
+from functional_bp.engine.axes import relate
 from functional_bp.engine.rule import Spec, case, cplx, integer, real, rule
 from functional_bp.vjps.shapes import layout, undivided
 
@@ -125,8 +126,19 @@ def _dot(contract: Any, batch: Any = ((), ()), **parameters: Any) -> Any:
     return lambda x, y: lax.dot_general(x, y, (contract, batch), **parameters)
 
 
+def dot_axes(x_t: Any, y_t: Any, *, dimension_numbers: Any) -> Any:
+    """Batch axes and the others are those of the output; contracted ones are summed."""
+    (cx, cy), (bx, by) = dimension_numbers
+    x, y = ([(name, i) for i in range(len(v.shape))] for name, v in (("x", x_t), ("y", y_t)))
+    for i, j in zip((*bx, *cx), (*by, *cy)):
+        y[j] = x[i]
+    left = [x[i] for i in range(len(x)) if i not in (*bx, *cx)]
+    right = [y[j] for j in range(len(y)) if j not in (*by, *cy)]
+    return relate([x, y], [[*(x[i] for i in bx), *left, *right]], summed=[x[i] for i in cx])
+
+
 rule(
-    lax.dot_general_p, "x, y -> z", linear="x; y", x=dot_left, y=dot_right,
+    lax.dot_general_p, "x, y -> z", linear="x; y", x=dot_left, y=dot_right, axes=dot_axes,
     cases=[
         case(_dot(((1,), (0,))), real(3, 4), real(4, 2)),
         case(_dot(((0,), (0,))), real(4, 3), real(4, 2)),
@@ -273,9 +285,31 @@ def _sizes(values: Any) -> Spec:
     return integer(values=np.array(values, np.int32))
 
 
+def ragged_axes(x_t: Any, y_t: Any, sizes_t: Any, *, ragged_dot_dimension_numbers: Any) -> Any:
+    """As in a product, but that a piece of the ragged axis must know in which groups it lies.
+
+    The axis of groups is another for each way to be ragged, and belongs to none.
+    """
+    numbers = ragged_dot_dimension_numbers
+    (r,), groups = numbers.lhs_ragged_dimensions, tuple(numbers.rhs_group_dimensions)
+    (cx, cy), (bx, by) = numbers.dot_dimension_numbers
+    x, y = ([(name, i) for i in range(len(v.shape))] for name, v in (("x", x_t), ("y", y_t)))
+    for i, j in zip((*bx, *cx), (*by, *cy)):
+        y[j] = x[i]
+    left = [x[i] for i in range(len(x)) if i not in (*bx, *cx)]
+    right = [y[j] for j in range(len(y)) if j not in (*by, *cy, *groups)]
+    z = [*([None] if r in cx else []), *(x[i] for i in bx), *left, *right]
+    y = [None if j in groups else label for j, label in enumerate(y)]
+    sizes = [x[i] for i in bx] if len(sizes_t.shape) > 1 else []
+    sizes += [None] * (len(sizes_t.shape) - len(sizes))
+    batch = bx if r in bx else ()
+    summed = [x[i] for i in cx if i != r]
+    return relate([x, y, sizes], [z], summed=summed, positional=[x[i] for i in (r, *batch)])
+
+
 rule(
     find_primitive("lax.lax.ragged_dot_general_p"), "x, y, sizes -> z", linear="x; y",
-    x=ragged_left, y=ragged_right,
+    x=ragged_left, y=ragged_right, axes=ragged_axes,
     cases=[
         case(_rows, real(5, 3), real(2, 3, 4), _sizes([2, 3]), batchable=False,
              reference=_dense_rows, note="JAX cannot vmap its derivatives, nor take a second one"),

@@ -17,6 +17,7 @@ from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
+from functional_bp.engine.axes import reduction, relate
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, higher_order, linear, real, rule
 from functional_bp.vjps.calls import Call
@@ -24,7 +25,7 @@ from functional_bp.vjps.shapes import layout, spread
 
 linear(
     lax.reduce_sum_p, "x -> y", x=lambda y_bar, x_t, *, axes: spread(y_bar, x_t, axes),
-    why="y = Σᵢ xᵢ  ⇒  x̄ᵢ = ȳ for every i that was summed",
+    why="y = Σᵢ xᵢ  ⇒  x̄ᵢ = ȳ for every i that was summed", axes=reduction("sum"),
     cases=[
         case(lambda x: lax.reduce_sum(x, (0, 2)), real(2, 3, 4)),
         case(lambda x: lax.reduce_sum(x, (0,)), cplx(3)),
@@ -73,10 +74,12 @@ def _extreme_cases(reduce):
 TIES = "m elements that tie get 1/m each"
 rule(
     lax.reduce_max_p, "x -> y", x=share_of_extreme, pushforward=mean_of_extreme, kinks=TIES,
+    axes=reduction("max"),
     cases=_extreme_cases(lax.reduce_max),
 )
 rule(
     lax.reduce_min_p, "x -> y", x=share_of_extreme, pushforward=mean_of_extreme, kinks=TIES,
+    axes=reduction("min"),
     cases=_extreme_cases(lax.reduce_min),
 )
 
@@ -155,6 +158,7 @@ def share_of_product(y_bar, x, pairs, x_t, *, axes):
 
 rule(
     lax.reduce_prod_p, "x -> y | pairs", x=share_of_product, forward=product_by_tree,
+    axes=reduction("prod"),
     cases=[
         case(lambda x: lax.reduce_prod(x, (0, 2)), real(2, 3, 4)),
         case(lambda x: lax.reduce_prod(x, (0,)), cplx(5)),
@@ -229,8 +233,16 @@ def _from(init: Any, x: Any) -> Any:
     return lax.reduce(x, init, _circle, (0,))
 
 
+def folded_axes(operands_t, outputs_t, *, dimensions):
+    """A fold in any order is still not one that can begin twice: its initial value is no unit."""
+    whole = range(len(operands_t[0].shape))
+    left = [i for i in whole if i not in dimensions]
+    ins = [whole if len(x.shape) else [] for x in operands_t]
+    return relate(ins, [left for _ in outputs_t], mixed=dimensions)
+
+
 @higher_order(
-    lax.reduce_p,
+    lax.reduce_p, axes=folded_axes,
     cases=[
         case(lambda x: lax.reduce(x, np.zeros((), x.dtype), _circle, (0,)), real(5)),
         case(lambda x: lax.reduce(x, np.zeros((), x.dtype), _circle, (2, 0)), real(2, 3, 3)),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from functional_bp import _jax
+from functional_bp.engine.axes import rank, relate
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, real, rule
 from functional_bp.vjps.special import igamma_by_series
@@ -87,18 +88,26 @@ def _by_quantile(log_space: bool) -> Any:
     return draw
 
 
+def _placed(key_t: Any, a_t: Any) -> Any:
+    """What is drawn depends on its place behind the axes of the keys."""
+    keys, axes = rank(key_t), range(rank(a_t))
+    return relate([axes[:keys], axes], [axes], positional=axes[keys:])
+
+
 def _draws(log_space: bool) -> Any:
     sample = jax.random.loggamma if log_space else jax.random.gamma
     return lambda a: sample(jax.random.key(0), a)
 
 
 rule(_jax.find_primitive("random.core.random_gamma_p"), "key, a -> z", a=pull_random_gamma,
+     axes=_placed,
      cases=[case(_draws(log_space), real(3, low=0.6, high=4), reference=_by_quantile(log_space),
                  half=False, note="JAX has no second derivative")
             for log_space in (False, True)]
          + [case(_draws(False), real(2, 2, low=0.6, high=4), second_order=False, half=False,
                  note="a draw depends on its dtype, so half precision has another value")])
 rule(lax.rng_uniform_p, "a, b -> z",
+     axes=lambda *, shape: relate([(), ()], [range(len(shape))], positional=range(len(shape))),
      a=lambda z_bar, a, b, z: z_bar * ((b - z) / (b - a)),
      b=lambda z_bar, a, b, z: z_bar * ((z - a) / (b - a)),
      why="z = a + (b − a) u with u held fixed: ∂z/∂a = 1 − u, ∂z/∂b = u, u = (z − a)/(b − a)",

@@ -19,12 +19,14 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
+from functional_bp.engine.axes import relate
 from functional_bp.engine.higher_order import HigherOrder, Mask, Options
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.plan import make_plan
 from functional_bp.engine.rule import case, cplx, higher_order, integer, real, rule
 from functional_bp.engine.sweeps import match_axes, zeros
 from functional_bp.errors import NotDifferentiableError, compose
+from functional_bp.vjps.indexing import indexed_labels
 
 
 def read_back(y_bar: Any, indices: Any, u_t: Any, **how: Any) -> Any:
@@ -85,6 +87,28 @@ def subtracted(y_bar: Any, indices: Any, u_t: Any, **how: Any) -> Any:
     return lax.neg(read_back(y_bar, indices, u_t, **how))
 
 
+def scattered_axes(combine: str | None) -> Any:
+    """Updates are added, or otherwise combined, in pieces; they are overwritten in order."""
+
+    def axes(operands_t: Any, *, dimension_numbers: Any) -> Any:
+        x_t, indices_t, u_t = operands_t
+        numbers = lax.GatherDimensionNumbers(
+            dimension_numbers.update_window_dims, dimension_numbers.inserted_window_dims,
+            dimension_numbers.scatter_dims_to_operand_dims,
+            dimension_numbers.operand_batching_dims,
+            dimension_numbers.scatter_indices_batching_dims,
+        )
+        sizes = window_sizes(x_t, u_t, dimension_numbers)
+        x, indices, u = indexed_labels(x_t, indices_t, u_t, sizes, numbers)
+        met = [label for label in indices if label and label not in x]
+        return relate(
+            [x, indices, u], [x], positional=[label for label in x if label[0] == "at"],
+            summed=met if combine else (), mixed=() if combine else met, combine=combine or "",
+        )
+
+    return axes
+
+
 _rows = lax.ScatterDimensionNumbers((1,), (0,), (0,))
 _scalars = lax.ScatterDimensionNumbers((), (0,), (0,))
 _windows = lax.ScatterDimensionNumbers((1, 2), (), (0, 1))
@@ -114,10 +138,12 @@ def cases_of(scatter: Any, *, complex_too: bool = True) -> list[Any]:
 
 rule(
     lax.scatter_add_p, "x, indices, u -> y", linear="x, u", x=kept, u=added,
+    axes=scattered_axes("sum"),
     cases=cases_of(lax.scatter_add),
 )
 rule(
     lax.scatter_sub_p, "x, indices, u -> y", linear="x, u", x=kept, u=subtracted,
+    axes=scattered_axes("sum"),
     cases=cases_of(lax.scatter_sub),
 )
 
@@ -186,6 +212,7 @@ def _factor_by_factor(x: Any, i: Any, u: Any) -> Any:
 
 rule(
     lax.scatter_mul_p, "x, indices, u -> y", x=times_updates, u=times_rest,
+    axes=scattered_axes("prod"),
     cases=[
         case(lambda x, i, u: lax.scatter_mul(x, i, u, _rows, unique_indices=True),
              real(4, 3), integer(values=[[3], [1]]), real(2, 3)),
@@ -256,13 +283,13 @@ def shared_updates(y_bar: Any, indices: Any, u_share: Any, **how: Any) -> Any:
     return lax.mul(read_back(y_bar, indices, u_share, **how), u_share)
 
 
-for _primitive, _scatter, _sign in (
-    (lax.scatter_max_p, lax.scatter_max, 1),
-    (lax.scatter_min_p, lax.scatter_min, -1),
+for _primitive, _scatter, _sign, _combine in (
+    (lax.scatter_max_p, lax.scatter_max, 1, "max"),
+    (lax.scatter_min_p, lax.scatter_min, -1, "min"),
 ):
     rule(
         _primitive, "x, indices, u -> y | x_share, u_share", x=shared_operand, u=shared_updates,
-        forward=extreme(_scatter),
+        forward=extreme(_scatter), axes=scattered_axes(_combine),
         kinks="ties are split evenly between the operand and the updates",
         cases=[
             *cases_of(_scatter, complex_too=False),
@@ -296,7 +323,7 @@ def _apply_by_mask(x: Any, i: Any) -> Any:
 
 
 @higher_order(
-    lax.scatter_p,
+    lax.scatter_p, axes=scattered_axes(None),
     kinks="of updates that meet, the one that XLA wrote last has the whole cotangent",
     cases=[
         *cases_of(lax.scatter),

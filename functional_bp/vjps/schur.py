@@ -224,6 +224,7 @@ def _cube(a: Any) -> Any:
 
 rule(
     linalg.schur_p, "a -> u, *vectors | kept_q", a=schur, forward=schur_keeping_vectors,
+    axes="... N N -> ... E E, ... N E",
     kinks="equal eigenvalues: inf or nan",
     cases=[
         case(_values_of_schur, real(3, 3, make=_distinct), reference=_values_from_eigenvectors,

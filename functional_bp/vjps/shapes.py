@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from functional_bp._jax import find_primitive
+from functional_bp.engine.axes import merged, mixing, relate
 from functional_bp.engine.improvements import improvement
 from functional_bp.engine.rule import case, cplx, integer, linear, real, rule
 from functional_bp.engine.sweeps import zeros
@@ -75,8 +76,14 @@ def unbroadcast_in_dim(y_bar, x_t, *, shape, broadcast_dimensions):
     return lax.expand_dims(summed, stretched) if stretched else summed
 
 
+def broadcast_axes(x_t, y_t, *, broadcast_dimensions):
+    """New axes, and those stretched from size 1, are the output's alone."""
+    x = [d if n == y_t.shape[d] else None for n, d in zip(x_t.shape, broadcast_dimensions)]
+    return relate([x], [range(len(y_t.shape))])
+
+
 linear(
-    lax.broadcast_in_dim_p, "x -> y", x=unbroadcast_in_dim,
+    lax.broadcast_in_dim_p, "x -> y", x=unbroadcast_in_dim, axes=broadcast_axes,
     cases=[
         case(lambda x: lax.broadcast_in_dim(x, (2, 3, 4), (1,)), real(3)),
         case(lambda x: lax.broadcast_in_dim(x, (2, 3, 4), (0, 2)), real(1, 4)),
@@ -98,8 +105,24 @@ def slice_of_concatenated(y_bar, xs_t, index, *, dimension):
     return lax.slice_in_dim(y_bar, start, start + xs_t[index].shape[dimension], axis=dimension)
 
 
+def is_most(part: int, whole: int) -> bool:
+    """Say whether a part of an axis is that axis still, but for its ends."""
+    return 2 * part > whole
+
+
+def concatenated_axes(xs_t, y_t, *, dimension):
+    """The longest part, if it is most of the whole, is the same dimension with something added."""
+    whole = y_t.shape[dimension]
+
+    def labels(x):
+        along = dimension if is_most(x.shape[dimension], whole) else None
+        return [along if i == dimension else i for i in range(len(x.shape))]
+
+    return relate(map(labels, xs_t), [range(len(y_t.shape))], halo=[dimension])
+
+
 rule(
-    lax.concatenate_p, "*xs -> y", linear="xs", xs=slice_of_concatenated,
+    lax.concatenate_p, "*xs -> y", linear="xs", xs=slice_of_concatenated, axes=concatenated_axes,
     cases=[
         case(lambda a, b, c: lax.concatenate([a, b, c], 1), real(2, 1), real(2, 3), real(2, 0)),
         case(lambda a, b: lax.concatenate([a, b, a], 0), cplx(2), cplx(1), note="a twice"),
@@ -129,10 +152,20 @@ def sum_over_padding(y_bar, x_t, *, padding_config):
     return lax.sub(everything(y_bar), everything(x_bar))
 
 
+def padded_axes(x_t, y_t, *, padding_config):
+    """A padded axis is the same dimension, if most of it is not padding."""
+    labels, halo = [], []
+    for i, (n, m, config) in enumerate(zip(x_t.shape, y_t.shape, padding_config)):
+        labels.append(i if not config[2] and is_most(min(n, m), max(n, m)) else None)
+        halo += [i] if any(config) else []
+    return relate([labels, []], [labels], halo=halo)
+
+
 rule(
-    lax.pad_p, "x, p -> y", linear="x, p", x=unpad, p=sum_over_padding,
+    lax.pad_p, "x, p -> y", linear="x, p", x=unpad, p=sum_over_padding, axes=padded_axes,
     cases=[
-        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0))), real(2, 3)),
+        case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((1, 2, 0), (0, 1, 0), (0, 0, 0))),
+             real(2, 3, 2)),
         case(lambda x: lax.pad(x, np.ones((), x.dtype), ((1, 2, 1), (-1, 1, 2))), real(3, 3)),
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((-2, 1, 1),)), real(4)),
         case(lambda x: lax.pad(x, np.zeros((), x.dtype), ((2, -3, 0),)), real(2), note="x cut off"),
@@ -158,8 +191,16 @@ def reshape_back(y_bar, x_t, *, dimensions):
     return lax.transpose(permuted, np.argsort(dimensions))
 
 
+def reshaped_axes(x_t, y_t, *, dimensions):
+    """Axes that are merged or split go on with their major part."""
+    order = range(len(x_t.shape)) if dimensions is None else dimensions
+    permuted, y = merged([x_t.shape[d] for d in order], y_t.shape)
+    x = [permuted[list(order).index(i)] for i in range(len(x_t.shape))]
+    return relate([x], [y])
+
+
 linear(
-    lax.reshape_p, "x -> y", x=reshape_back,
+    lax.reshape_p, "x -> y", x=reshape_back, axes=reshaped_axes,
     cases=[
         case(lambda x: lax.reshape(x, (3, 4)), real(2, 6)),
         case(lambda x: lax.reshape(x, (6,), dimensions=(1, 0)), real(2, 3)),
@@ -170,6 +211,7 @@ linear(
 )
 linear(
     lax.rev_p, "x -> y", x=lambda y_bar, *, dimensions: lax.rev(y_bar, dimensions),
+    axes=mixing("dimensions"),
     why="y[i] = x[n−1−i]  ⇒  x̄[i] = ȳ[n−1−i]: a reversal is its own transpose",
     cases=[
         case(lambda x: lax.rev(x, (0, 2)), real(2, 3, 2)),
@@ -192,10 +234,18 @@ def embed_slice(y_bar, x_t, *, start_indices, limit_indices, strides):
     return lax.pad(y_bar, np.zeros((), y_bar.dtype), config)
 
 
+def sliced_axes(x_t, y_t, *, strides):
+    """What a slice leaves of an axis is the same dimension, if it is most of it."""
+    steps = strides or (1,) * len(x_t.shape)
+    sizes = list(zip(x_t.shape, y_t.shape, steps))
+    labels = [i if s == 1 and is_most(m, n) else None for i, (n, m, s) in enumerate(sizes)]
+    return relate([labels], [labels], halo=[i for i, (n, m, _) in enumerate(sizes) if n != m])
+
+
 linear(
-    lax.slice_p, "x -> y", x=embed_slice,
+    lax.slice_p, "x -> y", x=embed_slice, axes=sliced_axes,
     cases=[
-        case(lambda x: lax.slice(x, (1, 0), (3, 2)), real(4, 3)),
+        case(lambda x: lax.slice(x, (1, 0, 0), (3, 2, 2)), real(4, 3, 2)),
         case(lambda x: lax.slice(x, (1, 0), (4, 5), (2, 3)), real(5, 5)),
         case(lambda x: lax.slice(x, (2,), (2,), (3,)), real(4), note="an empty slice"),
         case(lambda x: x[1:2], cplx(3)),
@@ -221,8 +271,18 @@ def embed_only_part(bars, sizes, axis):
     return lax.pad(bars[k], np.zeros((), bars[k].dtype), config)
 
 
+def split_axes(x_t, ys_t, *, axis):
+    """A part that is most of the whole is the same dimension still."""
+
+    def labels(y):
+        along = axis if is_most(y.shape[axis], x_t.shape[axis]) else None
+        return [along if i == axis else i for i in range(len(y.shape))]
+
+    return relate([range(len(x_t.shape))], map(labels, ys_t), halo=[axis])
+
+
 linear(
-    find_primitive("lax.lax.split_p"), "x -> *ys", x=join_parts,
+    find_primitive("lax.lax.split_p"), "x -> *ys", x=join_parts, axes=split_axes,
     cases=[
         case(lambda x: lax.split(x, (1, 0, 3), 1), real(2, 4)),
         case(lambda x: lax.split(x, (2, 1, 2), 0)[1], real(5, 2), note="one part used"),
@@ -231,6 +291,7 @@ linear(
 )
 linear(
     lax.squeeze_p, "x -> y", x=lambda y_bar, x_t, *, dimensions: spread(y_bar, x_t, dimensions),
+    axes=lambda x_t, y_t: relate(*([labels] for labels in merged(x_t.shape, y_t.shape))),
     why="axes of size 1 are put back: x̄ has the elements of ȳ",
     cases=[
         case(lambda x: lax.squeeze(x, (0, 2)), real(1, 3, 1)),
@@ -238,8 +299,25 @@ linear(
         case(lambda x: lax.squeeze(x, (1,)), real(0, 1)),
     ],
 )
+def with_new_axis(axis: int, rank: int) -> list[int | None]:
+    """Label the axes of an array among which a new one stands at ``axis``."""
+    return [*range(axis), None, *range(axis, rank)]
+
+
+def stacked_axes(xs_t, y_t, *, axis):
+    """The axis along which arrays are stacked is new."""
+    rank = len(y_t.shape) - 1
+    return relate([range(rank) for _ in xs_t], [with_new_axis(axis, rank)])
+
+
+def unstacked_axes(x_t, ys_t, *, axis):
+    """The axis along which an array is taken apart is gone."""
+    rank = len(x_t.shape) - 1
+    return relate([with_new_axis(axis, rank)], [range(rank) for _ in ys_t])
+
+
 rule(
-    find_primitive("lax.lax.stack_p"), "*xs -> y", linear="xs",
+    find_primitive("lax.lax.stack_p"), "*xs -> y", linear="xs", axes=stacked_axes,
     xs=lambda y_bar, index, *, axis: lax.index_in_dim(y_bar, index, axis, keepdims=False),
     why="y[.., k, ..] = xₖ  ⇒  x̄ₖ = ȳ[.., k, ..]",
     cases=[
@@ -258,7 +336,7 @@ def stack_parts(ys_bar, ys_t, *, axis):
 
 
 linear(
-    find_primitive("lax.lax.unstack_p"), "x -> *ys", x=stack_parts,
+    find_primitive("lax.lax.unstack_p"), "x -> *ys", x=stack_parts, axes=unstacked_axes,
     cases=[
         case(lambda x: lax.unstack(x, 1), real(2, 3)),
         case(lambda x: lax.unstack(x, 0)[1], real(3, 2), note="one part used"),
@@ -287,8 +365,14 @@ def sum_over_tiles(y_bar, x_t, *, reps):
     return lax.reduce_sum(lax.reshape(y_bar, shape, out_sharding=layout(x_t, order)), copies)
 
 
+def tiled_axes(x_t, y_t):
+    """A repeated axis is another one in the output."""
+    labels = [i if n == m else None for i, (n, m) in enumerate(zip(x_t.shape, y_t.shape))]
+    return relate([labels], [labels])
+
+
 linear(
-    find_primitive("lax.lax.tile_p"), "x -> y", x=sum_over_tiles,
+    find_primitive("lax.lax.tile_p"), "x -> y", x=sum_over_tiles, axes=tiled_axes,
     cases=[
         case(lambda x: lax.tile(x, (2, 1, 3)), real(2, 3, 1)),
         case(lambda x: lax.tile(x, (1, 1)), cplx(2, 2)),
@@ -298,6 +382,7 @@ linear(
 linear(
     lax.transpose_p, "x -> y",
     x=lambda y_bar, *, permutation: lax.transpose(y_bar, np.argsort(permutation)),
+    axes=lambda x_t, *, permutation: relate([range(len(x_t.shape))], [permutation]),
     why="y's axis k is x's axis permutation[k]: the inverse permutation puts ȳ's axes back",
     cases=[
         case(lambda x: lax.transpose(x, (2, 0, 1)), real(2, 3, 4)),

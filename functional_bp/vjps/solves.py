@@ -80,6 +80,8 @@ def _dominant(a: np.ndarray) -> np.ndarray:
 
 rule(
     linalg.triangular_solve_p, "a, b -> x", linear="b", a=triangular_a, b=triangular_b,
+    axes=lambda *, left_side: ("... N N, ... N k -> ... N k" if left_side
+                               else "... N N, ... k N -> ... k N"),
     cases=[
         case(_triangular(left_side=True, lower=True), real(2, 3, 3, make=_dominant),
              real(2, 3, 2), half=False, note="half precision: JAX 0.10 has no triangular solve"),
@@ -144,6 +146,7 @@ _dominant_diagonal = lambda x: x + 5
 _tridiagonal = lambda dl, d, du, b: linalg.tridiagonal_solve(dl, d, du, b)
 rule(
     linalg.tridiagonal_solve_p, "dl, d, du, b -> x",
+    axes="... N, ... N, ... N, ... N k -> ... N k",
     dl=_along(-1, "dl"), d=_along(0, "d"), du=_along(1, "du"), b=tridiagonal_b,
     cases=[
         case(_tridiagonal, real(4), real(4, make=_dominant_diagonal), real(4), real(4, 2),

@@ -12,6 +12,7 @@ from typing import Any
 from jax import lax
 
 from functional_bp import _jax
+from functional_bp.engine.axes import mixing
 from functional_bp.engine.rule import case, cplx, integer, real, rule
 from functional_bp.engine.sweeps import zeros
 
@@ -75,6 +76,7 @@ _TIED = [[1.0, 0.5, 1.0, -2.0], [0.5, 0.5, 0.5, 3.0]]
 
 rule(
     lax.sort_p, "*xs -> *ys | order", xs=sorted_along, forward=sort_with_order,
+    axes=mixing("dimension"),
     kinks="equal keys keep their order",
     cases=[
         case(lambda x: lax.sort(x), real(3, 4)),
@@ -107,7 +109,7 @@ def nearly_largest(y_bar: Any, x_t: Any, places: Any, *, reduction_dimension: in
 
 
 rule(
-    lax.top_k_p, "x -> y, places", x=largest,
+    lax.top_k_p, "x -> y, places", x=largest, axes=mixing("axis"),
     kinks="of equal entries, the first",
     cases=[
         case(lambda x: lax.top_k(x, 2), real(3, 4)),
@@ -116,7 +118,7 @@ rule(
     ],
 )
 rule(
-    lax.approx_top_k_p, "x -> y, places", x=nearly_largest,
+    lax.approx_top_k_p, "x -> y, places", x=nearly_largest, axes=mixing("reduction_dimension"),
     kinks="of equal entries, those that the search returned",
     cases=[
         case(lambda x: lax.approx_max_k(x, 2), real(3, 4)),

@@ -132,7 +132,7 @@ def _of_upper(a: Any) -> Any:
 
 
 rule(
-    linalg.eigh_p, "a -> v, w", a=eigh,
+    linalg.eigh_p, "a -> v, w", a=eigh, axes="... N N -> ... N E, ... E",
     kinks="equal eigenvalues: the vectors have no derivative (inf or nan), the values' is fine",
     cases=[
         case(linalg.eigh, real(3, 3, make=_symmetric), half=False),
@@ -282,6 +282,7 @@ def _distinct(a: np.ndarray) -> np.ndarray:
 
 rule(
     linalg.eig_p, "a -> w, *vectors | v", a=eig, forward=eig_keeping_vectors,
+    axes="... N N -> ... E, ... N E, ... N E",
     kinks="equal eigenvalues: inf or nan",
     cases=[
         case(_eig(False, False, False), real(2, 3, 3, make=_distinct),
@@ -433,6 +434,7 @@ def _spaces_of_thin(a: Any) -> Any:
 
 rule(
     linalg.svd_p, "a -> s, *vectors | kept_u, kept_vh", a=svd, forward=svd_keeping_vectors,
+    axes="... M N -> ... K, ... M U, ... V N",
     kinks="equal singular values: inf or nan for the vectors",
     cases=[
         case(_svd(compute_uv=False), real(2, 4, 3, make=_spread_values), half=False),

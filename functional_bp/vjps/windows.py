@@ -23,6 +23,7 @@ from jax.extend.core import JaxprEqn
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
+from functional_bp.engine.axes import rank, relate
 from functional_bp.engine.higher_order import (
     HigherOrder,
     Mask,
@@ -144,13 +145,22 @@ def _geometries(reduction: Any, initial: Any) -> list[Any]:
         case(_reduce(reduction, initial, (2, 2), (2, 2), "VALID"), real(4, 5)),
         case(_reduce(reduction, initial, (2, 3), (2, 3), "SAME"), real(5, 4)),
         case(_reduce(reduction, initial, (3, 2), (1, 2), ((1, 1), (0, 2))), real(4, 5)),
-        case(_reduce(reduction, initial, (2,), (3,), ((1, 0),)), real(5), note="gaps"),
+        case(_reduce(reduction, initial, (1, 2), (1, 3), ((0, 0), (1, 0))), real(2, 5),
+             note="gaps"),
         case(_reduce(reduction, initial, (2,), (1,), ((0, 0),), base_dilation=(2,)), real(4)),
     ]
 
 
+def windowed_axes(operands_t: Any, outputs_t: Any, **window: Any) -> Any:
+    """Windows of one entry leave an axis as it is; others overlap, or skip."""
+    plain = [(1, 1, (0, 0), 1, 1) == geometry for geometry in zip(*Geometry.of(window))]
+    axes = range(len(plain))
+    ins = [axes if rank(x) else () for x in operands_t]
+    return relate(ins, [axes for _ in outputs_t], halo=[i for i in axes if not plain[i]])
+
+
 linear(
-    lax.reduce_window_sum_p, "x -> y", x=summed,
+    lax.reduce_window_sum_p, "x -> y", x=summed, axes=windowed_axes,
     cases=[
         *_geometries(lax.add, 0.0),
         case(_reduce(lax.add, 0.0, (2,), (2,), ((-1, 3),)), real(5), note="negative padding"),
@@ -248,7 +258,7 @@ for _primitive, _reduction, _better, _initial, _pullback in (
     (lax.reduce_window_min_p, lax.min, lax.le, np.inf, smallest_in_window),
 ):
     rule(
-        _primitive, "x -> y", x=_pullback,
+        _primitive, "x -> y", x=_pullback, axes=windowed_axes,
         kinks="of equal entries in a window, the first",
         cases=[
             *_geometries(_reduction, _initial),
@@ -290,11 +300,12 @@ def _read_selected(select_prim: Any, *window: Any, **dilations: Any) -> Any:
 
 
 rule(
-    lax.select_and_gather_add_p, "t, x -> y", linear="t", t=selected_tangents,
+    lax.select_and_gather_add_p, "t, x -> y", linear="t", t=selected_tangents, axes=windowed_axes,
     kinks="of equal entries in a window, the first",
     cases=[
         case(_read_selected(lax.ge_p, (2, 2), (2, 1), ((0, 0), (1, 0))), real(4, 4), real(4, 4)),
-        case(_read_selected(lax.le_p, (3,), (2,), ((0, 1),), base_dilation=(2,)), real(4), real(4)),
+        case(_read_selected(lax.le_p, (1, 3), (1, 2), ((0, 0), (0, 1)), base_dilation=(1, 2)),
+             real(2, 4), real(2, 4)),
         case(_read_selected(lax.ge_p, (2,), (1,), ((0, 0),), window_dilation=(2,)), real(4),
              real(values=[1, 5, 3, 2]), note="jax.vjp raises",
              reference=lambda t, x: jax.numpy.stack([t[2], t[1]]) + 0 * x[:2]),
@@ -321,11 +332,11 @@ def _write_selected(select_prim: Any, *window: Any) -> Any:
 
 
 rule(
-    lax.select_and_scatter_add_p, "s, x -> y", linear="s", s=read_selected,
+    lax.select_and_scatter_add_p, "s, x -> y", linear="s", s=read_selected, axes=windowed_axes,
     kinks="of equal entries in a window, the first",
     cases=[
         case(_write_selected(lax.ge_p, (2, 2), (2, 2), ((0, 0), (0, 0))), real(2, 2), real(4, 4)),
-        case(_write_selected(lax.le_p, (3,), (1,), ((1, 1),)), real(5), real(5)),
+        case(_write_selected(lax.le_p, (1, 3), (1, 1), ((0, 0), (1, 1))), real(2, 5), real(2, 5)),
     ],
 )
 
@@ -440,7 +451,7 @@ def _product_padded(x: Any) -> Any:
 
 
 @higher_order(
-    lax.reduce_window_p,
+    lax.reduce_window_p, axes=windowed_axes,
     cases=[
         case(_reduce(lax.mul, 1.0, (3,), (1,), "VALID"), real(values=[2, 0, 3, 0, 0, 4]),
              reference=lambda x: _stacked(lambda s: s[0] * s[1] * s[2], x, 3), note="zeros"),
@@ -553,7 +564,7 @@ def _scattered_pairs(combine: Any) -> Any:
 
 
 @higher_order(
-    lax.select_and_scatter_p,
+    lax.select_and_scatter_p, axes=windowed_axes,
     kinks="of equal entries in a window, the first",
     cases=[
         case(_select_and_scatter(lax.ge, lax.add, (2,), (2,), ((0, 0),)), real(6), real(3), real(),
