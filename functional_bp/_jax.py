@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any
@@ -31,16 +33,16 @@ from jax.extend.core import (
 from jax.ref import AbstractRef
 from jax.sharding import PartitionSpec
 
-OPERATION = __file__.replace("_jax.py", "engine/operation.py")
-
 DROPS_BARRIERS = jax.__version_info__ < (0, 11)  # XLA does, compiling for a CPU
 
 jvp, vjp = jax.jvp, jax.vjp  # JAX's own, whatever a person puts in their place
 
-_RUNNING = """engine/sweeps engine/define_by_run engine/tangents
-    memory/footprint memory/kept memory/recompute""".split()
-for _module in ("_jax", *_RUNNING):
-    _source.register_exclusion(__file__.replace("_jax", _module))  # no frames of the person
+_HERE = os.path.dirname(__file__) + os.sep
+_source.register_exclusion(_HERE)  # no frames of the person
+for _module in ("memory/footprint", "memory/budgets", "memory/orders", "train/step_program"):
+    _source.register_inclusion(f"{_HERE}{_module}.py")  # who calls them stands outside the program
+
+_INSTALLED = {"site-packages", "dist-packages"}
 
 Trace, Tracer = _core.Trace, _core.Tracer
 under = _core.set_current_trace  # a context: operations inside belong to the trace
@@ -155,9 +157,15 @@ def find_helper(path: str) -> Callable[..., Any]:
 
 
 def emitting(eqn: JaxprEqn) -> AbstractContextManager[Any]:
-    """Operations inside carry the equation's source line and name scope, as JAX's own sweeps do."""
-    stack = _source.current_name_stack() + eqn.source_info.name_stack
-    return _source.user_context(eqn.source_info.traceback, name_stack=stack)
+    """Operations inside carry the equation's source line and name scope, as JAX's own sweeps do.
+
+    Both are rooted at the graph that the equation stands in; if that is called, the call's follow.
+    """
+    around, own = _source._source_info_context.context, eqn.source_info
+    frames = own.traceback
+    if around.traceback is not None:
+        frames = around.traceback if frames is None else frames + around.traceback
+    return _source.user_context(frames, name_stack=around.name_stack + own.name_stack)
 
 
 def transposing() -> AbstractContextManager[Any]:
@@ -170,10 +178,19 @@ def transposing() -> AbstractContextManager[Any]:
 
 def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
     """The person's file and line that made the equation, None if none is known."""
-    for frame in _source.user_frames(eqn.source_info.traceback):
-        if frame.file_name != OPERATION:  # that an operation is called there says nothing
-            return frame.file_name, frame.start_line
-    return None
+    frames = _source.user_frames(eqn.source_info.traceback)
+    return innermost((frame.file_name, frame.start_line) for frame in frames)
+
+
+def innermost(places: Iterable[tuple[str, int]]) -> tuple[str, int] | None:
+    """The person's line among those of a traceback, from the inside out; None if there is none.
+
+    It is the first outside installed libraries, or the first of all. A frame of this package is
+    where a program was begun: what follows only asked for it.
+    """
+    own = list(itertools.takewhile(lambda place: not place[0].startswith(_HERE), places))
+    persons = (place for place in own if _INSTALLED.isdisjoint(place[0].split(os.sep)))
+    return next(persons, own[0] if own else None)
 
 
 def place_of(eqn: JaxprEqn) -> str:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from functional_bp import _jax
+
 
 class AllocationKind(enum.StrEnum):
     """An allocation is of one of these kinds."""
@@ -436,13 +438,19 @@ class _Schedule:
             inner = self.roots[node.called[0]]
         if self.nodes[inner].instruction.opcode != "dynamic-update-slice":
             return None
-        return self._moved(self.nodes[inner].operands[1], identity)
+        written = self._moved(self.nodes[inner].operands[1], identity)
+        path = self.nodes[written].instruction.path
+        if path.endswith("jit(dynamic_update_index_in_dim)/broadcast_in_dim"):
+            return self._moved(self.nodes[written].operands[0], identity)  # alike in every entry
+        return written
 
     def _moved(self, identity: int, fusion: int | None = None) -> int:
-        """Follow what only moves a value back to what made it, out of a fusion if need be."""
+        """Follow what only moves a value back to what made it, into a fusion and out of it."""
         for _ in range(50):
             node = self.nodes[identity]
-            if node.instruction.opcode == "parameter" and fusion is not None:
+            if fusion is None and (root := self._fused(node)) is not None:
+                identity, fusion = root, identity
+            elif node.instruction.opcode == "parameter" and fusion is not None:
                 identity, fusion = self.nodes[fusion].operands[node.number], None
             elif node.instruction.opcode in ("bitcast", "copy", "reshape", "transpose", "convert"):
                 identity = node.operands[0]
@@ -451,6 +459,14 @@ class _Schedule:
             else:
                 return identity
         return identity
+
+    def _fused(self, node: _Node) -> int | None:
+        """Return what makes the one value of a fusion; its own metadata is that of any in it."""
+        if node.instruction.opcode != "fusion" or not node.called:
+            return None
+        root = self.roots[node.called[0]]
+        inner = self.nodes[root].instruction
+        return root if inner.path and inner.opcode != "tuple" else None
 
     def _carried(self, node: _Node) -> int | None:
         """For an element of a loop's carry: what makes the next one, at the end of the body."""
@@ -494,12 +510,14 @@ class _Frames:
 
     def place(self, meta: Fields) -> tuple[str, int] | None:
         if 3 in meta:  # older compilers write it at each instruction
-            return _text(meta, 3), _number(meta, 4)
-        frame = _number(meta, 15)
-        if not 0 < frame <= len(self._stack):
-            return None
-        location = self._locations[_number(self._stack[frame - 1], 1) - 1]
-        return self._files[_number(location, 1) - 1], _number(location, 3)
+            return _jax.innermost([(_text(meta, 3), _number(meta, 4))])
+        return _jax.innermost(self._outward(_number(meta, 15)))
+
+    def _outward(self, frame: int) -> Iterator[tuple[str, int]]:
+        while 0 < frame <= len(self._stack):
+            location, frame = _number(self._stack[frame - 1], 1), _number(self._stack[frame - 1], 2)
+            fields = self._locations[location - 1]
+            yield self._files[_number(fields, 1) - 1], _number(fields, 3)
 
 
 def _allocations(assignment: Fields, schedule: _Schedule) -> tuple[Allocation, ...]:

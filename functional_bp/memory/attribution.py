@@ -88,7 +88,8 @@ def origin_of(instruction: HloInstruction) -> Provenance:
         called = re.fullmatch(r"p?jit\((.*)\)", part)
         if called is not None:  # the program itself, and JAX's own small functions, say nothing
             part = "" if part is parts[0] or _is_of_jax(called[1]) else called[1]
-        if part and part not in _STRUCTURE and not part.startswith("branch_"):
+        is_own = part in _STRUCTURE or part.startswith("branch_") or "->" in part  # of an einsum
+        if part and not is_own:
             scopes.append(part)
     operation = parts[-1] if "(" not in parts[-1] else ""
     return Provenance(
@@ -97,7 +98,7 @@ def origin_of(instruction: HloInstruction) -> Provenance:
 
 
 def _is_of_jax(name: str) -> bool:
-    return name.startswith(("_", "<")) or any(
+    return name.startswith(("_", "<", "eval_jaxpr")) or any(
         hasattr(m, name) for m in (jnp, jax.nn, lax, jax.random)
     )
 
@@ -167,7 +168,7 @@ class Usage:
     def peak_origin(self) -> Provenance | None:
         """Return the operation that runs where most temporaries are live."""
         instructions = self.program.instructions[self.program.peak :]
-        told = (origin_of(i) for i in instructions if i.path)
+        told = (origin_of(i) for i in instructions if i.path and "/while/cond/" not in i.path)
         return next(told, None)
 
 

@@ -382,8 +382,7 @@ class FootprintSubject:
                 return False
             return True
 
-        found = dimensions_of(self.args, paths, trained, fits)
-        return sorted(found, key=lambda d: trained[d.axes[0].leaf])  # those of the batch first
+        return dimensions_of(self.args, paths, trained, fits)
 
     @functools.cached_property
     def graph(self) -> Graph:

@@ -16,7 +16,7 @@ from functional_bp.memory.kept import KeptValue, kept_table
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
-from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.tables.table import Cell, Column, Line, Table, ending
 
 MOST_SHARES = 16  # lines of the second table
 SMALLEST = 0.004  # of the peak: what is less goes into one line
@@ -118,9 +118,9 @@ def _temporaries(usage: Usage) -> int:
 
 def _filling(report: FootprintReport) -> Iterator[Table]:
     columns = (
-        Column("bytes", "right"), Column("share", "right"), Column("what"),
-        Column("type", drop=3), Column("made by"), Column("scope", drop=2),
-        Column("source", drop=1),
+        Column("bytes", "right"), Column("share", "right", drop=2), Column("what"),
+        Column("type", drop=4), Column("made by"), Column("scope", drop=3),
+        Column("source", drop=5),
     )  # fmt: skip
     for name, usage in list(report.usages.items())[:1]:
         if not usage.shares:
@@ -182,15 +182,27 @@ def _share(share: Share, scopes: list[str], total: int) -> Line:
         (
             Cell(format_bytes(share.bytes)),
             Cell(_percent(share.bytes, total)),
-            Cell(what),
+            Cell(what, short=ending(share.name) or use.removesuffix(" sweep")),
             Cell(many + share.type, is_code=True),
             Cell(origin.operation if origin else ""),
-            Cell(
-                scopes[0] if len(scopes) == 1 else f"{scopes[0]} … {scopes[-1]}" if scopes else ""
-            ),
+            Cell(between(scopes), short=ending(between(scopes), 28)),
             Cell(short_place(origin.source) if origin else ""),
         ),
     )
+
+
+def between(scopes: Sequence[str]) -> str:
+    """Write the first and the last scope as one: ``net/block0…3/mlp``."""
+    if len(scopes) < 2:
+        return "".join(scopes)
+    first, last = scopes[0].split("/"), scopes[-1].split("/")
+    differ = [k for k, (a, b) in enumerate(zip(first, last)) if a != b]
+    if len(first) != len(last) or len(differ) != 1:
+        return f"{scopes[0]} … {scopes[-1]}"
+    (k,) = differ
+    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first[k]}|{last[k]}")
+    first[k] = f"{counted[1]}{counted[2]}…{counted[3]}" if counted else f"{first[k]}…{last[k]}"
+    return "/".join(first)
 
 
 def _percent(part: int, whole: int) -> str:
@@ -245,19 +257,23 @@ def _moments(usage: Usage) -> list[int]:
 
 
 def _areas(usage: Usage, steps: list[int]) -> list[tuple[str, list[float]]]:
-    """Sum what is live at each step by scope: the largest scopes, and the rest as one."""
-    buffers = [(b, origin_of(b.origin)) for b in usage.program.temporaries]
-    depth = _depth({origin.scope for _, origin in buffers})
+    """Sum what is live at each step by scope: the largest scopes, and the rest as one.
+
+    Scopes are told apart as deep as leaves no more of them than colours.
+    """
     sums: dict[str, list[float]] = {}
-    for buffer, origin in buffers:
-        scope = "/".join(origin.scope.split("/")[:depth]) or "outside any scope"
-        amounts = sums.setdefault(scope, [0.0] * len(steps))
+    for buffer in usage.program.temporaries:
+        amounts = sums.setdefault(origin_of(buffer.origin).scope, [0.0] * len(steps))
         for k, position in enumerate(steps):
             if buffer.is_live(position):
                 amounts[k] += buffer.bytes
     told = max(usage.program.temporary_bytes, 1) / 200  # less cannot be seen
-    ranked = sorted(sums.items(), key=lambda item: -max(item[1]))
-    ranked = [item for item in ranked if max(item[1]) >= told]
+    ranked: list[tuple[str, list[float]]] = []
+    for depth in (3, 2, 1):
+        joined = sorted(_joined(sums, depth).items(), key=lambda item: -max(item[1]))
+        ranked = [item for item in joined if max(item[1]) >= told]
+        if len(ranked) <= MOST_AREAS:
+            break
     if len(ranked) > MOST_AREAS:
         rest = [
             sum(column) for column in zip(*(amounts for _, amounts in ranked[MOST_AREAS - 1 :]))
@@ -267,12 +283,13 @@ def _areas(usage: Usage, steps: list[int]) -> list[tuple[str, list[float]]]:
     return sorted(ranked, key=lambda item: (item[0] == "other", first(item)))
 
 
-def _depth(scopes: set[str]) -> int:
-    """Choose how deep scopes are told apart: as deep as leaves no more of them than colours."""
-    for depth in (3, 2, 1):
-        if len({"/".join(scope.split("/")[:depth]) for scope in scopes}) <= MOST_AREAS:
-            return depth
-    return 1
+def _joined(sums: Mapping[str, list[float]], depth: int) -> dict[str, list[float]]:
+    """Add up the amounts of scopes that begin alike."""
+    joined: dict[str, list[float]] = {}
+    for scope, amounts in sums.items():
+        name = "/".join(scope.split("/")[:depth]) or "outside any scope"
+        joined[name] = [a + b for a, b in zip(joined.get(name, [0.0] * len(amounts)), amounts)]
+    return joined
 
 
 def _area(
@@ -320,7 +337,7 @@ def _axes(x: Scale, y: Scale, usage: Usage, steps: list[int], top: int, right: f
                      "</text>")  # fmt: skip
     else:
         parts.append(f'<text class="side" x="{LEFT}" y="{foot + 18}">course of the program</text>')
-    peak = next((k for k, p in enumerate(steps) if p == program.peak), 0)
+    peak = max(range(len(steps)), key=lambda k: (program.live_bytes[steps[k]], k))
     full = program.peak_bytes
     parts.append(f'<circle class="peak" cx="{x(peak + 0.5):.1f}" cy="{y(full):.1f}" r="4"/>')
     return parts
@@ -346,9 +363,8 @@ def _legend(labels: list[tuple[str, str, float]], right: float) -> list[str]:
     parts = []
     for k, (role, scope, most) in enumerate(reversed(labels)):
         y = TOP + 4 + 27 * k
-        short = scope if len(scope) <= 20 else "…" + scope[-19:]
         parts.append(f'<rect class="{role}" x="{right + 14}" y="{y}" width="12" height="12"/>')
-        parts.append(f'<text x="{right + 32}" y="{y + 10}">{escape(short)}</text>')
+        parts.append(f'<text x="{right + 32}" y="{y + 10}">{escape(ending(scope))}</text>')
         parts.append(f'<text class="amount" x="{right + 32}" y="{y + 23}">'
                      f"up to {format_bytes(round(most))}</text>")  # fmt: skip
     return parts

@@ -1,8 +1,9 @@
 """How a program's memory grows with the sizes of its inputs, from a few compilations.
 
 A *dimension* is a size that several axes share: the batch in ``x.shape[0]`` and ``y.shape[0]``. It
-is found by trying: all axes of that size among the arguments that are not trained are made larger
-together, and where the function then does not fit, those of the trained argument with them.
+is found by trying: axes of that size at the same place in the shapes of the batch are made larger
+together, and where the function does not take that, others of that size with them, those of the
+trained argument last; those of them that need not grow are left out again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import jax
 from functional_bp.errors import BackpropError
 from functional_bp.graph.graph import format_bytes
 from functional_bp.tables import text as text_tables
-from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.tables.table import Cell, Column, Line, Table, ending
 
 MOST_GUESSES = 12  # of the largest size, from the line through two; then it is halved
+MOST_TRIED = 16  # axes of which it is tried whether a dimension needs each
+
+
+NO_DIMENSION = "the function takes no other size of any axis of its arguments"
 
 
 class SizeError(BackpropError, ValueError, LookupError):
@@ -80,6 +85,13 @@ class GrowthRate(NamedTuple):
     bytes: tuple[int, ...]
     is_linear: bool
 
+    @property
+    def course(self) -> str:
+        """Say whether it is linear, or how the third size differs from the line through two."""
+        predicted = self.fixed_bytes + self.bytes_per_unit * self.sizes[2]
+        more = "more" if self.bytes[2] > predicted else "less"
+        return "linear" if self.is_linear else f"{more} than linear"
+
 
 class Largest(NamedTuple):
     """The largest size that fits.
@@ -124,22 +136,30 @@ class Growth(NamedTuple):
             Column("size", "right"),
             Column("for each", "right"),
             Column("fixed", "right"),
-            Column("compiled at", "right", drop=1),
+            Column("compiled at", "right", drop=2),
         )
         lines = []
         for slope in self.slopes:
-            axes = slope.dimension.axes
+            axes, name = slope.dimension.axes, slope.dimension.name
             others = f" = {axes[1]}" if len(axes) == 2 else f" and {len(axes) - 1} more axes"
-            name = slope.dimension.name + (others if len(axes) > 1 else "")
-            about = "" if slope.is_linear else "more than linear; "
-            sizes = about + ", ".join(map(str, slope.sizes))
-            amounts = _signed(slope.bytes_per_unit), _signed(slope.fixed_bytes)
-            cells = (name, str(slope.dimension.size), *amounts, sizes)
-            lines.append(Line("", tuple(map(Cell, cells))))
+            more = f" and {len(axes) - 1} more" if len(axes) > 1 else ""
+            title = Cell(name + (others if more else ""), short=ending(name, 24) + more)
+            sizes = ", ".join(map(str, slope.sizes))
+            fixed = _signed(slope.fixed_bytes) if slope.is_linear else "–"
+            compiled = sizes if slope.is_linear else f"{sizes}: {slope.course}"
+            amounts = _signed(slope.bytes_per_unit), fixed
+            cells = (str(slope.dimension.size), *amounts, compiled)
+            lines.append(Line("", (title, *map(Cell, cells))))
         return Table(f"How the {format_bytes(self.peak_bytes)} grow", columns, tuple(lines))
 
+    def text(self, width: int | None = None, color: bool = False) -> str:
+        """Write the table for a terminal."""
+        if not self.slopes:
+            return f"{self.name}: {NO_DIMENSION}"
+        return text_tables.text((self.table(),), width, color)
+
     def __str__(self) -> str:
-        return text_tables.text((self.table(),))
+        return self.text()
 
 
 def _signed(amount: float) -> str:
@@ -148,11 +168,18 @@ def _signed(amount: float) -> str:
 
 def unknown(key: str, names: Sequence[str]) -> SizeError:
     """Make the error for a dimension that is not there, with near names."""
+    if not names:
+        return SizeError(
+            "nothing can be made larger",
+            got=NO_DIMENSION,
+            expected="a function that takes its sizes from the shapes of its arguments",
+            do="look for sizes that are written as numbers in it, or closed over",
+        )
     near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.3) or names[:3]
     return SizeError(
         "no such dimension",
         got=repr(key),
-        expected=", ".join(names) or "none: no axis can be made longer by itself",
+        expected=", ".join(names),
         do=f"write one of them: {', '.join(near)}",
     )
 
@@ -168,21 +195,51 @@ def dimensions_of(
         trained: which leaves are parameters.
         fits: says of arguments whether the function takes them.
     """
-    axes: dict[int, list[tuple[Axis, bool]]] = {}
+    sizes: dict[int, tuple[list[Axis], list[Axis]]] = {}  # of the batch, and of what is trained
     for k, (leaf, name, is_trained) in enumerate(zip(jax.tree.leaves(args), paths, trained)):
         for axis, size in enumerate(leaf.shape):
-            axes.setdefault(size, []).append((Axis(k, name, axis), is_trained))
-    found: list[ArgumentDimension] = []
-    for size, group in axes.items():
-        free = [axis for axis, is_trained in group if not is_trained]
-        every = [axis for axis, _ in group]
-        alone = [[axis] for axis in free] if len(free) > 1 else []
-        for chosen in ([free] if free else []) + alone + [every]:
-            dimension = ArgumentDimension(tuple(chosen), size)
-            if size > 1 and fits(dimension.resized(args, 2 * size)):
-                found.append(dimension)
-                break
-    return found
+            if size > 1:
+                sizes.setdefault(size, ([], []))[is_trained].append(Axis(k, name, axis))
+    found = []
+    for size, (free, fixed) in sizes.items():
+        grows = lambda axes, size=size: fits(
+            ArgumentDimension(tuple(axes), size).resized(args, 2 * size)
+        )
+        groups, left = _groups(free, fixed, grows)
+        if left and grows(left):
+            groups.append(left)
+        found += [ArgumentDimension(tuple(axes), size) for axes in groups]
+    return sorted(found, key=lambda d: (trained[d.axes[0].leaf], d.axes[0].leaf, d.axes[0].axis))
+
+
+def _groups(
+    free: Sequence[Axis], fixed: list[Axis], grows: Callable[[Sequence[Axis]], bool]
+) -> tuple[list[list[Axis]], list[Axis]]:
+    """Divide the axes of one size that the batch has into those that grow together.
+
+    Returns:
+        Groups, and what is left of the axes of the trained argument.
+    """
+    groups: list[list[Axis]] = []
+    alike: dict[int, list[Axis]] = {}
+    for one in free:
+        alike.setdefault(one.axis, []).append(one)
+    seeds = [*alike.values(), *([one] for one in free)]
+    left = [*free, *fixed]
+    for seed in seeds:
+        if not set(seed) <= set(left):
+            continue
+        others = [one for one in left if one in free]
+        chosen = next((axes for axes in (seed, others, left) if grows(axes)), None)
+        if chosen is None:
+            continue
+        spare = [one for one in reversed(chosen) if one not in seed]
+        for one in spare if len(spare) <= MOST_TRIED else ():
+            fewer = [other for other in chosen if other != one]
+            chosen = fewer if grows(fewer) else chosen
+        groups.append(chosen)
+        left = [one for one in left if one not in chosen]
+    return groups, [one for one in left if one in fixed]
 
 
 def slope_of(

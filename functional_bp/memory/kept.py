@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-from jax.extend.core import JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from functional_bp import _jax
+from functional_bp.engine.higher_order import HigherOrder
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.rule import rules
 from functional_bp.errors import describe
 from functional_bp.graph.graph import format_bytes, format_count, short_place
-from functional_bp.memory.residual_costs import costs_of
+from functional_bp.graph.nested import inner_graphs
+from functional_bp.memory.residual_costs import costs_of, operations, shape_of, steps_of
 from functional_bp.tables.table import Cell, Column, Line, Table
 from functional_bp.vjps.remat import without_calls
 
@@ -73,6 +75,7 @@ def kept_values(
     for eqn, group in zip(jaxpr.eqns, costs.named):
         for variable in group:
             readers.setdefault(variable, []).append(eqn)
+    inner = {step.eqn: step.higher_order for step in steps_of(jaxpr, marked)}
     found: list[KeptValue] = []
     for eqn, own, flops in zip(jaxpr.eqns, costs.own_bytes, costs.flops):
         operation, source = eqn.primitive.name, _jax.source_line(eqn)
@@ -81,9 +84,49 @@ def kept_values(
                 named_by = tuple(dict.fromkeys(map(_rule, readers[v])))
                 size, kind = size_in_bytes(v.aval), describe(v.aval)
                 found.append(KeptValue(size, kind, operation, source, named_by, flops))
-        if own:
+        if own and (higher_order := inner.get(eqn)) is not None:
+            found += _kept_inside(eqn, higher_order)
+        elif own:
             found.append(KeptValue(own, "", operation, source, (_rule(eqn),), flops))
     return _joined(found)
+
+
+def _kept_inside(eqn: JaxprEqn, higher_order: HigherOrder) -> list[KeptValue]:
+    """List what an operation that holds a graph keeps of what it makes inside: a loop's stacks."""
+
+    def run(*operands: Any) -> list[Any]:
+        outs, residuals = higher_order.forward(*operands)
+        outside = {id(x) for x in (*operands, *outs)}
+        own = {id(x): x for x in jax.tree.leaves(residuals) if id(x) not in outside}
+        return list(own.values())
+
+    jaxpr, _ = _jax.open_jaxpr(jax.make_jaxpr(run)(*map(shape_of, eqn.invars)))
+    found = []
+    for atom in jaxpr.outvars:
+        size, kind, named_by = size_in_bytes(atom.aval), describe(atom.aval), (_rule(eqn),)
+        maker, runs, source = _maker(jaxpr, atom) or (eqn, 1, None)
+        source = source or _jax.source_line(eqn)
+        flops = runs * operations(maker)
+        found.append(KeptValue(size, kind, maker.primitive.name, source, named_by, flops))
+    return found
+
+
+def _maker(jaxpr: Jaxpr, atom: Any) -> tuple[JaxprEqn, int, tuple[str, int] | None] | None:
+    """Find the equation that makes a value, inside of loops and calls, how often it runs, and its
+    line; None of an input.
+    """
+    for eqn in jaxpr.eqns:
+        if atom not in eqn.outvars or isinstance(atom, Literal):
+            continue
+        place, source = eqn.outvars.index(atom), _jax.source_line(eqn)
+        for graph in inner_graphs(eqn):
+            inside, _ = _jax.open_jaxpr(graph.jaxpr)
+            if len(inside.outvars) == len(eqn.outvars):
+                found = _maker(inside, inside.outvars[place])
+                if found is not None:
+                    return found[0], found[1] * (graph.runs or 1), found[2] or source
+        return eqn, 1, source
+    return None
 
 
 def _rule(eqn: JaxprEqn) -> tuple[str, str]:
@@ -108,9 +151,9 @@ def _joined(values: Sequence[KeptValue]) -> tuple[KeptValue, ...]:
 def kept_table(values: Sequence[KeptValue]) -> Table:
     """Return the values as a table."""
     columns = (
-        Column("bytes", "right"), Column("value"), Column("made by"),
-        Column("named by the rule of"), Column("operations again", "right", drop=2),
-        Column("source", drop=1),
+        Column("bytes", "right"), Column("value", drop=3), Column("made by"),
+        Column("named by rule of"), Column("flops again", "right", drop=2),
+        Column("source", drop=4),
     )  # fmt: skip
     lines: list[Line] = []
     for value in values[:MOST_LINES]:
@@ -126,6 +169,6 @@ def kept_table(values: Sequence[KeptValue]) -> Table:
     if len(values) > MOST_LINES:
         rest = sum(value.bytes for value in values[MOST_LINES:])
         count = Cell(f"{len(values) - MOST_LINES} more")
-        lines.append(Line("", (Cell(format_bytes(rest)), count, *[Cell()] * 4)))
+        lines.append(Line("", (Cell(format_bytes(rest)), Cell(), count, *[Cell()] * 3)))
     total = format_bytes(sum(value.bytes for value in values))
     return Table(f"Why: the rules name {total}, before anything is fused", columns, tuple(lines))

@@ -65,10 +65,7 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         jaxpr: a graph without calls.
         active: which inputs are differentiated.
     """
-    every = (True,) * len(jaxpr.outvars)
-    seeded = tuple(has_tangent(v.aval) for v in jaxpr.outvars)
-    plan = plan_once(jaxpr, tuple(active), seeded, every, Options())
-    of_eqn = {step.eqn: step for step in plan.steps}
+    of_eqn = {step.eqn: step for step in steps_of(jaxpr, active)}
     groups: list[tuple[Var, ...]] = []
     own: list[int] = []
     same: dict[Var, Var] = {}  # what bp.name named is the same array
@@ -81,6 +78,13 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
     return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(operations, jaxpr.eqns)))
+
+
+def steps_of(jaxpr: Jaxpr, active: Sequence[bool]) -> tuple[SweepStep, ...]:
+    """Plan the reverse sweep of a graph all of whose outputs get a cotangent."""
+    every = (True,) * len(jaxpr.outvars)
+    seeded = tuple(has_tangent(v.aval) for v in jaxpr.outvars)
+    return tuple(plan_once(jaxpr, tuple(active), seeded, every, Options()).steps)
 
 
 def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:

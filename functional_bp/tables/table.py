@@ -101,3 +101,8 @@ def shortened(table: Table) -> Table:
         for line in table.lines
     )
     return replace(table, lines=lines)
+
+
+def ending(name: str, most: int = 20) -> str:
+    """Leave of a long path what it ends in, which tells more than what it begins with."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"

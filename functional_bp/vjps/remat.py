@@ -132,7 +132,8 @@ def without_calls(
     def step(eqn: JaxprEqn, operands: Sequence[Any]) -> Sequence[Any]:
         plain = _jax.as_checkpoint(eqn)
         if plain.primitive in calls:
-            return sweeps.run(*_jax.open_jaxpr(plain.params["jaxpr"]), operands, step)
+            with _jax.emitting(eqn):
+                return sweeps.run(*_jax.open_jaxpr(plain.params["jaxpr"]), operands, step)
         return sweeps.evaluate(plain if plain.primitive.name == "name" else eqn, operands)
 
     run = lambda *args: sweeps.run(jaxpr, (), args, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from typing import Any
 
@@ -14,10 +16,11 @@ from html_document import Document
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import functional_bp as bp
-from functional_bp import train
+from functional_bp import _jax, train
 from functional_bp.memory.allocation import HloInstruction
 from functional_bp.memory.attribution import Provenance, Purpose, origin_of
 from functional_bp.memory.footprint import FootprintError, parse_bytes
+from functional_bp.memory.footprint_report import between
 from functional_bp.memory.growth import SizeError
 
 F = jnp.float32
@@ -129,12 +132,82 @@ def test_why_values_are_kept() -> None:
     assert [name for name, _ in hidden.named_by] == ["tanh", "dot_general"]
     assert all(re.fullmatch(r"\w+\.py:\d+", where) for _, where in hidden.named_by)
     assert hidden.source and hidden.source[0] == __file__
-    text = bp.footprint(loss, PARAMS, X).text(120)
+    text = bp.footprint(loss, PARAMS, X).text(140)
     assert "Why: the rules name" in text and "tanh elementwise.py:" in text
-    step = lambda w: lambda c, _: (jnp.sin(c @ w), None)
+
+
+def test_why_a_loop_keeps_its_stacks() -> None:
+    """Each is told by what makes it inside, and on which line; 5 steps keep 5 of each."""
+
+    def step(w: Any) -> Any:
+        return lambda c, _: (jnp.sin(jnp.exp(c @ w)), None)
+
     recurrent = lambda w, x: jnp.sum(jax.lax.scan(step(w), x, None, length=5)[0])
-    scanned = bp.footprint(recurrent, shape(WIDTH, WIDTH), X)
-    assert scanned.kept[0].operation == "scan" and scanned.kept[0].bytes >= 5 * BATCH_BYTES
+    kept = [k for k in bp.footprint(recurrent, shape(WIDTH, WIDTH), X).kept if k.bytes > 1000]
+    (operand,) = [k for k in kept if k.operation == "exp"]
+    assert operand.type == f"f32[5,{ROWS},{WIDTH}]" and operand.bytes == 5 * BATCH_BYTES
+    assert operand.flops == 5 * ROWS * WIDTH and [name for name, _ in operand.named_by] == ["scan"]
+    assert operand.source == (__file__, inspect.getsourcelines(step)[1] + 1)
+    assert all(k.type for k in kept)
+
+
+def picked(w: Any, x: Any, ids: Any) -> Any:
+    chosen = jax.vmap(lambda row, i: jnp.where(row > 0, row, -row)[i])(x @ w, ids)
+    scores = jax.nn.log_softmax(chosen @ w[:1])
+    return -jnp.mean(jnp.take_along_axis(scores, ids, 1))
+
+
+PICKED = inspect.getsourcelines(picked)[1]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_places_are_lines_of_the_function_and_never_of_its_caller(wrap: Any) -> None:
+    args = shape(8, 8), shape(ROWS, 8), shape(ROWS, 1, dtype=jnp.int32)
+    found = bp.footprint(wrap(picked), *args)
+    assert found.training and found.prediction
+    shares = [*found.training.shares, *found.prediction.shares]
+    places = {s.origin.operation: s.origin.source for s in shares if s.origin and s.origin.source}
+    places |= {k.operation: k.source for k in found.kept if k.source}
+    assert len(places) > 5
+    assert {file for file, _ in places.values()} == {__file__}
+    assert {line - PICKED for _, line in places.values()} <= {1, 2, 3}
+    scattered = [
+        i.source for i in found.training.program.instructions if i.path.endswith("scatter-add")
+    ]
+    assert {source[1] - PICKED for source in scattered if source} <= {1, 3} and any(scattered)
+
+
+def test_places_of_a_layer_of_a_library_are_those_that_call_it() -> None:
+    installed = ("/x/lib/python3.11/site-packages/flax/linen/linear.py", 287)
+    ours = _jax.__file__.replace("_jax", "memory/footprint"), 1
+    assert _jax.innermost([installed, ("/home/me/model.py", 9), ours]) == ("/home/me/model.py", 9)
+    assert _jax.innermost([installed, ours, ("/home/me/script.py", 3)]) == installed
+    assert _jax.innermost([ours, ("/home/me/script.py", 3)]) is None is _jax.innermost([])
+
+
+def test_a_stack_is_named_by_what_is_written_there() -> None:
+    """y + z is the same in every entry: XLA writes a broadcast number, over zeros."""
+
+    def total(x: Any, ys: Any) -> Any:
+        z = jnp.ones((64, 64), F)
+        step = lambda total, y: (total + x * (y + z), None)
+        return jnp.mean(jax.lax.scan(step, jnp.zeros_like(z), ys)[0])
+
+    usage = bp.footprint(total, shape(), shape(24)).training
+    assert usage is not None
+    (stack,) = [s for s in usage.shares if s.bytes == 24 * 64 * 64 * 4]
+    assert stack.use is Purpose.KEPT and stack.type == "f32[24,64,64]" and stack.origin
+    assert stack.origin.operation == "add"
+    assert stack.origin.source == (__file__, inspect.getsourcelines(total)[1] + 2)
+
+
+def test_a_fused_value_is_named_by_what_makes_it() -> None:
+    """A softmax over the last axis: its greatest entries are a column, and no square."""
+    weights = lambda p: jnp.sum(jnp.sin(jax.nn.softmax(jnp.cos(p @ p.T))) ** 2)
+    usage = bp.footprint(weights, shape(128, 128)).training
+    assert usage is not None
+    made = {s.origin.operation for s in usage.shares if s.type == "f32[128,128]" and s.origin}
+    assert made and not {name for name in made if name.startswith("reduce_")}
 
 
 def test_what_is_closed_over_is_counted_by_name() -> None:
@@ -150,7 +223,7 @@ def test_what_is_closed_over_is_counted_by_name() -> None:
         assert usage.by_use[Purpose.CONSTANTS] >= table.nbytes
         assert "table" in {share.name for share in usage.shares if share.use is Purpose.CONSTANTS}
         assert sum(usage.by_use.values()) == usage.peak_bytes
-    assert "table (constants)" in found.text(120)
+    assert "table (constants)" in found.text(140)
 
 
 def test_growth_is_exact_where_memory_is_linear() -> None:
@@ -162,6 +235,35 @@ def test_growth_is_exact_where_memory_is_linear() -> None:
         again, rel=0.03
     )  # XLA's scratch
     assert "x.shape[0]" in str(found.growth())
+
+
+def test_axes_that_grow_together_are_one_dimension() -> None:
+    """4 tasks of 8 rows, 4 features, 8 outputs: sizes are alike by accident, and told apart."""
+    fit = lambda w, x, y: jnp.mean((jnp.einsum("trf,fo->tro", x, w) - y) ** 2)
+    found = bp.footprint(fit, shape(4, 8), shape(4, 8, 4), shape(4, 8, 8))
+    axes = {tuple(map(str, s.dimension.axes)) for s in found.growth().slopes}
+    assert axes == {
+        ("x.shape[0]", "y.shape[0]"), ("x.shape[1]", "y.shape[1]"),
+        ("x.shape[2]", "w.shape[0]"), ("y.shape[2]", "w.shape[1]"),
+    }  # fmt: skip
+    assert found.largest("1 MiB").dimension.name == "x.shape[0]"
+    per_row = lambda p, x: jnp.sum(x * p["depth"] ** 2)
+    found = bp.footprint(per_row, {"depth": shape(512, 1)}, shape(512, 3))
+    assert found.largest("1 MiB").dimension.name == "x.shape[0]"  # the parameters grow with it
+
+
+def test_growth_that_is_no_line_has_no_fixed_part() -> None:
+    found = bp.footprint(lambda w, x: jnp.sum(jnp.exp(w * x @ x.T)), shape(), shape(128, 8))
+    slope = found.growth()["x.shape[0]"]
+    assert not slope.is_linear and slope.course == "more than linear"
+    assert "−" not in found.growth().text(100) and "more than linear" in found.growth().text(100)
+
+
+def test_a_function_of_one_size() -> None:
+    found = bp.footprint(lambda w, x: jnp.sum(w * (x + np.ones((3, 5), "f"))), shape(), shape(3, 5))
+    assert "takes no other size" in str(found.growth())
+    with pytest.raises(SizeError, match="nothing can be made larger"):
+        found.largest("1 GiB")
 
 
 def test_the_largest_batch_is_compiled_and_the_next_larger_does_not_fit() -> None:
@@ -202,6 +304,32 @@ def test_pictures_and_pages() -> None:
     assert len(drawn) > 8
 
 
+def test_the_peak_is_marked_where_the_picture_is_highest() -> None:
+    """A long program is drawn in stretches; the peak stands anywhere in one."""
+    deep = lambda w, x: jnp.sum(functools.reduce(lambda h, _: jnp.sin(h @ w), range(60), x) ** 2)
+    picture = bp.footprint(deep, shape(8, 8), shape(64, 8)).svg()
+    marked = re.search(r'class="peak" cx="([\d.]+)" cy="([\d.]+)"', picture)
+    corners = re.findall(r"([HV])([\d.]+)", picture)
+    highest = min(float(at) for kind, at in corners if kind == "V")
+    assert marked and float(marked[2]) <= highest
+    at = next(k for k, (kind, y) in enumerate(corners) if kind == "V" and float(y) == highest)
+    assert 0 <= float(marked[1]) - float(corners[at - 1][1]) < 100
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        (["net/block0/mlp", "net/block1/mlp", "net/block2/mlp"], "net/block0…2/mlp"),
+        (["a/x", "b/x"], "a…b/x"),
+        (["a", "b/c"], "a … b/c"),
+        (["a"], "a"),
+        ([], ""),
+    ],
+)
+def test_scopes_of_layers_are_written_as_one(scopes: list[str], expected: str) -> None:
+    assert between(scopes) == expected
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -210,6 +338,7 @@ def test_pictures_and_pages() -> None:
         ("jit(f)/jvp(MLP)/Dense_0/jit(relu)/max", ("MLP/Dense_0", "max", False)),
         ("jit(f)/while/body/closed_call/jit(mine)/tanh", ("mine", "tanh", False)),
         ("jit(f)/a/mul;jit(f)/b/add", ("a", "mul", False)),
+        ("jit(f)/while/body/jit(eval_jaxpr)/a/bq,kq->bk/dot_general", ("a", "dot_general", False)),
         ("", ("", "fusion", False)),
     ],
 )  # fmt: skip
