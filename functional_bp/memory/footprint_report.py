@@ -19,6 +19,7 @@ from functional_bp.tables import text as text_tables
 from functional_bp.tables.table import Cell, Column, Line, Table, ending
 
 MOST_SHARES = 16  # lines of the second table
+WEIGHTS = (Purpose.PARAMETERS, Purpose.OPTIMIZER, Purpose.STATE)  # alike in every layer
 SMALLEST = 0.004  # of the peak: what is less goes into one line
 
 
@@ -138,17 +139,19 @@ def _filling(report: FootprintReport) -> Iterator[Table]:
 
 
 def _grouped(shares: Iterable[Share]) -> list[tuple[Share, list[str]]]:
-    """Join what differs in its scope or its argument alone: the same line, run for each layer."""
+    """Join what differs in its scope alone, the same line, run for each layer; and their weights."""
     groups: dict[object, list[Share]] = {}
     for share in shares:
         origin = share.origin
-        made = share.name if origin is None else (share.name, origin.operation, origin.source)
+        name = "" if share.use in WEIGHTS else share.name
+        made = name if origin is None else (name, origin.operation, origin.source)
         groups.setdefault((share.use, share.type, made), []).append(share)
     joined = []
     for one, *others in groups.values():
         scopes = sorted({s.origin.scope for s in (one, *others) if s.origin}, key=_natural)
         size, count = (sum(getattr(s, f) for s in (one, *others)) for f in ("bytes", "count"))
-        joined.append((replace(one, bytes=size, count=count), scopes))
+        name = "" if {s.name for s in others} - {one.name} else one.name
+        joined.append((replace(one, name=name, bytes=size, count=count), scopes))
     return sorted(joined, key=lambda item: -item[0].bytes)
 
 
@@ -162,9 +165,10 @@ def _at(usage: Usage) -> str:
     origin = usage.peak_origin
     if origin is None:
         return ""
-    sweep = "reverse" if origin.is_reverse else "forward"
+    part = "reverse sweep" if origin.is_reverse else "forward sweep"
+    part = "update" if origin.is_update else part
     where = "/".join(filter(None, (origin.scope, origin.operation)))
-    return f", in the {sweep} sweep at {where} {short_place(origin.source)}".rstrip()
+    return f", in the {part} at {where} {short_place(origin.source)}".rstrip()
 
 
 _SHORT = {
@@ -275,9 +279,8 @@ def _areas(usage: Usage, steps: list[int]) -> list[tuple[str, list[float]]]:
         if len(ranked) <= MOST_AREAS:
             break
     if len(ranked) > MOST_AREAS:
-        rest = [
-            sum(column) for column in zip(*(amounts for _, amounts in ranked[MOST_AREAS - 1 :]))
-        ]
+        few = (amounts for _, amounts in ranked[MOST_AREAS - 1 :])
+        rest = [sum(column, 0.0) for column in zip(*few)]
         ranked = [*ranked[: MOST_AREAS - 1], ("other", rest)]
     first = lambda item: next(k for k, amount in enumerate(item[1]) if amount)
     return sorted(ranked, key=lambda item: (item[0] == "other", first(item)))
