@@ -356,7 +356,9 @@ class _Schedule:
                 return self.nodes[moved].instruction
         makers = [i for i in here if self.nodes[i].instruction.opcode not in _MOVERS]
         best = (makers or here or list(locations))[0]
-        return self.nodes[self._moved(best)].instruction
+        moved = self._moved(best)
+        is_given = self.nodes[moved].instruction.opcode == "parameter"  # a copy of an argument
+        return self.nodes[best if is_given else moved].instruction
 
     def argument(self, number: int) -> tuple[str, str]:
         """Return the name and the type of an argument of the program."""

@@ -139,7 +139,7 @@ def _filling(report: FootprintReport) -> Iterator[Table]:
 
 
 def _grouped(shares: Iterable[Share]) -> list[tuple[Share, list[str]]]:
-    """Join what differs in its scope alone, the same line, run for each layer; and their weights."""
+    """Join what differs in its scope alone, the same line in each layer; and their weights."""
     groups: dict[object, list[Share]] = {}
     for share in shares:
         origin = share.origin
