@@ -247,8 +247,9 @@ def _powers(graph: Graph, doubled: Graph) -> dict[tuple[Equation, int], int | No
         if first.operation != second.operation:
             raise ValueError(f"{first.operation} becomes {second.operation} with more examples")
         for k, (x, y) in enumerate(zip(first.inputs, second.inputs, strict=True)):
-            if x.kind == y.kind == "literal" and x.shape == y.shape == () and x.value != y.value:
-                powers[first, k] = _power(x.value, y.value)
+            if x.kind == y.kind == "literal" and x.shape == y.shape == ():
+                if x.value != y.value and x.value == x.value:  # a variance holds NaN
+                    powers[first, k] = _power(x.value, y.value)
         for inner, other in zip(first.nested, second.nested, strict=True):
             powers |= _powers(inner.graph, other.graph)
     return powers

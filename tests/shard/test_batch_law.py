@@ -122,6 +122,9 @@ EXAMPLES = {
             jax.vmap(jax.checkpoint(lambda x, y: jnp.sum(jnp.sin(x @ w) * y)))(b["x"], b["y"])
         ),
     ),
+    "each example by its own variance": Example(
+        Law.MEAN, lambda w, b: jnp.mean(((h := b["x"] @ w) / (h.var(-1, keepdims=True) + 1)) ** 3)
+    ),
     "recurrent": Example(Law.MEAN, recurrent),
     "a sum": Example(Law.SUM, lambda w, b: jnp.sum(residual(w, b) ** 2)),
     "a sum in a loop over the examples": Example(Law.SUM, over_examples(1)),
