@@ -135,6 +135,11 @@ class Layout:
         """Each device has the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def is_shared(self) -> bool:
+        """Several processes hold the devices."""
+        return not self.whole.is_fully_addressable
+
     def bytes_per_device(self, dims: Dimensions | None = None) -> int:
         """Count the bytes of the loss's arguments on one device."""
         dims = self._bound(dims)
