@@ -122,10 +122,8 @@ class Placement:
         Raises:
             TrainingError: the devices of this process do not divide its part.
         """
-        leaves = jax.tree.leaves(batch)
-        if not self.layout.is_shared or any(
-            isinstance(x, Rows | jax.ShapeDtypeStruct) for x in leaves
-        ):
+        is_whole = any(isinstance(x, Rows | jax.ShapeDtypeStruct) for x in jax.tree.leaves(batch))
+        if is_whole or not self.layout.is_shared:
             return self._put(batch, self.of_batch(batch))
         length, count = batch_length(batch), self._own_shares
         if length % count:

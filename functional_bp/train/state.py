@@ -151,7 +151,7 @@ def init(
             float32 with it.
         layout: of ``shard.layout``: parameters and optimizer state are made where it has them, on
             no device whole that are divided. It must know the dimensions of the loss
-            (``shard.layout(mesh, dims, ...)``), unless it divides the batch alone, and by ``store``.
+            (``shard.layout(mesh, dims, ...)``), unless it divides the batch and by ``store`` alone.
 
     Raises:
         TrainingError: a parameter has no gradient (integers, strings) or there are none, or the
