@@ -7,7 +7,9 @@ devices may be those of several processes; each process then puts on its own wha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -83,6 +85,7 @@ class Placement:
 
     def __init__(self, layout: Layout, objective: Objective | None = None) -> None:
         self.layout, self._objective = layout, objective
+        self._found: dict[Any, Any] = {}
 
     def bind(self, params: Any, batch: Any, model_state: Any = None) -> Placement:
         """The layout is bound to the objective, if it does not know its dimensions yet.
@@ -104,13 +107,21 @@ class Placement:
         self.layout = self.layout.bind(dimensions(loss, *shapes))
         return self
 
+    def _once(self, shardings: Callable[[Any], Any], tree: Any) -> Any:
+        """They are the same for the same shapes: a step should not look for them again."""
+        leaves, structure = jax.tree.flatten(tree)
+        key = structure, tuple(map(np.shape, leaves)), shardings.__name__
+        if key not in self._found:
+            self._found[key] = shardings(tree)
+        return self._found[key]
+
     def replicate(self, tree: Any) -> Any:
         """Each device gets a copy of every array."""
         return self._put(tree, jax.tree.map(lambda _: self.layout.whole, tree))
 
     def state(self, state: Any) -> Any:
         """The parameters go where the layout has them, and what repeats them with them."""
-        return self._put(state, self.layout.of_tree(state))
+        return self._put(state, self._once(self.layout.of_tree, state))
 
     def split(self, batch: Any) -> Any:
         """Each device gets its rows of the batch, and of other divided dimensions its part.
@@ -124,7 +135,7 @@ class Placement:
         """
         is_whole = any(isinstance(x, Rows | jax.ShapeDtypeStruct) for x in jax.tree.leaves(batch))
         if is_whole or not self.layout.is_shared:
-            return self._put(batch, self.of_batch(batch))
+            return self._put(batch, self._once(self.of_batch, batch))
         length, count = batch_length(batch), self._own_shares
         if length % count:
             raise _uneven(batch, count)
@@ -153,6 +164,17 @@ class Placement:
         if is_told or self.layout.is_shared:
             return jax.tree.map(told, tree, shardings)
         return jax.device_put(tree, shardings)
+
+    def in_use(self, params: Any) -> Any:
+        """Inside of ``jit``, parameters are gathered over the mesh axis that stores them.
+
+        Left to itself, the partitioner may move activations to where the parameters are stored. The
+        gradients go back to where the parameters are.
+        """
+        if self.layout.store is None:
+            return params
+        used = replace(self.layout, store=None).of_tree(params)
+        return jax.tree.map(_gathered, params, used, self.layout.of_tree(params))
 
     def constrained(self, tree: Any) -> Any:
         """Inside of ``jit``, what repeats the parameters is to lie where ``state`` has them."""
@@ -189,6 +211,22 @@ class Placement:
 
 def _names(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x: Any, used: NamedSharding, stored: NamedSharding) -> Any:
+    return lax.with_sharding_constraint(x, used)
+
+
+def _gathered_forward(x: Any, used: NamedSharding, stored: NamedSharding) -> Any:
+    return _gathered(x, used, stored), None
+
+
+def _gathered_reverse(used: NamedSharding, stored: NamedSharding, _: None, x_bar: Any) -> Any:
+    return (lax.with_sharding_constraint(x_bar, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_reverse)
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

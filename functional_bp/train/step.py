@@ -59,6 +59,7 @@ class Gradients:
         precision: of the computation.
         choose: says what of the loss is made again in the reverse sweep; None: nothing.
         allow_coupled: microbatches may change the loss.
+        placement: of the parameters, which are gathered where they are used; None: as they are.
     """
 
     objective: Objective
@@ -68,6 +69,7 @@ class Gradients:
     precision: Precision
     allow_coupled: bool = False
     choose: Chooser | None = None
+    placement: Placement | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> Pass:
         """The gradient is taken at the state's parameters."""
@@ -94,6 +96,8 @@ class Gradients:
         scale = None if state.loss_scale is None else state.loss_scale.scale
 
         def scaled(params: Any) -> tuple[Any, Output]:
+            if self.placement is not None:
+                params = self.placement.in_use(params)
             output = self.objective(params, batch, context)
             return output.loss if scale is None else output.loss * scale, output
 
@@ -320,9 +324,11 @@ class Step:
             raise TrainingError("a step begins with a state", got=describe(state),
                                 expected="a TrainState",
                                 do="make it with train.init(params, optimizer)")  # fmt: skip
-        found = dataclasses.replace(self.gradients, choose=choose)(state, batch)
         if self.placement is not None:
             self.placement.bind(state.params, batch, state.model_state)
+        gradients = dataclasses.replace(self.gradients, choose=choose, placement=self.placement)
+        found = gradients(state, batch)
+        if self.placement is not None:
             found = found._replace(params_bar=self.placement.constrained(found.params_bar))
         output = found.output
         logs = {"loss": output.loss, **output.metrics}
