@@ -60,6 +60,8 @@ class Evaluator:
         return self._objective(params, batch, CallContext(model_state=model_state))
 
     def _advance(self, sums: Any, params: Any, model_state: Any, batch: Any) -> Any:
+        if self._placement:
+            params = self._placement.in_use(params)
         output = self._output(params, model_state, batch)
         return Sums.add(sums, {"loss": output.loss, **output.metrics}, output.weight)
 
