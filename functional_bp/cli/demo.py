@@ -41,6 +41,7 @@ from functional_bp.engine.transforms import grad
 from functional_bp.errors import BackpropError, NonFiniteError
 from functional_bp.tables import text
 from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.train.devices import Placement, over_devices
 
 PIXELS, CLASSES = 64, 10
 Weights = dict[str, Array]  # W1: f32[d,64] and W2: f32[10,d], with d hidden units
@@ -185,9 +186,9 @@ def compared_gradients(
 ) -> list[dict[str, Any]]:
     """Compare our ∂J/∂W1 and ∂J/∂W2, over all devices, with JAX's and with the equations."""
     objective = partial(penalised_loss, weight_decay=weight_decay)
-    layout = train.DataParallel.over(devices)
+    placement = Placement(over_devices(devices))
     with jax.default_matmul_precision("highest"):  # so that only rounding differs, on any device
-        ours = jax.jit(grad(objective))(layout.replicate(weights), layout.split(batch))
+        ours = jax.jit(grad(objective))(placement.replicate(weights), placement.split(batch))
         theirs = jax.jit(jax.grad(objective))(weights, batch)
         hand = jax.jit(hand_gradients)(weights, batch, weight_decay)
     return compare(ours, theirs, "jax.grad") + compare(ours, hand, "equations by hand")

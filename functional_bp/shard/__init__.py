@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from functional_bp.layouts.dimensions import Dimension as Dimension
     from functional_bp.layouts.dimensions import Dimensions as Dimensions
     from functional_bp.layouts.dimensions import dimensions as dimensions
+    from functional_bp.layouts.layout import Layout as Layout
+    from functional_bp.layouts.layout import LayoutError as LayoutError
+    from functional_bp.layouts.layout import layout as layout
     from functional_bp.shard.launch import Connection as Connection
     from functional_bp.shard.launch import connect as connect
 
 _HOMES = {
     "functional_bp.layouts.batch_law": ("BatchLaw", "Law", "batch_law"),
     "functional_bp.layouts.dimensions": ("Dimension", "Dimensions", "dimensions"),
+    "functional_bp.layouts.layout": ("Layout", "LayoutError", "layout"),
     "functional_bp.shard.launch": ("Connection", "connect"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -13,7 +13,6 @@ from functional_bp.train.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
 from functional_bp.train.callbacks import TensorBoard as TensorBoard
 from functional_bp.train.callbacks import TerminateAfter as TerminateAfter
 from functional_bp.train.checkpoints import Checkpoints as Checkpoints
-from functional_bp.train.data_parallel import DataParallel as DataParallel
 from functional_bp.train.evaluate import evaluate as evaluate
 from functional_bp.train.evaluate import predict as predict
 from functional_bp.train.fit import fit as fit

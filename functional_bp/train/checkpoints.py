@@ -31,7 +31,7 @@ from jax.core import Tracer
 from functional_bp import processes
 from functional_bp.errors import SHORT_DTYPES, CheckpointError, TrainingError, describe, warn
 from functional_bp.train import parts
-from functional_bp.train.data_parallel import place
+from functional_bp.train.devices import place
 from functional_bp.train.state import TrainState
 from functional_bp.train.storage import BrokenError, Folder, Saved, require_orbax
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from functional_bp.errors import TrainingError, describe
+from functional_bp.layouts.layout import Layout
 from functional_bp.train.data import source
-from functional_bp.train.data_parallel import DataParallel
+from functional_bp.train.devices import Placement, shared_layout
 from functional_bp.train.objective import (
     CallContext,
     Output,
@@ -50,14 +51,17 @@ class Sums:
 class Evaluator:
     """An evaluator is the compiled evaluation of one objective."""
 
-    def __init__(self, loss: Callable[..., Any], layout: DataParallel | None = None) -> None:
-        self._objective, self._layout = as_objective(loss), layout
+    def __init__(self, loss: Callable[..., Any], layout: Layout | None = None) -> None:
+        self._objective = as_objective(loss)
+        self._placement = layout and Placement(layout, self._objective)
         self._add = jax.jit(self._advance, donate_argnums=0)
 
     def _output(self, params: Any, model_state: Any, batch: Any) -> Output:
         return self._objective(params, batch, CallContext(model_state=model_state))
 
     def _advance(self, sums: Any, params: Any, model_state: Any, batch: Any) -> Any:
+        if self._placement:
+            params = self._placement.in_use(params)
         output = self._output(params, model_state, batch)
         return Sums.add(sums, {"loss": output.loss, **output.metrics}, output.weight)
 
@@ -70,10 +74,11 @@ class Evaluator:
             if sums is None:
                 output = jax.eval_shape(self._output, params, model_state, batch)
                 sums = Sums.zeros(["loss", *output.metrics])
-                if self._layout:
-                    sums = self._layout.replicate(sums)
-            if self._layout:
-                batch = self._layout.split(batch)
+                if self._placement:
+                    self._placement.bind(params, batch, model_state)
+                    sums = self._placement.replicate(sums)
+            if self._placement:
+                batch = self._placement.split(batch)
             sums = self._add(sums, params, model_state, batch)
         if sums is None:
             raise TrainingError("there is no batch to evaluate", got="an empty iterator")
@@ -81,7 +86,7 @@ class Evaluator:
 
 
 @functools.lru_cache(maxsize=16)
-def _evaluator(loss: Callable[..., Any], layout: DataParallel | None) -> Evaluator:
+def _evaluator(loss: Callable[..., Any], layout: Layout | None) -> Evaluator:
     return Evaluator(loss, layout)
 
 
@@ -94,6 +99,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     steps: int | None = None,
+    layout: Layout | None = None,
 ) -> dict[str, float]:
     """The loss and the metrics are averaged over data: ``{"loss": ..., "accuracy": ...}``.
 
@@ -105,15 +111,16 @@ def evaluate(
         sample_weight: a factor of every example's loss.
         batch_size: how many examples at once.
         steps: at most so many batches.
+        layout: that of training, so that each device gets its rows of a batch.
 
     Raises:
         TrainingError: the data are empty or do not fit together.
     """
     params, model_state = _parts(state)
     data = gather(x, y, sample_weight)
-    layout = DataParallel.of(params)
+    layout = layout or shared_layout(params)
     batches = source(data, batch_size=batch_size, shuffle=False, what="the data",
-                     by_rows=layout is not None)  # fmt: skip
+                     by_rows=layout is not None and layout.is_shared)  # fmt: skip
     return _evaluator(loss, layout)(params, model_state, batches.epoch(0), steps)
 
 
@@ -138,12 +145,19 @@ def _parts(state: Any) -> tuple[Any, Any]:
 
 
 @functools.lru_cache(maxsize=16)
-def _predictor(model: Callable[..., Any], layout: DataParallel | None) -> Callable[..., Any]:
+def _predictor(model: Callable[..., Any], layout: Layout | None) -> Callable[..., Any]:
     supervised = model if isinstance(model, Supervised) else Supervised(model, model, {}, None)
     return jax.jit(supervised.predict, out_shardings=layout and layout.whole)
 
 
-def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch_size: int = 32):
+def predict(
+    model: Callable[..., Any],
+    state: TrainState | Any,
+    x: Any,
+    *,
+    batch_size: int = 32,
+    layout: Layout | None = None,
+):
     """The model's predictions for all of x are computed batch by batch.
 
     Args:
@@ -151,6 +165,7 @@ def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch
         state: a TrainState, or the parameters alone.
         x: an array or a pytree of arrays with one first axis, or a loader of batches of them.
         batch_size: how many examples at once.
+        layout: that of training, so that each device gets its rows of a batch.
 
     Returns:
         NumPy arrays with the same first axis.
@@ -160,11 +175,12 @@ def predict(model: Callable[..., Any], state: TrainState | Any, x: Any, *, batch
     """
     params, model_state = _parts(state)
     found = []
-    layout = DataParallel.of(params)
+    layout = layout or shared_layout(params)
+    placement = layout and Placement(layout)
     batches = source(x, batch_size=batch_size, shuffle=False, what="the data",
-                     by_rows=layout is not None)  # fmt: skip
+                     by_rows=layout is not None and layout.is_shared)  # fmt: skip
     for batch in batches.epoch(0):
-        batch = layout.split(batch) if layout else batch
+        batch = placement.split(batch) if placement else batch
         predictions = _predictor(model, layout)(params, batch, model_state)
         for leaf in jax.tree.leaves(predictions):
             if not leaf.shape or leaf.shape[0] != batch_length(batch):

@@ -6,6 +6,7 @@ What it is given is looked at before anything is compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import optax
 
 from functional_bp.engine import transforms
 from functional_bp.errors import BackpropError, TrainingError, describe
+from functional_bp.layouts.layout import Layout
 from functional_bp.train.callbacks import Callback, Callbacks
 from functional_bp.train.checkpoints import Checkpoints
 from functional_bp.train.data import (
@@ -26,7 +28,7 @@ from functional_bp.train.data import (
     source,
     split,
 )  # fmt: skip
-from functional_bp.train.data_parallel import DataParallel, layout_of, require_same_arrays
+from functional_bp.train.devices import Placement, check_shares, over_devices, require_same_arrays
 from functional_bp.train.evaluate import Evaluator, gather
 from functional_bp.train.history import History
 from functional_bp.train.loop import Saver, TrainingLoop
@@ -91,8 +93,12 @@ def _check_labels(
     """Labels of every array of the data, in the range of the model's scores."""
     if loss.loss is not cross_entropy:
         return
-    context = CallContext(rng=state.step_rng, model_state=state.model_state, training=True)
-    scores, _ = jax.eval_shape(lambda p, x: loss.apply(p, x, context), state.params, batch[0])
+
+    def apply(state: TrainState, x: Any) -> Any:
+        context = CallContext(rng=state.step_rng, model_state=state.model_state, training=True)
+        return loss.apply(state.params, x, context)
+
+    scores, _ = jax.eval_shape(apply, state, batch[0])
     for part, what in ((data, "the training data"), (held_out, "the validation data")):
         if part is not None:
             labels = (part.first() if part.arrays is None else part.arrays)[1]
@@ -126,10 +132,10 @@ def _saver(
 
 
 def _validation(
-    loss: Callable[..., Any], data: Batches, every: int, layout: DataParallel | None
+    loss: Callable[..., Any], data: Batches, every: int, placement: Placement | None
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """The means ``{"val_loss": ..., ...}`` after every so many epochs, none after the others."""
-    evaluate = Evaluator(loss, layout)
+    evaluate = Evaluator(loss, placement and placement.layout)
 
     def after(epoch: int, state: TrainState) -> dict[str, float]:
         if (epoch + 1) % every:
@@ -138,6 +144,20 @@ def _validation(
         return {f"val_{name}": value for name, value in means.items()}
 
     return after
+
+
+def _layout(layout: Layout | None, devices: int | Sequence[Any] | None) -> Layout | None:
+    """The one that is given, or that of the devices; of all devices of several processes.
+
+    Raises:
+        TrainingError: both are given.
+    """
+    if layout is not None and devices is not None:
+        raise TrainingError("the devices are given twice", got=f"layout and devices={devices!r}",
+                            expected="one of them")  # fmt: skip
+    if devices is None and jax.process_count() > 1:
+        devices = jax.devices()
+    return layout or (None if devices is None else over_devices(devices))
 
 
 def fit(
@@ -163,6 +183,7 @@ def fit(
     resume: bool | str = True,
     model_state: Any = None,
     devices: int | Sequence[Any] | None = None,
+    layout: Layout | None = None,
     value_and_grad: Callable[..., Any] = transforms.value_and_grad,
     gradient: Callable[..., Any] | None = None,
     accumulate: int = 1,
@@ -178,7 +199,8 @@ def fit(
     Args:
         loss: ``train.supervised(model, loss, metrics)``, or any function ``loss(params, batch)``;
             see ``train.step``.
-        params: the first parameters, or a ``TrainState`` to go on from. They are copied.
+        params: the first parameters, a function of a random key that makes them, or a
+            ``TrainState`` to go on from. They are copied.
         x: inputs, an array or a pytree of arrays with one first axis; or a pytree of arrays that
             the loss takes as a batch; or an iterable of batches (a loader of Grain or PyTorch, a
             function that returns an iterator).
@@ -207,6 +229,8 @@ def fit(
         devices: train on so many devices, or on these: each takes a slice of every batch. With
             several processes (``shard.connect``), by default on all devices of all: arrays are
             given whole to every process, which reads its rows; a loader gives a process's part.
+        layout: of ``shard.layout``, in the place of ``devices``: divide other dimensions too, and
+            the parameters; see ``train.step``.
         value_and_grad: the transform that differentiates.
         gradient: a gradient derived by hand in its place; see ``train.step``.
         accumulate: microbatches a step.
@@ -240,30 +264,37 @@ def fit(
         >>> print(f"{state.params['w']:.3f} {state.params['b']:.3f}")
         3.000 -1.000
     """
+    layout = _layout(layout, devices)
     stepper = step(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         allow_coupled=allow_coupled, clip_norm=clip_norm, clip_value=clip_value,
-        precision=precision, nonfinite=nonfinite, memory=memory,
+        precision=precision, nonfinite=nonfinite, memory=memory, layout=layout,
     )  # fmt: skip
     check_count("epochs", epochs)
     check_count("validation_freq", validation_freq)
-    layout = layout_of(devices, batch_size)
     data, held_out = _admit(
         gather(x, y, sample_weight), validation_data, validation_split,
         batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last,
         steps=steps_per_epoch, by_rows=layout is not None and layout.is_shared,
     )  # fmt: skip
+    if layout is not None:
+        check_shares(layout, batch_size)
     data.check_passes(epochs)
     if held_out is not None:
         held_out.check_passes(epochs // validation_freq)
+    if layout is not None and not callable(params):
+        require_same_arrays("the first states", params)
+    make: Callable[..., TrainState] = partial(
+        init, params, optimizer, seed=seed, model_state=model_state, precision=precision
+    )
+    first = params if isinstance(params, TrainState) else jax.eval_shape(make)
+    logs = _check_step(stepper, loss, first, data, held_out)
+    placement = stepper.placement  # bound to the loss by now
     if isinstance(params, TrainState):
         state = jax.tree.map(jnp.copy, params)
+        state = placement.state(state) if placement else state
     else:
-        state = init(params, optimizer, seed=seed, model_state=model_state, precision=precision)
-    logs = _check_step(stepper, loss, state, data, held_out)
-    if layout is not None:
-        require_same_arrays("the first states", state)
-        state = layout.replicate(state)
+        state = make(layout=placement and placement.layout)
     identity = {
         "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "drop_last": drop_last,
         "examples": data.examples, "steps_per_epoch": data.steps,
@@ -273,9 +304,8 @@ def fit(
         state,
         data,
         list(logs),
-        validation=_validation(loss, held_out, validation_freq, layout) if held_out else None,
+        validation=_validation(loss, held_out, validation_freq, placement) if held_out else None,
         callbacks=Callbacks(callbacks),
         saver=_saver(checkpoints, resume, identity),
-        layout=layout,
     )
     return loop.run(epochs, verbose)

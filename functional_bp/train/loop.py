@@ -25,7 +25,7 @@ from functional_bp.gradcheck.guard import Guard
 from functional_bp.train.callbacks import Callbacks, TrainingRun
 from functional_bp.train.checkpoints import SHARED, Checkpoints
 from functional_bp.train.data import Batches
-from functional_bp.train.data_parallel import DataParallel, place
+from functional_bp.train.devices import Placement, gathered, place, shared_layout
 from functional_bp.train.evaluate import Sums
 from functional_bp.train.history import History
 from functional_bp.train.objective import CallContext, as_objective, batch_length
@@ -264,8 +264,8 @@ def nonfinite_error(
 def _first_equation(loss: Callable[..., Any], state: TrainState, batch: Any) -> Any:
     """The first equation that makes it, forward or backward; None where the search fails."""
     objective = as_objective(loss)
-    if (layout := DataParallel.of(state)) is not None:
-        state, batch = layout.gather((state, batch))
+    if (layout := shared_layout(state)) is not None:
+        state, batch = gathered((state, batch), layout)
 
     def value(params: Any, batch: Any) -> Any:
         context = CallContext(state.step_rng, state.model_state, True)
@@ -296,9 +296,9 @@ class TrainingLoop:
         validation: Callable[[int, TrainState], dict[str, float]] | None,
         callbacks: Callbacks,
         saver: Saver | None,
-        layout: DataParallel | None,
     ) -> None:
-        self.stepper, self.source, self._layout = stepper, source, layout
+        self.stepper, self.source = stepper, source
+        self._placement: Placement | None = stepper.placement
         self.present = TrainingRun(state, History(), int(state.step))
         self._names = [name for name in names if name != "nonfinite"]
         self._validation, self._saver, self.callbacks = validation, saver, callbacks
@@ -312,7 +312,7 @@ class TrainingLoop:
     def on_devices(self, tree: Any) -> Any:
         """Each device of the run gets a copy of small arrays."""
         tree = jax.tree.map(jnp.asarray, tree)
-        return self._layout.replicate(tree) if self._layout else tree
+        return self._placement.replicate(tree) if self._placement else tree
 
     def _zeros(self) -> Any:
         return self.on_devices({**Sums.zeros(self._names), "skipped": jnp.int32(0)})
@@ -409,7 +409,7 @@ class TrainingLoop:
                 break
             if saver is not None and due:
                 saver.save(self, run.epoch, self._done, place)
-            placed = self._layout.split(batch) if self._layout else batch
+            placed = self._placement.split(batch) if self._placement else batch
             self._compare(placed)
             state, self.sums, self._bad = self.program(run.state, self.sums, self._bad, placed)
             run.state = state

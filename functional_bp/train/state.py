@@ -10,6 +10,7 @@ doubled after ``GROWTH_STEPS`` steps without. bfloat16 has float32's range and n
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +19,15 @@ import numpy as np
 import optax
 
 from functional_bp.errors import TrainingError, describe
+from functional_bp.layouts.layout import Layout
+from functional_bp.train.devices import place
 
 FIRST_SCALE = 2.0**15
 LARGEST_SCALE = 2.0**126  # twice an infinity could not be halved again
 GROWTH_STEPS = 2000
 HALVES = ("bfloat16", "float16")
 WIDE = ("float32", "float64")
+AFTER_PARAMS = 2**32 - 1  # steps and split keys count from 0
 
 
 class LossScale(NamedTuple):
@@ -131,21 +135,28 @@ def init(
     seed: int | jax.Array = 0,
     model_state: Any = None,
     precision: str | None = None,
+    layout: Layout | None = None,
 ) -> TrainState:
     """The state is made that comes before the first step.
 
     Args:
         params: a pytree of arrays of a floating or complex dtype. They are copied: steps donate
-            their state's buffers, and a person's own arrays stay as they are.
+            their state's buffers, and a person's own arrays stay as they are. Or a function of a
+            random key, that of ``seed``, which returns them: it is compiled, and makes them where
+            they will be.
         optimizer: any gradient transformation of optax.
         seed: a number or a random key, for whatever a model draws (dropout).
         model_state: what the model keeps beside its parameters; copied, too.
         precision: as for ``step``; "float16" brings a loss scale. Half precision parameters become
             float32 with it.
+        layout: of ``shard.layout``: parameters and optimizer state are made where it has them, on
+            no device whole that are divided. It must know the dimensions of the loss
+            (``shard.layout(mesh, dims, ...)``), unless it divides the batch and by ``store`` alone.
 
     Raises:
         TrainingError: a parameter has no gradient (integers, strings) or there are none, or the
             seed is neither a number nor a key.
+        LayoutError: the layout does not know the dimensions.
 
     Example:
         >>> import optax
@@ -154,7 +165,33 @@ def init(
         >>> int(state.step), float(state.params["w"])
         (0, 1.0)
     """
-    params = _copied(params)
+    key = rng = _key(seed)
+    precise = Precision.of(precision)
+    if callable(params) and jax.tree_util.all_leaves([params]):
+        params = _made(lambda key: precise.masters(_copied(params(key))), key, layout)
+        rng = jax.random.fold_in(key, AFTER_PARAMS)
+    else:
+        params = precise.masters(_copied(params, layout))
+    _check_params(params)
+    opt_state = optimizer.init(params) if layout is None else _made(optimizer.init, params, layout)
+    state = TrainState(
+        params=params,
+        opt_state=_copied(opt_state, layout),  # an optimizer may hold params twice
+        step=jnp.zeros((), jnp.int32),
+        rng=rng,
+        model_state=_copied(model_state, layout),
+        loss_scale=precise.first_scale(),
+    )
+    return state if layout is None else jax.tree.map(place, state, layout.of_tree(state))
+
+
+def _made(make: Callable[[Any], Any], argument: Any, layout: Layout | None) -> Any:
+    """What a function returns, each array where the layout has it from the beginning."""
+    where = None if layout is None else layout.of_tree(jax.eval_shape(make, argument))
+    return jax.jit(make, out_shardings=where)(argument)
+
+
+def _check_params(params: Any) -> None:
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
         raise TrainingError(
@@ -168,16 +205,6 @@ def init(
                 expected="a floating or complex dtype",
                 do="keep what is not trained in model_state, or close over it"
             )  # fmt: skip
-    precise = Precision.of(precision)
-    params = precise.masters(params)
-    return TrainState(
-        params=params,
-        opt_state=_copied(optimizer.init(params)),  # an optimizer may hold params twice
-        step=jnp.zeros((), jnp.int32),
-        rng=_key(seed),
-        model_state=_copied(model_state),
-        loss_scale=precise.first_scale(),
-    )
 
 
 def _key(seed: int | jax.Array) -> jax.Array:
@@ -194,20 +221,24 @@ def _key(seed: int | jax.Array) -> jax.Array:
                         expected="an int, or one key of jax.random.key(...)")  # fmt: skip
 
 
-def _copied(tree: Any) -> Any:
+def _copied(tree: Any, layout: Layout | None = None) -> Any:
     """New strongly typed arrays (a weakly typed one would be compiled for again after a step)."""
 
-    def copy(path: Any, leaf: Any) -> jax.Array:
+    def copy(path: Any, leaf: Any, where: Any = None) -> jax.Array:
         try:
             strong = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-            array = jnp.array(strong, copy=True)
+            if where is None:
+                array = jnp.array(strong, copy=True)
+            else:  # from the host at once to where it will be
+                array = place(strong.copy(), where)
         except TypeError as error:
             raise TrainingError("a leaf of the state is no array", where=_path("params", path),
                                 got=describe(leaf),
                                 expected="numbers or an array") from error  # fmt: skip
         return jax.lax.convert_element_type(array, array.dtype)
 
-    return jax.tree.map_with_path(copy, tree)
+    places = () if layout is None else (layout.of_tree(tree),)
+    return jax.tree.map_with_path(copy, tree, *places)
 
 
 def settled(part: str, new: Any, old: Any) -> Any:

@@ -15,10 +15,12 @@ from jax.sharding import AxisType
 from functional_bp.engine import transforms
 from functional_bp.errors import TrainingError, describe
 from functional_bp.graph import names
+from functional_bp.layouts.layout import Layout
 from functional_bp.memory.attribution import OPTIMIZER_SCOPE
 from functional_bp.memory.budgets import Recomputation
 from functional_bp.memory.recompute import Chooser, rescheduled
 from functional_bp.train.accumulation import law_of, share_of
+from functional_bp.train.devices import Placement
 from functional_bp.train.objective import (
     CallContext,
     Objective,
@@ -57,6 +59,7 @@ class Gradients:
         precision: of the computation.
         choose: says what of the loss is made again in the reverse sweep; None: nothing.
         allow_coupled: microbatches may change the loss.
+        placement: of the parameters, which are gathered where they are used; None: as they are.
     """
 
     objective: Objective
@@ -66,6 +69,7 @@ class Gradients:
     precision: Precision
     allow_coupled: bool = False
     choose: Chooser | None = None
+    placement: Placement | None = None
 
     def __call__(self, state: TrainState, batch: Any) -> Pass:
         """The gradient is taken at the state's parameters."""
@@ -92,6 +96,8 @@ class Gradients:
         scale = None if state.loss_scale is None else state.loss_scale.scale
 
         def scaled(params: Any) -> tuple[Any, Output]:
+            if self.placement is not None:
+                params = self.placement.in_use(params)
             output = self.objective(params, batch, context)
             return output.loss if scale is None else output.loss * scale, output
 
@@ -212,6 +218,7 @@ class StepOptions(NamedTuple):
     nonfinite: str | None = None
     donate: bool = True
     memory: Budget | None = None
+    layout: Layout | None = None
 
 
 class Step:
@@ -221,6 +228,7 @@ class Step:
         objective: the loss as it was given.
         optimizer: the gradient transformation.
         options: the rest.
+        placement: of state and batches by the layout; None where they stay where they are.
     """
 
     def __init__(
@@ -233,6 +241,8 @@ class Step:
         self.objective, self.optimizer, self.options = loss, optimizer, options
         self.__name__ = names.function_name(loss.model if isinstance(loss, Supervised) else loss)
         self.gradients = gradients
+        layout = options.layout
+        self.placement = layout and Placement(layout, gradients.objective)
         self._update = optax.with_extra_args_support(optimizer).update
         self._program = self.program(self._run, (0,) if options.donate else ())
 
@@ -247,7 +257,7 @@ class Step:
             The next state, and ``logs``: "loss" before the step and the metrics, f32[] each;
             "grad_norm" with ``clip_norm``, and "nonfinite" with ``nonfinite`` or float16.
         """
-        return self._program(state, batch)
+        return self._program(*self._placed(state, batch))
 
     def __str__(self) -> str:
         name, budget = f"a training step of {self.__name__}", self.options.memory
@@ -273,7 +283,13 @@ class Step:
 
     def lower(self, state: TrainState, batch: Any) -> Any:
         """The step is lowered for a state and a batch, or their shapes, as ``jax.jit``'s is."""
-        return self._program.lower(state, batch)
+        return self._program.lower(*self._placed(state, batch))
+
+    def _placed(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        if self.placement is None or not isinstance(state, TrainState):
+            return state, batch
+        self.placement.bind(state.params, batch, state.model_state)
+        return self.placement.state(state), self.placement.split(batch)
 
     def program(self, run: Callable[..., Any], donated: Sequence[int]) -> StepProgram:
         """A function that advances by this step is compiled, within the step's budget.
@@ -308,13 +324,18 @@ class Step:
             raise TrainingError("a step begins with a state", got=describe(state),
                                 expected="a TrainState",
                                 do="make it with train.init(params, optimizer)")  # fmt: skip
-        found = dataclasses.replace(self.gradients, choose=choose)(state, batch)
+        if self.placement is not None:
+            self.placement.bind(state.params, batch, state.model_state)
+        gradients = dataclasses.replace(self.gradients, choose=choose, placement=self.placement)
+        found = gradients(state, batch)
+        if self.placement is not None:
+            found = found._replace(params_bar=self.placement.constrained(found.params_bar))
         output = found.output
         logs = {"loss": output.loss, **output.metrics}
         params_bar = self._clipped(found.params_bar, logs)
         scale, taken, counted = state.loss_scale, bound, bound
         if self.options.nonfinite or scale is not None:
-            finite = is_finite(found)
+            finite = is_finite(found, self.placement is not None)
             taken = finite & bound
             bad = logs["nonfinite"] = _is_hopeless(output.loss, finite, scale)
             if self.options.nonfinite == "stop":
@@ -331,6 +352,8 @@ class Step:
         after = update() if taken is True else lax.cond(taken, update, lambda: before)
         step, scale = _where(counted, (state.step + 1, scale), (state.step, state.loss_scale))
         after_step = state.replace(step=step, loss_scale=scale, **after)
+        if self.placement is not None:  # as the donated state lay
+            after_step = self.placement.constrained(after_step)
         return after_step, logs, output.weight
 
     def _clipped(self, params_bar: Any, logs: dict[str, Any]) -> Any:
@@ -368,7 +391,7 @@ class Step:
         return optax.apply_updates(state.params, updates), opt_state
 
 
-def is_finite(found: Pass) -> jax.Array:
+def is_finite(found: Pass, is_divided: bool = False) -> jax.Array:
     """It is true if loss and every entry of the gradient are finite.
 
     A sum is finite if its terms are, scaled so far down that it cannot overflow; adding floats
@@ -376,15 +399,15 @@ def is_finite(found: Pass) -> jax.Array:
     """
     finite = jnp.isfinite(found.output.loss)
     for leaf in jax.tree.leaves(found.params_bar):
-        finite &= jnp.isfinite(_scaled_sum(leaf))
+        finite &= jnp.isfinite(_scaled_sum(leaf, is_divided))
     return finite
 
 
-def _scaled_sum(leaf: jax.Array) -> jax.Array:
+def _scaled_sum(leaf: jax.Array, is_divided: bool) -> jax.Array:
     """The sum of the entries, scaled down.
 
     On a CPU a large matrix is first multiplied by a vector: that reads it once and adds in all
-    lanes, where a sum alone adds one number after the other.
+    lanes, where a sum alone adds one number after the other. What devices divide is not reshaped.
     """
 
     def plain(leaf: jax.Array) -> jax.Array:
@@ -394,9 +417,9 @@ def _scaled_sum(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(-1, leaf.shape[-1])
         return plain(jnp.full(len(rows), SCALE, rows.dtype) @ rows)
 
-    is_explicit = AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
+    is_divided |= AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
     is_large = leaf.ndim > 1 and leaf.size >= LARGE and leaf.dtype in (jnp.float32, jnp.float64)
-    if is_explicit or not is_large:
+    if is_divided or not is_large:
         return plain(leaf)
     return lax.platform_dependent(leaf, cpu=by_product, default=plain)
 
@@ -436,6 +459,7 @@ def step(
     donate: bool = True,
     memory: Budget | None = None,
     allow_coupled: bool = False,
+    layout: Layout | None = None,
 ) -> Step:
     """A training step is made and jit-compiled: ``step(state, batch) -> (state, logs)``.
 
@@ -467,10 +491,14 @@ def step(
             compiled for each shape of a batch.
         allow_coupled: accumulate, even where the loss couples the examples of a batch (batch
             normalisation, in-batch negatives), so that microbatches minimise another loss.
+        layout: which devices hold what, of ``shard.layout``. State and batches are put there, if
+            they are not yet (``train.init(..., layout=layout)`` makes them there); each device
+            gets its rows. Loss, gradient and state are those of one device, to rounding.
 
     Raises:
         TrainingError: an option's value makes no sense; when called, if microbatches would change
             the loss.
+        LayoutError: when called first, if the layout does not divide a dimension of the loss.
         BudgetError: when called, before anything runs, if the step cannot be had within
             ``memory``; the message says what the least is, and what fills it.
 
@@ -499,7 +527,7 @@ def step(
         raise _unusable("memory", memory, "None, where the gradient is derived by hand")
     options = StepOptions(
         accumulate, clip_norm, clip_value, Precision.of(precision), nonfinite, donate,
-        checked_budget(memory),
+        checked_budget(memory), layout,
     )  # fmt: skip
     gradients = Gradients(
         as_objective(loss), value_and_grad, gradient, accumulate, options.precision, allow_coupled

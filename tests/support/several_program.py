@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from functional_bp import shard, train
 from functional_bp.errors import NonFiniteError
-from functional_bp.train.data_parallel import place
+from functional_bp.train.devices import place
 
 DRAW = np.random.default_rng(0)
 X = DRAW.normal(size=(36, 5))

@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
-from functional_bp.train.data_parallel import DataParallel, layout_of
+from functional_bp.train.devices import Placement, check_shares, over_devices
 
 RNG = np.random.default_rng(4)
 ADAM = optax.adam(1e-2)
 W = RNG.normal(size=(3, 2))
-EIGHT = DataParallel.over(jax.devices())
+EIGHT = Placement(over_devices(jax.devices()))
 
 
 def loss(w: Any, batch: Any) -> Any:
@@ -37,7 +37,7 @@ def test_steps_on_devices_are_those_of_one(length: int, accumulate: int) -> None
     step = train.step(loss, ADAM, accumulate=accumulate, nonfinite="skip")
     alone, shared = train.init(W, ADAM), EIGHT.replicate(train.init(W, ADAM))
     placed, expected, found = EIGHT.split(batch), {}, {}
-    assert placed["x"].sharding.spec == PartitionSpec(*(["batch"] if length == 16 else []))
+    assert placed["x"].sharding.spec == PartitionSpec(*(["data"] if length == 16 else []))
     assert placed["scale"].sharding.spec == PartitionSpec()
     for _ in range(3):
         alone, expected = step(alone, batch)
@@ -50,28 +50,23 @@ def test_steps_on_devices_are_those_of_one(length: int, accumulate: int) -> None
 
 
 def test_a_layout_is_over_a_number_of_devices_or_over_these() -> None:
-    assert layout_of(None, 32) is None
-    assert _devices(layout_of(2, 32)) == jax.devices()[:2]
-    assert _devices(layout_of(jax.devices()[3:5], 32)) == jax.devices()[3:5]
-    assert _devices(layout_of(8, None)) == jax.devices()
-
-
-def _devices(layout: DataParallel | None) -> list[Any]:
-    assert layout is not None
-    return list(layout.mesh.devices.flat)
+    assert list(over_devices(2).mesh.devices) == jax.devices()[:2]
+    assert list(over_devices(jax.devices()[3:5]).mesh.devices) == jax.devices()[3:5]
 
 
 @pytest.mark.parametrize(
-    ("devices", "batch_size", "message"),
+    ("devices", "message"),
     [
-        (0, 32, "there are not so many devices\n  got:      devices=0\n  expected: 1 to 8"),
-        (9, 32, "there are not so many devices\n  got:      devices=9"),
-        ([], 32, "there is no device to train on"),
-        (8, 12, "cannot share a batch evenly\n  got:      batch_size=12 over 8 devices"),
+        (0, "there are not so many devices\n  got:      devices=0\n  expected: 1 to 8"),
+        (9, "there are not so many devices\n  got:      devices=9"),
+        ([], "there is no device to train on"),
     ],
 )
-def test_devices_that_are_not_there_or_do_not_fit_are_refused(
-    devices: Any, batch_size: int, message: str
-) -> None:
+def test_devices_that_are_not_there_or_do_not_fit_are_refused(devices: Any, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        layout_of(devices, batch_size)
+        over_devices(devices)
+
+
+def test_devices_that_cannot_share_a_batch_are_refused() -> None:
+    with pytest.raises(TrainingError, match="evenly\n  got:      batch_size=12 over 8 devices"):
+        check_shares(over_devices(8), 12)
