@@ -25,10 +25,10 @@ import numpy as np
 
 import functional_bp as bp
 from benchmarks import memory_curves, timing
-from benchmarks.compiled_flops import compiled_flops
 from benchmarks.losses import LOSSES, Made, Placement
 from benchmarks.memory_curves import Curve, Mark
 from functional_bp.memory.budgets import BudgetError
+from functional_bp.memory.compiled_flops import compiled_flops
 
 BUDGETS = (0.7, 0.5, 0.35, 0.25)
 POLICIES: dict[str, Any] = {

@@ -91,7 +91,7 @@ def test_a_public_class_has_a_name_of_its_own() -> None:
 
 
 # A command bears the name of what it runs, a format of reports that of a format of tables.
-SAME_THING = {"check", "footprint", "html", "markdown", "text", "__init__"}
+SAME_THING = {"check", "footprint", "html", "markdown", "plan", "text", "__init__"}
 
 
 def test_a_file_has_a_name_of_its_own() -> None:

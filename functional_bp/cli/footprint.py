@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from functional_bp.cli.shared import INPUTS, add_inputs, function_at, refuse
+from functional_bp.cli.shared import INPUTS, add_inputs, function_at, optimizer_of, refuse
 
 if TYPE_CHECKING:
     from functional_bp.memory.footprint import Footprint
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         fun, inputs = _subject(args)
-        optimizer = None if args.optimizer is None else _optimizer(args.optimizer)
+        optimizer = None if args.optimizer is None else optimizer_of(args.optimizer)
         found = footprint(fun, *inputs, optimizer=optimizer, argnums=args.argnums)
         for file in args.files:
             _save(found, file)
@@ -96,25 +96,6 @@ def _subject(args: argparse.Namespace) -> tuple[Callable[..., Any], Sequence[Any
         target, file=args.inputs, shapes=args.shapes, what="count it for", is_shape=True
     )
     return target.subject, inputs
-
-
-def _optimizer(name: str) -> Any:
-    import optax
-
-    from functional_bp.memory.footprint import FootprintError
-
-    made = getattr(optax, name, None)
-    try:
-        optimizer = made(1e-3) if callable(made) else None
-    except TypeError:
-        optimizer = None
-    if not hasattr(optimizer, "init"):
-        raise FootprintError(
-            f"optax has no optimizer {name!r} of a learning rate alone",
-            expected="adam, adamw, sgd, lion, …",
-            do="count your own step: functional-bp footprint FILE.py:step",
-        )
-    return optimizer
 
 
 def _save(found: Footprint, file: str) -> None:

@@ -30,6 +30,10 @@ COMMANDS = {
         "functional_bp.cli.footprint",
         "tell what fills memory when a function is trained, and whether it fits",
     ),
+    "plan": (
+        "functional_bp.cli.plan",
+        "find how a loss that does not fit one device is trained on several",
+    ),
     "rules": ("functional_bp.cli.rules", "list the VJP rules, or show one in full"),
 }
 

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from functional_bp.gradcheck.targets import Target
@@ -64,6 +64,30 @@ def function_at(text: str) -> Target:
         )
     marked = (mark.arguments for mark in marked_in(module) if mark.subject is subject)
     return Target(f"{module.__name__}:{name}", subject, module, next(marked, ()))
+
+
+def optimizer_of(name: str) -> Any:
+    """Make the optimizer of optax of that name, with a learning rate of 0.001.
+
+    Raises:
+        FootprintError: there is none of a learning rate alone.
+    """
+    import optax
+
+    from functional_bp.memory.footprint import FootprintError
+
+    made = getattr(optax, name, None)
+    try:
+        optimizer = made(1e-3) if callable(made) else None
+    except TypeError:
+        optimizer = None
+    if not hasattr(optimizer, "init"):
+        raise FootprintError(
+            f"optax has no optimizer {name!r} of a learning rate alone",
+            expected="adam, adamw, sgd, lion, …",
+            do="count your own step: functional-bp footprint FILE.py:step",
+        )
+    return optimizer
 
 
 def _functions_in(module: ModuleType) -> list[str]:

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.compiled_flops import compiled_flops
 from benchmarks.losses import LOSSES, Made, Placement
 from benchmarks.memory import Row, Side, Way, ahead, curves, measure
 from benchmarks.memory_curves import svg
+from functional_bp.memory.compiled_flops import compiled_flops
 
 
 def test_a_stack_of_layers_keeps_its_budgets_at_few_operations() -> None:

@@ -1,0 +1,286 @@
+"""A plan is told in words and tables, and its candidates are drawn as memory and communication."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from functional_bp.graph.graph import format_bytes, format_count
+from functional_bp.memory.footprint_report import COLOURS
+from functional_bp.shard.search import Outcome, Smaller, Trial, Tried
+from functional_bp.tables import html as html_tables
+from functional_bp.tables import text as text_tables
+from functional_bp.tables.table import Cell, Column, Line, Table
+
+MOST_UNTRIED = 8  # candidates that were not compiled, in the table
+
+
+def headline(plan: Outcome) -> str:
+    """Say in a sentence what was chosen."""
+    search = plan.search
+    return (
+        f"{search.name} on {search.count} devices: {plan.candidate}. Each needs "
+        f"{format_bytes(plan.peak_bytes)} of {format_bytes(plan.memory_bytes)}, where one device "
+        f"alone would need {format_bytes(search.alone.peak_bytes)} ({search.platform}, as compiled "
+        f"by XLA, optimizer included)"
+    )
+
+
+def sentences(plan: Outcome) -> Iterator[str]:
+    """Say what else is to be known: the law of the batch, operations, time, the search."""
+    yield f"Law of the batch: {plan.search.law}"
+    done, alone = plan.compiled.flops, plan.search.alone.flops
+    if done and alone:
+        share = f"{alone / done:.2g} times fewer than one alone" if done < alone else ""
+        yield f"Operations of a device and step: {format_count(done)}{', ' * bool(share)}{share}"
+        if plan.search.roofline is not None:
+            seconds = plan.search.roofline.seconds(done, plan.compiled.communication.bytes)
+            yield f"A step takes {seconds:.3g} s at best, by the roofline that was given"
+    if plan.candidate.recomputes:
+        choice = next(iter(plan.compiled.step.choices.values()), None)
+        yield f"Recomputation: {choice}" if choice else "Parts of the loss are made again"
+    count = plan.compilations
+    yield f"{count} candidate{'s' * (count != 1)} compiled, {plan.seconds:.0f} s"
+
+
+def tables(plan: Outcome) -> tuple[Table, ...]:
+    """Make the tables: memory of a device, and what it sends."""
+    return (_memory(plan), _collectives(plan)) if plan.search.count > 1 else (_memory(plan),)
+
+
+def summary(plan: Outcome, width: int | None = None, color: bool = False) -> str:
+    """Write headline, tables and sentences for a terminal."""
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    told = "\n".join(_filled(text, width) for text in sentences(plan))
+    parts = _filled(headline(plan), width), text_tables.text(tables(plan), width, color), told
+    return "\n\n".join(parts)
+
+
+def _filled(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+
+
+def summary_html(plan: Outcome) -> str:
+    """Write the same as a piece of HTML."""
+    told = "".join(f"<p>{escape(text)}</p>" for text in sentences(plan))
+    return f"<p>{escape(headline(plan))}</p>{html_tables.html(tables(plan))}{told}"
+
+
+def _memory(plan: Outcome) -> Table:
+    alone, each = plan.search.alone.program, plan.compiled.program
+    columns = (
+        Column(""), Column("one device", "right"), Column(f"each of {plan.search.count}", "right"),
+        Column("", "right"),
+    )  # fmt: skip
+    rows = [
+        ("arguments: state and batch", alone.argument_bytes, each.argument_bytes),
+        ("outputs of their own", alone.output_bytes - alone.donated_bytes,
+         each.output_bytes - each.donated_bytes),
+        ("temporaries", alone.temporary_bytes, each.temporary_bytes),
+    ]  # fmt: skip
+    lines = [_row("", *row) for row in rows]
+    lines.append(_row("sum", "peak of the step", alone.peak_bytes, each.peak_bytes))
+    return Table("Memory", columns, tuple(lines))
+
+
+def _row(kind: str, title: str, alone: int, each: int) -> Line:
+    times = f"÷ {alone / each:.3g}" if each and alone else ""
+    return Line(kind, (Cell(title), Cell(format_bytes(alone)), Cell(format_bytes(each)),
+                       Cell(times, "quiet")))  # fmt: skip
+
+
+def _collectives(plan: Outcome) -> Table:
+    columns = (
+        Column("what devices do together"), Column("times", "right"),
+        Column("a device sends", "right"),
+    )  # fmt: skip
+    communication = plan.compiled.communication
+    lines = [Line("", (Cell(kind, is_code=True), Cell(str(count)), Cell(format_bytes(sent))))
+             for kind, (count, sent) in communication.by_kind.items()]  # fmt: skip
+    lines.append(Line("sum", (Cell("all"), Cell(), Cell(format_bytes(communication.bytes)))))
+    least = format_bytes(round(plan.chosen.trial.sent_bytes))
+    lines.append(Line("", (Cell("the sums of this layout need", "quiet"), Cell(), Cell(least))))
+    return Table("Communication in a step", columns, tuple(lines))
+
+
+class PlanReport(NamedTuple):
+    """What was tried for a plan, and what smaller minibatches would need on one device."""
+
+    plan: Outcome
+    smaller: tuple[Smaller, ...]
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Return the tables."""
+        return (*tables(self.plan), _candidates(self.plan), _minibatches(self.plan, self.smaller))
+
+    def text(self, width: int | None = None, color: bool = False) -> str:
+        """Write them for a terminal."""
+        width = width or shutil.get_terminal_size((120, 24)).columns
+        told = "\n".join(_filled(text, width) for text in sentences(self.plan))
+        head = _filled(headline(self.plan), width)
+        return f"{head}\n\n{text_tables.text(self.tables, width, color)}\n\n{told}"
+
+    def svg(self) -> str:
+        """Draw the candidates, memory to the right, communication upwards."""
+        return picture(self.plan)
+
+    def html(self, is_page: bool = True) -> str:
+        """Write picture, tables and sentences, as a page of its own or as a piece of one."""
+        told = "".join(f"<p>{escape(text)}</p>" for text in sentences(self.plan))
+        body = (
+            f"<p>{escape(headline(self.plan))}</p>"
+            f'<div class="picture">{self.svg()}</div>{html_tables.html(self.tables)}{told}'
+        )
+        if not is_page:
+            return f"<div>{body}</div>"
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>Plan of {escape(self.plan.search.name)}</title></head>"
+            f"<body>{body}</body></html>\n"
+        )
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return self.html(is_page=False)
+
+
+def _candidates(plan: Outcome) -> Table:
+    columns = (
+        Column("candidate"), Column("estimated", "right", drop=2), Column("compiled", "right"),
+        Column("sends", "right", drop=1), Column("verdict"),
+    )  # fmt: skip
+    lines = [_tried(tried, tried is plan.chosen) for tried in plan.tried]
+    seen = {tried.trial.candidate for tried in plan.tried}
+    left = [t for t in plan.search.trials if t.candidate not in seen]
+    lines += [_untried(trial, plan.memory_bytes) for trial in left[:MOST_UNTRIED]]
+    if len(left) > MOST_UNTRIED:
+        rest = Cell(f"{len(left) - MOST_UNTRIED} more", "quiet")
+        lines.append(Line("", (rest, *[Cell()] * 4)))
+    return Table("Candidates", columns, tuple(lines))
+
+
+def _tried(tried: Tried, is_chosen: bool) -> Line:
+    trial, done = tried.trial, tried.compiled
+    verdict = Cell("chosen", "right") if is_chosen else Cell(tried.why, "wrong")
+    size = format_bytes(done.peak_bytes) if done else "–"
+    sent = format_bytes(done.communication.bytes) if done else "–"
+    estimate = Cell(format_bytes(round(trial.estimated_bytes)))
+    return Line("", (Cell(str(trial.candidate)), estimate, Cell(size), Cell(sent), verdict))
+
+
+def _untried(trial: Trial, budget: int) -> Line:
+    if trial.why:
+        why, estimate = trial.why, Cell("–")
+    else:
+        estimate = Cell(format_bytes(round(trial.estimated_bytes)))
+        too_much = trial.argument_bytes > budget
+        why = "state and batch alone too much" if too_much else (
+            "not likely to fit" if trial.estimated_bytes > budget else "more costly")  # fmt: skip
+    sent = Cell("–" if trial.why else "~" + format_bytes(round(trial.sent_bytes)))
+    return Line("", (Cell(str(trial.candidate), "quiet"), estimate, Cell("–"), sent,
+                     Cell(why, "quiet")))  # fmt: skip
+
+
+def _minibatches(plan: Outcome, smaller: Sequence[Smaller]) -> Table:
+    columns = (
+        Column("examples"), Column("arguments", "right"), Column("temporaries", "right"),
+        Column("peak", "right"), Column("within the budget"),
+    )  # fmt: skip
+
+    def line(part: Smaller) -> Line:
+        program = part.program
+        fits = program.peak_bytes <= plan.memory_bytes
+        sizes = (program.argument_bytes, program.temporary_bytes, program.peak_bytes)
+        return Line("", (Cell(str(part.examples)), *(Cell(format_bytes(n)) for n in sizes),
+                         Cell("yes" if fits else "no", "right" if fits else "wrong")))  # fmt: skip
+
+    title = "The other way: a smaller minibatch on one device (another step of training)"
+    return Table(title, columns, tuple(map(line, smaller)))
+
+
+# The picture.
+
+WIDTH, HEIGHT, LEFT, TOP, FOOT = 640, 340, 70, 24, 44
+
+
+class _Mark(NamedTuple):
+    memory: float
+    sent: float
+    kind: str  # "chosen", "tried", "estimated"
+    title: str
+
+
+def picture(plan: Outcome) -> str:
+    """Draw every candidate as its memory against its communication, and the budget as a line."""
+    marks = list(_marks(plan))
+    most = max([m.memory for m in marks] + [plan.memory_bytes]) * 1.05
+    top = max([m.sent for m in marks] + [1.0]) * 1.05
+    x = lambda n: LEFT + (WIDTH - LEFT - 12) * n / most
+    y = lambda n: HEIGHT - FOOT - (HEIGHT - FOOT - TOP) * n / top
+    parts = [*_axes(most, top, x, y)]
+    limit = x(plan.memory_bytes)
+    parts.append(f'<path class="limit" d="M{limit:.1f},{TOP}V{HEIGHT - FOOT}"/>'
+                 f'<text x="{limit + 4:.1f}" y="{TOP + 10}">budget</text>')  # fmt: skip
+    for mark in sorted(marks, key=lambda m: m.kind == "chosen"):
+        parts.append(f'<circle class="{mark.kind}" cx="{x(mark.memory):.1f}" '
+                     f'cy="{y(mark.sent):.1f}" r="{6 if mark.kind == "chosen" else 4}">'
+                     f"<title>{escape(mark.title)}</title></circle>")  # fmt: skip
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="bp-plan" role="img" '
+        f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
+        f"<title>Candidates of {escape(plan.search.name)}</title>"
+        f"<style>{_STYLE}</style>{''.join(parts)}</svg>"
+    )
+
+
+def _marks(plan: Outcome) -> Iterator[_Mark]:
+    done = {tried.trial.candidate: tried for tried in plan.tried}
+    for trial in plan.search.trials:
+        if trial.why:
+            continue
+        tried = done.get(trial.candidate)
+        memory, sent, kind = trial.estimated_bytes, trial.sent_bytes, "estimated"
+        if tried and tried.compiled:
+            memory, sent = tried.compiled.peak_bytes, tried.compiled.communication.bytes
+            kind = "chosen" if tried is plan.chosen else "tried"
+        title = (
+            f"{trial.candidate}: {format_bytes(round(memory))}, sends {format_bytes(round(sent))}"
+        )
+        yield _Mark(memory, sent, kind, title)
+
+
+def _axes(most: float, top: float, x: Any, y: Any) -> Iterator[str]:
+    foot = HEIGHT - FOOT
+    for n in _ticks(most):
+        yield f'<path class="grid" d="M{x(n):.1f},{TOP}V{foot}"/>'
+        yield f'<text class="middle" x="{x(n):.1f}" y="{foot + 14}">{format_bytes(round(n))}</text>'
+    for n in _ticks(top):
+        yield f'<path class="grid" d="M{LEFT},{y(n):.1f}H{WIDTH - 12}"/>'
+        yield f'<text class="end" x="{LEFT - 5}" y="{y(n) + 4:.1f}">{format_bytes(round(n))}</text>'
+    yield (f'<text class="middle" x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 10}">memory of a device'
+           f'</text><text x="6" y="{TOP - 10}">a device sends</text>')  # fmt: skip
+
+
+def _ticks(most: float) -> list[float]:
+    """Three to five round numbers of bytes up to the largest."""
+    step = 2.0 ** math.floor(math.log2(max(most, 4) / 3))
+    return [k * step for k in range(int(most / step) + 1)]
+
+
+_STYLE = f"""
+.bp-plan {{ font: 11px system-ui, sans-serif; }} .bp-plan text {{ fill: #1d2125; }}
+.bp-plan .middle {{ text-anchor: middle; }} .bp-plan .end {{ text-anchor: end; }}
+.bp-plan .grid {{ stroke: #8a9299; stroke-opacity: .3; fill: none; }}
+.bp-plan .limit {{ stroke: {COLOURS[5]}; stroke-width: 2; stroke-dasharray: 5 3; fill: none; }}
+.bp-plan .estimated {{ fill: none; stroke: #8a9299; }} .bp-plan .tried {{ fill: {COLOURS[1]}; }}
+.bp-plan .chosen {{ fill: {COLOURS[2]}; stroke: #fff; }}
+@media (prefers-color-scheme: dark) {{ .bp-plan text {{ fill: #e6e4df; }} }}
+"""

@@ -1,0 +1,153 @@
+"""A plan says how a loss that does not fit one device is trained on several, and keeps its word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from functional_bp.graph.graph import format_bytes
+from functional_bp.layouts.batch_law import BatchLaw
+from functional_bp.layouts.layout import Layout
+from functional_bp.shard.plan_report import PlanReport, summary, summary_html
+from functional_bp.shard.search import Outcome, PlanError, Roofline, Search
+from functional_bp.train.state import TrainState, init
+from functional_bp.train.step import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A plan is a way to train a loss on several devices within a memory budget, as compiled.
+
+    Attributes:
+        outcome: of the search: what was chosen, and what was tried.
+    """
+
+    outcome: Outcome = field(repr=False)
+
+    @property
+    def step(self) -> Step:
+        """Return the training step: ``step(state, batch) -> (state, logs)``."""
+        return self.outcome.compiled.step
+
+    @property
+    def layout(self) -> Layout:
+        """Return which mesh axis divides which dimensions."""
+        assert self.outcome.chosen.trial.layout is not None
+        return self.outcome.chosen.trial.layout
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return what the step needs on each device."""
+        return self.outcome.compiled.peak_bytes
+
+    @property
+    def law(self) -> BatchLaw:
+        """Return the law of the batch."""
+        return self.outcome.search.law
+
+    def init(self, params: Any, key: Any = 0) -> TrainState:
+        """Make the state before the first step, each array where it will be.
+
+        Args:
+            params: the parameters, or a function of a random key that makes them.
+            key: a random key, or a number.
+        """
+        return init(params, self.outcome.search.optimizer, seed=key, layout=self.layout)
+
+    def feed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Put each of the batches where the step takes it."""
+        assert self.step.placement is not None
+        return map(self.step.placement.split, batches)
+
+    def within(self, memory: int | float | str) -> Plan:
+        """Plan for another budget; what was compiled for this one is used again."""
+        return Plan(self.outcome.search.find(memory))
+
+    def explain(self) -> PlanReport:
+        """Tell what was tried, refused and why, and what a smaller minibatch would need.
+
+        One device's step is compiled for half, a quarter and an eighth of the batch.
+        """
+        return PlanReport(self.outcome, self.outcome.search.smaller)
+
+    def __str__(self) -> str:
+        return summary(self.outcome)
+
+    def __repr__(self) -> str:
+        needs = f"{format_bytes(self.peak_bytes)} of {format_bytes(self.outcome.memory_bytes)}"
+        return f"<Plan of {self.outcome.search.name}: {self.outcome.candidate}, {needs}>"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self.outcome)
+
+
+def plan(
+    loss: Callable[..., Any],
+    params: Any,
+    batch: Any,
+    *,
+    optimizer: optax.GradientTransformation,
+    devices: int | Sequence[Any] | Mesh | None = None,
+    memory: int | float | str,
+    microbatches: bool = True,
+    roofline: Roofline | None = None,
+) -> Plan:
+    """Plan how a loss is trained on several devices, each within a memory budget.
+
+    Layouts of the loss's dimensions, microbatches where the law of the batch allows them, and
+    recomputation are ranked by estimates, and compiled until a whole step, with donation and
+    optimizer, keeps the budget. Nothing runs, and no array is made.
+
+    Args:
+        loss: ``loss(params, batch)``, as of ``train.step``.
+        params: arrays, or ``jax.ShapeDtypeStruct`` in their place.
+        batch: the same, of one step.
+        optimizer: of optax.
+        devices: how many, a list of them, or a mesh whose axes are to be used; by default all.
+        memory: of each device: bytes, or a text such as "16 GiB".
+        microbatches: whether a batch may be taken in parts, one after the other.
+        roofline: what a device can do; the plan then says at best how long a step takes.
+
+    Raises:
+        PlanError: nothing that was compiled keeps the budget: by how much, what the floor is, and
+            what would help.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> from functional_bp import shard
+        >>> def loss(params, x):
+        ...     return jnp.mean((jnp.tanh(x @ params["W1"]) @ params["W2"]) ** 2)
+        >>> f32 = lambda *shape: jax.ShapeDtypeStruct(shape, "float32")
+        >>> params = {"W1": f32(8, 64), "W2": f32(64, 8)}
+        >>> found = shard.plan(loss, params, f32(32, 8), optimizer=optax.sgd(0.1), devices=1,
+        ...                    memory="1 MiB")
+        >>> found.peak_bytes <= 2**20
+        True
+    """
+    search = Search(loss, params, batch, optimizer, _devices(devices), roofline, microbatches)
+    return Plan(search.find(memory))
+
+
+def _devices(given: int | Sequence[Any] | Mesh | None) -> Sequence[Any] | Mesh:
+    if isinstance(given, Mesh):
+        return given
+    present = jax.devices()
+    if given is None:
+        return present
+    if not isinstance(given, int):
+        found = list(given)
+        if not found:
+            raise PlanError("there is no device to plan for", got="devices=[]")
+        return found
+    if not 1 <= given <= len(present):
+        raise PlanError(
+            "there are not so many devices", got=f"devices={given}",
+            expected=f"1 to {len(present)}",
+            do="simulate more with jax.config.update('jax_num_cpu_devices', n), first"
+        )  # fmt: skip
+    return present[:given]

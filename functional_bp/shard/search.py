@@ -1,0 +1,455 @@
+"""The search for a way to train a loss on several devices within a memory budget.
+
+Candidates are estimated, ranked, and compiled until one fits: the whole step, with donation and
+optimizer. What the compiler says is the promise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from functional_bp.errors import BackpropError
+from functional_bp.graph.graph import format_bytes, short_place
+from functional_bp.layouts.batch_law import Law, batch_law
+from functional_bp.layouts.dimensions import dimensions
+from functional_bp.layouts.layout import Layout, layout
+from functional_bp.memory.allocation import CompiledProgram, program_of
+from functional_bp.memory.compiled_flops import flops_of_text
+from functional_bp.memory.footprint import abstract, parse_bytes
+from functional_bp.memory.hlo_text import hlo_text
+from functional_bp.memory.recompute import BudgetError
+from functional_bp.shard.candidates import Candidate, candidates
+from functional_bp.shard.communication import Communication, communication_of_text
+from functional_bp.shard.estimates import Lies, temporary_bytes, work_of
+from functional_bp.train.objective import CallContext, as_objective
+from functional_bp.train.state import TrainState, init
+from functional_bp.train.step import Step, step
+
+MOST_COMPILED = 16  # candidates
+SMALLER = (2, 4, 8)  # minibatches
+SLACK = 1.15  # of the budget: what is estimated to need less is worth compiling
+RECOMPUTED = 0.35  # of the temporaries, estimated to be left with recomputation
+AGAIN = 4 / 3  # of the time, with recomputation
+A_MICROBATCH = 0.01  # of the time, for each further one
+
+
+class PlanError(BackpropError, ValueError):
+    """There is nothing to plan, or no plan."""
+
+
+class NothingFitsError(PlanError):
+    """No candidate keeps the budget.
+
+    Attributes:
+        least: the bytes per device of the leanest step that was compiled; 0 for none.
+    """
+
+    least: int = 0
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A roofline says what a device can do at best; its figures are the person's.
+
+    Attributes:
+        flops: operations a second.
+        link: bytes a second that a device sends.
+    """
+
+    flops: float
+    link: float
+
+    def seconds(self, flops: float, sent_bytes: float) -> float:
+        """Return the time of a step that computes and sends one after the other."""
+        return flops / self.flops + sent_bytes / self.link
+
+
+RANKING = Roofline(flops=1e14, link=1e11)  # a thousand operations a byte, to rank candidates by
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledStep:
+    """A step as it was compiled for a candidate; all figures are those of one device."""
+
+    step: Step
+    program: CompiledProgram
+    communication: Communication
+    flops: int | None
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return what it needs at once."""
+        return self.program.peak_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A candidate with what is estimated of it, and what the compiler said.
+
+    Attributes:
+        candidate: the way to divide the step.
+        layout: the same as a layout; None where the loss cannot be laid out so.
+        argument_bytes: of state and batch on a device, exactly.
+        temporary_bytes: estimated.
+        sent_bytes: by a device, the least that the layout's sums take.
+        flops: of a device, estimated.
+        why: it was refused; "" where it was not.
+    """
+
+    candidate: Candidate
+    layout: Layout | None
+    argument_bytes: int = 0
+    temporary_bytes: float = 0
+    sent_bytes: float = 0
+    flops: float = 0
+    why: str = ""
+
+    @property
+    def estimated_bytes(self) -> float:
+        """Estimate what a device needs."""
+        return self.argument_bytes + self.temporary_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What became of a trial in the search for one budget: compiled, or refused without."""
+
+    trial: Trial
+    compiled: CompiledStep | None
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the search found for a budget.
+
+    Attributes:
+        search: the search.
+        memory_bytes: of a device, that the step keeps.
+        chosen: what was compiled and keeps it.
+        tried: what the search came across, in this order, the chosen one last.
+        compilations: candidates that were compiled for this budget; others were before.
+        seconds: that it took.
+    """
+
+    search: Search = field(repr=False)
+    memory_bytes: int
+    chosen: Tried
+    tried: tuple[Tried, ...]
+    compilations: int
+    seconds: float
+
+    @property
+    def compiled(self) -> CompiledStep:
+        """Return the step as it was compiled: its memory, communication and operations."""
+        assert self.chosen.compiled is not None
+        return self.chosen.compiled
+
+    @property
+    def candidate(self) -> Candidate:
+        """Return what was chosen."""
+        return self.chosen.trial.candidate
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return what the step needs on each device."""
+        return self.compiled.peak_bytes
+
+
+class Smaller(NamedTuple):
+    """What one device needs for a batch of so many examples."""
+
+    examples: int
+    program: CompiledProgram
+
+
+class Search:
+    """The search for plans of one loss; what was compiled for one budget serves the others."""
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        params: Any,
+        batch: Any,
+        optimizer: optax.GradientTransformation,
+        devices: Sequence[Any] | Mesh,
+        roofline: Roofline | None,
+        microbatches: bool,
+    ) -> None:
+        self.loss, self.optimizer, self.roofline = loss, optimizer, roofline
+        self.devices = devices
+        self.params, self.batch = jax.tree.map(abstract, (params, batch))
+        self.state = jax.eval_shape(lambda p: init(p, optimizer), self.params)
+        of_batch = _scalar(loss)
+        self.dimensions = dimensions(of_batch, self.params, self.batch)
+        self.law = batch_law(of_batch, self.params, self.batch)
+        self.work = work_of(self.dimensions)
+        self.alone = self._compiled(None, Candidate(()), self.batch, None)
+        law = self.law if microbatches else replace(self.law, kind=Law.NONE)
+        found = candidates(self.dimensions, self.work, law, self._sizes)
+        self.trials = sorted(map(self._trial, found), key=self._rank)
+        self._done: dict[tuple[Candidate, int], CompiledStep | BudgetError] = {}
+        # Of temporaries: what is more than estimated, as a difference and as a ratio.
+        self._found: dict[tuple[Candidate, bool], tuple[float, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """The name of the loss."""
+        return self.dimensions.graph.name
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return math.prod(self._sizes.values()) if isinstance(self._sizes, Mapping) else self._sizes
+
+    @property
+    def platform(self) -> str:
+        """The platform that steps are compiled for."""
+        return jax.default_backend().upper()
+
+    @property
+    def _sizes(self) -> Mapping[str, int] | int:
+        return dict(self.devices.shape) if isinstance(self.devices, Mesh) else len(self.devices)
+
+    def _layout(self, candidate: Candidate) -> Layout:
+        store = candidate.axes[0][0] if candidate.store else None
+        if isinstance(self.devices, Mesh):
+            return layout(self.devices, self.dimensions, store=store, **candidate.divided)
+        return layout(candidate.mesh, self.dimensions, store=store, devices=self.devices,
+                      **candidate.divided)  # fmt: skip
+
+    def _trial(self, candidate: Candidate) -> Trial:
+        try:
+            made = self._layout(candidate)
+        except BackpropError as error:
+            return Trial(candidate, None, why=error.what)
+        state, batch = self._placed(made)
+        mesh = candidate.lies
+        split = [Lies(candidate.microbatches, frozenset(d.name for d in self._batches))]
+        temporaries = temporary_bytes(self.alone.program, self.work, [*mesh, *split])
+        sent, flops = self.work.sent_bytes(mesh), self.work.flops_of(mesh)
+        stored = self._stored_bytes(candidate, made)
+        sent += stored * candidate.microbatches
+        if candidate.microbatches > 1:  # the sum of the gradients
+            temporaries += _bytes(state.params)
+        if candidate.recomputes:
+            temporaries *= RECOMPUTED
+        return Trial(candidate, made, _bytes((state, batch)), temporaries, sent, flops)
+
+    @property
+    def _batches(self) -> list[Any]:
+        return [d for d in self.dimensions.values() if d.is_batch]
+
+    def _stored_bytes(self, candidate: Candidate, made: Layout) -> float:
+        """What gathering stored parameters costs more than the sum of their gradients."""
+        if not candidate.store:
+            return 0.0
+        whole = self._layout(replace(candidate, store=False))
+        kept, parts = (_bytes(self._placed(x)[0].params) for x in (whole, made))
+        return max(kept - parts, 0)  # (n − 1)/n of those that are stored
+
+    def _rank(self, trial: Trial) -> tuple[Any, ...]:
+        """Layouts that leave devices idle last; then by the time that they would take."""
+        devices = math.prod(n for _, n, _ in trial.candidate.axes)
+        idle = trial.flops * devices > 2 * self.work.flops_of(())
+        seconds = (self.roofline or RANKING).seconds(trial.flops, trial.sent_bytes)
+        seconds *= 1 + A_MICROBATCH * (trial.candidate.microbatches - 1)
+        seconds *= AGAIN if trial.candidate.recomputes else 1
+        return idle, seconds, trial.estimated_bytes
+
+    def _placed(self, made: Layout) -> tuple[TrainState, Any]:
+        """State and batch as shapes that know where they lie."""
+        state = jax.tree.map(_laid, self.state, made.of_tree(self.state))
+        leaves, tree = jax.tree.flatten(self.batch)
+        places = made.shardings()[-len(leaves) :]
+        return state, jax.tree.unflatten(tree, map(_laid, leaves, places))
+
+    def _compiled(
+        self, made: Layout | None, candidate: Candidate, batch: Any, memory: int | None
+    ) -> CompiledStep:
+        taken = step(
+            self.loss, self.optimizer, accumulate=candidate.microbatches, memory=memory, layout=made
+        )
+        compiled = taken.lower(self.state, batch).compile()
+        text = hlo_text(compiled)
+        try:
+            flops = flops_of_text(text)
+        except ValueError:  # a loop of unknown length
+            flops = None
+        return CompiledStep(taken, program_of(compiled), communication_of_text(text), flops)
+
+    @functools.cached_property
+    def smaller(self) -> tuple[Smaller, ...]:
+        """One device's step on parts of the batch, beside the whole: 1, ½, ¼, ⅛."""
+        found = [Smaller(self.law.size, self.alone.program)]
+        for parts in SMALLER:
+            if self.law.size and self.law.size % parts == 0:
+                batch = self._part(parts)
+                try:
+                    done = self._compiled(None, Candidate(()), batch, None)
+                except (TypeError, ValueError):  # a loss of batches of one size
+                    break
+                found.append(Smaller(self.law.size // parts, done.program))
+        return tuple(found)
+
+    def _part(self, parts: int) -> Any:
+        """The batch with so much fewer examples."""
+        leaves, tree = jax.tree.flatten(self.batch)
+        first = len(self.dimensions.leaves) - len(leaves)
+        sizes = [list(x.shape) for x in leaves]
+        for place in (place for d in self._batches for place in d.places):
+            if place.leaf >= first:
+                sizes[place.leaf - first][place.axis] //= parts
+        shapes = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(sizes, leaves)]
+        return jax.tree.unflatten(tree, shapes)
+
+    # One budget.
+
+    def find(self, memory: int | float | str) -> Outcome:
+        """Compile candidates until one keeps the budget."""
+        budget, began = parse_bytes(memory), time.perf_counter()
+        tried: dict[Candidate, Tried] = {}
+        count = 0
+        while (trial := self._next(tried, budget)) is not None and count < MOST_COMPILED:
+            done, is_new = self._measured(trial, budget)
+            count += is_new
+            if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
+                seconds = time.perf_counter() - began
+                tried[trial.candidate] = Tried(trial, done, "")
+                return Outcome(self, budget, tried[trial.candidate], tuple(tried.values()), count,
+                               seconds)  # fmt: skip
+            tried[trial.candidate] = self._refused(trial, done, budget)
+        raise self._nothing_fits(tried, budget, count)
+
+    def _next(self, tried: Mapping[Candidate, Tried], budget: int) -> Trial | None:
+        """The first in order that is likely to fit, or else the one that needs least."""
+        left = [t for t in self.trials if t.layout and t.candidate not in tried
+                and t.argument_bytes <= budget]  # fmt: skip
+        likely = (t for t in left if self._likely_bytes(t) <= SLACK * budget)
+        return next(likely, min(left, key=self._likely_bytes, default=None))
+
+    def _likely_bytes(self, trial: Trial) -> float:
+        """The estimate, put right by what the same layout needed, or others did."""
+        candidate, estimated = trial.candidate, trial.temporary_bytes
+        known = self._found.get((_layout_of(candidate), candidate.recomputes))
+        if known is not None:  # what is more than estimated does not go with the microbatches
+            extra, ratio = known
+            return trial.argument_bytes + max(estimated + extra, estimated * min(ratio, 1))
+        alike = [r for (_, again), (_, r) in self._found.items() if again is candidate.recomputes]
+        ratio = math.exp(np.mean(np.log(alike))) if alike else 1.0
+        return trial.argument_bytes + ratio * estimated
+
+    def _measured(self, trial: Trial, budget: int) -> tuple[CompiledStep | BudgetError, bool]:
+        candidate = trial.candidate
+        key = candidate, budget if candidate.recomputes else 0
+        if is_new := key not in self._done:
+            assert trial.layout is not None
+            try:
+                memory = budget if candidate.recomputes else None
+                done = self._compiled(trial.layout, candidate, self.batch, memory)
+                self._learn(trial, done.program.temporary_bytes)
+            except BudgetError as error:
+                done = error
+                self._learn(trial, error.least)
+            self._done[key] = done
+        return self._done[key], is_new
+
+    def _learn(self, trial: Trial, temporaries: int) -> None:
+        estimated = max(trial.temporary_bytes, 1)
+        found = temporaries - estimated, max(temporaries, 1) / estimated
+        self._found[_layout_of(trial.candidate), trial.candidate.recomputes] = found
+
+    def _refused(self, trial: Trial, done: CompiledStep | BudgetError, budget: int) -> Tried:
+        if isinstance(done, CompiledStep):
+            return Tried(trial, done, f"{format_bytes(done.peak_bytes - budget)} too much")
+        return Tried(trial, None, f"temporaries of {format_bytes(done.least)} at least")
+
+    def _nothing_fits(
+        self, tried: Mapping[Candidate, Tried], budget: int, count: int
+    ) -> NothingFitsError:
+        """Say by how much, what the floor is, and what would help."""
+        compiled = [(t.compiled, t.trial) for t in tried.values() if t.compiled]
+        if not compiled:
+            laid = [trial for trial in self.trials if trial.layout]
+            trial = min(laid, key=lambda t: t.argument_bytes)
+            error = NothingFitsError(
+                f"state and batch of {self.name} alone do not fit the devices",
+                got=f"{format_bytes(trial.argument_bytes)} per device with {trial.candidate}",
+                expected=f"{format_bytes(budget)} at most",
+                do="take more devices, or an optimizer that keeps less (sgd, adafactor)",
+            )
+            error.least = trial.argument_bytes
+            return error
+        done, trial = min(compiled, key=lambda found: found[0].peak_bytes)
+        need, more = done.peak_bytes, format_bytes(done.peak_bytes - budget)
+        error = NothingFitsError(
+            f"no plan that was found keeps {self.name} within the memory of a device",
+            got=f"{format_bytes(need)} per device at least, {more} too much,\n"
+            f"            with {trial.candidate} ({count} candidates compiled);\n"
+            f"            {_floor(done.program)}",
+            expected=f"{format_bytes(budget)} at most",
+            do=self._advice(done.program, budget),
+        )
+        error.least = need
+        return error
+
+    def _advice(self, program: CompiledProgram, budget: int) -> str:
+        """What would help, by what takes most."""
+        told = [f"give each device {format_bytes(program.peak_bytes)}, or take more devices"]
+        if program.temporary_bytes > program.argument_bytes:
+            if self.law.kind is Law.COUPLED:
+                told.append(f"microbatches are not used here, for the loss is {self.law}")
+            told.append("take fewer examples in a batch")
+        else:
+            told.append("take an optimizer that keeps less (sgd, adafactor), or a smaller model")
+        return ";\n            ".join(told)
+
+
+def _floor(program: CompiledProgram) -> str:
+    """The largest array that a device holds, and the line that makes it."""
+    held = [(a.bytes, a.type, a.argument, None) for a in program.allocations if a.argument]
+    held += [(b.bytes, b.type, b.origin.path.rpartition("/")[2], b.origin.source)
+             for b in program.temporaries if b.is_live(program.peak)]  # fmt: skip
+    if not held:
+        return ""
+    size, type, name, source = max(held, key=lambda array: array[0])
+    where = f" of {short_place(source)}" if source else ""
+    return f"the largest array of a device is {name} {type}{where}, {format_bytes(size)}"
+
+
+def _layout_of(candidate: Candidate) -> Candidate:
+    return replace(candidate, microbatches=1, recomputes=False)
+
+
+def _laid(shape: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def _bytes(tree: Any) -> int:
+    """The bytes of a device's part of arrays."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _scalar(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss as a function of parameters and batch that returns one number."""
+    objective = as_objective(loss)
+
+    @functools.wraps(loss)
+    def of_batch(params: Any, batch: Any) -> Any:
+        context = CallContext(jax.random.key(0), None, True)
+        return objective(params, batch, context).loss
+
+    vars(of_batch).pop("__wrapped__", None)
+    return of_batch
