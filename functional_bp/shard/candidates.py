@@ -58,7 +58,11 @@ class Candidate:
 
 
 def candidates(
-    found: Dimensions, work: Work, law: BatchLaw, mesh: Mapping[str, int] | int
+    found: Dimensions,
+    work: Work,
+    law: BatchLaw,
+    mesh: Mapping[str, int] | int,
+    recompute: bool = True,
 ) -> list[Candidate]:
     """List the candidates for so many devices, or for a mesh whose axes are given.
 
@@ -67,13 +71,14 @@ def candidates(
         work: of it.
         law: of its batch, which says whether microbatches change it.
         mesh: devices, or the sizes of mesh axes by name.
+        recompute: whether recomputation is among them.
     """
     layouts = list(dict.fromkeys(_layouts(found, work, mesh)))
     return [
         replace(c, microbatches=m, recomputes=again)
         for c in layouts
         for m in _microbatches(c, found, law)
-        for again in (False, True)
+        for again in (False, *[True] * recompute)
     ]
 
 

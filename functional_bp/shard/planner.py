@@ -15,7 +15,7 @@ from functional_bp.layouts.batch_law import BatchLaw
 from functional_bp.layouts.layout import Layout
 from functional_bp.shard.plan_report import PlanReport, summary, summary_html
 from functional_bp.shard.search import Outcome, PlanError, Roofline, Search
-from functional_bp.train.state import TrainState, init
+from functional_bp.train.state import TrainState
 from functional_bp.train.step import Step
 
 
@@ -57,7 +57,7 @@ class Plan:
             params: the parameters, or a function of a random key that makes them.
             key: a random key, or a number.
         """
-        return init(params, self.outcome.search.optimizer, seed=key, layout=self.layout)
+        return self.outcome.search.init(params, seed=key, layout=self.layout)
 
     def feed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Put each of the batches where the step takes it."""
@@ -95,7 +95,9 @@ def plan(
     devices: int | Sequence[Any] | Mesh | None = None,
     memory: int | float | str,
     microbatches: bool = True,
+    recompute: bool = True,
     roofline: Roofline | None = None,
+    **options: Any,
 ) -> Plan:
     """Plan how a loss is trained on several devices, each within a memory budget.
 
@@ -111,11 +113,13 @@ def plan(
         devices: how many, a list of them, or a mesh whose axes are to be used; by default all.
         memory: of each device: bytes, or a text such as "16 GiB".
         microbatches: whether a batch may be taken in parts, one after the other.
+        recompute: whether parts of the loss may be made again in the reverse sweep.
         roofline: what a device can do; the plan then says at best how long a step takes.
+        **options: of ``train.step``, such as ``clip_norm`` and ``precision``.
 
     Raises:
-        PlanError: nothing that was compiled keeps the budget: by how much, what the floor is, and
-            what would help.
+        NothingFitsError: nothing that was compiled keeps the budget: by how much, what the floor
+            is, and what would help.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -129,7 +133,17 @@ def plan(
         >>> found.peak_bytes <= 2**20
         True
     """
-    search = Search(loss, params, batch, optimizer, _devices(devices), roofline, microbatches)
+    search = Search(
+        loss,
+        params,
+        batch,
+        optimizer,
+        _devices(devices),
+        roofline,
+        microbatches,
+        recompute,
+        options,
+    )
     return Plan(search.find(memory))
 
 

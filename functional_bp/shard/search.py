@@ -37,6 +37,8 @@ from functional_bp.train.step import Step, step
 
 MOST_COMPILED = 16  # candidates
 SMALLER = (2, 4, 8)  # minibatches
+MOST_MORE = 2  # after one that fits
+CLOSE = 0.95  # of the time of a candidate that fits: less makes it worth to compile another
 SLACK = 1.15  # of the budget: what is estimated to need less is worth compiling
 RECOMPUTED = 0.35  # of the temporaries, estimated to be left with recomputation
 AGAIN = 4 / 3  # of the time, with recomputation
@@ -183,24 +185,32 @@ class Search:
         batch: Any,
         optimizer: optax.GradientTransformation,
         devices: Sequence[Any] | Mesh,
-        roofline: Roofline | None,
-        microbatches: bool,
+        roofline: Roofline | None = None,
+        microbatches: bool = True,
+        recompute: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.loss, self.optimizer, self.roofline = loss, optimizer, roofline
-        self.devices = devices
+        self.devices, self.options = devices, dict(options or {})
         self.params, self.batch = jax.tree.map(abstract, (params, batch))
-        self.state = jax.eval_shape(lambda p: init(p, optimizer), self.params)
+        self.state = jax.eval_shape(self.init, self.params)
         of_batch = _scalar(loss)
         self.dimensions = dimensions(of_batch, self.params, self.batch)
         self.law = batch_law(of_batch, self.params, self.batch)
         self.work = work_of(self.dimensions)
         self.alone = self._compiled(None, Candidate(()), self.batch, None)
         law = self.law if microbatches else replace(self.law, kind=Law.NONE)
-        found = candidates(self.dimensions, self.work, law, self._sizes)
-        self.trials = sorted(map(self._trial, found), key=self._rank)
+        found = candidates(self.dimensions, self.work, law, self._sizes, recompute)
+        trials = sorted(map(self._trial, found), key=lambda t: t.estimated_bytes)
+        self.trials = sorted(trials, key=self._rank)
         self._done: dict[tuple[Candidate, int], CompiledStep | BudgetError] = {}
+        self._sent: dict[Any, float] = {}  # compiled to estimated, by kind of candidate
         # Of temporaries: what is more than estimated, as a difference and as a ratio.
         self._found: dict[tuple[Candidate, bool], tuple[float, float]] = {}
+
+    def init(self, params: Any, **more: Any) -> TrainState:
+        """Make the state before the first step."""
+        return init(params, self.optimizer, precision=self.options.get("precision"), **more)
 
     @property
     def name(self) -> str:
@@ -258,14 +268,21 @@ class Search:
         kept, parts = (_bytes(self._placed(x)[0].params) for x in (whole, made))
         return max(kept - parts, 0)  # (n − 1)/n of those that are stored
 
-    def _rank(self, trial: Trial) -> tuple[Any, ...]:
-        """Layouts that leave devices idle last; then by the time that they would take."""
-        devices = math.prod(n for _, n, _ in trial.candidate.axes)
-        idle = trial.flops * devices > 2 * self.work.flops_of(())
-        seconds = (self.roofline or RANKING).seconds(trial.flops, trial.sent_bytes)
+    def _rank(self, trial: Trial, flops: float = 0, sent_bytes: float = 0) -> tuple[bool, float]:
+        """Layouts that leave devices idle last; then by the time that a step would take."""
+        idle = trial.flops * self.count > 2 * self.work.flops_of(())
+        roofline = self.roofline or RANKING
+        seconds = roofline.seconds(flops or trial.flops, sent_bytes or trial.sent_bytes)
         seconds *= 1 + A_MICROBATCH * (trial.candidate.microbatches - 1)
-        seconds *= AGAIN if trial.candidate.recomputes else 1
-        return idle, seconds, trial.estimated_bytes
+        return idle, seconds * (AGAIN if trial.candidate.recomputes else 1)
+
+    def _likely_rank(self, trial: Trial) -> tuple[bool, float]:
+        """The same, with what like layouts were found to send."""
+        known = self._sent.get(_kind(trial.candidate), 1.0)
+        return self._rank(trial, sent_bytes=trial.sent_bytes * known)
+
+    def _rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
+        return self._rank(trial, sent_bytes=done.communication.bytes)
 
     def _placed(self, made: Layout) -> tuple[TrainState, Any]:
         """State and batch as shapes that know where they lie."""
@@ -278,8 +295,9 @@ class Search:
         self, made: Layout | None, candidate: Candidate, batch: Any, memory: int | None
     ) -> CompiledStep:
         taken = step(
-            self.loss, self.optimizer, accumulate=candidate.microbatches, memory=memory, layout=made
-        )
+            self.loss, self.optimizer, accumulate=candidate.microbatches, memory=memory,
+            layout=made, **self.options,
+        )  # fmt: skip
         compiled = taken.lower(self.state, batch).compile()
         text = hlo_text(compiled)
         try:
@@ -316,27 +334,42 @@ class Search:
     # One budget.
 
     def find(self, memory: int | float | str) -> Outcome:
-        """Compile candidates until one keeps the budget."""
+        """Compile candidates until one keeps the budget, and none that is left seems better."""
         budget, began = parse_bytes(memory), time.perf_counter()
         tried: dict[Candidate, Tried] = {}
-        count = 0
-        while (trial := self._next(tried, budget)) is not None and count < MOST_COMPILED:
+        best: tuple[tuple[bool, float], Trial, CompiledStep] | None = None
+        count = more = 0
+        while (trial := self._next(tried, budget, best and best[0])) is not None:
+            if count == MOST_COMPILED or more == MOST_MORE:
+                break
             done, is_new = self._measured(trial, budget)
-            count += is_new
-            if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
-                seconds = time.perf_counter() - began
-                tried[trial.candidate] = Tried(trial, done, "")
-                return Outcome(self, budget, tried[trial.candidate], tuple(tried.values()), count,
-                               seconds)  # fmt: skip
+            count, more = count + is_new, more + (is_new and best is not None)
             tried[trial.candidate] = self._refused(trial, done, budget)
-        raise self._nothing_fits(tried, budget, count)
+            if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
+                rank = self._rank_of(trial, done)
+                best = min(best or (rank, trial, done), (rank, trial, done), key=lambda x: x[0])
+        if best is None:
+            raise self._nothing_fits(tried, budget, count)
+        chosen = tried[best[1].candidate] = Tried(best[1], best[2], "")
+        seconds = time.perf_counter() - began
+        return Outcome(self, budget, chosen, tuple(tried.values()), count, seconds)
 
-    def _next(self, tried: Mapping[Candidate, Tried], budget: int) -> Trial | None:
-        """The first in order that is likely to fit, or else the one that needs least."""
+    def _next(
+        self, tried: Mapping[Candidate, Tried], budget: int, best: tuple[bool, float] | None
+    ) -> Trial | None:
+        """The first in order that is likely to fit, or else the one that needs least.
+
+        Where one fits already, the first that is likely to fit and to be clearly better.
+        """
         left = [t for t in self.trials if t.layout and t.candidate not in tried
                 and t.argument_bytes <= budget]  # fmt: skip
-        likely = (t for t in left if self._likely_bytes(t) <= SLACK * budget)
-        return next(likely, min(left, key=self._likely_bytes, default=None))
+        likely = [t for t in left if self._likely_bytes(t) <= SLACK * budget]
+        if best is None:
+            return min(likely, key=self._likely_rank) if likely else min(
+                left, key=self._likely_bytes, default=None)  # fmt: skip
+        idle, seconds = best
+        better = [t for t in likely if self._likely_rank(t) < (idle, CLOSE * seconds)]
+        return min(better, key=self._likely_rank, default=None)
 
     def _likely_bytes(self, trial: Trial) -> float:
         """The estimate, put right by what the same layout needed, or others did."""
@@ -358,6 +391,8 @@ class Search:
                 memory = budget if candidate.recomputes else None
                 done = self._compiled(trial.layout, candidate, self.batch, memory)
                 self._learn(trial, done.program.temporary_bytes)
+                sent = max(done.communication.bytes, 1) / max(trial.sent_bytes, 1)
+                self._sent[_kind(candidate)] = max(sent, 1.0)
             except BudgetError as error:
                 done = error
                 self._learn(trial, error.least)
@@ -371,7 +406,9 @@ class Search:
 
     def _refused(self, trial: Trial, done: CompiledStep | BudgetError, budget: int) -> Tried:
         if isinstance(done, CompiledStep):
-            return Tried(trial, done, f"{format_bytes(done.peak_bytes - budget)} too much")
+            more = done.peak_bytes - budget
+            why = f"{format_bytes(more)} too much" if more > 0 else "fits, but is more costly"
+            return Tried(trial, done, why)
         return Tried(trial, None, f"temporaries of {format_bytes(done.least)} at least")
 
     def _nothing_fits(
@@ -425,6 +462,11 @@ def _floor(program: CompiledProgram) -> str:
     size, type, name, source = max(held, key=lambda array: array[0])
     where = f" of {short_place(source)}" if source else ""
     return f"the largest array of a device is {name} {type}{where}, {format_bytes(size)}"
+
+
+def _kind(candidate: Candidate) -> tuple[Any, ...]:
+    """Candidates of one kind divide the same dimensions, over other numbers of devices."""
+    return frozenset(candidate.divided.values()), candidate.store
 
 
 def _layout_of(candidate: Candidate) -> Candidate:

@@ -184,6 +184,7 @@ def fit(
     model_state: Any = None,
     devices: int | Sequence[Any] | None = None,
     layout: Layout | None = None,
+    plan: Any = None,
     value_and_grad: Callable[..., Any] = transforms.value_and_grad,
     gradient: Callable[..., Any] | None = None,
     accumulate: int = 1,
@@ -231,6 +232,8 @@ def fit(
             given whole to every process, which reads its rows; a loader gives a process's part.
         layout: of ``shard.layout``, in the place of ``devices``: divide other dimensions too, and
             the parameters; see ``train.step``.
+        plan: of ``shard.plan`` for this loss and optimizer, in the place of ``layout`` and of all
+            options of the step: its step is taken.
         value_and_grad: the transform that differentiates.
         gradient: a gradient derived by hand in its place; see ``train.step``.
         accumulate: microbatches a step.
@@ -264,8 +267,8 @@ def fit(
         >>> print(f"{state.params['w']:.3f} {state.params['b']:.3f}")
         3.000 -1.000
     """
-    layout = _layout(layout, devices)
-    stepper = step(
+    layout = _layout(layout, devices) if plan is None else plan.layout
+    stepper = plan.step if plan is not None else step(
         loss, optimizer, value_and_grad=value_and_grad, gradient=gradient, accumulate=accumulate,
         allow_coupled=allow_coupled, clip_norm=clip_norm, clip_value=clip_value,
         precision=precision, nonfinite=nonfinite, memory=memory, layout=layout,
