@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from benchmarks import check, engine, memory, train
+from benchmarks import check, engine, memory, shard, train
 
 SUITES = {
     "engine": (engine, "bp.value_and_grad beside jax.value_and_grad"),
     "check": (check, "our check of gradients beside others, on known faults and right gradients"),
     "memory": (memory, "what gradients need: plain, under jax.checkpoint, and within a budget"),
+    "shard": (shard, "steps divided over devices: bytes, communication, the planner's choice"),
     "train": (train, "training steps and fit beside plain JAX, Keras, Flax NNX and PyTorch"),
 }
 

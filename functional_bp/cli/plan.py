@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from functional_bp.cli.shared import INPUTS, add_inputs, function_at, optimizer_of, refuse
 
 if TYPE_CHECKING:
-    from functional_bp.shard.planner import Plan
+    from functional_bp.shard.planner import TrainingPlan
 
 EPILOG = f"""\
 {INPUTS}
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from functional_bp.errors import BackpropError
 
     try:
-        _simulate(args.devices)
+        simulate(args.devices)
         plan = _plan(args)
         if plan is None:
             return 1
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return refuse("plan", error)
 
 
-def _simulate(devices: int) -> None:
+def simulate(devices: int) -> None:
     """Have as many processors simulated, unless JAX has started."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
@@ -75,12 +75,12 @@ def _simulate(devices: int) -> None:
     os.environ["XLA_FLAGS"] = flags.strip()
 
 
-def _plan(args: argparse.Namespace) -> Plan | None:
+def _plan(args: argparse.Namespace) -> TrainingPlan | None:
     """The plan; None where nothing fits, which is told."""
     from functional_bp.gradcheck.targets import inputs_for
     from functional_bp.memory.footprint import FootprintError, parse_bytes
+    from functional_bp.shard.layout_search import NothingFitsError
     from functional_bp.shard.planner import plan
-    from functional_bp.shard.search import NothingFitsError
 
     parse_bytes(args.memory)
     for file in args.files:
@@ -112,7 +112,7 @@ def _packed(loss: Any) -> Any:
     return packed
 
 
-def _save(plan: Plan, file: str) -> None:
+def _save(plan: TrainingPlan, file: str) -> None:
     report = plan.explain()
     write = {".svg": report.svg, ".html": report.html,
              ".txt": lambda: report.text(100) + "\n"}[Path(file).suffix]  # fmt: skip

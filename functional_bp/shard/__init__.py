@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from functional_bp.layouts.layout import layout as layout
     from functional_bp.shard.launch import Connection as Connection
     from functional_bp.shard.launch import connect as connect
-    from functional_bp.shard.planner import Plan as Plan
+    from functional_bp.shard.layout_search import NothingFitsError as NothingFitsError
+    from functional_bp.shard.layout_search import PlanError as PlanError
+    from functional_bp.shard.layout_search import Roofline as Roofline
+    from functional_bp.shard.planner import TrainingPlan as TrainingPlan
     from functional_bp.shard.planner import plan as plan
-    from functional_bp.shard.search import NothingFitsError as NothingFitsError
-    from functional_bp.shard.search import PlanError as PlanError
-    from functional_bp.shard.search import Roofline as Roofline
 
 _HOMES = {
     "functional_bp.layouts.batch_law": ("BatchLaw", "Law", "batch_law"),
     "functional_bp.layouts.dimensions": ("Dimension", "Dimensions", "dimensions"),
     "functional_bp.layouts.layout": ("Layout", "LayoutError", "layout"),
     "functional_bp.shard.launch": ("Connection", "connect"),
-    "functional_bp.shard.planner": ("Plan", "plan"),
-    "functional_bp.shard.search": ("NothingFitsError", "PlanError", "Roofline"),
+    "functional_bp.shard.planner": ("TrainingPlan", "plan"),
+    "functional_bp.shard.layout_search": ("NothingFitsError", "PlanError", "Roofline"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -226,14 +226,14 @@ class _Walk:
     def _needed_elsewhere(self, equation: Equation) -> Iterator[tuple[Variable, Names]]:
         """Operands of all with all: where one dimension is two axes, the second is needed whole."""
         axes = axes_of(equation.eqn)
-        first: dict[str, Hashable] = {}
-        for label, places in () if axes is None else axes.places.items():
-            arrays = [(equation.outputs if p.is_output else equation.inputs) for p in places]
-            name = self.found.names_of(arrays[0][places[0].array])[places[0].axis]
-            if name and first.setdefault(name, label) != label:
-                for place in places:
-                    if not place.is_output:
-                        yield equation.inputs[place.array], frozenset([name])
+        first: dict[str, set[int]] = {}  # the operands with the first of the axes
+        for places in () if axes is None else axes.places.values():
+            arrays = equation.outputs if places[0].is_output else equation.inputs
+            name = self.found.names_of(arrays[places[0].array])[places[0].axis]
+            operands = {place.array for place in places if not place.is_output}
+            if name and (known := first.setdefault(name, operands)) is not operands:
+                for number in operands - known:
+                    yield equation.inputs[number], frozenset([name])
 
     def _needed_whole(self, equation: Equation) -> Names:
         """The dimensions along which an entry depends on all others."""

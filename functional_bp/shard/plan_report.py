@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from functional_bp.graph.graph import format_bytes, format_count
 from functional_bp.memory.footprint_report import COLOURS
-from functional_bp.shard.search import Outcome, Smaller, Trial, Tried
+from functional_bp.shard.layout_search import Attempt, SearchResult, Smaller, Trial
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import text as text_tables
 from functional_bp.tables.table import Cell, Column, Line, Table
@@ -19,18 +19,18 @@ from functional_bp.tables.table import Cell, Column, Line, Table
 MOST_UNTRIED = 8  # candidates that were not compiled, in the table
 
 
-def headline(plan: Outcome) -> str:
+def headline(plan: SearchResult) -> str:
     """Say in a sentence what was chosen."""
     search = plan.search
     return (
-        f"{search.name} on {search.count} devices: {plan.candidate}. Each needs "
+        f"{search.name} on {search.count} devices: {plan.division}. Each needs "
         f"{format_bytes(plan.peak_bytes)} of {format_bytes(plan.memory_bytes)}, where one device "
         f"alone would need {format_bytes(search.alone.peak_bytes)} ({search.platform}, as compiled "
         f"by XLA, optimizer included)"
     )
 
 
-def sentences(plan: Outcome) -> Iterator[str]:
+def sentences(plan: SearchResult) -> Iterator[str]:
     """Say what else is to be known: the law of the batch, operations, time, the search."""
     yield f"Law of the batch: {plan.search.law}"
     done, alone = plan.compiled.flops, plan.search.alone.flops
@@ -40,19 +40,19 @@ def sentences(plan: Outcome) -> Iterator[str]:
         if plan.search.roofline is not None:
             seconds = plan.search.roofline.seconds(done, plan.compiled.communication.bytes)
             yield f"A step takes {seconds:.3g} s at best, by the roofline that was given"
-    if plan.candidate.recomputes:
+    if plan.division.recomputes:
         choice = next(iter(plan.compiled.step.choices.values()), None)
         yield f"Recomputation: {choice}" if choice else "Parts of the loss are made again"
     count = plan.compilations
     yield f"{count} candidate{'s' * (count != 1)} compiled, {plan.seconds:.0f} s"
 
 
-def tables(plan: Outcome) -> tuple[Table, ...]:
+def tables(plan: SearchResult) -> tuple[Table, ...]:
     """Make the tables: memory of a device, and what it sends."""
     return (_memory(plan), _collectives(plan)) if plan.search.count > 1 else (_memory(plan),)
 
 
-def summary(plan: Outcome, width: int | None = None, color: bool = False) -> str:
+def summary(plan: SearchResult, width: int | None = None, color: bool = False) -> str:
     """Write headline, tables and sentences for a terminal."""
     width = width or shutil.get_terminal_size((120, 24)).columns
     told = "\n".join(_filled(text, width) for text in sentences(plan))
@@ -64,13 +64,13 @@ def _filled(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
-def summary_html(plan: Outcome) -> str:
+def summary_html(plan: SearchResult) -> str:
     """Write the same as a piece of HTML."""
     told = "".join(f"<p>{escape(text)}</p>" for text in sentences(plan))
     return f"<p>{escape(headline(plan))}</p>{html_tables.html(tables(plan))}{told}"
 
 
-def _memory(plan: Outcome) -> Table:
+def _memory(plan: SearchResult) -> Table:
     alone, each = plan.search.alone.program, plan.compiled.program
     columns = (
         Column(""), Column("one device", "right"), Column(f"each of {plan.search.count}", "right"),
@@ -93,7 +93,7 @@ def _row(kind: str, title: str, alone: int, each: int) -> Line:
                        Cell(times, "quiet")))  # fmt: skip
 
 
-def _collectives(plan: Outcome) -> Table:
+def _collectives(plan: SearchResult) -> Table:
     columns = (
         Column("what devices do together"), Column("times", "right"),
         Column("a device sends", "right"),
@@ -110,7 +110,7 @@ def _collectives(plan: Outcome) -> Table:
 class PlanReport(NamedTuple):
     """What was tried for a plan, and what smaller minibatches would need on one device."""
 
-    plan: Outcome
+    plan: SearchResult
     smaller: tuple[Smaller, ...]
 
     @property
@@ -152,14 +152,14 @@ class PlanReport(NamedTuple):
         return self.html(is_page=False)
 
 
-def _candidates(plan: Outcome) -> Table:
+def _candidates(plan: SearchResult) -> Table:
     columns = (
         Column("candidate"), Column("estimated", "right", drop=2), Column("compiled", "right"),
         Column("sends", "right", drop=1), Column("verdict"),
     )  # fmt: skip
     lines = [_tried(tried, tried is plan.chosen) for tried in plan.tried]
-    seen = {tried.trial.candidate for tried in plan.tried}
-    left = [t for t in plan.search.trials if t.candidate not in seen]
+    seen = {tried.trial.division for tried in plan.tried}
+    left = [t for t in plan.search.trials if t.division not in seen]
     lines += [_untried(trial, plan.memory_bytes) for trial in left[:MOST_UNTRIED]]
     if len(left) > MOST_UNTRIED:
         rest = Cell(f"{len(left) - MOST_UNTRIED} more", "quiet")
@@ -167,13 +167,13 @@ def _candidates(plan: Outcome) -> Table:
     return Table("Candidates", columns, tuple(lines))
 
 
-def _tried(tried: Tried, is_chosen: bool) -> Line:
+def _tried(tried: Attempt, is_chosen: bool) -> Line:
     trial, done = tried.trial, tried.compiled
     verdict = Cell("chosen", "right") if is_chosen else Cell(tried.why, "wrong")
     size = format_bytes(done.peak_bytes) if done else "–"
     sent = format_bytes(done.communication.bytes) if done else "–"
     estimate = Cell(format_bytes(round(trial.estimated_bytes)))
-    return Line("", (Cell(str(trial.candidate)), estimate, Cell(size), Cell(sent), verdict))
+    return Line("", (Cell(str(trial.division)), estimate, Cell(size), Cell(sent), verdict))
 
 
 def _untried(trial: Trial, budget: int) -> Line:
@@ -185,11 +185,11 @@ def _untried(trial: Trial, budget: int) -> Line:
         why = "state and batch alone too much" if too_much else (
             "not likely to fit" if trial.estimated_bytes > budget else "more costly")  # fmt: skip
     sent = Cell("–" if trial.why else "~" + format_bytes(round(trial.sent_bytes)))
-    return Line("", (Cell(str(trial.candidate), "quiet"), estimate, Cell("–"), sent,
+    return Line("", (Cell(str(trial.division), "quiet"), estimate, Cell("–"), sent,
                      Cell(why, "quiet")))  # fmt: skip
 
 
-def _minibatches(plan: Outcome, smaller: Sequence[Smaller]) -> Table:
+def _minibatches(plan: SearchResult, smaller: Sequence[Smaller]) -> Table:
     columns = (
         Column("examples"), Column("arguments", "right"), Column("temporaries", "right"),
         Column("peak", "right"), Column("within the budget"),
@@ -218,7 +218,7 @@ class _Mark(NamedTuple):
     title: str
 
 
-def picture(plan: Outcome) -> str:
+def picture(plan: SearchResult) -> str:
     """Draw every candidate as its memory against its communication, and the budget as a line."""
     marks = list(_marks(plan))
     most = max([m.memory for m in marks] + [plan.memory_bytes]) * 1.05
@@ -241,18 +241,18 @@ def picture(plan: Outcome) -> str:
     )
 
 
-def _marks(plan: Outcome) -> Iterator[_Mark]:
-    done = {tried.trial.candidate: tried for tried in plan.tried}
+def _marks(plan: SearchResult) -> Iterator[_Mark]:
+    done = {tried.trial.division: tried for tried in plan.tried}
     for trial in plan.search.trials:
         if trial.why:
             continue
-        tried = done.get(trial.candidate)
+        tried = done.get(trial.division)
         memory, sent, kind = trial.estimated_bytes, trial.sent_bytes, "estimated"
         if tried and tried.compiled:
             memory, sent = tried.compiled.peak_bytes, tried.compiled.communication.bytes
             kind = "chosen" if tried is plan.chosen else "tried"
         title = (
-            f"{trial.candidate}: {format_bytes(round(memory))}, sends {format_bytes(round(sent))}"
+            f"{trial.division}: {format_bytes(round(memory))}, sends {format_bytes(round(sent))}"
         )
         yield _Mark(memory, sent, kind, title)
 

@@ -13,42 +13,42 @@ from jax.sharding import Mesh
 from functional_bp.graph.graph import format_bytes
 from functional_bp.layouts.batch_law import BatchLaw
 from functional_bp.layouts.layout import Layout
+from functional_bp.shard.layout_search import LayoutSearch, PlanError, Roofline, SearchResult
 from functional_bp.shard.plan_report import PlanReport, summary, summary_html
-from functional_bp.shard.search import Outcome, PlanError, Roofline, Search
 from functional_bp.train.state import TrainState
 from functional_bp.train.step import Step
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class TrainingPlan:
     """A plan is a way to train a loss on several devices within a memory budget, as compiled.
 
     Attributes:
-        outcome: of the search: what was chosen, and what was tried.
+        result: of the search: what was chosen, and what was tried.
     """
 
-    outcome: Outcome = field(repr=False)
+    result: SearchResult = field(repr=False)
 
     @property
     def step(self) -> Step:
         """Return the training step: ``step(state, batch) -> (state, logs)``."""
-        return self.outcome.compiled.step
+        return self.result.compiled.step
 
     @property
     def layout(self) -> Layout:
         """Return which mesh axis divides which dimensions."""
-        assert self.outcome.chosen.trial.layout is not None
-        return self.outcome.chosen.trial.layout
+        assert self.result.chosen.trial.layout is not None
+        return self.result.chosen.trial.layout
 
     @property
     def peak_bytes(self) -> int:
         """Return what the step needs on each device."""
-        return self.outcome.compiled.peak_bytes
+        return self.result.compiled.peak_bytes
 
     @property
     def law(self) -> BatchLaw:
         """Return the law of the batch."""
-        return self.outcome.search.law
+        return self.result.search.law
 
     def init(self, params: Any, key: Any = 0) -> TrainState:
         """Make the state before the first step, each array where it will be.
@@ -57,33 +57,33 @@ class Plan:
             params: the parameters, or a function of a random key that makes them.
             key: a random key, or a number.
         """
-        return self.outcome.search.init(params, seed=key, layout=self.layout)
+        return self.result.search.init(params, seed=key, layout=self.layout)
 
     def feed(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Put each of the batches where the step takes it."""
         assert self.step.placement is not None
         return map(self.step.placement.split, batches)
 
-    def within(self, memory: int | float | str) -> Plan:
+    def within(self, memory: int | float | str) -> TrainingPlan:
         """Plan for another budget; what was compiled for this one is used again."""
-        return Plan(self.outcome.search.find(memory))
+        return TrainingPlan(self.result.search.find(memory))
 
     def explain(self) -> PlanReport:
         """Tell what was tried, refused and why, and what a smaller minibatch would need.
 
         One device's step is compiled for half, a quarter and an eighth of the batch.
         """
-        return PlanReport(self.outcome, self.outcome.search.smaller)
+        return PlanReport(self.result, self.result.search.smaller)
 
     def __str__(self) -> str:
-        return summary(self.outcome)
+        return summary(self.result)
 
     def __repr__(self) -> str:
-        needs = f"{format_bytes(self.peak_bytes)} of {format_bytes(self.outcome.memory_bytes)}"
-        return f"<Plan of {self.outcome.search.name}: {self.outcome.candidate}, {needs}>"
+        needs = f"{format_bytes(self.peak_bytes)} of {format_bytes(self.result.memory_bytes)}"
+        return f"<TrainingPlan of {self.result.search.name}: {self.result.division}, {needs}>"
 
     def _repr_html_(self) -> str:
-        return summary_html(self.outcome)
+        return summary_html(self.result)
 
 
 def plan(
@@ -98,7 +98,7 @@ def plan(
     recompute: bool = True,
     roofline: Roofline | None = None,
     **options: Any,
-) -> Plan:
+) -> TrainingPlan:
     """Plan how a loss is trained on several devices, each within a memory budget.
 
     Layouts of the loss's dimensions, microbatches where the law of the batch allows them, and
@@ -133,7 +133,7 @@ def plan(
         >>> found.peak_bytes <= 2**20
         True
     """
-    search = Search(
+    search = LayoutSearch(
         loss,
         params,
         batch,
@@ -144,7 +144,7 @@ def plan(
         recompute,
         options,
     )
-    return Plan(search.find(memory))
+    return TrainingPlan(search.find(memory))
 
 
 def _devices(given: int | Sequence[Any] | Mesh | None) -> Sequence[Any] | Mesh:

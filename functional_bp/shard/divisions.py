@@ -19,7 +19,7 @@ DATA, MODEL = "data", "model"  # mesh axes
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Division:
     """A candidate is one way to divide a step.
 
     Attributes:
@@ -49,6 +49,11 @@ class Candidate:
         """Return the mesh axes as estimates take them."""
         return [Lies(devices, frozenset(names)) for _, devices, names in self.axes]
 
+    @property
+    def is_single(self) -> bool:
+        """Say whether it divides one dimension over all devices, and nothing else."""
+        return not self.store and [len(names) for _, _, names in self.axes] == [1]
+
     def __str__(self) -> str:
         told = [f"{' + '.join(names) or 'nothing'} over {n}" for _, n, names in self.axes]
         told += ["parameters stored in parts"] * self.store
@@ -57,13 +62,13 @@ class Candidate:
         return ", ".join(told)
 
 
-def candidates(
+def divisions(
     found: Dimensions,
     work: Work,
     law: BatchLaw,
     mesh: Mapping[str, int] | int,
     recompute: bool = True,
-) -> list[Candidate]:
+) -> list[Division]:
     """List the candidates for so many devices, or for a mesh whose axes are given.
 
     Args:
@@ -82,20 +87,20 @@ def candidates(
     ]
 
 
-def _microbatches(candidate: Candidate, found: Dimensions, law: BatchLaw) -> list[int]:
+def _microbatches(division: Division, found: Dimensions, law: BatchLaw) -> list[int]:
     if law.kind not in (Law.MEAN, Law.SUM, Law.WEIGHTED):
         return [1]
-    devices = math.prod(n for _, n, names in candidate.axes
+    devices = math.prod(n for _, n, names in division.axes
                         if any(found[name].is_batch for name in names))  # fmt: skip
     return [m for m in MICROBATCHES if law.size % (m * devices) == 0]
 
 
-def _layouts(found: Dimensions, work: Work, mesh: Mapping[str, int] | int) -> Iterator[Candidate]:
+def _layouts(found: Dimensions, work: Work, mesh: Mapping[str, int] | int) -> Iterator[Division]:
     for axes in _meshes(mesh):
         for divided in _assignments(found, work, axes):
             lies = tuple((name, n, names) for (name, n), names in zip(axes, divided))
-            yield Candidate(lies)
-            yield Candidate(lies, store=True)
+            yield Division(lies)
+            yield Division(lies, store=True)
 
 
 def _meshes(mesh: Mapping[str, int] | int) -> Iterator[tuple[tuple[str, int], ...]]:

@@ -28,8 +28,8 @@ from functional_bp.memory.compiled_flops import flops_of_text
 from functional_bp.memory.footprint import abstract, parse_bytes
 from functional_bp.memory.hlo_text import hlo_text
 from functional_bp.memory.recompute import BudgetError
-from functional_bp.shard.candidates import Candidate, candidates
 from functional_bp.shard.communication import Communication, communication_of_text
+from functional_bp.shard.divisions import Division, divisions
 from functional_bp.shard.estimates import Lies, temporary_bytes, work_of
 from functional_bp.train.objective import CallContext, as_objective
 from functional_bp.train.state import TrainState, init
@@ -37,6 +37,7 @@ from functional_bp.train.step import Step, step
 
 MOST_COMPILED = 16  # candidates
 SMALLER = (2, 4, 8)  # minibatches
+MOST_UNLIKELY = 6  # of them, although they are estimated not to fit
 MOST_MORE = 2  # after one that fits
 CLOSE = 0.95  # of the time of a candidate that fits: less makes it worth to compile another
 SLACK = 1.15  # of the budget: what is estimated to need less is worth compiling
@@ -99,7 +100,7 @@ class Trial:
     """A candidate with what is estimated of it, and what the compiler said.
 
     Attributes:
-        candidate: the way to divide the step.
+        division: the way to divide the step.
         layout: the same as a layout; None where the loss cannot be laid out so.
         argument_bytes: of state and batch on a device, exactly.
         temporary_bytes: estimated.
@@ -108,7 +109,7 @@ class Trial:
         why: it was refused; "" where it was not.
     """
 
-    candidate: Candidate
+    division: Division
     layout: Layout | None
     argument_bytes: int = 0
     temporary_bytes: float = 0
@@ -123,7 +124,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Tried:
+class Attempt:
     """What became of a trial in the search for one budget: compiled, or refused without."""
 
     trial: Trial
@@ -132,7 +133,7 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class SearchResult:
     """What the search found for a budget.
 
     Attributes:
@@ -144,10 +145,10 @@ class Outcome:
         seconds: that it took.
     """
 
-    search: Search = field(repr=False)
+    search: LayoutSearch = field(repr=False)
     memory_bytes: int
-    chosen: Tried
-    tried: tuple[Tried, ...]
+    chosen: Attempt
+    tried: tuple[Attempt, ...]
     compilations: int
     seconds: float
 
@@ -158,9 +159,9 @@ class Outcome:
         return self.chosen.compiled
 
     @property
-    def candidate(self) -> Candidate:
+    def division(self) -> Division:
         """Return what was chosen."""
-        return self.chosen.trial.candidate
+        return self.chosen.trial.division
 
     @property
     def peak_bytes(self) -> int:
@@ -175,7 +176,7 @@ class Smaller(NamedTuple):
     program: CompiledProgram
 
 
-class Search:
+class LayoutSearch:
     """The search for plans of one loss; what was compiled for one budget serves the others."""
 
     def __init__(
@@ -198,15 +199,15 @@ class Search:
         self.dimensions = dimensions(of_batch, self.params, self.batch)
         self.law = batch_law(of_batch, self.params, self.batch)
         self.work = work_of(self.dimensions)
-        self.alone = self._compiled(None, Candidate(()), self.batch, None)
+        self.alone = self._compiled(None, Division(()), self.batch, None)
         law = self.law if microbatches else replace(self.law, kind=Law.NONE)
-        found = candidates(self.dimensions, self.work, law, self._sizes, recompute)
+        found = divisions(self.dimensions, self.work, law, self._sizes, recompute)
         trials = sorted(map(self._trial, found), key=lambda t: t.estimated_bytes)
         self.trials = sorted(trials, key=self._rank)
-        self._done: dict[tuple[Candidate, int], CompiledStep | BudgetError] = {}
+        self._done: dict[tuple[Division, int], CompiledStep | BudgetError] = {}
         self._sent: dict[Any, float] = {}  # compiled to estimated, by kind of candidate
         # Of temporaries: what is more than estimated, as a difference and as a ratio.
-        self._found: dict[tuple[Candidate, bool], tuple[float, float]] = {}
+        self._found: dict[tuple[Division, bool], tuple[float, float]] = {}
 
     def init(self, params: Any, **more: Any) -> TrainState:
         """Make the state before the first step."""
@@ -231,40 +232,40 @@ class Search:
     def _sizes(self) -> Mapping[str, int] | int:
         return dict(self.devices.shape) if isinstance(self.devices, Mesh) else len(self.devices)
 
-    def _layout(self, candidate: Candidate) -> Layout:
-        store = candidate.axes[0][0] if candidate.store else None
+    def _layout(self, division: Division) -> Layout:
+        store = division.axes[0][0] if division.store else None
         if isinstance(self.devices, Mesh):
-            return layout(self.devices, self.dimensions, store=store, **candidate.divided)
-        return layout(candidate.mesh, self.dimensions, store=store, devices=self.devices,
-                      **candidate.divided)  # fmt: skip
+            return layout(self.devices, self.dimensions, store=store, **division.divided)
+        return layout(division.mesh, self.dimensions, store=store, devices=self.devices,
+                      **division.divided)  # fmt: skip
 
-    def _trial(self, candidate: Candidate) -> Trial:
+    def _trial(self, division: Division) -> Trial:
         try:
-            made = self._layout(candidate)
+            made = self._layout(division)
         except BackpropError as error:
-            return Trial(candidate, None, why=error.what)
+            return Trial(division, None, why=error.what)
         state, batch = self._placed(made)
-        mesh = candidate.lies
-        split = [Lies(candidate.microbatches, frozenset(d.name for d in self._batches))]
+        mesh = division.lies
+        split = [Lies(division.microbatches, frozenset(d.name for d in self._batches))]
         temporaries = temporary_bytes(self.alone.program, self.work, [*mesh, *split])
         sent, flops = self.work.sent_bytes(mesh), self.work.flops_of(mesh)
-        stored = self._stored_bytes(candidate, made)
-        sent += stored * candidate.microbatches
-        if candidate.microbatches > 1:  # the sum of the gradients
+        stored = self._stored_bytes(division, made)
+        sent += stored * division.microbatches
+        if division.microbatches > 1:  # the sum of the gradients
             temporaries += _bytes(state.params)
-        if candidate.recomputes:
+        if division.recomputes:
             temporaries *= RECOMPUTED
-        return Trial(candidate, made, _bytes((state, batch)), temporaries, sent, flops)
+        return Trial(division, made, _bytes((state, batch)), temporaries, sent, flops)
 
     @property
     def _batches(self) -> list[Any]:
         return [d for d in self.dimensions.values() if d.is_batch]
 
-    def _stored_bytes(self, candidate: Candidate, made: Layout) -> float:
+    def _stored_bytes(self, division: Division, made: Layout) -> float:
         """What gathering stored parameters costs more than the sum of their gradients."""
-        if not candidate.store:
+        if not division.store:
             return 0.0
-        whole = self._layout(replace(candidate, store=False))
+        whole = self._layout(replace(division, store=False))
         kept, parts = (_bytes(self._placed(x)[0].params) for x in (whole, made))
         return max(kept - parts, 0)  # (n − 1)/n of those that are stored
 
@@ -273,15 +274,16 @@ class Search:
         idle = trial.flops * self.count > 2 * self.work.flops_of(())
         roofline = self.roofline or RANKING
         seconds = roofline.seconds(flops or trial.flops, sent_bytes or trial.sent_bytes)
-        seconds *= 1 + A_MICROBATCH * (trial.candidate.microbatches - 1)
-        return idle, seconds * (AGAIN if trial.candidate.recomputes else 1)
+        seconds *= 1 + A_MICROBATCH * (trial.division.microbatches - 1)
+        return idle, seconds * (AGAIN if trial.division.recomputes else 1)
 
     def _likely_rank(self, trial: Trial) -> tuple[bool, float]:
         """The same, with what like layouts were found to send."""
-        known = self._sent.get(_kind(trial.candidate), 1.0)
+        known = self._sent.get(_kind(trial.division), 1.0)
         return self._rank(trial, sent_bytes=trial.sent_bytes * known)
 
-    def _rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
+    def rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
+        """Rank what was compiled: whether it leaves devices idle, and the time of a step."""
         return self._rank(trial, sent_bytes=done.communication.bytes)
 
     def _placed(self, made: Layout) -> tuple[TrainState, Any]:
@@ -292,10 +294,10 @@ class Search:
         return state, jax.tree.unflatten(tree, map(_laid, leaves, places))
 
     def _compiled(
-        self, made: Layout | None, candidate: Candidate, batch: Any, memory: int | None
+        self, made: Layout | None, division: Division, batch: Any, memory: int | None
     ) -> CompiledStep:
         taken = step(
-            self.loss, self.optimizer, accumulate=candidate.microbatches, memory=memory,
+            self.loss, self.optimizer, accumulate=division.microbatches, memory=memory,
             layout=made, **self.options,
         )  # fmt: skip
         compiled = taken.lower(self.state, batch).compile()
@@ -314,7 +316,7 @@ class Search:
             if self.law.size and self.law.size % parts == 0:
                 batch = self._part(parts)
                 try:
-                    done = self._compiled(None, Candidate(()), batch, None)
+                    done = self._compiled(None, Division(()), batch, None)
                 except (TypeError, ValueError):  # a loss of batches of one size
                     break
                 found.append(Smaller(self.law.size // parts, done.program))
@@ -333,35 +335,36 @@ class Search:
 
     # One budget.
 
-    def find(self, memory: int | float | str) -> Outcome:
+    def find(self, memory: int | float | str) -> SearchResult:
         """Compile candidates until one keeps the budget, and none that is left seems better."""
         budget, began = parse_bytes(memory), time.perf_counter()
-        tried: dict[Candidate, Tried] = {}
+        tried: dict[Division, Attempt] = {}
         best: tuple[tuple[bool, float], Trial, CompiledStep] | None = None
-        count = more = 0
+        count = more = unlikely = 0
         while (trial := self._next(tried, budget, best and best[0])) is not None:
-            if count == MOST_COMPILED or more == MOST_MORE:
+            unlikely += self._likely_bytes(trial) > SLACK * budget
+            if count == MOST_COMPILED or more == MOST_MORE or unlikely > MOST_UNLIKELY:
                 break
-            done, is_new = self._measured(trial, budget)
+            done, is_new = self.measured(trial, budget)
             count, more = count + is_new, more + (is_new and best is not None)
-            tried[trial.candidate] = self._refused(trial, done, budget)
+            tried[trial.division] = self._refused(trial, done, budget)
             if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
-                rank = self._rank_of(trial, done)
+                rank = self.rank_of(trial, done)
                 best = min(best or (rank, trial, done), (rank, trial, done), key=lambda x: x[0])
         if best is None:
             raise self._nothing_fits(tried, budget, count)
-        chosen = tried[best[1].candidate] = Tried(best[1], best[2], "")
+        chosen = tried[best[1].division] = Attempt(best[1], best[2], "")
         seconds = time.perf_counter() - began
-        return Outcome(self, budget, chosen, tuple(tried.values()), count, seconds)
+        return SearchResult(self, budget, chosen, tuple(tried.values()), count, seconds)
 
     def _next(
-        self, tried: Mapping[Candidate, Tried], budget: int, best: tuple[bool, float] | None
+        self, tried: Mapping[Division, Attempt], budget: int, best: tuple[bool, float] | None
     ) -> Trial | None:
         """The first in order that is likely to fit, or else the one that needs least.
 
         Where one fits already, the first that is likely to fit and to be clearly better.
         """
-        left = [t for t in self.trials if t.layout and t.candidate not in tried
+        left = [t for t in self.trials if t.layout and t.division not in tried
                 and t.argument_bytes <= budget]  # fmt: skip
         likely = [t for t in left if self._likely_bytes(t) <= SLACK * budget]
         if best is None:
@@ -373,26 +376,27 @@ class Search:
 
     def _likely_bytes(self, trial: Trial) -> float:
         """The estimate, put right by what the same layout needed, or others did."""
-        candidate, estimated = trial.candidate, trial.temporary_bytes
-        known = self._found.get((_layout_of(candidate), candidate.recomputes))
+        division, estimated = trial.division, trial.temporary_bytes
+        known = self._found.get((_layout_of(division), division.recomputes))
         if known is not None:  # what is more than estimated does not go with the microbatches
             extra, ratio = known
             return trial.argument_bytes + max(estimated + extra, estimated * min(ratio, 1))
-        alike = [r for (_, again), (_, r) in self._found.items() if again is candidate.recomputes]
+        alike = [r for (_, again), (_, r) in self._found.items() if again is division.recomputes]
         ratio = math.exp(np.mean(np.log(alike))) if alike else 1.0
         return trial.argument_bytes + ratio * estimated
 
-    def _measured(self, trial: Trial, budget: int) -> tuple[CompiledStep | BudgetError, bool]:
-        candidate = trial.candidate
-        key = candidate, budget if candidate.recomputes else 0
+    def measured(self, trial: Trial, budget: int) -> tuple[CompiledStep | BudgetError, bool]:
+        """Compile a trial, unless it was; say whether it is new."""
+        division = trial.division
+        key = division, budget if division.recomputes else 0
         if is_new := key not in self._done:
             assert trial.layout is not None
             try:
-                memory = budget if candidate.recomputes else None
-                done = self._compiled(trial.layout, candidate, self.batch, memory)
+                memory = budget if division.recomputes else None
+                done = self._compiled(trial.layout, division, self.batch, memory)
                 self._learn(trial, done.program.temporary_bytes)
                 sent = max(done.communication.bytes, 1) / max(trial.sent_bytes, 1)
-                self._sent[_kind(candidate)] = max(sent, 1.0)
+                self._sent[_kind(division)] = max(sent, 1.0)
             except BudgetError as error:
                 done = error
                 self._learn(trial, error.least)
@@ -402,17 +406,17 @@ class Search:
     def _learn(self, trial: Trial, temporaries: int) -> None:
         estimated = max(trial.temporary_bytes, 1)
         found = temporaries - estimated, max(temporaries, 1) / estimated
-        self._found[_layout_of(trial.candidate), trial.candidate.recomputes] = found
+        self._found[_layout_of(trial.division), trial.division.recomputes] = found
 
-    def _refused(self, trial: Trial, done: CompiledStep | BudgetError, budget: int) -> Tried:
+    def _refused(self, trial: Trial, done: CompiledStep | BudgetError, budget: int) -> Attempt:
         if isinstance(done, CompiledStep):
             more = done.peak_bytes - budget
             why = f"{format_bytes(more)} too much" if more > 0 else "fits, but is more costly"
-            return Tried(trial, done, why)
-        return Tried(trial, None, f"temporaries of {format_bytes(done.least)} at least")
+            return Attempt(trial, done, why)
+        return Attempt(trial, None, f"temporaries of {format_bytes(done.least)} at least")
 
     def _nothing_fits(
-        self, tried: Mapping[Candidate, Tried], budget: int, count: int
+        self, tried: Mapping[Division, Attempt], budget: int, count: int
     ) -> NothingFitsError:
         """Say by how much, what the floor is, and what would help."""
         compiled = [(t.compiled, t.trial) for t in tried.values() if t.compiled]
@@ -421,7 +425,7 @@ class Search:
             trial = min(laid, key=lambda t: t.argument_bytes)
             error = NothingFitsError(
                 f"state and batch of {self.name} alone do not fit the devices",
-                got=f"{format_bytes(trial.argument_bytes)} per device with {trial.candidate}",
+                got=f"{format_bytes(trial.argument_bytes)} per device with {trial.division}",
                 expected=f"{format_bytes(budget)} at most",
                 do="take more devices, or an optimizer that keeps less (sgd, adafactor)",
             )
@@ -432,7 +436,7 @@ class Search:
         error = NothingFitsError(
             f"no plan that was found keeps {self.name} within the memory of a device",
             got=f"{format_bytes(need)} per device at least, {more} too much,\n"
-            f"            with {trial.candidate} ({count} candidates compiled);\n"
+            f"            with {trial.division} ({count} candidates compiled);\n"
             f"            {_floor(done.program)}",
             expected=f"{format_bytes(budget)} at most",
             do=self._advice(done.program, budget),
@@ -464,13 +468,13 @@ def _floor(program: CompiledProgram) -> str:
     return f"the largest array of a device is {name} {type}{where}, {format_bytes(size)}"
 
 
-def _kind(candidate: Candidate) -> tuple[Any, ...]:
+def _kind(division: Division) -> tuple[Any, ...]:
     """Candidates of one kind divide the same dimensions, over other numbers of devices."""
-    return frozenset(candidate.divided.values()), candidate.store
+    return frozenset(division.divided.values()), division.store
 
 
-def _layout_of(candidate: Candidate) -> Candidate:
-    return replace(candidate, microbatches=1, recomputes=False)
+def _layout_of(division: Division) -> Division:
+    return replace(division, microbatches=1, recomputes=False)
 
 
 def _laid(shape: Any, sharding: Any) -> Any:
