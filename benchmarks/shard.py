@@ -21,7 +21,12 @@ import optax
 
 from benchmarks.divisible_losses import LOSSES
 from functional_bp.cli.plan import simulate
-from functional_bp.shard.layout_search import CompiledStep, LayoutSearch
+from functional_bp.shard.layout_search import (
+    MOST_COMPILED,
+    CompiledStep,
+    LayoutSearch,
+    NothingFitsError,
+)
 
 DEVICES = (2, 4, 8)
 BUDGETS = 5  # for each loss and number of devices
@@ -33,7 +38,7 @@ class Choice(NamedTuple):
 
     Attributes:
         budget: in bytes.
-        chosen: the layout, "" for none.
+        chosen: the layout, "" where none was found.
         peak_bytes: of it, compiled.
         best: the layout that compiling everything finds.
         is_best: the chosen one takes no more than ``ALIKE`` times the best one's time.
@@ -115,9 +120,12 @@ def measure(name: str, devices: int, budgets: int = BUDGETS) -> Row:
 
 
 def _choice(search: _Recorded, found: Sequence[Any], budget: int) -> Choice:
-    result = search.forgetful().find(budget)
     fitting = [(search.rank_of(t, done), t) for t, done in found if done.peak_bytes <= budget]
     (idle, seconds), best = min(fitting, key=lambda x: x[0])
+    try:
+        result = search.forgetful().find(budget)
+    except NothingFitsError:
+        return Choice(budget, "", 0, str(best.division), False, MOST_COMPILED)
     own = search.rank_of(result.chosen.trial, result.compiled)
     is_best = own <= (idle, ALIKE * seconds)
     return Choice(budget, str(result.division), result.peak_bytes, str(best.division), is_best,

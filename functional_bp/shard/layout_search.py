@@ -24,10 +24,10 @@ from functional_bp.layouts.batch_law import Law, batch_law
 from functional_bp.layouts.dimensions import dimensions
 from functional_bp.layouts.layout import Layout, layout
 from functional_bp.memory.allocation import CompiledProgram, program_of
+from functional_bp.memory.budgets import BudgetError
 from functional_bp.memory.compiled_flops import flops_of_text
 from functional_bp.memory.footprint import abstract, parse_bytes
 from functional_bp.memory.hlo_text import hlo_text
-from functional_bp.memory.recompute import BudgetError
 from functional_bp.shard.communication import Communication, communication_of_text
 from functional_bp.shard.divisions import Division, divisions
 from functional_bp.shard.estimates import Lies, temporary_bytes, work_of
