@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from functional_bp import _jax
+from functional_bp.memory.compiled_flops import compiled_flops
 
 
 class AllocationKind(enum.StrEnum):
@@ -103,6 +104,8 @@ class CompiledProgram:
             donated counts among arguments and outputs both.
         allocations: empty where the platform does not tell (TPU).
         instructions: in the order in which they run, a loop's body once.
+        flops: floating-point operations, a loop's body as often as it runs; None where XLA does not
+            know how often that is.
     """
 
     argument_bytes: int
@@ -111,6 +114,7 @@ class CompiledProgram:
     donated_bytes: int
     allocations: tuple[Allocation, ...]
     instructions: tuple[HloInstruction, ...]
+    flops: int | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -173,7 +177,15 @@ def program_of(compiled: Any) -> CompiledProgram:
         return CompiledProgram(*sums, (), ())
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
-    return CompiledProgram(*sums, _allocations(_fields(assignment), schedule), schedule.in_order)
+    allocations = _allocations(_fields(assignment), schedule)
+    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled))
+
+
+def _flops_of(compiled: Any) -> int | None:
+    try:
+        return compiled_flops(compiled)
+    except ValueError:  # a loop that ends by itself
+        return None
 
 
 Fields = dict[int, list[Any]]

@@ -66,6 +66,12 @@ class Recomputation(NamedTuple):
     compilations: int
     made: tuple[tuple[str, str, int], ...]
 
+    @property
+    def extra_flops(self) -> int:
+        """Count the operations beyond those with nothing made again, as compiled where told."""
+        lean, plain = self.program.flops, self.plain.flops
+        return self.schedule.flops if lean is None or plain is None else max(lean - plain, 0)
+
     def __str__(self) -> str:
         saved = self.plain.peak_bytes - self.program.peak_bytes
         lines = [
@@ -73,9 +79,9 @@ class Recomputation(NamedTuple):
             f"{format_bytes(self.plain.peak_bytes)} with nothing made again",
         ]
         if saved > 0:
-            share = 100 * self.schedule.flops / max(self.flops, 1)
+            share = 100 * self.extra_flops / max(self.flops, 1)
             lines.append(
-                f"saves {format_bytes(saved)} for {format_count(self.schedule.flops)} operations "
+                f"saves {format_bytes(saved)} for {format_count(self.extra_flops)} operations "
                 f"that run again, {share:.1f} % of all"
             )
             lines += [f"  {format_bytes(size):>10}  {operation}  {where}".rstrip()
@@ -196,12 +202,17 @@ class Search:
         within = [s for s, p in self.tried.items() if least <= p.peak_bytes <= most]
         if not within:
             raise self._too_small(limit)
-        chosen = min(within, key=lambda s: (s.flops, self.tried[s].peak_bytes))
+        chosen = min(within, key=lambda s: (self._effort(s), self.tried[s].peak_bytes))
         self._answers[limit] = self.tried[chosen].peak_bytes
         return Recomputation(
             chosen, self.measured(chosen), self.plain, limit, self.flops, self._new_compilations(),
             _made_again(self.costs, chosen),
         )  # fmt: skip
+
+    def _effort(self, schedule: Schedule) -> int:
+        """Return the operations of a program: as compiled, or estimated where that is not told."""
+        found = self.tried[schedule].flops
+        return self.flops + schedule.flops if found is None else found
 
     def _between(self, limit: int) -> tuple[int, int]:
         """Return what a program needs at least and at most, so that no budget's program is larger

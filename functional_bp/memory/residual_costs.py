@@ -109,7 +109,7 @@ def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:
                 aval: Any = jax.typeof(array)
                 sizes[id(array)] = size_in_bytes(aval)
 
-    jax.eval_shape(run, *map(shape_of, eqn.invars))
+    jax.make_jaxpr(run)(*(a.aval for a in eqn.invars))  # types, as on a mesh
     return variables, sum(sizes.values())
 
 
@@ -185,6 +185,8 @@ def cheapest(costs: Costs, weight: float, prices: Mapping[Var, float]) -> set[Va
         edges += [(again(i), 2 * number[a], MOST) for a in operands]
     needed = dict.fromkeys(v for group in costs.named for v in group if v in number)
     edges += [(source, 2 * number[v], MOST) for v in needed]
+    if not edges:
+        return set()
     kept = _source_side(edges, source, sink)
     return {v for v, k in number.items() if kept[2 * k] and not kept[2 * k + 1]}
 

@@ -230,9 +230,35 @@ def under_checkpoint(params: Any, x: Any) -> Any:
     return jax.checkpoint(deep)(params, x)
 
 
-@pytest.mark.parametrize("fun", [chosen, on_devices, under_checkpoint])
-def test_what_is_inside_is_made_again_too(fun: Any) -> None:
-    args = LOSSES["deep"][1]
+def chosen_or_nothing(params: Any, x: Any) -> Any:
+    """A branch without an operation."""
+    step = lambda x, p: lax.cond(p[0][0, 0] > -9, lambda: jnp.tanh(x @ p[0]) @ p[1], lambda: x)
+    return jnp.mean(lax.scan(lambda x, p: (step(x, p), None), x, params)[0] ** 2)
+
+
+def looped_on_devices(params: Any, x: Any) -> Any:
+    """A loop on each device: its state differs between them, its weights do not."""
+    mesh = jax.make_mesh((2,), ("rows",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+
+    def body(params: Any, x: Any) -> Any:
+        layer = lambda x, p: (x + jax.nn.gelu(x @ p[0]) @ p[1], None)
+        return lax.pmean(jnp.mean(lax.scan(layer, x, params)[0] ** 2), "rows")
+
+    specs = jax.P(), jax.P("rows")
+    return jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=jax.P())(params, x)
+
+
+STACKED = LOSSES["scan over layers"][1]
+
+
+INSIDE = [
+    *[(fun, LOSSES["deep"][1]) for fun in (chosen, on_devices, under_checkpoint)],
+    *[(fun, STACKED) for fun in (chosen_or_nothing, looped_on_devices)],
+]
+
+
+@pytest.mark.parametrize(("fun", "args"), INSIDE, ids=[fun.__name__ for fun, _ in INSIDE])
+def test_what_is_inside_is_made_again_too(fun: Any, args: Any) -> None:
     lean = bp.recompute(fun, 0.6)
     assert temporaries(lean, args) <= 0.6 * temporaries(fun, args)
     found, plain = (jax.jit(bp.value_and_grad(f))(*args) for f in (lean, fun))
@@ -341,7 +367,7 @@ def test_a_smaller_budget_never_gives_a_larger_program() -> None:
     budgets = (0.5, 0.25, 0.8, 0.35, 0.65, 0.28)
     found = {b: bp.recompute(fun, b).choice(*args) for b in budgets}
     sizes = [found[b].program.temporary_bytes for b in sorted(budgets)]
-    efforts = [found[b].schedule.flops for b in sorted(budgets)]
+    efforts = [found[b].program.flops for b in sorted(budgets)]
     assert sizes == sorted(sizes) and efforts == sorted(efforts, reverse=True)
     assert len(set(sizes)) > 2
     assert sum(choice.compilations for choice in found.values()) <= 14  # they are shared
