@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from benchmarks.losses import Made, Wrap
 from benchmarks.reported import Over, Scan, as_is, f32, i32, in_chunks, two_levels
@@ -445,7 +445,8 @@ def example_gradients(wrap: Wrap, over: Over = jax.vmap) -> Made:
 
 def sharded_layers(wrap: Wrap) -> Made:
     """Layers scanned on a mesh: https://github.com/jax-ml/jax/issues/23869."""
-    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    auto = (AxisType.Auto,)
+    mesh = jax.make_mesh((1,), ("data",), auto, devices=jax.devices()[:1])
     layer = wrap(lambda x, w: x + jax.nn.relu(x @ w[0]) @ w[1])
 
     def local(layers: Any, x: Any) -> Any:
