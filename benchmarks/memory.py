@@ -158,7 +158,9 @@ def measure(
     def within(share: float) -> Row:
         """Ask for a share of the plain temporaries; ours are often fewer from the start."""
         way = Way(Side.RECOMPUTE, budget=share)
-        lean = bp.recompute(loss, min(share * plain[0] / ours, 0.999))
+        if ours <= share * plain[0]:
+            return _row(name, way, programs[Way(Side.BP)], plain)
+        lean = bp.recompute(loss, share * plain[0] / ours)
         started = time.perf_counter()
         try:
             lean.choice(*args)

@@ -30,6 +30,7 @@ from functional_bp.memory.scheduled import scheduled
 
 LEAST_BYTES = 1024  # of a budget that is a number: 1.5 is neither a share nor meant as bytes
 EVEN = (2, 3, 4, 6, 8)  # segments of equal weight, tried where the estimated least is too much
+NEXT = 2  # rungs above the first that needs too much: estimates of neighbours err
 LITTLE = 0.003  # of the operations: to save that no further program is compiled
 PLAIN = Schedule((), 0, 0)  # nothing is made again
 
@@ -212,6 +213,9 @@ class Search:
         while high - low > 1 and (low < 0 or rungs[low].flops - rungs[high - 1].flops > little):
             middle = (low + high) // 2
             low, high = (middle, high) if fits(rungs[middle]) else (low, middle)
+        for above in rungs[high + 1 : high + 1 + NEXT]:
+            if low < 0 or rungs[low].flops - above.flops > little:
+                fits(above)
         if low < 0:  # estimates err
             borders = len(self.scheduler.borders)
             any(

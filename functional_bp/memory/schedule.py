@@ -40,7 +40,7 @@ from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
-BINS = 40  # of equal bytes, each of which has a border or two
+MOST_BORDERS = 64
 LEVELS = 512  # into which bytes are divided
 LONGEST = 12  # borders that a stretch may span of which only part is made again
 # Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
@@ -156,22 +156,25 @@ class Scheduler:
         self.loose = self._crossing(passing - self.held)
 
     def _borders(self) -> list[int]:
-        """Choose where segments may begin: where little crosses, spread over the bytes."""
+        """Choose where segments may begin: where little crosses that is not kept in any case, spread
+        over the bytes.
+        """
         count = len(self.costs.jaxpr.eqns)
         crossing = np.zeros(count + 1)
         for v, last in self.last_use.items():
-            crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval)
+            loose = v not in self.cuts[0]
+            crossing[self.defined[v] + 1 : last + 1] += size_in_bytes(v.aval) * (1 + 1e-3 * loose)
         self.weight = weight = np.cumsum([0, *(
             _bytes(v for v in eqn.outvars if v in self.held) + own
             for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
         )])  # fmt: skip
         chosen = {0, count}
-        bins = np.linspace(0, weight[-1], BINS + 1)
+        bins = np.linspace(0, weight[-1], MOST_BORDERS + 1)
         for low, high in zip(bins, bins[1:]):
             inside = np.flatnonzero((weight > low) & (weight <= high))
             inside = inside[(inside > 0) & (inside < count)]
-            least = inside[crossing[inside] == crossing[inside].min(initial=np.inf)]
-            chosen.update(map(int, least[[0, -1]] if len(least) else []))
+            if len(inside):
+                chosen.add(int(inside[np.argmin(crossing[inside])]))
         heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
         return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
 

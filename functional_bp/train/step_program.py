@@ -84,21 +84,21 @@ class StepProgram:
             jax.eval_shape(lambda *args: self._run(*args, choose=choose), *shapes)
 
         def program(schedule: Schedule) -> CompiledProgram:
-            tried[schedule.segments] = self._jitted(lambda _: schedule)
-            return program_of(tried[schedule.segments].lower(*shapes).compile())
+            tried[schedule] = self._jitted(lambda _: schedule)
+            return program_of(tried[schedule].lower(*shapes).compile())
 
         try:
             choice = within(self._budget, trace, program)
         except BudgetError as error:
             raise self._too_small(error) from None
-        return tried[choice.schedule.segments], choice
+        return tried[choice.schedule], choice
 
     def _too_small(self, error: BudgetError) -> BudgetError:
         told = BudgetError(
             f"a training step of {self._name} needs more memory than its budget",
             got=error.got,
             expected=error.expected,
-            do=f"{error.do}; or take the batch in parts, one after the other: accumulate=2",
+            do=f"{error.do}; or take the batch in more parts: a larger accumulate=",
         )
         told.least = error.least
         return told

@@ -108,7 +108,7 @@ def test_a_budget_that_cannot_be_kept_leaves_the_state() -> None:
     with pytest.raises(BudgetError, match="training step of deep needs more") as raised:
         step(state, X)
     assert "f32[" in raised.value.got and "test_train_memory.py" in raised.value.got
-    assert raised.value.least > 0 and "accumulate=2" in raised.value.do
+    assert raised.value.least > 0 and "a larger accumulate=" in raised.value.do
     after, _ = train.step(deep, OPTIMIZER)(state, X)  # its buffers are there
     assert int(after.step) == 1
 
