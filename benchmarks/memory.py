@@ -24,8 +24,8 @@ import jax
 import numpy as np
 
 import functional_bp as bp
-from benchmarks import memory_curves, timing
-from benchmarks.losses import LOSSES, Made, Placement
+from benchmarks import held_out, memory_curves, reported, timing
+from benchmarks.losses import LOSSES, Made, Placement, Wrap
 from benchmarks.memory_curves import Curve, Mark
 from functional_bp.memory.budgets import BudgetError
 from functional_bp.memory.compiled_flops import compiled_flops
@@ -39,6 +39,23 @@ POLICIES: dict[str, Any] = {
 }
 PLACEMENTS = ("whole", "blocks", "segments")
 SAME = 0.005  # of a ratio: closer to each other they are not told apart
+EXPERTS: dict[str, Callable[[], Made]] = {**reported.EXPERTS, **held_out.EXPERTS}
+
+
+def _reported(name: str, make: Callable[[Wrap], Made]) -> Callable[[Placement], Made]:
+    """By segments it is what an expert wrote, where there is such a version."""
+    expert = EXPERTS.get(name)
+    return lambda place: expert() if expert and place.by_segments else make(place.wrap)
+
+
+REPORTED: dict[str, Callable[[Placement], Made]] = {
+    name: _reported(name, make) for name, make in {**reported.LOSSES, **held_out.LOSSES}.items()
+}
+
+
+def _made(name: str, place: Placement) -> Made:
+    """A loss of either list, and the shapes of its arguments."""
+    return (REPORTED.get(name) or LOSSES[name])(place)
 
 
 class Side(enum.StrEnum):
@@ -142,7 +159,7 @@ def measure(
         A row for each, plain ``jax.value_and_grad`` first. What lowers to the same program as one
         before it has none.
     """
-    loss, args = LOSSES[name](Placement())
+    loss, args = _made(name, Placement())
     programs = {Way(Side.JAX): _Program(jax.value_and_grad(loss), args)}
     plain = programs[Way(Side.JAX)].figures
     programs[Way(Side.BP)] = _Program(bp.value_and_grad(loss), args)
@@ -185,10 +202,10 @@ def _checkpointed(
                 continue  # nothing runs again, wherever it stands
             wrap = partial(jax.checkpoint, policy=POLICIES[policy])
             if placement == "whole":
-                loss, args = LOSSES[name](Placement())
+                loss, args = _made(name, Placement())
                 made = wrap(loss), args
             else:
-                made = LOSSES[name](Placement(wrap, placement == "segments"))
+                made = _made(name, Placement(wrap, placement == "segments"))
             yield Way(Side.CHECKPOINT, placement, policy), made
 
 
@@ -239,7 +256,7 @@ def ahead(rows: Sequence[Row]) -> list[Row]:
 
 def line(row: Row) -> str:
     """One line of the table."""
-    head = f"{row.loss:18} {row.way!s:47}"
+    head = f"{row.loss:19} {row.way!s:47}"
     if row.memory is None:
         return f"{head}  below the floor, {row.least:.2f}"
     run = "" if row.run is None else f"  run {row.run:4.2f}"
@@ -276,6 +293,8 @@ def _bold(text: str, is_bold: bool) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m benchmarks memory``."""
     parser.add_argument("--losses", nargs="*", metavar="NAME", help="only these losses")
+    about = "losses that people reported; segments are what an expert wrote"
+    parser.add_argument("--reported", action="store_true", help=about)
     about = "shares of the plain temporaries (default 0.7 0.5 0.35 0.25)"
     parser.add_argument(
         "--budgets", nargs="*", type=float, default=BUDGETS, metavar="SHARE", help=about
@@ -292,12 +311,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; 0 on success, 1 if a budget was not kept, 2 if an option is wrong."""
-    chosen = args.losses or list(LOSSES)
-    unknown = sorted(set(chosen) - set(LOSSES))
+    chosen = args.losses or list(REPORTED if args.reported else LOSSES)
+    known = [*LOSSES, *REPORTED]
+    unknown = sorted(set(chosen) - set(known))
     wrong = "--repeats must be at least 0" if args.repeats < 0 else ""
     if not all(0 < share < 1 for share in args.budgets):
         wrong = "a budget is a share between 0 and 1"
-    wrong = f"no loss {unknown[0]!r}; there are {', '.join(LOSSES)}" if unknown else wrong
+    wrong = f"no loss {unknown[0]!r}; there are {', '.join(known)}" if unknown else wrong
     if wrong:
         print(f"benchmarks memory: {wrong}", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from functional_bp.memory.hlo_text import HloOperation, HloText, dims_of, hlo_text
+from functional_bp.memory.hlo_text import HloOperation, dims_of, hlo_text
 
 # Moves, names and constants; what devices send each other.
 _FREE = frozenset(
@@ -34,11 +34,7 @@ def compiled_flops(compiled: Any) -> int:
     Raises:
         ValueError: XLA does not know how often a loop runs.
     """
-    return flops_of_text(hlo_text(compiled))
-
-
-def flops_of_text(text: HloText) -> int:
-    """Count the operations of a program that is read already, as ``compiled_flops``."""
+    text = hlo_text(compiled)
 
     @cache
     def count(name: str) -> int:

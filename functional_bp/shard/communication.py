@@ -79,12 +79,7 @@ def communication_of(compiled: Any) -> Communication:
 
     A loop of unknown length counts once.
     """
-    return communication_of_text(hlo_text(compiled))
-
-
-def communication_of_text(text: HloText) -> Communication:
-    """Read it off a program that is read already."""
-    return Communication(tuple(_collectives(text)))
+    return Communication(tuple(_collectives(hlo_text(compiled))))
 
 
 def _collectives(text: HloText) -> Iterator[Collective]:

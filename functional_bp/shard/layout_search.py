@@ -25,10 +25,8 @@ from functional_bp.layouts.dimensions import dimensions
 from functional_bp.layouts.layout import Layout, layout
 from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.budgets import BudgetError
-from functional_bp.memory.compiled_flops import flops_of_text
 from functional_bp.memory.footprint import abstract, parse_bytes
-from functional_bp.memory.hlo_text import hlo_text
-from functional_bp.shard.communication import Communication, communication_of_text
+from functional_bp.shard.communication import Communication, communication_of
 from functional_bp.shard.divisions import Division, divisions
 from functional_bp.shard.estimates import Lies, temporary_bytes, work_of
 from functional_bp.train.objective import CallContext, as_objective
@@ -87,7 +85,11 @@ class CompiledStep:
     step: Step
     program: CompiledProgram
     communication: Communication
-    flops: int | None
+
+    @property
+    def flops(self) -> int | None:
+        """Return its operations, None where a loop ends by itself."""
+        return self.program.flops
 
     @property
     def peak_bytes(self) -> int:
@@ -301,12 +303,7 @@ class LayoutSearch:
             layout=made, **self.options,
         )  # fmt: skip
         compiled = taken.lower(self.state, batch).compile()
-        text = hlo_text(compiled)
-        try:
-            flops = flops_of_text(text)
-        except ValueError:  # a loop of unknown length
-            flops = None
-        return CompiledStep(taken, program_of(compiled), communication_of_text(text), flops)
+        return CompiledStep(taken, program_of(compiled), communication_of(compiled))
 
     @functools.cached_property
     def smaller(self) -> tuple[Smaller, ...]:

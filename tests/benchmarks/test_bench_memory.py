@@ -9,11 +9,12 @@ from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.losses import LOSSES, Made, Placement
-from benchmarks.memory import Row, Side, Way, ahead, curves, measure
+from benchmarks.memory import EXPERTS, REPORTED, Row, Side, Way, ahead, curves, measure
 from benchmarks.memory_curves import svg
 from functional_bp.memory.compiled_flops import compiled_flops
 
@@ -34,6 +35,29 @@ def test_every_loss_has_a_gradient_at_its_shapes(name: str) -> None:
     loss, args = LOSSES[name](Placement(jax.checkpoint, by_segments=True))
     value, bars = jax.eval_shape(jax.value_and_grad(loss), *args)
     assert value.shape == () and jax.tree.structure(bars) == jax.tree.structure(args[0])
+
+
+def _drawn(args: Any) -> Any:
+    rng = np.random.default_rng(0)
+
+    def draw(shape: Any) -> Any:
+        is_position = shape.dtype == jnp.int32
+        drawn = rng.integers(0, 512, shape.shape) if is_position else rng.normal(size=shape.shape)
+        return jnp.asarray(drawn if is_position else 0.1 * drawn, shape.dtype)
+
+    return jax.tree.map(draw, args)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EXPERTS)
+def test_what_an_expert_wrote_is_the_same_loss(name: str) -> None:
+    with jax.enable_x64(False):
+        plain, args = REPORTED[name](Placement())
+        lean, same = REPORTED[name](Placement(by_segments=True))
+        assert args == same and lean is not plain
+        values = _drawn(args)
+        expected = float(jax.jit(plain)(*values))
+        assert float(jax.jit(lean)(*values)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(("by_segments", "blocks", "steps"), [(False, 10, 1), (True, 4, 1)])
