@@ -31,8 +31,10 @@ def text(tables: tuple[Table, ...], width: int | None = None, color: bool = Fals
 
     width = width or shutil.get_terminal_size((120, 24)).columns
     out = io.StringIO()
-    console = Console(file=out, width=width, force_terminal=color, highlight=False,
-                      color_system="standard" if color else None, emoji=False)  # fmt: skip
+    console = Console(
+        file=out, width=width, force_terminal=color, highlight=False, emoji=False,
+        color_system="standard" if color else None, force_jupyter=False,  # text, not a display
+    )  # fmt: skip
     for k, table in enumerate(tables):
         console.print(*([] if not k else [""]), _rich(table, width), sep="\n")
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -22,6 +22,13 @@ TABLE = Table(
 )  # fmt: skip
 
 
+def test_text_is_the_same_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rich takes itself for a notebook's display, it leaves the file empty."""
+    expected = text((TABLE,), 80)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "tanh" in expected and text((TABLE,), 80) == expected
+
+
 def test_plain_lines_are_aligned_and_what_nothing_stands_in_is_left_out() -> None:
     assert plain(TABLE, 60) == [
         "equation     bytes  scope",

@@ -21,7 +21,9 @@ LABEL = 13  # characters of the column of labels
 
 def plain(reports: Sequence[CheckResult], width: int = 100) -> str:
     """Write the reports as text without colours."""
-    console = Console(width=width, file=io.StringIO(), color_system=None, record=True)
+    console = Console(
+        width=width, file=io.StringIO(), color_system=None, record=True, force_jupyter=False
+    )
     console.print(render(reports))
     lines = console.export_text().splitlines()
     return "\n".join(line.rstrip() for line in lines) + "\n"
