@@ -100,7 +100,15 @@ def _layouts(found: Dimensions, work: Work, mesh: Mapping[str, int] | int) -> It
         for divided in _assignments(found, work, axes):
             lies = tuple((name, n, names) for (name, n), names in zip(axes, divided))
             yield Division(lies)
-            yield Division(lies, store=True)
+            used = {name for names in divided for name in names}
+            if any(used.isdisjoint(names) for names in _parameter_axes(found)):
+                yield Division(lies, store=True)
+
+
+def _parameter_axes(found: Dimensions) -> list[tuple[str | None, ...]]:
+    """The dimensions of each array among the parameters."""
+    pairs = zip(found.leaves, found.axes, strict=True)
+    return [names for leaf, names in pairs if leaf.argument == 0 and names]
 
 
 def _meshes(mesh: Mapping[str, int] | int) -> Iterator[tuple[tuple[str, int], ...]]:

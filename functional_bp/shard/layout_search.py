@@ -7,6 +7,7 @@ optimizer. What the compiler says is the promise.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 
 from functional_bp.errors import BackpropError
 from functional_bp.graph.graph import format_bytes, short_place
+from functional_bp.graph.names import positional_names
 from functional_bp.layouts.batch_law import Law, batch_law
 from functional_bp.layouts.dimensions import dimensions
 from functional_bp.layouts.layout import Layout, layout
@@ -495,4 +497,8 @@ def _scalar(loss: Callable[..., Any]) -> Callable[..., Any]:
         return objective(params, batch, context).loss
 
     vars(of_batch).pop("__wrapped__", None)
+    called = positional_names(loss, 2)
+    if all(map(str.isidentifier, called)):  # the person's names of parameters and batch
+        named = (inspect.Parameter(k, inspect.Parameter.POSITIONAL_ONLY) for k in called)
+        vars(of_batch)["__signature__"] = inspect.Signature(tuple(named))
     return of_batch

@@ -268,3 +268,23 @@ def test_every_plan_keeps_its_budget(name: str) -> None:
         assert result.peak_bytes <= budget
         kept += 1
     assert kept >= 4
+
+
+def test_a_plan_says_what_the_person_calls_it() -> None:
+    """Dimensions bear the names of the loss's arguments; stored in parts is what is left."""
+
+    def loss(weights: Any, rows: Any) -> Any:
+        return jnp.mean(jnp.tanh(rows @ weights["hidden"]) ** 2)
+
+    shape = jax.ShapeDtypeStruct
+    found = shard.plan(
+        loss, {"hidden": shape((64, 512), "float32")}, shape((32, 64), "float32"),
+        optimizer=optax.sgd(0.1), devices=2, memory="1 MiB",
+    )  # fmt: skip
+    dimensions = found.result.search.dimensions
+    assert {"weights['hidden']", "rows"} == {leaf.path for leaf in dimensions.leaves}
+    tried = [trial.division for trial in found.result.search.trials]
+    assert any(division.store for division in tried)
+    for division in tried:
+        divided = {name for _, _, names in division.axes for name in names}
+        assert not (division.store and divided & {"hidden.1", dimensions.axes[0][0]})
