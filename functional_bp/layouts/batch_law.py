@@ -46,10 +46,11 @@ class Law(Enum):
 
 
 WORDS = {
-    Law.MEAN: "the loss is a mean over {batch}; the gradients of equal microbatches average to its",
-    Law.SUM: "the loss is a sum over {batch}; the gradients of microbatches add up to its",
-    Law.WEIGHTED: "the loss is a sum over {batch}, divided by {by}; the gradients g of "
-    "microbatches with divisors w make up its as Σ w g / w of the whole",
+    Law.MEAN: "the loss is a mean over {batch}; its gradient is the mean of those of equal "
+    "microbatches",
+    Law.SUM: "the loss is a sum over {batch}; its gradient is the sum of those of microbatches",
+    Law.WEIGHTED: "the loss is a sum over {batch}, divided by {by}; its gradient is Σ w g / Σ w, "
+    "of the gradients g of microbatches and their divisors w",
     Law.COUPLED: "microbatches would change the loss: {why}",
     Law.NONE: "there is no batch to divide: {why}",
 }

@@ -22,11 +22,12 @@ MOST_UNTRIED = 8  # candidates that were not compiled, in the table
 def headline(plan: SearchResult) -> str:
     """Say in a sentence what was chosen."""
     search = plan.search
+    devices = f"{search.count} device{'s' * (search.count > 1)}"
     return (
-        f"{search.name} on {search.count} devices: {plan.division}. Each needs "
-        f"{format_bytes(plan.peak_bytes)} of {format_bytes(plan.memory_bytes)}, where one device "
-        f"alone would need {format_bytes(search.alone.peak_bytes)} ({search.platform}, as compiled "
-        f"by XLA, optimizer included)"
+        f"{search.name} on {devices}: {plan.division}. Each needs {format_bytes(plan.peak_bytes)} "
+        f"of {format_bytes(plan.memory_bytes)}, where one device alone would need "
+        f"{format_bytes(search.alone.peak_bytes)} ({search.platform}, as compiled by XLA, "
+        f"optimizer included)"
     )
 
 
@@ -103,7 +104,7 @@ def _collectives(plan: SearchResult) -> Table:
              for kind, (count, sent) in communication.by_kind.items()]  # fmt: skip
     lines.append(Line("sum", (Cell("all"), Cell(), Cell(format_bytes(communication.bytes)))))
     least = format_bytes(round(plan.chosen.trial.sent_bytes))
-    lines.append(Line("", (Cell("the sums of this layout need", "quiet"), Cell(), Cell(least))))
+    lines.append(Line("", (Cell("this layout needs at least", "quiet"), Cell(), Cell(least))))
     return Table("Communication in a step", columns, tuple(lines))
 
 
@@ -112,6 +113,10 @@ class PlanReport(NamedTuple):
 
     plan: SearchResult
     smaller: tuple[Smaller, ...]
+
+    def __repr__(self) -> str:
+        count = len(self.plan.search.trials)
+        return f"<PlanReport of {self.plan.search.name}: {count} candidates>"
 
     @property
     def tables(self) -> tuple[Table, ...]:
@@ -127,7 +132,7 @@ class PlanReport(NamedTuple):
 
     def svg(self) -> str:
         """Draw the candidates, memory to the right, communication upwards."""
-        return picture(self.plan)
+        return picture(self.plan, self.smaller)
 
     def html(self, is_page: bool = True) -> str:
         """Write picture, tables and sentences, as a page of its own or as a piece of one."""
@@ -181,9 +186,11 @@ def _untried(trial: Trial, budget: int) -> Line:
         why, estimate = trial.why, Cell("–")
     else:
         estimate = Cell(format_bytes(round(trial.estimated_bytes)))
-        too_much = trial.argument_bytes > budget
-        why = "state and batch alone too much" if too_much else (
-            "not likely to fit" if trial.estimated_bytes > budget else "more costly")  # fmt: skip
+        why = "estimated more costly"
+        if trial.argument_bytes > budget:
+            why = "state and batch alone too much"
+        elif trial.estimated_bytes > budget:
+            why = "not likely to fit"
     sent = Cell("–" if trial.why else "~" + format_bytes(round(trial.sent_bytes)))
     return Line("", (Cell(str(trial.division), "quiet"), estimate, Cell("–"), sent,
                      Cell(why, "quiet")))  # fmt: skip
@@ -214,13 +221,23 @@ WIDTH, HEIGHT, LEFT, TOP, FOOT = 640, 340, 70, 24, 44
 class _Mark(NamedTuple):
     memory: float
     sent: float
-    kind: str  # "chosen", "tried", "estimated"
+    kind: str  # one of KINDS
     title: str
 
 
-def picture(plan: SearchResult) -> str:
-    """Draw every candidate as its memory against its communication, and the budget as a line."""
-    marks = list(_marks(plan))
+KINDS = {"chosen": "chosen", "tried": "compiled", "estimated": "estimated",
+         "smaller": "a smaller minibatch on one device"}  # fmt: skip
+
+
+def picture(plan: SearchResult, smaller: Sequence[Smaller] = ()) -> str:
+    """Draw candidates as memory against communication, and the budget as a line.
+
+    Of those that were not compiled, the ones that none needs less and sends less than.
+    """
+    marks = [*_marks(plan), *(
+        _Mark(part.program.peak_bytes, 0, "smaller", f"{part.examples} examples on one device: "
+              f"{format_bytes(part.program.peak_bytes)}") for part in smaller
+    )]  # fmt: skip
     most = max([m.memory for m in marks] + [plan.memory_bytes]) * 1.05
     top = max([m.sent for m in marks] + [1.0]) * 1.05
     x = lambda n: LEFT + (WIDTH - LEFT - 12) * n / most
@@ -230,9 +247,12 @@ def picture(plan: SearchResult) -> str:
     parts.append(f'<path class="limit" d="M{limit:.1f},{TOP}V{HEIGHT - FOOT}"/>'
                  f'<text x="{limit + 4:.1f}" y="{TOP + 10}">budget</text>')  # fmt: skip
     for mark in sorted(marks, key=lambda m: m.kind == "chosen"):
-        parts.append(f'<circle class="{mark.kind}" cx="{x(mark.memory):.1f}" '
-                     f'cy="{y(mark.sent):.1f}" r="{6 if mark.kind == "chosen" else 4}">'
-                     f"<title>{escape(mark.title)}</title></circle>")  # fmt: skip
+        parts.append(_circle(mark.kind, x(mark.memory), y(mark.sent), mark.title))
+    present = [kind for kind in KINDS if any(m.kind == kind for m in marks)]
+    for k, kind in enumerate(present):
+        at = TOP + 30 + 16 * k
+        parts.append(_circle(kind, WIDTH - 210, at, KINDS[kind]))
+        parts.append(f'<text x="{WIDTH - 198}" y="{at + 4}">{KINDS[kind]}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="bp-plan" role="img" '
         f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
@@ -241,7 +261,21 @@ def picture(plan: SearchResult) -> str:
     )
 
 
+def _circle(kind: str, x: float, y: float, title: str) -> str:
+    return (f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if kind == "chosen" else 4}">'
+            f"<title>{escape(title)}</title></circle>")  # fmt: skip
+
+
 def _marks(plan: SearchResult) -> Iterator[_Mark]:
+    found = list(_every_mark(plan))
+    least = math.inf
+    for mark in sorted(found, key=lambda m: (m.memory, m.sent)):
+        if mark.kind != "estimated" or mark.sent < least:
+            yield mark
+        least = min(least, mark.sent)
+
+
+def _every_mark(plan: SearchResult) -> Iterator[_Mark]:
     done = {tried.trial.division: tried for tried in plan.tried}
     for trial in plan.search.trials:
         if trial.why:
@@ -281,6 +315,7 @@ _STYLE = f"""
 .bp-plan .grid {{ stroke: #8a9299; stroke-opacity: .3; fill: none; }}
 .bp-plan .limit {{ stroke: {COLOURS[5]}; stroke-width: 2; stroke-dasharray: 5 3; fill: none; }}
 .bp-plan .estimated {{ fill: none; stroke: #8a9299; }} .bp-plan .tried {{ fill: {COLOURS[1]}; }}
+.bp-plan .smaller {{ fill: {COLOURS[0]}; }}
 .bp-plan .chosen {{ fill: {COLOURS[2]}; stroke: #fff; }}
 @media (prefers-color-scheme: dark) {{ .bp-plan text {{ fill: #e6e4df; }} }}
 """

@@ -189,8 +189,10 @@ def test_a_plan_says_what_was_chosen_and_what_was_not(search: LayoutSearch) -> N
     assert sizes == sorted(sizes, reverse=True) and sizes[0] == search.alone.peak_bytes
     assert "chosen" in report.text(200) and "smaller minibatch" in report.text(200)
     circles = ElementTree.fromstring(report.svg()).findall(".//{*}circle")
-    assert len(circles) == sum(not trial.why for trial in search.trials)
-    assert [c.get("class") for c in circles].count("chosen") == 1
+    kinds = [c.get("class") for c in circles]  # each stands in the legend, too
+    assert kinds.count("chosen") == 2 and kinds.count("smaller") == len(report.smaller) + 1
+    assert kinds.count("tried") == max(len(plan.result.tried) - 1, -1) + 1
+    assert 1 < kinds.count("estimated") < len(search.trials)
     assert report.svg() in report.html()
 
 
