@@ -191,8 +191,7 @@ def test_a_plan_says_what_was_chosen_and_what_was_not(search: LayoutSearch) -> N
     circles = ElementTree.fromstring(report.svg()).findall(".//{*}circle")
     kinds = [c.get("class") for c in circles]  # each stands in the legend, too
     assert kinds.count("chosen") == 2 and kinds.count("smaller") == len(report.smaller) + 1
-    assert kinds.count("tried") == max(len(plan.result.tried) - 1, -1) + 1
-    assert 1 < kinds.count("estimated") < len(search.trials)
+    assert kinds.count("estimated") < len(search.trials)  # those that none beats
     assert report.svg() in report.html()
 
 
