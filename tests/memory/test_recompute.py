@@ -126,7 +126,7 @@ def test_bytes_count_arguments_and_results_too() -> None:
 def test_a_budget_that_suffices_changes_nothing() -> None:
     fun, args, _ = LOSSES["deep"]
     choice = bp.recompute(fun, "1 GiB").choice(*args)
-    assert choice.schedule.flops == 0 and choice.compilations == 1
+    assert choice.schedule.flops == 0 and choice.compilations <= 1
     assert choice.program == choice.plain
 
 
@@ -359,6 +359,7 @@ def test_the_arrays_of_a_module_are_differentiated() -> None:
     assert chosen.schedule.flops > 0 and chosen.program.output_bytes >= parameter_bytes
 
 
+@pytest.mark.long
 def test_a_smaller_budget_never_gives_a_larger_program() -> None:
     def fun(w: Any, h: Any) -> Any:
         return jnp.mean(lax.scan(lambda h, _: (jnp.tanh(h @ w), None), h, None, length=100)[0] ** 2)
@@ -373,6 +374,7 @@ def test_a_smaller_budget_never_gives_a_larger_program() -> None:
     assert sum(choice.compilations for choice in found.values()) <= 14  # they are shared
 
 
+@pytest.mark.long
 def test_random_bits_are_the_same() -> None:
     fun, args, share = LOSSES["dropout"]
     found, plain = (jax.jit(f)(*args) for f in (bp.recompute(fun, share), fun))

@@ -111,7 +111,7 @@ def test_what_two_calls_of_one_function_are_given_stays_apart() -> None:
 def test_a_residual_layer_has_one_dimension_twice() -> None:
     found = shard.dimensions(lambda w, x: jnp.sum(x + x @ w), f32(4, 4), f32(3, 4))
     assert found.axes == [("w.1", "w.1"), ("batch", "w.1")]
-    assert found["w.1"].twice and "twice in an array" in str(found)
+    assert found["w.1"].twice and "twice in an array" in found.text(120)
     assert found["w.1"].axis_of(0) == 0
 
 

@@ -284,6 +284,7 @@ def fitted(layout: Layout | None, folder: Any = None, epochs: int = 3, **more: A
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_fit_evaluates_and_predicts_by_a_layout_and_goes_on_under_another(tmp_path: Any) -> None:
     """Four devices save after an epoch, eight go on, two end; and one alone gives the same."""
     expected, history = fitted(None)

@@ -219,6 +219,7 @@ def test_fit_takes_a_plan() -> None:
 # Errors.
 
 
+@pytest.mark.long
 def test_what_cannot_fit_is_told_with_its_floor(search: LayoutSearch) -> None:
     with pytest.raises(NothingFitsError, match="state and batch of mlp alone"):
         search.find(1024)

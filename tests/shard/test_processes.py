@@ -72,6 +72,7 @@ def goes_on(folder: Path, alone: dict[str, Any]) -> None:
     same(program.numbers(*program.fitted(folder)), alone)
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_others_and_one_goes_on(
     tmp_path: Path, alone: dict[str, Any]
 ) -> None:
