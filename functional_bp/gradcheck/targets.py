@@ -28,6 +28,7 @@ from functional_bp.engine.rule import rules
 from functional_bp.errors import SHORT_DTYPES, BackpropError
 from functional_bp.gradcheck.guard import Guard
 from functional_bp.gradcheck.marks import marks_in
+from functional_bp.graph.names import misfit
 
 PAIRS = (("_fwd", "_bwd"), ("_forward", "_backward"))  # foo_fwd, foo_bwd: a pullback of foo
 MAIN = "__main__"
@@ -574,16 +575,13 @@ def _positional(function: Any) -> dict[str, inspect.Parameter] | None:
 
 def _checked(target: Target, function: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, if the signature takes so many."""
-    signature = _signature(function)
-    if signature is not None:
-        try:
-            signature.bind(*arguments)
-        except TypeError as error:
-            raise InputsError(
-                f"the inputs do not fit {target.name}",
-                got=f"{len(arguments)} arguments: {error}",
-                expected=f"{target.short_name}{signature}",
-            ) from error
+    if (found := misfit(function, arguments)) is not None:
+        signature, why = found
+        raise InputsError(
+            f"the inputs do not fit {target.name}",
+            got=f"{len(arguments)} arguments: {why}",
+            expected=f"{target.short_name}{signature}",
+        )
     return arguments
 
 

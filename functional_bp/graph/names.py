@@ -7,7 +7,7 @@ import inspect
 import string
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import chain, count, product
-from types import CodeType
+from types import CodeType, MappingProxyType
 from typing import Any
 
 import jax
@@ -57,6 +57,21 @@ def positional_names(fun: Callable[..., Any], number: int) -> list[str]:
     star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "args")
     first = len(plain)
     return [plain[i] if i < first else f"{star}[{i - first}]" for i in range(number)]
+
+
+def misfit(
+    fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[inspect.Signature, str] | None:
+    """Return the signature that arguments do not fit, and why; None where they do."""
+    try:
+        signature = inspect.signature(fun)
+    except (TypeError, ValueError):  # of a builtin
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return signature, str(error)
+    return None
 
 
 def closure_names(fun: Callable[..., Any], consts: Sequence[Any]) -> list[str | None]:

@@ -400,6 +400,28 @@ def _sizes(
     return sizes, present[:count]
 
 
+def given_devices(
+    given: int | Sequence[Any] | None, error: type[BackpropError] = LayoutError
+) -> list[Any]:
+    """Return so many devices, or these, or all.
+
+    Raises:
+        BackpropError: of the class ``error``: there are fewer devices, or none.
+    """
+    present = jax.devices()
+    if isinstance(given, int) and not 1 <= given <= len(present):
+        raise error(
+            "there are not so many devices", got=f"devices={given}",
+            expected=f"1 to {len(present)}",
+            do="simulate more with jax.config.update('jax_num_cpu_devices', n), first",
+        )  # fmt: skip
+    found = present if given is None else present[:given] if isinstance(given, int) else [*given]
+    if not found:
+        raise error("there is no device", got="devices=[]",
+                    expected="a number, or a list such as jax.devices()")  # fmt: skip
+    return found
+
+
 def _uneven(name: str, place: str, size: int, axes: Sequence[str], count: int) -> LayoutError:
     below, above = size - size % count, size + -size % count
     numbers = [str(n) for n in range(2, MOST_DEVICES + 1) if size % n == 0]

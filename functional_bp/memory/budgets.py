@@ -179,7 +179,9 @@ class Search:
 
     @cached_property
     def flops(self) -> int:
-        """Count the operations of value and gradient with nothing made again."""
+        """Count the operations with nothing made again: as compiled, or of the graph."""
+        if self.plain.flops is not None:
+            return self.plain.flops
         gradient, shapes = self.graph.gradient(PLAIN)
         jaxpr, _ = _jax.open_jaxpr(jax.make_jaxpr(gradient)(*shapes))
         return sum(map(operations, jaxpr.eqns))
@@ -239,11 +241,8 @@ class Search:
             if low < 0 or rungs[low].flops - above.flops > little:
                 fits(above)
         if low < 0:  # estimates err
-            borders = len(self.scheduler.borders)
-            any(
-                fits(s)
-                for s in [*rungs[1:4], *(self.scheduler.even(n) for n in EVEN if n < borders)]
-            )
+            counts = [n for n in EVEN if n < len(self.scheduler.borders)]
+            any(map(fits, (*rungs[1:4], *map(self.scheduler.even, counts))))
 
     def _too_small(self, limit: int) -> BudgetError:
         schedule, program = min(self.tried.items(), key=lambda item: item[1].peak_bytes)

@@ -288,18 +288,13 @@ class FootprintSubject:
             )
 
     def _check_call(self, fun: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        try:
-            signature = inspect.signature(fun)
-        except (TypeError, ValueError):  # of a builtin
-            return
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
+        if (found := names.misfit(fun, args, kwargs)) is not None:
+            signature, why = found
             raise FootprintError(
                 f"{self.name} cannot be called with these arguments",
-                got=f"{len(args) + len(kwargs)} of them: {error}",
+                got=f"{len(args) + len(kwargs)} of them: {why}",
                 expected=f"those of {self.name}{signature}, arrays or their shapes",
-            ) from None
+            )
 
     def _returns_loss(self) -> bool:
         try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Var, primitives
 
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import fixed_point, size_in_bytes, variables
@@ -32,9 +32,7 @@ GROUPS = (2, 4, 8, 16)
 LONG = 64  # steps; from there on a loop is divided unevenly, and more than once
 RUNGS = 4  # of the ladder of what is inside that are tried
 
-Inside = tuple[
-    int, int, int, LoopSchedule | Schedule | tuple[Schedule, ...]
-]  # kept, fresh, flops, what
+Inside = tuple[int, int, int, LoopSchedule | tuple[Schedule, ...]]  # kept, fresh, flops, how
 
 
 def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
@@ -136,14 +134,14 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
     scheduler = scheduler_of(scan.body.jaxpr)
     costs = scheduler.costs
     _, states, scanned = scan.divided(costs.jaxpr.invars)
-    effort, carry = sum(costs.flops), max(_carried_bytes(costs, states, scan.consts), 1)
-    prices = {v: size_in_bytes(v.aval) for v in states}
+    prices = {v: _size(v) for v in _needed_states(costs, states)}
+    effort, carry = sum(costs.flops), max(sum(prices.values()), 1)
+    copied = sum(map(_size, scanned)) * length  # of what is cut
     full = _Step(own // length, 0, 0, None)
     for step in (full, *_lean_steps(scheduler, prices, full.kept)):
         if step is not full:
             loop = LoopSchedule((), 1, step.schedule)
             yield length * step.kept, step.fresh, length * step.flops, loop
-        copied = sum(map(_size, scanned)) * length  # of what is cut
         for count, last in _beginnings(length):
             kept = count * carry + last * step.kept + copied
             fresh = max(0, ((length - last) // count - last) * step.kept) + step.fresh
@@ -154,13 +152,8 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
             parts = partition(length, chunks[0], groups)
             kept += copied if len(parts) > 1 else 0
             flops = length * (len(chunks) * effort + step.flops)
-            # A program with fewer loops is preferred.
-            yield (
-                kept,
-                peak - kept + step.fresh,
-                flops + groups,
-                LoopSchedule(chunks, groups, step.schedule),
-            )
+            loop = LoopSchedule(chunks, groups, step.schedule)
+            yield kept, peak - kept + step.fresh, flops + groups, loop  # fewer loops are better
 
 
 def _lean_steps(scheduler: Scheduler, prices: dict[Var, int], whole: int) -> Iterator[_Step]:
@@ -170,7 +163,7 @@ def _lean_steps(scheduler: Scheduler, prices: dict[Var, int], whole: int) -> Ite
     seen: set[int] = set()
     for rate in RATES:
         kept = frozenset(cheapest(costs.run_again, rate, prices))
-        size, flops = sum(map(_size, kept)), flops_again(costs, kept)
+        size, flops = sum(map(_size, kept)), costs.flops_again(kept)
         if flops and size < 0.98 * whole and size not in seen:
             seen.add(size)
             segment = Segment(0, count, places(costs.jaxpr, kept))
@@ -241,8 +234,8 @@ def _divisor_near(length: int, wanted: float) -> int:
     return min(near, key=lambda k: abs(math.log(k / wanted)), default=round(wanted))
 
 
-def _carried_bytes(costs: Costs, states: Sequence[Var], consts: int) -> int:
-    """Count the states that a second run needs: not a buffer that steps write and none reads."""
+def _needed_states(costs: Costs, states: Sequence[Var]) -> list[Var]:
+    """List the states that a second run needs: not a buffer that steps write and none reads."""
     jaxpr = costs.jaxpr
     after = dict(zip(states, jaxpr.outvars))
 
@@ -256,19 +249,7 @@ def _carried_bytes(costs: Costs, states: Sequence[Var], consts: int) -> int:
 
     named = frozenset(v for group in costs.named for v in group)
     needed = fixed_point(reached, named)
-    return sum(_size(v) for v in states if v in needed)
-
-
-def flops_again(costs: Costs, kept: frozenset[Var]) -> int:
-    """Count the operations that make again what the rules of a graph name and is not kept."""
-    needed = {v for group in costs.named for v in group} - kept
-    total = 0
-    for i in reversed(range(len(costs.jaxpr.eqns))):
-        eqn = costs.jaxpr.eqns[i]
-        if costs.own_bytes[i] or not needed.isdisjoint(eqn.outvars):
-            total += costs.flops[i]
-            needed |= {v for v in eqn.invars if not isinstance(v, Literal)} - kept
-    return total
+    return [v for v in states if v in needed]
 
 
 def _size(v: Var) -> int:

@@ -6,7 +6,7 @@ are: choosing is a trade of bytes for operations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,18 @@ class Costs:
     named: tuple[tuple[Var, ...], ...]
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
+
+    def flops_again(self, kept: Set[Var], start: int = 0, stop: int | None = None) -> int:
+        """Count the operations that make again what a stretch's rules name and is not kept."""
+        stretch = range(start, len(self.jaxpr.eqns) if stop is None else stop)
+        needed = {v for i in stretch for v in self.named[i]} - kept
+        total = 0
+        for i in reversed(stretch):
+            eqn = self.jaxpr.eqns[i]
+            if self.own_bytes[i] or not needed.isdisjoint(eqn.outvars):
+                total += self.flops[i]
+                needed.update(v for v in variables(eqn.invars) if v not in kept)
+        return total
 
     @cached_property
     def run_again(self) -> Costs:

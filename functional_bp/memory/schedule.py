@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -83,7 +82,7 @@ class Segment(NamedTuple):
     stop: int
     kept: frozenset[Output] | None = None
     parts: tuple[Segment, ...] = ()
-    inside: LoopSchedule | Schedule | tuple[Schedule, ...] | None = None
+    inside: LoopSchedule | tuple[Schedule, ...] | None = None
 
     def runs_again(self) -> bool:
         """Say whether anything in it does."""
@@ -274,7 +273,7 @@ class Scheduler:
         seen: set[tuple[int, int]] = set()
         for cut in self.cuts:
             kept = cut & here
-            flops, size = self._made_again(start, stop, wanted, kept | crossing), _bytes(kept)
+            flops, size = self.costs.flops_again(kept | crossing, start, stop), _bytes(kept)
             if flops and (size, flops) not in seen and size < whole:
                 seen.add((size, flops))
                 fresh = _bytes((here & self.held) - kept) + sum(self.costs.own_bytes[start:stop])
@@ -282,25 +281,12 @@ class Scheduler:
                 stays = places(self.costs.jaxpr, kept | (crossing & wanted))
                 yield Way(size, fresh, flops, _bytes(crossing - kept), Segment(start, stop, stays))
 
-    def _made_again(
-        self, start: int, stop: int, wanted: AbstractSet[Var], kept: AbstractSet[Var]
-    ) -> int:
-        """Count the operations that make again what a stretch's rules name and is not kept."""
-        needed = set(wanted - kept)
-        total = 0
-        for i in reversed(range(start, stop)):
-            if self.costs.own_bytes[i] or not needed.isdisjoint(self.costs.jaxpr.eqns[i].outvars):
-                total += self.costs.flops[i]
-                needed |= self.reads[i] - kept
-        return total
-
     def idle(self, b: int) -> float:
         """Count the operations before a border that need not run again: no rule names their end."""
         if b == len(self.borders) - 1:
             return 0  # what ends there runs once
         start, stop = self.borders[b - 1], self.borders[b]
-        wanted = {v for group in self.costs.named[start:stop] for v in group if v in self.defined}
-        again = self._made_again(start, stop, wanted, frozenset())
+        again = self.costs.flops_again(frozenset(), start, stop)
         return self.operations[stop] - self.operations[start] - again
 
     def _crossing(self, variables: Collection[Var]) -> np.ndarray[Any, Any]:

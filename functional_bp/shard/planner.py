@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 
 from functional_bp.graph.graph import format_bytes
 from functional_bp.layouts.batch_law import BatchLaw
-from functional_bp.layouts.layout import Layout
+from functional_bp.layouts.layout import Layout, given_devices
 from functional_bp.shard.layout_search import LayoutSearch, PlanError, Roofline, SearchResult
 from functional_bp.shard.plan_report import PlanReport, summary, summary_html
 from functional_bp.train.state import TrainState
@@ -133,35 +132,9 @@ def plan(
         >>> found.peak_bytes <= 2**20
         True
     """
+    if not isinstance(devices, Mesh):
+        devices = given_devices(devices, PlanError)
     search = LayoutSearch(
-        loss,
-        params,
-        batch,
-        optimizer,
-        _devices(devices),
-        roofline,
-        microbatches,
-        recompute,
-        options,
-    )
+        loss, params, batch, optimizer, devices, roofline, microbatches, recompute, options
+    )  # fmt: skip
     return TrainingPlan(search.find(memory))
-
-
-def _devices(given: int | Sequence[Any] | Mesh | None) -> Sequence[Any] | Mesh:
-    if isinstance(given, Mesh):
-        return given
-    present = jax.devices()
-    if given is None:
-        return present
-    if not isinstance(given, int):
-        found = list(given)
-        if not found:
-            raise PlanError("there is no device to plan for", got="devices=[]")
-        return found
-    if not 1 <= given <= len(present):
-        raise PlanError(
-            "there are not so many devices", got=f"devices={given}",
-            expected=f"1 to {len(present)}",
-            do="simulate more with jax.config.update('jax_num_cpu_devices', n), first"
-        )  # fmt: skip
-    return present[:given]

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from functional_bp import processes
 from functional_bp.errors import TrainingError, describe
 from functional_bp.layouts.dimensions import dimensions
-from functional_bp.layouts.layout import BATCH, Layout, layout
+from functional_bp.layouts.layout import BATCH, Layout, given_devices, layout
 from functional_bp.train.data import Rows
 from functional_bp.train.objective import CallContext, Objective, batch_length
 
@@ -262,19 +262,7 @@ def over_devices(devices: int | Sequence[Any]) -> Layout:
     Raises:
         TrainingError: there are fewer devices or none.
     """
-    if isinstance(devices, int):
-        present = jax.devices()
-        if not 1 <= devices <= len(present):
-            raise TrainingError(
-                "there are not so many devices", got=f"devices={devices}",
-                expected=f"1 to {len(present)}",
-                do="simulate more with jax.config.update('jax_num_cpu_devices', n), first"
-            )  # fmt: skip
-        devices = present[:devices]
-    if not devices:
-        raise TrainingError("there is no device to train on", got="devices=[]",
-                            expected="a number, or a list such as jax.devices()")  # fmt: skip
-    return layout(devices, data=BATCH)
+    return layout(given_devices(devices, TrainingError), data=BATCH)
 
 
 def check_shares(layout: Layout, batch_size: int | None) -> None:

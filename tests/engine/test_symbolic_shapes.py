@@ -99,7 +99,7 @@ def count_over(parameters: list[Any], run: bool) -> int:
 
 
 def test_gradients_of_symbolic_shapes_export() -> None:
-    assert count_over(sampled_cases()[::4], run=True) > 10
+    assert count_over(sampled_cases()[::4], run=True) > 4
 
 
 @pytest.mark.long

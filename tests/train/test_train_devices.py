@@ -59,7 +59,7 @@ def test_a_layout_is_over_a_number_of_devices_or_over_these() -> None:
     [
         (0, "there are not so many devices\n  got:      devices=0\n  expected: 1 to 8"),
         (9, "there are not so many devices\n  got:      devices=9"),
-        ([], "there is no device to train on"),
+        ([], "there is no device\n  got:      devices="),
     ],
 )
 def test_devices_that_are_not_there_or_do_not_fit_are_refused(devices: Any, message: str) -> None:
