@@ -106,6 +106,7 @@ class CompiledProgram:
         instructions: in the order in which they run, a loop's body once.
         flops: floating-point operations, a loop's body as often as it runs; None where XLA does not
             know how often that is.
+        devices: on how many of this process it runs.
     """
 
     argument_bytes: int
@@ -115,6 +116,7 @@ class CompiledProgram:
     allocations: tuple[Allocation, ...]
     instructions: tuple[HloInstruction, ...]
     flops: int | None = None
+    devices: int = 1
 
     @property
     def peak_bytes(self) -> int:
@@ -172,13 +174,14 @@ def program_of(compiled: Any) -> CompiledProgram:
         stats.temp_size_in_bytes,
         stats.alias_size_in_bytes,
     )
+    devices = len(compiled.runtime_executable().local_devices())
     assignment = getattr(stats, "serialized_buffer_assignment_proto", b"")
     if not assignment:
-        return CompiledProgram(*sums, (), ())
+        return CompiledProgram(*sums, (), (), devices=devices)
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
     allocations = _allocations(_fields(assignment), schedule)
-    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled))
+    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled), devices)
 
 
 def _flops_of(compiled: Any) -> int | None:

@@ -6,8 +6,8 @@ a graph, and so is what was compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +56,7 @@ class Recomputation(NamedTuple):
         flops: of value and gradient with nothing made again.
         compilations: how many programs were compiled to find it, beside those for other budgets.
         made: source lines whose operations run again, with their bytes.
+        pieces: which lines run in pieces, along what, and whether these run again.
     """
 
     schedule: Schedule
@@ -65,6 +66,7 @@ class Recomputation(NamedTuple):
     flops: int
     compilations: int
     made: tuple[tuple[str, str, int], ...]
+    pieces: tuple[str, ...] = ()
 
     @property
     def extra_flops(self) -> int:
@@ -79,13 +81,14 @@ class Recomputation(NamedTuple):
             f"{format_bytes(self.plain.peak_bytes)} with nothing made again",
         ]
         if saved > 0:
-            share = 100 * self.extra_flops / max(self.flops, 1)
+            more, share = self.extra_flops, 100 * self.extra_flops / max(self.flops, 1)
             lines.append(
-                f"saves {format_bytes(saved)} for {format_count(self.extra_flops)} operations "
-                f"that run again, {share:.1f} % of all"
+                f"saves {format_bytes(saved)} for {format_count(more)} more operations, "
+                f"{share:.1f} % of all"
             )
             lines += [f"  {format_bytes(size):>10}  {operation}  {where}".rstrip()
                       for operation, where, size in self.made]  # fmt: skip
+            lines += self.pieces
         lines.append(f"found in {self.compilations} compilations")
         return "\n".join(lines)
 
@@ -170,7 +173,8 @@ class Search:
     @cached_property
     def scheduler(self) -> Scheduler:
         """What finds schedules, which takes a while, and is the same for all budgets."""
-        return Scheduler(self.costs, ways_inside)
+        is_alone = self.plain.devices == 1  # what is divided among devices stays where it is
+        return Scheduler(self.costs, partial(ways_inside, in_pieces=is_alone), is_alone)
 
     @cached_property
     def costs(self) -> Costs:
@@ -208,7 +212,7 @@ class Search:
         self._answers[limit] = self.tried[chosen].peak_bytes
         return Recomputation(
             chosen, self.measured(chosen), self.plain, limit, self.flops, self._new_compilations(),
-            _made_again(self.costs, chosen),
+            _made_again(self.costs, chosen), tuple(_pieces(self.costs, chosen.segments)),
         )  # fmt: skip
 
     def _effort(self, schedule: Schedule) -> int:
@@ -262,8 +266,7 @@ class Search:
             got=f"at least {size(program.peak_bytes)}, of which arguments and results "
             f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
             expected=f"at most {size(limit)}",
-            do="make the batch smaller; or run what is largest for a part of the batch at a time, "
-            "where its rows are independent: jax.lax.map(f, xs, batch_size=…)" + self._closed(),
+            do="make the batch smaller, or what is largest" + self._closed(),
         )
         error.least = program.temporary_bytes
         return error
@@ -282,6 +285,8 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
     sums: dict[tuple[str, str], int] = {}
     named = {v for group in costs.named for v in group}
     for segment in filter(Segment.runs_again, schedule.segments):
+        if segment.pieces is not None and segment.pieces.total is not None:
+            continue
         for i in range(segment.start, segment.stop):
             eqn = costs.jaxpr.eqns[i]
             size = costs.own_bytes[i] + sum(
@@ -294,6 +299,24 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
                 sums[key] = sums.get(key, 0) + size
     ranked = sorted(sums.items(), key=lambda item: -item[1])[:8]
     return tuple((operation, where, size) for (operation, where), size in ranked)
+
+
+def _pieces(costs: Costs, segments: Iterable[Segment]) -> Iterator[str]:
+    """Say of each segment that runs in pieces, of those inside too, how it does."""
+    eqns = costs.jaxpr.eqns
+    for segment in segments:
+        yield from _pieces(costs, segment.parts)
+        if segment.pieces is None:
+            continue
+        i, (is_output, array, axis) = segment.pieces.place
+        aval: Any = (eqns[i].outvars if is_output else eqns[i].invars)[array].aval
+        ends = eqns[segment.start], eqns[segment.stop - 1]
+        start, stop = (short_place(_jax.source_line(eqn)) for eqn in ends)
+        again = "each runs again" if segment.pieces.total is None else "none runs again"
+        yield (
+            f"  {start} to {stop} in {segment.pieces.count} pieces of axis {axis} of "
+            f"{eqns[i].primitive.name} ({aval.shape[axis]:,}); {again}"
+        )
 
 
 def share_of(budget: Any) -> float | None:

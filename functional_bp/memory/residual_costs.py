@@ -43,12 +43,14 @@ class Costs:
         named: for each equation, the variables that its reverse step names.
         own_bytes: what each keeps beside variables: a loop's states, who won a maximum.
         flops: of running each again.
+        reversed: whether each has a reverse step.
     """
 
     jaxpr: Jaxpr
     named: tuple[tuple[Var, ...], ...]
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
+    reversed: tuple[bool, ...]
 
     def flops_again(self, kept: Set[Var], start: int = 0, stop: int | None = None) -> int:
         """Count the operations that make again what a stretch's rules name and is not kept."""
@@ -89,7 +91,10 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         variables, count = ((), 0) if step is None else _kept_by(step)
         groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
-    return Costs(jaxpr, tuple(groups), tuple(own), tuple(map(operations, jaxpr.eqns)))
+    effort = tuple(map(operations, jaxpr.eqns))
+    return Costs(
+        jaxpr, tuple(groups), tuple(own), effort, tuple(eqn in of_eqn for eqn in jaxpr.eqns)
+    )
 
 
 def steps_of(jaxpr: Jaxpr, active: Sequence[bool]) -> tuple[SweepStep, ...]:

@@ -33,10 +33,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, Var
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
+from functional_bp.engine.axes import rank
 from functional_bp.engine.higher_order import has_tangent
-from functional_bp.engine.plan import size_in_bytes
+from functional_bp.engine.plan import size_in_bytes, variables
+from functional_bp.layouts.pieces import Place, StretchAxes, divided
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
 MOST_BORDERS = 64
@@ -45,6 +47,11 @@ LONGEST = 12  # borders that a stretch may span of which only part is made again
 # Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
 MOST_RUNGS = 24  # of a ladder
+PIECES = (2, 4, 8, 16, 32, 64)  # into about as many a stretch is divided
+PIECE = 5e-4  # of a stretch's operations: what one more piece is taken to cost
+CLASSES = 2  # of axes along which a stretch is tried in pieces
+MOST_ENDS = 8  # of stretches from one border that are tried in pieces
+MOST_VISITS = 40_000  # of equations, to find what can run in pieces
 
 Output = tuple[int, int]  # an equation's position in its graph, and which of its outputs
 
@@ -68,6 +75,34 @@ class LoopSchedule(NamedTuple):
     last: int = 0
 
 
+class SumOfPieces(NamedTuple):
+    """A scalar is linear in sums over all pieces, or is the only one.
+
+    Attributes:
+        sums: the sums.
+        output: the scalar.
+    """
+
+    sums: tuple[Output, ...]
+    output: Output
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A stretch of equations runs piece by piece, and so does its reverse sweep.
+
+    Attributes:
+        place: an axis of the dimension that is divided.
+        count: into how many pieces.
+        total: all that is differentiated goes through it: each piece is reversed as soon as it has
+            run, and nothing runs again.
+    """
+
+    place: Place
+    count: int
+    total: SumOfPieces | None = None
+
+
 class Segment(NamedTuple):
     """A stretch of equations, and what is made again in it.
 
@@ -76,6 +111,7 @@ class Segment(NamedTuple):
         kept: of what it makes, what it keeps, the rest being made again; None: it keeps all.
         parts: it runs again in these segments, and keeps nothing until then.
         inside: if it is one equation with graphs of its own, how these are differentiated.
+        pieces: it runs in pieces, of which each keeps what is kept.
     """
 
     start: int
@@ -83,6 +119,7 @@ class Segment(NamedTuple):
     kept: frozenset[Output] | None = None
     parts: tuple[Segment, ...] = ()
     inside: LoopSchedule | tuple[Schedule, ...] | None = None
+    pieces: Pieces | None = None
 
     def runs_again(self) -> bool:
         """Say whether anything in it does."""
@@ -128,10 +165,13 @@ class Scheduler:
     Args:
         costs: of the graph.
         ways_inside: ways to differentiate an equation that holds graphs.
+        in_pieces: whether stretches may run in pieces.
     """
 
-    def __init__(self, costs: Costs, ways_inside: Any = lambda eqn, own: ()) -> None:
-        self.costs, self.ways_inside = costs, ways_inside
+    def __init__(
+        self, costs: Costs, ways_inside: Any = lambda eqn, own: (), in_pieces: bool = True
+    ) -> None:
+        self.costs, self.ways_inside, self.in_pieces = costs, ways_inside, in_pieces
         eqns = costs.jaxpr.eqns
         self.defined = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
         self.held = materialized(costs)
@@ -263,6 +303,8 @@ class Scheduler:
                     found.append(Way(kept, fresh + work, flops, loose, segment))
         if b - a <= LONGEST:
             found += self._leaner(start, stop, whole, work)
+        if self.in_pieces and (a, b) in self.divisible:
+            found += self._in_pieces(a, b, whole, work)
         return found
 
     def _leaner(self, start: int, stop: int, whole: int, work: int) -> Iterator[Way]:
@@ -280,6 +322,100 @@ class Scheduler:
                 fresh += work
                 stays = places(self.costs.jaxpr, kept | (crossing & wanted))
                 yield Way(size, fresh, flops, _bytes(crossing - kept), Segment(start, stop, stays))
+
+    @cached_property
+    def divisible(self) -> dict[tuple[int, int], list[tuple[Place, int, float]]]:
+        """Find stretches that can run in pieces: along which axis, in how many at most, and how
+        much of the bytes is divided.
+        """
+        eqns = self.costs.jaxpr.eqns
+        count = max(2, MOST_VISITS // len(eqns))
+        starts = range(0, len(self.borders) - 1, math.ceil(len(self.borders) / count))
+        found: dict[tuple[int, int], list[tuple[Place, int, float]]] = {}
+        for a in starts:
+            ends = list(self._divisible_from(a))
+            for b, classes in ends[:: math.ceil(len(ends) / MOST_ENDS) or 1] + ends[-1:]:
+                for place, share in classes:
+                    division = divided(eqns, self.borders[a], self.borders[b], place)
+                    if division is not None:
+                        found.setdefault((a, b), []).append((place, division.most, share))
+        return found
+
+    def _divisible_from(self, a: int) -> Iterator[tuple[int, list[tuple[Place, float]]]]:
+        """Go through ends of stretches from a border that seem divisible for the most part: along
+        which axes, and how much of the bytes.
+        """
+        eqns, start = self.costs.jaxpr.eqns, self.borders[a]
+        axes, b = StretchAxes(), a + 1
+        size = lambda v: _size(v) if v in self.held else 0
+        for i in range(start, len(eqns)):
+            axes.add(i, eqns[i], size, self.costs.own_bytes[i])
+            if i + 1 == self.borders[b]:
+                weight = self.weight[i + 1] - self.weight[start]
+                stretch = list(zip(range(start, i + 1), eqns[start : i + 1]))
+                classes = axes.largest(CLASSES, 0.5 * weight)
+                yield b, [(axes.place(c, stretch), min(size / weight, 1)) for c, size in classes]
+                b += 1
+
+    def _in_pieces(self, a: int, b: int, whole: int, work: int) -> Iterator[Way]:
+        """Go through ways to differentiate a stretch piece by piece."""
+        start, stop = self.borders[a], self.borders[b]
+        eqns = self.costs.jaxpr.eqns[start:stop]
+        here = {v for eqn in eqns for v in eqn.outvars}
+        crossing = _bytes(v for v in here if self.last_needed.get(v, -1) >= stop)
+        reads = _bytes({v for read in self.reads[start:stop] for v in read} - here)
+        each = math.ceil(PIECE * (self.operations[stop] - self.operations[start]))
+        seen: set[int] = set()
+        for place, most, share in self.divisible[a, b]:
+            total = self._total(start, stop, place)
+            for count in _counts(most, PIECES) if total is not None else ():
+                fresh = (whole + work) * (1 - share + share / count) + reads
+                segment = Segment(start, stop, frozenset(), pieces=Pieces(place, count, total))
+                yield Way(0, int(fresh), count * each, crossing, segment)
+        for cut in (frozenset[Var](), *self.cuts) if b - a <= LONGEST else (frozenset[Var](),):
+            kept = cut & here
+            flops, size = self.costs.flops_again(kept, start, stop), _bytes(kept)
+            if size in seen or size > 0.9 * whole:
+                continue
+            seen.add(size)
+            stays = places(self.costs.jaxpr, kept)
+            for place, most, share in self.divisible[a, b]:
+                for count in _counts(most, PIECES[1::2]):
+                    fresh = (whole + work - size) * (1 - share + share / count) + reads
+                    segment = Segment(start, stop, stays, pieces=Pieces(place, count))
+                    yield Way(size, int(fresh), flops + count * each, crossing, segment)
+
+    def _total(self, start: int, stop: int, place: Place) -> SumOfPieces | None:
+        """Return the scalar through which all that is differentiated of a stretch goes."""
+        costs, eqns = self.costs, self.costs.jaxpr.eqns
+        division = divided(eqns, start, stop, place)
+        if division is None:
+            return None
+        reads = {a for i in division.inside for a in variables(eqns[i].invars)}
+        later = {a for i in division.after for a in variables(eqns[i].invars)}
+        found = {
+            v: (i, k)
+            for i in division.inside if costs.reversed[i]
+            for k, v in enumerate(eqns[i].outvars)
+            if has_tangent(v.aval) and (v in later or self.last_use.get(v, -1) >= stop)
+        }  # fmt: skip
+        if any(v.aval.dtype.kind == "c" for v in reads):
+            return None
+        if any(division.written[i][k] is not None for i, k in found.values()):
+            return None
+        sums = tuple(found.values())
+        if len(found) == 1 and rank(next(iter(found)).aval) == 0:
+            return SumOfPieces(sums, sums[0])
+        sources = {v: frozenset([v]) for v in found}  # of what is linear in sums
+        for i in division.after:
+            (out, *more), read = eqns[i].outvars, set(variables(eqns[i].invars))
+            if not more and read & sources.keys() and is_linear(eqns[i], sources.keys()):
+                sources[out] = frozenset[Var]().union(*(sources[v] for v in read & sources.keys()))
+                if sources[out] == found.keys() and rank(out.aval) == 0:
+                    return SumOfPieces(sums, (i, 0))
+            elif read & sources.keys():
+                sources = {v: group for v, group in sources.items() if v not in read}
+        return None
 
     def idle(self, b: int) -> float:
         """Count the operations before a border that need not run again: no rule names their end."""
@@ -364,6 +500,31 @@ class _Table:
 
 def _lower(target: np.ndarray[Any, Any], value: Any) -> None:
     np.minimum(target, value, out=target)
+
+
+def _counts(most: int, wanted: Iterable[int]) -> set[int]:
+    """Choose into how many pieces to divide: divisors near the wanted ones."""
+    divisors = [n for n in range(2, most + 1) if most % n == 0]
+    near = lambda count: [n for n in divisors if 0.5 < n / count < 2]
+    return {min(found, key=lambda n: abs(n - count)) for count in wanted if (found := near(count))}
+
+
+LINEAR = frozenset(
+    "add sub add_any neg mul div convert_element_type reshape squeeze broadcast_in_dim copy name "
+    "reduce_sum transpose".split()
+)
+
+
+def is_linear(eqn: JaxprEqn, variables: Collection[Var]) -> bool:
+    """Say whether an equation is linear in these of its operands; no test is complete."""
+    name, (first, *others) = eqn.primitive.name, (a in variables for a in map(_atom, eqn.invars))
+    if name not in LINEAR or not has_tangent(eqn.outvars[0].aval):
+        return False
+    return not any(others) if name == "div" else not (first and any(others)) or name != "mul"
+
+
+def _atom(atom: Any) -> Any:
+    return atom if isinstance(atom, Var) else None
 
 
 def places(jaxpr: Jaxpr, variables: Collection[Var]) -> frozenset[Output]:

@@ -28,9 +28,8 @@ from functional_bp.engine.rule import Case, Rule, rules
 from functional_bp.engine.sweeps import run
 from functional_bp.graph.interpret import equations, is_inexact
 from functional_bp.graph.nested import called, inner_graphs
+from functional_bp.layouts.pieces import piece_params
 
-# Parameters that hold a shape: of the whole, in an equation of the whole.
-SHAPES = ("shape", "new_sizes", "limit_indices", "slice_sizes")
 COMBINED: dict[str, Any] = {
     "sum": jnp.add, "prod": jnp.multiply, "max": jnp.maximum, "min": jnp.minimum,
     "and": jnp.bitwise_and, "or": jnp.bitwise_or, "xor": jnp.bitwise_xor,
@@ -75,10 +74,7 @@ def within_reach(rule: Rule, jaxpr: Any) -> bool:
 
 
 def cuts(sizes: set[int]) -> list[tuple[float, float]]:
-    """Where to cut axes of these sizes, as fractions: in two, or in as many as divide them all."""
-    if len(sizes) == 1:
-        (n,) = sizes
-        return [(0, (n + 1) // 2 / n), ((n + 1) // 2 / n, 1)] if n > 1 else []
+    """Where to cut axes of these sizes, as fractions: in as few equal pieces as divide them all."""
     common = math.gcd(*sizes)
     count = next((p for p in range(2, common + 1) if common % p == 0), 0)
     return [(k / count, (k + 1) / count) for k in range(count)]
@@ -101,6 +97,8 @@ def in_pieces(eqn: Any, operands: Sequence[Any], axes: Axes, label: Any) -> Piec
         eqn.replace(params=params), operands
     )
     axis_of = {(p.is_output, p.array): p.axis for p in reversed(places)}
+    ins, outs = (tuple(axis_of.get((side, k)) for k in range(len(shapes[side]))) for side in (0, 1))
+    params = piece_params(eqn, ins, outs, len(parts))
     is_summed = axes.role(label) is Role.SUMMED
     found = []
     for part in parts:
@@ -112,7 +110,7 @@ def in_pieces(eqn: Any, operands: Sequence[Any], axes: Axes, label: Any) -> Piec
             elif is_summed and part is not parts[0] and x.shape in shapes[1]:
                 x = jnp.full_like(x, NEUTRAL[axes.combine])
             given.append(x)
-        found.append(evaluate(given, adjusted(eqn.params, places, shapes, part, len(parts))))
+        found.append(evaluate(given, params))
     made = []
     for k, outs in enumerate(zip(*found)):
         axis = axis_of.get((True, k))
@@ -130,26 +128,6 @@ def in_pieces(eqn: Any, operands: Sequence[Any], axes: Axes, label: Any) -> Piec
         counts = [1 if (True, k) in axis_of else len(parts) for k in range(len(whole))]
         whole = [x for x, count in zip(whole, counts) for _ in range(count)]
     return Pieces(whole, made)
-
-
-def adjusted(params: Any, places: Any, shapes: Any, part: Any, count: int) -> dict[str, Any]:
-    """The parameters for a piece: shapes that they hold, and numbers of groups."""
-    changed = dict(params)
-    for place in places:
-        whole = shapes[place.is_output][place.array]
-        for name in SHAPES:
-            value = params.get(name)
-            if isinstance(value, tuple) and len(value) == len(whole):
-                n = whole[place.axis]
-                if value[place.axis] == n:
-                    start, stop = (round(n * end) for end in part)
-                    entries = list(changed[name])
-                    entries[place.axis] = stop - start
-                    changed[name] = tuple(entries)
-    for name in ("feature_group_count", "batch_group_count"):
-        if params.get(name, 1) > 1 and len({p[:2] for p in places}) == 3:  # in x, w and y
-            changed[name] = params[name] // count
-    return changed
 
 
 def differ(pieces: Pieces) -> str:
