@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,3 +107,28 @@ def shortened(table: Table) -> Table:
 def ending(name: str, most: int = 20) -> str:
     """Leave of a long path what it ends in, which tells more than what it begins with."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def natural(name: str) -> list[object]:
+    """Return a key to sort names by, numbers in them by their size."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part)
+            for part in re.split(r"(\d+)", name) if part]  # fmt: skip
+
+
+def between(scopes: Sequence[str]) -> str:
+    """Write the first and the last scope as one: ``net/block0…3/mlp``."""
+    if len(scopes) < 2:
+        return "".join(scopes)
+    first, last = scopes[0].split("/"), scopes[-1].split("/")
+    differ = [k for k, (a, b) in enumerate(zip(first, last)) if a != b]
+    if len(first) != len(last) or len(differ) != 1:
+        return f"{scopes[0]} … {scopes[-1]}"
+    (k,) = differ
+    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first[k]}|{last[k]}")
+    first[k] = f"{counted[1]}{counted[2]}…{counted[3]}" if counted else f"{first[k]}…{last[k]}"
+    return "/".join(first)
+
+
+def told_apart(lines: Sequence[Line], column: int) -> int:
+    """Count the different entries of a column."""
+    return len({line.cells[column].text for line in lines} - {""})
