@@ -202,6 +202,11 @@ def _is_persons(place: tuple[str, int]) -> bool:
     return _INSTALLED.isdisjoint(place[0].split(os.sep))
 
 
+def is_of_another_library(file: str) -> bool:
+    """Whether a file is an installed library's, and not JAX's."""
+    return not _is_persons((file, 0)) and not file.startswith(os.path.dirname(jax.__file__))
+
+
 def place_of(eqn: JaxprEqn) -> str:
     """The person's "file:line" that made the equation, "" if none is known."""
     return ":".join(map(str, source_line(eqn) or ()))

@@ -148,11 +148,16 @@ def inner_function(jaxpr: Jaxpr) -> str:
 
 
 def operation_name(eqn: JaxprEqn) -> str:
-    """Name an operation as a person does: ``relu``, of a function with a rule of its own."""
+    """Name an operation as a person does: ``relu``, of a function with a rule of its own.
+
+    Not so what wraps a person's function in a library.
+    """
     own, graph = eqn.primitive.name, called(eqn)
     if own not in WITH_OWN_RULE or graph is None:
         return "checkpoint" if own == "remat2" else own
-    return inner_function(_jax.open_jaxpr(graph)[0]).strip("_") or own
+    jaxpr = _jax.open_jaxpr(graph)[0]
+    is_wrapper = _jax.is_of_another_library(getattr(jaxpr.debug_info, "func_filename", None) or "")
+    return own if is_wrapper else inner_function(jaxpr).strip("_") or own
 
 
 def is_tag(eqn: JaxprEqn) -> bool:

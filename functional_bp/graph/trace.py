@@ -19,7 +19,7 @@ from functional_bp.errors import SHORT_DTYPES, compose
 from functional_bp.graph import names
 from functional_bp.graph.flops import dot_subscripts
 from functional_bp.graph.graph import Equation, Graph, Nested, Variable
-from functional_bp.graph.nested import Inner, inner_graphs
+from functional_bp.graph.nested import Inner, implementation, inner_graphs
 
 
 def name(x: Any, tag: str) -> Any:
@@ -172,7 +172,8 @@ class _Builder:
                 else:
                     outputs.append(add(var, ends.get(var), "intermediate"))
             source = _source(eqn, call)
-            nested = tuple(self.nested(inner, operands, source) for inner in inner_graphs(eqn))
+            graphs = inner_graphs(eqn) or implementation(eqn)
+            nested = tuple(self.nested(inner, operands, source) for inner in graphs)
             equations.append(
                 Equation(
                     index=len(equations),

@@ -224,7 +224,7 @@ def dimensions(loss: Callable[..., Any], *args: Any) -> Dimensions:
     uses = _uses_by_class(joined)
     found: dict[Dimension, list[Axis]] = {}
     for root, axes in joined.classes.items():
-        if any(variable.shape[i] != 1 for variable, i in axes):
+        if any(variable.shape[i] > 1 for variable, i in axes):
             found[_dimension(axes, joined, leaves, uses.get(root, {}))] = axes
     batch = _batches(list(found), leaves)
     marked = {replace(d, is_batch=d in batch): axes for d, axes in found.items()}
@@ -320,7 +320,7 @@ def _names(
             place = min(dimension.places, key=lambda p: _preference(p, leaves[p.leaf]))
             name = f"{_short(leaves[place.leaf], leaves)}.{place.axis}"
         else:
-            variable, axis = axes[0]
+            variable, axis = next((a for a in axes if a[0] in joined.computed), axes[0])
             equation, _ = joined.computed.get(variable, (None, 1))
             inside = equation.operation if equation else variable.kind
             name = f"{variable.tag or inside}.{axis}"
@@ -388,8 +388,8 @@ def _table(found: Dimensions) -> Table:
         Column("along it", drop=1),
     )  # fmt: skip
     outer = _alike([d for d in found.values() if d.places])
-    inner = [d for d in found.values() if not d.places]
-    lines = [_line(alike, found.leaves) for alike in (*outer, *([d] for d in inner[:MOST_INSIDE]))]
+    inner = _alike([d for d in found.values() if not d.places])
+    lines = [_line(alike, found.leaves) for alike in (*outer, *inner[:MOST_INSIDE])]
     if rest := inner[MOST_INSIDE:]:
         cells = Cell(f"{len(rest)} more", "quiet"), Cell(), Cell("inside", "quiet")
         lines.append(Line("", (*cells, *[Cell()] * 3)))
@@ -401,7 +401,8 @@ def _alike(dimensions: Sequence[Dimension]) -> list[list[Dimension]]:
     groups: dict[object, list[Dimension]] = {}
     for d in dimensions:
         places = frozenset(re.sub(r"\d+", "0", p.path) + f".{p.axis}" for p in d.places)
-        groups.setdefault((places, d.sizes, d.is_batch, _along(d)), []).append(d)
+        inside = "" if places else re.sub(r"\.\d+(_\d+)?$", "", d.name)
+        groups.setdefault((places, inside, d.sizes, d.is_batch, _along(d)), []).append(d)
     return list(groups.values())
 
 

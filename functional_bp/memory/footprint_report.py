@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -192,13 +193,18 @@ def _share(share: Share, scopes: list[str], total: int) -> Line:
         (
             Cell(format_bytes(share.bytes)),
             Cell(_percent(share.bytes, total)),
-            Cell(what, short=ending(share.name) or use.removesuffix(" sweep")),
+            Cell(what, short=_end_of(share.name) or use.removesuffix(" sweep")),
             Cell(many + share.type, is_code=True),
             Cell(origin.operation if origin else ""),
-            Cell(between(scopes), short=ending(between(scopes), 28)),
+            Cell(between(scopes), short=ending(between(scopes), 24)),
             Cell(short_place(origin.source) if origin else ""),
         ),
     )
+
+
+def _end_of(argument: str) -> str:
+    """Write the end of an argument's path: ``Dense_0.kernel``."""
+    return ending(".".join(re.findall(r"[^\[\]'.]+", argument)), 16)
 
 
 def _percent(part: int, whole: int) -> str:

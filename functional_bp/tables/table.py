@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -120,13 +121,21 @@ def between(scopes: Sequence[str]) -> str:
     if len(scopes) < 2:
         return "".join(scopes)
     first, last = scopes[0].split("/"), scopes[-1].split("/")
-    differ = [k for k, (a, b) in enumerate(zip(first, last)) if a != b]
-    if len(first) != len(last) or len(differ) != 1:
-        return f"{scopes[0]} … {scopes[-1]}"
-    (k,) = differ
-    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first[k]}|{last[k]}")
-    first[k] = f"{counted[1]}{counted[2]}…{counted[3]}" if counted else f"{first[k]}…{last[k]}"
-    return "/".join(first)
+    joined = [_joined(a, b) for a, b in zip(first, last)]
+    if len(first) == len(last) and None not in joined:
+        return "/".join(filter(None, joined))
+    if len(first) == len(last) and joined.count(None) == 1:
+        return "/".join(part or f"{a}…{b}" for part, a, b in zip(joined, first, last))
+    common = "/".join(os.path.commonprefix([first, last]))
+    return f"{common}/…" if common else f"{scopes[0]} … {scopes[-1]}"
+
+
+def _joined(first: str, last: str) -> str | None:
+    """Write two parts of scopes that differ in a number as one: ``block0…3``."""
+    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first}|{last}")
+    if first == last:
+        return first
+    return f"{counted[1]}{counted[2]}…{counted[3]}" if counted else None
 
 
 def told_apart(lines: Sequence[Line], column: int) -> int:
