@@ -260,7 +260,7 @@ def _without_only_entries(leaves: Sequence[Leaf]) -> list[Leaf]:
             entries.setdefault(leaf.keys[:k], set()).add(key)
 
     def told(keys: tuple[str, ...]) -> tuple[str, ...]:
-        inner = range(1, len(keys) - 1)
+        inner = [k for k in range(1, len(keys) - 1) if not keys[k + 1].isdecimal()]
         only = {k for k in inner if len(entries[keys[:k]]) == 1}
         return tuple(key for k, key in enumerate(keys) if k not in only)
 
