@@ -117,6 +117,7 @@ class Share:
         type: dtype and shape, ``f32[4,3]``.
         origin: what made it; None of arguments, constants and gaps.
         count: how many arrays of that type were made there.
+        is_copy: it is a copy of the argument of that name.
     """
 
     use: Purpose
@@ -125,6 +126,7 @@ class Share:
     type: str = ""
     origin: Provenance | None = None
     count: int = 1
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +213,10 @@ def usage_of(
     for buffer in live:
         origin = origin_of(buffer.origin)
         use, name = _use_of_temporary(buffer, origin), buffer.argument or names(origin, buffer.type)
-        if buffer.argument:
+        is_copy = bool(buffer.argument)
+        if is_copy and origin.operation in ("while", "fusion"):
             origin = replace(origin, operation="copy")
-        shares.append(Share(use, buffer.bytes, name, buffer.type, origin))
+        shares.append(Share(use, buffer.bytes, name, buffer.type, origin, is_copy=is_copy))
     if program.allocations:
         told = sum(share.bytes for share in shares)
         shares.append(Share(Purpose.GAPS, max(program.peak_bytes - told, 0)))
@@ -252,7 +255,7 @@ def _merged(shares: Iterable[Share]) -> tuple[Share, ...]:
         if share.bytes:
             groups[share.use, share.name, share.type, share.origin].append(share)
     joined = (
-        Share(one.use, sum(s.bytes for s in group), one.name, one.type, one.origin, len(group))
+        replace(one, bytes=sum(s.bytes for s in group), count=len(group))
         for group in groups.values()
         for one in group[:1]
     )

@@ -153,9 +153,7 @@ def _grouped(shares: Iterable[Share]) -> list[tuple[Share, list[str]]]:
     groups: dict[object, list[Share]] = {}
     for share in shares:
         origin = share.origin
-        name = "" if share.use in WEIGHTS else share.name
-        if origin is not None and origin.operation == "copy":
-            name = ""
+        name = "" if share.use in WEIGHTS or share.is_copy else share.name
         made = name if origin is None else (name, origin.operation, origin.source)
         groups.setdefault((share.use, share.type, made), []).append(share)
     joined = []

@@ -187,7 +187,7 @@ linear(
         case(lambda x, i: lax.gather(x, i, _windows, (2, 2), mode="fill"),
              real(4, 5), integer(values=[[0, 1], [1, 2], [3, 4]]), note="the last runs over"),
         case(lambda x, i: lax.gather(x, i, _windows, (2, 4), mode="clip"), real(5, 4),
-             integer(values=[[0, 1], [3, 0]]), note="the second axis is taken whole"),
+             integer(values=[[0, 1], [3, 0], [1, 0]]), note="the second axis is taken whole"),
         case(lambda x, i: lax.gather(x, i[..., None], _batched, (1, 1)),
              real(3, 4), integer(values=[[1, 1], [0, 3], [2, 2]])),
         case(lambda x, i: x[i], real(4, 3), integer(values=np.zeros((2, 0), np.int32))),
