@@ -387,9 +387,9 @@ class _Schedule:
         reader = next((u for u in users if u.path.startswith("jit(")), None)
         if instruction.path or instruction.opcode == "parameter" or reader is None:
             return instruction
-        node = self.nodes[self.by_name[instruction.name]]
-        root = node.called and self.roots.get(node.called[0])
-        opcode = self.nodes[root].instruction.opcode if root else instruction.opcode
+        node, opcode = self.nodes[self.by_name[instruction.name]], instruction.opcode
+        if opcode == "fusion" and node.called:
+            opcode = self.nodes[self.roots[node.called[0]]].instruction.opcode
         path = f"{reader.path.rpartition('/')[0]}/{opcode}"
         return instruction._replace(path=path, source=reader.source)
 

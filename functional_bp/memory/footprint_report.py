@@ -22,9 +22,9 @@ from functional_bp.tables.table import (
     Line,
     Table,
     between,
+    drops,
     ending,
     natural,
-    told_apart,
 )
 
 MOST_SHARES = 16  # lines of the second table
@@ -139,7 +139,7 @@ def _filling(report: FootprintReport) -> Iterator[Table]:
             count = Cell(f"{len(rest)} more")
             cells = [Cell(format_bytes(total)), Cell(_percent(total, usage.peak_bytes)), count]
             lines.append(Line("", (*cells, *[Cell()] * 4)))
-        scope, source = (3, 5) if told_apart(lines, 5) <= told_apart(lines, 6) else (5, 3)
+        scope, source = drops(lines, 5, 6)
         columns = (
             Column("bytes", "right"), Column("share", "right", drop=2), Column("what"),
             Column("type", drop=4), Column("made by"), Column("scope", drop=scope),

@@ -30,9 +30,9 @@ from functional_bp.tables.table import (
     Line,
     Table,
     between,
+    drops,
     ending,
     natural,
-    told_apart,
 )
 from functional_bp.vjps.remat import without_calls
 
@@ -193,7 +193,7 @@ def kept_table(values: Sequence[KeptValue]) -> Table:
         count = Cell(f"{len(values) - MOST_LINES} more")
         lines.append(Line("", (Cell(format_bytes(rest)), Cell(), count, *[Cell()] * 4)))
     total = format_bytes(sum(value.bytes for value in values))
-    scope, source = (3, 5) if told_apart(lines, 5) <= told_apart(lines, 6) else (5, 3)
+    scope, source = drops(lines, 5, 6)
     columns = (
         Column("bytes", "right"), Column("value", drop=4), Column("made by"),
         Column("named by rule of"), Column("flops again", "right", drop=2),

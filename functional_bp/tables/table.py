@@ -138,6 +138,7 @@ def _joined(first: str, last: str) -> str | None:
     return f"{counted[1]}{counted[2]}…{counted[3]}" if counted else None
 
 
-def told_apart(lines: Sequence[Line], column: int) -> int:
-    """Count the different entries of a column."""
-    return len({line.cells[column].text for line in lines} - {""})
+def drops(lines: Sequence[Line], one: int, other: int) -> tuple[int, int]:
+    """Return when two columns are dropped: that with fewer different entries third, else fifth."""
+    first, second = (len({line.cells[k].text for line in lines} - {""}) for k in (one, other))
+    return (3, 5) if first <= second else (5, 3)
