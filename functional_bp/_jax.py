@@ -176,10 +176,16 @@ def transposing() -> AbstractContextManager[Any]:
     return _source.transform_name_stack("transpose")
 
 
-def source_line(eqn: JaxprEqn) -> tuple[str, int] | None:
-    """The person's file and line that made the equation, None if none is known."""
+def source_line(eqn: JaxprEqn, call: tuple[str, int] | None = None) -> tuple[str, int] | None:
+    """The person's file and line that made the equation, None if none is known.
+
+    Of what an installed library does inside a call, whose frames end there, it is that of the call.
+    """
     frames = _source.user_frames(eqn.source_info.traceback)
-    return innermost((frame.file_name, frame.start_line) for frame in frames)
+    found = innermost((frame.file_name, frame.start_line) for frame in frames)
+    if found is None or (call is not None and not _is_persons(found) and _is_persons(call)):
+        return call
+    return found
 
 
 def innermost(places: Iterable[tuple[str, int]]) -> tuple[str, int] | None:
@@ -189,8 +195,16 @@ def innermost(places: Iterable[tuple[str, int]]) -> tuple[str, int] | None:
     where a program was begun: what follows only asked for it.
     """
     own = list(itertools.takewhile(lambda place: not place[0].startswith(_HERE), places))
-    persons = (place for place in own if _INSTALLED.isdisjoint(place[0].split(os.sep)))
-    return next(persons, own[0] if own else None)
+    return next(filter(_is_persons, own), own[0] if own else None)
+
+
+def _is_persons(place: tuple[str, int]) -> bool:
+    return _INSTALLED.isdisjoint(place[0].split(os.sep))
+
+
+def is_of_another_library(file: str) -> bool:
+    """Whether a file is an installed library's, and not JAX's."""
+    return not _is_persons((file, 0)) and not file.startswith(os.path.dirname(jax.__file__))
 
 
 def place_of(eqn: JaxprEqn) -> str:

@@ -14,7 +14,8 @@ import jax
 from jax.extend.core import Jaxpr, JaxprEqn
 from jax.tree_util import DictKey, SequenceKey, keystr, tree_flatten_with_path
 
-from functional_bp.graph.nested import every_graph
+from functional_bp import _jax
+from functional_bp.graph.nested import WITH_OWN_RULE, called, every_graph
 
 
 def function_name(fun: Callable[..., Any]) -> str:
@@ -144,6 +145,19 @@ def inner_function(jaxpr: Jaxpr) -> str:
     """Return the name of the function that a nested graph was traced from, "" for a lambda."""
     name = getattr(jaxpr.debug_info, "func_name", "") or ""
     return "" if not name.isidentifier() else name
+
+
+def operation_name(eqn: JaxprEqn) -> str:
+    """Name an operation as a person does: ``relu``, of a function with a rule of its own.
+
+    Not so what wraps a person's function in a library.
+    """
+    own, graph = eqn.primitive.name, called(eqn)
+    if own not in WITH_OWN_RULE or graph is None:
+        return "checkpoint" if own == "remat2" else own
+    jaxpr = _jax.open_jaxpr(graph)[0]
+    is_wrapper = _jax.is_of_another_library(getattr(jaxpr.debug_info, "func_filename", None) or "")
+    return own if is_wrapper else inner_function(jaxpr).strip("_") or own
 
 
 def is_tag(eqn: JaxprEqn) -> bool:

@@ -14,13 +14,16 @@ operation                   graphs                 runs
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from functional_bp import _jax
+from functional_bp.engine.rule import rules
 
 # Operations that run one graph, once, in their place: calls; and those with a derivative of their
 # own, of which a call is what they compute.
@@ -66,6 +69,21 @@ _COMBINING = {"reduce", "reduce_window"}
 def inner_graphs(eqn: JaxprEqn) -> list[Inner]:
     """Return the graphs that an equation holds, in the order in which they run."""
     return list(_READERS.get(eqn.primitive.name, _any)(eqn))
+
+
+def implementation(eqn: JaxprEqn) -> list[Inner]:
+    """Return the graph by which a third party's primitive is computed, if its author gave one."""
+    run = eqn.primitive.impl
+    while isinstance(run, functools.partial):
+        run = run.func
+    if eqn.primitive in rules or run.__module__.partition(".")[0] in ("jax", "functional_bp"):
+        return []
+    call = functools.partial(eqn.primitive.impl, **eqn.params)
+    try:
+        jaxpr = jax.make_jaxpr(call)(*(v.aval for v in eqn.invars))
+    except Exception:  # the author's function may ask for values, and raise anything
+        return []
+    return [_inner("body", jaxpr, 1, range(len(eqn.invars)))]
 
 
 def _inner(

@@ -19,7 +19,7 @@ from functional_bp.errors import SHORT_DTYPES, compose
 from functional_bp.graph import names
 from functional_bp.graph.flops import dot_subscripts
 from functional_bp.graph.graph import Equation, Graph, Nested, Variable
-from functional_bp.graph.nested import Inner, inner_graphs
+from functional_bp.graph.nested import Inner, implementation, inner_graphs
 
 
 def name(x: Any, tag: str) -> Any:
@@ -126,6 +126,7 @@ class _Builder:
         constant_names: list[str | None],
         paths: list[str],
         is_nested: bool = False,
+        call: tuple[str, int] | None = None,
     ) -> Graph:
         tags, aliases = _tags(jaxpr)
         taken: set[str] = set()
@@ -170,7 +171,9 @@ class _Builder:
                     outputs.append(of_var[var])
                 else:
                     outputs.append(add(var, ends.get(var), "intermediate"))
-            nested = tuple(self.nested(inner, operands) for inner in inner_graphs(eqn))
+            source = _source(eqn, call)
+            graphs = inner_graphs(eqn) or implementation(eqn)
+            nested = tuple(self.nested(inner, operands, source) for inner in graphs)
             equations.append(
                 Equation(
                     index=len(equations),
@@ -181,7 +184,7 @@ class _Builder:
                     parameters=_short_parameters(eqn),
                     nested=nested,
                     scope=_jax.name_scope(eqn),
-                    source=_source(eqn),
+                    source=source,
                     eqn=eqn,
                 )
             )
@@ -191,15 +194,19 @@ class _Builder:
         return Graph(title, tuple(inputs), tuple(constants), outs, tuple(paths), tuple(equations),
                      jaxpr, tuple(consts), of_var)  # fmt: skip
 
-    def nested(self, inner: Inner, operands: tuple[Variable, ...]) -> Nested:
+    def nested(
+        self, inner: Inner, operands: tuple[Variable, ...], call: tuple[str, int] | None
+    ) -> Nested:
         fed = tuple(None if i is None else operands[i] for i in inner.operands)
         outer = [None if v is None or v.kind == "literal" else v.name for v in fed]
         inputs = names.inner_names(inner.jaxpr, outer, inner.unchanged)
         paths: list[str] = list(getattr(inner.jaxpr.debug_info, "result_paths", None) or ())
         if len(paths) != len(inner.jaxpr.outvars):
             paths = [f"result[{i}]" for i in range(len(inner.jaxpr.outvars))]
-        graph = self.graph(names.inner_function(inner.jaxpr), inner.jaxpr, inner.consts, inputs,
-                           [None] * len(inner.consts), paths, is_nested=True)  # fmt: skip
+        graph = self.graph(
+            names.inner_function(inner.jaxpr), inner.jaxpr, inner.consts, inputs,
+            [None] * len(inner.consts), paths, is_nested=True, call=call,
+        )  # fmt: skip
         return Nested(inner.label, graph, inner.runs, fed)
 
 
@@ -229,8 +236,8 @@ def _number(value: Any) -> str:
     return f"{plain:.7g}" if isinstance(plain, float) and plain % 1 else str(plain)
 
 
-def _source(eqn: JaxprEqn) -> tuple[str, int] | None:
-    found = _jax.source_line(eqn)
+def _source(eqn: JaxprEqn, call: tuple[str, int] | None) -> tuple[str, int] | None:
+    found = _jax.source_line(eqn, call)
     return None if found is None or found[0] == __file__ else found
 
 

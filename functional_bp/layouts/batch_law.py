@@ -119,7 +119,9 @@ class BatchLaw:
         return self.why if self.culprit is None else f"{self.culprit.operation} {self.why}"
 
     def __str__(self) -> str:
-        why = self.told_why + (f" ({short_place(self.source)})" if self.source else "")
+        scope = "" if self.culprit is None or "(" in self.culprit.scope else self.culprit.scope
+        place = ", ".join(filter(None, (scope, short_place(self.source))))
+        why = self.told_why + (f" ({place})" if place else "")
         by = " and ".join(self._told(factor.variable) for factor in self.weights)
         batch = f"the {self.size} examples"
         text = f"{self.kind.value}: " + WORDS[self.kind].format(batch=batch, why=why, by=by)

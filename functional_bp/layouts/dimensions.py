@@ -7,6 +7,7 @@ only happen to have the same size are two dimensions.
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,7 +89,8 @@ class Leaf(NamedTuple):
 
     Attributes:
         argument: the number of the argument that it is in.
-        keys: the argument's name and the keys below it.
+        keys: the argument's name and the keys below it; of one such as Haiku's ``net/~/linear``
+            its parts. What is the only entry of its parent is left out, if it has entries itself.
         path: the same as a person writes it.
         variable: what stands for it in the graph; None for what is no array.
     """
@@ -222,7 +224,7 @@ def dimensions(loss: Callable[..., Any], *args: Any) -> Dimensions:
     uses = _uses_by_class(joined)
     found: dict[Dimension, list[Axis]] = {}
     for root, axes in joined.classes.items():
-        if any(variable.shape[i] != 1 for variable, i in axes):
+        if any(variable.shape[i] > 1 for variable, i in axes):
             found[_dimension(axes, joined, leaves, uses.get(root, {}))] = axes
     batch = _batches(list(found), leaves)
     marked = {replace(d, is_batch=d in batch): axes for d, axes in found.items()}
@@ -238,15 +240,31 @@ def _leaves(loss: Callable[..., Any], args: Sequence[Any], graph: Graph) -> list
     leaves: list[Leaf] = []
     for path, x in tree_flatten_with_path(tuple(args))[0]:
         number, below = path[0].idx, path[1:]
-        keys = (heads[number], *(str(_key(step)) for step in below))
+        keys = (heads[number], *(part for step in below for part in _parts(step)))
         variable = next(inputs) if leaf_is_array(x) else None
         leaves.append(Leaf(number, keys, heads[number] + keystr(below), variable))
-    return leaves
+    return _without_only_entries(leaves)
 
 
-def _key(step: Any) -> Any:
+def _parts(step: Any) -> list[str]:
     """What stands in one step of a pytree's path: a key, an index, an attribute's name."""
-    return next(getattr(step, name) for name in ("key", "idx", "name") if hasattr(step, name))
+    key = next(getattr(step, name) for name in ("key", "idx", "name") if hasattr(step, name))
+    return [part for part in str(key).split("/") if part not in ("", "~")] or [str(key)]
+
+
+def _without_only_entries(leaves: Sequence[Leaf]) -> list[Leaf]:
+    """Leave out of keys what tells nothing apart: Flax's ``params`` around all others."""
+    entries: dict[tuple[str, ...], set[str]] = {}
+    for leaf in leaves:
+        for k, key in enumerate(leaf.keys):
+            entries.setdefault(leaf.keys[:k], set()).add(key)
+
+    def told(keys: tuple[str, ...]) -> tuple[str, ...]:
+        inner = [k for k in range(1, len(keys) - 1) if not keys[k + 1].isdecimal()]
+        only = {k for k in inner if len(entries[keys[:k]]) == 1}
+        return tuple(key for k, key in enumerate(keys) if k not in only)
+
+    return [leaf._replace(keys=told(leaf.keys)) for leaf in leaves]
 
 
 def _uses_by_class(joined: JoinedAxes) -> dict[Axis, dict[Role, tuple[Equation, ...]]]:
@@ -302,7 +320,7 @@ def _names(
             place = min(dimension.places, key=lambda p: _preference(p, leaves[p.leaf]))
             name = f"{_short(leaves[place.leaf], leaves)}.{place.axis}"
         else:
-            variable, axis = axes[0]
+            variable, axis = next((a for a in axes if a[0] in joined.computed), axes[0])
             equation, _ = joined.computed.get(variable, (None, 1))
             inside = equation.operation if equation else variable.kind
             name = f"{variable.tag or inside}.{axis}"
@@ -341,16 +359,18 @@ def _is_data(variable: Variable | None) -> bool:
 
 def _preference(place: LeafAxis, leaf: Leaf) -> tuple[int, int, LeafAxis]:
     """A dimension bears the name of what makes it: the last axis of a weight, else of data."""
-    ndim = 0 if leaf.variable is None else len(leaf.variable.shape)
-    makes = leaf.argument == 0 and ndim > 1 and place.axis == ndim - 1
+    shape = () if leaf.variable is None else leaf.variable.shape
+    ndim = sum(size != 1 for size in shape)
+    makes = leaf.argument == 0 and ndim > 1 and place.axis == len(shape) - 1
     return 0 if makes else 1 if leaf.argument else 2, -ndim, place
 
 
 def _short(leaf: Leaf, leaves: Sequence[Leaf]) -> str:
-    """The shortest end of the path that no other array has."""
+    """The shortest end of the path that no other array has, and that begins with a word."""
     for start in range(len(leaf.keys) - 1, 0, -1):
         end = leaf.keys[start:]
-        if sum(other.keys[start - len(leaf.keys) :] == end for other in leaves) == 1:
+        count = sum(other.keys[-len(end) :] == end for other in leaves)
+        if count == 1 and not end[0].isdecimal():
             return ".".join(end)
     return ".".join(leaf.keys)
 
@@ -367,25 +387,42 @@ def _table(found: Dimensions) -> Table:
         Column("values", "right", drop=3), Column("bytes", "right", drop=2),
         Column("along it", drop=1),
     )  # fmt: skip
-    outer = [d for d in found.values() if d.places]
-    inner = [d for d in found.values() if not d.places]
-    lines = [_line(d, found.leaves) for d in (*outer, *inner[:MOST_INSIDE])]
+    outer = _alike([d for d in found.values() if d.places])
+    inner = _alike([d for d in found.values() if not d.places])
+    lines = [_line(alike, found.leaves) for alike in (*outer, *inner[:MOST_INSIDE])]
     if rest := inner[MOST_INSIDE:]:
         cells = Cell(f"{len(rest)} more", "quiet"), Cell(), Cell("inside", "quiet")
         lines.append(Line("", (*cells, *[Cell()] * 3)))
     return Table(f"Dimensions of {found.graph.name}", columns, tuple(lines))
 
 
-def _line(dimension: Dimension, leaves: Sequence[Leaf]) -> Line:
+def _alike(dimensions: Sequence[Dimension]) -> list[list[Dimension]]:
+    """Put together what differs in numbers of its names alone: the same in each layer."""
+    groups: dict[object, list[Dimension]] = {}
+    for d in dimensions:
+        places = frozenset(re.sub(r"\d+", "0", p.path) + f".{p.axis}" for p in d.places)
+        inside = "" if places else re.sub(r"\.\d+(_\d+)?$", "", d.name)
+        groups.setdefault((places, inside, d.sizes, d.is_batch, _along(d)), []).append(d)
+    return list(groups.values())
+
+
+def _line(alike: Sequence[Dimension], leaves: Sequence[Leaf]) -> Line:
+    dimension, many = alike[0], f"{len(alike)} × " if len(alike) > 1 else ""
     short = [f"{_short(leaves[p.leaf], leaves)}.{p.axis}" for p in dimension.places]
-    more = f", {len(short) - MOST_PLACES} more" if len(short) > MOST_PLACES else ""
-    where = Cell(", ".join(short[:MOST_PLACES]) + more) if short else Cell("inside", "quiet")
-    total = dimension.bytes + dimension.argument_bytes
+    where = Cell(_first(short, MOST_PLACES), short=_first(short, 1))
+    if not short:
+        where = Cell("inside", "quiet")
+    values, total = sum(d.values for d in alike), sum(d.bytes + d.argument_bytes for d in alike)
     cells = (
-        Cell(dimension.name, is_code=True), Cell(str(dimension.size)), where,
-        Cell(str(dimension.values)), Cell(format_bytes(total)), Cell(_along(dimension)),
+        Cell(dimension.name, is_code=True), Cell(f"{many}{dimension.size}"), where,
+        Cell(str(values)), Cell(format_bytes(total)), Cell(_along(dimension)),
     )  # fmt: skip
     return Line("", cells)
+
+
+def _first(names: Sequence[str], most: int) -> str:
+    more = f", {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _along(dimension: Dimension) -> str:

@@ -434,6 +434,9 @@ class Dependences:
                 break
             state = joined
         (proceeds,) = self._inside(equation, condition, [*tested[:-count], *state])
+        if proceeds.kind is Mode.EACH and all(map(self.batch_axes, equation.outputs)):
+            if all(x.kind in (Mode.EACH, Mode.FIXED) for x in state):
+                return [replace(x, kind=Mode.EACH) for x in state]  # each until it is done itself
         if proceeds.kind is not Mode.FIXED:
             why = "goes on until all examples are done"
             return [self._coupled(equation, [*operands, *state], why)] * count

@@ -59,6 +59,7 @@ class Buffer:
         spans: first and last position in the schedule; of what enters the branches of a
             conditional, one such span in each, since they exclude each other.
         users: the instructions that read it.
+        argument: the name of the program's argument that it is a copy of, "" for none.
     """
 
     offset: int
@@ -67,6 +68,7 @@ class Buffer:
     origin: HloInstruction
     spans: tuple[tuple[int, int], ...]
     users: tuple[HloInstruction, ...] = field(repr=False, default=())
+    argument: str = ""
 
     def is_live(self, position: int) -> bool:
         """Say whether it is needed while the instruction there runs."""
@@ -255,10 +257,12 @@ _DTYPES = {
 _TUPLE = 13
 # Instructions that give a buffer another name, and read nothing of it.
 _NAMES_ONLY = {"tuple", "get-tuple-element", "bitcast", "parameter"}
+# Instructions that write what they read in another order or dtype.
+_COPIES = {"bitcast", "copy", "reshape", "transpose", "reverse", "convert"}
 # Instructions whose own source says less than that of what they move.
-_MOVERS = {
-    "bitcast", "copy", "reshape", "transpose", "convert", "broadcast", "tuple", "parameter",
-    "get-tuple-element", "while", "conditional", "call", "constant",
+_MOVERS = _COPIES | {
+    "broadcast", "tuple", "parameter", "get-tuple-element", "while", "conditional", "call",
+    "constant",
 }  # fmt: skip
 
 
@@ -358,22 +362,39 @@ class _Schedule:
         dims = ",".join(map(str, _varints(shape.get(3, ()))))
         return f"{_DTYPES.get(kind, 'array')}[{dims}]"
 
-    def origin(self, locations: Sequence[int]) -> HloInstruction:
+    def origin(self, locations: Sequence[int]) -> tuple[HloInstruction, str]:
         """Find the instruction that says best what lies in a buffer: who writes its content.
 
         What a loop stacks is allocated before it, filled with zeros, and written in its body by
         an update in place; the value that is written there says what it is.
+
+        Returns:
+            That instruction; and the name of the argument that the buffer is a copy of, or "".
         """
         here = [i for i in locations if i in self.positions]
         for identity in here:
             moved = self._written(identity)
             if moved is not None:
-                return self.nodes[moved].instruction
+                return self.nodes[moved].instruction, ""
         makers = [i for i in here if self.nodes[i].instruction.opcode not in _MOVERS]
         best = (makers or here or list(locations))[0]
         moved = self._moved(best)
-        is_given = self.nodes[moved].instruction.opcode == "parameter"  # a copy of an argument
-        return self.nodes[best if is_given else moved].instruction
+        given = self.nodes[moved]
+        if given.instruction.opcode != "parameter":
+            return given.instruction, ""
+        is_argument = given.computation == self._entry
+        return self.nodes[best].instruction, given.instruction.path if is_argument else ""
+
+    def told(self, instruction: HloInstruction, users: Sequence[HloInstruction]) -> HloInstruction:
+        """Return the instruction in the scope and line of a reader, where XLA gave it none."""
+        reader = next((u for u in users if u.path.startswith("jit(")), None)
+        if instruction.path or instruction.opcode == "parameter" or reader is None:
+            return instruction
+        node, opcode = self.nodes[self.by_name[instruction.name]], instruction.opcode
+        if opcode == "fusion" and node.called:
+            opcode = self.nodes[self.roots[node.called[0]]].instruction.opcode
+        path = f"{reader.path.rpartition('/')[0]}/{opcode}"
+        return instruction._replace(path=path, source=reader.source)
 
     def argument(self, number: int) -> tuple[str, str]:
         """Return the name and the type of an argument of the program."""
@@ -469,7 +490,7 @@ class _Schedule:
                 identity, fusion = root, identity
             elif node.instruction.opcode == "parameter" and fusion is not None:
                 identity, fusion = self.nodes[fusion].operands[node.number], None
-            elif node.instruction.opcode in ("bitcast", "copy", "reshape", "transpose", "convert"):
+            elif node.instruction.opcode in _COPIES:
                 identity = node.operands[0]
             elif (carried := self._carried(node)) is not None and carried != identity:
                 identity = carried
@@ -483,7 +504,8 @@ class _Schedule:
             return None
         root = self.roots[node.called[0]]
         inner = self.nodes[root].instruction
-        return root if inner.path and inner.opcode != "tuple" else None
+        tells = inner.path and inner.opcode != "tuple"
+        return root if tells or inner.opcode in _COPIES else None
 
     def _carried(self, node: _Node) -> int | None:
         """For an element of a loop's carry: what makes the next one, at the end of the body."""
@@ -608,9 +630,9 @@ def _buffer(
     users = schedule.readers(
         place for one in same for place in schedule.spread(one) if place[0] in schedule.nodes
     )
+    origin, argument = schedule.origin([i for i, _ in same if i in schedule.nodes])
+    readers = tuple(schedule.nodes[user].instruction for user in users)
     return Buffer(
-        offset, size, schedule.type_of(*start),
-        schedule.origin([i for i, _ in same if i in schedule.nodes]),
-        schedule.spans(start),
-        tuple(schedule.nodes[user].instruction for user in users),
+        offset, size, schedule.type_of(*start), schedule.told(origin, readers),
+        schedule.spans(start), readers, argument if origin.opcode != "parameter" else "",
     )  # fmt: skip

@@ -11,7 +11,7 @@ import enum
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -72,15 +72,20 @@ class Provenance:
 # JAX's words for a transformed scope, and its own scopes around loops, branches and calls.
 _TRANSFORMED = re.compile(r"(jvp|transpose|vmap|remat|rematted_computation|linearize)\((.*)\)")
 _STRUCTURE = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation",
-              "shard_map", "custom_vjp_call", "custom_jvp_call"}  # fmt: skip
+              "shard_map", "custom_vjp_call", "custom_jvp_call", "eval_jaxpr"}  # fmt: skip
 
 
 def origin_of(instruction: HloInstruction) -> Provenance:
-    """Read an instruction's name stack, ``jit(loss)/transpose(jvp(encoder))/layer0/tanh``."""
+    """Say which operation an instruction comes from."""
+    first = instruction.path.split(";")[0]  # of several that were made one, the first
+    return provenance(first, instruction.source, instruction.opcode)
+
+
+def provenance(path: str, source: tuple[str, int] | None, opcode: str = "") -> Provenance:
+    """Read a name stack and operation, ``jit(loss)/transpose(jvp(encoder))/layer0/tanh``."""
     is_reverse = False
     scopes: list[str] = []
-    first = instruction.path.split(";")[0]  # of several that were made one, the first
-    parts = re.split(r"/(?![^(]*\))", first)
+    parts = re.split(r"/(?![^(]*\))", path)
     for part in parts[:-1]:
         while (found := _TRANSFORMED.fullmatch(part)) is not None:
             is_reverse |= found[1] == "transpose"
@@ -92,9 +97,7 @@ def origin_of(instruction: HloInstruction) -> Provenance:
         if part and not is_own:
             scopes.append(part)
     operation = parts[-1] if "(" not in parts[-1] else ""
-    return Provenance(
-        "/".join(scopes), operation or instruction.opcode, instruction.source, is_reverse
-    )
+    return Provenance("/".join(scopes), operation or opcode, source, is_reverse)
 
 
 def _is_of_jax(name: str) -> bool:
@@ -114,6 +117,7 @@ class Share:
         type: dtype and shape, ``f32[4,3]``.
         origin: what made it; None of arguments, constants and gaps.
         count: how many arrays of that type were made there.
+        is_copy: it is a copy of the argument of that name.
     """
 
     use: Purpose
@@ -122,6 +126,7 @@ class Share:
     type: str = ""
     origin: Provenance | None = None
     count: int = 1
+    is_copy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +171,15 @@ class Usage:
 
     @property
     def peak_origin(self) -> Provenance | None:
-        """Return the operation that runs where most temporaries are live."""
-        instructions = self.program.instructions[self.program.peak :]
-        told = (origin_of(i) for i in instructions if i.path and "/while/cond/" not in i.path)
+        """Return the operation that runs where most temporaries are live.
+
+        Where XLA copies something there, it is the first that reads the copy.
+        """
+        program = self.program
+        copies = [b for b in program.temporaries if b.spans[0][0] == program.peak]
+        here, *later = program.instructions[program.peak :] or [None]
+        near = [here, *(user for copy in copies for user in copy.users), *later]
+        told = (origin_of(i) for i in near if i and i.path and "/while/cond/" not in i.path)
         return next(told, None)
 
 
@@ -201,8 +212,11 @@ def usage_of(
     live = program.live_at(program.peak) if program.instructions else []
     for buffer in live:
         origin = origin_of(buffer.origin)
-        use = _use_of_temporary(buffer, origin)
-        shares.append(Share(use, buffer.bytes, names(origin, buffer.type), buffer.type, origin))
+        use, name = _use_of_temporary(buffer, origin), buffer.argument or names(origin, buffer.type)
+        is_copy = bool(buffer.argument)
+        if is_copy and origin.operation in ("while", "fusion"):
+            origin = replace(origin, operation="copy")
+        shares.append(Share(use, buffer.bytes, name, buffer.type, origin, is_copy=is_copy))
     if program.allocations:
         told = sum(share.bytes for share in shares)
         shares.append(Share(Purpose.GAPS, max(program.peak_bytes - told, 0)))
@@ -224,6 +238,9 @@ def _filled(
 
 def _use_of_temporary(buffer: Buffer, origin: Provenance) -> Purpose:
     users = [origin_of(user) for user in buffer.users]
+    if buffer.argument:
+        is_kept = any(user.is_reverse or user.is_update for user in users)
+        return Purpose.KEPT if is_kept else Purpose.FORWARD
     if any(user.is_update for user in users) and not origin.is_update:
         return Purpose.GRADIENTS
     if origin.is_reverse:
@@ -238,7 +255,7 @@ def _merged(shares: Iterable[Share]) -> tuple[Share, ...]:
         if share.bytes:
             groups[share.use, share.name, share.type, share.origin].append(share)
     joined = (
-        Share(one.use, sum(s.bytes for s in group), one.name, one.type, one.origin, len(group))
+        replace(one, bytes=sum(s.bytes for s in group), count=len(group))
         for group in groups.values()
         for one in group[:1]
     )

@@ -327,7 +327,8 @@ class FootprintSubject:
             value, bars = sweep(*inputs)
             with jax.named_scope(OPTIMIZER_SCOPE):
                 updates, opt_state = optimizer.update(bars, opt_state, inputs[trained])
-                return optax.apply_updates(inputs[trained], updates), opt_state, value
+                params = optax.apply_updates(inputs[trained], updates)
+            return opt_state, params, value  # in the order of what is donated, to lie there
 
         _sign(step, ["opt_state", *self.heads])
         return step, (jax.eval_shape(optimizer.init, args[trained]), *args), (0, 1 + trained)

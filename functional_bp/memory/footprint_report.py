@@ -16,7 +16,16 @@ from functional_bp.memory.kept import KeptValue, kept_table
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
-from functional_bp.tables.table import Cell, Column, Line, Table, ending
+from functional_bp.tables.table import (
+    Cell,
+    Column,
+    Line,
+    Table,
+    between,
+    drops,
+    ending,
+    natural,
+)
 
 MOST_SHARES = 16  # lines of the second table
 WEIGHTS = (Purpose.PARAMETERS, Purpose.OPTIMIZER, Purpose.STATE)  # alike in every layer
@@ -118,11 +127,6 @@ def _temporaries(usage: Usage) -> int:
 
 
 def _filling(report: FootprintReport) -> Iterator[Table]:
-    columns = (
-        Column("bytes", "right"), Column("share", "right", drop=2), Column("what"),
-        Column("type", drop=4), Column("made by"), Column("scope", drop=3),
-        Column("source", drop=5),
-    )  # fmt: skip
     for name, usage in list(report.usages.items())[:1]:
         if not usage.shares:
             continue
@@ -135,6 +139,12 @@ def _filling(report: FootprintReport) -> Iterator[Table]:
             count = Cell(f"{len(rest)} more")
             cells = [Cell(format_bytes(total)), Cell(_percent(total, usage.peak_bytes)), count]
             lines.append(Line("", (*cells, *[Cell()] * 4)))
+        scope, source = drops(lines, 5, 6)
+        columns = (
+            Column("bytes", "right"), Column("share", "right", drop=2), Column("what"),
+            Column("type", drop=4), Column("made by"), Column("scope", drop=scope),
+            Column("source", drop=source),
+        )  # fmt: skip
         yield Table(f"At the peak of {name}{_at(usage)}", columns, tuple(lines))
 
 
@@ -143,21 +153,16 @@ def _grouped(shares: Iterable[Share]) -> list[tuple[Share, list[str]]]:
     groups: dict[object, list[Share]] = {}
     for share in shares:
         origin = share.origin
-        name = "" if share.use in WEIGHTS else share.name
+        name = "" if share.use in WEIGHTS or share.is_copy else share.name
         made = name if origin is None else (name, origin.operation, origin.source)
         groups.setdefault((share.use, share.type, made), []).append(share)
     joined = []
     for one, *others in groups.values():
-        scopes = sorted({s.origin.scope for s in (one, *others) if s.origin}, key=_natural)
+        scopes = sorted({s.origin.scope for s in (one, *others) if s.origin}, key=natural)
         size, count = (sum(getattr(s, f) for s in (one, *others)) for f in ("bytes", "count"))
         name = "" if {s.name for s in others} - {one.name} else one.name
         joined.append((replace(one, name=name, bytes=size, count=count), scopes))
     return sorted(joined, key=lambda item: -item[0].bytes)
-
-
-def _natural(scope: str) -> list[object]:
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part)
-            for part in re.split(r"(\d+)", scope) if part]  # fmt: skip
 
 
 def _at(usage: Usage) -> str:
@@ -186,27 +191,18 @@ def _share(share: Share, scopes: list[str], total: int) -> Line:
         (
             Cell(format_bytes(share.bytes)),
             Cell(_percent(share.bytes, total)),
-            Cell(what, short=ending(share.name) or use.removesuffix(" sweep")),
+            Cell(what, short=_end_of(share.name) or use.removesuffix(" sweep")),
             Cell(many + share.type, is_code=True),
             Cell(origin.operation if origin else ""),
-            Cell(between(scopes), short=ending(between(scopes), 28)),
+            Cell(between(scopes), short=ending(between(scopes), 24)),
             Cell(short_place(origin.source) if origin else ""),
         ),
     )
 
 
-def between(scopes: Sequence[str]) -> str:
-    """Write the first and the last scope as one: ``net/block0…3/mlp``."""
-    if len(scopes) < 2:
-        return "".join(scopes)
-    first, last = scopes[0].split("/"), scopes[-1].split("/")
-    differ = [k for k, (a, b) in enumerate(zip(first, last)) if a != b]
-    if len(first) != len(last) or len(differ) != 1:
-        return f"{scopes[0]} … {scopes[-1]}"
-    (k,) = differ
-    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first[k]}|{last[k]}")
-    first[k] = f"{counted[1]}{counted[2]}…{counted[3]}" if counted else f"{first[k]}…{last[k]}"
-    return "/".join(first)
+def _end_of(argument: str) -> str:
+    """Write the end of an argument's path: ``Dense_0.kernel``."""
+    return ending(".".join(re.findall(r"[^\[\]'.]+", argument)), 16)
 
 
 def _percent(part: int, whole: int) -> str:

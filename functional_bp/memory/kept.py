@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -20,9 +20,20 @@ from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.rule import rules
 from functional_bp.errors import describe
 from functional_bp.graph.graph import format_bytes, format_count, short_place
+from functional_bp.graph.names import operation_name
 from functional_bp.graph.nested import inner_graphs
+from functional_bp.memory.attribution import provenance
 from functional_bp.memory.residual_costs import costs_of, operations, shape_of, steps_of
-from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.tables.table import (
+    Cell,
+    Column,
+    Line,
+    Table,
+    between,
+    drops,
+    ending,
+    natural,
+)
 from functional_bp.vjps.remat import without_calls
 
 MOST_LINES = 12
@@ -36,7 +47,8 @@ class KeptValue:
     Attributes:
         bytes: of it; of ``count`` alike together.
         type: dtype and shape; "" for what an operation keeps beside its operands and outputs.
-        operation: the primitive that made it.
+        operation: that made it: the primitive, or the function that it calls.
+        scope: the name scopes that it stands in, ``encoder/layer0``.
         source: the person's file and line, None where unknown.
         named_by: the operations whose rules name it, and where these rules stand.
         flops: of making it again from the operands of that operation.
@@ -46,6 +58,7 @@ class KeptValue:
     bytes: int
     type: str
     operation: str
+    scope: str
     source: tuple[str, int] | None
     named_by: tuple[tuple[str, str], ...]
     flops: int
@@ -78,16 +91,16 @@ def kept_values(
     inner = {step.eqn: step.higher_order for step in steps_of(jaxpr, marked)}
     found: list[KeptValue] = []
     for eqn, own, flops in zip(jaxpr.eqns, costs.own_bytes, costs.flops):
-        operation, source = eqn.primitive.name, _jax.source_line(eqn)
+        operation, scope, source = operation_name(eqn), _scope(eqn), _jax.source_line(eqn)
         for v in eqn.outvars:
             if v in readers:
                 named_by = tuple(dict.fromkeys(map(_rule, readers[v])))
                 size, kind = size_in_bytes(v.aval), describe(v.aval)
-                found.append(KeptValue(size, kind, operation, source, named_by, flops))
+                found.append(KeptValue(size, kind, operation, scope, source, named_by, flops))
         if own and (higher_order := inner.get(eqn)) is not None:
             found += _kept_inside(eqn, higher_order)
         elif own:
-            found.append(KeptValue(own, "", operation, source, (_rule(eqn),), flops))
+            found.append(KeptValue(own, "", operation, scope, source, (_rule(eqn),), flops))
     return _joined(found)
 
 
@@ -104,35 +117,48 @@ def _kept_inside(eqn: JaxprEqn, higher_order: HigherOrder) -> list[KeptValue]:
     found = []
     for atom in jaxpr.outvars:
         size, kind, named_by = size_in_bytes(atom.aval), describe(atom.aval), (_rule(eqn),)
-        maker, runs, source = _maker(jaxpr, atom) or (eqn, 1, None)
-        source = source or _jax.source_line(eqn)
-        flops = runs * operations(maker)
-        found.append(KeptValue(size, kind, maker.primitive.name, source, named_by, flops))
+        place = _jax.source_line(eqn)
+        made = _maker(jaxpr, atom, place) or _Maker(eqn, 1, _scope(eqn), place)
+        flops = made.runs * operations(made.eqn)
+        operation = operation_name(made.eqn)
+        found.append(KeptValue(size, kind, operation, made.scope, made.source, named_by, flops))
     return found
 
 
-def _maker(jaxpr: Jaxpr, atom: Any) -> tuple[JaxprEqn, int, tuple[str, int] | None] | None:
-    """Find the equation that makes a value, inside of loops and calls, how often it runs, and its
-    line; None of an input.
-    """
+class _Maker(NamedTuple):
+    """An equation makes a value, so often, in these scopes and on this line."""
+
+    eqn: JaxprEqn
+    runs: int
+    scope: str
+    source: tuple[str, int] | None
+
+
+def _maker(jaxpr: Jaxpr, atom: Any, call: tuple[str, int] | None) -> _Maker | None:
+    """Find the equation that makes a value, inside of loops and calls; None of an input."""
     for eqn in jaxpr.eqns:
         if atom not in eqn.outvars or isinstance(atom, Literal):
             continue
-        place, source = eqn.outvars.index(atom), _jax.source_line(eqn)
+        place, source = eqn.outvars.index(atom), _jax.source_line(eqn, call)
         for graph in inner_graphs(eqn):
             inside, _ = _jax.open_jaxpr(graph.jaxpr)
             if len(inside.outvars) == len(eqn.outvars):
-                found = _maker(inside, inside.outvars[place])
+                found = _maker(inside, inside.outvars[place], source)
                 if found is not None:
-                    return found[0], found[1] * (graph.runs or 1), found[2] or source
-        return eqn, 1, source
+                    scope = "/".join(filter(None, (_scope(eqn), found.scope)))
+                    return found._replace(runs=found.runs * (graph.runs or 1), scope=scope)
+        return _Maker(eqn, 1, _scope(eqn), source)
     return None
+
+
+def _scope(eqn: JaxprEqn) -> str:
+    return provenance(f"{_jax.name_scope(eqn)}/{eqn.primitive.name}", None).scope
 
 
 def _rule(eqn: JaxprEqn) -> tuple[str, str]:
     rule = rules.get(eqn.primitive)
     where = "" if rule is None else f"{os.path.basename(rule.file)}:{rule.line}"
-    return eqn.primitive.name, where
+    return operation_name(eqn), where
 
 
 def _joined(values: Sequence[KeptValue]) -> tuple[KeptValue, ...]:
@@ -142,7 +168,8 @@ def _joined(values: Sequence[KeptValue]) -> tuple[KeptValue, ...]:
         groups.setdefault(key, []).append(value)
     joined = (
         replace(group[0], count=len(group), bytes=sum(v.bytes for v in group),
-                flops=sum(v.flops for v in group))
+                flops=sum(v.flops for v in group),
+                scope=between(sorted({v.scope for v in group}, key=natural)))
         for group in groups.values()
     )  # fmt: skip
     return tuple(sorted(joined, key=lambda value: -value.bytes))
@@ -150,11 +177,6 @@ def _joined(values: Sequence[KeptValue]) -> tuple[KeptValue, ...]:
 
 def kept_table(values: Sequence[KeptValue]) -> Table:
     """Return the values as a table."""
-    columns = (
-        Column("bytes", "right"), Column("value", drop=3), Column("made by"),
-        Column("named by rule of"), Column("flops again", "right", drop=2),
-        Column("source", drop=4),
-    )  # fmt: skip
     lines: list[Line] = []
     for value in values[:MOST_LINES]:
         many = f"{value.count} × " if value.count > 1 else ""
@@ -163,12 +185,18 @@ def kept_table(values: Sequence[KeptValue]) -> Table:
         cells = (
             Cell(format_bytes(value.bytes)), Cell(many + (value.type or "of its own")),
             Cell(value.operation), Cell(rules_of, short=names), Cell(format_count(value.flops)),
-            Cell(short_place(value.source)),
+            Cell(value.scope, short=ending(value.scope)), Cell(short_place(value.source)),
         )  # fmt: skip
         lines.append(Line("", cells))
     if len(values) > MOST_LINES:
         rest = sum(value.bytes for value in values[MOST_LINES:])
         count = Cell(f"{len(values) - MOST_LINES} more")
-        lines.append(Line("", (Cell(format_bytes(rest)), Cell(), count, *[Cell()] * 3)))
+        lines.append(Line("", (Cell(format_bytes(rest)), Cell(), count, *[Cell()] * 4)))
     total = format_bytes(sum(value.bytes for value in values))
+    scope, source = drops(lines, 5, 6)
+    columns = (
+        Column("bytes", "right"), Column("value", drop=4), Column("made by"),
+        Column("named by rule of"), Column("flops again", "right", drop=2),
+        Column("scope", drop=scope), Column("source", drop=source),
+    )  # fmt: skip
     return Table(f"Why: the rules name {total}, before anything is fused", columns, tuple(lines))

@@ -13,6 +13,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -78,11 +79,23 @@ class Work:
         return sum(sent(crossing, size, mesh) for crossing, size in self.crossings.items())
 
     def share_of(self, shape: tuple[int, ...], mesh: Sequence[Lies]) -> float:
-        """Estimate what part of an array of a shape a device has."""
+        """Estimate what part of an array of a shape a device has.
+
+        The compiler merges axes: what it calls by an unknown shape is one of as many entries.
+        """
         known = self.shapes.get(shape) or self.shapes.get(shape[1:])
+        known = known or self._of_size.get(math.prod(shape))
         if not known:
             return 1.0
         return sum(n / share(names, mesh) for names, n in known.items()) / known.total()
+
+    @cached_property
+    def _of_size(self) -> dict[int, Counter[Names]]:
+        """How often values of so many entries are computed, by their dimensions."""
+        found: dict[int, Counter[Names]] = defaultdict(Counter)
+        for shape, names in self.shapes.items():
+            found[math.prod(shape)].update(names)
+        return dict(found)
 
 
 def share(names: Names, mesh: Sequence[Lies]) -> int:

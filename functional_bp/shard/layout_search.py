@@ -352,7 +352,7 @@ class LayoutSearch:
                 best = min(best or (rank, trial, done), (rank, trial, done), key=lambda x: x[0])
         if best is None:
             raise self._nothing_fits(tried, budget, count)
-        chosen = tried[best[1].division] = Attempt(best[1], best[2], "")
+        chosen = tried[best[1].division] = Attempt(_as_compiled(best[1], best[2]), best[2], "")
         seconds = time.perf_counter() - began
         return SearchResult(self, budget, chosen, tuple(tried.values()), count, seconds)
 
@@ -474,6 +474,13 @@ def _kind(division: Division) -> tuple[Any, ...]:
 
 def _layout_of(division: Division) -> Division:
     return replace(division, microbatches=1, recomputes=False)
+
+
+def _as_compiled(trial: Trial, done: CompiledStep) -> Trial:
+    """The trial; without recomputation where the budget was kept with nothing made again."""
+    if any(choice.schedule.flops for choice in done.step.choices.values()):
+        return trial
+    return replace(trial, division=replace(trial.division, recomputes=False))
 
 
 def _laid(shape: Any, sharding: Any) -> Any:

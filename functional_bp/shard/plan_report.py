@@ -89,7 +89,7 @@ def _memory(plan: SearchResult) -> Table:
 
 
 def _row(kind: str, title: str, alone: int, each: int) -> Line:
-    times = f"÷ {alone / each:.3g}" if each and alone else ""
+    times = f"÷ {alone / each:.3g}" if each and alone / each > 1.005 else ""
     return Line(kind, (Cell(title), Cell(format_bytes(alone)), Cell(format_bytes(each)),
                        Cell(times, "quiet")))  # fmt: skip
 
@@ -103,8 +103,10 @@ def _collectives(plan: SearchResult) -> Table:
     lines = [Line("", (Cell(kind, is_code=True), Cell(str(count)), Cell(format_bytes(sent))))
              for kind, (count, sent) in communication.by_kind.items()]  # fmt: skip
     lines.append(Line("sum", (Cell("all"), Cell(), Cell(format_bytes(communication.bytes)))))
-    least = format_bytes(round(plan.chosen.trial.sent_bytes))
-    lines.append(Line("", (Cell("this layout needs at least", "quiet"), Cell(), Cell(least))))
+    least = round(plan.chosen.trial.sent_bytes)
+    if least <= communication.bytes:  # else small arrays are not divided as the estimate has it
+        told = Cell("this layout needs at least", "quiet"), Cell(), Cell(format_bytes(least))
+        lines.append(Line("", told))
     return Table("Communication in a step", columns, tuple(lines))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -106,3 +108,37 @@ def shortened(table: Table) -> Table:
 def ending(name: str, most: int = 20) -> str:
     """Leave of a long path what it ends in, which tells more than what it begins with."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def natural(name: str) -> list[object]:
+    """Return a key to sort names by, numbers in them by their size."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part)
+            for part in re.split(r"(\d+)", name) if part]  # fmt: skip
+
+
+def between(scopes: Sequence[str]) -> str:
+    """Write the first and the last scope as one: ``net/block0…3/mlp``."""
+    if len(scopes) < 2:
+        return "".join(scopes)
+    first, last = scopes[0].split("/"), scopes[-1].split("/")
+    joined = [_joined(a, b) for a, b in zip(first, last)]
+    if len(first) == len(last) and None not in joined:
+        return "/".join(filter(None, joined))
+    if len(first) == len(last) and joined.count(None) == 1:
+        return "/".join(part or f"{a}…{b}" for part, a, b in zip(joined, first, last))
+    common = "/".join(os.path.commonprefix([first, last]))
+    return f"{common}/…" if common else f"{scopes[0]} … {scopes[-1]}"
+
+
+def _joined(first: str, last: str) -> str | None:
+    """Write two parts of scopes that differ in a number as one: ``block0…3``."""
+    counted = re.fullmatch(r"(.*?)(\d+)\|\1(\d+)", f"{first}|{last}")
+    if first == last:
+        return first
+    return f"{counted[1]}{counted[2]}…{counted[3]}" if counted else None
+
+
+def drops(lines: Sequence[Line], one: int, other: int) -> tuple[int, int]:
+    """Return when two columns are dropped: that with fewer different entries third, else fifth."""
+    first, second = (len({line.cells[k].text for line in lines} - {""}) for k in (one, other))
+    return (3, 5) if first <= second else (5, 3)

@@ -159,7 +159,7 @@ def _natural_width(table: Table) -> int:
     from rich.cells import cell_len
 
     lines = [line for line in table.lines if not line.is_heading]
-    total = 0
+    total = -3  # between columns
     for k, column in enumerate(table.columns):
         longest = max([cell_len(column.heading), *(cell_len(line.cells[k].text) for line in lines)])
         total += 3 + (min(longest, LONGEST_FORMULA) if not column.drop else longest)

@@ -129,7 +129,7 @@ def indexed_labels(
     """Label the axes of an array, of indices into it, and of what is picked out there.
 
     Indices stand where what they pick does; an axis that a window covers is the window's, and one
-    that is indexed is ``("at", i)``.
+    that is indexed is ``("at", i)``. One that is taken whole can only be taken from its start.
     """
     rank = len(x_t.shape)
     x: list[Any] = [("x", i) for i in range(rank)]
@@ -143,7 +143,7 @@ def indexed_labels(
         if i not in gone:
             place = next(covered)
             picked[place] = x[i] if sizes[i] == x_t.shape[i] else None
-        if i in numbers.start_index_map:
+        if i in numbers.start_index_map and sizes[i] != x_t.shape[i]:
             x[i] = ("at", i)
     rest = iter(indices)
     picked = [label if k in numbers.offset_dims else next(rest) for k, label in enumerate(picked)]
@@ -186,6 +186,8 @@ linear(
              real(4, 5), integer(values=[[0, 1], [1, 2], [9, 9]]), note="windows that overlap"),
         case(lambda x, i: lax.gather(x, i, _windows, (2, 2), mode="fill"),
              real(4, 5), integer(values=[[0, 1], [1, 2], [3, 4]]), note="the last runs over"),
+        case(lambda x, i: lax.gather(x, i, _windows, (2, 4), mode="clip"), real(5, 4),
+             integer(values=[[0, 1], [3, 0], [1, 0]]), note="the second axis is taken whole"),
         case(lambda x, i: lax.gather(x, i[..., None], _batched, (1, 1)),
              real(3, 4), integer(values=[[1, 1], [0, 3], [2, 2]])),
         case(lambda x, i: x[i], real(4, 3), integer(values=np.zeros((2, 0), np.int32))),

@@ -17,11 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import functional_bp as bp
 from functional_bp import _jax, train
-from functional_bp.memory.allocation import HloInstruction
-from functional_bp.memory.attribution import Provenance, Purpose, origin_of
+from functional_bp.memory.allocation import HloInstruction, program_of
+from functional_bp.memory.attribution import (
+    TEMPORARY,
+    Provenance,
+    Purpose,
+    origin_of,
+    usage_of,
+)
 from functional_bp.memory.footprint import FootprintError, parse_bytes
-from functional_bp.memory.footprint_report import between
 from functional_bp.memory.growth import SizeError
+from functional_bp.tables.table import between
 
 F = jnp.float32
 ROWS, WIDTH = 256, 32
@@ -81,6 +87,38 @@ def test_an_optimizer_brings_its_state_and_takes_the_parameters_over() -> None:
     assert sum(usage.by_use.values()) == usage.peak_bytes
 
 
+def test_an_optimizers_step_needs_no_more_than_one_written_by_hand() -> None:
+    """What is donated goes to where it belongs: Adam's two moments and the parameters are alike."""
+    adam, params = optax.adam(1e-3), {"table": shape(4000, 8), "out": shape(8, 1)}
+    rows = shape(16, dtype=jnp.int32)
+
+    def of_rows(params: Any, rows: Any) -> Any:
+        return jnp.mean(jnp.tanh(params["table"][rows] @ params["out"]))
+
+    def step(params: Any, state: Any, rows: Any) -> Any:
+        value, bars = jax.value_and_grad(of_rows)(params, rows)
+        updates, state = adam.update(bars, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = jax.eval_shape(adam.init, params)
+    by_hand = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, rows).compile()
+    found = bp.footprint(of_rows, params, rows, optimizer=adam).training
+    assert found is not None
+    assert found.temporary_bytes <= 1.02 * program_of(by_hand).temporary_bytes
+
+
+def test_a_copy_of_an_argument_is_no_gradient() -> None:
+    """Two donated arrays change places: XLA copies them to do so."""
+    swap = jax.jit(lambda w, v: (v + 0.0, w), donate_argnums=(0, 1))
+    program = program_of(swap.lower(shape(64, 64), shape(64, 64)).compile())
+    copies = [b for b in program.temporaries if b.bytes == 4 * 64 * 64]
+    assert copies and {copy.argument for copy in copies} <= {"w", "v"}
+    usage = usage_of(program, lambda name: Purpose.PARAMETERS)
+    shares = [s for s in usage.shares if s.use in TEMPORARY and s.bytes == 4 * 64 * 64]
+    assert shares and all(s.origin and s.origin.operation == "copy" for s in shares)
+    assert usage.by_use[Purpose.GRADIENTS] == 0
+
+
 def test_a_training_step_is_compiled_as_it_is() -> None:
     step = train.step(lambda params, batch: loss(params, batch), optax.sgd(0.1))
     state = jax.eval_shape(lambda p: train.init(p, optax.sgd(0.1)), PARAMS)
@@ -88,7 +126,8 @@ def test_a_training_step_is_compiled_as_it_is() -> None:
     assert found.training is not None and found.prediction is None
     assert found.training.by_use[Purpose.PARAMETERS] == PARAM_BYTES
     assert found.training.by_use[Purpose.BATCH] == BATCH_BYTES
-    assert found.training.by_use[Purpose.GRADIENTS] > 0  # read by the update
+    one_row = bp.footprint(step, state, shape(1, WIDTH)).training
+    assert one_row is not None and one_row.by_use[Purpose.GRADIENTS] > 0  # read by the update
 
 
 def test_what_a_hessian_needs_is_told_too() -> None:
@@ -132,7 +171,7 @@ def test_why_values_are_kept() -> None:
     assert [name for name, _ in hidden.named_by] == ["tanh", "dot_general"]
     assert all(re.fullmatch(r"\w+\.py:\d+", where) for _, where in hidden.named_by)
     assert hidden.source and hidden.source[0] == __file__
-    text = bp.footprint(loss, PARAMS, X).text(140)
+    text = bp.footprint(loss, PARAMS, X).text(160)
     assert "Why: the rules name" in text and "tanh elementwise.py:" in text
 
 
@@ -183,6 +222,27 @@ def test_places_of_a_layer_of_a_library_are_those_that_call_it() -> None:
     assert _jax.innermost([installed, ("/project/model.py", 9), ours]) == ("/project/model.py", 9)
     assert _jax.innermost([installed, ours, ("/project/script.py", 3)]) == installed
     assert _jax.innermost([ours, ("/project/script.py", 3)]) is None is _jax.innermost([])
+
+
+def test_lines_inside_a_loop_of_a_library_are_those_that_call_it() -> None:
+    """The frames of a loop's body end where the library begins it."""
+    line = inspect.getsourcelines(library_loss)[1] + 2
+    graph = bp.trace(library_loss, shape(2, 5, 3), jnp.zeros((2, 5)), jnp.ones((2, 2), int))
+    (loop,) = [v.equation for v in graph.walk() if v.equation.operation == "scan"]
+    inside = [e for e in loop.nested[0].graph if e.operation == "logaddexp" or not e.nested]
+    assert len(inside) > 5 and {e.source for e in inside} == {(__file__, line)}
+    kept = bp.footprint(library_loss, shape(2, 5, 3), shape(2, 5), shape(2, 2, dtype=int)).kept
+    assert {k.source and k.source[0] for k in kept} == {__file__}
+
+
+def library_loss(logits: Any, padding: Any, labels: Any) -> Any:
+    none = jnp.zeros(labels.shape)
+    return jnp.mean(optax.ctc_loss(logits, padding, labels, none))
+
+
+def test_a_function_with_a_rule_of_its_own_is_called_by_its_name() -> None:
+    kept = bp.footprint(lambda w, x: jnp.sum(jax.nn.relu(x @ w) @ w), shape(4, 4), shape(3, 4)).kept
+    assert {name for k in kept for name, _ in k.named_by} == {"relu", "dot_general"}
 
 
 def test_a_stack_is_named_by_what_is_written_there() -> None:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import batching
 from sampling import sampled
 
 from functional_bp import shard
@@ -210,6 +212,32 @@ def test_gradients_of_microbatches_make_up_that_of_the_batch(name: str) -> None:
         assert difference > 1e-2 * np.abs(whole).max()
     else:
         assert difference < 1e-9 * np.abs(whole).max()
+
+
+def root(x: Any) -> Any:
+    """By Newton's method, in as many steps as x takes."""
+    far = lambda y: abs(y * y - x) > 1e-12 * x
+    return lax.while_loop(far, lambda y: 0.5 * (y + x / y), x)
+
+
+doubled_p = Primitive("doubled_by_a_library")
+doubled_p.def_impl(lambda x: 2.0 * x + 0.0 * jnp.cumsum(x, 1))
+doubled_p.def_abstract_eval(lambda x: x)
+batching.primitive_batchers[doubled_p] = lambda xs, axes: (doubled_p.bind(*xs), axes[0])
+
+
+@pytest.mark.parametrize("of_each", [jax.vmap(jax.vmap(root)), doubled_p.bind])
+def test_each_example_may_have_its_own_loop_or_an_operation_of_a_library(of_each: Any) -> None:
+    """A loop under vmap ends for each example; a primitive's own function says what it mixes."""
+    loss = lambda w, b: jnp.mean(w * of_each(b))
+    x = jnp.linspace(0.1, 40.0, B * 3).reshape(B, 3)
+    assert shard.batch_law(loss, 1.5, x).kind is Law.MEAN
+    np.testing.assert_allclose(loss(1.5, x), (loss(1.5, x[:3]) * 3 + loss(1.5, x[3:]) * 5) / 8)
+
+
+def test_what_a_library_mixes_is_told_by_its_function() -> None:
+    law = shard.batch_law(lambda w, x: jnp.mean(w * doubled_p.bind(x.T)), 1.5, jnp.ones((B, 3)))
+    assert law.kind is Law.COUPLED and law.told_why == "cumsum mixes the examples"
 
 
 def test_a_law_says_in_words_what_couples_the_examples_and_where() -> None:

@@ -148,6 +148,37 @@ def test_dimensions_are_named_and_found_by_name() -> None:
         found.rename({"features": "examples"})
 
 
+def test_names_of_nested_pytrees_begin_with_a_word_and_hold_what_tells_them_apart() -> None:
+    """``params`` of Flax is around all others, ``net/~/linear`` of Haiku has parts."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        (x, y), tower = batch, lambda p: p["params"]["Dense_0"]["kernel"]
+        found = x @ tower(params["image"]) + y @ tower(params["text"])
+        return jnp.mean((found @ params["net/~/linear"]["w"] @ params["layers"][1]) ** 2)
+
+    tower = lambda *shape: {"params": {"Dense_0": {"kernel": f32(*shape)}}}
+    params = {"image": tower(5, 4), "text": tower(6, 4), "net/~/linear": {"w": f32(4, 7)},
+              "layers": [f32(2), f32(7, 3)]}  # fmt: skip
+    found = shard.dimensions(loss, params, (f32(8, 5), f32(8, 6)))
+    assert set(found) == {"batch", "image.kernel.1", "batch.0.1", "batch.1.1", "w.1",
+                          "layers.1.1", "layers.0.0"}  # fmt: skip
+
+
+def test_layers_that_are_alike_are_one_line() -> None:
+    def loss(params: Any, x: Any) -> Any:
+        for p in params["layers"]:
+            x = x + jnp.tanh(x @ p["up"]) @ p["down"]
+        return jnp.mean(x**2)
+
+    layer = {"up": f32(4, 16), "down": f32(16, 4)}
+    found = shard.dimensions(loss, {"layers": [layer] * 12}, f32(8, 4))
+    assert len(found) == 14  # the width, the batch, and the hidden units of each layer
+    lines = found.text(80).splitlines()[3:]
+    assert len(lines) == 3 and sum("layers.0.up.1" in x and "12 × 16" in x for x in lines) == 1
+    carried = sum(d.bytes + d.argument_bytes for n, d in found.items() if n.endswith("up.1"))
+    assert any(f"{carried / 1024:.1f} KiB" in line for line in lines)
+
+
 def test_they_print_as_a_table() -> None:
     found = shard.dimensions(mlp, *MLP)
     lines = found.text(100).splitlines()

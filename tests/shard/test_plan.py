@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -109,6 +110,25 @@ def test_megatrons_layer_sends_four_sums() -> None:
     hidden = next(d.name for d in found.values() if d.size == 32)
     sent = work_of(found).sent_bytes([Lies(2, frozenset([hidden]))])
     assert sent == pytest.approx(3 * 2 * 2 * (1 / 2) * 64 * 8 * 4)  # forward and reverse, 3 layers
+
+
+def test_axes_that_the_compiler_merges_are_divided_as_before() -> None:
+    """Of a sequence model, XLA multiplies f32[batch × time, width] by the weights."""
+    found = dimensions(lambda w, x: jnp.mean(jnp.tanh(x @ w)), shape(5, 7), shape(4, 6, 5))
+    work = work_of(found)
+    assert work.share_of((4 * 6, 7), [Lies(4, frozenset(["batch"]))]) == 1 / 4
+    assert work.share_of((11, 7), [Lies(4, frozenset(["batch"]))]) == 1
+
+
+def test_a_plan_tells_recomputation_only_where_something_is_made_again(
+    search: LayoutSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = next(t for t in search.trials if t.layout and not t.division.recomputes)
+    again = replace(plain, division=replace(plain.division, recomputes=True))
+    monkeypatch.setattr(search, "trials", [again])
+    found, (done, _) = search.find("1 GiB"), search.measured(plain, 0)
+    assert isinstance(done, CompiledStep) and found.compiled.flops == done.flops
+    assert found.division == plain.division
 
 
 def test_estimated_arguments_are_the_compiled_ones(search: LayoutSearch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from functional_bp.tables.html import html
 from functional_bp.tables.markdown import markdown
-from functional_bp.tables.table import Cell, Column, Line, Table
+from functional_bp.tables.table import Cell, Column, Line, Table, between
 from functional_bp.tables.text import plain, text
 
 COLUMNS = (
@@ -76,3 +76,23 @@ def test_markdown_without_a_title_and_with_code() -> None:
 def test_html_is_escaped() -> None:
     made = html((Table("a<b", COLUMNS, (Line("rule", (Cell("x<y"), Cell(), Cell(), Cell())),)),))
     assert "a&lt;b" in made and "x&lt;y" in made and "x<y" not in made
+
+
+@pytest.mark.parametrize(
+    ("scopes", "told"),
+    [
+        (["net/block0/mlp", "net/block3/mlp"], "net/block0…3/mlp"),
+        (["net/block0/norm_0", "net/block2/norm_0", "net/block6/norm_1"], "net/block0…6/norm_0…1"),
+        (["net/encoder/mlp", "net/decoder/mlp"], "net/encoder…decoder/mlp"),
+        (["net/mlp", "net/attention/query"], "net/…"),
+        (["encoder", "head/dense"], "encoder … head/dense"),
+    ],
+)
+def test_scopes_are_written_as_one(scopes: list[str], told: str) -> None:
+    assert between(scopes) == told
+
+
+def test_a_table_as_wide_as_the_terminal_is_whole() -> None:
+    cells = Cell("a" * 20), Cell("b" * 20)
+    table = Table("", (Column("x"), Column("y", drop=1)), (Line("", cells),))
+    assert "b" * 20 in text((table,), 43) and "b" not in text((table,), 42)
