@@ -108,7 +108,6 @@ class CompiledProgram:
         instructions: in the order in which they run, a loop's body once.
         flops: floating-point operations, a loop's body as often as it runs; None where XLA does not
             know how often that is.
-        devices: on how many of this process it runs.
     """
 
     argument_bytes: int
@@ -118,7 +117,6 @@ class CompiledProgram:
     allocations: tuple[Allocation, ...]
     instructions: tuple[HloInstruction, ...]
     flops: int | None = None
-    devices: int = 1
 
     @property
     def peak_bytes(self) -> int:
@@ -176,14 +174,13 @@ def program_of(compiled: Any) -> CompiledProgram:
         stats.temp_size_in_bytes,
         stats.alias_size_in_bytes,
     )
-    devices = len(compiled.runtime_executable().local_devices())
     assignment = getattr(stats, "serialized_buffer_assignment_proto", b"")
     if not assignment:
-        return CompiledProgram(*sums, (), (), devices=devices)
+        return CompiledProgram(*sums, (), ())
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
     allocations = _allocations(_fields(assignment), schedule)
-    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled), devices)
+    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled))
 
 
 def _flops_of(compiled: Any) -> int | None:

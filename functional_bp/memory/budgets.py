@@ -7,7 +7,7 @@ a graph, and so is what was compiled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -173,8 +173,7 @@ class Search:
     @cached_property
     def scheduler(self) -> Scheduler:
         """What finds schedules, which takes a while, and is the same for all budgets."""
-        is_alone = self.plain.devices == 1  # what is divided among devices stays where it is
-        return Scheduler(self.costs, partial(ways_inside, in_pieces=is_alone), is_alone)
+        return Scheduler(self.costs, ways_inside)
 
     @cached_property
     def costs(self) -> Costs:

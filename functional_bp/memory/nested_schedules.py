@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -41,33 +41,27 @@ def opened(jaxpr: Jaxpr) -> tuple[Jaxpr, list[Any]]:
 
 
 @lru_cache(maxsize=256)
-def scheduler_of(jaxpr: Jaxpr, in_pieces: bool) -> Scheduler:
+def scheduler_of(jaxpr: Jaxpr) -> Scheduler:
     """Return a scheduler of what is inside of an equation."""
     graph, _ = opened(jaxpr)
     costs = costs_of(graph, [has_tangent(v.aval) for v in graph.invars])
-    return Scheduler(costs, partial(ways_inside, in_pieces=in_pieces), in_pieces)
+    return Scheduler(costs, ways_inside)
 
 
-def ways_inside(eqn: JaxprEqn, own: int, in_pieces: bool) -> Iterator[Inside]:
-    """Go through ways to differentiate an equation that keeps ``own`` bytes as it stands.
-
-    Args:
-        eqn: the equation.
-        own: bytes.
-        in_pieces: whether what is inside may run in pieces.
-    """
+def ways_inside(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
+    """Go through ways to differentiate an equation that keeps ``own`` bytes as it stands."""
     if any(part.consts for part in inner_graphs(eqn)):
         return
     if eqn.primitive is lax.scan_p:
-        yield from _loop_ways(eqn, own, in_pieces)
+        yield from _loop_ways(eqn, own)
     elif eqn.primitive is lax.cond_p:
-        yield from _once_ways(eqn, 1, in_pieces)
+        yield from _once_ways(eqn, 1)
     elif eqn.primitive.name == "shard_map":
         found: list[Inside] = []
         devices = inner_graphs(eqn)[0].runs or 1
 
         def decide(*_: Any) -> tuple[()]:
-            found.extend(_once_ways(eqn, devices, False))
+            found.extend(_once_ways(eqn, devices))
             return ()
 
         jax.eval_shape(on_mesh(eqn, decide, ()), *map(shape_of, eqn.invars))
@@ -83,11 +77,11 @@ def on_mesh(eqn: JaxprEqn, body: Callable[..., Any], out_specs: Any) -> Callable
     )  # fmt: skip
 
 
-def _once_ways(eqn: JaxprEqn, count: int, in_pieces: bool) -> Iterator[Inside]:
+def _once_ways(eqn: JaxprEqn, count: int) -> Iterator[Inside]:
     """Go through schedules of graphs that run once, on ``count`` devices: what they keep is in
     memory from then on, or made again from nothing.
     """
-    schedulers = [scheduler_of(part.jaxpr, in_pieces) for part in inner_graphs(eqn)]
+    schedulers = [scheduler_of(part.jaxpr) for part in inner_graphs(eqn)]
     runs = max(sum(s.costs.flops) for s in schedulers)
     most = max(s.most_bytes for s in schedulers)
     for share in (k / RUNGS for k in range(1, RUNGS)):
@@ -112,7 +106,7 @@ class _Step(NamedTuple):
     schedule: Schedule | None
 
 
-def _loop_ways(eqn: JaxprEqn, own: int, in_pieces: bool) -> Iterator[Inside]:
+def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
     """Go through ways to differentiate a ``scan``.
 
     With n steps that carry c bytes, name r bytes and take f operations each:
@@ -138,7 +132,7 @@ def _loop_ways(eqn: JaxprEqn, own: int, in_pieces: bool) -> Iterator[Inside]:
     if not isinstance(length, int) or length < 2:
         return
     scan = opened_scan(eqn)
-    scheduler = scheduler_of(scan.body.jaxpr, in_pieces)
+    scheduler = scheduler_of(scan.body.jaxpr)
     costs = scheduler.costs
     _, states, scanned = scan.divided(costs.jaxpr.invars)
     prices = {v: _size(v) for v in _needed_states(costs, states)}

@@ -404,18 +404,17 @@ class Scheduler:
         if any(division.written[i][k] is not None for i, k in found.values()):
             return None
         sums = tuple(found.values())
-        if len(found) == 1 and rank(next(iter(found)).aval) == 0:
-            return SumOfPieces(sums, sums[0])
+        scalars = [place for v, place in found.items() if len(found) == 1 and rank(v.aval) == 0]
         sources = {v: frozenset([v]) for v in found}  # of what is linear in sums
         for i in division.after:
             (out, *more), read = eqns[i].outvars, set(variables(eqns[i].invars))
             if not more and read & sources.keys() and is_linear(eqns[i], sources.keys()):
                 sources[out] = frozenset[Var]().union(*(sources[v] for v in read & sources.keys()))
                 if sources[out] == found.keys() and rank(out.aval) == 0:
-                    return SumOfPieces(sums, (i, 0))
-            elif read & sources.keys():
-                sources = {v: group for v, group in sources.items() if v not in read}
-        return None
+                    scalars.append((i, 0))
+        end = costs.jaxpr.outvars[0]  # the loss, best: its cotangent is 1
+        scalars.sort(key=lambda place: eqns[place[0]].outvars[place[1]] is not end)
+        return SumOfPieces(sums, scalars[0]) if scalars else None
 
     def idle(self, b: int) -> float:
         """Count the operations before a border that need not run again: no rule names their end."""

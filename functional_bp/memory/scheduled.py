@@ -98,7 +98,7 @@ def _follow_in_pieces(jaxpr: Jaxpr, segment: Segment, pieces: Pieces, env: dict[
         early, after = _parted(after, sums)
         _run(early, env)
         path = after[: after.index(jaxpr.eqns[i]) + 1] if total not in sums else []
-        found = stretch.at_once(_Combination(sums, path, total, env), values)
+        found = stretch.at_once(_Combination(sums, path, total, env), jaxpr.eqns[i], values)
         env.update(zip((*sums, total), found))
         after = [eqn for eqn in after if total not in eqn.outvars]
     else:
@@ -154,7 +154,8 @@ class _InPieces:
     def __init__(
         self, jaxpr: Jaxpr, division: DividedStretch, count: int, kept: frozenset[Var]
     ) -> None:
-        self.jaxpr, self.division, self.count, self.kept = jaxpr, division, count, kept
+        self.jaxpr, self.division, self.kept = jaxpr, division, kept
+        self.cut = _Cut(division.most, count)
         self.eqns = [(i, jaxpr.eqns[i]) for i in division.inside]
         self.made = {v for _, eqn in self.eqns for v in eqn.outvars}
         read = [
@@ -187,7 +188,7 @@ class _InPieces:
                 else sweeps.value_of(a, env)
                 for a, axis in zip(eqn.invars, ins)
             ]  # fmt: skip
-            found = evaluate_piece(eqn, operands, ins, axes, self.count)
+            found = evaluate_piece(eqn, operands, ins, axes, self.cut.count)
             env.update(zip(eqn.outvars, _named(eqn, found, self.kept)))
         return [env[v] for v, _ in outs]
 
@@ -218,7 +219,7 @@ class _InPieces:
         """  # fmt: skip
         ahead = [axis is not None and (axis == 0 or is_differentiated) for _, axis in self.reads]
         axes = [axis or 0 for _, axis in self.reads]
-        rows = [_in_rows(x, axis, self.count) for x, axis, on in zip(values, axes, ahead) if on]
+        rows = [self.cut.rows(x, axis) for x, axis, on in zip(values, axes, ahead) if on]
         is_sum = [axis is None for _, axis in outs]
 
         def step(sums: Any, slices: Any) -> Any:
@@ -226,19 +227,19 @@ class _InPieces:
             found = piece([
                 next(rest) if on
                 else x if axis is None
-                else _slice(x, number, self.count, axis)
+                else self.cut.piece(x, axis, number)
                 for on, x, (_, axis) in zip(ahead, values, self.reads)
             ])  # fmt: skip
             sums = [x + y.astype(x.dtype) for x, y in zip(sums, only(found, is_sum))]
-            parts = [jnp.moveaxis(y, axis, 0) for y, (_, axis) in zip(found, outs)
-                     if axis is not None]  # fmt: skip
-            return sums, parts
+            return sums, only(found, [not on for on in is_sum])
 
-        sums, parts = lax.scan(step, only(zeros, is_sum), [jnp.arange(self.count), *rows])
+        sums, parts = lax.scan(step, only(zeros, is_sum), [jnp.arange(self.cut.count), *rows])
         left, right = iter(sums), iter(parts)
-        return [next(left) if axis is None else _as_whole(next(right), axis) for _, axis in outs]
+        return [
+            next(left) if axis is None else self.cut.whole(next(right), axis) for _, axis in outs
+        ]
 
-    def at_once(self, combine: _Combination, values: Sequence[Any]) -> list[Any]:
+    def at_once(self, combine: _Combination, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
         """Compute sums and the scalar that is combined of them; with its gradient in the same
         sweep where that is asked for.
 
@@ -283,7 +284,11 @@ class _InPieces:
             _, sum_dots = _tangent(of_sums, values, dots[:given])
             return [*found, y], [*sum_dots, jnp.asarray(dot + more, y.dtype)]
 
-        run.defjvp(tangents, symbolic_zeros=True)
+        def placed(inputs: Any, dots: Any) -> tuple[Any, Any]:
+            with _jax.emitting(eqn):
+                return tangents(inputs, dots)
+
+        run.defjvp(placed, symbolic_zeros=True)
         return run(*values, *combine.factors)
 
 
@@ -307,21 +312,45 @@ def _wide_zeros(aval: Any) -> Any:
     return zeros.astype(jnp.promote_types(aval.dtype, jnp.float32)) if has_tangent(aval) else zeros
 
 
-def _as_whole(x: Any, axis: int) -> Any:
-    """Put the pieces of an array together, whose divided axis comes second."""
-    return jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, axis)
+class _Cut:
+    """An axis of n · u entries is cut into pieces: each takes whole groups of u entries.
 
+    They are groups in a row; on several devices every ``count``-th, so that each device, which may
+    hold a part of the axis, has a part of every piece.
+    """
 
-def _slice(x: Any, number: Any, count: int, axis: int) -> Any:
-    """Return one of so many pieces of an array along an axis."""
-    size = x.shape[axis] // count
-    return lax.dynamic_slice_in_dim(x, number * size, size, axis)
+    def __init__(self, most: int, count: int) -> None:
+        """Cut an axis whose entries stand in groups into ``count`` pieces.
 
+        Args:
+            most: n.
+            count: a divisor of n.
+        """
+        self.count = count
+        self._sizes = (most // count, count) if jax.device_count() > 1 else (1, count)
 
-def _in_rows(x: Any, axis: int, count: int) -> Any:
-    """Divide an array along an axis: pieces come first, their own axis where it was."""
-    shape = (*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
+    def rows(self, x: Any, axis: int) -> Any:
+        """Return all pieces of an array along an axis, one behind the other in a first axis."""
+        parts, size = self._parts(x, axis), x.shape[axis] // self.count
+        shape = (self.count, *x.shape[:axis], size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(parts, axis + 1, 0).reshape(shape)
+
+    def piece(self, x: Any, axis: int, number: Any) -> Any:
+        """Return one piece of an array along an axis."""
+        found = lax.dynamic_slice_in_dim(self._parts(x, axis), number, 1, axis + 1)
+        size = x.shape[axis] // self.count
+        return found.reshape(*x.shape[:axis], size, *x.shape[axis + 1 :])
+
+    def whole(self, rows: Any, axis: int) -> Any:
+        """Put pieces together again."""
+        first, count = self._sizes
+        size = rows.shape[axis + 1] * count
+        before, after = rows.shape[1 : axis + 1], rows.shape[axis + 2 :]
+        parts = rows.reshape(count, *before, first, -1, *after)
+        return jnp.moveaxis(parts, 0, axis + 1).reshape(*before, size, *after)
+
+    def _parts(self, x: Any, axis: int) -> Any:
+        return x.reshape(*x.shape[:axis], *self._sizes, -1, *x.shape[axis + 1 :])
 
 
 def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any], kept: frozenset[Var] = frozenset()) -> None:

@@ -462,7 +462,7 @@ def fewest_steps(length: int, room: int) -> float:
 
 def test_the_schedule_of_a_chain_is_the_best_there_is() -> None:
     jaxpr = jax.make_jaxpr(chain)(jnp.ones(1024, F)).jaxpr
-    scheduler = Scheduler(costs_of(jaxpr, (True,)))
+    scheduler = Scheduler(costs_of(jaxpr, (True,)), in_pieces=False)
     unit, count, cotangents = 4096, 8, 2
     for room in range(1, count):
         found = scheduler.within((room + cotangents + 0.2) * unit)
