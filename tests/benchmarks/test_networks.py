@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from numpy import tanh
+from sampling import sampled
 
 import functional_bp as bp
 from benchmarks.networks import (
@@ -146,7 +147,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS, 2))
 def test_gradients_are_jax_s(name: str) -> None:
     make, model, x = MODELS[name]
     params = drawn(make)

@@ -92,6 +92,7 @@ def test_version_and_statuses(
     assert call(capsys, "planted")[0] == 130
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     line = f"{sys.executable} -m functional_bp rules --json | head -c 10"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)

@@ -255,7 +255,7 @@ def test_processes_that_never_join_are_named() -> None:
 
 @pytest.mark.parametrize("stray", [(1, 3), (2, 4)])
 def test_a_process_of_another_run_is_refused(stray: tuple[int, int]) -> None:
-    first, *others = meet([(0, 3), (1, 3), stray])
+    first, *others = meet([(0, 3), (1, 3), stray], seconds=3.0)
     assert first.what == "the processes are not those of one run"
     assert f"one more process {stray[0]} of" in first.got or "one more process 1 of" in first.got
     assert all(isinstance(error, ProcessesError) for error in others)

@@ -1,4 +1,4 @@
-"""A process as a person starts it: single precision, one device, the usual optimisation."""
+"""A process as a person starts it: single precision, one device."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OURS = ("XLA_FLAGS", "JAX_ENABLE_X64")
 
+def python(
+    *words: Any, cwd: Path | None = None, optimised: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """What ``python WORDS`` returned and printed.
 
-def python(*words: Any, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """What ``python WORDS`` returned and printed."""
-    env = {name: value for name, value in os.environ.items() if name not in OURS}
+    XLA optimises as it does in the tests (tests/conftest.py), or as users have it.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"}
+    flags = env.pop("XLA_FLAGS", "").split()
+    if not optimised:
+        env["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
     return subprocess.run(
         [sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True
     )
