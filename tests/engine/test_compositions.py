@@ -136,11 +136,11 @@ class Recorded:
 
 WAYS: dict[str, Any] = {"staged": bp, "recorded": Recorded()}
 
-# Steps of 13 and 17 in rows of 18 meet every derivative, every surrounding and both ways.
+# Steps of 23 and 44 in rows of 18 meet every derivative, every surrounding and both ways.
 TRIPLES = list(itertools.product(DERIVATIVES, SURROUNDINGS, WAYS))
 
 
-@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 13))
+@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 23))
 def test_derivative_inside_a_transform(derivative: str, surrounding: str, way: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(
@@ -149,7 +149,7 @@ def test_derivative_inside_a_transform(derivative: str, surrounding: str, way: s
     )
 
 
-@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 17))
+@pytest.mark.parametrize(("derivative", "surrounding", "way"), sampled(TRIPLES, 44))
 def test_derivative_of_a_transform(derivative: str, surrounding: str, way: str) -> None:
     take, around = DERIVATIVES[derivative], SURROUNDINGS[surrounding]
     agree(
@@ -162,7 +162,7 @@ FIRST = ["grad", "jvp", "jacrev", "jacfwd"]
 
 
 @pytest.mark.parametrize(
-    ("inner", "outer"), sampled(itertools.product([*FIRST, "hessian"], FIRST), 3)
+    ("inner", "outer"), sampled(itertools.product([*FIRST, "hessian"], FIRST), 6)
 )
 def test_two_derivatives(inner: str, outer: str) -> None:
     """Ours of ours, ours of JAX's, and JAX's of ours all equal JAX's of JAX's."""
@@ -175,7 +175,7 @@ def test_two_derivatives(inner: str, outer: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("model", "middle"), sampled(itertools.product(MODELS, SURROUNDINGS), 10))
+@pytest.mark.parametrize(("model", "middle"), sampled(itertools.product(MODELS, SURROUNDINGS), 14))
 def test_three_deep(model: str, middle: str) -> None:
     """grad of a transform of grad of grad, with the packages mixed at every level."""
 

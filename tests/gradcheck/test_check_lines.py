@@ -128,6 +128,7 @@ def half_of_scaled_silu(res, g):
     return g * s * gate, jnp.sum(g * v * gate)  # the formula for what is missing needs the output
 
 
+@pytest.mark.long
 def test_a_repair_is_written_in_names_that_are_there():
     wrong = disagree(
         scaled_silu, lambda v, s: (scaled_silu(v, s), (v, s)), half_of_scaled_silu,

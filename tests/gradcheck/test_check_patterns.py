@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from disagreements import SECONDS, best, elementwise, normal, planted, tanh_bar
+from sampling import sampled
 
 from functional_bp.gradcheck.clock import TimeLimit
 from functional_bp.gradcheck.diagnosis.diagnose import find_patterns
@@ -174,7 +175,7 @@ def test_few_of_many_entries() -> None:
     assert "of 8192 entries); there claimed = 0" in found.message
 
 
-@pytest.mark.parametrize("shape", [(1,), (5,), (4, 5), (40, 25)])
+@pytest.mark.parametrize("shape", sampled([((4, 5),), ((1,),), ((5,),), ((40, 25),)], 4))
 def test_nothing_is_claimed_of_noise(shape: tuple[int, ...]) -> None:
     """A claim that has nothing to do with the truth: no explanation may be invented."""
     for seed in range(3):

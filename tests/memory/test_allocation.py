@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -183,6 +184,11 @@ PROGRAMS: dict[str, Compiled] = {
 }  # fmt: skip
 
 
+@cache
+def made(name: str) -> Any:
+    return PROGRAMS[name]()
+
+
 def overlaps(program: CompiledProgram) -> list[tuple[Any, Any]]:
     """Pairs of arrays that XLA would have put on the same bytes at the same time."""
     found = []
@@ -199,9 +205,10 @@ def overlaps(program: CompiledProgram) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_parts_add_up_to_what_xla_says(name: str) -> None:
-    made = PROGRAMS[name]()
-    program = program_of(made)
-    total = getattr(made.memory_analysis(), "total_allocation_bytes", program.peak_bytes)  # 0.12
+    program = program_of(made(name))
+    total = getattr(
+        made(name).memory_analysis(), "total_allocation_bytes", program.peak_bytes
+    )  # 0.12
     assert program.peak_bytes == pytest.approx(total, rel=1e-3)
     sums = dict.fromkeys(AllocationKind, 0)
     for allocation in program.allocations:
@@ -216,7 +223,7 @@ def test_parts_add_up_to_what_xla_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_two_arrays_that_live_at_once_share_bytes(name: str) -> None:
-    program = program_of(PROGRAMS[name]())
+    program = program_of(made(name))
     assert not overlaps(program)
     live = program.live_bytes[program.peak]
     assert 0.5 * program.temporary_bytes <= live <= program.temporary_bytes

@@ -297,6 +297,7 @@ def test_growth_is_exact_where_memory_is_linear() -> None:
     assert "x.shape[0]" in str(found.growth())
 
 
+@pytest.mark.long
 def test_axes_that_grow_together_are_one_dimension() -> None:
     """4 tasks of 8 rows, 4 features, 8 outputs: sizes are alike by accident, and told apart."""
     fit = lambda w, x, y: jnp.mean((jnp.einsum("trf,fo->tro", x, w) - y) ** 2)
@@ -312,6 +313,7 @@ def test_axes_that_grow_together_are_one_dimension() -> None:
     assert found.largest("1 MiB").dimension.name == "x.shape[0]"  # the parameters grow with it
 
 
+@pytest.mark.long
 def test_growth_that_is_no_line_has_no_fixed_part() -> None:
     found = bp.footprint(lambda w, x: jnp.sum(jnp.exp(w * x @ x.T)), shape(), shape(128, 8))
     slope = found.growth()["x.shape[0]"]
@@ -335,6 +337,7 @@ def test_the_largest_batch_is_compiled_and_the_next_larger_does_not_fit() -> Non
     assert 1 <= smaller.size < ROWS and smaller.bytes <= found.peak_bytes // 2
 
 
+@pytest.mark.long
 def test_the_largest_where_memory_is_more_than_linear() -> None:
     square = bp.footprint(lambda p: jnp.sum(jnp.tanh(p @ p)), shape(64, 64))
     sizes = [square.largest(memory).size for memory in ("100 kB", "1 MB", "4 MB")]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from sampling import sampled
 
 from functional_bp import shard, train
 from functional_bp.errors import NonFiniteError, TrainingError
@@ -136,7 +137,7 @@ def trained(name: str, layout: Layout | None) -> tuple[Any, Any]:
     return state, logs
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, 3))
 def test_a_layout_gives_the_numbers_of_one_device(name: str) -> None:
     """Loss, norm of the gradient, parameters after three clipped steps of Adam."""
     layout = laid_out(name)

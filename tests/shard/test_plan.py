@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from sampling import sampled
 
 from benchmarks.divisible_losses import LOSSES
 from functional_bp import shard, train
@@ -169,7 +170,7 @@ def test_dimensions_that_stand_nowhere_together_are_one_group() -> None:
 # Plans.
 
 
-@pytest.mark.parametrize("share", [1.0, 0.6, 0.45])
+@pytest.mark.parametrize("share", sampled([0.45, 0.6, 1.0], 2))
 def test_a_plan_keeps_its_budget_and_the_numbers_of_one_device(
     search: LayoutSearch, share: float
 ) -> None:

@@ -18,7 +18,7 @@ FLOORS = {
     "adjoint identity": 0.7, "second order": 0.7, "vmap against a loop": 0.6,
     "every subset of active arguments": 0.1, "every output alone": 0.01,
 }  # fmt: skip
-MANY = 150  # cases; fewer are somebody's choice
+MANY = 30  # cases; fewer are somebody's choice
 
 cases = 0
 compared: Counter[str] = Counter()

@@ -84,6 +84,7 @@ def test_it_is_the_loop_that_one_would_write() -> None:
     assert int(state.step) == 3 * 4  # 16, 16, 16 and 2 examples
 
 
+@pytest.mark.long
 def test_another_seed_is_another_order() -> None:
     assert fit(seed=1)[1]["loss"] != fit(seed=2)[1]["loss"]
 
@@ -92,6 +93,7 @@ def test_it_repeats_bit_for_bit() -> None:
     same(fit()[0], fit()[0])
 
 
+@pytest.mark.long
 def test_the_given_arrays_stay() -> None:
     params = jax.tree.map(jnp.asarray, PARAMS)
     state, _ = fit(params=params, epochs=1)
@@ -183,6 +185,7 @@ def test_eight_devices_compute_what_one_does() -> None:
     assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
 
 
+@pytest.mark.long
 def test_a_last_batch_that_the_devices_cannot_share() -> None:
     close(fit(X, Y)[0].params, fit(X, Y, devices=8)[0].params)
 

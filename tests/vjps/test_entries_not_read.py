@@ -85,13 +85,13 @@ def count_over(cases: Any) -> int:
 
 
 def test_entries_that_are_not_read_have_no_cotangent() -> None:
-    assert count_over(sampled_cases()) > 90
+    assert count_over(sampled_cases()[::2]) > 40
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))
 def test_entries_that_are_not_read_have_no_cotangent_by_any_rule(part: int) -> None:
-    assert count_over(one_of_three(1)[part::4]) > 50
+    assert count_over([*one_of_three(1), *sampled_cases()[1::2]][part::4]) > 50
 
 
 def test_a_cotangent_of_the_mirrored_triangle_would_be_noticed() -> None:
