@@ -25,8 +25,10 @@ def name(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", [*EXAMPLES, *OF_LIBRARIES], ids=name)
-def test_example(file: Path, tmp_path: Path) -> None:
-    done = python(file, *FEWER_STEPS.get(file.stem, []), cwd=tmp_path)  # in another folder
+def test_example(file: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    is_long = request.node.get_closest_marker("long") is not None  # the others mostly compile
+    steps = FEWER_STEPS.get(file.stem, [])
+    done = python(file, *steps, cwd=tmp_path, optimised=is_long)  # in another folder
     assert done.returncode == 0, done.stderr
 
 
@@ -42,7 +44,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
 
 
-@pytest.mark.parametrize("file", sampled(NOTEBOOKS, 4), ids=name)
+@pytest.mark.parametrize("file", sampled(NOTEBOOKS, 6), ids=name)
 def test_notebook(file: Path) -> None:
     notebook = nbformat.read(file, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs"

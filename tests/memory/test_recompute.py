@@ -299,7 +299,7 @@ def test_it_is_a_function_among_others() -> None:
     expected = jax.jit(jax.grad(fun, (0, 1)))(params, x)
     close = functools.partial(chex.assert_trees_all_close, rtol=2e-4, atol=1e-6)
     for args, kwargs in [((params, x), {}), ((params,), {"x": x})]:
-        close(bp.grad(lean)(*args, **kwargs), expected[0])
+        close(jax.jit(bp.grad(lean))(*args, **kwargs), expected[0])
     close(jax.jit(jax.grad(lean, (0, 1)))(params, x), expected)
     mapped = jax.jit(jax.vmap(bp.grad(lean, 1), (None, 0)))
     close(mapped(params, jnp.stack([2 * x, x]))[1], expected[1])
