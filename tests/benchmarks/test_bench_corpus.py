@@ -41,7 +41,7 @@ CAUSED = {
     "cotangent ignored", "not linear", "structure", "dtype", "second order", "hidden state",
     "not deterministic", "jit", "vmap", "scan", "sharding", "precision", "overflow",
 }  # fmt: skip
-SAMPLE = ("silu", "embedding", "correlate", "modulate")  # the others take minutes
+SAMPLE = ("silu", "modulate")  # the others take minutes
 
 by_operation = pytest.mark.parametrize("operation", operations(), ids=lambda op: op.name)
 
@@ -165,7 +165,7 @@ def test_a_kind_must_be_known() -> None:
         fault("signs", "x", "a", "b")
 
 
-@pytest.mark.parametrize("operation", sampled(operations(), 12), ids=lambda op: op.name)
+@pytest.mark.parametrize("operation", sampled(operations(), 24), ids=lambda op: op.name)
 def test_right_gradients_are_right(operation: Operation) -> None:
     case = Case(operation.name, operation)
     if operation.kink:  # another convention: right where nothing is equal or zero

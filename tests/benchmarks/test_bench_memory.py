@@ -19,10 +19,9 @@ from benchmarks.memory_curves import svg
 from functional_bp.memory.compiled_flops import compiled_flops
 
 
-@pytest.mark.parametrize(
-    "most", [{0.5: 1.2}, pytest.param({0.7: 1.07, 0.35: 1.35}, marks=pytest.mark.long)]
-)
-def test_a_stack_of_layers_keeps_its_budgets_at_few_operations(most: dict[float, float]) -> None:
+@pytest.mark.long
+def test_a_stack_of_layers_keeps_its_budgets_at_few_operations() -> None:
+    most = {0.7: 1.07, 0.5: 1.2, 0.35: 1.35}
     plain, ours, *rows = measure("gelu_stack", tuple(most), placements=())
     assert plain.memory == plain.flops == 1.0
     assert ours.memory == pytest.approx(1.0, abs=0.01)

@@ -14,6 +14,7 @@ import pytest
 
 import functional_bp as bp
 from functional_bp.cli import main
+from functional_bp.explanation import explanation
 from functional_bp.explanation.explanation import Explanation
 
 MODEL = '''
@@ -49,7 +50,7 @@ def endless(x):
 
 
 def long(x):
-    for _ in range(220):
+    for _ in range(50):
         x = jnp.sin(x)
     return x
 
@@ -154,11 +155,13 @@ def test_a_terminal_gets_colours(call: Call, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_terminal_gets_200_rows(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("zoo.model:long", "--shape", "x=1.0")
+    assert explanation.MOST_ROWS == 200
+    monkeypatch.setattr(explanation, "MOST_ROWS", 20)
     status, out, err = call(*words)
     assert status == 0 and "left out" not in out and err == ""
     monkeypatch.setattr("functional_bp.cli.explain._is_terminal", lambda: True)
     status, out, err = call(*words)
-    assert status == 0 and out.count("⋮ 21 rows are left out ⋮") == 2, out[-500:]
+    assert status == 0 and out.count("⋮ 31 rows are left out ⋮") == 2, out[-500:]
     assert "--rows 0 prints all of them" in err
 
 

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-OURS = ("XLA_FLAGS", "JAX_ENABLE_X64")
-QUICK = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+import fresh_process
+
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 HAS_MPI = find_spec("mpi4py") is not None
 LIMIT_SECONDS = 300  # after which a process is killed, and the test fails by what it left undone
@@ -37,9 +37,8 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     root = str(Path(__file__).parent.parent.parent)
-    kept = {name: value for name, value in os.environ.items() if name not in OURS}
-    path = os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])
-    return kept | QUICK | AS_ROOT | {"PYTHONPATH": path}
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return fresh_process.environment() | AS_ROOT | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
 
 
 def by_arguments(program: Path, count: int, *words: Any) -> list[Ended]:
