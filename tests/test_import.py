@@ -34,7 +34,7 @@ def test_the_witness_sees_an_initialised_backend() -> None:
     assert "should be updated before backends are initialized" in failure.value.stderr
 
 
-@pytest.mark.parametrize("name", sampled(["grad", "trace", "rules", "check"], 3))
+@pytest.mark.parametrize("name", sampled(["grad", "trace", "rules", "check"], 4))
 def test_use_loads_no_heavy_module(name: str) -> None:
     code = (
         "import sys, jax, jax.numpy; before = set(sys.modules); "

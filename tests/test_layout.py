@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,11 @@ ORDER = [
     "_jax", "errors", "processes", "definitions", "tables", "engine", "vjps", "graph", "layouts",
     "memory", "gradcheck", "explanation", "train", "shard", "functional_bp", "cli", "__main__",
 ]  # fmt: skip
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def module_of(file: Path) -> str:
@@ -30,7 +36,7 @@ def place(module: str) -> int:
 
 def imported(file: Path) -> Iterator[str]:
     """All that a file imports, in function bodies and for types too."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,7 +89,7 @@ def test_files_are_one_idea_long() -> None:
 def test_a_public_class_has_a_name_of_its_own() -> None:
     owners: dict[str, list[str]] = {}
     for module, file in MODULES.items():
-        for node in ast.parse(file.read_text()).body:
+        for node in parsed(file).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 owners.setdefault(node.name, []).append(module)
     assert len(owners) > 100

@@ -37,7 +37,7 @@ def near(entry: Improvement, got: Any) -> bool:
     return np.allclose(got, want, rtol=entry.rtol, atol=entry.rtol * scale, equal_nan=True)
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 3))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 6))
 def test_our_gradient_is_the_true_one(entry: Improvement) -> None:
     args = arguments(entry)
     gradient = entry.gradient(bp.grad)
@@ -47,7 +47,7 @@ def test_our_gradient_is_the_true_one(entry: Improvement) -> None:
     assert near(entry, jax.jit(gradient)(*args)), "under jit"
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 8))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 16))
 def test_our_gradient_is_the_true_one_under_vmap(entry: Improvement) -> None:
     args = arguments(entry)
     gradient = entry.gradient(bp.grad)
@@ -59,7 +59,7 @@ def test_our_gradient_is_the_true_one_under_vmap(entry: Improvement) -> None:
     assert near(entry, twice[0]) and near(entry, twice[1])
 
 
-@pytest.mark.parametrize("entry", sampled(every_improvement(), 8))
+@pytest.mark.parametrize("entry", sampled(every_improvement(), 16))
 def test_jax_is_still_wrong(entry: Improvement) -> None:
     try:
         theirs = entry.gradient(jax.grad)(*arguments(entry))

@@ -1,4 +1,4 @@
-"""bp.vjp against jax.vjp over random programs: 36 graphs, and 288 more with the long tests."""
+"""bp.vjp against jax.vjp over random programs: 12 graphs, and 312 more with the long tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sampling import sampled
 import functional_bp as bp
 
 # A dozen in one compilation saves the fixed cost of one, and still says which is wrong.
-TOGETHER, RUNS = 12, 3
+TOGETHER, RUNS = 12, 1
 
 # Ten operations of condition number below about 30 each on 2⁻⁵²: 1e-9 leaves room for products
 # of the largest, and a wrong term is not that small.
@@ -53,7 +53,7 @@ def disagreements(vjp: Any, seeds: list[int]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("part", sampled(range(9), 9))
+@pytest.mark.parametrize("part", sampled(range(27), 27))
 @settings(max_examples=RUNS, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 10**9))
 def test_gradients_of_random_programs(part: int, first: int) -> None:
