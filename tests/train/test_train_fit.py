@@ -89,6 +89,7 @@ def test_another_seed_is_another_order() -> None:
     assert fit(seed=1)[1]["loss"] != fit(seed=2)[1]["loss"]
 
 
+@pytest.mark.long
 def test_it_repeats_bit_for_bit() -> None:
     same(fit()[0], fit()[0])
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sampling import sampled
 
 import functional_bp as bp
 from functional_bp import train
@@ -72,10 +73,7 @@ STEPS: dict[str, tuple[Callable[..., Any], Any, Any, dict[str, Any], float]] = {
 }  # fmt: skip
 
 
-LONG = pytest.mark.long  # XLA takes its time for half precision on a CPU
-
-
-@pytest.mark.parametrize("name", [*list(STEPS)[:2], pytest.param(list(STEPS)[2], marks=LONG)])
+@pytest.mark.parametrize("name", sampled(STEPS, 3))
 def test_the_step_keeps_its_budget_and_is_the_same(name: str) -> None:
     loss, batch, model_state, options, share = STEPS[name]
     plain = train.step(loss, OPTIMIZER, **options)
@@ -117,6 +115,7 @@ def test_a_budget_that_cannot_be_kept_leaves_the_state() -> None:
     assert int(after.step) == 1
 
 
+@pytest.mark.long
 def test_the_budget_is_one_of_each_device() -> None:
     mesh = jax.make_mesh((4,), ("rows",), (jax.sharding.AxisType.Auto,))
     whole = jax.NamedSharding(mesh, jax.P())

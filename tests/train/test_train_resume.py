@@ -91,6 +91,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert dict(resumed) == dict(history)
 
 
+@pytest.mark.long
 def test_more_epochs_go_on(tmp_path: Path) -> None:
     expected, _ = undisturbed()
     fit(tmp_path, epochs=2)
@@ -106,6 +107,7 @@ def test_other_data_or_options_are_refused(tmp_path: Path) -> None:
     assert "batch_size=16" in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_broken_checkpoint_is_left_for_the_one_before_on_request(tmp_path: Path) -> None:
     fit(tmp_path, epochs=3)
     newest = max(path for path in tmp_path.iterdir() if path.is_dir() and "-step-" in path.name)
