@@ -71,7 +71,7 @@ def covers(shape: Shape, text: Text) -> bool:
 WAYS = itertools.product(MODELS, ["cs231n", "d2l"], ["right", "down"])
 
 
-@pytest.mark.parametrize(("name", "style", "direction"), sampled(WAYS, 3))
+@pytest.mark.parametrize(("name", "style", "direction"), sampled(WAYS, 7))
 def test_no_text_is_cut_or_covered(
     models: dict[str, bp.Explanation], name: str, style: Any, direction: Any
 ) -> None:

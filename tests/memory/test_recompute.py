@@ -346,6 +346,7 @@ class Module:
         return self(x)
 
 
+@pytest.mark.long
 def test_the_arrays_of_a_module_are_differentiated() -> None:
     x = draw(1, 256, 32)
 
@@ -384,6 +385,7 @@ def test_random_bits_are_the_same() -> None:
     assert found == plain
 
 
+@pytest.mark.long
 def test_each_shape_has_its_own_choice() -> None:
     fun, (params, x), share = LOSSES["deep"]
     lean = bp.recompute(fun, share)

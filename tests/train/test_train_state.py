@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sampling import sampled
 
 from functional_bp import train
 from functional_bp.errors import TrainingError
@@ -24,13 +25,16 @@ def loss(w: Any, x: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("params", "accumulate"),
-    [
-        (1.0, 1),
-        (1.0, 2),
-        (np.float32(1), 2),
-        (jnp.asarray(1.0), 1),  # weakly typed
-        (jnp.ones((), "bfloat16"), 2),
-    ],
+    sampled(
+        [
+            (1.0, 1),
+            (1.0, 2),
+            (np.float32(1), 2),
+            (jnp.asarray(1.0), 1),  # weakly typed
+            (jnp.ones((), "bfloat16"), 2),
+        ],
+        3,
+    ),
 )
 def test_a_step_is_compiled_once(params: Any, accumulate: int) -> None:
     traces = []
