@@ -163,9 +163,6 @@ PARAMS = {"W": W, "b": np.array([0.1, -0.2], np.float32)}
 
 def test_a_gradient_function_against_its_loss() -> None:
     assert check(jax.grad(loss), PARAMS, X, of=loss).ok
-    assert check(jax.value_and_grad(loss), PARAMS, X, of=loss, quick=True).ok
-    assert check(jax.grad(loss, (0, 1)), PARAMS, X, of=loss, quick=True).ok
-    assert check(jax.grad(loss, 1), PARAMS, X, of=loss, argnums=1, quick=True).ok
 
     def forgets_the_mean(params, x):
         return jax.tree.map(lambda g: g * 4, jax.grad(loss)(params, x))
@@ -342,3 +339,10 @@ def test_a_function_that_is_wired_to_float32_is_judged_there() -> None:
     report = check(custom(forward, lambda x: (forward(x), x.shape), lambda shape, y_bar: (
         jnp.broadcast_to(y_bar, shape),)), X)  # fmt: skip
     assert report.ok and "judged in float32" in report.notes[0]
+
+
+@pytest.mark.long
+def test_gradient_functions_of_other_forms() -> None:
+    assert check(jax.value_and_grad(loss), PARAMS, X, of=loss, quick=True).ok
+    assert check(jax.grad(loss, (0, 1)), PARAMS, X, of=loss, quick=True).ok
+    assert check(jax.grad(loss, 1), PARAMS, X, of=loss, argnums=1, quick=True).ok

@@ -101,7 +101,7 @@ def test_second_order() -> None:
     twice = bp.grad(bp.grad(squared_until, max_steps=4), max_steps=4)
     np.testing.assert_allclose(twice(2.0), 56 * 2.0**6, rtol=ROUNDING)  # (x⁸)″
     np.testing.assert_allclose(jax.jit(twice)(2.0), 56 * 2.0**6, rtol=ROUNDING)
-    outer = jax.grad(bp.grad(squared_until, max_steps=4))  # what it made is scan and cond
+    outer = jax.jit(jax.grad(bp.grad(squared_until, max_steps=4)))  # what it made is scan and cond
     np.testing.assert_allclose(outer(2.0), 56 * 2.0**6, rtol=ROUNDING)
 
 
