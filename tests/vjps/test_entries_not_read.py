@@ -85,7 +85,7 @@ def count_over(cases: Any) -> int:
 
 
 def test_entries_that_are_not_read_have_no_cotangent() -> None:
-    assert count_over(sampled_cases()[::2]) > 40
+    assert count_over(sampled_cases()[::2]) > 10
 
 
 @pytest.mark.long
