@@ -121,7 +121,7 @@ def plan(
             is, and what would help.
 
     Example:
-        >>> import jax.numpy as jnp, optax
+        >>> import jax, jax.numpy as jnp, optax
         >>> from functional_bp import shard
         >>> def loss(params, x):
         ...     return jnp.mean((jnp.tanh(x @ params["W1"]) @ params["W2"]) ** 2)
