@@ -166,6 +166,8 @@ class StretchAxes:
             elif role is not Role.DIVISIBLE:
                 self._positional.setdefault(i, []).append(nodes[0])
         self._blocked.update(self.find(node) for node in read if node not in labelled)
+        own = [n for v in eqn.outvars for n in self._nodes(v) if n not in labelled]
+        self._positional.setdefault(i, []).extend(own)
         return sums
 
     @staticmethod

@@ -474,9 +474,9 @@ class _Schedule:
         if self.nodes[inner].instruction.opcode != "dynamic-update-slice":
             return None
         written = self._moved(self.nodes[inner].operands[1], identity)
-        path = self.nodes[written].instruction.path
-        if path.endswith("jit(dynamic_update_index_in_dim)/broadcast_in_dim"):
-            return self._moved(self.nodes[written].operands[0], identity)  # alike in every entry
+        path, operands = self.nodes[written].instruction.path, self.nodes[written].operands
+        if operands and path.endswith("jit(dynamic_update_index_in_dim)/broadcast_in_dim"):
+            return self._moved(operands[0], identity)  # alike in every entry
         return written
 
     def _moved(self, identity: int, fusion: int | None = None) -> int:

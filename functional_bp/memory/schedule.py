@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Var
@@ -38,7 +39,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var
 from functional_bp.engine.axes import rank
 from functional_bp.engine.higher_order import has_tangent
 from functional_bp.engine.plan import size_in_bytes, variables
-from functional_bp.layouts.pieces import Place, StretchAxes, divided
+from functional_bp.layouts.pieces import DividedStretch, Place, StretchAxes, divided
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
 MOST_BORDERS = 64
@@ -324,21 +325,21 @@ class Scheduler:
                 yield Way(size, fresh, flops, _bytes(crossing - kept), Segment(start, stop, stays))
 
     @cached_property
-    def divisible(self) -> dict[tuple[int, int], list[tuple[Place, int, float]]]:
+    def divisible(self) -> dict[tuple[int, int], list[tuple[Place, DividedStretch, float]]]:
         """Find stretches that can run in pieces: along which axis, in how many at most, and how
         much of the bytes is divided.
         """
         eqns = self.costs.jaxpr.eqns
         count = max(2, MOST_VISITS // len(eqns))
         starts = range(0, len(self.borders) - 1, math.ceil(len(self.borders) / count))
-        found: dict[tuple[int, int], list[tuple[Place, int, float]]] = {}
+        found: dict[tuple[int, int], list[tuple[Place, DividedStretch, float]]] = {}
         for a in starts:
             ends = list(self._divisible_from(a))
             for b, classes in ends[:: math.ceil(len(ends) / MOST_ENDS) or 1] + ends[-1:]:
                 for place, share in classes:
                     division = divided(eqns, self.borders[a], self.borders[b], place)
                     if division is not None:
-                        found.setdefault((a, b), []).append((place, division.most, share))
+                        found.setdefault((a, b), []).append((place, division, share))
         return found
 
     def _divisible_from(self, a: int) -> Iterator[tuple[int, list[tuple[Place, float]]]]:
@@ -366,12 +367,13 @@ class Scheduler:
         reads = _bytes({v for read in self.reads[start:stop] for v in read} - here)
         each = math.ceil(PIECE * (self.operations[stop] - self.operations[start]))
         seen: set[int] = set()
-        for place, most, share in self.divisible[a, b]:
-            total = self._total(start, stop, place)
-            for count in _counts(most, PIECES) if total is not None else ():
+        for place, division, share in self.divisible[a, b]:
+            total = self._total(stop, division)
+            overhead = each + self._added(division)
+            for count in _counts(division.most, PIECES) if total is not None else ():
                 fresh = (whole + work) * (1 - share + share / count) + reads
                 segment = Segment(start, stop, frozenset(), pieces=Pieces(place, count, total))
-                yield Way(0, int(fresh), count * each, crossing, segment)
+                yield Way(0, int(fresh), count * overhead, crossing, segment)
         for cut in (frozenset[Var](), *self.cuts) if b - a <= LONGEST else (frozenset[Var](),):
             kept = cut & here
             flops, size = self.costs.flops_again(kept, start, stop), _bytes(kept)
@@ -379,18 +381,27 @@ class Scheduler:
                 continue
             seen.add(size)
             stays = places(self.costs.jaxpr, kept)
-            for place, most, share in self.divisible[a, b]:
-                for count in _counts(most, PIECES[1::2]):
+            for place, division, share in self.divisible[a, b]:
+                overhead = each + self._added(division)
+                for count in _counts(division.most, PIECES[1::2]):
                     fresh = (whole + work - size) * (1 - share + share / count) + reads
                     segment = Segment(start, stop, stays, pieces=Pieces(place, count))
-                    yield Way(size, int(fresh), flops + count * each, crossing, segment)
+                    yield Way(size, int(fresh), flops + count * overhead, crossing, segment)
 
-    def _total(self, start: int, stop: int, place: Place) -> SumOfPieces | None:
+    def _added(self, division: DividedStretch) -> int:
+        """Count the entries of what every piece reads whole: so many cotangents it adds."""
+        made = {v for i in division.inside for v in self.costs.jaxpr.eqns[i].outvars}
+        whole: set[Any] = {
+            a
+            for i in division.inside
+            for a, axis in zip(self.costs.jaxpr.eqns[i].invars, division.read[i])
+            if isinstance(a, Var) and axis is None and a not in made and has_tangent(a.aval)
+        }
+        return sum(math.prod(v.aval.shape) for v in whole)
+
+    def _total(self, stop: int, division: DividedStretch) -> SumOfPieces | None:
         """Return the scalar through which all that is differentiated of a stretch goes."""
         costs, eqns = self.costs, self.costs.jaxpr.eqns
-        division = divided(eqns, start, stop, place)
-        if division is None:
-            return None
         reads = {a for i in division.inside for a in variables(eqns[i].invars)}
         later = {a for i in division.after for a in variables(eqns[i].invars)}
         found = {
@@ -399,7 +410,7 @@ class Scheduler:
             for k, v in enumerate(eqns[i].outvars)
             if has_tangent(v.aval) and (v in later or self.last_use.get(v, -1) >= stop)
         }  # fmt: skip
-        if any(v.aval.dtype.kind == "c" for v in reads):
+        if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in reads):
             return None
         if any(division.written[i][k] is not None for i, k in found.values()):
             return None

@@ -98,7 +98,9 @@ def _follow_in_pieces(jaxpr: Jaxpr, segment: Segment, pieces: Pieces, env: dict[
         early, after = _parted(after, sums)
         _run(early, env)
         path = after[: after.index(jaxpr.eqns[i]) + 1] if total not in sums else []
-        found = stretch.at_once(_Combination(sums, path, total, env), jaxpr.eqns[i], values)
+        combine = _Combination(sums, path, total)
+        factors = [env[v] for v in combine.reads]
+        found = stretch.at_once(combine, jaxpr.eqns[i], values, factors)
         env.update(zip((*sums, total), found))
         after = [eqn for eqn in after if total not in eqn.outvars]
     else:
@@ -122,21 +124,18 @@ class _Combination:
 
     Attributes:
         sums: the sums.
-        factors: the values of what else is read.
+        reads: what else is read: factors.
     """
 
-    def __init__(
-        self, sums: Sequence[Var], path: Sequence[JaxprEqn], total: Var, env: dict[Any, Any]
-    ) -> None:
+    def __init__(self, sums: Sequence[Var], path: Sequence[JaxprEqn], total: Var) -> None:
         self.sums, self._path, self._total = sums, path, total
         made = {*sums, *(v for eqn in path for v in eqn.outvars)}
         reads = dict.fromkeys(a for eqn in path for a in variables(eqn.invars) if a not in made)
-        self._reads = list(reads)
-        self.factors = [env[v] for v in self._reads]
+        self.reads = list(reads)
 
     def __call__(self, sums: Sequence[Any], factors: Sequence[Any]) -> Any:
         """Return the scalar."""
-        env = dict(zip((*self.sums, *self._reads), (*sums, *factors)))
+        env = dict(zip((*self.sums, *self.reads), (*sums, *factors)))
         _run(self._path, env)
         return env[self._total]
 
@@ -239,7 +238,9 @@ class _InPieces:
             next(left) if axis is None else self.cut.whole(next(right), axis) for _, axis in outs
         ]
 
-    def at_once(self, combine: _Combination, eqn: JaxprEqn, values: Sequence[Any]) -> list[Any]:
+    def at_once(
+        self, combine: _Combination, eqn: JaxprEqn, values: Sequence[Any], factors: Sequence[Any]
+    ) -> list[Any]:
         """Compute sums and the scalar that is combined of them; with its gradient in the same
         sweep where that is asked for.
 
@@ -289,7 +290,7 @@ class _InPieces:
                 return tangents(inputs, dots)
 
         run.defjvp(placed, symbolic_zeros=True)
-        return run(*values, *combine.factors)
+        return run(*values, *factors)
 
 
 def _tangent(fun: Callable[..., Any], values: Sequence[Any], dots: Sequence[Any]) -> Any:
