@@ -89,7 +89,8 @@ class Recomputation(NamedTuple):
             lines += [f"  {format_bytes(size):>10}  {operation}  {where}".rstrip()
                       for operation, where, size in self.made]  # fmt: skip
             lines += self.pieces
-        lines.append(f"found in {self.compilations} compilations")
+        count = self.compilations
+        lines.append(f"found in {count} compilation{'s' * (count != 1)}")
         return "\n".join(lines)
 
 

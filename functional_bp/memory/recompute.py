@@ -1,6 +1,6 @@
 """The same function, whose gradient needs no more memory than a budget: parts of it run again.
 
-A value that a rule names is kept, or made again when its turn comes.
+A value that a rule names is kept, or made again when its turn comes, or only ever there in pieces.
 """
 
 from __future__ import annotations
@@ -94,9 +94,11 @@ def recompute(
 ) -> RecomputedFunction:
     """Return the same function, whose gradient by ``bp.grad`` needs no more than a budget.
 
-    What the reverse sweep needs is made again where that is cheap, instead of being kept; loops
-    (``lax.scan``) run again in chunks. For the shapes of each call, programs are compiled until one
-    is found that keeps the budget, on the platform that JAX uses here, at the fewest operations.
+    Rows that do not know each other run in pieces, each of which is reversed as soon as it has run.
+    What else the reverse sweep needs is made again where that is cheap, instead of being kept;
+    loops (``lax.scan``) run again in chunks. For the shapes of each call, programs are compiled
+    until one is found that keeps the budget, on the platform that JAX uses here, at the fewest
+    operations.
 
     This holds for ``bp.grad``. ``jax.grad`` of the result is right too, but on a CPU it saves
     nothing in code without loops (JAX 0.10).

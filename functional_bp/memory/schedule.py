@@ -4,9 +4,12 @@ A flat graph has *borders*, where little crosses. Let C(i, j, m) be the least op
 and reverse the stretch between borders i and j within m bytes, what crosses i being in memory. A
 stretch is reversed in one of several *ways* v: all that its rules name is kept, or the cheapest set
 by a minimum cut (``residual_costs.cheapest``) at some exchange rate of bytes for operations, or a
-loop in it is differentiated in chunks. Each way keeps k(v) until its reverse sweep, needs f(v) more
-in it (what is made again, and cotangents), and takes e(v) operations for that. With r(i, b)
-operations in a stretch, and c(i, b) bytes made in it that cross its end:
+loop in it is differentiated in chunks, or it runs in pieces along a dimension whose entries are
+independent. Each way keeps k(v) until its reverse sweep, needs f(v) more in it (what is made again,
+and cotangents; of n pieces, those of one), and takes e(v) operations for that: none for pieces that
+are reversed as soon as they have run, as they can be where all that is differentiated behind them
+goes through one scalar. With r(i, b) operations in a stretch, and c(i, b) bytes made in it that
+cross its end:
 
     C(i, j, m) = min of
         r'(i, j) + e(v)                                   if k(v) + f(v) ≤ m: a way
