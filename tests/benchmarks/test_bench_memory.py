@@ -131,6 +131,7 @@ def tiny(place: Placement) -> Made:
     return lambda ws, x: jnp.mean(place.chain(layer, ws, x) ** 2), args
 
 
+@pytest.mark.long
 def test_what_is_printed(capsys: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(LOSSES, "tiny", tiny)
     picture, few = tmp_path / "curves.svg", ["memory", "--losses", "tiny", "--repeats"]

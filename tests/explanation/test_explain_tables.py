@@ -281,6 +281,7 @@ def long_chain(x):
     return x
 
 
+@pytest.mark.long
 def test_of_a_long_table_the_first_and_last_rows_are_shown() -> None:
     explanation = bp.explain(long_chain, 0.5)
     text = explanation.text(width=120, rows=6)

@@ -143,6 +143,7 @@ def test_independent_rows_are_reversed_as_soon_as_they_have_run(name: str) -> No
 
 
 @parametrized(AGAIN)
+@pytest.mark.long
 def test_rows_that_know_each_other_run_in_pieces_between(name: str) -> None:
     choice = compared(*AGAIN[name])
     assert all(pieces.total is None for pieces in in_pieces(choice.schedule.segments))
@@ -212,6 +213,7 @@ def test_what_divides_and_what_does_not(is_divisible: bool, fun: Any) -> None:
     assert divides(fun, draw(0, 8, 4), FIRST) is is_divisible
 
 
+@pytest.mark.long
 def test_a_number_of_rows_that_nothing_divides() -> None:
     """It is columns that run in pieces, if anything does."""
     choice = bp.recompute(layers, 0.9).choice(SQUARE, draw(0, 251, 16), draw(1, 251, 16))

@@ -189,6 +189,7 @@ def test_argnums_are_counted_as_by_grad() -> None:
             bp.recompute(lambda i, x: x[i], 0.6, argnums=argnums)(jnp.int32(1), x)
 
 
+@pytest.mark.long
 def test_the_budget_is_one_of_each_device() -> None:
     mesh = jax.make_mesh((4,), ("rows",), (jax.sharding.AxisType.Auto,))
     rows = jax.NamedSharding(mesh, jax.P("rows"))
