@@ -15,8 +15,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Var, primitives
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, primitives
 
 from functional_bp import _jax
 from functional_bp.engine import sweeps
@@ -51,10 +52,12 @@ class StretchAxes:
     """The axes of a stretch of equations are joined, one equation after the other.
 
     Args:
+        graph: what the stretch is of.
         inputs: values from outside that are the same wherever they are read.
     """
 
-    def __init__(self, inputs: Iterable[Var] = ()) -> None:
+    def __init__(self, graph: Iterable[JaxprEqn], inputs: Iterable[Var] = ()) -> None:
+        self._zeros = {eqn.outvars[0] for eqn in graph if _makes_zeros(eqn)}
         self._parent: dict[Node, Node] = {}
         self._arrays: dict[Node, set[Array]] = {}
         self._sizes: dict[Node, int] = {}  # the greatest common divisor
@@ -158,6 +161,8 @@ class StretchAxes:
             if not nodes or role is Role.DIVISIBLE and self._in_all(eqn, places):
                 continue
             if role is Role.SUMMED and axes is not None and axes.combine == "sum":
+                if self._adds_to_whole(eqn, places):
+                    self._blocked.add(self.find(nodes[0]))
                 carrying = {p.array for p in places if p.is_output}
                 for k in set(range(len(eqn.outvars))) - carrying:
                     sums.setdefault(k, []).append(nodes[0])
@@ -169,6 +174,16 @@ class StretchAxes:
         own = [n for v in eqn.outvars for n in self._nodes(v) if n not in labelled]
         self._positional.setdefault(i, []).extend(own)
         return sums
+
+    def _adds_to_whole(self, eqn: JaxprEqn, places: Sequence[AxisPlace]) -> bool:
+        """Say whether a sum begins with an operand, which every piece would add: not with zeros."""
+        carrying = {p.array for p in places if not p.is_output}
+        begin: list[Any] = [
+            a for k, a in enumerate(eqn.invars) if k not in carrying and rank(a.aval)
+        ]
+        outs: list[Any] = [v.aval for v in eqn.outvars]
+        shapes = {aval.shape for aval in outs}
+        return any(a.aval.shape in shapes and a not in self._zeros for a in begin)
 
     @staticmethod
     def _in_all(eqn: JaxprEqn, places: Sequence[AxisPlace]) -> bool:
@@ -240,6 +255,12 @@ class StretchAxes:
         raise AssertionError("a class has members")
 
 
+def _makes_zeros(eqn: JaxprEqn) -> bool:
+    """Say whether an equation fills an array with the number zero."""
+    (value, *_), name = eqn.invars or [None], eqn.primitive.name
+    return name == "broadcast_in_dim" and isinstance(value, Literal) and not np.any(value.val)
+
+
 class DividedStretch(NamedTuple):
     """A stretch can be computed in pieces.
 
@@ -268,7 +289,7 @@ def divided(eqns: Sequence[JaxprEqn], start: int, stop: int, place: Place) -> Di
         stop: the first after it.
         place: an axis of the class.
     """
-    axes = StretchAxes()
+    axes = StretchAxes(eqns)
     for i in range(start, stop):
         axes.add(i, eqns[i], lambda _: 0)
     i, (is_output, k, axis) = place
@@ -347,8 +368,8 @@ def _relation_inside(eqn: JaxprEqn) -> Axes | None:
     parts = _fed(eqn)
     if not parts:
         return None
-    axes = StretchAxes(v for part in parts for v in part.graph.invars)
     inner = [inside for part in parts for inside in part.graph.eqns]
+    axes = StretchAxes(inner, [v for part in parts for v in part.graph.invars])
     for i, inside in enumerate(inner):
         axes.add(i, inside, lambda _: 0)
     for part in parts:
@@ -461,7 +482,7 @@ def _evaluate_own_rule(
 def _piecewise(part: _Fed, ins: Along, outs: Along, count: int) -> Callable[..., list[Any]]:
     """The function of a graph inside an equation, of a piece."""
     graph = part.graph
-    axes = StretchAxes(graph.invars)
+    axes = StretchAxes(graph.eqns, graph.invars)
     for i, eqn in enumerate(graph.eqns):
         axes.add(i, eqn, lambda _: 0)
     ends = [

@@ -350,7 +350,7 @@ class Scheduler:
         which axes, and how much of the bytes.
         """
         eqns, start = self.costs.jaxpr.eqns, self.borders[a]
-        axes, b = StretchAxes(), a + 1
+        axes, b = StretchAxes(eqns), a + 1
         size = lambda v: _size(v) if v in self.held else 0
         for i in range(start, len(eqns)):
             axes.add(i, eqns[i], size, self.costs.own_bytes[i])

@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 
 import functional_bp as bp
+from functional_bp.engine.axes import AxisPlace
 from functional_bp.layouts.pieces import divided
 from functional_bp.memory.recompute import _Call
 from functional_bp.memory.schedule import Segment
@@ -183,12 +184,12 @@ def flat(fun: Callable[..., Any], *args: Any) -> Any:
     return _Call(fun, args, {}, (0,)).graph.opened
 
 
-def divides(fun: Callable[..., Any], x: Any, place: Any) -> bool:
-    eqns = flat(fun, x).eqns
-    return divided(eqns, 0, len(eqns), place) is not None
-
-
-FIRST = (0, (False, 0, 0))  # the first axis of the first equation's first operand
+def divides(fun: Callable[..., Any], x: Any) -> bool:
+    """Whether all of it can be computed for a part of the first axis of x, where that is read."""
+    graph = flat(fun, x)
+    reads = [i for i, eqn in enumerate(graph.eqns) if graph.invars[0] in eqn.invars[:1]]
+    place = reads[0], AxisPlace(False, 0, 0)
+    return divided(graph.eqns, 0, len(graph.eqns), place) is not None
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,8 @@ FIRST = (0, (False, 0, 0))  # the first axis of the first equation's first opera
         (False, lambda x: jnp.sort(jnp.sin(x), 0).sum()),
         (True, lambda x: jnp.sort(jnp.sin(x), 1).sum()),
         (False, lambda x: jnp.cumsum(x, 0).sum()),
+        (True, lambda x: jnp.zeros(4).at[jnp.arange(8) % 4].add(jnp.sin(x[:, 0]), mode="drop")),
+        (False, lambda x: jnp.ones(4).at[jnp.arange(8) % 4].add(jnp.sin(x[:, 0]), mode="drop")),
         (False, lambda x: jnp.max(jnp.sin(x), 0).sum()),  # no sum
         (False, lambda x: jnp.sin(x)[::-1].sum()),
         (False, lambda x: (lambda y: (y @ y.T).sum())(jnp.sin(x))),  # twice in one array
@@ -210,7 +213,7 @@ FIRST = (0, (False, 0, 0))  # the first axis of the first equation's first opera
     ],
 )  # fmt: skip
 def test_what_divides_and_what_does_not(is_divisible: bool, fun: Any) -> None:
-    assert divides(fun, draw(0, 8, 4), FIRST) is is_divisible
+    assert divides(fun, draw(0, 8, 4)) is is_divisible
 
 
 @pytest.mark.long
