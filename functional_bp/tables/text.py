@@ -77,10 +77,13 @@ def _rich(table: Table, width: int) -> Any:
         pad_edge=False,
         show_edge=False,
     )
-    for column in table.columns:
-        most = None if column.drop or column.width else LONGEST_FORMULA
-        _add(made, column, width=column.width or None, max_width=most)
     place = next(k for k, column in enumerate(table.columns) if not column.drop)
+    room = max(width - _natural_width(table), 0)  # which a heading may take, and no more
+    for k, column in enumerate(table.columns):
+        most = None if column.drop or column.width else LONGEST_FORMULA
+        if k == place and most:
+            most = min(most, _longest(table, k) + room)
+        _add(made, column, width=column.width or None, max_width=most)
     for line in table.lines:
         if line.is_heading:
             blank = [Text("") for _ in table.columns]
@@ -156,11 +159,16 @@ def _cut(text: str, width: int) -> str:
 
 
 def _natural_width(table: Table) -> int:
-    from rich.cells import cell_len
-
-    lines = [line for line in table.lines if not line.is_heading]
     total = -3  # between columns
     for k, column in enumerate(table.columns):
-        longest = max([cell_len(column.heading), *(cell_len(line.cells[k].text) for line in lines)])
+        longest = _longest(table, k)
         total += 3 + (min(longest, LONGEST_FORMULA) if not column.drop else longest)
     return total
+
+
+def _longest(table: Table, k: int) -> int:
+    """Count the characters of a column's longest cell."""
+    from rich.cells import cell_len
+
+    cells = [line.cells[k].text for line in table.lines if not line.is_heading]
+    return max(map(cell_len, [table.columns[k].heading, *cells]))
