@@ -20,6 +20,7 @@ from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.transforms import vjp
 from functional_bp.errors import BackpropError
 from functional_bp.graph.graph import format_bytes, format_count, short_place
+from functional_bp.graph.names import operation_name
 from functional_bp.memory.allocation import CompiledProgram, program_of
 from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import FootprintError, parse_bytes
@@ -253,8 +254,8 @@ class Search:
         usage = usage_of(program, lambda name: Purpose.BATCH)
         made = [share for share in usage.shares if share.origin is not None][:2]
         largest = [
-            f"{format_bytes(share.bytes)}, {share.count} × {share.type} of "
-            f"{share.origin.operation} {short_place(share.origin.source)}".rstrip()
+            f"{format_bytes(share.bytes)}, {f'{share.count} × ' if share.count > 1 else ''}"
+            f"{share.type} of {share.origin.operation} {short_place(share.origin.source)}".rstrip()
             for share in made if share.origin
         ]  # fmt: skip
         arguments = program.peak_bytes - program.temporary_bytes
@@ -275,7 +276,7 @@ class Search:
         """Name the operations whose insides keep much, and are not made again."""
         costs = self.costs
         eqns = zip(costs.jaxpr.eqns, costs.own_bytes)
-        large = [eqn.primitive.name for eqn, own in eqns if own > 0.2 * self.plain.temporary_bytes]
+        large = [operation_name(eqn) for eqn, own in eqns if own > 0.2 * self.plain.temporary_bytes]
         closed = sorted(set(large) - {"scan", "cond", "shard_map"})
         return f"; nothing inside {', '.join(closed)} is made again" if closed else ""
 
@@ -295,7 +296,7 @@ def _made_again(costs: Costs, schedule: Schedule) -> tuple[tuple[str, str, int],
                 if (i, k) not in (segment.kept or ()) and v in named
             )
             if size:
-                key = eqn.primitive.name, short_place(_jax.source_line(eqn))
+                key = operation_name(eqn), short_place(_jax.source_line(eqn))
                 sums[key] = sums.get(key, 0) + size
     ranked = sorted(sums.items(), key=lambda item: -item[1])[:8]
     return tuple((operation, where, size) for (operation, where), size in ranked)
@@ -315,7 +316,7 @@ def _pieces(costs: Costs, segments: Iterable[Segment]) -> Iterator[str]:
         again = "each runs again" if segment.pieces.total is None else "none runs again"
         yield (
             f"  {start} to {stop} in {segment.pieces.count} pieces of axis {axis} of "
-            f"{eqns[i].primitive.name} ({aval.shape[axis]:,}); {again}"
+            f"{operation_name(eqns[i])} ({aval.shape[axis]:,}); {again}"
         )
 
 

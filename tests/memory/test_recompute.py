@@ -213,7 +213,7 @@ opaque.defvjp(lambda *args: jax.vjp(deep, *args), lambda pull, bar: pull(bar))
 
 
 def test_what_cannot_be_opened_is_named() -> None:
-    with pytest.raises(BudgetError, match="nothing inside custom_vjp_call is made again"):
+    with pytest.raises(BudgetError, match="nothing inside opaque is made again"):
         bp.recompute(opaque, 0.3)(*LOSSES["deep"][1])
 
 
