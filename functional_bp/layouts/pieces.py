@@ -135,13 +135,14 @@ class StretchAxes:
         read = [node for array in dict.fromkeys(operands) for node in self._nodes(array)]
         written = [node for v in eqn.outvars for node in self._nodes(v)]
         sums = self._related(i, eqn, operands, read)
+        whole = set(map(self.find, self._positional.get(i, ())))  # computed before any piece
         for k, v in enumerate(eqn.outvars):
             self._after[v] = before.union(sums.get(k, ()))
-            for root in set(map(self.find, self._nodes(v))):
+            for root in set(map(self.find, self._nodes(v))) - whole:
                 self._bytes[root] = self._bytes.get(root, 0) + size(v)
         roots = set(map(self.find, (*read, *written)))
         self._blocked |= roots & set(map(self.find, before))
-        for root in roots if own else ():
+        for root in roots - whole if own else ():
             self._bytes[root] = self._bytes.get(root, 0) + own
 
     def _related(

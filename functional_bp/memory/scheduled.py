@@ -344,14 +344,15 @@ class _Cut:
 
     def whole(self, rows: Any, axis: int) -> Any:
         """Put pieces together again."""
-        first, count = self._sizes
-        size = rows.shape[axis + 1] * count
+        (first, count), size = self._sizes, rows.shape[axis + 1]
         before, after = rows.shape[1 : axis + 1], rows.shape[axis + 2 :]
-        parts = rows.reshape(count, *before, first, -1, *after)
-        return jnp.moveaxis(parts, 0, axis + 1).reshape(*before, size, *after)
+        parts = rows.reshape(count, *before, first, size // first, *after)
+        return jnp.moveaxis(parts, 0, axis + 1).reshape(*before, size * count, *after)
 
     def _parts(self, x: Any, axis: int) -> Any:
-        return x.reshape(*x.shape[:axis], *self._sizes, -1, *x.shape[axis + 1 :])
+        first, count = self._sizes
+        sizes = first, count, x.shape[axis] // (first * count)
+        return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def _run(eqns: Sequence[JaxprEqn], env: dict[Any, Any], kept: frozenset[Var] = frozenset()) -> None:

@@ -139,7 +139,7 @@ def test_independent_rows_are_reversed_as_soon_as_they_have_run(name: str) -> No
     choice = compared(*ONCE[name])
     (pieces,) = in_pieces(choice.schedule.segments)
     assert pieces.total is not None and pieces.count > 1
-    assert choice.program.flops <= 1.03 * choice.plain.flops
+    assert choice.program.flops <= 1.1 * choice.plain.flops  # again would be 1.3
     assert "none runs again" in str(choice)
 
 

@@ -383,7 +383,7 @@ def test_a_smaller_budget_never_gives_a_larger_program() -> None:
 def test_random_bits_are_the_same() -> None:
     fun, args, share = LOSSES["dropout"]
     found, plain = (jax.jit(f)(*args) for f in (bp.recompute(fun, share), fun))
-    assert found == plain
+    np.testing.assert_allclose(found, plain, rtol=1e-6)  # sums of pieces are sums in another order
 
 
 @pytest.mark.long
