@@ -83,7 +83,8 @@ def test_a_function_without_parameters_makes_the_inputs() -> None:
     assert mark.arguments == (make,) and mark.subject is jnp.sin
 
 
-def test_names_of_marks(tmp_path: Path) -> None:
+def test_names_of_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "several", raising=False)
     file = tmp_path / "several.py"
     file.write_text(
         "import functional_bp as bp\n"
