@@ -16,16 +16,7 @@ from functional_bp.memory.kept import KeptValue, kept_table
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
-from functional_bp.tables.table import (
-    Cell,
-    Column,
-    Line,
-    Table,
-    between,
-    drops,
-    ending,
-    natural,
-)
+from functional_bp.tables.table import Cell, Column, Line, Table, between, drops, ending, natural
 
 MOST_SHARES = 16  # lines of the second table
 WEIGHTS = (Purpose.PARAMETERS, Purpose.OPTIMIZER, Purpose.STATE)  # alike in every layer

@@ -24,16 +24,7 @@ from functional_bp.graph.names import operation_name
 from functional_bp.graph.nested import inner_graphs
 from functional_bp.memory.attribution import provenance
 from functional_bp.memory.residual_costs import costs_of, operations, shape_of, steps_of
-from functional_bp.tables.table import (
-    Cell,
-    Column,
-    Line,
-    Table,
-    between,
-    drops,
-    ending,
-    natural,
-)
+from functional_bp.tables.table import Cell, Column, Line, Table, between, drops, ending, natural
 from functional_bp.vjps.remat import without_calls
 
 MOST_LINES = 12

@@ -169,13 +169,10 @@ class Scheduler:
     Args:
         costs: of the graph.
         ways_inside: ways to differentiate an equation that holds graphs.
-        in_pieces: whether stretches may run in pieces.
     """
 
-    def __init__(
-        self, costs: Costs, ways_inside: Any = lambda eqn, own: (), in_pieces: bool = True
-    ) -> None:
-        self.costs, self.ways_inside, self.in_pieces = costs, ways_inside, in_pieces
+    def __init__(self, costs: Costs, ways_inside: Any = lambda eqn, own: ()) -> None:
+        self.costs, self.ways_inside = costs, ways_inside
         eqns = costs.jaxpr.eqns
         self.defined = {v: i for i, eqn in enumerate(eqns) for v in eqn.outvars}
         self.held = materialized(costs)
@@ -307,7 +304,7 @@ class Scheduler:
                     found.append(Way(kept, fresh + work, flops, loose, segment))
         if b - a <= LONGEST:
             found += self._leaner(start, stop, whole, work)
-        if self.in_pieces and (a, b) in self.divisible:
+        if (a, b) in self.divisible:
             found += self._in_pieces(a, b, whole, work)
         return found
 
@@ -528,16 +525,12 @@ LINEAR = frozenset(
 )
 
 
-def is_linear(eqn: JaxprEqn, variables: Collection[Var]) -> bool:
-    """Say whether an equation is linear in these of its operands; no test is complete."""
-    name, (first, *others) = eqn.primitive.name, (a in variables for a in map(_atom, eqn.invars))
+def is_linear(eqn: JaxprEqn, moving: Collection[Var]) -> bool:
+    """Say whether an equation is linear in these of its operands, as far as its name tells."""
+    name, moves = eqn.primitive.name, [isinstance(a, Var) and a in moving for a in eqn.invars]
     if name not in LINEAR or not has_tangent(eqn.outvars[0].aval):
         return False
-    return not any(others) if name == "div" else not (first and any(others)) or name != "mul"
-
-
-def _atom(atom: Any) -> Any:
-    return atom if isinstance(atom, Var) else None
+    return not moves[1] if name == "div" else name != "mul" or sum(moves) == 1
 
 
 def places(jaxpr: Jaxpr, variables: Collection[Var]) -> frozenset[Output]:
