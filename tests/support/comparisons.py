@@ -19,6 +19,7 @@ FLOORS = {
     "every subset of active arguments": 0.1, "every output alone": 0.01,
 }  # fmt: skip
 MANY = 30  # cases; fewer are somebody's choice
+CHANCE = 3  # comparisons; a floor below it can be missed by the choice of a sample alone
 
 cases = 0
 compared: Counter[str] = Counter()
@@ -40,7 +41,7 @@ def silent() -> list[str]:
     return [
         f"{name!r} was compared in {compared[name]} of {cases} cases, not in {floor:.0%} of them"
         for name, floor in FLOORS.items()
-        if compared[name] < floor * cases
+        if compared[name] < floor * cases and floor * cases >= CHANCE
     ]
 
 

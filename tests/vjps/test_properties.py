@@ -160,3 +160,7 @@ def test_a_property_that_has_fallen_silent_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(comparisons, "cases", 400)
     (sentence,) = comparisons.silent()
     assert "'adjoint identity'" in sentence and "100 of 400" in sentence
+    monkeypatch.setattr(comparisons, "FLOORS", {"every output alone": 0.01})
+    assert len(comparisons.silent()) == 1
+    monkeypatch.setattr(comparisons, "cases", 40)  # one of them would be enough, or none by chance
+    assert comparisons.silent() == []
