@@ -26,8 +26,9 @@ from functional_bp.memory.attribution import Purpose, usage_of
 from functional_bp.memory.footprint import FootprintError, parse_bytes
 from functional_bp.memory.nested_schedules import opened, ways_inside
 from functional_bp.memory.residual_costs import Costs, costs_of, operations, shape_of
-from functional_bp.memory.schedule import Schedule, Scheduler, Segment
+from functional_bp.memory.schedule import Schedule, Segment
 from functional_bp.memory.scheduled import scheduled
+from functional_bp.memory.scheduler import Scheduler
 
 LEAST_BYTES = 1024  # of a budget that is a number: 1.5 is neither a share nor meant as bytes
 EVEN = (2, 3, 4, 6, 8)  # segments of equal weight, tried where the estimated least is too much
@@ -246,7 +247,7 @@ class Search:
             if low < 0 or rungs[low].flops - above.flops > little:
                 fits(above)
         if low < 0:  # estimates err
-            counts = [n for n in EVEN if n < len(self.scheduler.borders)]
+            counts = [n for n in EVEN if n < len(self.scheduler.stretches.borders)]
             any(map(fits, (*rungs[1:4], *map(self.scheduler.even, counts))))
 
     def _too_small(self, limit: int) -> BudgetError:

@@ -15,17 +15,12 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Var, primitives
 
 from functional_bp.engine.higher_order import has_tangent
-from functional_bp.engine.plan import fixed_point, size_in_bytes, variables
+from functional_bp.engine.plan import fixed_point, variables
 from functional_bp.graph.nested import inner_graphs, opened_scan
 from functional_bp.memory.residual_costs import Costs, cheapest, costs_of, shape_of
-from functional_bp.memory.schedule import (
-    RATES,
-    LoopSchedule,
-    Schedule,
-    Scheduler,
-    Segment,
-    places,
-)
+from functional_bp.memory.schedule import LoopSchedule, Schedule, Segment, places
+from functional_bp.memory.scheduler import Scheduler
+from functional_bp.memory.stretches import RATES, size_of
 from functional_bp.vjps.remat import without_calls
 
 GROUPS = (2, 4, 8, 16)
@@ -83,7 +78,7 @@ def _once_ways(eqn: JaxprEqn, count: int) -> Iterator[Inside]:
     """
     schedulers = [scheduler_of(part.jaxpr) for part in inner_graphs(eqn)]
     runs = max(sum(s.costs.flops) for s in schedulers)
-    most = max(s.most_bytes for s in schedulers)
+    most = max(s.stretches.most_bytes for s in schedulers)
     for share in (k / RUNGS for k in range(1, RUNGS)):
         found = tuple(s.within(share * most) or s.ladder[0] for s in schedulers)
         size, flops = max(s.bytes for s in found) * count, max(s.flops for s in found)
@@ -135,9 +130,9 @@ def _loop_ways(eqn: JaxprEqn, own: int) -> Iterator[Inside]:
     scheduler = scheduler_of(scan.body.jaxpr)
     costs = scheduler.costs
     _, states, scanned = scan.divided(costs.jaxpr.invars)
-    prices = {v: _size(v) for v in _needed_states(costs, states)}
+    prices = {v: size_of(v) for v in _needed_states(costs, states)}
     effort, carry = sum(costs.flops), max(sum(prices.values()), 1)
-    copied = sum(map(_size, scanned)) * length  # of what is cut
+    copied = sum(map(size_of, scanned)) * length  # of what is cut
     full = _Step(own // length, 0, 0, None)
     for step in (full, *_lean_steps(scheduler, prices, full.kept)):
         if step is not full:
@@ -164,14 +159,14 @@ def _lean_steps(scheduler: Scheduler, prices: dict[Var, int], whole: int) -> Ite
     seen: set[int] = set()
     for rate in RATES:
         kept = frozenset(cheapest(costs.run_again, rate, prices))
-        size, flops = sum(map(_size, kept)), costs.flops_again(kept)
+        size, flops = sum(map(size_of, kept)), costs.flops_again(kept)
         if flops and size < 0.98 * whole and size not in seen:
             seen.add(size)
             segment = Segment(0, count, places(costs.jaxpr, kept))
             yield _Step(size, whole, flops, Schedule((segment,)))
     carried, runs = sum(prices.values()), sum(costs.flops)
     for share in (0.6, 0.35):
-        found = scheduler.within(share * scheduler.most_bytes)
+        found = scheduler.within(share * scheduler.stretches.most_bytes)
         if found is not None and carried < 0.98 * whole and found.flops:
             yield _Step(carried, found.bytes, runs + found.flops, _again(found, count))
 
@@ -251,7 +246,3 @@ def _needed_states(costs: Costs, states: Sequence[Var]) -> list[Var]:
     named = frozenset(v for group in costs.named for v in group)
     needed = fixed_point(reached, named)
     return [v for v in states if v in needed]
-
-
-def _size(v: Var) -> int:
-    return size_in_bytes(v.aval)

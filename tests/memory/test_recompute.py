@@ -21,8 +21,9 @@ from functional_bp.memory.budgets import BudgetError
 from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.nested_schedules import partition
 from functional_bp.memory.residual_costs import cheapest, costs_of
-from functional_bp.memory.schedule import LoopSchedule, Schedule, Scheduler, Segment
+from functional_bp.memory.schedule import LoopSchedule, Schedule, Segment
 from functional_bp.memory.scheduled import scheduled
+from functional_bp.memory.scheduler import Scheduler
 
 F = jnp.float32
 
