@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -307,7 +308,7 @@ def divided(eqns: Sequence[JaxprEqn], start: int, stop: int, place: Place) -> Di
         whole = axes.is_positional(i, {root})
         is_after = any(axes.is_after(a, {root}) for a in variables(eqn.invars))
         divides = any(axis is not None for axis in (ins if whole else (*ins, *outs)))
-        if divides and (is_after or whole or not has_pieces(eqn, ins, outs, most)):
+        if divides and (is_after or whole or not has_pieces(eqn, ins, outs, Fraction(1, most))):
             return None
         (inside if divides else after if is_after else before).append(i)
         read[i], written[i] = ins, outs
@@ -427,22 +428,22 @@ def _without_rules(jaxpr: Jaxpr) -> Jaxpr:
 
 
 def evaluate_piece(
-    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, count: int
+    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, share: Fraction
 ) -> Sequence[Any]:
-    """Run an equation on one of ``count`` pieces of the operands that are divided."""
+    """Run an equation on a piece, a share of the whole, of the operands that are divided."""
     rule = rules.get(eqn.primitive)
     if not inner_graphs(eqn) or (rule is not None and rule.axes is not None):
-        return sweeps.evaluate(eqn.replace(params=piece_params(eqn, ins, outs, count)), operands)
+        return sweeps.evaluate(eqn.replace(params=piece_params(eqn, ins, outs, share)), operands)
     with _jax.emitting(eqn), eqn.ctx.manager:
-        return _evaluate_inside(eqn, operands, ins, outs, count)
+        return _evaluate_inside(eqn, operands, ins, outs, share)
 
 
 def _evaluate_inside(
-    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, count: int
+    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, share: Fraction
 ) -> Sequence[Any]:
     if eqn.primitive is primitives.custom_jvp_call_p:
-        return _evaluate_own_rule(eqn, operands, ins, outs, count)
-    parts = [_piecewise(part, ins, outs, count) for part in _fed(eqn)]
+        return _evaluate_own_rule(eqn, operands, ins, outs, share)
+    parts = [_piecewise(part, ins, outs, share) for part in _fed(eqn)]
     if eqn.primitive is lax.scan_p:
         scan = opened_scan(eqn)
         fixed, start, xs = scan.divided(operands)
@@ -461,13 +462,13 @@ def _evaluate_inside(
 
 
 def _evaluate_own_rule(
-    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, count: int
+    eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, share: Fraction
 ) -> Sequence[Any]:
     """Run an operation with the person's own tangents: those of the whole, of a piece."""
 
     def piece(graph: Jaxpr, times: int) -> Callable[..., list[Any]]:
         ends = [(k, 0) for k in range(len(ins))] * times, [(k, 0) for k in range(len(outs))] * times
-        return _piecewise(_Fed(graph, *ends), ins, outs, count)
+        return _piecewise(_Fed(graph, *ends), ins, outs, share)
 
     def tangents(values: Any, dots: Any) -> tuple[list[Any], list[Any]]:
         graph = _tangents(eqn)
@@ -480,7 +481,7 @@ def _evaluate_own_rule(
     return run(*operands)
 
 
-def _piecewise(part: _Fed, ins: Along, outs: Along, count: int) -> Callable[..., list[Any]]:
+def _piecewise(part: _Fed, ins: Along, outs: Along, share: Fraction) -> Callable[..., list[Any]]:
     """The function of a graph inside an equation, of a piece."""
     graph = part.graph
     axes = StretchAxes(graph.eqns, graph.invars)
@@ -498,13 +499,13 @@ def _piecewise(part: _Fed, ins: Along, outs: Along, count: int) -> Callable[...,
         for i, eqn in enumerate(graph.eqns):
             operands = [sweeps.value_of(a, env) for a in eqn.invars]
             along = axes.along(i, eqn, roots)
-            env.update(zip(eqn.outvars, evaluate_piece(eqn, operands, *along, count)))
+            env.update(zip(eqn.outvars, evaluate_piece(eqn, operands, *along, share)))
         return [sweeps.value_of(v, env) for v in graph.outvars]
 
     return run
 
 
-def piece_params(eqn: JaxprEqn, ins: Along, outs: Along, count: int) -> dict[str, Any]:
+def piece_params(eqn: JaxprEqn, ins: Along, outs: Along, share: Fraction) -> dict[str, Any]:
     """Return the parameters of an equation for a piece: with its shapes and numbers of groups."""
     changed = dict(eqn.params)
     avals: list[Any] = [a.aval for a in (*eqn.invars, *eqn.outvars)]
@@ -514,19 +515,19 @@ def piece_params(eqn: JaxprEqn, ins: Along, outs: Along, count: int) -> dict[str
             sizes = changed.get(name)
             if isinstance(sizes, tuple) and axis is not None and len(sizes) == len(shape):
                 if sizes[axis] == shape[axis] == eqn.params[name][axis]:
-                    changed[name] = (*sizes[:axis], sizes[axis] // count, *sizes[axis + 1 :])
+                    changed[name] = (*sizes[:axis], int(sizes[axis] * share), *sizes[axis + 1 :])
     for name in ("feature_group_count", "batch_group_count"):
         if eqn.params.get(name, 1) > 1 and None not in (*ins, *outs):
-            changed[name] = eqn.params[name] // count
+            changed[name] = int(eqn.params[name] * share)
     return changed
 
 
 @lru_cache(maxsize=8192)
-def has_pieces(eqn: JaxprEqn, ins: Along, outs: Along, count: int) -> bool:
+def has_pieces(eqn: JaxprEqn, ins: Along, outs: Along, share: Fraction) -> bool:
     """Say whether an equation can be run on pieces: their types are those of pieces."""
-    operands = [_piece_type(a.aval, axis, count) for a, axis in zip(eqn.invars, ins)]
-    want = [_piece_type(v.aval, axis, count) for v, axis in zip(eqn.outvars, outs)]
-    run = lambda *xs: tuple(evaluate_piece(eqn, xs, ins, outs, count))
+    operands = [_piece_type(a.aval, axis, share) for a, axis in zip(eqn.invars, ins)]
+    want = [_piece_type(v.aval, axis, share) for v, axis in zip(eqn.outvars, outs)]
+    run = lambda *xs: tuple(evaluate_piece(eqn, xs, ins, outs, share))
     try:
         found = jax.eval_shape(run, *operands)
     except (TypeError, ValueError):
@@ -534,8 +535,8 @@ def has_pieces(eqn: JaxprEqn, ins: Along, outs: Along, count: int) -> bool:
     return all((x.shape, x.dtype) == (y.shape, y.dtype) for x, y in zip(found, want))
 
 
-def _piece_type(aval: Any, axis: int | None, count: int) -> Any:
+def _piece_type(aval: Any, axis: int | None, share: Fraction) -> Any:
     shape = aval.shape if axis is None else (
-        *aval.shape[:axis], aval.shape[axis] // count, *aval.shape[axis + 1 :]
+        *aval.shape[:axis], int(aval.shape[axis] * share), *aval.shape[axis + 1 :]
     )  # fmt: skip
     return jax.ShapeDtypeStruct(shape, aval.dtype, weak_type=aval.weak_type)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 
 from functional_bp import _jax
-from functional_bp.engine.higher_order import has_tangent, only
+from functional_bp.engine.higher_order import only
 from functional_bp.engine.plan import size_in_bytes
 from functional_bp.engine.transforms import vjp
 from functional_bp.errors import BackpropError
@@ -103,12 +103,14 @@ class FlatGraph(NamedTuple):
         name: of the person's function.
         jaxpr: without calls and constants.
         active: which inputs are differentiated.
+        seeded: which outputs are.
         shapes: of the inputs, with their shardings.
     """
 
     name: str
     jaxpr: Jaxpr
     active: tuple[bool, ...]
+    seeded: tuple[bool, ...]
     shapes: tuple[Any, ...]
 
     @property
@@ -125,7 +127,7 @@ class FlatGraph(NamedTuple):
     def gradient(self, schedule: Schedule) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the function of value and gradient under a schedule, and shapes of arguments."""
         run = self.following(schedule)
-        on = [has_tangent(v.aval) for v in self.jaxpr.outvars]
+        on = self.seeded
 
         def program(chosen: Any, others: Any, bars: Any) -> Any:
             def of_chosen(*values: Any) -> Any:
@@ -181,7 +183,7 @@ class Search:
     @cached_property
     def costs(self) -> Costs:
         """What each equation keeps, and takes to run again."""
-        return costs_of(self.graph.opened, self.graph.active)
+        return costs_of(self.graph.opened, self.graph.active, self.graph.seeded)
 
     @cached_property
     def flops(self) -> int:

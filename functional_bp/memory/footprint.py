@@ -37,7 +37,8 @@ from functional_bp.memory.growth import (
     slope_of,
     unknown,
 )
-from functional_bp.memory.kept import KEPT, KeptValue, kept_values
+from functional_bp.memory.kept import KeptValue, kept_values
+from functional_bp.memory.marked import KEPT
 
 _UNITS = {
     "": 1,

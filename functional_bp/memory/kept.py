@@ -28,7 +28,6 @@ from functional_bp.tables.table import Cell, Column, Line, Table, between, drops
 from functional_bp.vjps.remat import without_calls
 
 MOST_LINES = 12
-KEPT = "functional_bp.kept"  # the name of what ``bp.recompute`` keeps of what it makes again
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def kept_values(
     for eqn, group in zip(jaxpr.eqns, costs.named):
         for variable in group:
             readers.setdefault(variable, []).append(eqn)
-    inner = {step.eqn: step.higher_order for step in steps_of(jaxpr, marked)}
+    inner = {step.eqn: step.higher_order for step in steps_of(jaxpr, marked, costs.seeded)}
     found: list[KeptValue] = []
     for eqn, own, flops in zip(jaxpr.eqns, costs.own_bytes, costs.flops):
         operation, scope, source = operation_name(eqn), _scope(eqn), _jax.source_line(eqn)

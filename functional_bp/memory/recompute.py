@@ -16,6 +16,7 @@ from jax.core import Tracer
 
 from functional_bp import _jax
 from functional_bp.engine.higher_order import has_tangent, only
+from functional_bp.errors import describe
 from functional_bp.graph import names
 from functional_bp.memory.allocation import CompiledProgram
 from functional_bp.memory.budgets import PLAIN, FlatGraph, Recomputation, Search, share_of
@@ -29,16 +30,21 @@ class RecomputedFunction:
 
     Attributes:
         fun: the function as it was given.
-        budget: as it was given.
+        budget, argnums, has_aux: as they were given.
         choices: what was chosen, for each structure and shapes of arguments.
     """
 
     def __init__(
-        self, fun: Callable[..., Any], budget: Any, argnums: Sequence[int], owner: Any = None
+        self,
+        fun: Callable[..., Any],
+        budget: Any,
+        argnums: Sequence[int],
+        has_aux: bool = False,
+        owner: Any = None,
     ) -> None:
         bound = fun if owner is None else MethodType(fun, owner)
         functools.update_wrapper(self, bound, updated=())
-        self.fun, self.budget, self.argnums = fun, budget, tuple(argnums)
+        self.fun, self.budget, self.argnums, self.has_aux = fun, budget, tuple(argnums), has_aux
         self.choices: dict[Any, Recomputation] = {}
         self._owner = owner  # what a method is bound to
 
@@ -46,18 +52,18 @@ class RecomputedFunction:
         """Return it bound, as a method: ``argnums`` count what stands behind ``self``."""
         if instance is None:
             return self
-        bound = RecomputedFunction(self.fun, self.budget, self.argnums, instance)
+        bound = RecomputedFunction(self.fun, self.budget, self.argnums, self.has_aux, instance)
         bound.choices = self.choices
         return bound
 
     def _call(self, args: Any, kwargs: Any) -> _Call:
         """Flatten a call; arrays of an object that is a pytree are differentiated with the rest."""
         if self._owner is None:
-            return _Call(self.fun, args, kwargs, self.argnums)
+            return _Call(self.fun, args, kwargs, self.argnums, self.has_aux)
         argnums = [k + (k >= 0) for k in self.argnums]
         if _is_module(self._owner):
             argnums = [0, *argnums]
-        return _Call(self.fun, (self._owner, *args), kwargs, argnums)
+        return _Call(self.fun, (self._owner, *args), kwargs, argnums, self.has_aux)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the function returns."""
@@ -90,7 +96,11 @@ class RecomputedFunction:
 
 
 def recompute(
-    fun: Callable[..., Any], budget: int | float | str, *, argnums: int | Sequence[int] = 0
+    fun: Callable[..., Any],
+    budget: int | float | str,
+    *,
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
 ) -> RecomputedFunction:
     """Return the same function, whose gradient by ``bp.grad`` needs no more than a budget.
 
@@ -112,6 +122,7 @@ def recompute(
             temporaries that it needs with nothing made again. Of one device, where arrays have
             shardings.
         argnums: the arguments that will be differentiated.
+        has_aux: ``fun`` returns ``(output, auxiliary)``, of which the auxiliary will not be.
 
     Returns:
         A function; printed, it says what is made again. ``.choice(*args)`` says so beforehand.
@@ -123,8 +134,8 @@ def recompute(
     share_of(budget)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if _is_module(fun):
-        return RecomputedFunction(_called(type(fun)), budget, positions, fun)
-    return RecomputedFunction(fun, budget, positions)
+        return RecomputedFunction(_called(type(fun)), budget, positions, has_aux, fun)
+    return RecomputedFunction(fun, budget, positions, has_aux)
 
 
 def _called(kind: Any) -> Callable[..., Any]:
@@ -138,6 +149,20 @@ def _called(kind: Any) -> Callable[..., Any]:
     return call
 
 
+def _is_pair(out: Any, fun: Callable[..., Any]) -> bool:
+    """Say that a function with an auxiliary output returned a pair.
+
+    Raises:
+        FootprintError: it did not.
+    """
+    if isinstance(out, tuple) and len(out) == 2:
+        return True
+    raise FootprintError(
+        f"with has_aux=True, {names.function_name(fun)} has to return (output, auxiliary)",
+        got=describe(out),
+    )
+
+
 def _is_module(owner: Any) -> bool:
     """Say whether an object is a pytree that holds arrays, as a module of Equinox is."""
     return any(leaf is not owner and _is_array(leaf) for leaf in jax.tree.leaves(owner))
@@ -148,9 +173,15 @@ class _Call:
 
     out_tree: Any
     fixed_outs: list[Any]
+    seeded: list[bool]
 
     def __init__(
-        self, fun: Callable[..., Any], args: Any, kwargs: Any, argnums: Sequence[int]
+        self,
+        fun: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        argnums: Sequence[int],
+        has_aux: bool = False,
     ) -> None:
         argnums = _positions(argnums, len(args), len(kwargs), names.function_name(fun))
         flat_args, tree = jax.tree.flatten((args, kwargs))
@@ -171,6 +202,10 @@ class _Call:
             inner_args, inner_kwargs = jax.tree.unflatten(tree, whole)
             out = fun(*inner_args, **inner_kwargs)
             found, self.out_tree = jax.tree.flatten(out)
+            first = out[0] if has_aux and _is_pair(out, fun) else out
+            counts = jax.tree.structure(first).num_leaves
+            seeded = [k < counts for k in range(len(found))]
+            self.seeded = [on for on, leaf in zip(seeded, found) if names.leaf_is_array(leaf)]
             self.fixed_outs = [None if names.leaf_is_array(leaf) else leaf for leaf in found]
             return [leaf for leaf in found if names.leaf_is_array(leaf)]
 
@@ -188,10 +223,13 @@ class _Call:
                 got=f"argnums={argnums}, of which nothing is an array of real or complex numbers",
                 do="say with argnums which arguments will be",
             )
-        self.graph = FlatGraph(name, graph, tuple(active), (*map(_shape_of, self.consts), *shapes))
+        seeded = [on and has_tangent(v.aval) for on, v in zip(self.seeded, graph.outvars)]
+        every = (*map(_shape_of, self.consts), *shapes)
+        self.graph = FlatGraph(name, graph, tuple(active), tuple(seeded), every)
         fixed = [repr(leaf) for on, leaf in zip(is_traced, flat_args) if not on]
         operations = tuple(eqn.primitive.name for eqn in graph.eqns)
-        self.key = tree, self.graph.active, str(self.graph.shapes), tuple(fixed), operations
+        _, _, *kind = self.graph
+        self.key = tree, str(kind), tuple(fixed), operations
 
     def result(self, outs: Sequence[Any]) -> Any:
         """Return what the function returned; what is no array was told when it was traced."""
@@ -246,12 +284,14 @@ def _shape_of(leaf: Any) -> Any:
 Chooser = Callable[["_Call"], Schedule]  # says of a function's graph what of it is made again
 
 
-def rescheduled(fun: Callable[..., Any], choose: Chooser) -> Callable[..., Any]:
+def rescheduled(
+    fun: Callable[..., Any], choose: Chooser, has_aux: bool = False
+) -> Callable[..., Any]:
     """Return the same function of what is differentiated, under the schedule of its graph."""
 
     @functools.wraps(fun)
     def run(*args: Any) -> Any:
-        call = _Call(fun, args, {}, range(len(args)))
+        call = _Call(fun, args, {}, range(len(args)), has_aux)
         schedule = choose(call)
         if not schedule.flops:
             return fun(*args)

@@ -44,6 +44,7 @@ class Costs:
         own_bytes: what each keeps beside variables: a loop's states, who won a maximum.
         flops: of running each again.
         reversed: whether each has a reverse step.
+        seeded: whether each output of the graph is differentiated.
     """
 
     jaxpr: Jaxpr
@@ -51,6 +52,7 @@ class Costs:
     own_bytes: tuple[int, ...]
     flops: tuple[int, ...]
     reversed: tuple[bool, ...]
+    seeded: tuple[bool, ...]
 
     def flops_again(self, kept: Set[Var], start: int = 0, stop: int | None = None) -> int:
         """Count the operations that make again what a stretch's rules name and is not kept."""
@@ -72,14 +74,16 @@ class Costs:
         return replace(self, named=tuple(named))
 
 
-def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
-    """Count, for each equation of a graph all of whose outputs get a cotangent, what it keeps.
+def costs_of(jaxpr: Jaxpr, active: Sequence[bool], seeded: Sequence[bool] = ()) -> Costs:
+    """Count, for each equation of a graph, what it keeps.
 
     Args:
         jaxpr: a graph without calls.
         active: which inputs are differentiated.
+        seeded: which outputs are; all, if left out.
     """
-    of_eqn = {step.eqn: step for step in steps_of(jaxpr, active)}
+    seeded = seeded or [has_tangent(v.aval) for v in jaxpr.outvars]
+    of_eqn = {step.eqn: step for step in steps_of(jaxpr, active, seeded)}
     groups: list[tuple[Var, ...]] = []
     own: list[int] = []
     same: dict[Var, Var] = {}  # what bp.name named is the same array
@@ -92,16 +96,14 @@ def costs_of(jaxpr: Jaxpr, active: Sequence[bool]) -> Costs:
         groups.append(tuple(dict.fromkeys(same.get(v, v) for v in variables)))
         own.append(count)
     effort = tuple(map(operations, jaxpr.eqns))
-    return Costs(
-        jaxpr, tuple(groups), tuple(own), effort, tuple(eqn in of_eqn for eqn in jaxpr.eqns)
-    )
+    is_reversed = tuple(eqn in of_eqn for eqn in jaxpr.eqns)
+    return Costs(jaxpr, tuple(groups), tuple(own), effort, is_reversed, tuple(seeded))
 
 
-def steps_of(jaxpr: Jaxpr, active: Sequence[bool]) -> tuple[SweepStep, ...]:
-    """Plan the reverse sweep of a graph all of whose outputs get a cotangent."""
+def steps_of(jaxpr: Jaxpr, active: Sequence[bool], seeded: Sequence[bool]) -> tuple[SweepStep, ...]:
+    """Plan the reverse sweep of a graph whose ``seeded`` outputs get a cotangent."""
     every = (True,) * len(jaxpr.outvars)
-    seeded = tuple(has_tangent(v.aval) for v in jaxpr.outvars)
-    return tuple(plan_once(jaxpr, tuple(active), seeded, every, Options()).steps)
+    return tuple(plan_once(jaxpr, tuple(active), tuple(seeded), every, Options()).steps)
 
 
 def _kept_by(step: SweepStep) -> tuple[Sequence[Var], int]:

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Var
 
-from functional_bp.engine.higher_order import has_tangent
+from functional_bp.engine.higher_order import has_tangent, only
 from functional_bp.engine.plan import size_in_bytes, variables
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
@@ -45,6 +45,11 @@ class Stretches:
         ends = self.defined.keys() & set(variables(costs.jaxpr.outvars))
         for i, used in enumerate([*self.reads, ends]):
             self.last_use.update(dict.fromkeys(used, i))
+        self.last_reversed: dict[Var, int] = {}  # from there a value has a cotangent
+        seeded = self.defined.keys() & set(variables(only(costs.jaxpr.outvars, costs.seeded)))
+        for i, used in enumerate([*self.reads, seeded]):
+            if i == len(eqns) or costs.reversed[i]:
+                self.last_reversed.update(dict.fromkeys(used, i))
         self.last_needed = dict(self.last_use)
         for i, group in enumerate(costs.named):
             for v in group:
@@ -91,8 +96,8 @@ class Stretches:
     def _at_work(self) -> np.ndarray[Any, Any]:
         """Count, for each stretch, the bytes of cotangents beside what is kept, when most is there.
 
-        A value has a cotangent from its last use down to where it was made. By then, what only
-        later equations name is gone. What is fused has none in memory.
+        A value has a cotangent from its last use that is reversed down to where it was made. By
+        then, what only later equations name is gone. What is fused has none in memory.
         """
         eqns = self.costs.jaxpr.eqns
         matter = set(self.held)
@@ -102,7 +107,7 @@ class Stretches:
                 matter |= read | set(eqn.outvars)
         change = np.zeros(len(eqns) + 1)
         for v in matter:
-            last = self.last_use.get(v, -1)
+            last = self.last_reversed.get(v, -1)
             if last >= 0 and has_tangent(v.aval):
                 in_place = last < len(eqns) and eqns[last].primitive is lax.scan_p  # of the state's
                 change[self.defined[v]] += size_of(v)

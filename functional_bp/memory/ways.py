@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Var
 
@@ -171,12 +172,12 @@ class Ways(Stretches):
         """Return the scalar through which all that is differentiated of a stretch goes."""
         costs, eqns = self.costs, self.costs.jaxpr.eqns
         reads = {a for i in division.inside for a in variables(eqns[i].invars)}
-        later = {a for i in division.after for a in variables(eqns[i].invars)}
+        later = {a for i in division.after if costs.reversed[i] for a in variables(eqns[i].invars)}
         found = {
             v: (i, k)
             for i in division.inside if costs.reversed[i]
             for k, v in enumerate(eqns[i].outvars)
-            if has_tangent(v.aval) and (v in later or self.last_use.get(v, -1) >= stop)
+            if has_tangent(v.aval) and (v in later or self.last_reversed.get(v, -1) >= stop)
         }  # fmt: skip
         if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in reads):
             return None
@@ -197,10 +198,17 @@ class Ways(Stretches):
 
 
 def _counts(most: int, wanted: Iterable[int]) -> set[int]:
-    """Choose into how many pieces to divide: divisors near the wanted ones."""
-    divisors = [n for n in range(2, most + 1) if most % n == 0]
-    near = lambda count: [n for n in divisors if 0.5 < n / count < 2]
-    return {min(found, key=lambda n: abs(n - count)) for count in wanted if (found := near(count))}
+    """Choose into how many pieces to divide: divisors near the wanted numbers, or these; on several
+    devices, each of which has a part of every piece, divisors alone.
+    """
+    found = set[int]()
+    for count in wanted:
+        divisors = [n for n in range(2, most + 1) if most % n == 0 and 0.5 < n / count < 2]
+        if divisors:
+            found.add(min(divisors, key=lambda n: abs(n - count)))
+        elif 2 < count <= most / 2 and jax.device_count() == 1:
+            found.add(count)
+    return found
 
 
 LINEAR = frozenset(

@@ -106,7 +106,7 @@ class Gradients:
             keywords = context.keywords_of(self.by_hand)
             params_bar = self.by_hand(state.params, batch, **keywords)
             return output, _fitting(params_bar, state.params)
-        fun = scaled if self.choose is None else rescheduled(scaled, self.choose)
+        fun = scaled if self.choose is None else rescheduled(scaled, self.choose, has_aux=True)
         (_, output), params_bar = self.value_and_grad(fun, has_aux=True)(state.params)
         if scale is not None:
             params_bar = jax.tree.map(lambda g: g / scale, params_bar)

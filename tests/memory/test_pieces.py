@@ -15,6 +15,7 @@ from jax import lax
 import functional_bp as bp
 from functional_bp.engine.axes import AxisPlace
 from functional_bp.layouts.pieces import divided
+from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.recompute import _Call
 from functional_bp.memory.schedule import Segment
 
@@ -216,9 +217,39 @@ def test_what_divides_and_what_does_not(is_divisible: bool, fun: Any) -> None:
     assert divides(fun, draw(0, 8, 4)) is is_divisible
 
 
-@pytest.mark.long
-def test_a_number_of_rows_that_nothing_divides() -> None:
-    """It is columns that run in pieces, if anything does."""
-    choice = bp.recompute(layers, 0.9).choice(SQUARE, draw(0, 251, 16), draw(1, 251, 16))
-    assert all(pieces.place[1].axis == 1 for pieces in in_pieces(choice.schedule.segments))
-    assert choice.program.temporary_bytes <= 0.9 * choice.plain.temporary_bytes
+@pytest.mark.parametrize("loss", [layers, pytest.param(normalized, marks=pytest.mark.long)])
+def test_a_number_of_rows_that_nothing_divides(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # else each has a part of every piece
+    args = SQUARE, draw(0, 1021, 16), *[draw(1, 1021, 16)] * (loss is layers)
+    choice = compared(loss, args, 0.4 if loss is layers else 0.7)
+    pieces = in_pieces(choice.schedule.segments)
+    assert loss is normalized or [p.place[1].axis for p in pieces] == [0]
+
+
+def classified(params: Any, x: Any, labels: Any) -> Any:
+    """A loss, and what people return beside it."""
+    logits = layers_out(params, x)
+    losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+    counts = jnp.maximum(jnp.sum(labels > 3), 1)  # of the rows that count
+    loss = jnp.sum(losses * (labels > 3)) / counts
+    aux = {"accuracy": jnp.mean(logits.argmax(-1) == labels), "logits": logits, "count": counts}
+    return loss, aux
+
+
+def test_what_stands_beside_a_loss_runs_no_second_time() -> None:
+    args = SQUARE, ROWS, jnp.arange(256) % 16
+    lean = bp.recompute(classified, 0.5, has_aux=True)
+    choice = lean.choice(*args)
+    (pieces,) = in_pieces(choice.schedule.segments)
+    assert pieces.total is not None
+    assert choice.extra_flops <= 0.05 * choice.flops
+
+    def everything(f: Any) -> Any:
+        logits = lambda params: jnp.sum(jnp.sin(f(params, *args[1:])[1]["logits"]))
+        both = bp.value_and_grad(f, has_aux=True)(*args)
+        return both, bp.grad(logits)(SQUARE), jax.jvp(logits, (SQUARE,), (SQUARE,))
+
+    found, expected = jax.jit(lambda: (everything(lean), everything(classified)))()
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(FootprintError, match="has to return"):
+        bp.recompute(layers, 0.5, has_aux=True)(SQUARE, ROWS, ROWS)

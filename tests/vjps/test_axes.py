@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def in_pieces(eqn: Any, operands: Sequence[Any], axes: Axes, label: Any) -> Piec
     )
     axis_of = {(p.is_output, p.array): p.axis for p in reversed(places)}
     ins, outs = (tuple(axis_of.get((side, k)) for k in range(len(shapes[side]))) for side in (0, 1))
-    params = piece_params(eqn, ins, outs, len(parts))
+    params = piece_params(eqn, ins, outs, Fraction(1, len(parts)))
     is_summed = axes.role(label) is Role.SUMMED
     found = []
     for part in parts:
