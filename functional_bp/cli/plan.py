@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 EPILOG = f"""\
 {INPUTS}
 The loss takes parameters and a batch; further arguments belong to the batch. Where there are no
-such devices, processors are simulated: their bytes are those that XLA plans for a CPU.
+such devices, processors are simulated: their bytes are those that XLA plans for a CPU. Of a TPU
+topology they are those of the TPU (pip install 'functional-bp[tpu-topology]').
 
 For example:
   functional-bp plan mymodel.py:loss --devices 8 --memory 2GiB --optimizer adam
   functional-bp plan mymodel.py:loss --devices 4 --memory 500MB --explain --save plan.html
+  functional-bp plan mymodel.py:loss --devices v5e:2x2 --memory 16GiB
 
 Exit status: 0 well, 1 nothing fits, 2 called wrongly.
 """
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("target", metavar="MODULE:FUNCTION", help="a loss; FILE.py:FUNCTION")
     add_inputs(parser, "of --shape no array is made, so that any size will do")
-    add("--devices", type=int, required=True, metavar="N", help="over how many devices")
+    about = "over how many devices; or a TPU topology, such as v5e:2x2"
+    add("--devices", type=_devices, required=True, metavar="N", help=about)
     add("--memory", required=True, metavar="SIZE", help="of each device, such as 16GiB")
     about = "an optimizer of optax, such as adam (the default) or sgd"
     add("--optimizer", default="adam", metavar="NAME", help=about)
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from functional_bp.errors import BackpropError
 
     try:
-        simulate(args.devices)
+        simulate(args.devices if isinstance(args.devices, int) else 1)
         plan = _plan(args)
         if plan is None:
             return 1
@@ -63,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
         return refuse("plan", error.message)
     except OSError as error:
         return refuse("plan", error)
+
+
+def _devices(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def simulate(devices: int) -> None:

@@ -21,6 +21,7 @@ from jax.tree_util import keystr
 from functional_bp.errors import BackpropError, describe
 from functional_bp.graph.graph import format_bytes
 from functional_bp.layouts.dimensions import Dimension, Dimensions, Leaf
+from functional_bp.layouts.topology import devices_of
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import text as text_tables
 from functional_bp.tables.table import Cell, Column, Line, Table
@@ -401,13 +402,15 @@ def _sizes(
 
 
 def given_devices(
-    given: int | Sequence[Any] | None, error: type[BackpropError] = LayoutError
+    given: int | str | Sequence[Any] | None, error: type[BackpropError] = LayoutError
 ) -> list[Any]:
-    """Return so many devices, or these, or all.
+    """Return so many devices, or these, or those of a TPU topology, or all.
 
     Raises:
         BackpropError: of the class ``error``: there are fewer devices, or none.
     """
+    if isinstance(given, str):
+        return devices_of(given, error)
     present = jax.devices()
     if isinstance(given, int) and not 1 <= given <= len(present):
         raise error(

@@ -19,7 +19,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
+
 from functional_bp import _jax
+from functional_bp.layouts.topology import platform_of
 from functional_bp.memory.compiled_flops import compiled_flops
 
 
@@ -108,6 +111,7 @@ class CompiledProgram:
         instructions: in the order in which they run, a loop's body once.
         flops: floating-point operations, a loop's body as often as it runs; None where XLA does not
             know how often that is.
+        platform: that it was compiled for: ``CPU``, ``NVIDIA H200``, ``TPU v5 lite``.
     """
 
     argument_bytes: int
@@ -117,6 +121,7 @@ class CompiledProgram:
     allocations: tuple[Allocation, ...]
     instructions: tuple[HloInstruction, ...]
     flops: int | None = None
+    platform: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -175,12 +180,14 @@ def program_of(compiled: Any) -> CompiledProgram:
         stats.alias_size_in_bytes,
     )
     assignment = getattr(stats, "serialized_buffer_assignment_proto", b"")
+    places = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
+    platform = platform_of(min(places[0].device_set, key=lambda device: device.id))
     if not assignment:
-        return CompiledProgram(*sums, (), ())
+        return CompiledProgram(*sums, (), (), platform=platform)
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
     allocations = _allocations(_fields(assignment), schedule)
-    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled))
+    return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled), platform)
 
 
 def _flops_of(compiled: Any) -> int | None:

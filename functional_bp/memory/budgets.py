@@ -268,7 +268,7 @@ class Search:
         error = BudgetError(
             f"the gradient of {self.graph.name} cannot be had within the budget",
             got=f"at least {size(program.peak_bytes)}, of which arguments and results "
-            f"are {format_bytes(arguments)}; largest: {'; '.join(largest)}",
+            f"are {format_bytes(arguments)}{'; largest: ' * bool(largest)}{'; '.join(largest)}",
             expected=f"at most {size(limit)}",
             do="make the batch smaller, or what is largest" + self._closed(),
         )

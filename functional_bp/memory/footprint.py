@@ -88,7 +88,6 @@ class Footprint:
 
     Attributes:
         name: the function's.
-        platform: for which the programs were compiled ("cpu", "gpu", "tpu").
         devices: over how many the arguments' shardings divide them; figures are of one.
         training: one forward and one reverse sweep, and the optimizer's update where one was
             given; None where the function is no loss.
@@ -96,7 +95,6 @@ class Footprint:
     """
 
     name: str
-    platform: str
     devices: int
     training: Usage | None
     prediction: Usage | None
@@ -163,7 +161,7 @@ class Footprint:
 
     @property
     def _report(self) -> FootprintReport:
-        return FootprintReport(self.name, self.platform, self.devices, self.usages, self.kept)
+        return FootprintReport(self.name, self.devices, self.usages, self.kept)
 
     def text(self, width: int | None = None, color: bool = False) -> str:
         """Write the tables for a terminal."""
@@ -204,7 +202,8 @@ def footprint(
 ) -> Footprint:
     """Tell what fills a device's memory when ``fun(*args)`` is trained, and when it is run.
 
-    The programs are compiled for the platform that JAX uses here, and read; nothing runs.
+    The programs are compiled for the devices on which the arguments lie, by their shardings, or for
+    the platform that JAX uses here, and read; nothing runs. Compilers for TPUs tell sums alone.
 
     Args:
         fun: a loss (a real scalar), whose gradient is taken with ``bp.grad``; or any function, or a
@@ -240,7 +239,6 @@ def footprint(
     is_step = not subject.is_loss and subject.takes_a_state
     return Footprint(
         subject.name,
-        jax.default_backend(),
         _devices(subject.args),
         alone if is_step else training,
         None if is_step else alone,

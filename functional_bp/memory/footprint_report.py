@@ -27,7 +27,6 @@ class FootprintReport(NamedTuple):
     """What is told: the function's name, where it was compiled, and each program's usage."""
 
     name: str
-    platform: str
     devices: int
     usages: Mapping[str, Usage]
     kept: tuple[KeptValue, ...] = ()
@@ -79,10 +78,13 @@ def headline(report: FootprintReport) -> str:
     needs = " and ".join(
         f"{format_bytes(usage.peak_bytes)} for {name}" for name, usage in report.usages.items()
     )
-    where = report.platform.upper()
+    programs = [usage.program for usage in report.usages.values()]
+    where = programs[0].platform
     if report.devices > 1:
         where = f"each of {report.devices} devices, {where}"
-    return f"{report.name} needs {needs} ({where}, as compiled by XLA)"
+    is_told = any(program.allocations for program in programs)
+    sums = "" if is_told else ", whose compiler tells sums alone"
+    return f"{report.name} needs {needs} ({where}, as compiled by XLA{sums})"
 
 
 def _summary(report: FootprintReport) -> Table:

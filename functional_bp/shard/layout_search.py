@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from functional_bp.errors import BackpropError
 from functional_bp.graph.graph import format_bytes, short_place
@@ -228,9 +228,14 @@ class LayoutSearch:
         return math.prod(self._sizes.values()) if isinstance(self._sizes, Mapping) else self._sizes
 
     @property
+    def first_device(self) -> Any:
+        """One of the devices, which are all of one kind."""
+        return self.devices.devices.flat[0] if isinstance(self.devices, Mesh) else self.devices[0]
+
+    @property
     def platform(self) -> str:
         """The platform that steps are compiled for."""
-        return jax.default_backend().upper()
+        return self.alone.program.platform
 
     @property
     def _sizes(self) -> Mapping[str, int] | int:
@@ -304,7 +309,11 @@ class LayoutSearch:
             self.loss, self.optimizer, accumulate=division.microbatches, memory=memory,
             layout=made, **self.options,
         )  # fmt: skip
-        compiled = taken.lower(self.state, batch).compile()
+        state = self.state
+        if made is None:
+            first = SingleDeviceSharding(self.first_device)  # which may not be of this machine
+            state, batch = jax.tree.map(lambda x: _laid(x, first), (state, batch))
+        compiled = taken.lower(state, batch).compile()
         return CompiledStep(taken, program_of(compiled), communication_of(compiled))
 
     @functools.cached_property

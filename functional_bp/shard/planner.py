@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from functional_bp.graph.graph import format_bytes
 from functional_bp.layouts.batch_law import BatchLaw
 from functional_bp.layouts.layout import Layout, given_devices
+from functional_bp.layouts.topology import is_here, platform_of
 from functional_bp.shard.layout_search import LayoutSearch, PlanError, Roofline, SearchResult
 from functional_bp.shard.plan_report import PlanReport, summary, summary_html
 from functional_bp.train.state import TrainState
@@ -55,13 +56,31 @@ class TrainingPlan:
         Args:
             params: the parameters, or a function of a random key that makes them.
             key: a random key, or a number.
+
+        Raises:
+            PlanError: the plan is for a topology whose devices are not here.
         """
+        self._require_devices()
         return self.result.search.init(params, seed=key, layout=self.layout)
 
     def feed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Put each of the batches where the step takes it."""
+        """Put each of the batches where the step takes it.
+
+        Raises:
+            PlanError: the plan is for a topology whose devices are not here.
+        """
+        self._require_devices()
         assert self.step.placement is not None
         return map(self.step.placement.split, batches)
+
+    def _require_devices(self) -> None:
+        search = self.result.search
+        if not is_here(device := search.first_device):
+            raise PlanError(
+                f"the devices of this plan of {search.name} are not here",
+                got=f"a topology of {search.count} × {platform_of(device)}",
+                do="plan and train where they are, with devices=jax.devices()",
+            )
 
     def within(self, memory: int | float | str) -> TrainingPlan:
         """Plan for another budget; what was compiled for this one is used again."""
@@ -91,7 +110,7 @@ def plan(
     batch: Any,
     *,
     optimizer: optax.GradientTransformation,
-    devices: int | Sequence[Any] | Mesh | None = None,
+    devices: int | str | Sequence[Any] | Mesh | None = None,
     memory: int | float | str,
     microbatches: bool = True,
     recompute: bool = True,
@@ -109,7 +128,8 @@ def plan(
         params: arrays, or ``jax.ShapeDtypeStruct`` in their place.
         batch: the same, of one step.
         optimizer: of optax.
-        devices: how many, a list of them, or a mesh whose axes are to be used; by default all.
+        devices: how many, a list of them, or a mesh whose axes are to be used; by default all. Or a
+            TPU topology that need not be here, as ``"v5e:2x2"`` (functional-bp[tpu-topology]).
         memory: of each device: bytes, or a text such as "16 GiB".
         microbatches: whether a batch may be taken in parts, one after the other.
         recompute: whether parts of the loss may be made again in the reverse sweep.
