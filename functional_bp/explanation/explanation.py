@@ -25,6 +25,7 @@ from functional_bp.explanation.tables import in_latex, tables
 from functional_bp.graph import names
 from functional_bp.graph.graph import Graph, Variable, format_bytes
 from functional_bp.graph.trace import trace
+from functional_bp.layouts.dimensions import Dimensions, dimensions_in, leaves_of
 from functional_bp.memory.footprint import Footprint, footprint
 from functional_bp.tables import html, latex, markdown, text
 
@@ -55,9 +56,10 @@ class Explanation(EvaluatedGraph):
         seeds: Sequence[Any],
         max_steps: int | None,
         compiled: Callable[[], Footprint],
+        joined: Callable[[], Dimensions],
     ) -> None:
         super().__init__(graph, sweeps, seeds, max_steps)
-        self._compiled = compiled
+        self._compiled, self._joined = compiled, joined
 
     @cached_property
     def footprint(self) -> Footprint:
@@ -70,6 +72,11 @@ class Explanation(EvaluatedGraph):
             FootprintError: the function cannot be compiled as a whole: its Python looks at values.
         """
         return self._compiled()
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        """Find which axes belong together: batch, width, heads (``shard.dimensions``)."""
+        return self._joined()
 
     @cached_property
     def totals(self) -> str:
@@ -148,7 +155,8 @@ class Explanation(EvaluatedGraph):
             theme: "light", "dark", or "auto", as the viewer's own preference is.
             **options: ``direction`` ("right" or "down"), ``depth`` (scopes deeper than that are
                 closed), ``gates`` (functions drawn as one operator, by name), ``branches`` (whether
-                the edges of a value with several uses show "shares" or the "total").
+                the edges of a value with several uses show "shares" or the "total"), ``dimensions``
+                (``explanation.dimensions``, or these renamed: wires are coloured by them).
 
         Raises:
             PictureError: too large for a picture, or a word that none of these knows.
@@ -273,7 +281,8 @@ def explain(
     seeds = seeds_of(graph, cotangent, do)
     flat = flatten_taken(graph, arrays, unroll)
     sweeps = sweep(flat, arrays, seeds, max_steps)
-    return Explanation(flat, sweeps, seeds, max_steps, lambda: _footprint(fun, args))
+    joined = lambda: dimensions_in(flat, leaves_of(fun, args, flat))
+    return Explanation(flat, sweeps, seeds, max_steps, lambda: _footprint(fun, args), joined)
 
 
 def _footprint(fun: Callable[..., Any], args: Sequence[Any]) -> Footprint:

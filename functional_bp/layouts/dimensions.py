@@ -219,7 +219,11 @@ def dimensions(loss: Callable[..., Any], *args: Any) -> Dimensions:
         LeafAxis(leaf=0, axis=1, path="params['W1']")
     """
     graph = trace(loss, *args)
-    leaves = _leaves(loss, args, graph)
+    return dimensions_in(graph, leaves_of(loss, args, graph))
+
+
+def dimensions_in(graph: Graph, leaves: Sequence[Leaf]) -> Dimensions:
+    """Find the dimensions of a graph, whose inputs are leaves of arguments."""
     joined = JoinedAxes(graph)
     uses = _uses_by_class(joined)
     found: dict[Dimension, list[Axis]] = {}
@@ -235,7 +239,8 @@ def dimensions(loss: Callable[..., Any], *args: Any) -> Dimensions:
     )
 
 
-def _leaves(loss: Callable[..., Any], args: Sequence[Any], graph: Graph) -> list[Leaf]:
+def leaves_of(loss: Callable[..., Any], args: Sequence[Any], graph: Graph) -> list[Leaf]:
+    """List the arrays among a function's arguments, as the inputs of its graph."""
     heads, inputs = positional_names(loss, len(args)), iter(graph.inputs)
     leaves: list[Leaf] = []
     for path, x in tree_flatten_with_path(tuple(args))[0]:

@@ -16,6 +16,7 @@ from functional_bp.memory.kept import KeptValue, kept_table
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import markdown as markdown_tables
 from functional_bp.tables import text as text_tables
+from functional_bp.tables.colours import COLOURS
 from functional_bp.tables.table import Cell, Column, Line, Table, between, drops, ending, natural
 
 MOST_SHARES = 16  # lines of the second table
@@ -206,8 +207,6 @@ WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LEGEND = 760, 300, 70, 34, 40, 190
 MOST_STEPS = 240  # of the horizontal axis; of longer programs the fullest moment of each stretch
 MOST_AREAS = 7
 Scale = Callable[[float], float]
-# Hues of equal weight, told apart by readers who see colours differently (after Okabe and Ito).
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a100")
 
 
 def timeline(report: FootprintReport) -> str:

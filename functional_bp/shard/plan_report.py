@@ -10,10 +10,10 @@ from html import escape
 from typing import Any, NamedTuple
 
 from functional_bp.graph.graph import format_bytes, format_count
-from functional_bp.memory.footprint_report import COLOURS
 from functional_bp.shard.layout_search import Attempt, SearchResult, Smaller, Trial
 from functional_bp.tables import html as html_tables
 from functional_bp.tables import text as text_tables
+from functional_bp.tables.colours import COLOURS
 from functional_bp.tables.table import Cell, Column, Line, Table
 
 MOST_UNTRIED = 8  # candidates that were not compiled, in the table

@@ -232,3 +232,36 @@ def test_png_without_matplotlib_names_the_extra(
 
 def test_an_empty_scene_is_a_page() -> None:
     assert ET.fromstring(svg_text(Scene("nothing", 10, 10))).get("width") == "10"
+
+
+def coloured() -> bp.Explanation:
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        h = bp.name(jnp.tanh(x @ params["W1"] + params["b1"]), "h")
+        return jnp.mean((h @ params["W2"] - y) ** 2)
+
+    sizes = {"W1": (4, 16), "b1": (16,), "W2": (16, 3)}
+    params = {name: normal(*size) for name, size in sizes.items()}
+    return bp.explain(loss, params, normal(32, 4), normal(32, 3))
+
+
+@pytest.mark.parametrize("direction", ["right", "down"])
+@pytest.mark.parametrize("style", ["cs231n", "d2l"])
+def test_wires_bear_the_colours_of_dimensions(style: Any, direction: Any) -> None:
+    e = coloured()
+    dimensions = e.dimensions.rename({"W1.1": "hidden"})
+    assert dimensions.names_of(e.graph["h"]) == ("batch", "hidden")
+    scene = scene_of(e, style, direction=direction, dimensions=dimensions)
+    assert faults(scene) == []
+    assert sum(shape.role.startswith("swatch") for shape in scene.shapes) == 4
+    assert {"batch 32", "hidden 16"} <= {plain(text.line) for text in scene.texts}
+    bare = scene_of(e, style, direction=direction)
+    assert not any(curve.role.startswith("stripe") for curve in bare.curves)
+    stripes = [curve for curve in scene.curves if curve.role.startswith("stripe")]
+    arguments, computed = 2 + 2 + 1 + 2 + 2, 2 * 6  # axes of x W b V y; XW, + b, tanh, hV, − y, ²
+    assert len(stripes) == arguments + computed * (2 if style == "d2l" else 1)
+    assert "stripe0" in svg_text(scene, "auto")
+
+
+def test_dimensions_of_another_graph_are_refused() -> None:
+    with pytest.raises(PictureError, match="explanation.dimensions"):
+        coloured().svg(dimensions=coloured().dimensions)

@@ -28,6 +28,7 @@ from functional_bp.explanation.pictures.contents import (
     contents,
     norm_line,
 )
+from functional_bp.explanation.pictures.dimension_colours import DimensionColours
 from functional_bp.explanation.pictures.layered import (
     Direction,
     Point,
@@ -49,6 +50,7 @@ from functional_bp.explanation.pictures.scene import (
 from functional_bp.explanation.pictures.symbols import Line, TextRun, measure, plain
 from functional_bp.explanation.record import EvaluatedGraph
 from functional_bp.graph.graph import Equation, Variable, format_bytes, short_place
+from functional_bp.layouts.dimensions import Dimensions
 
 Style = Literal["cs231n", "d2l"]
 Branches = Literal["shares", "total"]
@@ -63,6 +65,7 @@ class PictureOptions(TypedDict, total=False):
     depth: int | None
     gates: Collection[str]
     branches: Branches
+    dimensions: Dimensions | None
 
 
 class PictureError(BackpropError, ValueError):
@@ -77,6 +80,7 @@ def scene_of(
     depth: int | None = None,
     gates: Collection[str] = (),
     branches: Branches = "shares",
+    dimensions: Dimensions | None = None,
 ) -> Scene:
     """Draw all marks of the picture; see ``Explanation.svg``."""
     check_word("style", style, ("cs231n", "d2l"))
@@ -84,9 +88,18 @@ def scene_of(
     check_word("branches", branches, ("shares", "total"))
     shown = bundled(contents(explanation, depth, gates))
     _check_size(explanation, shown)
+    colours = None
+    if dimensions is not None:
+        colours = DimensionColours(dimensions, shown.variables)
+        if not colours and any(size > 1 for v in shown.variables for size in v.shape):
+            raise PictureError(
+                f"these are not the dimensions of this graph of {explanation.graph.name}",
+                got=repr(dimensions)[:100],
+                do="take explanation.dimensions, renamed as you like: .rename({'W1.1': 'hidden'})",
+            )
     if style == "d2l":
-        return draw_d2l(explanation, shown, direction)
-    return draw_cs231n(explanation, shown, direction, branches)
+        return draw_d2l(explanation, shown, direction, colours)
+    return draw_cs231n(explanation, shown, direction, branches, colours)
 
 
 def svg_of(
@@ -257,19 +270,20 @@ class _Branch:
 class _Edge:
     """One edge: what it joins, what stands above and below it, its place among all edges."""
 
+    carried: Variable
     tail: Node | Variable | _Branch
     head: Node | Variable | _Branch | Returned
     lines: tuple[Line, Line] = ((), ())
     title: str = ""
     place: float = 0
 
-    def wire(self, direction: Direction) -> Wire:
-        """Its wire, with the space of its label."""
+    def wire(self, direction: Direction, beside: float) -> Wire:
+        """Its wire, with the space of its label, away from what is beside the wire."""
         text = max(measure(line, VALUE_SIZE) for line in self.lines)
         size = (
             (0, 0) if not text
-            else (text + 2 * PAD, 2 * CS231N_ROW) if direction == "right"
-            else (2 * (text + PAD + 1), CS231N_ROW + 2 * PAD)
+            else (text + 2 * PAD, 2 * (CS231N_ROW + beside)) if direction == "right"
+            else (2 * (text + PAD + beside + 1), CS231N_ROW + 2 * PAD)
         )  # fmt: skip
         return Wire(self, self.tail, self.head, *size)
 
@@ -280,18 +294,25 @@ def _drawn(
     edges: Sequence[_Edge],
     add: Callable[[Scene, Any, Point], Shape],
     direction: Direction,
+    colours: DimensionColours | None,
 ) -> Scene:
     """The scene of boxes, each of which ``add`` draws at its place, and of edges between them."""
-    placed = layout(boxes.values(), [edge.wire(direction) for edge in edges], direction)
+    beside = {edge: colours.beside(edge.carried) if colours else 0.0 for edge in edges}
+    wires = [edge.wire(direction, beside[edge]) for edge in edges]
+    placed = layout(boxes.values(), wires, direction)
     scene = Scene(explanation.graph.name, 0, 0)
     shapes = {end: add(scene, end, placed.centers[end]) for end in boxes}
     for edge in edges:
         points = attached(placed.routes[edge], shapes[edge.tail], shapes[edge.head])
         is_arrow = not isinstance(edge.head, _Branch)
+        if colours:
+            scene.curves += colours.stripes(points, edge.carried, is_arrow)
         scene.curves.append(Curve(points, "wire", is_arrow, edge.title))
         if edge in placed.labels:
-            at, above = placed.labels[edge], CS231N_ROW / 2 + 1
-            _add_numbers(scene, at, edge.lines, above, PAD, direction, edge.title)
+            at, above, aside = placed.labels[edge], CS231N_ROW / 2 + 1, beside[edge]
+            _add_numbers(scene, at, edge.lines, above + aside, PAD + aside, direction, edge.title)
+    if colours:
+        colours.add_legend(scene)
     return on_page(scene)
 
 
@@ -329,7 +350,11 @@ DOT = 6.0
 
 
 def draw_cs231n(
-    explanation: EvaluatedGraph, shown: Contents, direction: Direction, branches: Branches
+    explanation: EvaluatedGraph,
+    shown: Contents,
+    direction: Direction,
+    branches: Branches,
+    colours: DimensionColours | None = None,
 ) -> Scene:
     """Lay out and draw in the style of the CS231n lectures."""
     edges = _edges(explanation, shown, branches)
@@ -348,7 +373,7 @@ def draw_cs231n(
             scene.texts.append(Text(*at, end.label, NAME_SIZE, "ink", title))
         return Shape("rectangle", *at, boxes[end].width, boxes[end].height, 0.0, "name", title)
 
-    return _drawn(explanation, boxes, edges, add, direction)
+    return _drawn(explanation, boxes, edges, add, direction, colours)
 
 
 def _edges(explanation: EvaluatedGraph, shown: Contents, branches: Branches) -> list[_Edge]:
@@ -367,11 +392,16 @@ def _edges(explanation: EvaluatedGraph, shown: Contents, branches: Branches) -> 
             if output.variable is variable:
                 ends.append((math.inf, output, gradient_line(output.seed)))
         if len(ends) == 1 or branches == "total":
-            edges += [_Edge(maker, head, (value, total), title, place) for place, head, _ in ends]
+            edges += [
+                _Edge(variable, maker, head, (value, total), title, place)
+                for place, head, _ in ends
+            ]
             continue
         branch = _Branch(variable)
-        edges.append(_Edge(maker, branch, (value, total), title, ends[0][0]))
-        edges += [_Edge(branch, head, ((), share), title, place) for place, head, share in ends]
+        edges.append(_Edge(variable, maker, branch, (value, total), title, ends[0][0]))
+        edges += [
+            _Edge(variable, branch, head, ((), share), title, place) for place, head, share in ends
+        ]
     return sorted(edges, key=lambda edge: edge.place)
 
 
@@ -391,7 +421,12 @@ D2L_ROW = 15.0  # of a value above or a gradient below
 APART = 5.0  # text from a border, beside it
 
 
-def draw_d2l(explanation: EvaluatedGraph, shown: Contents, direction: Direction) -> Scene:
+def draw_d2l(
+    explanation: EvaluatedGraph,
+    shown: Contents,
+    direction: Direction,
+    colours: DimensionColours | None = None,
+) -> Scene:
     """Lay out and draw in the style of Dive into Deep Learning."""
     lines = {v: (value_line(explanation, v), total_line(explanation, v)) for v in shown.variables}
     names = {v: node.label for v, node in shown.maker.items() if node.kind == "leaf"} | shown.names
@@ -399,8 +434,8 @@ def draw_d2l(explanation: EvaluatedGraph, shown: Contents, direction: Direction)
         names.setdefault(output.variable, output.label)
     boxes: dict[Any, Vertex] = {n: operator_box(n) for n in shown.nodes if n.kind != "leaf"}
     boxes |= {v: _variable_box(v, names.get(v, ()), lines[v], direction) for v in lines}
-    made = [_Edge(shown.maker[v], v) for v in lines if shown.maker[v].kind != "leaf"]
-    used = [_Edge(use.variable, use.head) for use in shown.uses_in_order]
+    made = [_Edge(v, shown.maker[v], v) for v in lines if shown.maker[v].kind != "leaf"]
+    used = [_Edge(use.variable, use.variable, use.head) for use in shown.uses_in_order]
 
     def add(scene: Scene, end: Any, at: Point) -> Shape:
         if isinstance(end, Node):
@@ -416,7 +451,7 @@ def draw_d2l(explanation: EvaluatedGraph, shown: Contents, direction: Direction)
         _add_numbers(scene, at, lines[end], above, aside, direction, title)
         return shape
 
-    return _drawn(explanation, boxes, [*made, *used], add, direction)
+    return _drawn(explanation, boxes, [*made, *used], add, direction, colours)
 
 
 def _side(name: Line) -> tuple[float, float]:

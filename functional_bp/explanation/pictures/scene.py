@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from functional_bp.errors import BackpropError, compose
 from functional_bp.explanation.pictures.layered import Point
 from functional_bp.explanation.pictures.symbols import SCRIPT_SIZE, Line, TextRun, measure
+from functional_bp.tables.colours import COLOURS
 
 MARGIN = 14.0
 ARROW_LENGTH, ARROW_WIDTH = 7.0, 5.2
@@ -42,6 +43,7 @@ class Curve(NamedTuple):
     role: str
     arrow: bool = True
     title: str = ""
+    width: float = 1.1
 
 
 class Text(NamedTuple):
@@ -253,6 +255,8 @@ def _rules(kind: str, theme: Theme) -> str:
     rules = [f".{kind} .{role}{{fill:{color}}}" for role, color in fills.items()]
     rules += [f".{kind} .{role}{{fill:{fill};stroke:{stroke};stroke-width:1.1}}"
               for role, (fill, stroke) in drawn.items()]  # fmt: skip
+    rules += [f".{kind} .stripe{k}{{fill:none;stroke:{c};stroke-linecap:butt}} "
+              f".{kind} .swatch{k}{{fill:{c}}}" for k, c in enumerate(COLOURS)]  # fmt: skip
     return "\n".join(["", *rules, ""])
 
 
@@ -275,7 +279,9 @@ def _shape(shape: Shape) -> str:
 
 def _curve(curve: Curve) -> str:
     points = shortened(curve.points) if curve.arrow else list(curve.points)
-    path = _element("path", curve.role, curve.title, d=path_data(points))
+    width = "" if curve.role == "wire" else f"stroke-width:{_number(curve.width)}"
+    style = {"style": width} if width else {}
+    path = _element("path", curve.role, curve.title, "", d=path_data(points), **style)
     if not curve.arrow:
         return path
     corners = " ".join(map(_pair, arrowhead(curve.points)))
@@ -370,15 +376,19 @@ def _figure(scene: Scene, theme: ThemeName) -> Any:
     for curve in scene.curves:
         points = shortened(curve.points) if curve.arrow else list(curve.points)
         codes = [Path.MOVETO] + [Path.CURVE4] * (len(points) - 1)
-        axes.add_patch(PathPatch(Path(points, codes), fill=False, edgecolor=colors.wire, lw=1.1))
+        color = _colour_of(curve.role, colors)
+        patch = PathPatch(Path(points, codes), fill=False, edgecolor=color, lw=curve.width)
+        patch.set_capstyle("butt")
+        axes.add_patch(patch)
         if curve.arrow:
             axes.add_patch(Polygon(arrowhead(curve.points), color=colors.wire, lw=0))
     for shape in scene.shapes:
-        is_branch = shape.role == "branch"
+        is_plain = shape.role == "branch" or shape.role.startswith("swatch")
+        color = _colour_of(shape.role, colors)
         look: dict[str, Any] = {
-            "facecolor": colors.wire if is_branch else getattr(colors, shape.role),
-            "edgecolor": colors.wire if is_branch else colors.ink,
-            "linewidth": 0 if is_branch else 1.1,
+            "facecolor": color,
+            "edgecolor": color if is_plain else colors.ink,
+            "linewidth": 0 if is_plain else 1.1,
         }
         if shape.form == "ellipse":
             axes.add_patch(Ellipse((shape.x, shape.y), shape.width, shape.height, **look))
@@ -395,6 +405,13 @@ def _figure(scene: Scene, theme: ThemeName) -> Any:
             color=getattr(colors, text.role), ha="center", va="baseline", fontproperties=font,
         )  # fmt: skip
     return figure
+
+
+def _colour_of(role: str, theme: Theme) -> str:
+    number = role.removeprefix("stripe").removeprefix("swatch")
+    if number != role:
+        return COLOURS[int(number)]
+    return theme.wire if role == "branch" else getattr(theme, role)
 
 
 def mathtext(line: Line) -> str:
