@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -60,6 +60,7 @@ class StretchAxes:
     def __init__(self, graph: Iterable[JaxprEqn], inputs: Iterable[Var] = ()) -> None:
         self._zeros = {eqn.outvars[0] for eqn in graph if _makes_zeros(eqn)}
         self._parent: dict[Node, Node] = {}
+        self._axes: dict[Array, list[Node]] = {}
         self._arrays: dict[Node, set[Array]] = {}
         self._sizes: dict[Node, int] = {}  # the greatest common divisor
         self._bytes: dict[Node, int] = {}
@@ -199,10 +200,11 @@ class StretchAxes:
             if n != 1 and (array, axis) not in self._parent:
                 node = array, axis
                 self._parent[node] = node
+                self._axes.setdefault(array, []).append(node)
                 self._arrays[node], self._sizes[node] = {array}, n if isinstance(n, int) else 1
 
-    def _nodes(self, array: Array) -> Iterator[Node]:
-        return ((array, axis) for axis in range(32) if (array, axis) in self._parent)
+    def _nodes(self, array: Array) -> Sequence[Node]:
+        return self._axes.get(array, ())
 
     def _join(self, first: Node, second: Node) -> None:
         a, b = self.find(first), self.find(second)
@@ -282,7 +284,9 @@ class DividedStretch(NamedTuple):
     written: dict[int, Along]
 
 
-def divided(eqns: Sequence[JaxprEqn], start: int, stop: int, place: Place) -> DividedStretch | None:
+def divided(
+    eqns: Sequence[JaxprEqn], start: int, stop: int, place: Place, axes: StretchAxes | None = None
+) -> DividedStretch | None:
     """Divide a stretch of equations along the class of an axis; None where that is not possible.
 
     Args:
@@ -290,10 +294,12 @@ def divided(eqns: Sequence[JaxprEqn], start: int, stop: int, place: Place) -> Di
         start: the first of the stretch.
         stop: the first after it.
         place: an axis of the class.
+        axes: the joined axes of the stretch, if they are known.
     """
-    axes = StretchAxes(eqns)
-    for i in range(start, stop):
-        axes.add(i, eqns[i], lambda _: 0)
+    if axes is None:
+        axes = StretchAxes(eqns)
+        for i in range(start, stop):
+            axes.add(i, eqns[i], lambda _: 0)
     i, (is_output, k, axis) = place
     array = eqns[i].outvars[k] if is_output else axes.operand(i, k, eqns[i].invars[k])
     root = axes.find((array, axis))

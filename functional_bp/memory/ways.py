@@ -103,29 +103,36 @@ class Ways(Stretches):
         starts = range(0, len(self.borders) - 1, math.ceil(len(self.borders) / count))
         found: dict[tuple[int, int], list[tuple[Place, DividedStretch, float]]] = {}
         for a in starts:
-            ends = list(self._divisible_from(a))
-            for b, classes in ends[:: math.ceil(len(ends) / MOST_ENDS) or 1] + ends[-1:]:
-                for place, share in classes:
-                    division = divided(eqns, self.borders[a], self.borders[b], place)
+            start = self.borders[a]
+            ends = [(b, self._classes(a, b, axes)) for b, axes in self._joined_from(a)]
+            chosen = dict(ends[:: math.ceil(len(ends) / MOST_ENDS) or 1] + ends[-1:])
+            for b, axes in self._joined_from(a):
+                for place, share in chosen.get(b, ()):
+                    division = divided(eqns, start, self.borders[b], place, axes)
                     if division is not None:
                         found.setdefault((a, b), []).append((place, division, share))
         return found
 
-    def _divisible_from(self, a: int) -> Iterator[tuple[int, list[tuple[Place, float]]]]:
-        """Go through ends of stretches from a border that seem divisible for the most part: along
-        which axes, and how much of the bytes.
-        """
-        eqns, start = self.costs.jaxpr.eqns, self.borders[a]
-        axes, b = StretchAxes(eqns), a + 1
+    def _joined_from(self, a: int) -> Iterator[tuple[int, StretchAxes]]:
+        """Join the axes of ever longer stretches from a border; stop at each border behind it."""
+        eqns, b = self.costs.jaxpr.eqns, a + 1
+        axes = StretchAxes(eqns)
         size = lambda v: size_of(v) if v in self.held else 0
-        for i in range(start, len(eqns)):
+        for i in range(self.borders[a], len(eqns)):
             axes.add(i, eqns[i], size, self.costs.own_bytes[i])
             if i + 1 == self.borders[b]:
-                weight = self.weight[i + 1] - self.weight[start]
-                stretch = list(zip(range(start, i + 1), eqns[start : i + 1]))
-                classes = axes.largest(CLASSES, 0.5 * weight)
-                yield b, [(axes.place(c, stretch), min(size / weight, 1)) for c, size in classes]
+                yield b, axes
                 b += 1
+
+    def _classes(self, a: int, b: int, axes: StretchAxes) -> list[tuple[Place, float]]:
+        """List axes along which a stretch seems divisible for the most part, and how much of its
+        bytes.
+        """
+        start, stop = self.borders[a], self.borders[b]
+        weight = self.weight[stop] - self.weight[start]
+        stretch = list(zip(range(start, stop), self.costs.jaxpr.eqns[start:stop]))
+        classes = axes.largest(CLASSES, 0.5 * weight)
+        return [(axes.place(c, stretch), min(size / weight, 1)) for c, size in classes]
 
     def _in_pieces(self, a: int, b: int, whole: int, work: int) -> Iterator[Way]:
         """Go through ways to differentiate a stretch piece by piece."""
