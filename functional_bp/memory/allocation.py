@@ -180,14 +180,20 @@ def program_of(compiled: Any) -> CompiledProgram:
         stats.alias_size_in_bytes,
     )
     assignment = getattr(stats, "serialized_buffer_assignment_proto", b"")
-    places = jax.tree.leaves((compiled.input_shardings, compiled.output_shardings))
-    platform = platform_of(min(places[0].device_set, key=lambda device: device.id))
+    platform = platform_of(_device(compiled))
     if not assignment:
         return CompiledProgram(*sums, (), (), platform=platform)
     module = compiled.runtime_executable().hlo_modules()[0]
     schedule = _Schedule(_fields(module.as_serialized_hlo_module_proto()))
     allocations = _allocations(_fields(assignment), schedule)
     return CompiledProgram(*sums, allocations, schedule.in_order, _flops_of(compiled), platform)
+
+
+def _device(compiled: Any) -> Any:
+    """Return a device that a program was compiled for, which may not be here."""
+    places = jax.tree.leaves(compiled.output_shardings)  # those of inputs fail in JAX 0.10
+    devices = places[0].device_set if places else jax.devices()
+    return min(devices, key=lambda device: device.id)
 
 
 def _flops_of(compiled: Any) -> int | None:
