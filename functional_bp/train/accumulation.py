@@ -42,7 +42,8 @@ def law_of(
             where=short_place(law.source),
             got=law.told_why,
             expected="a mean over the examples, a sum, or one that is divided by their weights",
-            do="leave accumulate out; or pass allow_coupled=True, and each microbatch is coupled "
+            do="give memory= in the place of accumulate=, by which parts of the loss run again, in "
+            "pieces where they can; or pass allow_coupled=True, and each microbatch is coupled "
             "in itself alone, as in batch normalisation by its own statistics",
         )
     is_said = any(own)  # how many examples the loss is a mean of
