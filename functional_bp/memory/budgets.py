@@ -42,9 +42,11 @@ class BudgetError(BackpropError, ValueError):
 
     Attributes:
         least: the bytes of temporaries of the leanest program that was found.
+        compilations: how many programs were compiled.
     """
 
     least: int = 0
+    compilations: int = 0
 
 
 class Recomputation(NamedTuple):
@@ -272,7 +274,7 @@ class Search:
             expected=f"at most {size(limit)}",
             do="make the batch smaller, or what is largest" + self._closed(),
         )
-        error.least = program.temporary_bytes
+        error.least, error.compilations = program.temporary_bytes, len(self.tried)
         return error
 
     def _closed(self) -> str:

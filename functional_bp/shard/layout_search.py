@@ -42,7 +42,7 @@ MOST_MORE = 2  # after one that fits
 CLOSE = 0.95  # of the time of a candidate that fits: less makes it worth to compile another
 SLACK = 1.15  # of the budget: what is estimated to need less is worth compiling
 RECOMPUTED = 0.35  # of the temporaries, estimated to be left with recomputation
-AGAIN = 4 / 3  # of the time, with recomputation
+AGAIN = 1.15  # of the operations, estimated with recomputation
 A_MICROBATCH = 0.01  # of the time, for each further one
 
 
@@ -98,6 +98,17 @@ class CompiledStep:
         """Return what it needs at once."""
         return self.program.peak_bytes
 
+    @property
+    def again(self) -> float:
+        """Return its operations over those with nothing made again."""
+        choices = self.step.choices.values()
+        return max((1 + c.extra_flops / max(c.flops, 1) for c in choices), default=1.0)
+
+    @property
+    def compilations(self) -> int:
+        """Return how many programs were compiled to find it."""
+        return sum(c.compilations for c in self.step.choices.values()) or 1
+
 
 @dataclass(frozen=True, eq=False)
 class Trial:
@@ -146,6 +157,7 @@ class SearchResult:
         chosen: what was compiled and keeps it.
         tried: what the search came across, in this order, the chosen one last.
         compilations: candidates that were compiled for this budget; others were before.
+        programs: that were compiled for these: several where parts are made again.
         seconds: that it took.
     """
 
@@ -154,6 +166,7 @@ class SearchResult:
     chosen: Attempt
     tried: tuple[Attempt, ...]
     compilations: int
+    programs: int
     seconds: float
 
     @property
@@ -278,22 +291,22 @@ class LayoutSearch:
         kept, parts = (_bytes(self._placed(x)[0].params) for x in (whole, made))
         return max(kept - parts, 0)  # (n − 1)/n of those that are stored
 
-    def _rank(self, trial: Trial, flops: float = 0, sent_bytes: float = 0) -> tuple[bool, float]:
+    def _rank(self, trial: Trial, sent_bytes: float = 0, again: float = 0) -> tuple[bool, float]:
         """Layouts that leave devices idle last; then by the time that a step would take."""
         idle = trial.flops * self.count > 2 * self.work.flops_of(())
-        roofline = self.roofline or RANKING
-        seconds = roofline.seconds(flops or trial.flops, sent_bytes or trial.sent_bytes)
-        seconds *= 1 + A_MICROBATCH * (trial.division.microbatches - 1)
-        return idle, seconds * (AGAIN if trial.division.recomputes else 1)
+        roofline, division = self.roofline or RANKING, trial.division
+        flops = trial.flops * (again or (AGAIN if division.recomputes else 1))
+        seconds = roofline.seconds(flops, sent_bytes or trial.sent_bytes)
+        return idle, seconds * (1 + A_MICROBATCH * (division.microbatches - 1))
 
     def _likely_rank(self, trial: Trial) -> tuple[bool, float]:
         """The same, with what like layouts were found to send."""
         known = self._sent.get(_kind(trial.division), 1.0)
-        return self._rank(trial, sent_bytes=trial.sent_bytes * known)
+        return self._rank(trial, trial.sent_bytes * known)
 
     def rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
         """Rank what was compiled: whether it leaves devices idle, and the time of a step."""
-        return self._rank(trial, sent_bytes=done.communication.bytes)
+        return self._rank(trial, done.communication.bytes, done.again)
 
     def _placed(self, made: Layout) -> tuple[TrainState, Any]:
         """State and batch as shapes that know where they lie."""
@@ -348,13 +361,14 @@ class LayoutSearch:
         budget, began = parse_bytes(memory), time.perf_counter()
         tried: dict[Division, Attempt] = {}
         best: tuple[tuple[bool, float], Trial, CompiledStep] | None = None
-        count = more = unlikely = 0
+        count = programs = more = unlikely = 0
         while (trial := self._next(tried, budget, best and best[0])) is not None:
             unlikely += self._likely_bytes(trial) > SLACK * budget
             if count == MOST_COMPILED or more == MOST_MORE or unlikely > MOST_UNLIKELY:
                 break
             done, is_new = self.measured(trial, budget)
             count, more = count + is_new, more + (is_new and best is not None)
+            programs += done.compilations if is_new else 0
             tried[trial.division] = self._refused(trial, done, budget)
             if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
                 rank = self.rank_of(trial, done)
@@ -363,7 +377,7 @@ class LayoutSearch:
             raise self._nothing_fits(tried, budget, count)
         chosen = tried[best[1].division] = Attempt(_as_compiled(best[1], best[2]), best[2], "")
         seconds = time.perf_counter() - began
-        return SearchResult(self, budget, chosen, tuple(tried.values()), count, seconds)
+        return SearchResult(self, budget, chosen, tuple(tried.values()), count, programs, seconds)
 
     def _next(
         self, tried: Mapping[Division, Attempt], budget: int, best: tuple[bool, float] | None

@@ -45,7 +45,8 @@ def sentences(plan: SearchResult) -> Iterator[str]:
         choice = next(iter(plan.compiled.step.choices.values()), None)
         yield f"Recomputation: {choice}" if choice else "Parts of the loss are made again"
     count = plan.compilations
-    yield f"{count} candidate{'s' * (count != 1)} compiled, {plan.seconds:.0f} s"
+    programs = f" in {plan.programs} programs" if plan.programs > count else ""
+    yield f"{count} candidate{'s' * (count != 1)} compiled{programs}, {plan.seconds:.0f} s"
 
 
 def tables(plan: SearchResult) -> tuple[Table, ...]:

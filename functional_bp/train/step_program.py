@@ -100,7 +100,7 @@ class StepProgram:
             expected=error.expected,
             do=f"{error.do}; or take the batch in more parts: a larger accumulate=",
         )
-        told.least = error.least
+        told.least, told.compilations = error.least, error.compilations
         return told
 
 

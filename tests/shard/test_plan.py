@@ -199,6 +199,19 @@ def test_a_budget_uses_what_was_compiled_for_another(search: LayoutSearch) -> No
     assert again.result.compilations == 0 and again.result.division == plan.result.division
 
 
+def test_all_programs_that_recomputation_takes_are_counted(
+    search: LayoutSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = next(t for t in search.trials if t.layout and not t.division.recomputes)
+    done, _ = search.measured(plain, 0)
+    assert isinstance(done, CompiledStep) and (done.compilations, done.again) == (1, 1.0)
+    again = replace(plain, division=replace(plain.division, recomputes=True))
+    monkeypatch.setattr(search, "trials", [again])
+    found = search.find(done.peak_bytes - 0.2 * done.program.temporary_bytes)
+    assert found.compilations == 1 < found.programs == found.compiled.compilations
+    assert f"1 candidate compiled in {found.programs} programs" in str(shard.TrainingPlan(found))
+
+
 def test_a_plan_says_what_was_chosen_and_what_was_not(search: LayoutSearch) -> None:
     plan = shard.TrainingPlan(search.find(int(0.6 * search.alone.peak_bytes)))
     told = str(plan)
