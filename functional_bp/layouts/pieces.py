@@ -28,6 +28,7 @@ from functional_bp.engine.plan import variables
 from functional_bp.engine.rule import rules
 from functional_bp.graph.flops import flops_of
 from functional_bp.graph.nested import CALLS, called, inner_graphs, opened_scan
+from functional_bp.vjps.convolutions import convolve
 
 # Parameters that hold a shape: of the whole, in an equation of the whole.
 SHAPES = ("shape", "new_sizes", "limit_indices", "slice_sizes")
@@ -437,9 +438,12 @@ def evaluate_piece(
     eqn: JaxprEqn, operands: Sequence[Any], ins: Along, outs: Along, share: Fraction
 ) -> Sequence[Any]:
     """Run an equation on a piece, a share of the whole, of the operands that are divided."""
-    rule = rules.get(eqn.primitive)
+    rule, params = rules.get(eqn.primitive), piece_params(eqn, ins, outs, share)
+    if eqn.primitive is lax.conv_general_dilated_p:
+        with _jax.emitting(eqn), eqn.ctx.manager:
+            return [convolve(*operands, **params)]
     if not inner_graphs(eqn) or (rule is not None and rule.axes is not None):
-        return sweeps.evaluate(eqn.replace(params=piece_params(eqn, ins, outs, share)), operands)
+        return sweeps.evaluate(eqn.replace(params=params), operands)
     with _jax.emitting(eqn), eqn.ctx.manager:
         return _evaluate_inside(eqn, operands, ins, outs, share)
 
