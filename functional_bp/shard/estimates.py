@@ -61,11 +61,14 @@ class Work:
     Attributes:
         flops: of operations, by all the dimensions that they work over; forward and reverse sweep.
         crossings: the bytes of values whole, by what devices have to send each other of them.
+        halos: the bytes of what lies along one edge of a part, in all other dimensions whole, by
+            the value's dimensions and the one that is cut.
         shapes: how often values of a shape are computed, by their dimensions.
     """
 
     flops: Counter[Names] = field(default_factory=Counter)
     crossings: Counter[Crossing] = field(default_factory=Counter)
+    halos: Counter[tuple[Names, str]] = field(default_factory=Counter)
     shapes: dict[tuple[int, ...], Counter[Names]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
@@ -77,6 +80,15 @@ class Work:
     def sent_bytes(self, mesh: Sequence[Lies]) -> float:
         """Estimate the bytes that a device sends: no less can be, if these sums are taken."""
         return sum(sent(crossing, size, mesh) for crossing, size in self.crossings.items())
+
+    def edge_bytes(self, mesh: Sequence[Lies]) -> float:
+        """Estimate the bytes that neighbours send each other of their parts' edges."""
+        return sum(
+            size * axis.devices / share(names, mesh)
+            for (names, name), size in self.halos.items()
+            for axis in mesh
+            if name in axis.dimensions
+        )
 
     def share_of(self, shape: tuple[int, ...], mesh: Sequence[Lies]) -> float:
         """Estimate what part of an array of a shape a device has.
@@ -224,6 +236,9 @@ class _Walk:
         space = frozenset[str]().union(*map(self._names, values))
         is_active = any(v in self._active for v in equation.outputs)
         self.work.flops[space] += equation.flops * runs * (3 if is_active else 1)
+        for v, name, part in _edges(equation, self.found):
+            sweeps = 2 if is_active else 1
+            self.work.halos[self._names(v), name] += round(v.bytes * part * runs * sweeps)
         whole, moved = self._needed_whole(equation), self._needed_elsewhere(equation)
         for v, names in moved:
             self._cross(v, names, True)
@@ -258,6 +273,28 @@ class _Walk:
         arrays = [(equation.outputs if p.is_output else equation.inputs)[p.array] for p in places]
         names = (self.found.names_of(v)[p.axis] for v, p in zip(arrays, places))
         return frozenset(name for name in names if name)
+
+
+def _edges(equation: Equation, found: Dimensions) -> Iterator[tuple[Variable, str, float]]:
+    """Operands of which a part needs what lies along its neighbours' edges: what share of them."""
+    axes = axes_of(equation.eqn)
+    for label, places in () if axes is None else axes.places.items():
+        if axes is None or axes.role(label) is not Role.HALO:
+            continue
+        for _, array, axis in (place for place in places if not place.is_output):
+            variable = equation.inputs[array]
+            if name := found.names_of(variable)[axis]:
+                yield variable, name, min(_overlap(equation, array, axis) / variable.shape[axis], 1)
+
+
+def _overlap(equation: Equation, array: int, axis: int) -> int:
+    """How many entries along an axis neighbouring windows share; of a shift 1."""
+    params = equation.eqn.params
+    if (numbers := params.get("dimension_numbers")) and "rhs_dilation" in params:
+        space = numbers[0][2:].index(axis)
+        return (equation.inputs[1].shape[numbers[1][2:][space]] - 1) * params["rhs_dilation"][space]
+    sizes = params.get("window_dimensions")
+    return max(sizes[axis] - 1, 1) if sizes else 1
 
 
 def _is_real(variable: Variable) -> bool:

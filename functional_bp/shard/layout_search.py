@@ -120,6 +120,7 @@ class Trial:
         argument_bytes: of state and batch on a device, exactly.
         temporary_bytes: estimated.
         sent_bytes: by a device, the least that the layout's sums take.
+        edge_bytes: further ones, estimated, between neighbours in space.
         flops: of a device, estimated.
         why: it was refused; "" where it was not.
     """
@@ -129,6 +130,7 @@ class Trial:
     argument_bytes: int = 0
     temporary_bytes: float = 0
     sent_bytes: float = 0
+    edge_bytes: float = 0
     flops: float = 0
     why: str = ""
 
@@ -136,6 +138,11 @@ class Trial:
     def estimated_bytes(self) -> float:
         """Estimate what a device needs."""
         return self.argument_bytes + self.temporary_bytes
+
+    @property
+    def estimated_sent_bytes(self) -> float:
+        """Estimate what a device sends."""
+        return self.sent_bytes + self.edge_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,13 +278,14 @@ class LayoutSearch:
         split = [Lies(division.microbatches, frozenset(d.name for d in self._batches))]
         temporaries = temporary_bytes(self.alone.program, self.work, [*mesh, *split])
         sent, flops = self.work.sent_bytes(mesh), self.work.flops_of(mesh)
+        edges = self.work.edge_bytes(mesh)
         stored = self._stored_bytes(division, made)
         sent += stored * division.microbatches
         if division.microbatches > 1:  # the sum of the gradients
             temporaries += _bytes(state.params)
         if division.recomputes:
             temporaries *= RECOMPUTED
-        return Trial(division, made, _bytes((state, batch)), temporaries, sent, flops)
+        return Trial(division, made, _bytes((state, batch)), temporaries, sent, edges, flops)
 
     @property
     def _batches(self) -> list[Any]:
@@ -296,13 +304,13 @@ class LayoutSearch:
         idle = trial.flops * self.count > 2 * self.work.flops_of(())
         roofline, division = self.roofline or RANKING, trial.division
         flops = trial.flops * (again or (AGAIN if division.recomputes else 1))
-        seconds = roofline.seconds(flops, sent_bytes or trial.sent_bytes)
+        seconds = roofline.seconds(flops, sent_bytes or trial.estimated_sent_bytes)
         return idle, seconds * (1 + A_MICROBATCH * (division.microbatches - 1))
 
     def _likely_rank(self, trial: Trial) -> tuple[bool, float]:
         """The same, with what like layouts were found to send."""
         known = self._sent.get(_kind(trial.division), 1.0)
-        return self._rank(trial, trial.sent_bytes * known)
+        return self._rank(trial, trial.estimated_sent_bytes * known)
 
     def rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
         """Rank what was compiled: whether it leaves devices idle, and the time of a step."""
@@ -417,7 +425,7 @@ class LayoutSearch:
                 memory = budget if division.recomputes else None
                 done = self._compiled(trial.layout, division, self.batch, memory)
                 self._learn(trial, done.program.temporary_bytes)
-                sent = max(done.communication.bytes, 1) / max(trial.sent_bytes, 1)
+                sent = max(done.communication.bytes, 1) / max(trial.estimated_sent_bytes, 1)
                 self._sent[_kind(division)] = max(sent, 1.0)
             except BudgetError as error:
                 done = error

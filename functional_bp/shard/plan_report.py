@@ -194,7 +194,7 @@ def _untried(trial: Trial, budget: int) -> Line:
             why = "state and batch alone too much"
         elif trial.estimated_bytes > budget:
             why = "not likely to fit"
-    sent = Cell("–" if trial.why else "~" + format_bytes(round(trial.sent_bytes)))
+    sent = Cell("–" if trial.why else "~" + format_bytes(round(trial.estimated_sent_bytes)))
     return Line("", (Cell(str(trial.division), "quiet"), estimate, Cell("–"), sent,
                      Cell(why, "quiet")))  # fmt: skip
 
@@ -284,7 +284,7 @@ def _every_mark(plan: SearchResult) -> Iterator[_Mark]:
         if trial.why:
             continue
         tried = done.get(trial.division)
-        memory, sent, kind = trial.estimated_bytes, trial.sent_bytes, "estimated"
+        memory, sent, kind = trial.estimated_bytes, trial.estimated_sent_bytes, "estimated"
         if tried and tried.compiled:
             memory, sent = tried.compiled.peak_bytes, tried.compiled.communication.bytes
             kind = "chosen" if tried is plan.chosen else "tried"
