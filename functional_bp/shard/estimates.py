@@ -64,6 +64,7 @@ class Work:
         halos: the bytes of what lies along one edge of a part, in all other dimensions whole, by
             the value's dimensions and the one that is cut.
         shapes: how often values of a shape are computed, by their dimensions.
+        beside: dimensions of which one is a part of the other: gates in a product's columns.
     """
 
     flops: Counter[Names] = field(default_factory=Counter)
@@ -72,6 +73,7 @@ class Work:
     shapes: dict[tuple[int, ...], Counter[Names]] = field(
         default_factory=lambda: defaultdict(Counter)
     )
+    beside: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def flops_of(self, mesh: Sequence[Lies]) -> float:
         """Estimate what a device computes."""
@@ -89,6 +91,15 @@ class Work:
             for axis in mesh
             if name in axis.dimensions
         )
+
+    def with_parts(self, axis: Lies) -> Lies:
+        """Return a mesh axis with what the compiler divides too, once what it is a part of is."""
+        reached, found = [*axis.dimensions], set(axis.dimensions)
+        for name in reached:
+            new = self.beside.get(name, set()) - found
+            reached += sorted(new)
+            found |= new
+        return Lies(axis.devices, frozenset(found))
 
     def share_of(self, shape: tuple[int, ...], mesh: Sequence[Lies]) -> float:
         """Estimate what part of an array of a shape a device has.
@@ -239,6 +250,11 @@ class _Walk:
         for v, name, part in _edges(equation, self.found):
             sweeps = 2 if is_active else 1
             self.work.halos[self._names(v), name] += round(v.bytes * part * runs * sweeps)
+        if equation.operation in ("split", "concatenate"):
+            axis = equation.eqn.params["axis" if equation.operation == "split" else "dimension"]
+            along = {name for v in values if (name := self.found.names_of(v)[axis])}
+            for name in along:
+                self.work.beside[name] |= along - {name}
         whole, moved = self._needed_whole(equation), self._needed_elsewhere(equation)
         for v, names in moved:
             self._cross(v, names, True)

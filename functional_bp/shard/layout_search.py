@@ -39,9 +39,11 @@ MOST_COMPILED = 16  # candidates
 SMALLER = (2, 4, 8)  # minibatches
 MOST_UNLIKELY = 6  # of them, although they are estimated not to fit
 MOST_MORE = 2  # after one that fits
+SURPRISE = 3  # times the estimated time of the best that fits: it counts as none
 CLOSE = 0.95  # of the time of a candidate that fits: less makes it worth to compile another
 SLACK = 1.15  # of the budget: what is estimated to need less is worth compiling
 RECOMPUTED = 0.35  # of the temporaries, estimated to be left with recomputation
+ALIKE = 0.5  # of the dimensions that candidates divide: they send alike more than estimated
 AGAIN = 1.15  # of the operations, estimated with recomputation
 A_MICROBATCH = 0.01  # of the time, for each further one
 
@@ -229,7 +231,7 @@ class LayoutSearch:
         trials = sorted(map(self._trial, found), key=lambda t: t.estimated_bytes)
         self.trials = sorted(trials, key=self._rank)
         self._done: dict[tuple[Division, int], CompiledStep | BudgetError] = {}
-        self._sent: dict[Any, float] = {}  # compiled to estimated, by kind of candidate
+        self._sent: dict[Kind, float] = {}  # compiled to estimated, by kind of candidate
         # Of temporaries: what is more than estimated, as a difference and as a ratio.
         self._found: dict[tuple[Division, bool], tuple[float, float]] = {}
 
@@ -275,8 +277,9 @@ class LayoutSearch:
             return Trial(division, None, why=error.what)
         state, batch = self._placed(made)
         mesh = division.lies
-        split = [Lies(division.microbatches, frozenset(d.name for d in self._batches))]
-        temporaries = temporary_bytes(self.alone.program, self.work, [*mesh, *split])
+        split = Lies(division.microbatches, frozenset(d.name for d in self._batches))
+        lies = [*map(self.work.with_parts, mesh), split]
+        temporaries = temporary_bytes(self.alone.program, self.work, lies)
         sent, flops = self.work.sent_bytes(mesh), self.work.flops_of(mesh)
         edges = self.work.edge_bytes(mesh)
         stored = self._stored_bytes(division, made)
@@ -309,7 +312,9 @@ class LayoutSearch:
 
     def _likely_rank(self, trial: Trial) -> tuple[bool, float]:
         """The same, with what like layouts were found to send."""
-        known = self._sent.get(_kind(trial.division), 1.0)
+        kind = _kind(trial.division)
+        alike = {_alike(kind, other): ratio for other, ratio in self._sent.items()}
+        known = alike[max(alike)] if alike and max(alike) >= ALIKE else 1.0
         return self._rank(trial, trial.estimated_sent_bytes * known)
 
     def rank_of(self, trial: Trial, done: CompiledStep) -> tuple[bool, float]:
@@ -375,7 +380,8 @@ class LayoutSearch:
             if count == MOST_COMPILED or more == MOST_MORE or unlikely > MOST_UNLIKELY:
                 break
             done, is_new = self.measured(trial, budget)
-            count, more = count + is_new, more + (is_new and best is not None)
+            is_settled = best is not None and best[0][1] < SURPRISE * self._rank(best[1])[1]
+            count, more = count + is_new, more + (is_new and is_settled)
             programs += done.compilations if is_new else 0
             tried[trial.division] = self._refused(trial, done, budget)
             if isinstance(done, CompiledStep) and done.peak_bytes <= budget:
@@ -498,9 +504,21 @@ def _floor(program: CompiledProgram) -> str:
     return f"the largest array of a device is {name} {type}{where}, {format_bytes(size)}"
 
 
-def _kind(division: Division) -> tuple[Any, ...]:
+Kind = tuple[frozenset[str], bool]
+
+
+def _kind(division: Division) -> Kind:
     """Candidates of one kind divide the same dimensions, over other numbers of devices."""
-    return frozenset(division.divided.values()), division.store
+    return frozenset(n for names in division.divided.values() for n in names), division.store
+
+
+def _alike(one: Kind, other: Kind) -> float:
+    """Which share of the dimensions that two kinds divide they have in common; less, if only one
+    stores parameters in parts.
+    """
+    union = one[0] | other[0]
+    share = len(one[0] & other[0]) / len(union) if union else 1.0
+    return share - 0.25 * (one[1] is not other[1])
 
 
 def _layout_of(division: Division) -> Division:
