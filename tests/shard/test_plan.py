@@ -121,6 +121,35 @@ def test_axes_that_the_compiler_merges_are_divided_as_before() -> None:
     assert work.share_of((11, 7), [Lies(4, frozenset(["batch"]))]) == 1
 
 
+def test_neighbours_in_space_send_edges() -> None:
+    def loss(w: Any, x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.mean(y**2)
+
+    found = dimensions(loss, shape(5, 3, 2, 4), shape(8, 16, 32, 2))
+    work, (rows, columns) = work_of(found), (found.axes[1][1], found.axes[1][2])
+    assert rows and columns
+    one, sweeps, four = 8 * 32 * 2 * 4, 2, Lies(4, frozenset([rows]))  # an image's line; bytes
+    assert work.edge_bytes([four]) == (5 - 1) * one * sweeps
+    batch = Lies(2, frozenset(["batch"]))
+    assert work.edge_bytes([four, batch]) == (5 - 1) * one * sweeps / 2
+    assert work.edge_bytes([batch]) == 0
+    assert work.edge_bytes([Lies(4, frozenset([columns]))]) == (3 - 1) * (one / 2) * sweeps
+
+
+def test_parts_of_a_divided_axis_are_divided_too() -> None:
+    def loss(w: Any, x: Any) -> Any:
+        gate, value = jnp.split(x @ w, 2, -1)
+        return jnp.mean(jax.nn.sigmoid(gate) * jnp.tanh(value))
+
+    found = dimensions(loss, shape(6, 16), shape(32, 6))
+    axis = work_of(found).with_parts(Lies(4, frozenset([found.axes[0][1] or ""])))
+    inside = next(name for name, d in found.items() if d.size == 8)
+    assert inside in axis.dimensions and "batch" not in axis.dimensions
+
+
 def test_a_plan_tells_recomputation_only_where_something_is_made_again(
     search: LayoutSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
