@@ -15,7 +15,7 @@ from functional_bp.engine.higher_order import has_tangent, only
 from functional_bp.engine.plan import size_in_bytes, variables
 from functional_bp.memory.residual_costs import FUSED, Costs, cheapest, materialized
 
-MOST_BORDERS = 64
+MOST_BORDERS, EVEN_BORDERS = 64, 12
 # Exchange rates, bytes for an operation: from "only what is free" to "whatever it costs".
 RATES = (1.0, 0.05, 0.004, 0.0003, 0.0)
 
@@ -65,7 +65,11 @@ class Stretches:
         self.loose = self._crossing(passing - self.held)
 
     def _borders(self) -> list[int]:
-        """Choose where segments may begin: where little crosses, best what is kept anyway."""
+        """Choose where segments may begin: where little crosses, best what is kept anyway.
+
+        One is chosen of each part of the graph that keeps as much, and, as what runs in pieces ends
+        where nothing is kept, too, one of each part of as many equations.
+        """
         count = len(self.costs.jaxpr.eqns)
         crossing = np.zeros(count + 1)
         for v, last in self.last_use.items():
@@ -76,12 +80,13 @@ class Stretches:
             for eqn, own in zip(self.costs.jaxpr.eqns, self.costs.own_bytes)
         )])  # fmt: skip
         chosen = {0, count}
-        bins = np.linspace(0, weight[-1], MOST_BORDERS + 1)
-        for low, high in zip(bins, bins[1:]):
-            inside = np.flatnonzero((weight > low) & (weight <= high))
-            inside = inside[(inside > 0) & (inside < count)]
-            if len(inside):
-                chosen.add(int(inside[np.argmin(crossing[inside])]))
+        for amount, most in ((weight, MOST_BORDERS), (np.arange(count + 1), EVEN_BORDERS)):
+            bins = np.linspace(0, amount[-1], most + 1)
+            for low, high in zip(bins, bins[1:]):
+                inside = np.flatnonzero((amount > low) & (amount <= high))
+                inside = inside[(inside > 0) & (inside < count)]
+                if len(inside):
+                    chosen.add(int(inside[np.argmin(crossing[inside])]))
         heavy = [i for i, own in enumerate(self.costs.own_bytes) if own > 0.03 * weight[-1]]
         return sorted(chosen.union(heavy, (i + 1 for i in heavy)))
 

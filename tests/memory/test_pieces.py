@@ -17,7 +17,9 @@ from functional_bp.engine.axes import AxisPlace
 from functional_bp.layouts.pieces import divided
 from functional_bp.memory.footprint import FootprintError
 from functional_bp.memory.recompute import _Call
+from functional_bp.memory.residual_costs import costs_of
 from functional_bp.memory.schedule import Segment
+from functional_bp.memory.stretches import Stretches
 
 F = jnp.float32
 
@@ -253,3 +255,15 @@ def test_what_stands_beside_a_loss_runs_no_second_time() -> None:
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-6)
     with pytest.raises(FootprintError, match="has to return"):
         bp.recompute(layers, 0.5, has_aux=True)(SQUARE, ROWS, ROWS)
+
+
+def test_stretches_may_end_where_nothing_is_kept() -> None:
+    def fun(w: Any, x: Any) -> Any:
+        y = jnp.sum(jnp.tanh(x @ w), -1)
+        for _ in range(30):
+            y = jnp.sin(y)
+        return jnp.sum(y)
+
+    graph = flat(fun, draw(0, 16, 4096), draw(1, 64, 16))
+    borders = Stretches(costs_of(graph, (True, False))).borders
+    assert sum(graph.eqns[b - 1].primitive.name == "sin" for b in borders) > 5
