@@ -255,8 +255,6 @@ def _rules(kind: str, theme: Theme) -> str:
     rules = [f".{kind} .{role}{{fill:{color}}}" for role, color in fills.items()]
     rules += [f".{kind} .{role}{{fill:{fill};stroke:{stroke};stroke-width:1.1}}"
               for role, (fill, stroke) in drawn.items()]  # fmt: skip
-    rules += [f".{kind} .stripe{k}{{fill:none;stroke:{c};stroke-linecap:butt}} "
-              f".{kind} .swatch{k}{{fill:{c}}}" for k, c in enumerate(COLOURS)]  # fmt: skip
     return "\n".join(["", *rules, ""])
 
 
@@ -273,15 +271,17 @@ def _shape(shape: Shape) -> str:
     _, x, y, width, height, radius, role, title = shape
     if shape.form == "ellipse":
         return _element("ellipse", role, title, cx=x, cy=y, rx=width / 2, ry=height / 2)
+    colour = {"fill": color} if (color := _own_colour(role)) else {}
     return _element("rect", role, title, x=x - width / 2, y=y - height / 2,
-                    width=width, height=height, rx=radius)  # fmt: skip
+                    width=width, height=height, rx=radius, **colour)  # fmt: skip
 
 
 def _curve(curve: Curve) -> str:
     points = shortened(curve.points) if curve.arrow else list(curve.points)
-    width = "" if curve.role == "wire" else f"stroke-width:{_number(curve.width)}"
-    style = {"style": width} if width else {}
-    path = _element("path", curve.role, curve.title, "", d=path_data(points), **style)
+    look: dict[str, float | str] = {}
+    if color := _own_colour(curve.role):
+        look = {"fill": "none", "stroke": color, "stroke_width": curve.width}
+    path = _element("path", curve.role, curve.title, "", d=path_data(points), **look)
     if not curve.arrow:
         return path
     corners = " ".join(map(_pair, arrowhead(curve.points)))
@@ -407,11 +407,14 @@ def _figure(scene: Scene, theme: ThemeName) -> Any:
     return figure
 
 
-def _colour_of(role: str, theme: Theme) -> str:
+def _own_colour(role: str) -> str:
+    """Return the colour of what has the same one in each theme, "" for what has not."""
     number = role.removeprefix("stripe").removeprefix("swatch")
-    if number != role:
-        return COLOURS[int(number)]
-    return theme.wire if role == "branch" else getattr(theme, role)
+    return "" if number == role else COLOURS[int(number)]
+
+
+def _colour_of(role: str, theme: Theme) -> str:
+    return _own_colour(role) or (theme.wire if role == "branch" else getattr(theme, role))
 
 
 def mathtext(line: Line) -> str:
