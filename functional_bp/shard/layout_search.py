@@ -251,8 +251,9 @@ class LayoutSearch:
 
     @property
     def first_device(self) -> Any:
-        """One of the devices, which are all of one kind."""
-        return self.devices.devices.flat[0] if isinstance(self.devices, Mesh) else self.devices[0]
+        """One of the devices, which are all of one kind: of this process, if it has one."""
+        every = self.devices.devices.flat if isinstance(self.devices, Mesh) else self.devices
+        return min(every, key=lambda device: device.process_index != jax.process_index())
 
     @property
     def platform(self) -> str:

@@ -60,16 +60,17 @@ def convolve(
             x, w, dimension_numbers=dimension_numbers, out_sharding=out_sharding, **how
         )
     of_x, of_w, of_y = dimension_numbers
-    order = (of_y[0], *of_y[2:], of_y[1])
-    space = range(1, len(order) - 1)
-    last = len(order) - 1
-    numbers = lax.ConvDimensionNumbers(
-        (0, last, *space), (last, last - 1, *(i - 1 for i in space)), (0, last, *space)
-    )
+    space = len(of_x) - 2
+    last = (0, space + 1, *range(1, space + 1))  # batch, space, channels
     y = lax.conv_general_dilated(
         lax.transpose(x, (of_x[0], *of_x[2:], of_x[1])),
-        lax.transpose(w, (*of_w[2:], of_w[1], of_w[0])), dimension_numbers=numbers, **how
-    )  # fmt: skip
+        lax.transpose(w, (*of_w[2:], of_w[1], of_w[0])),
+        dimension_numbers=lax.ConvDimensionNumbers(
+            last, (space + 1, space, *range(space)), last
+        ),
+        **how,
+    )
+    order = (of_y[0], *of_y[2:], of_y[1])
     return lax.transpose(y, [order.index(i) for i in range(len(order))])
 
 
